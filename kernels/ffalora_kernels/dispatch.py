@@ -1,0 +1,74 @@
+"""Which backend answers an operation, and why.
+
+``triton`` serves CUDA tensors, ``cpp`` serves CPU tensors, ``reference`` serves everything. A backend that was chosen
+automatically may fall back to the reference; one that was asked for by name raises instead. A backend is a module with a
+table ``IMPLEMENTATIONS`` from the name of an operation to a function with that operation's signature (``ops.SCHEMAS``);
+importing it raises ImportError with the reason where it cannot work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+
+from . import reference
+
+BACKENDS = ("triton", "cpp", "reference")
+_MODULES = {"triton": "ffalora_kernels.triton", "cpp": "ffalora_kernels.cpu", "reference": "ffalora_kernels.reference"}
+_PREFERRED = {"cuda": "triton", "cpu": "cpp"}
+_asked_for: ContextVar[str | None] = ContextVar("ffalora_backend", default=None)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend that was asked for by name cannot run here."""
+
+
+@cache
+def load(backend: str) -> tuple[ModuleType | None, str]:
+    """The module of a backend, or None and the reason why it cannot be used on this machine."""
+    try:
+        return importlib.import_module(_MODULES[backend]), "available"
+    except ImportError as reason:
+        return None, str(reason)
+
+
+def choose(op: str, device_type: str) -> tuple[Callable, str]:
+    """The implementation of ``op`` for tensors on ``device_type``, and the name of the backend it comes from."""
+    asked = _asked_for.get()
+    backend = asked or _PREFERRED.get(device_type, "reference")
+    module, reason = load(backend)
+    if module is not None and op in module.IMPLEMENTATIONS:
+        return module.IMPLEMENTATIONS[op], backend
+    if asked:
+        missing = reason if module is None else f"it has no {op}"
+        raise BackendUnavailable(f"backend={asked!r} was asked for, but {missing}; use 'reference' or leave the choice open")
+    return reference.IMPLEMENTATIONS[op], "reference"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every operation runs on backend ``name`` ('triton', 'cpp', 'reference') or raises.
+
+    Raises:
+        ValueError: unknown name.
+        BackendUnavailable: the backend cannot run on this machine (raised here, before any work is lost).
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
+    module, reason = load(name)
+    if module is None:
+        raise BackendUnavailable(f"backend={name!r} cannot run here: {reason}")
+    token = _asked_for.set(name)
+    try:
+        yield
+    finally:
+        _asked_for.reset(token)
+
+
+def explain() -> dict[str, str]:
+    """For each backend, 'available' or the reason why it is not (shown by ``ffalora info``)."""
+    return {name: load(name)[1] for name in BACKENDS}

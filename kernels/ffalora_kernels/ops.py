@@ -1,0 +1,356 @@
+"""The contract: schema, checks and fake of every operation. Backends only compute (see ``dispatch``).
+
+Sizes: M tokens, K in-features, N out-features, R rank, S segments, C clients, P columns of arena and state, G clipping
+groups. ``offsets`` and ``client`` come from :class:`~ffalora_kernels.segments.Segments`, which has checked their values;
+here only shapes, dtypes and devices are checked, so that no call waits for the device.
+
+Activations (``y, h, dy, p, q``) are float32, bfloat16 or float16 and share one dtype in a call; ``b`` has that dtype or is
+float32. Rows may have any stride, elements of a row must be adjacent. ``arena`` and ``state`` are contiguous float32.
+``squares``, ``total``, norms, factors and every per-client quantity are float64. (float64 activations, with a float64
+arena, are accepted by the reference backend only: gradient checks need them.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .segments import Segments
+
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OPTIMIZERS = ("sgd", "adamw")
+CLIPPING_MODES = ("flat", "automatic")
+
+SCHEMAS = {
+    "expand_": "(Tensor(a!) y, Tensor h, Tensor b, Tensor offsets, Tensor client, float scale, SymInt longest) -> ()",
+    "backward": "(Tensor dy, Tensor h, Tensor b, Tensor offsets, Tensor client, float scale, SymInt longest, "
+    "Tensor(a!) arena, int column, Tensor(b!)? squares, int slot, bool accumulate, bool deterministic) -> Tensor",
+    "outer": "(Tensor p, Tensor? q, Tensor offsets, float scale, SymInt longest, "
+    "Tensor(a!) arena, int column, Tensor(b!)? squares, int slot, bool accumulate) -> ()",
+    "clip_reduce_": "(Tensor(a!) total, Tensor arena, Tensor? squares, Tensor client, Tensor max_grad_norm, "
+    "Tensor group_columns, str mode, float gamma) -> (Tensor, Tensor)",
+    "privatize_step_": "(Tensor(a!) state, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor total, Tensor? anchor, "
+    "Tensor client_id, Tensor step, Tensor age, Tensor noise_std, Tensor denominator, Tensor lr, Tensor? index, "
+    "int key, int stream, str optimizer, float beta1, float beta2, float eps, float weight_decay, float mu, "
+    "bool dp_bias_correction) -> ()",
+}
+
+_library = torch.library.Library("ffalora", "DEF")
+
+
+def expand_(y: Tensor, h: Tensor, b: Tensor, segments: Segments, scale: float) -> None:
+    """Adds the adapter's output in place: ``y[m] += scale · h[m] b_cᵀ``, c the client of m's segment.
+
+    Args:
+        y: ``[M,N]``, changed in place.
+        h: ``[M,R]``, ``x aᵀ``.
+        b: ``[C,N,R]``, one matrix a client.
+        segments: covers the M tokens.
+        scale: ``alpha/R`` or ``alpha/√R``.
+    """
+    _refuse_grad("expand_", y=y, h=h, b=b)
+    _check_activations("expand_", y=y, h=h)
+    _check_b(b, n=y.shape[1], r=h.shape[1], like=y, segments=segments)
+    _check_tokens("expand_", segments, y=y, h=h)
+    torch.ops.ffalora.expand_(y, h, b, segments.offsets, segments.client, scale, segments.longest)
+
+
+def backward(
+    dy: Tensor,
+    h: Tensor,
+    b: Tensor,
+    segments: Segments,
+    scale: float,
+    arena: Tensor,
+    column: int,
+    squares: Tensor | None = None,
+    slot: int = 0,
+    accumulate: bool = False,
+    deterministic: bool = True,
+) -> Tensor:
+    """From one read of ``dy``: ``dh = scale · dy b_c`` (returned) and ``g_i = scale · dy_iᵀ h_i`` into the arena.
+
+    Args:
+        dy: ``[M,N]``, gradient of the layer's output.
+        h: ``[M,R]``, as in the forward pass.
+        b: ``[C,N,R]``.
+        segments: covers the M tokens.
+        scale: as in the forward pass.
+        arena: ``[S,P]``; row i receives ``g_i`` (``[N,R]``, row-major) in columns ``column … column+N·R-1``.
+        column: first column.
+        squares: float64 ``[S, slots]`` or None; ``squares[i, slot]`` receives ``‖g_i‖²`` of the numbers as stored.
+        slot: column of ``squares``.
+        accumulate: add to what the arena holds (an adapter used several times) instead of overwriting it.
+        deterministic: no float atomics; equal inputs give equal bits.
+
+    Returns:
+        ``dh [M,R]`` in the dtype of ``h``.
+    """
+    _refuse_grad("backward", dy=dy, h=h, b=b)
+    _check_activations("backward", dy=dy, h=h)
+    _check_b(b, n=dy.shape[1], r=h.shape[1], like=dy, segments=segments)
+    _check_tokens("backward", segments, dy=dy, h=h)
+    _check_arena(arena, column, dy.shape[1] * h.shape[1], squares, slot, segments, like=dy)
+    return torch.ops.ffalora.backward(
+        dy, h, b, segments.offsets, segments.client, scale, segments.longest,
+        arena, column, squares, slot, accumulate, deterministic,
+    )  # fmt: skip
+
+
+def outer(
+    p: Tensor,
+    q: Tensor | None,
+    segments: Segments,
+    scale: float,
+    arena: Tensor,
+    column: int,
+    squares: Tensor | None = None,
+    slot: int = 0,
+    accumulate: bool = False,
+) -> None:
+    """Per segment ``scale · p_iᵀ q_i`` into arena columns (trained heads; the gradient of a trained ``a``).
+
+    Args:
+        p: ``[M,N]``.
+        q: ``[M,K]``; the product ``[N,K]`` is stored row-major. None stores the column sums ``[N]`` (a bias).
+        segments, scale, arena, column, squares, slot, accumulate: as in :func:`backward`.
+    """
+    given = {"p": p} if q is None else {"p": p, "q": q}
+    _refuse_grad("outer", **given)
+    _check_activations("outer", **given)
+    _check_tokens("outer", segments, **given)
+    _check_arena(arena, column, p.shape[1] * (1 if q is None else q.shape[1]), squares, slot, segments, like=p)
+    torch.ops.ffalora.outer(p, q, segments.offsets, scale, segments.longest, arena, column, squares, slot, accumulate)
+
+
+def clip_reduce_(
+    total: Tensor,
+    arena: Tensor,
+    client: Tensor,
+    max_grad_norm: Tensor,
+    group_columns: Tensor,
+    squares: Tensor | None = None,
+    mode: str = "flat",
+    gamma: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """Clips each segment's gradient and adds it to its client's sum: ``total[c] += Σ_i factor_i · g_i``.
+
+    A segment with a NaN or Inf contributes exactly zero; its norm is returned as it is, so callers can count it. The
+    factor of a finite segment is ``min(1, C/(norm·(1+2⁻²⁰)))``: its clipped norm, in exact arithmetic, is at most C.
+
+    Args:
+        total: float64 ``[C,P]``, added to in place (once for each physical batch of a logical one).
+        arena: float32 ``[S,P]``.
+        client: int32 ``[S]``.
+        max_grad_norm: float64 ``[C,G]``, the clipping norm C of each client and group; infinity does not clip.
+        group_columns: int32 ``[G+1]``; group k owns columns ``group_columns[k] … group_columns[k+1]-1``; ``[0,P]`` is flat
+            clipping, several groups are per-layer clipping.
+        squares: float64 ``[S,G]`` squared norms of the stored numbers, or None to compute them from the arena.
+        mode: 'flat', or 'automatic' for ``C/(norm·(1+2⁻²⁰) + gamma)`` (AUTO-S; Bu et al., NeurIPS 2023).
+        gamma: stability constant of automatic clipping.
+
+    Returns:
+        factors and norms, both float64 ``[S,G]``.
+    """
+    if mode not in CLIPPING_MODES:
+        raise ValueError(f"mode must be one of {CLIPPING_MODES}, got {mode!r}")
+    s, p = _matrix("arena", arena)
+    c, g = _matrix("max_grad_norm", max_grad_norm)
+    _expect("total", total, (c, p), torch.float64)
+    _expect("client", client, (s,), torch.int32)
+    _expect("group_columns", group_columns, (g + 1,), torch.int32)
+    _expect("max_grad_norm", max_grad_norm, (c, g), torch.float64)
+    if squares is not None:
+        _expect("squares", squares, (s, g), torch.float64)
+    _check_flat("arena", arena)
+    _same_device("clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm, squares=squares)
+    return torch.ops.ffalora.clip_reduce_(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
+
+
+def privatize_step_(
+    state: Tensor,
+    total: Tensor,
+    *,
+    client_id: Tensor,
+    step: Tensor,
+    noise_std: Tensor,
+    denominator: Tensor,
+    lr: Tensor,
+    key: int,
+    stream: int = 0,
+    optimizer: str = "sgd",
+    exp_avg: Tensor | None = None,
+    exp_avg_sq: Tensor | None = None,
+    age: Tensor | None = None,
+    anchor: Tensor | None = None,
+    index: Tensor | None = None,
+    beta1: float = 0.0,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mu: float = 0.0,
+    dp_bias_correction: bool = False,
+) -> None:
+    """One pass over the state: noise, division by the expected batch, proximal term, optimiser update.
+
+    With ``grad = (total + noise_std·z)/denominator + mu·(state - anchor)``, z the normals of
+    :func:`~ffalora_kernels.reference.gaussian_ref` at (client_id, step, parameter index):
+
+    * sgd: ``u = grad + weight_decay·state``; with ``exp_avg`` (momentum ``beta1``) ``u = exp_avg = beta1·exp_avg + u``;
+      ``state -= lr·u``.
+    * adamw: Loshchilov & Hutter 2019; with ``dp_bias_correction`` the noise variance ``(noise_std/denominator)²`` is taken
+      off the second moment (Tang et al., AAAI 2024).
+
+    Args:
+        state: float32 ``[C,P]``, changed in place.
+        total: float64 ``[C,P]``, sums of clipped gradients.
+        client_id: int64 ``[C]``, persistent ids (not row numbers): a client's noise does not depend on its row.
+        step: int64 ``[C]``, the client's logical step over its whole life.
+        noise_std: float64 ``[C]``, standard deviation of the noise on ``total`` (0: none).
+        denominator: float64 ``[C]``, the expected (never the realised) batch size when private.
+        lr: float64 ``[C]``.
+        key: the 64-bit noise key.
+        stream: tag that separates independent uses of one key.
+        optimizer: 'sgd' or 'adamw'.
+        exp_avg, exp_avg_sq: float32 ``[C,P]`` moments; adamw needs both.
+        age: int64 ``[C]``, steps since the moments were zero, this one included; adamw needs it.
+        anchor: float32 ``[C,P]``, the point of the proximal term (FedProx).
+        index: int32 ``[P]``, parameter index of each column, -1 for padding, which stays as it is. None: 0 … P-1.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {optimizer!r}")
+    if optimizer == "adamw" and (exp_avg is None or exp_avg_sq is None or age is None):
+        raise ValueError("optimizer='adamw' needs exp_avg, exp_avg_sq and age")
+    if mu and anchor is None:
+        raise ValueError(f"mu={mu} needs anchor, the point that the proximal term pulls towards")
+    c, p = _matrix("state", state)
+    _check_flat("state", state)
+    _expect("total", total, (c, p), torch.float64)
+    for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("anchor", anchor)):
+        if moment is not None:
+            _expect(name, moment, (c, p), torch.float32)
+            _check_flat(name, moment)
+    age = step if age is None else age
+    for name, row in (("client_id", client_id), ("step", step), ("age", age)):
+        _expect(name, row, (c,), torch.int64)
+    for name, row in (("noise_std", noise_std), ("denominator", denominator), ("lr", lr)):
+        _expect(name, row, (c,), torch.float64)
+    if index is not None:
+        _expect("index", index, (p,), torch.int32)
+    _same_device("privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg)
+    torch.ops.ffalora.privatize_step_(
+        state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr, index,
+        key, stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
+    )  # fmt: skip
+
+
+# ---- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_grad(op: str, **tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
+        raise RuntimeError(f"{op} is not differentiable: call it inside an autograd.Function or under torch.no_grad()")
+
+
+def _check_activations(op: str, **tensors: Tensor) -> None:
+    (first, reference), *others = tensors.items()
+    for name, t in tensors.items():
+        if t.dim() != 2:
+            raise ValueError(f"{op}: {name} must be two-dimensional, got shape {tuple(t.shape)}")
+        if t.dtype not in ACTIVATION_DTYPES:
+            raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
+        if t.shape[1] > 1 and t.stride(1) != 1:
+            raise ValueError(f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()")
+    for name, t in others:
+        if t.dtype != reference.dtype:
+            raise TypeError(f"{op}: {name} is {t.dtype} but {first} is {reference.dtype}; cast one of them")
+    _same_device(op, **tensors)
+
+
+def _check_b(b: Tensor, n: int, r: int, like: Tensor, segments: Segments) -> None:
+    if tuple(b.shape) != (segments.n_clients, n, r):
+        raise ValueError(f"b must be [C,N,R] = {(segments.n_clients, n, r)}, got {tuple(b.shape)}")
+    if b.dtype not in (like.dtype, torch.float32):
+        raise TypeError(f"b must be float32 or {like.dtype} like the activations, got {b.dtype}")
+    if not b[0].is_contiguous():
+        raise ValueError(f"each b[c] must be contiguous, got strides {b.stride()}; call .contiguous()")
+    _same_device("b", b=b, activations=like, offsets=segments.offsets)
+
+
+def _check_tokens(op: str, segments: Segments, **tensors: Tensor) -> None:
+    for name, t in tensors.items():
+        if t.shape[0] != segments.n_tokens:
+            raise ValueError(f"{op}: {name} has {t.shape[0]} rows but the segments cover {segments.n_tokens} tokens")
+    _same_device(op, offsets=segments.offsets, **tensors)
+
+
+def _check_arena(
+    arena: Tensor, column: int, width: int, squares: Tensor | None, slot: int, segments: Segments, like: Tensor
+) -> None:
+    rows, columns = _matrix("arena", arena)
+    expected = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if arena.dtype != expected:
+        raise TypeError(f"arena must be {expected}, got {arena.dtype}")
+    if rows != len(segments):
+        raise ValueError(f"arena has {rows} rows for {len(segments)} segments; pass arena[:S]")
+    if column < 0 or column + width > columns:
+        raise ValueError(f"arena has {columns} columns; column={column} and width {width} do not fit")
+    _check_flat("arena", arena)
+    if squares is not None:
+        s, slots = _matrix("squares", squares)
+        if s != rows or squares.dtype != torch.float64 or not 0 <= slot < slots:
+            raise ValueError(f"squares must be float64 [{rows}, slots > slot={slot}], got {squares.dtype} {tuple(squares.shape)}")
+    _same_device("arena", arena=arena, squares=squares, activations=like)
+
+
+def _check_flat(name: str, t: Tensor) -> None:
+    if t.shape[1] > 1 and (t.stride(1) != 1 or (t.shape[0] > 1 and t.stride(0) < t.shape[1])):
+        raise ValueError(f"{name} must be row-major, got shape {tuple(t.shape)} with strides {t.stride()}")
+
+
+def _matrix(name: str, t: Tensor) -> tuple[int, int]:
+    if t.dim() != 2:
+        raise ValueError(f"{name} must be two-dimensional, got shape {tuple(t.shape)}")
+    return t.shape[0], t.shape[1]
+
+
+def _expect(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tuple(t.shape) != shape or t.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} of shape {shape}, got {t.dtype} {tuple(t.shape)}")
+
+
+def _same_device(op: str, **tensors: Tensor | None) -> None:
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{op}: all tensors must be on one device, got {devices}")
+
+
+# ---- registration -----------------------------------------------------------------------------------------------------
+
+
+def _implementation(op: str, device_type: str) -> Any:
+    def run(*args):
+        return dispatch.choose(op, device_type)[0](*args)
+
+    return run
+
+
+def _fake_backward(dy, h, *rest):
+    return torch.empty_like(h, memory_format=torch.contiguous_format)
+
+
+def _fake_clip_reduce(total, arena, squares, client, max_grad_norm, *rest):
+    shape = (arena.shape[0], max_grad_norm.shape[1])
+    return total.new_empty(shape), total.new_empty(shape)
+
+
+_FAKES = {"backward": _fake_backward, "clip_reduce_": _fake_clip_reduce}
+
+for _op, _schema in SCHEMAS.items():
+    _library.define(_op + _schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    for _device in ("cpu", "cuda"):
+        _library.impl(_op, _implementation(_op, _device), _device.upper())
+    torch.library.register_fake(f"ffalora::{_op}", _FAKES.get(_op, lambda *args: None), lib=_library)
