@@ -1,5 +1,6 @@
 """FFA-LoRA for private, scattered data: adapters, differential privacy and federated rounds."""
 
 from ._version import __version__
+from .adapters import AdapterConfig, Adapters, attach, load_adapters
 
-__all__ = ["__version__"]
+__all__ = ["AdapterConfig", "Adapters", "__version__", "attach", "load_adapters"]

@@ -1,0 +1,177 @@
+"""Put adapters into a model, and the handle that reads, writes, merges and removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import AdapterConfig
+from .init import initial_a
+from .layers import AdaptedLinear, TrainedLayer, TrainedLinear
+from .state import Layout
+from .targets import find_head, find_targets, pattern_value
+from .training_pass import PassSlot, TrainingPass
+
+
+class Adapters:
+    """The adapters of one model.
+
+    Attributes:
+        model: the model, changed in place: targets are replaced, everything that is not trained is frozen.
+        config: what was asked for.
+        layers: the adapted layers by dotted name.
+        heads: the trained head's layers by dotted name; empty with a frozen head.
+        layout: who owns which columns of the flat state.
+    """
+
+    def __init__(self, model: nn.Module, config: AdapterConfig, layers: list[AdaptedLinear], heads: list[TrainedLinear], passes: PassSlot):
+        self.model = model
+        self.config = config
+        self.layers = {layer.name: layer for layer in layers}
+        self.heads = {head.name: head for head in heads}
+        self._passes = passes
+        self.layout = Layout([*layers, *heads])
+
+    def train_factors(self, trained: str) -> None:
+        """Switches which factor is trained: 'b', 'a' or 'both'. The layout changes with it; the values stay.
+
+        Raises:
+            ValueError: unknown ``trained``.
+        """
+        if trained not in ("b", "a", "both"):
+            raise ValueError(f"trained must be 'b', 'a' or 'both', got {trained!r}")
+        for layer in self.layers.values():
+            layer.lora_A.requires_grad_(trained in ("a", "both"))
+            layer.lora_B.requires_grad_(trained in ("b", "both"))
+        self.config = self.config.model_copy(update={"trained": trained})
+        self.layout = Layout([*self.layers.values(), *self.heads.values()])
+
+    def state(self) -> Tensor:
+        """A copy of every trained number as one row, float32 ``[P]``."""
+        return self.layout.gather()
+
+    def load_state_(self, row: Tensor) -> None:
+        """Writes a row ``[P]`` into the model's trained tensors."""
+        self.layout.scatter(row)
+
+    @contextmanager
+    def training_pass(self, current: TrainingPass) -> Iterator[None]:
+        """Within the block, layers read the state and write the arena of ``current`` instead of using their own parameters."""
+        if self._passes.current is not None:
+            raise RuntimeError("a training pass is already under way on this model")
+        self._passes.current = current
+        try:
+            yield
+        finally:
+            self._passes.current = None
+
+    def trained_layers(self) -> list[TrainedLayer]:
+        return [*self.layers.values(), *self.heads.values()]
+
+    def merge(self) -> None:
+        """Adds every adapter to its base weight: the model then runs at the base model's speed."""
+        for layer in self.layers.values():
+            layer.merge()
+
+    def unmerge(self) -> None:
+        """Takes the adapters out of the base weights again (to rounding)."""
+        for layer in self.layers.values():
+            layer.unmerge()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within the block the model answers as if it had no adapters."""
+        for layer in self.layers.values():
+            layer.is_enabled = False
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.is_enabled = True
+
+    def detach(self) -> nn.Module:
+        """Puts the original layers back (merged ones stay merged) and returns the model."""
+        for layer in self.trained_layers():
+            _replace(self.model, layer.name, layer.base_layer)
+        return self.model
+
+    def save(self, folder: str | Path, root: str = "") -> None:
+        """Writes PEFT's files: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Args:
+            folder: made if missing.
+            root: dotted name of the submodule that PEFT will wrap, where that is not the whole model.
+        """
+        from .peft import save_adapters
+
+        save_adapters(self, Path(folder), root)
+
+    def __repr__(self) -> str:
+        return f"Adapters({len(self.layers)} layers, {len(self.heads)} head layers, {self.layout.size:,} trained numbers)"
+
+
+def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
+    """Puts adapters on the linear layers that ``config`` names and freezes everything else.
+
+    ``a`` depends on ``config.seed`` and the layer's name alone, ``b`` is zero: the model's outputs do not change.
+
+    Args:
+        model: any transformers model (or torch module with linear layers); changed in place.
+        config: defaults to FFA-LoRA of rank 8 on query and value projections.
+
+    Returns:
+        The handle to the adapters.
+
+    Raises:
+        ValueError: no layer matches, a layer is adapted already, or a trained head holds something other than linear layers.
+    """
+    config = config or AdapterConfig()
+    if any(isinstance(module, TrainedLayer) for module in model.modules()):
+        raise ValueError("this model has adapters already; call detach() on their handle before attaching new ones")
+    targets, head = find_targets(model, config), find_head(model)
+    if config.head == "trained":
+        _check_head(head)
+    model.requires_grad_(False)
+    passes = PassSlot()
+    layers = []
+    for name, base in targets.items():
+        rank = pattern_value(config.rank_pattern, name, config.rank)
+        alpha = pattern_value(config.alpha_pattern, name, config.alpha)
+        weight = base.weight
+        n, k = _shape(base)
+        a = initial_a(rank, k, config.init, config.seed, name).to(weight.device)
+        b = torch.zeros(n, rank, device=weight.device)
+        layer = AdaptedLinear(base, name, passes, a, b, config.scale(rank, alpha), config.dropout, config.trained)
+        _replace(model, name, layer)
+        layers.append(layer)
+    heads = []
+    if config.head == "trained":
+        for name, base in head.items():
+            if name not in targets:
+                heads.append(TrainedLinear(base, name, passes))
+                _replace(model, name, heads[-1])
+    return Adapters(model, config, layers, heads, passes)
+
+
+def _shape(base: nn.Module) -> tuple[int, int]:
+    """N and K of a Linear or a Conv1D."""
+    if isinstance(base, nn.Linear):
+        return base.out_features, base.in_features
+    return base.weight.shape[1], base.weight.shape[0]
+
+
+def _check_head(head: dict[str, nn.Module]) -> None:
+    if not head:
+        raise ValueError("head='trained', but this model has no task head that was recognised; use head='frozen'")
+    for name, module in head.items():
+        if type(module) is not nn.Linear:
+            raise ValueError(f"head='trained' trains linear layers, but {name} is a {type(module).__name__}; use head='frozen'")
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

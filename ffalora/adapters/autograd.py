@@ -1,0 +1,212 @@
+"""The adapted linear layer as one ``torch.autograd.Function``. It shuffles tensors; the operations compute.
+
+The forward pass saves ``h`` and never ``x`` (unless ``a`` is trained). With an arena, the backward pass writes each
+segment's gradient there and returns none for the parameters; without one it returns the gradients of ``a`` and ``b``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from ffalora_kernels import Segments, backward, expand_, outer
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where one layer's backward pass writes its segments' gradients.
+
+    Attributes:
+        arena: float32 ``[S,P]``.
+        squares: float64 ``[S, slots]``.
+        slot: column of ``squares`` of the first trained tensor; a second one has the next.
+        column_a, column_b: first arena column of the gradient of ``a`` ``[R,K]`` and of ``b`` ``[N,R]``; None if frozen.
+        accumulate: the layer is used several times in a forward pass: add to columns that were zeroed beforehand.
+    """
+
+    arena: Tensor
+    squares: Tensor
+    slot: int
+    column_a: int | None
+    column_b: int | None
+    accumulate: bool = False
+
+
+def adapted_linear(
+    x: Tensor,
+    w: Tensor | None,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    segments: Segments,
+    sink: Sink | None = None,
+    x_adapter: Tensor | None = None,
+    merged: bool = False,
+) -> Tensor:
+    """``x wᵀ + bias + scale · (x aᵀ) b_cᵀ``, c the client of each token's segment.
+
+    Args:
+        x: ``[..., K]``; the leading dimensions flatten to the M tokens that ``segments`` covers.
+        w: ``[N,K]``, frozen; None leaves the base product out (a base layer that computes its own).
+        bias: ``[N]`` or None.
+        a: ``[R,K]``.
+        b: ``[C,N,R]``.
+        scale: ``alpha/R`` or ``alpha/√R``.
+        segments: which tokens belong together, and whose ``b`` they use.
+        sink: where the segments' gradients go; None for ordinary gradients of ``a`` and ``b``.
+        x_adapter: the adapter's own input where it differs from ``x`` (dropout).
+        merged: ``w`` already contains ``scale · b a`` (one client): the adapter's product is left out.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    flat_adapter = None if x_adapter is None else x_adapter.reshape(-1, x.shape[-1])
+    arena, squares, slot, column_a, column_b, accumulate = (
+        (None, None, 0, None, None, False)
+        if sink is None
+        else (sink.arena, sink.squares, sink.slot, sink.column_a, sink.column_b, sink.accumulate)
+    )
+    y = _AdaptedLinear.apply(
+        flat, flat_adapter, w, bias, a, b, segments.offsets, segments.client, arena, squares,
+        scale, segments.longest, slot, column_a, column_b, accumulate, merged,
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], b.shape[1])
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x, x_adapter, w, bias, a, b, offsets, client, arena, squares,
+        scale, longest, slot, column_a, column_b, accumulate, merged,
+    ):  # fmt: skip
+        segments = Segments(offsets, client, b.shape[0], longest, x.shape[0])
+        source = x if x_adapter is None else x_adapter
+        narrow_a = a.to(x.dtype)
+        h = source @ narrow_a.T
+        y = x.new_zeros(x.shape[0], b.shape[1]) if w is None else F.linear(x, w, bias)
+        if not merged:
+            expand_(y, h, b, segments, scale)
+        trains_a = ctx.needs_input_grad[4] if arena is None else column_a is not None
+        ctx.save_for_backward(h, w, narrow_a, b, source if trains_a else None)
+        ctx.segments, ctx.arena, ctx.squares = segments, arena, squares
+        ctx.scale, ctx.slot, ctx.column_a, ctx.column_b = scale, slot, column_a, column_b
+        ctx.accumulate, ctx.merged = accumulate, merged
+        ctx.trains_a, ctx.separate, ctx.dtypes = trains_a, x_adapter is not None, (a.dtype, b.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        h, w, a, b, source = ctx.saved_tensors
+        needs_dx, needs_dx_adapter = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        dy = dy if dy.stride(1) == 1 else dy.contiguous()
+        da = db = dx = None
+        if ctx.arena is None:
+            dh, da, db = _parameter_gradients(ctx, dy, h, b, source)
+        else:
+            dh = _segment_gradients(ctx, dy, h, b, source, needs_dh=needs_dx or needs_dx_adapter)
+        adapter_dx = dh @ a if needs_dx_adapter or (needs_dx and w is None) else None
+        if needs_dx and w is not None:
+            dx = dy @ w
+            if not ctx.separate and not ctx.merged:
+                dx.addmm_(dh, a)
+        elif needs_dx and not ctx.separate:
+            dx = adapter_dx
+        dx_adapter = adapter_dx if needs_dx_adapter else None
+        return dx, dx_adapter, None, None, da, db, *(None,) * 11
+
+
+def _segment_gradients(ctx, dy, h, b, source, needs_dh):
+    """Writes ``g`` (and the gradient of ``a``) per segment into the arena; returns ``dh``, or None where nobody needs it."""
+    sink = dict(squares=ctx.squares, accumulate=ctx.accumulate)
+    needs_dh = (needs_dh and not ctx.merged) or ctx.column_a is not None
+    dh = None
+    if ctx.column_b is None:
+        dh = _dh(ctx, dy, b)
+    elif needs_dh:
+        dh = backward(dy, h, b, ctx.segments, ctx.scale, ctx.arena, ctx.column_b, slot=ctx.slot, **sink)
+    else:
+        outer(dy, h, ctx.segments, ctx.scale, ctx.arena, ctx.column_b, slot=ctx.slot, **sink)
+    if ctx.column_a is not None:
+        slot_a = ctx.slot + (ctx.column_b is not None)
+        outer(dh, source, ctx.segments, 1.0, ctx.arena, ctx.column_a, slot=slot_a, **sink)
+    return dh
+
+
+def _parameter_gradients(ctx, dy, h, b, source):
+    """``dh`` and the ordinary gradients of ``a`` and ``b``: the whole batch is one segment."""
+    whole = Segments.uniform(1, dy.shape[0], device=dy.device)
+    da = db = None
+    if ctx.needs_input_grad[5]:
+        arena = dy.new_empty(1, b[0].numel(), dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
+        dh = backward(dy, h, b, whole, ctx.scale, arena, 0)
+        db = arena.view(b.shape).to(ctx.dtypes[1])
+    else:
+        dh = _dh(ctx, dy, b)
+    if ctx.trains_a:
+        da = (dh.T @ source).to(ctx.dtypes[0])
+    return dh, da, db
+
+
+def _dh(ctx, dy, b):
+    """``scale · dy b`` for one client, where the gradient of ``b`` is not wanted."""
+    if b.shape[0] != 1:
+        raise ValueError(f"training a alone takes one client a pass, got {b.shape[0]}: a differs between clients")
+    return (dy @ b[0].to(dy.dtype)) * ctx.scale
+
+
+def trained_linear(x: Tensor, w: Tensor, bias: Tensor | None, segments: Segments, sink: Sink) -> Tensor:
+    """``x w_cᵀ + bias_c``, every client with its own weight; segment gradients go to the sink.
+
+    Args:
+        x: ``[..., K]``.
+        w: ``[C,N,K]``; bias: ``[C,N]`` or None.
+        segments: which tokens use which client's weight.
+        sink: ``column_a`` is the column of the weight's gradient, ``column_b`` that of the bias.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    y = _TrainedLinear.apply(
+        flat, w, bias, segments.offsets, segments.client, sink.arena, sink.squares,
+        segments.longest, sink.slot, sink.column_a, sink.column_b, sink.accumulate,
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], w.shape[1])
+
+
+class _TrainedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, bias, offsets, client, arena, squares, longest, slot, column_weight, column_bias, accumulate):
+        segments = Segments(offsets, client, w.shape[0], longest, x.shape[0])
+        y = _per_client(x, w.transpose(1, 2), segments)
+        if bias is not None:
+            y += bias.to(x.dtype)[_client_of_token(segments)] if len(bias) > 1 else bias[0].to(x.dtype)
+        ctx.save_for_backward(x, w)
+        ctx.segments, ctx.arena, ctx.squares, ctx.slot = segments, arena, squares, slot
+        ctx.column_weight, ctx.column_bias, ctx.accumulate = column_weight, column_bias, accumulate
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        dy = dy if dy.stride(1) == 1 else dy.contiguous()
+        sink = dict(squares=ctx.squares, accumulate=ctx.accumulate)
+        outer(dy, x, ctx.segments, 1.0, ctx.arena, ctx.column_weight, slot=ctx.slot, **sink)
+        if ctx.column_bias is not None:
+            outer(dy, None, ctx.segments, 1.0, ctx.arena, ctx.column_bias, slot=ctx.slot + 1, **sink)
+        dx = _per_client(dy, w, ctx.segments) if ctx.needs_input_grad[0] else None
+        return dx, *(None,) * 11
+
+
+def _per_client(x: Tensor, w: Tensor, segments: Segments) -> Tensor:
+    """``x[m] w_c`` for every token m: one product for one client, else one a segment (heads are small)."""
+    w = w.to(x.dtype)
+    if w.shape[0] == 1:
+        return x @ w[0]
+    return torch.bmm(x.unsqueeze(1), w[_client_of_token(segments)]).squeeze(1)
+
+
+def _client_of_token(segments: Segments) -> Tensor:
+    lengths = segments.offsets.diff().long()
+    return segments.client.long().repeat_interleave(lengths, output_size=segments.n_tokens)

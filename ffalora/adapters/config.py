@@ -1,0 +1,43 @@
+"""What to adapt and how: the one configuration of an adapter, in PEFT's vocabulary."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Init = Literal["kaiming", "gaussian", "orthonormal"]
+Trained = Literal["b", "a", "both"]
+
+
+class AdapterConfig(BaseModel):
+    """LoRA with a choice of which factor is trained. The defaults are FFA-LoRA: ``a`` random and frozen, ``b`` trained.
+
+    ``b`` starts at zero, so that the adapted model starts as the base model; training ``b`` alone is FFA-LoRA (Sun et al.,
+    ICLR 2024), training both is LoRA (Hu et al., ICLR 2022), training ``a`` alone is the other half of an alternating method.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(8, ge=1, description="rank R of the adapters")
+    alpha: float = Field(8.0, gt=0, description="numerator of the scale alpha/R")
+    target_modules: str | list[str] = Field(
+        "auto",
+        description="names or suffixes of the linear layers to adapt, a regular expression, 'all-linear', or 'auto' "
+        "(query and value projections)",
+    )
+    exclude_modules: str | list[str] | None = Field(None, description="names, suffixes or regular expression left out")
+    layers_to_transform: list[int] | None = Field(None, description="adapt only these indices of the layer stack")
+    rank_pattern: dict[str, int] = Field(default_factory=dict, description="rank by suffix or regular expression")
+    alpha_pattern: dict[str, float] = Field(default_factory=dict, description="alpha by suffix or regular expression")
+    use_rslora: bool = Field(False, description="scale alpha/sqrt(R) instead of alpha/R")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    init: Init = Field("kaiming", description="where the random factor comes from: kaiming, gaussian or orthonormal")
+    trained: Trained = Field("b", description="trained factor: b (FFA-LoRA), both (LoRA) or a")
+    head: Literal["frozen", "trained"] = Field("frozen", description="the task head: frozen (the paper's protocol) or trained")
+    seed: int = Field(0, ge=0, description="seed of the random factor; every client needs the same one")
+
+    def scale(self, rank: int, alpha: float) -> float:
+        """``alpha/R``, or ``alpha/√R`` (rsLoRA; Kalajdzievski 2023)."""
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank

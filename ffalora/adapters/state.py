@@ -1,0 +1,105 @@
+"""The flat state: every trained tensor of a model owns one range of columns, the same in state and arena."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layers import TrainedLayer
+
+_ALIGNMENT = 4  # float32 columns: ranges start at multiples of 16 bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Columns ``start … start+size-1`` belong to ``tensor`` of layer ``layer``; ``slot`` is its column of ``squares``."""
+
+    layer: str
+    tensor: str
+    start: int
+    shape: tuple[int, ...]
+    slot: int
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer}.{self.tensor}"
+
+
+class Layout:
+    """Who owns which columns.
+
+    Attributes:
+        places: one :class:`Place` a trained tensor, in order.
+        width: P, columns of state and arena, padding included.
+        size: trained numbers; exactly what a client sends.
+        slots: columns of ``squares``.
+    """
+
+    def __init__(self, layers: Iterable[TrainedLayer]):
+        self.places: list[Place] = []
+        self.layers = {layer.name: layer for layer in layers}
+        start = 0
+        for layer in self.layers.values():
+            layer.places, layer.slot = {}, len(self.places)
+            for tensor, parameter in layer.trained().items():
+                place = Place(layer.name, tensor, start, tuple(parameter.shape), len(self.places))
+                self.places.append(place)
+                layer.places[tensor] = start
+                start = -(-(start + place.size) // _ALIGNMENT) * _ALIGNMENT
+        self.width = start
+        self.slots = len(self.places)
+        self.size = sum(place.size for place in self.places)
+
+    def parameter(self, place: Place) -> torch.nn.Parameter:
+        """The tensor that a place belongs to."""
+        return self.layers[place.layer].trained()[place.tensor]
+
+    def parameter_index(self) -> Tensor | None:
+        """int32 ``[P]``: the parameter index of each column, -1 for padding; None where nothing is padded."""
+        if self.size == self.width:
+            return None
+        index = torch.full((self.width,), -1, dtype=torch.int32)
+        first = 0
+        for place in self.places:
+            index[place.start : place.start + place.size] = torch.arange(first, first + place.size, dtype=torch.int32)
+            first += place.size
+        return index
+
+    @torch.no_grad()
+    def gather(self) -> Tensor:
+        """The model's trained tensors as one row, float32 ``[P]``; padding is zero."""
+        row = torch.zeros(self.width, device=self.parameter(self.places[0]).device if self.places else "cpu")
+        for place in self.places:
+            row[place.start : place.start + place.size] = self.parameter(place).detach().reshape(-1)
+        return row
+
+    @torch.no_grad()
+    def scatter(self, row: Tensor) -> None:
+        """Writes a row ``[P]`` back into the model's trained tensors."""
+        if tuple(row.shape) != (self.width,):
+            raise ValueError(f"state row must have shape ({self.width},), got {tuple(row.shape)}")
+        for place in self.places:
+            self.parameter(place).copy_(row[place.start : place.start + place.size].view(place.shape))
+
+    def payload(self, row: Tensor) -> Tensor:
+        """The ``size`` numbers of a row ``[P]`` without padding: what travels."""
+        index = self.parameter_index()
+        return row if index is None else row[index.to(row.device) >= 0]
+
+    def from_payload(self, payload: Tensor) -> Tensor:
+        """The row ``[P]`` of a payload of exactly ``size`` numbers."""
+        if tuple(payload.shape) != (self.size,):
+            raise ValueError(f"payload must hold {self.size} numbers, got shape {tuple(payload.shape)}")
+        index = self.parameter_index()
+        if index is None:
+            return payload
+        row = payload.new_zeros(self.width)
+        row[index.to(row.device) >= 0] = payload
+        return row

@@ -1,0 +1,114 @@
+"""Which layers of a model are adapted, and which form its task head: names matched as PEFT matches them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import AdapterConfig
+
+#: Suffixes of the query and value projections, by family; 'auto' takes the first row that a model has.
+QUERY_VALUE = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("query_proj", "value_proj"),
+    ("SelfAttention.q", "SelfAttention.v", "EncDecAttention.q", "EncDecAttention.v"),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("qkv",),
+    ("c_attn",),
+    ("in_proj", "out_proj"),
+)
+HEADS = ("classifier", "score", "classification_head", "qa_outputs", "pre_classifier", "lm_head", "embed_out", "projector")
+
+
+def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
+    """The layers that ``config`` names, by dotted name.
+
+    Raises:
+        ValueError: nothing matches, or a name in ``target_modules`` matches nothing (near matches are listed).
+    """
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    wanted = config.target_modules
+    if wanted == "auto":
+        wanted = next((list(row) for row in QUERY_VALUE if any(_ends(n, s) for n in linear for s in row)), [])
+        found = {n: m for n, m in linear.items() if any(_ends(n, s) for s in wanted)}
+    elif wanted == "all-linear":
+        heads = {id(m) for m in find_head(model).values()} | {id(_output_embeddings(model))}
+        found = {n: m for n, m in linear.items() if id(m) not in heads}
+    elif isinstance(wanted, str):
+        found = {n: m for n, m in linear.items() if _full_match("target_modules", wanted, n)}
+    else:
+        for name in wanted:
+            if not any(_ends(n, name) for n in linear):
+                raise ValueError(_no_match(name, model, linear))
+        found = {n: m for n, m in linear.items() if any(_ends(n, name) for name in wanted)}
+    found = {n: m for n, m in found.items() if not _excluded(n, config)}
+    if not found:
+        suffixes = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        raise ValueError(
+            f"target_modules={config.target_modules!r} matches no linear layer that is not excluded; "
+            f"this model's linear layers are called {', '.join(suffixes)}"
+        )
+    return found
+
+
+def find_head(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers with parameters inside the model's task head, by dotted name (none for a bare encoder)."""
+    heads = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in HEADS and n.count(".") <= 1]
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if any(n == h or n.startswith(h + ".") for h in heads) and next(m.parameters(recurse=False), None) is not None
+    }
+
+
+def pattern_value(pattern: dict, name: str, default):
+    """The value whose key matches ``name`` as suffix or regular expression (PEFT's rank_pattern, alpha_pattern)."""
+    for key, value in pattern.items():
+        if re.fullmatch(rf"(.*\.)?({key})", name):
+            return value
+    return default
+
+
+def _ends(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+def _full_match(parameter: str, pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"{parameter}={pattern!r} is not a regular expression: {error}; or give a list of names") from None
+
+
+def _excluded(name: str, config: AdapterConfig) -> bool:
+    out = config.exclude_modules
+    if out is not None and (
+        _full_match("exclude_modules", out, name) if isinstance(out, str) else any(_ends(name, s) for s in out)
+    ):
+        return True
+    if config.layers_to_transform is None:
+        return False
+    index = re.search(r"\.(\d+)\.", name)
+    return index is None or int(index[1]) not in config.layers_to_transform
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    return get() if get else None
+
+
+def _no_match(name: str, model: nn.Module, linear: dict[str, nn.Module]) -> str:
+    every = {n for n, _ in model.named_modules() if n}
+    if any(_ends(n, name) for n in every):
+        kind = next(type(m).__name__ for n, m in model.named_modules() if _ends(n, name))
+        return f"target_modules: {name!r} is a {kind}, not a linear layer; name linear layers, or use 'all-linear'"
+    suffixes = {n.rsplit(".", 1)[-1] for n in linear}
+    near = difflib.get_close_matches(name, suffixes, n=3, cutoff=0.4) or sorted(suffixes)[:8]
+    return f"target_modules: no linear layer is called {name!r}; near matches: {', '.join(near)}"

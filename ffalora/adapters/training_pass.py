@@ -1,0 +1,78 @@
+"""A training pass: what the adapted layers read their parameters from and write their gradients to.
+
+Outside a pass a layer uses its own parameters and autograd. Inside one it reads ``b`` of every client from the state and
+writes the gradient of every segment to the arena, so that a whole cohort trains in one forward and one backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from ffalora_kernels import Segments
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class TrainingPass:
+    """One forward and backward pass over a batch of samples, each of one padded length.
+
+    Attributes:
+        state: float32 ``[C,P]``, the parameters of every client. The pass keeps an alias of it that requires grad, so that
+            autograd visits every trained layer; the gradients themselves go to the arena.
+        arena: float32 ``[S,P]``, receives one row of gradients a segment.
+        squares: float64 ``[S, slots]``, receives squared norms by trained tensor.
+        client: int32 ``[S]``, the row of the state that each segment uses.
+        sample_offsets: int32 ``[S+1]``; segment i owns samples ``sample_offsets[i] … sample_offsets[i+1]-1``. One sample a
+            segment under sample-level privacy; neighbours may share one where their sum is all that is wanted.
+        samples: how many samples the batch holds.
+        longest: samples in the largest segment.
+        merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
+        packed: segments of the tokens where the batch is one row of tokens without padding.
+    """
+
+    state: Tensor
+    arena: Tensor
+    squares: Tensor
+    client: Tensor
+    sample_offsets: Tensor
+    samples: int
+    longest: int = 1
+    merged: dict[str, Tensor] | None = None
+    packed: Segments | None = None
+    _by_length: dict[int, Segments] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.state = self.state.detach().requires_grad_()
+
+    def segments_of(self, x: Tensor, name: str) -> Segments:
+        """The segments of a layer's input ``x [..., K]``, found from its leading dimensions.
+
+        Raises:
+            ValueError: the input does not lead with the batch (nor hold the packed tokens): its samples cannot be told apart.
+        """
+        tokens = x.numel() // x.shape[-1]
+        if self.packed is not None and tokens == self.packed.n_tokens:
+            return self.packed
+        if x.dim() < 2 or x.shape[0] != self.samples:
+            raise ValueError(
+                f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the batch, so its "
+                "per-sample gradients are undefined; leave the layer out (exclude_modules)"
+            )
+        length = tokens // self.samples if self.samples else 0
+        if torch.compiler.is_compiling():
+            return self._segments(length)
+        if length not in self._by_length:
+            self._by_length[length] = self._segments(length)
+        return self._by_length[length]
+
+    def _segments(self, length: int) -> Segments:
+        return Segments(
+            self.sample_offsets * length, self.client, self.state.shape[0], self.longest * length, self.samples * length
+        )
+
+
+class PassSlot:
+    """The place where all layers of one model look for the current pass; None outside training."""
+
+    current: TrainingPass | None = None

@@ -1,0 +1,222 @@
+"""The one configuration of a run: YAML file, command-line flags and Python API are three ways to write it.
+
+Every key has a type, a default and a description; ``load_config`` merges a YAML file with dotted overrides and answers a
+mistake with one sentence that names the key, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .adapters.config import AdapterConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names each key, its value and the remedy."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The pretrained model."""
+
+    name: str = Field("all-MiniLM-L6-v2", description="embedded model, local folder, or hub name")
+    pooling: Literal["model", "mean"] = Field(
+        "mean", description="'model': the model's own classification head; 'mean': a linear head on mean-pooled states"
+    )
+    head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
+    head_scale: float = Field(10.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the frozen base; auto: bfloat16 where the processor has fast bfloat16"
+    )
+    attention: Literal["auto", "eager", "sdpa"] = Field("auto", description="attention implementation; auto: eager on a CPU")
+    compile: bool = Field(False, description="compile the model with torch.compile")
+
+
+class DataConfig(Section):
+    """The data."""
+
+    name: str = Field("movie-reviews", description="embedded data set, local file or folder, or hub name such as glue/sst2")
+    task: Literal["classification", "regression", "causal-lm", "image-classification"] = Field(
+        "classification", description="what is learned; it decides loss and metrics"
+    )
+    text: list[str] | None = Field(None, description="text columns, one or two (default: the data set's own)")
+    label: str | None = Field(None, description="label column (default: the data set's own)")
+    max_length: int = Field(128, ge=2, description="tokens after which a text is cut")
+    max_samples: int | None = Field(None, ge=1, description="use at most this many training samples")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="held out of the training data where there is no validation split")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
+    evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
+
+
+class ClientsConfig(Section):
+    """Who holds what."""
+
+    count: int = Field(3, ge=1, description="number of clients")
+    partition: Literal["iid", "labels", "dirichlet", "quantity", "column"] = Field("iid", description="how data is split")
+    proportions: list[list[float]] | None = Field(
+        None, description="partition: labels; one row a client, one share a class, such as [[.9,.1],[.1,.9],[.5,.5]]"
+    )
+    beta: float = Field(0.5, gt=0, description="partition: dirichlet; concentration, small is skewed")
+    quantities: list[float] | None = Field(None, description="partition: quantity; share of the data of each client")
+    column: str | None = Field(None, description="partition: column; its values are the clients")
+
+
+class FederationConfig(Section):
+    """The rounds."""
+
+    strategy: str = Field("ffa", description="what is trained, sent and aggregated: ffa, lora, …")
+    rounds: int = Field(15, ge=1, description="communication rounds")
+    local_steps: int = Field(5, ge=1, description="logical steps of a client in a round")
+    participation: float = Field(1.0, gt=0, le=1, description="share of clients drawn in each round")
+    weighting: Literal["uniform", "size"] = Field("size", description="weights of the average: data-set sizes or equal")
+    prox_mu: float = Field(0.0, ge=0, description="FedProx: strength of the pull towards the global state")
+    one_pass: Literal["auto", "always", "never"] = Field(
+        "auto", description="train all clients of a round in one forward and backward pass"
+    )
+
+
+class OptimizerConfig(Section):
+    """The local optimiser."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="local optimiser")
+    lr: float = Field(1.0, gt=0, description="learning rate")
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd: momentum")
+    beta1: float = Field(0.9, ge=0, lt=1, description="adamw: first moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adamw: second moment")
+    eps: float = Field(1e-8, gt=0, description="adamw: stability constant")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
+    batch_size: int = Field(64, ge=1, description="logical batch: expected size under Poisson sampling")
+    token_budget: int | None = Field(None, ge=1, description="tokens of a physical batch (default: to suit the machine)")
+
+
+class PrivacyConfig(Section):
+    """Differential privacy."""
+
+    unit: Literal["none", "sample"] = Field("none", description="what is protected: nothing, or each sample")
+    target_epsilon: float | None = Field(None, gt=0, description="ε that all rounds together may spend, per client")
+    noise_multiplier: float | None = Field(None, ge=0, description="σ, instead of a target ε")
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ")
+    max_grad_norm: float = Field(1.0, gt=0, description="clipping norm C")
+    clipping: Literal["flat", "per-layer", "automatic"] = Field("flat", description="how per-sample gradients are clipped")
+    accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
+    sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
+    noise: Literal["seeded", "secure"] = Field(
+        "seeded", description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_set_the_noise(self) -> PrivacyConfig:
+        if self.unit == "none":
+            return self
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                f"give exactly one of target_epsilon ({self.target_epsilon}) and noise_multiplier ({self.noise_multiplier})"
+            )
+        return self
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0, description="seed of everything that is random, except secure noise")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    clients: ClientsConfig = ClientsConfig()
+    federation: FederationConfig = FederationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
+    )
+
+    def runs(self) -> dict[str, Config]:
+        """The configurations of all methods by name; without ``methods`` the one run, named after its strategy."""
+        if not self.methods:
+            return {self.federation.strategy: self}
+        base = self.model_dump(exclude={"methods"})
+        return {name: from_mapping(merge(base, changes), where=f"methods.{name}") for name, changes in self.methods.items()}
+
+
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a YAML file, changed by dotted overrides such as ``{"optimizer.lr": 0.5}``.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (near matches are listed), or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+        if not isinstance(loaded or {}, dict):
+            raise ConfigError(f"{path} must hold keys and values, got a {type(loaded).__name__}")
+        values = loaded or {}
+    config = from_mapping(merge(values, overrides or {}))
+    config.runs()
+    return config
+
+
+def from_mapping(values: Mapping[str, Any], where: str = "") -> Config:
+    """A checked configuration of nested (or dotted) keys."""
+    try:
+        return Config.model_validate(merge({}, values))
+    except ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        raise ConfigError("\n".join(prefix + _explain(e) for e in error.errors())) from None
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes`` laid over them; keys of both may be nested or dotted."""
+    result = {k: (merge({}, v) if isinstance(v, Mapping) and k != "methods" else v) for k, v in values.items()}
+    for key, value in changes.items():
+        head, _, rest = str(key).partition(".")
+        if rest or (isinstance(value, Mapping) and head != "methods" and isinstance(result.get(head, {}), Mapping)):
+            inner = result.get(head, {})
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{key}: {head} is not a section")
+            result[head] = merge(inner, {rest: value} if rest else value)
+        else:
+            result[head] = value
+    return result
+
+
+def fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every key of the configuration in dotted form with its pydantic field (for flags and documentation)."""
+    found = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= fields(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "configuration"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, fields(), n=3, cutoff=0.5)
+        return f"{key}: there is no such key; " + (f"did you mean {' or '.join(near)}?" if near else "see --help for all keys")
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}={error['input']!r}: {message}" if not isinstance(error["input"], (dict, BaseModel)) else f"{key}: {message}"
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+

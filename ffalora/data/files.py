@@ -1,0 +1,135 @@
+"""Reading local data: one file, a folder of files, or a folder saved by ``datasets``; always into memory, never copied.
+
+Private data must not end up in a shared cache of converted files, so files are read directly rather than through the
+builders of ``datasets.load_dataset``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FILE_COLUMN = "file"  # which file of a folder a row came from
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_ROLE_OF_STEM = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+def read_file(file: Path) -> Dataset:
+    """One CSV, TSV, JSON (list of objects), JSON-lines or Parquet file as a ``Dataset`` in memory.
+
+    Only an empty cell counts as missing: a text "NA" or "null" is a text. Raises ``DataError`` for an unknown suffix, a
+    file that cannot be parsed, and one without rows.
+    """
+    from datasets import Dataset
+
+    suffix = file.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise DataError(f"data file {file}: suffix {suffix!r} is not one of {', '.join(_SUFFIXES)}")
+    try:
+        table = _read_table(file, suffix)
+        data = Dataset.from_pandas(table, preserve_index=False)
+    except (OSError, ValueError, TypeError, ImportError) as error:  # parsers of pandas and arrow raise ValueErrors
+        raise DataError(f"data file {file} cannot be read as {suffix[1:]}: {error}") from error
+    if len(data) == 0:
+        raise DataError(f"data file {file} has no rows")
+    return data
+
+
+def _read_table(file: Path, suffix: str) -> Any:
+    import pandas
+
+    if suffix in (".csv", ".tsv"):
+        separator = "\t" if suffix == ".tsv" else ","
+        return pandas.read_csv(file, sep=separator, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
+    if suffix == ".parquet":
+        return pandas.read_parquet(file)
+    text = file.read_text(encoding="utf-8-sig")
+    if suffix == ".jsonl" or not text.lstrip().startswith("["):
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+    else:
+        rows = json.loads(text)
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every row must be an object with named columns")
+    return pandas.DataFrame(rows)
+
+
+def read_folder(folder: Path) -> dict[str, Dataset]:
+    """Splits of a folder: saved by ``datasets.save_to_disk``, or holding data files.
+
+    Files called train, validation (valid, val, dev) or test, or with such a prefix before ``-``, ``_`` or ``.``, are those
+    splits. If no file is called so, every file is one client's: all rows form one split "train", and column ``file``
+    holds the file's stem. Raises ``DataError`` when nothing can be read.
+    """
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _read_saved(folder)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise DataError(
+            f"data folder {folder} holds neither a data set saved by `datasets` nor a file ending in {', '.join(_SUFFIXES)}"
+        )
+    from datasets import concatenate_datasets
+
+    roles = {file: _role(file) for file in files}
+    if not any(roles.values()):
+        parts = [_with_file_column(read_file(file), file.stem) for file in files]
+        return {"train": _concatenate(folder, parts)}
+    strangers = [file.name for file, role in roles.items() if role is None]
+    if strangers:
+        raise DataError(
+            f"data folder {folder}: {strangers} are not named after a split although other files are; "
+            "rename them to train*, validation* or test*, or move them away"
+        )
+    found: dict[str, list[Dataset]] = {}
+    for file, role in roles.items():
+        found.setdefault(str(role), []).append(read_file(file))
+    return {role: _concatenate(folder, parts) for role, parts in found.items()}
+
+
+def _role(file: Path) -> str | None:
+    stem = file.stem.lower()
+    for separator in "-_.":
+        stem = stem.split(separator)[0]
+    return _ROLE_OF_STEM.get(stem)
+
+
+def _with_file_column(data: Dataset, stem: str) -> Dataset:
+    return data.add_column(FILE_COLUMN, [stem] * len(data))
+
+
+def _concatenate(folder: Path, parts: list[Dataset]) -> Dataset:
+    from datasets import concatenate_datasets
+
+    try:
+        return concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"data folder {folder}: the files' columns do not agree: {error}") from error
+
+
+def _read_saved(folder: Path) -> dict[str, Dataset]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"data folder {folder} cannot be read as a data set saved by `datasets`: {error}") from error
+    return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}

@@ -1,0 +1,251 @@
+"""`load_data`: embedded name, local file or folder, or hub name -> checked train, validation and test splits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import assets, embedded, files, validate
+from .errors import DataError
+from .splits import ROLES, check_fractions, sample_rows, split_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("classification", "regression", "causal-lm", "image-classification")
+DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
+_ALL = "all"  # rows that no split of the source claims
+
+
+@dataclass
+class LoadedData:
+    """Checked data. ``splits`` maps train, validation, test to ``datasets.Dataset``; labels are 0 … classes-1."""
+
+    name: str
+    task: str
+    splits: dict[str, Dataset]
+    input_columns: tuple[str, ...]
+    label_column: str | None
+    label_names: list[str] | None = None
+    client_column: str | None = None
+    embedded: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def train(self) -> Dataset:
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> Dataset | None:
+        return self.splits.get("validation")
+
+    @property
+    def test(self) -> Dataset | None:
+        return self.splits.get("test")
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs the model needs: number of classes, or 1 for regression."""
+        return len(self.label_names) if self.label_names else 1
+
+
+def load_data(
+    spec: str,
+    *,
+    task: str | None = None,
+    input_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    client_column: str | None = None,
+    group_column: str | None = None,
+    split_names: Mapping[str, str] | None = None,
+    fractions: Sequence[float] = DEFAULT_FRACTIONS,
+    split_seed: int = 0,
+    max_samples: int | None = None,
+    seed: int = 0,
+    drop_empty: bool = False,
+) -> LoadedData:
+    """Load, check and split.
+
+    spec           embedded name ("movie-reviews"), path of a file or folder, or hub name ("owner/name",
+                   "owner/name:config", "glue/sst2")
+    task           one of TASKS; default: the embedded data's own, else classification
+    input_columns  one text column, two for pairs, or (prompt, answer) for causal-lm, or the image column;
+                   default: the embedded data's own, else "text", "sentence" or the only column of strings
+    label_column   default: the embedded data's own, else "label"
+    client_column  column that says whose row it is (natural clients), kept for the partition
+    group_column   rows that agree in it stay in one split; default: rows with the same inputs
+    split_names    e.g. {"train": "train", "test": "validation"}: which split of the source plays which role
+    fractions      of train, validation and test; used for the roles that the source does not fill
+    split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
+    max_samples    at most that many rows of each split, drawn from ``seed``
+    drop_empty     leave out rows with empty text instead of refusing them
+
+    Raises ``DataError`` (names column, rows and remedy) and ``AssetError`` (embedded data that cannot be fetched).
+    """
+    fractions = check_fractions(fractions)
+    own = embedded.EMBEDDED.get(spec)
+    task = task or (own.task if own else "classification")
+    if task not in TASKS:
+        raise DataError(f"task={task!r}: choose one of {', '.join(TASKS)}")
+    source, is_path = (_read_embedded(own), False) if own else _read_other(spec)
+    if own is not None:
+        input_columns = input_columns or own.input_columns
+        label_column = label_column or own.label_column
+        client_column = client_column or own.client_column
+        group_column = group_column or own.group_column
+    first = next(iter(source.values()))
+    if client_column is None and is_path and files.FILE_COLUMN in first.column_names:
+        client_column = files.FILE_COLUMN
+    label_column = None if task == "causal-lm" else label_column or "label"
+    inputs = tuple(input_columns) if input_columns else _guess_inputs(first, label_column, task, spec)
+    loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, own is not None)
+    roles = _assign_roles(source, split_names, spec)
+    roles = {role: data for role, data in roles.items() if not _unlabelled(loaded, role, data, spec)}
+    if "train" not in roles and _ALL not in roles:
+        raise DataError(f"{spec} has no training split; its splits are {', '.join(source)}. Name one in split_names.train")
+    for role, data in roles.items():
+        roles[role] = _check_inputs(data, loaded, group_column, _describe(spec, role), drop_empty)
+    if label_column is not None:
+        roles = _encode_labels(roles, loaded, own.label_names if own else None)
+    roles = _fill_roles(roles, inputs, group_column, fractions, split_seed)
+    for role, data in roles.items():
+        loaded.splits[role] = data.select(sample_rows(len(data), max_samples, seed))
+    _check_splits(loaded)
+    return loaded
+
+
+def _describe(spec: str, role: str) -> str:
+    return spec if role == _ALL else f"{spec} ({role})"
+
+
+def _read_embedded(data: embedded.EmbeddedData) -> dict[str, Dataset]:
+    from datasets import Dataset
+
+    columns = data.read(assets.path(data.asset))
+    given = columns.pop("split", None)
+    whole = Dataset.from_dict(columns)
+    if given is None:
+        return {_ALL: whole}
+    return {
+        split: whole.select([row for row, value in enumerate(given) if value == split]) for split in dict.fromkeys(given)
+    }
+
+
+def _read_other(spec: str) -> tuple[dict[str, Dataset], bool]:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return {_ALL: files.read_file(path)}, True
+    if path.is_dir():
+        splits = files.read_folder(path)
+        return ({_ALL: splits["train"]} if list(splits) == ["train"] else splits), True
+    if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".parquet") or spec.startswith((".", "/", "~")):
+        raise DataError(f"data={spec!r}: there is no such file or folder")
+    from .hub import read_hub
+
+    return read_hub(spec), False
+
+
+def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) -> tuple[str, ...]:
+    wanted = {"image-classification": ("image",)}.get(task, ("text", "sentence"))
+    if task == "causal-lm":
+        pairs = (("prompt", "answer"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+        for pair in pairs:
+            if set(pair) <= set(data.column_names):
+                return pair
+    else:
+        for name in wanted:
+            if name in data.column_names:
+                return (name,)
+        strings = [
+            name
+            for name, feature in data.features.items()
+            if getattr(feature, "dtype", "") in ("string", "large_string") and name not in (label_column, files.FILE_COLUMN)
+        ]
+        if len(strings) == 1 and task != "image-classification":
+            return (strings[0],)
+    raise DataError(
+        f"input_columns is not given and cannot be guessed for {spec} (task {task}); "
+        f"name one or two of its columns: {', '.join(data.column_names)}"
+    )
+
+
+def _assign_roles(
+    source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str
+) -> dict[str, Dataset]:
+    if not split_names:
+        return {role: data for role, data in source.items() if role in (*ROLES, _ALL)}
+    roles = {}
+    for role, name in split_names.items():
+        if role not in ROLES:
+            raise DataError(f"split_names: role {role!r} is not one of {', '.join(ROLES)}")
+        if name not in source:
+            raise DataError(f"split_names.{role}={name!r}: {spec} has the splits {', '.join(source)}")
+        roles[role] = source[name]
+    return roles
+
+
+def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool:
+    """Benchmarks publish test splits whose labels are all -1; such a split is of no use here."""
+    column = loaded.label_column
+    if role in ("train", _ALL) or column not in data.column_names or loaded.task == "regression":
+        return False
+    if any(value != -1 for value in data[column]):
+        return False
+    loaded.notes.append(f"split {role} of {spec} has no labels (all -1) and is not used")
+    logger.warning("%s", loaded.notes[-1])
+    return True
+
+
+def _check_inputs(
+    data: Dataset, loaded: LoadedData, group_column: str | None, source: str, drop_empty: bool
+) -> Dataset:
+    validate.require_columns(data, loaded.input_columns, "input_columns", source)
+    for parameter, column in (
+        ("label_column", loaded.label_column),
+        ("client_column", loaded.client_column),
+        ("group_column", group_column),
+    ):
+        if column is not None:
+            validate.require_columns(data, [column], parameter, source)
+    if loaded.task == "image-classification":
+        return data
+    wanted = 2 if loaded.task == "causal-lm" else None
+    if (wanted and len(loaded.input_columns) != wanted) or len(loaded.input_columns) > 2:
+        raise DataError(
+            f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes "
+            f"{'two, the prompt and the answer' if wanted else 'one text column or two (a pair)'}"
+        )
+    return validate.check_texts(data, loaded.input_columns, source, drop_empty=drop_empty)
+
+
+def _encode_labels(
+    roles: dict[str, Dataset], loaded: LoadedData, names: Sequence[str] | None
+) -> dict[str, Dataset]:
+    column = str(loaded.label_column)
+    if loaded.task == "regression":
+        values = {role: validate.numbers(data, column, _describe(loaded.name, role)) for role, data in roles.items()}
+        return {role: _replace(data, column, values[role]) for role, data in roles.items()}
+    classes = {role: validate.class_values(data, column, _describe(loaded.name, role)) for role, data in roles.items()}
+    validate.check_classes([value for part in classes.values() for value in part], column, loaded.name)
+    learned = set(classes.get("train", classes.get(_ALL, [])))
+    for role, part in classes.items():
+        strange = sorted(set(map(str, part)) - set(map(str, learned)))
+        if strange:
+            raise DataError(
+                f"label column {column!r} of {_describe(loaded.name, role)} holds classes that the training split does "
+                f"not: {strange[:8]}"
+            )
+    feature = next(iter(roles.values())).features[column]
+    names = names or getattr(feature, "names", None)
+    if names and learned <= set(range(len(names))):
+        loaded.label_names = list(names)
+        return {role: _replace(data, column, np_int(classes[role])) for role, data in roles.items()}
+    order = sorted(learned) if len({isinstance(value, str) for value in learned}) == 1 else sorted(learned, key=str)
+    number = {value: index for index, value in enumerate(order)}
+    loaded.label_names = [str(value) for value in order]
+    return {role: _replace(data, column, np_int([number[v] for v in classes[role]])) for role, data in roles.items()}

@@ -1,0 +1,1 @@
+"""Per-sample clipping, noise, sampling and accounting."""

@@ -1,0 +1,103 @@
+"""ε and noise at a glance: the table of ``ffalora epsilon``, and the published protocols it can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .accountants import ACCOUNTANTS, epsilon, noise_multiplier_for
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Sample-level DP-SGD at each of several clients, all of one size.
+
+    Attributes:
+        dataset_size: records of one client.
+        batch_size: expected batch.
+        steps: of all rounds together.
+        delta: δ.
+        source: where the numbers come from.
+    """
+
+    dataset_size: int
+    batch_size: int
+    steps: int
+    delta: float
+    source: str
+
+    @property
+    def sample_rate(self) -> float:
+        """q."""
+        return self.batch_size / self.dataset_size
+
+
+_FFA = "Sun, Li, Li, Ding, ICLR 2024: RoBERTa-large, 3 clients, batch 200, 1000 rounds of 10 steps"
+_TRAINING_SETS = {"mnli": 392_702, "sst2": 67_349, "qqp": 363_846, "qnli": 104_743}
+#: Published protocols by name. The data of GLUE's training sets is split evenly over three clients.
+PROTOCOLS = {
+    f"ffa-lora/{task}": Protocol(size // 3, 200, 10_000, 1e-5, _FFA) for task, size in _TRAINING_SETS.items()
+}
+
+
+@dataclass(frozen=True)
+class EpsilonRow:
+    """One line of the table: an accountant's answer for one setting."""
+
+    accountant: str
+    noise_multiplier: float
+    epsilon: float
+    sample_rate: float
+    steps: int
+    delta: float
+    sampling: str
+
+
+def epsilon_table(
+    dataset_size: int,
+    batch_size: float,
+    steps: int,
+    delta: float,
+    noise_multiplier: float | None = None,
+    target_epsilon: float | None = None,
+    sampling: str = "poisson",
+) -> list[EpsilonRow]:
+    """All three accountants side by side: ε from σ, or σ from a target ε.
+
+    Args:
+        dataset_size: records of the client.
+        batch_size: expected batch; the sampling rate is batch_size / dataset_size.
+        steps: of all rounds together.
+        delta: δ.
+        noise_multiplier: σ; give this or ``target_epsilon``.
+        target_epsilon: calibrates σ separately for each accountant.
+        sampling: see :func:`~ffalora.privacy.accountants.epsilon`.
+
+    Raises:
+        ValueError: both or neither of σ and the target, or a value out of range.
+    """
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise ValueError(
+            f"give either noise_multiplier or target_epsilon, got noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}"
+        )
+    if dataset_size < 1 or not 0 < batch_size <= dataset_size:
+        raise ValueError(f"batch_size must lie in (0, dataset_size={dataset_size}], got {batch_size}")
+    rate = batch_size / dataset_size
+    rows = []
+    for accountant in ACCOUNTANTS:
+        if target_epsilon is not None:
+            sigma = noise_multiplier_for(target_epsilon, delta, rate, steps, accountant, sampling)
+        else:
+            sigma = float(noise_multiplier or 0.0)
+        spent = epsilon(sigma, rate, steps, delta, accountant, sampling)
+        rows.append(EpsilonRow(accountant, sigma, spent, rate, steps, delta, sampling))
+    return rows
+
+
+def format_table(rows: list[EpsilonRow]) -> str:
+    """The rows as aligned text."""
+    lines = ["accountant         σ         ε   sample rate     steps         δ   sampling"]
+    lines += [
+        f"{r.accountant:<10} {r.noise_multiplier:>9.4f} {r.epsilon:>9.4f} {r.sample_rate:>13.6f} {r.steps:>9} {r.delta:>9.1e}   {r.sampling}"
+        for r in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""Which records a step takes. Every draw is a pure function of (seed, client, step) or comes from the operating system.
+
+No generator is carried from step to step, so a resumed run, clients served one after another, all in one pass, and a real
+federation draw the same records. Draws use the raw 64-bit words of Philox, whose stream numpy guarantees, and compare integers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+_POISSON, _SHUFFLE, _FIXED = 1, 2, 3
+
+
+class Draw(Protocol):
+    """Poisson sampling: each of ``n`` records independently with probability ``rate``. Returns sorted indices, int64.
+
+    ``secure`` says whether the draw comes from a cryptographic generator.
+    """
+
+    secure: ClassVar[bool]
+
+    def __call__(self, client_id: int, step: int, n: int, rate: float) -> Indices: ...
+
+
+@dataclass(frozen=True)
+class SeededDraw:
+    """Draws that can be repeated: see :func:`poisson_draw`. Whoever knows the seed knows who was drawn."""
+
+    seed: int
+    secure: ClassVar[bool] = False
+
+    def __call__(self, client_id: int, step: int, n: int, rate: float) -> Indices:
+        return poisson_draw(self.seed, client_id, step, n, rate)
+
+
+@dataclass(frozen=True)
+class SystemDraw:
+    """Draws from the operating system's cryptographic generator: never the same twice; ``client_id`` and ``step`` are unused."""
+
+    secure: ClassVar[bool] = True
+
+    def __call__(self, client_id: int, step: int, n: int, rate: float) -> Indices:
+        _check(n, rate)
+        return _below(np.frombuffer(os.urandom(8 * n), dtype=np.uint64), rate)
+
+
+def poisson_draw(seed: int, client_id: int, step: int, n: int, rate: float) -> Indices:
+    """Poisson sample of step ``step``: each of n records independently with probability ``rate``.
+
+    Args:
+        seed: of the run, 0 … 2⁶⁴-1.
+        client_id: persistent id, 0 … 2⁶⁴-1.
+        step: the client's logical step over its whole life.
+        n: number of records.
+        rate: probability, in [0, 1]; realised to within 2⁻⁵³, never below it.
+
+    Returns:
+        sorted indices into 0 … n-1, int64; may be empty.
+    """
+    _check(n, rate)
+    return _below(_words(n, seed, client_id, step, _POISSON), rate)
+
+
+def shuffled_batches(seed: int, client_id: int, step: int, n: int, batch_size: int) -> Indices:
+    """The batch of step ``step`` when epochs run through all n records in a fresh order each (non-private training).
+
+    The last batch of an epoch is smaller when ``batch_size`` does not divide n. A private run that uses this gets no
+    amplification (``sampling='shuffled'``).
+    """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+    epoch, position = divmod(step, -(-n // batch_size))
+    order = np.argsort(_words(n, seed, client_id, epoch, _SHUFFLE), kind="stable").astype(np.int64)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def fixed_size_draw(seed: int, client_id: int, step: int, n: int, batch_size: int) -> Indices:
+    """``batch_size`` distinct records, drawn afresh each step (``sampling='without-replacement'``; no amplification here)."""
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size must lie in 1 … n={n}, got {batch_size}")
+    order = np.argsort(_words(n, seed, client_id, step, _FIXED), kind="stable").astype(np.int64)
+    return np.sort(order[:batch_size])
+
+
+@dataclass(frozen=True)
+class PhysicalBatches:
+    """A logical batch cut into physical ones.
+
+    Attributes:
+        batches: positions into the logical batch, int64, longest samples first; together each position exactly once.
+        tokens: tokens of the samples.
+        padded_tokens: Σ count × longest, what the passes compute on when padded.
+    """
+
+    batches: tuple[Indices, ...]
+    tokens: int
+    padded_tokens: int
+
+    @property
+    def padding(self) -> float:
+        """Fraction of the padded tokens that is padding."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+def physical_batches(
+    lengths: NDArray[np.integer] | list[int], token_budget: int, max_samples: int | None = None, overhead: int = 64
+) -> PhysicalBatches:
+    """Cuts a logical batch, sorted by length, where padding plus the cost of one more pass is least.
+
+    Among all cuts of the sorted batch that keep count × longest within ``token_budget`` it takes one that minimises
+    ``Σ (count · longest + overhead)``, by dynamic programming. A sample longer than the budget is a batch of its own. How
+    a logical batch is cut changes neither clipping nor noise nor the accounting.
+
+    Args:
+        lengths: tokens of each sample, ``[S]``; may be empty.
+        token_budget: most padded tokens in one physical batch.
+        max_samples: most samples in one physical batch.
+        overhead: what one more forward and backward pass costs, in tokens; large values give the fewest batches.
+    """
+    length = np.asarray(lengths, dtype=np.int64).reshape(-1)
+    if token_budget < 1 or overhead < 0 or (max_samples is not None and max_samples < 1):
+        raise ValueError(
+            f"token_budget and max_samples must be at least 1 and overhead not negative, got {token_budget}, {max_samples}, {overhead}"
+        )
+    if length.size and length.min() < 0:
+        raise ValueError(f"lengths must not be negative, got {int(length.min())}")
+    order = np.argsort(-length, kind="stable").astype(np.int64)
+    descending = length[order]
+    count = descending.size
+    cost = np.zeros(count + 1, dtype=np.int64)  # cost[i]: the cheapest cut of the samples i … (shorter ones)
+    stop = np.full(count, count, dtype=np.int64)
+    for i in range(count - 1, -1, -1):
+        longest = int(descending[i])
+        most = max(1, token_budget // max(longest, 1))
+        last = min(count, i + (most if max_samples is None else min(most, max_samples)))
+        options = np.arange(1, last - i + 1) * longest + cost[i + 1 : last + 1]
+        best = options.size - 1 - int(np.argmin(options[::-1]))  # of equal cuts, the one with the larger batch
+        stop[i], cost[i] = i + 1 + best, options[best] + overhead
+    batches, start = [], 0
+    while start < count:
+        batches.append(order[start : stop[start]])
+        start = int(stop[start])
+    padded = sum(int(length[batch].max()) * len(batch) for batch in batches)
+    return PhysicalBatches(tuple(batches), int(length.sum()), padded)
+
+
+def _check(n: int, rate: float) -> None:
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must lie in [0, 1], got {rate}: the expected batch must not exceed the {n} records")
+
+
+def _below(words: NDArray[np.uint64], rate: float) -> Indices:
+    threshold = np.uint64(math.ceil(rate * 2.0**53))
+    return np.flatnonzero((words >> np.uint64(11)) < threshold).astype(np.int64)
+
+
+def _words(n: int, seed: int, client_id: int, counter: int, purpose: int) -> NDArray[np.uint64]:
+    """n raw words of a Philox stream that belongs to these numbers alone (fixed width each, so no two lists collide)."""
+    named = (seed, client_id, counter, purpose)
+    if any(not 0 <= number < 2**64 for number in named):
+        raise ValueError(f"seed, client_id and step must lie in 0 … 2**64 - 1, got {named[:3]}")
+    halves = [half for number in named for half in (int(number) & 0xFFFFFFFF, int(number) >> 32)]
+    return np.random.Philox(np.random.SeedSequence(halves)).random_raw(n)

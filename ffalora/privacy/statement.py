@@ -1,0 +1,198 @@
+"""What a run says about its privacy: everything a reader needs to judge its ε, and what the ε leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .accounting import PrivacyLedger
+
+NOISE_MODES = ("seeded", "secure")
+PUBLIC = (
+    "the number of records of each client and the sampling rate",
+    "the expected batch size by which noisy sums are divided",
+    "aggregation weights where they depend on the number of records",
+    "the model, the frozen factor, the configuration and the number of rounds and steps",
+)
+_MECHANISMS = {
+    "sample": "DP-SGD: per-sample gradients clipped, summed, Gaussian noise, divided by the expected batch",
+    "client": "DP-FedAvg: each client's update clipped, summed, Gaussian noise at the server, divided by the expected cohort",
+}
+
+
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """One ledger's line of the statement. ``epsilon`` is spent so far, ``final_epsilon`` when every allowed step is taken."""
+
+    client_id: int
+    dataset_size: int
+    sample_rate: float
+    noise_multiplier: float
+    steps_taken: int
+    max_steps: int
+    epsilon: float
+    final_epsilon: float
+    target_epsilon: float | None
+
+
+@dataclass(frozen=True)
+class PrivacyStatement:
+    """Unit, adjacency, sampling, mechanism, accountant, δ, ε of each client and the largest, and what ε does not cover."""
+
+    private: bool
+    unit: str
+    adjacency: str
+    sampling: str
+    mechanism: str
+    accountant: str
+    delta: float
+    noise: str
+    clipping: str
+    clients: tuple[ClientPrivacy, ...]
+    max_epsilon: float
+    public: tuple[str, ...]
+    caveats: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite ε is the string 'infinity'."""
+        return _plain(asdict(self))
+
+    def to_text(self) -> str:
+        """A page for people."""
+        if not self.private:
+            return "\n".join(["This run is NOT private: ε is infinite.", *(f"  - {c}" for c in self.caveats)]) + "\n"
+        lines = [
+            f"Privacy of this run: ε = {self.max_epsilon:.4g} at most, at δ = {self.delta:g}",
+            f"  unit        {self.unit}",
+            f"  adjacency   {self.adjacency}",
+            f"  sampling    {self.sampling}",
+            f"  mechanism   {self.mechanism}",
+            f"  clipping    {self.clipping}",
+            f"  noise       {self.noise}",
+            f"  accountant  {self.accountant}",
+            "",
+            "  client    records  sample rate        σ    steps taken / allowed    ε spent    ε when done    target",
+        ]
+        for c in self.clients:
+            target = "-" if c.target_epsilon is None else f"{c.target_epsilon:.4g}"
+            steps = f"{c.steps_taken} / {c.max_steps}"
+            lines.append(
+                f"  {c.client_id:>6} {c.dataset_size:>10}  {c.sample_rate:>11.5f}  {c.noise_multiplier:>7.4f}    {steps:>21}"
+                f"    {c.epsilon:>7.4g}    {c.final_epsilon:>11.4g}    {target:>6}"
+            )
+        lines += ["", "  Treated as public:", *(f"  - {p}" for p in self.public)]
+        lines += ["  Not covered:", *(f"  - {c}" for c in self.caveats)]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_ledgers(
+        cls,
+        ledgers: Sequence[PrivacyLedger],
+        noise: str,
+        max_grad_norm: float,
+        clipping: str = "flat",
+        accountant: str | None = None,
+        public: Sequence[str] = (),
+        caveats: Sequence[str] = (),
+    ) -> PrivacyStatement:
+        """The statement of a private run.
+
+        Args:
+            ledgers: one for each client, or the population's; all of one unit, sampling and δ.
+            noise: 'seeded' or 'secure'.
+            max_grad_norm: C.
+            clipping: name of the clipping policy.
+            accountant: overrides the ledgers' own.
+            public, caveats: what the run adds to the standing lists.
+
+        Raises:
+            ValueError: no ledger, or ledgers that differ in unit, sampling, δ or accountant.
+        """
+        if noise not in NOISE_MODES:
+            raise ValueError(f"noise must be one of {NOISE_MODES}, got {noise!r}")
+        if not ledgers:
+            raise ValueError("ledgers is empty: a private run has one for each client; use PrivacyStatement.not_private()")
+        for term in ("unit", "sampling", "delta", "accountant"):
+            values = {getattr(ledger, term) for ledger in ledgers}
+            if len(values) > 1 and not (term == "accountant" and accountant):
+                raise ValueError(f"ledgers differ in {term}: {sorted(values)}; write one statement for each")
+        first = ledgers[0]
+        clients = tuple(
+            ClientPrivacy(
+                client_id=ledger.client_id,
+                dataset_size=ledger.dataset_size,
+                sample_rate=ledger.sample_rate,
+                noise_multiplier=ledger.noise_multiplier,
+                steps_taken=ledger.steps_taken,
+                max_steps=ledger.steps_allowed,
+                epsilon=ledger.epsilon(accountant),
+                final_epsilon=ledger.final_epsilon(accountant),
+                target_epsilon=ledger.target_epsilon,
+            )
+            for ledger in ledgers
+        )
+        return cls(
+            private=True,
+            unit=first.unit,
+            adjacency=first.adjacency,
+            sampling=_describe_sampling(first.sampling),
+            mechanism=_MECHANISMS[first.unit],
+            accountant=accountant or first.accountant,
+            delta=first.delta,
+            noise=_describe_noise(noise),
+            clipping=f"{clipping}, norm at most {max_grad_norm:g}",
+            clients=clients,
+            max_epsilon=max(c.epsilon for c in clients),
+            public=(*PUBLIC, *public),
+            caveats=(*_caveats(ledgers, noise), *caveats),
+        )
+
+    @classmethod
+    def not_private(cls, *caveats: str) -> PrivacyStatement:
+        """The statement of a run without privacy: it says so."""
+        said = ("No noise was added to what clients send: their updates can reveal their records.", *caveats)
+        return cls(
+            private=False, unit="none", adjacency="none", sampling="none", mechanism="none", accountant="none", delta=0.0,
+            noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
+        )  # fmt: skip
+
+
+def _describe_sampling(sampling: str) -> str:
+    if sampling == "poisson":
+        return "Poisson: each record independently in each step, with amplification"
+    return f"{sampling}: not Poisson, so no amplification; sensitivity 2C, composed over every step"
+
+
+def _describe_noise(noise: str) -> str:
+    if noise == "secure":
+        return "secure: cryptographic generator, key never written, float-safe Gaussian"
+    return "seeded: for simulation only; whoever holds the run folder or the seed can subtract it"
+
+
+def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
+    said = [
+        "ε excludes the choice of hyper-parameters; tuning on the same private data spends more.",
+        "Metrics computed on private data (losses, accuracies, norms, realised batch sizes) are not covered by ε.",
+        "A client that drops out has spent the steps it took; no credit is taken for the sampling of clients."
+        if ledgers[0].unit == "sample"
+        else "Every round is charged, whether or not a client was drawn; the server is trusted to clip and to add the noise.",
+    ]
+    if ledgers[0].unit == "sample":
+        said.append("The unit is one sample: a person with several samples is protected less than ε says.")
+    if noise == "seeded":
+        said.append(
+            "The noise comes from a seed: anyone who has the seed or the run folder can subtract it, and then nothing is protected."
+        )
+    if any(ledger.prior for ledger in ledgers):
+        said.append("ε includes what earlier runs spent on the same data.")
+    return tuple(said)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return "infinity" if isinstance(value, float) and math.isinf(value) else value
