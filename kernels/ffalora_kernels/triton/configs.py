@@ -1,0 +1,63 @@
+"""Frozen launch configurations by architecture, element size and padded rank. Nothing is tuned at run time.
+
+Block sizes depend on shapes of the layer only, never on the batch: a sample's gradient then has the same bits whatever
+shares its batch. ``benchmarks/tune.py`` measures the candidates on a GPU and prints a table to paste here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tokens and out-features of a tile, warps and pipeline stages."""
+
+    block_t: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+#: Programs that fill a part (streaming multiprocessors times two); below it, long segments are split over programs.
+FULL_GRID = {"sm_80": 216, "sm_90": 264, "sm_100": 296, "gfx942": 304}
+
+# (family, element size) -> padded rank -> configuration. sm_90 is also the heuristic for unknown parts with at least
+# 100 KiB of shared memory a block; SMALL is for the rest (sm_75, sm_86, sm_89, sm_120, gfx9 with 64 KiB).
+_LARGE = {
+    ("backward", 2): {
+        16: Config(64, 256, 4, 3), 32: Config(64, 256, 8, 3), 64: Config(64, 128, 8, 3),
+        128: Config(64, 64, 8, 3), 256: Config(64, 64, 8, 2),
+    },
+    ("backward", 4): {
+        16: Config(32, 128, 8, 2), 32: Config(32, 64, 8, 2), 64: Config(32, 64, 8, 2),
+        128: Config(32, 32, 8, 2), 256: Config(16, 32, 8, 2),
+    },
+    ("expand", 2): {
+        16: Config(64, 256, 8, 2), 32: Config(64, 256, 8, 2), 64: Config(64, 128, 8, 2),
+        128: Config(64, 128, 8, 2), 256: Config(64, 64, 8, 2),
+    },
+    ("expand", 4): {
+        16: Config(32, 128, 8, 2), 32: Config(32, 128, 8, 2), 64: Config(32, 64, 8, 2),
+        128: Config(32, 32, 8, 2), 256: Config(16, 32, 8, 2),
+    },
+}  # fmt: skip
+_LARGE[("project", 2)] = dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 3)) | {256: Config(64, 64, 8, 2)}
+_LARGE[("project", 4)] = dict.fromkeys((16, 32, 64, 128, 256), Config(16, 32, 8, 2))
+
+
+def choose(family: str, arch: str, itemsize: int, r: int) -> Config:
+    """The frozen configuration of a kernel family for a rank on a part."""
+    return _LARGE[(family, itemsize)][max(16, 1 << (r - 1).bit_length())]
+
+
+def chunk_tokens(r: int) -> int:
+    """Tokens a chunk of a long segment has: partial gradients then cost at most 1/(8·itemsize) of the bytes of dy."""
+    return max(512, 32 * max(16, 1 << (r - 1).bit_length()))
+
+
+def walk_chunks(arch: str, programs: int, n_chunks: int) -> str:
+    """'one', 'walk' or 'split': long segments are split over programs where the grid would not fill half the part."""
+    if n_chunks <= 1:
+        return "one"
+    return "split" if 2 * programs < FULL_GRID.get(arch, FULL_GRID["sm_90"]) else "walk"

@@ -1,0 +1,71 @@
+"""What every launcher of this package needs: which part it launches on, whether it can, and hints about strides.
+
+Strides reach a kernel as ``units * UNIT`` with a constexpr UNIT: Triton's own specialisation knows divisibility by 16
+only, and a row pitch of 1000 or 24 elements would otherwise lose its 16-byte (8-byte) accesses. A false hint would read
+out of bounds, so UNIT is computed from the stride itself, never assumed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+#: What a CPU tensor (interpreter, emulator) is treated as.
+DEFAULT_ARCHITECTURE = "sm_90"
+_UNITS = (16, 8, 4, 2, 1)
+
+
+def check_device(op: str, kernel: object, t: Tensor) -> None:
+    """Raises RuntimeError unless ``kernel`` can run on the device of ``t``.
+
+    A CPU tensor is served only by Triton's interpreter or by a test's replacement of ``JITFunction.run``.
+    """
+    stock = JITFunction.run.__module__ == JITFunction.__module__ and not isinstance(kernel, InterpretedFunction)
+    if t.device.type != "cuda" and stock:
+        raise RuntimeError(
+            f"{op}: the triton backend serves CUDA tensors, got a tensor on {t.device}; move it to a GPU, choose the"
+            " backend 'cpp' or 'reference', or set TRITON_INTERPRET=1 before the first import of triton"
+        )
+
+
+def check_dtype(op: str, t: Tensor) -> None:
+    """Raises TypeError for float64 activations, which only the reference takes."""
+    if t.dtype == torch.float64:
+        raise TypeError(
+            f"{op}: the triton backend takes float32, bfloat16 or float16, got {t.dtype}; use backend 'reference'"
+        )
+
+
+@cache
+def _architecture_of(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def architecture(device: torch.device) -> str:
+    """Name of the part, e.g. 'sm_90' or 'gfx942'; the default one for CPU tensors under interpreter or emulator."""
+    if device.type != "cuda":
+        return DEFAULT_ARCHITECTURE
+    return _architecture_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def units(stride: int) -> tuple[int, int]:
+    """``(stride // UNIT, UNIT)`` with the largest UNIT in 16, 8, 4, 2, 1 that divides the stride."""
+    unit = next(u for u in _UNITS if stride % u == 0)
+    return stride // unit, unit
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def padded_rank(r: int) -> int:
+    """The power of two, at least 16, that a rank is padded to inside a kernel (tensor cores reduce over 16)."""
+    return max(16, 1 << (r - 1).bit_length())

@@ -1,0 +1,172 @@
+"""One test body for every backend: each case draws inputs, runs an operation and compares with the float64 reference.
+
+A case is a function of the backend's name and a device; it raises AssertionError. ``CASES`` holds them by name, so that
+a test file of a backend is a loop over names. Output buffers are filled with NaN first: a number nobody wrote is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import ffalora_kernels as ffk
+from ffalora_kernels import Segments
+
+#: RMS(error)/RMS(reference) against float64, by the dtype of the tensor that is compared.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+SCALE = 0.5
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """RMS(actual - expected)/RMS(expected), in float64; 0 for empty tensors; NaN where ``actual`` has one."""
+    if expected.numel() == 0:
+        return 0.0
+    a, e = actual.detach().cpu().double(), expected.detach().cpu().double()
+    return float((a - e).square().mean().sqrt() / e.square().mean().sqrt().clamp(min=1e-300))
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """Fails unless the relative error is within the tolerance of the tensor's dtype."""
+    limit = TOLERANCE[actual.dtype] if tolerance is None else tolerance
+    error = relative_error(actual, expected)
+    assert error <= limit, f"{name}: relative error {error:.2e} exceeds {limit:.0e}"
+
+
+def rows(m: int, width: int, dtype: torch.dtype, pad: int = 0) -> Tensor:
+    """Normal rows ``[m, width]``; with ``pad`` a view with a larger row pitch and NaN between the rows."""
+    buffer = torch.full((m, width + pad), float("nan"))
+    buffer[:, :width] = torch.randn(m, width)
+    return buffer.to(dtype)[:, :width]
+
+
+def make_segments(lengths: Sequence[int], n_clients: int = 1) -> Segments:
+    """Segments of these lengths; clients take turns."""
+    return Segments.from_lengths(lengths, client=[i % n_clients for i in range(len(lengths))], n_clients=n_clients)
+
+
+def check_expand(
+    backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 40), n: int = 100, r: int = 8,
+    dtype: torch.dtype = FP32, b_dtype: torch.dtype | None = None, n_clients: int = 1, pad: int = 0,
+) -> None:  # fmt: skip
+    """``y += scale · h b_cᵀ`` and nothing between the rows of y."""
+    torch.manual_seed(0)
+    segments = make_segments(lengths, n_clients)
+    m = segments.n_tokens
+    y, h, b = rows(m, n, dtype, pad), rows(m, r, dtype, pad), torch.randn(n_clients, n, r).to(b_dtype or dtype)
+    expected = y.double()
+    with ffk.use_backend("reference"):
+        ffk.expand_(expected, h.double(), b.double(), segments, SCALE)
+    whole = (y if not pad else y.as_strided((m, n + pad), (n + pad, 1))).to(device, copy=True)
+    actual = whole[:, :n]
+    with ffk.use_backend(backend):
+        ffk.expand_(actual, h.to(device), b.to(device), to_device(segments, device), SCALE)
+    assert_close("y", actual, expected)
+    assert whole[:, n:].isnan().all(), "expand_ wrote between the rows of y"
+
+
+def check_backward(
+    backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 40), n: int = 100, r: int = 8,
+    dtype: torch.dtype = FP32, b_dtype: torch.dtype | None = None, n_clients: int = 1, pad: int = 0,
+    accumulate: bool = False, deterministic: bool = True, with_squares: bool = True, column: int = 4,
+) -> None:  # fmt: skip
+    """dh, g and the squared norms of the stored g; nothing outside the columns and the slot."""
+    torch.manual_seed(0)
+    segments = make_segments(lengths, n_clients)
+    m, s = segments.n_tokens, len(segments)
+    dy, h, b = rows(m, n, dtype, pad), rows(m, r, dtype, pad), torch.randn(n_clients, n, r).to(b_dtype or dtype)
+    before = torch.randn(s, n * r) if accumulate else torch.full((s, n * r), float("nan"))
+    arena = torch.full((s, column + n * r + 7), float("nan"))
+    arena[:, column : column + n * r] = before
+    wide_arena = arena.double()
+    with ffk.use_backend("reference"):
+        dh_expected = ffk.backward(
+            dy.double(), h.double(), b.double(), segments, SCALE, wide_arena, column, accumulate=accumulate
+        )
+    arena, squares = arena.to(device), torch.full((s, 3), float("nan"), dtype=torch.float64, device=device)
+    with ffk.use_backend(backend):
+        dh = ffk.backward(
+            *(t.to(device) for t in (dy, h, b)), to_device(segments, device), SCALE, arena, column,
+            squares if with_squares else None, 1, accumulate, deterministic,
+        )  # fmt: skip
+    assert dh.dtype == dtype and dh.shape == h.shape
+    assert_close("dh", dh, dh_expected)
+    check_arena(arena, wide_arena, column, n * r, squares, with_squares)
+
+
+def check_arena(arena: Tensor, expected: Tensor, column: int, width: int, squares: Tensor, with_squares: bool) -> None:
+    """The columns hold the expected numbers, the slot their squared norm, and everything else is untouched."""
+    g = arena[:, column : column + width]
+    assert_close("arena", g, expected[:, column : column + width])
+    assert arena[:, :column].isnan().all() and arena[:, column + width :].isnan().all(), "wrote outside its columns"
+    if with_squares and len(squares):
+        stored = g.double().square().sum(1)
+        assert ((squares[:, 1] - stored).abs() <= 1e-12 * stored).all(), "squares are not those of the stored numbers"
+    untouched = squares[:, [0, 2]] if with_squares else squares
+    assert untouched.isnan().all(), "wrote outside its slot of squares"
+
+
+def to_device(segments: Segments, device: str) -> Segments:
+    """The same segments with index tensors on ``device``."""
+    if device == "cpu":
+        return segments
+    return Segments.from_offsets(segments.offsets, segments.client, segments.n_clients, device)
+
+
+_RAGGED = (3, 0, 37, 64, 1)
+CASES: dict[str, Callable[..., None]] = {}
+
+
+def _add(check: Callable[..., None], **variants: dict) -> None:
+    for name, arguments in variants.items():
+        CASES[f"{check.__name__.removeprefix('check_')}-{name}"] = partial(check, **arguments)
+
+
+_add(
+    check_expand,
+    plain={"n": 128, "lengths": (64, 64)},
+    bf16={"n": 300, "dtype": BF16},
+    fp16_three_clients={"dtype": FP16, "lengths": _RAGGED, "n_clients": 3, "r": 5},
+    fp32_b_of_two_clients={"dtype": BF16, "b_dtype": FP32, "lengths": _RAGGED, "n_clients": 2, "r": 16},
+    strided_rows={"dtype": FP16, "pad": 3, "n_clients": 2},
+    rank_1={"r": 1},
+    rank_24={"r": 24, "dtype": FP16},
+    rank_64={"r": 64, "dtype": BF16, "n": 72},
+    rank_256={"r": 256, "dtype": FP16, "lengths": (9, 20), "n_clients": 2},
+    rank_200_fp32={"r": 200, "lengths": (9, 20), "n": 40},
+    one_column={"n": 1, "r": 4},
+    no_tokens={"lengths": (0, 0), "n_clients": 2},
+    no_segments={"lengths": ()},
+)
+_add(
+    check_backward,
+    plain={"n": 128, "lengths": (64, 64)},
+    ragged_bf16={"lengths": _RAGGED, "dtype": BF16, "n": 300},
+    ragged_fp16_atomic={"lengths": _RAGGED, "dtype": FP16, "n": 300, "deterministic": False},
+    ragged_bf16_atomic={"lengths": _RAGGED, "dtype": BF16, "n": 300, "deterministic": False, "r": 5},
+    fp32_atomic={"lengths": (20, 13), "n": 300, "deterministic": False},
+    three_clients={"lengths": _RAGGED, "dtype": FP16, "n_clients": 3, "r": 5},
+    fp32_b_of_two_clients={"lengths": _RAGGED, "dtype": BF16, "b_dtype": FP32, "n_clients": 2, "r": 16},
+    strided_rows={"dtype": FP16, "pad": 3},
+    strided_rows_aligned={"dtype": BF16, "pad": 16, "n": 304, "r": 16},
+    accumulate={"accumulate": True, "lengths": _RAGGED, "n": 300, "dtype": FP16},
+    without_squares={"with_squares": False, "n": 300, "dtype": BF16},
+    unaligned_columns={"column": 3, "dtype": BF16, "r": 8, "n": 264},
+    long_segment={"lengths": (1300, 0, 5), "n": 200, "r": 4, "dtype": FP16},
+    long_segment_of_many={"lengths": (5,) * 140 + (600,), "n": 20, "r": 2, "dtype": FP16},
+    long_segment_accumulate={"lengths": (700, 3), "n": 300, "r": 4, "dtype": BF16, "accumulate": True},
+    long_segment_atomic={"lengths": (3, 1030), "n": 300, "r": 16, "dtype": FP16, "deterministic": False},
+    rank_1={"r": 1, "lengths": _RAGGED},
+    rank_12={"r": 12, "dtype": BF16, "n": 260},
+    rank_24={"r": 24, "dtype": FP16, "n": 260},
+    rank_64={"r": 64, "dtype": BF16, "n": 136},
+    rank_128_reads_dy_twice={"r": 128, "dtype": FP16, "n": 150, "lengths": (9, 0, 70), "n_clients": 2},
+    rank_256={"r": 256, "dtype": BF16, "n": 72, "lengths": (9, 20)},
+    rank_200_fp32={"r": 200, "n": 40, "lengths": (9, 20)},
+    one_column={"n": 1, "r": 4},
+    no_tokens={"lengths": (0, 0)},
+    no_segments={"lengths": ()},
+)

@@ -1,0 +1,36 @@
+"""T3: the compiled PTX of the kernels, executed for sm_80 and sm_90: values, bounds, races, unwritten reads."""
+
+import pytest
+import torch
+from cases import CASES
+from emulator import emulated
+
+#: Cases that the interpreter covers and whose emulation takes many seconds or adds no path.
+LEFT_TO_THE_INTERPRETER = {
+    "backward-long_segment_of_many", "backward-rank_200_fp32", "expand-rank_200_fp32", "backward-rank_256",
+}  # fmt: skip
+ON_SM_80 = {
+    "backward-ragged_bf16", "backward-three_clients", "backward-rank_64", "backward-ragged_fp16_atomic",
+    "backward-unaligned_columns", "expand-fp16_three_clients", "expand-rank_64", "expand-bf16",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_buffers():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in LEFT_TO_THE_INTERPRETER])
+def test_sm_90_ptx_equals_float64_reference(name: str) -> None:
+    with emulated(90) as reports:
+        CASES[name]("triton")
+    assert reports or name.endswith(("no_segments", "expand-no_tokens")), "no kernel was launched"
+
+
+@pytest.mark.parametrize("name", sorted(ON_SM_80))
+def test_sm_80_ptx_equals_float64_reference(name: str) -> None:
+    with emulated(80) as reports:
+        CASES[name]("triton")
+    assert reports, "no kernel was launched"
