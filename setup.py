@@ -21,8 +21,8 @@ def extensions():
         sources=sources,
         depends=sorted(glob("csrc/*.h")),
         cxx_std=17,
-        extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off"],
-        # No -fopenmp at link time: torch has loaded an OpenMP runtime already, and a second one would fight it for cores.
+        extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi"],
+        # No -fopenmp at link time: torch has loaded an OpenMP runtime already; a second one would fight it for cores.
     )
     extension.optional = True
     return [extension]
@@ -31,6 +31,9 @@ def extensions():
 setup(
     packages=[*find_packages(include=["ffalora", "ffalora.*"]), *find_packages("kernels")],
     package_dir={"": ".", "ffalora_kernels": "kernels/ffalora_kernels"},
-    package_data={"ffalora": ["configs/*.yaml", "report/*.html", "studies/*.yaml", "py.typed"], "ffalora_kernels": ["py.typed"]},
+    package_data={
+        "ffalora": ["configs/*.yaml", "report/*.html", "studies/*.yaml", "py.typed"],
+        "ffalora_kernels": ["py.typed"],
+    },
     ext_modules=extensions(),
 )

@@ -1,5 +1,107 @@
-"""The C++ kernels of csrc/ behind the operations' signatures. Raises ImportError where the extension was not built."""
+"""The C++ kernels of csrc/ behind the operations' signatures. Raises ImportError where the extension was not built.
 
-from . import _cpu  # noqa: F401
+float32 and bfloat16 activations run in C++. float16 and float64 activations, and a ``total`` whose rows are not
+contiguous, go to the reference functions: on processors float16 is a storage format, and float64 serves gradient checks.
+"""
 
-IMPLEMENTATIONS: dict = {}
+from __future__ import annotations
+
+import torch  # the extension uses the OpenMP runtime that torch loads, so torch comes first
+from torch import Tensor
+
+from . import reference
+
+try:
+    from . import _cpu
+except ImportError as missing:
+    raise ImportError(
+        f"the C++ extension ffalora_kernels._cpu is not usable ({missing}); "
+        "it is built by `pip install .` where a C++17 compiler is found and FFALORA_NO_EXTENSION is not set"
+    ) from missing
+
+_COMPILED = (torch.float32, torch.bfloat16)
+
+
+def _activations(t: Tensor) -> _cpu.Activations:
+    return _cpu.Activations(t.data_ptr(), t.shape[1], t.stride(0), t.dtype == torch.bfloat16)
+
+
+def _segments(offsets: Tensor, client: Tensor) -> _cpu.Segments:
+    return _cpu.Segments(offsets.data_ptr(), client.data_ptr(), client.numel())
+
+
+def _adapter(b: Tensor) -> _cpu.AdapterB:
+    return _cpu.AdapterB(b.data_ptr(), b.shape[0], b.stride(0), b.dtype == torch.bfloat16)
+
+
+def _columns(arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool) -> _cpu.ArenaColumns:
+    first = arena.data_ptr() + 4 * column
+    if squares is None:
+        return _cpu.ArenaColumns(first, arena.stride(0), accumulate, 0, 0)
+    norms = squares[:, slot]
+    return _cpu.ArenaColumns(first, arena.stride(0), accumulate, norms.data_ptr(), norms.stride(0))
+
+
+def expand(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int) -> None:
+    """``expand_`` in C++: ``y`` is read and written once, four tokens at a time."""
+    if y.dtype not in _COMPILED:
+        return reference.expand_ref(y, h, b, offsets, client, scale, longest)
+    segments = _segments(offsets, client)
+    _cpu.expand(_activations(y), _activations(h), _adapter(b), segments, scale, torch.get_num_threads())
+
+
+def backward(
+    dy: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int,
+    arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool, deterministic: bool,
+) -> Tensor:  # fmt: skip
+    """``backward`` in C++: ``dy`` comes from memory once, ``g`` is written once. It is always deterministic."""
+    if dy.dtype not in _COMPILED:
+        return reference.backward_ref(
+            dy, h, b, offsets, client, scale, longest, arena, column, squares, slot, accumulate, deterministic
+        )
+    dh = torch.empty_like(h, memory_format=torch.contiguous_format)
+    _cpu.backward(
+        _activations(dy), _activations(h), _adapter(b), _activations(dh), _segments(offsets, client), scale,
+        _columns(arena, column, squares, slot, accumulate), torch.get_num_threads(),
+    )  # fmt: skip
+    return dh
+
+
+def outer(
+    p: Tensor, q: Tensor | None, offsets: Tensor, scale: float, longest: int,
+    arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool,
+) -> None:  # fmt: skip
+    """``outer`` in C++; ``q`` None sums the columns of ``p``."""
+    if p.dtype not in _COMPILED:
+        return reference.outer_ref(p, q, offsets, scale, longest, arena, column, squares, slot, accumulate)
+    segments = _cpu.Segments(offsets.data_ptr(), 0, offsets.numel() - 1)
+    narrow = _cpu.Activations(0, 1, 0, False) if q is None else _activations(q)
+    target = _columns(arena, column, squares, slot, accumulate)
+    _cpu.outer(_activations(p), narrow, segments, scale, target, torch.get_num_threads())
+
+
+def clip_reduce(
+    total: Tensor, arena: Tensor, squares: Tensor | None, client: Tensor,
+    max_grad_norm: Tensor, group_columns: Tensor, mode: str, gamma: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``clip_reduce_`` in C++: float64 sums, the arena read once (twice where the squared norms are not given)."""
+    if arena.dtype != torch.float32 or (total.shape[1] > 1 and total.stride(1) != 1):
+        return reference.clip_reduce_ref(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
+    limits, given = max_grad_norm.contiguous(), None if squares is None else squares.contiguous()
+    shape = (arena.shape[0], limits.shape[1])
+    factors, norms = total.new_empty(shape), total.new_empty(shape)
+    _cpu.clip_reduce(
+        total.data_ptr(), total.stride(0), arena.data_ptr(), arena.stride(0),
+        0 if given is None else given.data_ptr(), shape[1], client.data_ptr(), shape[0],
+        limits.data_ptr(), group_columns.data_ptr(), shape[1], mode == "automatic", gamma,
+        factors.data_ptr(), norms.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return factors, norms
+
+
+IMPLEMENTATIONS = {
+    "expand_": expand,
+    "backward": backward,
+    "outer": outer,
+    "clip_reduce_": clip_reduce,
+}

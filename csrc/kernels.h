@@ -1,0 +1,69 @@
+// The operations of ffalora_kernels.ops on plain pointers. Sizes and meanings are those of ops.py; strides count
+// elements.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace ffalora {
+
+struct Segments {
+  const int32_t* offsets;  // [count + 1]
+  const int32_t* client;   // [count]
+  ptrdiff_t count;
+};
+
+// A matrix of activations: float32, or bfloat16 where `half`.
+struct Activations {
+  void* data;
+  ptrdiff_t columns, stride;
+  bool half;
+
+  template <class T>
+  T* row(ptrdiff_t m) const {
+    return static_cast<T*>(data) + m * stride;
+  }
+};
+
+// b [clients, columns, rank], each client's matrix contiguous.
+struct AdapterB {
+  const void* data;
+  ptrdiff_t clients, stride;
+  bool half;
+};
+
+// Where the gradients of all segments go: columns of the arena, and one column of the squared norms (or null).
+struct ArenaColumns {
+  float* data;  // already at the first column
+  ptrdiff_t stride;
+  bool accumulate;
+  double* squares;
+  ptrdiff_t squares_stride;
+};
+
+void expand(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
+            int threads);
+
+void backward(const Activations& dy, const Activations& h, const AdapterB& b, const Activations& dh,
+              const Segments& segments, float scale, const ArenaColumns& arena, int threads);
+
+// q.data null: sums of the columns of p.
+void outer(const Activations& p, const Activations& q, const Segments& segments, float scale, const ArenaColumns& arena,
+           int threads);
+
+struct Clipping {
+  const double* max_grad_norm;   // [clients, groups]
+  const int32_t* group_columns;  // [groups + 1]
+  ptrdiff_t groups;
+  bool automatic;
+  double gamma;
+};
+
+// squares null: computed from the arena. factors and norms [segments, groups] are written.
+void clip_reduce(double* total, ptrdiff_t total_stride, const float* arena, ptrdiff_t arena_stride,
+                 const double* squares, ptrdiff_t squares_stride, const int32_t* client, ptrdiff_t segments,
+                 const Clipping& clipping, double* factors, double* norms, int threads);
+
+}  // namespace ffalora

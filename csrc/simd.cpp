@@ -1,0 +1,40 @@
+// Which instruction set the leaf functions use.
+#include "simd.h"
+
+#include <atomic>
+
+namespace ffalora {
+namespace {
+
+std::atomic<int> chosen{-1};
+
+}  // namespace
+
+Level detected_level() {
+#ifdef FFALORA_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return kAvx512;
+  if (avx2) return kAvx2;
+#endif
+  return kBaseline;
+}
+
+Level level() {
+  int value = chosen.load(std::memory_order_relaxed);
+  if (value < 0) {
+    value = detected_level();
+    chosen.store(value, std::memory_order_relaxed);
+  }
+  return static_cast<Level>(value);
+}
+
+bool set_level(int wanted) {
+  if (wanted < kBaseline || wanted > detected_level()) return false;
+  chosen.store(wanted, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace ffalora

@@ -1,0 +1,136 @@
+// Vectors of L lanes, loads and stores of float32 and bfloat16, and the choice of instruction set at run time.
+//
+// A leaf function is a struct with `template <int L> static void run(...)`. dispatch<Leaf>(...) calls it compiled for
+// AVX-512 (16 lanes), AVX2 with FMA (8) or the baseline (4), whichever the processor has. Unlike target_clones this
+// gives each instruction set its own lane count and register blocking, needs no ifunc, and lets a test run all of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define FFALORA_X86 1
+#endif
+#define FFALORA_INLINE inline __attribute__((always_inline))
+
+namespace ffalora {
+
+enum Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+
+Level detected_level();
+Level level();               // detected_level() unless a test lowered it
+bool set_level(int wanted);  // false where the processor lacks it
+
+#ifdef FFALORA_X86
+template <class Leaf, class... Args>
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void run_avx512(Args... args) {
+  Leaf::template run<16>(args...);
+}
+template <class Leaf, class... Args>
+__attribute__((target("avx2,fma"))) void run_avx2(Args... args) {
+  Leaf::template run<8>(args...);
+}
+#endif
+
+template <class Leaf, class... Args>
+void dispatch(Args... args) {
+#ifdef FFALORA_X86
+  if (level() == kAvx512) return run_avx512<Leaf>(args...);
+  if (level() == kAvx2) return run_avx2<Leaf>(args...);
+#endif
+  Leaf::template run<4>(args...);
+}
+
+struct bf16 {
+  uint16_t bits;
+};
+
+template <class T, int L>
+struct Lanes {
+  typedef T type __attribute__((vector_size(sizeof(T) * L)));
+};
+template <class T, int L>
+using Vec = typename Lanes<T, L>::type;
+
+template <class To, class From>
+FFALORA_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <int L>
+FFALORA_INLINE Vec<float, L> load(const float* at) {
+  Vec<float, L> v;
+  std::memcpy(&v, at, sizeof(v));
+  return v;
+}
+
+template <int L>
+FFALORA_INLINE Vec<float, L> load(const bf16* at) {
+  Vec<uint16_t, L> half;
+  std::memcpy(&half, at, sizeof(half));
+  return bit_cast<Vec<float, L>>(__builtin_convertvector(half, Vec<uint32_t, L>) << 16);
+}
+
+template <int L>
+FFALORA_INLINE void store(float* at, const Vec<float, L>& v) {
+  std::memcpy(at, &v, sizeof(v));
+}
+
+// Rounds to nearest, ties to even; a NaN stays one (as torch's conversion does).
+template <int L>
+FFALORA_INLINE void store(bf16* at, const Vec<float, L>& v) {
+  const auto x = bit_cast<Vec<uint32_t, L>>(v);
+  const auto rounded = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;
+  const auto nan = bit_cast<Vec<uint32_t, L>>((x & 0x7fffffffu) > 0x7f800000u);
+  const auto half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Vec<uint16_t, L>);
+  std::memcpy(at, &half, sizeof(half));
+}
+
+FFALORA_INLINE float to_float(float x) { return x; }
+FFALORA_INLINE float to_float(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+FFALORA_INLINE void from_float(float x, float* to) { *to = x; }
+FFALORA_INLINE void from_float(float x, bf16* to) {
+  const auto u = bit_cast<uint32_t>(x);
+  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+  to->bits = nan ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// The even or odd half of two interleaved vectors: x0 y0 x1 y1 …
+template <int L, bool High>
+FFALORA_INLINE Vec<float, L> interleave(const Vec<float, L>& x, const Vec<float, L>& y) {
+#if defined(__clang__)
+  if constexpr (L == 16) {
+    return High ? __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                : __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  } else if constexpr (L == 8) {
+    return High ? __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15)
+                : __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+  } else {
+    return High ? __builtin_shufflevector(x, y, 2, 6, 3, 7) : __builtin_shufflevector(x, y, 0, 4, 1, 5);
+  }
+#else
+  Vec<int32_t, L> from{};
+  for (int i = 0; i < L; ++i) from[i] = (i % 2) * L + i / 2 + (High ? L / 2 : 0);
+  return __builtin_shuffle(x, y, from);
+#endif
+}
+
+// ROWS vectors [ROWS][L] become [L][ROWS]: each pass riffles the halves, which rotates the index bits by one.
+template <int L, int ROWS>
+FFALORA_INLINE void transpose(Vec<float, L> (&v)[ROWS]) {
+  for (int stage = 1; stage < ROWS; stage *= 2) {
+    Vec<float, L> riffled[ROWS];
+    for (int j = 0; j < ROWS / 2; ++j) {
+      riffled[2 * j] = interleave<L, false>(v[j], v[j + ROWS / 2]);
+      riffled[2 * j + 1] = interleave<L, true>(v[j], v[j + ROWS / 2]);
+    }
+    for (int j = 0; j < ROWS; ++j) v[j] = riffled[j];
+  }
+}
+
+}  // namespace ffalora

@@ -1,0 +1,261 @@
+// Leaf functions of the small matrix products: register blocks of a few ranks by two vectors of columns.
+//
+// `narrow [tokens, padded]` is float32 with its columns padded to a multiple of kPad by zeros; `wide [tokens, width]`
+// is the large tensor, read once. Sums run over tokens in order within a chunk, and over chunks in order, so the bits
+// of a segment's result depend on that segment alone. Include contract.h first.
+#pragma once
+
+#include "simd.h"
+
+namespace ffalora {
+
+constexpr int kPad = 8;
+template <int L>
+constexpr int kRanks = L == 16 ? 8 : 4;  // ranks held in registers at once
+
+inline ptrdiff_t padded_to(ptrdiff_t n, ptrdiff_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// One chunk of tokens of one segment, for a range of wide columns: target[n, r] = scale Σ_m wide[m, n] narrow[m, r].
+template <class T>
+struct GradientChunk {
+  const T* wide;
+  ptrdiff_t wide_stride, width;
+  const float* narrow;
+  ptrdiff_t padded, rank, tokens;
+  float* partial;    // sums of the chunks before; unused when this chunk is first and last
+  bool first, last;  // of its segment
+  float scale;
+  float* target;
+  ptrdiff_t column_stride, rank_stride;  // one of them is 1
+  bool accumulate;
+  double* square;  // receives Σ target² when last
+};
+
+// Scales V lanes, adds them to `count` numbers at `to`, and squares what was stored.
+template <int V, class Chunk>
+FFALORA_INLINE void emit(const Chunk& c, Vec<float, V> sum, float* to, ptrdiff_t count, Vec<double, V>& square) {
+  Vec<float, V> stored = sum * c.scale;
+  if (count >= V) {
+    if (c.accumulate) stored += load<V>(to);
+    store<V>(to, stored);
+  } else {
+    Vec<float, V> kept{};
+    for (ptrdiff_t i = 0; i < count; ++i) {
+      kept[i] = c.accumulate ? to[i] + stored[i] : stored[i];
+      to[i] = kept[i];
+    }
+    stored = kept;
+  }
+  const auto wide = __builtin_convertvector(stored, Vec<double, V>);
+  square += wide * wide;
+}
+
+template <class T>
+struct Gradient {
+  template <int L>
+  FFALORA_INLINE static void run(const GradientChunk<T>* chunk) {
+    constexpr int B = kRanks<L>;
+    constexpr int kColumns = 2 * L;
+    const GradientChunk<T>& c = *chunk;
+    Vec<double, L> square{};
+    Vec<double, B> short_square{};
+    float* partial = c.partial;
+    alignas(64) float edge[kEdgeTokens * kColumns];
+    for (ptrdiff_t n = 0; n < c.width; n += kColumns) {
+      const ptrdiff_t columns = c.width - n < kColumns ? c.width - n : kColumns;
+      for (ptrdiff_t r = 0; r < c.rank; r += B) {
+        Vec<float, L> sum[2][B] = {};
+        if (columns == kColumns) {
+          accumulate<L>(c.wide + n, c.wide_stride, c.narrow + r, c.padded, c.tokens, sum);
+        } else {
+          for (ptrdiff_t m = 0; m < c.tokens; m += kEdgeTokens) {
+            const ptrdiff_t rows = c.tokens - m < kEdgeTokens ? c.tokens - m : kEdgeTokens;
+            std::memset(edge, 0, sizeof(edge));
+            for (ptrdiff_t i = 0; i < rows; ++i)
+              for (ptrdiff_t j = 0; j < columns; ++j)
+                edge[i * kColumns + j] = to_float(c.wide[(m + i) * c.wide_stride + n + j]);
+            accumulate<L>(edge, kColumns, c.narrow + m * c.padded + r, c.padded, rows, sum);
+          }
+        }
+        if (!(c.first && c.last)) {
+          for (auto& half : sum)
+            for (auto& v : half) {
+              if (!c.first) v += load<L>(partial);
+              if (!c.last) store<L>(partial, v);
+              partial += L;
+            }
+        }
+        if (c.last) finish<L>(c, sum, n, columns, r, square, short_square);
+      }
+    }
+    if (!c.last) return;
+    double total = 0;
+    for (int i = 0; i < L; ++i) total += square[i];
+    for (int i = 0; i < B; ++i) total += short_square[i];
+    *c.square = total;
+  }
+
+  // Floats that `partial` must hold for a range of `width` columns.
+  static size_t partial_size(ptrdiff_t width, ptrdiff_t rank) { return padded_to(width, 32) * padded_to(rank, kPad); }
+
+ private:
+  static constexpr int kEdgeTokens = 32;
+
+  template <int L, class W>
+  FFALORA_INLINE static void accumulate(const W* wide, ptrdiff_t stride, const float* narrow, ptrdiff_t padded,
+                                        ptrdiff_t tokens, Vec<float, L> (&sum)[2][kRanks<L>]) {
+    for (ptrdiff_t m = 0; m < tokens; ++m) {
+      const Vec<float, L> w0 = load<L>(wide + m * stride), w1 = load<L>(wide + m * stride + L);
+      for (int r = 0; r < kRanks<L>; ++r) {
+        const float x = narrow[m * padded + r];
+        sum[0][r] += w0 * x;
+        sum[1][r] += w1 * x;
+      }
+    }
+  }
+
+  template <int L, int B>
+  FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[2][B], ptrdiff_t n,
+                                    ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
+                                    Vec<double, B>& short_square) {
+    const ptrdiff_t ranks = c.rank - r < B ? c.rank - r : B;
+    float* target = c.target + n * c.column_stride + r * c.rank_stride;
+    for (int half = 0; half < 2; ++half) {
+      const ptrdiff_t left = columns - half * L;
+      if (left <= 0) return;
+      float* to = target + half * L * c.column_stride;
+      if (c.column_stride == 1) {
+        for (ptrdiff_t i = 0; i < ranks; ++i) emit<L>(c, sum[half][i], to + i * c.rank_stride, left, square);
+        continue;
+      }
+      transpose<L, B>(sum[half]);
+      if (c.rank == B && left >= L) {
+        for (int i = 0; i < B; ++i) emit<L>(c, sum[half][i], to + i * L, L, square);
+        continue;
+      }
+      alignas(64) float rows[L * B];
+      for (int i = 0; i < B; ++i) store<L>(rows + i * L, sum[half][i]);
+      for (ptrdiff_t i = 0; i < left && i < L; ++i)
+        emit<B>(c, load<B>(rows + i * B), to + i * c.column_stride, ranks, short_square);
+    }
+  }
+};
+
+// For a range of tokens and of wide columns: sum[m, r] (+)= Σ_n wide[m, n] turned[r, n], turned padded by zeros.
+template <class T>
+struct InputChunk {
+  const T* wide;
+  ptrdiff_t wide_stride, width;
+  const float* turned;
+  ptrdiff_t turned_stride, padded, rank, tokens;
+  float* sum;
+  bool first;
+};
+
+template <class T>
+struct InputGradient {
+  template <int L>
+  FFALORA_INLINE static void run(const InputChunk<T>* chunk) {
+    ptrdiff_t m = 0;
+    for (; m + 2 <= chunk->tokens; m += 2) rows<L, 2>(*chunk, m);
+    if (m < chunk->tokens) rows<L, 1>(*chunk, m);
+  }
+
+ private:
+  template <int L, int ROWS>
+  FFALORA_INLINE static void rows(const InputChunk<T>& c, ptrdiff_t m) {
+    constexpr int B = kRanks<L>;
+    const T* wide = c.wide + m * c.wide_stride;
+    const ptrdiff_t whole = c.width / L * L;
+    for (ptrdiff_t r = 0; r < c.rank; r += B) {
+      const float* turned = c.turned + r * c.turned_stride;
+      Vec<float, L> sum[ROWS][B] = {};
+      for (ptrdiff_t n = 0; n < whole; n += L) {
+        Vec<float, L> w[ROWS];
+        for (int i = 0; i < ROWS; ++i) w[i] = load<L>(wide + i * c.wide_stride + n);
+        add<L, ROWS>(w, turned + n, c.turned_stride, sum);
+      }
+      if (whole < c.width) {
+        Vec<float, L> w[ROWS] = {};
+        for (int i = 0; i < ROWS; ++i)
+          for (ptrdiff_t n = whole; n < c.width; ++n) w[i][n - whole] = to_float(wide[i * c.wide_stride + n]);
+        add<L, ROWS>(w, turned + whole, c.turned_stride, sum);
+      }
+      for (int i = 0; i < ROWS; ++i) {
+        float* to = c.sum + (m + i) * c.padded + r;
+        alignas(64) float lanes[L * B];
+        transpose<L, B>(sum[i]);
+        for (int j = 0; j < B; ++j) store<L>(lanes + j * L, sum[i][j]);
+        Vec<float, B> total = load<B>(lanes);
+        for (int j = 1; j < L; ++j) total += load<B>(lanes + j * B);
+        if (!c.first) total += load<B>(to);
+        store<B>(to, total);
+      }
+    }
+  }
+
+  template <int L, int ROWS>
+  FFALORA_INLINE static void add(const Vec<float, L> (&w)[ROWS], const float* turned, ptrdiff_t stride,
+                                 Vec<float, L> (&sum)[ROWS][kRanks<L>]) {
+    for (int r = 0; r < kRanks<L>; ++r) {
+      const Vec<float, L> t = load<L>(turned + r * stride);
+      for (int i = 0; i < ROWS; ++i) sum[i][r] += w[i] * t;
+    }
+  }
+};
+
+// For a range of tokens: y[m, n] += scale Σ_r narrow[m, r] turned[r, n].
+template <class T>
+struct ExpandChunk {
+  T* y;
+  ptrdiff_t y_stride, width;
+  const float* narrow;
+  const float* turned;
+  ptrdiff_t turned_stride, padded, rank, tokens;
+  float scale;
+};
+
+template <class T>
+struct Expand {
+  template <int L>
+  FFALORA_INLINE static void run(const ExpandChunk<T>* chunk) {
+    ptrdiff_t m = 0;
+    for (; m + 4 <= chunk->tokens; m += 4) rows<L, 4>(*chunk, m);
+    for (; m < chunk->tokens; ++m) rows<L, 1>(*chunk, m);
+  }
+
+ private:
+  template <int L, int ROWS>
+  FFALORA_INLINE static void rows(const ExpandChunk<T>& c, ptrdiff_t m) {
+    constexpr int kVectors = L == 16 ? 4 : 2;
+    T* y = c.y + m * c.y_stride;
+    const float* narrow = c.narrow + m * c.padded;
+    ptrdiff_t n = 0;
+    for (; n + kVectors * L <= c.width; n += kVectors * L) tile<L, ROWS, kVectors>(c, y + n, c.y_stride, narrow, n);
+    for (; n + L <= c.width; n += L) tile<L, ROWS, 1>(c, y + n, c.y_stride, narrow, n);
+    if (n == c.width) return;
+    alignas(64) T edge[ROWS * L] = {};
+    const size_t bytes = (c.width - n) * sizeof(T);
+    for (int i = 0; i < ROWS; ++i) std::memcpy(edge + i * L, y + i * c.y_stride + n, bytes);
+    tile<L, ROWS, 1>(c, edge, L, narrow, n);
+    for (int i = 0; i < ROWS; ++i) std::memcpy(y + i * c.y_stride + n, edge + i * L, bytes);
+  }
+
+  template <int L, int ROWS, int VECTORS>
+  FFALORA_INLINE static void tile(const ExpandChunk<T>& c, T* y, ptrdiff_t stride, const float* narrow, ptrdiff_t n) {
+    Vec<float, L> sum[ROWS][VECTORS] = {};
+    for (ptrdiff_t r = 0; r < c.rank; ++r) {
+      Vec<float, L> t[VECTORS];
+      for (int v = 0; v < VECTORS; ++v) t[v] = load<L>(c.turned + r * c.turned_stride + n + v * L);
+      for (int i = 0; i < ROWS; ++i)
+        for (int v = 0; v < VECTORS; ++v) sum[i][v] += t[v] * narrow[i * c.padded + r];
+    }
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < VECTORS; ++v) {
+        T* to = y + i * stride + v * L;
+        store<L>(to, load<L>(to) + sum[i][v] * c.scale);
+      }
+  }
+};
+
+}  // namespace ffalora
