@@ -76,7 +76,7 @@ def _read_table(file: Path, suffix: str) -> Any:
 def read_folder(folder: Path) -> dict[str, Dataset]:
     """Splits of a folder: saved by ``datasets.save_to_disk``, or holding data files.
 
-    Files called train, validation (valid, val, dev) or test, or with such a prefix before ``-``, ``_`` or ``.``, are those
+    Files called train, validation (valid, val, dev) or test, also with more behind ``-``, ``_`` or ``.``, are those
     splits. If no file is called so, every file is one client's: all rows form one split "train", and column ``file``
     holds the file's stem. Raises ``DataError`` when nothing can be read.
     """
@@ -85,10 +85,9 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise DataError(
-            f"data folder {folder} holds neither a data set saved by `datasets` nor a file ending in {', '.join(_SUFFIXES)}"
+            f"data folder {folder} holds neither a data set saved by `datasets` nor a file ending in "
+            f"{', '.join(_SUFFIXES)}"
         )
-    from datasets import concatenate_datasets
-
     roles = {file: _role(file) for file in files}
     if not any(roles.values()):
         parts = [_with_file_column(read_file(file), file.stem) for file in files]

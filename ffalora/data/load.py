@@ -6,10 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
 from .errors import DataError
+from .labels import describe, encode_classes, encode_numbers
 from .splits import ROLES, check_fractions, sample_rows, split_rows
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 TASKS = ("classification", "regression", "causal-lm", "image-classification")
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
-_ALL = "all"  # rows that no split of the source claims
+_ALL = "all"  # rows that the source assigns to no split
+_FEWEST_ROWS = 2
 
 
 @dataclass
@@ -33,7 +35,7 @@ class LoadedData:
     label_column: str | None
     label_names: list[str] | None = None
     client_column: str | None = None
-    embedded: bool = False
+    licence: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -103,24 +105,27 @@ def load_data(
         client_column = files.FILE_COLUMN
     label_column = None if task == "causal-lm" else label_column or "label"
     inputs = tuple(input_columns) if input_columns else _guess_inputs(first, label_column, task, spec)
-    loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, own is not None)
+    licence = assets.find(own.asset).licence if own else None
+    loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, licence)
     roles = _assign_roles(source, split_names, spec)
     roles = {role: data for role, data in roles.items() if not _unlabelled(loaded, role, data, spec)}
     if "train" not in roles and _ALL not in roles:
-        raise DataError(f"{spec} has no training split; its splits are {', '.join(source)}. Name one in split_names.train")
+        raise DataError(
+            f"{spec} has no training split; its splits are {', '.join(source)}. Name one in split_names.train"
+        )
     for role, data in roles.items():
-        roles[role] = _check_inputs(data, loaded, group_column, _describe(spec, role), drop_empty)
-    if label_column is not None:
-        roles = _encode_labels(roles, loaded, own.label_names if own else None)
+        roles[role] = _check_inputs(data, loaded, group_column, describe(spec, role), drop_empty)
+    learned = _ALL if _ALL in roles else "train"
+    roles = {role: roles[role] for role in sorted(roles, key=lambda role: role != learned)}
+    if task == "regression":
+        roles = encode_numbers(roles, str(label_column), spec)
+    elif label_column is not None:
+        roles, loaded.label_names = encode_classes(roles, label_column, spec, own.label_names if own else None)
     roles = _fill_roles(roles, inputs, group_column, fractions, split_seed)
     for role, data in roles.items():
         loaded.splits[role] = data.select(sample_rows(len(data), max_samples, seed))
-    _check_splits(loaded)
+    _check_splits(loaded, fractions)
     return loaded
-
-
-def _describe(spec: str, role: str) -> str:
-    return spec if role == _ALL else f"{spec} ({role})"
 
 
 def _read_embedded(data: embedded.EmbeddedData) -> dict[str, Dataset]:
@@ -132,7 +137,8 @@ def _read_embedded(data: embedded.EmbeddedData) -> dict[str, Dataset]:
     if given is None:
         return {_ALL: whole}
     return {
-        split: whole.select([row for row, value in enumerate(given) if value == split]) for split in dict.fromkeys(given)
+        split: whole.select([row for row, value in enumerate(given) if value == split])
+        for split in dict.fromkeys(given)
     }
 
 
@@ -164,7 +170,8 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
         strings = [
             name
             for name, feature in data.features.items()
-            if getattr(feature, "dtype", "") in ("string", "large_string") and name not in (label_column, files.FILE_COLUMN)
+            if getattr(feature, "dtype", "") in ("string", "large_string")
+            and name not in (label_column, files.FILE_COLUMN)
         ]
         if len(strings) == 1 and task != "image-classification":
             return (strings[0],)
@@ -174,9 +181,7 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
     )
 
 
-def _assign_roles(
-    source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str
-) -> dict[str, Dataset]:
+def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str) -> dict[str, Dataset]:
     if not split_names:
         return {role: data for role, data in source.items() if role in (*ROLES, _ALL)}
     roles = {}
@@ -223,29 +228,37 @@ def _check_inputs(
     return validate.check_texts(data, loaded.input_columns, source, drop_empty=drop_empty)
 
 
-def _encode_labels(
-    roles: dict[str, Dataset], loaded: LoadedData, names: Sequence[str] | None
+def _fill_roles(
+    roles: dict[str, Dataset], inputs: Sequence[str], group_column: str | None, fractions: Sequence[float], seed: int
 ) -> dict[str, Dataset]:
-    column = str(loaded.label_column)
-    if loaded.task == "regression":
-        values = {role: validate.numbers(data, column, _describe(loaded.name, role)) for role, data in roles.items()}
-        return {role: _replace(data, column, values[role]) for role, data in roles.items()}
-    classes = {role: validate.class_values(data, column, _describe(loaded.name, role)) for role, data in roles.items()}
-    validate.check_classes([value for part in classes.values() for value in part], column, loaded.name)
-    learned = set(classes.get("train", classes.get(_ALL, [])))
-    for role, part in classes.items():
-        strange = sorted(set(map(str, part)) - set(map(str, learned)))
-        if strange:
+    """Cut the roles that the source does not fill out of its training rows."""
+    whole = roles.get(_ALL, roles.get("train"))
+    if whole is None:
+        raise ValueError(f"roles {list(roles)}: neither {_ALL!r} nor 'train' among them")
+    filled = {role: data for role, data in roles.items() if role in ("validation", "test")}
+    _, validation, test = fractions
+    validation, test = (0.0 if "validation" in filled else validation), (0.0 if "test" in filled else test)
+    if group_column is not None:
+        keys = [str(value) for value in whole[group_column]]
+    else:
+        keys = ["\x1f".join(map(str, values)) for values in zip(*(whole[column] for column in inputs), strict=True)]
+    rows = split_rows(keys, (1 - validation - test, validation, test), seed)
+    cut = {role: whole.select(part) for role, part in rows.items()}
+    return {role: (filled | cut)[role] for role in ROLES if role in filled or role in cut}
+
+
+def _check_splits(loaded: LoadedData, fractions: Sequence[float]) -> None:
+    wanted = {role for role, fraction in zip(ROLES, fractions, strict=True) if fraction > 0}
+    for role in ROLES:
+        rows = len(loaded.splits.get(role, ()))
+        if rows < _FEWEST_ROWS and (role in wanted or role in loaded.splits):
             raise DataError(
-                f"label column {column!r} of {_describe(loaded.name, role)} holds classes that the training split does "
-                f"not: {strange[:8]}"
+                f"split {role} of {loaded.name} has {rows} rows, fewer than {_FEWEST_ROWS}; give more data, a larger "
+                f"fraction (fractions={list(fractions)}), a larger max_samples, or fraction 0 to do without it"
             )
-    feature = next(iter(roles.values())).features[column]
-    names = names or getattr(feature, "names", None)
-    if names and learned <= set(range(len(names))):
-        loaded.label_names = list(names)
-        return {role: _replace(data, column, np_int(classes[role])) for role, data in roles.items()}
-    order = sorted(learned) if len({isinstance(value, str) for value in learned}) == 1 else sorted(learned, key=str)
-    number = {value: index for index, value in enumerate(order)}
-    loaded.label_names = [str(value) for value in order]
-    return {role: _replace(data, column, np_int([number[v] for v in classes[role]])) for role, data in roles.items()}
+    if loaded.label_names:
+        here = len(set(loaded.splits["train"][loaded.label_column]))
+        if here < 2:
+            raise DataError(
+                f"split train of {loaded.name} holds one class only; give more data or a larger max_samples"
+            )

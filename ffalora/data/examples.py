@@ -1,0 +1,149 @@
+"""Examples in memory, ready to be batched: one class per modality, all with the same four members.
+
+``len(examples)``, ``examples.lengths`` (cost of a sample in tokens, int64 [rows]), ``examples.labels`` (for partitions
+and metrics) and ``examples.collate(indices) -> (inputs, targets)``: keyword arguments of the model's forward, padded to
+the longest of the batch only, and what the task's losses compare its outputs with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # target of a token that no loss counts: padding and prompts
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+class Examples(Protocol):
+    """What training and evaluation need to know of data."""
+
+    lengths: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch: ...
+
+
+class Ragged:
+    """Rows of different lengths in one flat array: row i is ``flat[offsets[i]:offsets[i + 1]]``."""
+
+    def __init__(self, rows: Sequence[Sequence[int]], dtype: Any = np.int32) -> None:
+        self.lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+        self.flat = np.empty(int(self.offsets[-1]), dtype=dtype)
+        for row, start in zip(rows, self.offsets[:-1], strict=True):
+            self.flat[start : start + len(row)] = row
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    def padded(self, rows: np.ndarray, value: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """``[len(rows), T]`` int64 filled up with ``value`` on the right, and the mask of what is real (bool)."""
+        lengths = self.lengths[rows]
+        width = int(lengths.max(initial=0))
+        width = -(-width // multiple) * multiple
+        columns = np.arange(width)
+        mask = columns < lengths[:, None]  # [S, T]
+        out = np.full(mask.shape, value, dtype=np.int64)
+        out[mask] = self.flat[(self.offsets[rows][:, None] + columns)[mask]]
+        return out, mask
+
+
+class TokenizedDataset:
+    """Texts or pairs of texts with a class or a number each.
+
+    labels: int64 [rows] for classification, float32 [rows] for regression. ``token_type_ids`` is None for models that
+    take none. ``pad_to_multiple`` rounds the width of a batch up (tensor cores, fewer shapes to compile).
+    """
+
+    def __init__(
+        self,
+        input_ids: Ragged,
+        labels: np.ndarray,
+        pad_token_id: int,
+        token_type_ids: Ragged | None = None,
+        pad_to_multiple: int = 1,
+    ) -> None:
+        if len(input_ids) != len(labels):
+            raise ValueError(f"input_ids has {len(input_ids)} rows, labels {len(labels)}")
+        self.input_ids, self.token_type_ids = input_ids, token_type_ids
+        self.labels, self.lengths = labels, input_ids.lengths
+        self.pad_token_id, self.pad_to_multiple = pad_token_id, pad_to_multiple
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """``input_ids``, ``attention_mask`` (and ``token_type_ids``) int64 [S, T]; targets [S]."""
+        rows = np.asarray(indices, dtype=np.int64)
+        ids, mask = self.input_ids.padded(rows, self.pad_token_id, self.pad_to_multiple)
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self.token_type_ids is not None:
+            types, _ = self.token_type_ids.padded(rows, 0, self.pad_to_multiple)
+            inputs["token_type_ids"] = torch.from_numpy(types)
+        return inputs, torch.from_numpy(self.labels[rows])
+
+
+class CausalDataset:
+    """Prompts with answers for a causal language model; the loss counts the answer's own tokens only.
+
+    answer_starts: int64 [rows], position of the first answer token in each row. ``labels`` are all zero: there are no
+    classes to partition by.
+    """
+
+    def __init__(
+        self, input_ids: Ragged, answer_starts: np.ndarray, pad_token_id: int, pad_to_multiple: int = 1
+    ) -> None:
+        if len(input_ids) != len(answer_starts):
+            raise ValueError(f"input_ids has {len(input_ids)} rows, answer_starts {len(answer_starts)}")
+        self.input_ids, self.answer_starts = input_ids, answer_starts
+        self.lengths = input_ids.lengths
+        self.labels = np.zeros(len(input_ids), dtype=np.int64)
+        self.pad_token_id, self.pad_to_multiple = pad_token_id, pad_to_multiple
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """``input_ids``, ``attention_mask`` int64 [S, T]; targets int64 [S, T], not shifted, IGNORE_INDEX elsewhere."""
+        rows = np.asarray(indices, dtype=np.int64)
+        ids, mask = self.input_ids.padded(rows, self.pad_token_id, self.pad_to_multiple)
+        own = mask & (np.arange(ids.shape[1]) >= self.answer_starts[rows][:, None])
+        targets = np.where(own, ids, IGNORE_INDEX)
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        return inputs, torch.from_numpy(targets)
+
+
+class ImageDataset:
+    """Images of one size with a class each.
+
+    pixels: uint8 [rows, channels, height, width]; ``tokens`` is what one image costs the model (patches, and the class
+    token). Values become (pixel / 255 - mean) / std in float32.
+    """
+
+    def __init__(
+        self, pixels: np.ndarray, labels: np.ndarray, tokens: int, mean: float = 0.5, std: float = 0.5
+    ) -> None:
+        if pixels.ndim != 4 or len(pixels) != len(labels):
+            raise ValueError(f"pixels {pixels.shape} must be [rows, channels, height, width] with {len(labels)} rows")
+        self.pixels, self.labels = pixels, labels
+        self.lengths = np.full(len(pixels), tokens, dtype=np.int64)
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """``pixel_values`` float32 [S, channels, height, width]; targets int64 [S]."""
+        rows = np.asarray(indices, dtype=np.int64)
+        values = torch.from_numpy(self.pixels[rows]).to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        return {"pixel_values": values}, torch.from_numpy(self.labels[rows])

@@ -1,0 +1,189 @@
+"""From a split with named columns to examples in memory: tokenise once, keep the token numbers, pad later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import DataError
+from .examples import CausalDataset, Examples, ImageDataset, Ragged, TokenizedDataset
+from .load import LoadedData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_NO_LIMIT = 1_000_000  # tokenizers without a limit say a very large number
+DEFAULT_TEMPLATE = "{prompt}\n"  # what the model sees before the answer it is trained on
+
+
+def prepare(
+    data: LoadedData,
+    split: str,
+    tokenizer: Any = None,
+    *,
+    max_length: int | None = None,
+    pad_to_multiple: int = 1,
+    prompt_template: str = DEFAULT_TEMPLATE,
+    image_size: int | None = None,
+    patch_size: int = 4,
+    channels: int = 1,
+) -> Examples:
+    """Examples of one split of ``data``, of the kind its task needs.
+
+    ``tokenizer`` is a transformers tokenizer (not needed for images); ``max_length`` truncates to that many tokens,
+    special ones included. Raises ``DataError`` when the split is missing or the tokenizer does not fit.
+    """
+    if split not in data.splits:
+        raise DataError(f"split={split!r}: {data.name} has the splits {', '.join(data.splits)}")
+    rows = data.splits[split]
+    if data.task == "image-classification":
+        return images(
+            rows,
+            data.input_columns[0],
+            str(data.label_column),
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=channels,
+        )
+    if tokenizer is None:
+        raise DataError(f"tokenizer is missing; task {data.task} needs one")
+    if data.task == "causal-lm":
+        return tokenize_causal(
+            rows,
+            data.input_columns,
+            tokenizer,
+            max_length=max_length,
+            template=prompt_template,
+            pad_to_multiple=pad_to_multiple,
+        )
+    return tokenize(
+        rows,
+        data.input_columns,
+        str(data.label_column),
+        tokenizer,
+        max_length=max_length,
+        regression=data.task == "regression",
+        pad_to_multiple=pad_to_multiple,
+    )
+
+
+def tokenize(
+    rows: Dataset,
+    input_columns: Sequence[str],
+    label_column: str,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    regression: bool = False,
+    pad_to_multiple: int = 1,
+) -> TokenizedDataset:
+    """Tokenise one text column or a pair of them. Pairs are truncated from their longer member first.
+
+    ``max_length`` left out means the tokenizer's own limit, where it has one.
+    """
+    if max_length is None and tokenizer.model_max_length < _NO_LIMIT:
+        max_length = tokenizer.model_max_length
+    encoded = tokenizer(
+        *(list(rows[column]) for column in input_columns),
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_attention_mask=False,
+    )
+    ids = encoded["input_ids"]
+    empty = [row for row, tokens in enumerate(ids) if not len(tokens)]
+    if empty:
+        raise DataError(f"columns {list(input_columns)}: row {empty[0]} has no tokens under this tokenizer; remove it")
+    types = encoded["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None
+    return TokenizedDataset(
+        Ragged(ids),
+        np.asarray(list(rows[label_column]), dtype=np.float32 if regression else np.int64),
+        pad_token_of(tokenizer),
+        Ragged(types, np.int8) if types is not None else None,
+        pad_to_multiple,
+    )
+
+
+def tokenize_causal(
+    rows: Dataset,
+    input_columns: Sequence[str],
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    template: str = DEFAULT_TEMPLATE,
+    pad_to_multiple: int = 1,
+) -> CausalDataset:
+    """Prompt and answer as one sequence that ends in the end-of-sequence token.
+
+    Prompt and answer are tokenised apart, so that their border is the same at generation. What does not fit
+    ``max_length`` is cut from the front of the prompt; an answer that does not fit by itself raises ``DataError``.
+    """
+    prompt_column, answer_column = input_columns
+    if "{prompt}" not in template:
+        raise DataError(f"prompt_template={template!r} must contain {{prompt}}")
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+    prompts = tokenizer([template.format(prompt=text) for text in rows[prompt_column]], return_attention_mask=False)
+    answers = tokenizer(list(rows[answer_column]), add_special_tokens=False, return_attention_mask=False)
+    sequences, starts = [], []
+    for row, (prompt, answer) in enumerate(zip(prompts["input_ids"], answers["input_ids"], strict=True)):
+        prompt = prompt[:-1] if prompt and prompt[-1] == end else prompt
+        answer = [*answer, end]
+        room = len(prompt) if max_length is None else max_length - len(answer)
+        if room < 1:
+            raise DataError(
+                f"column {answer_column!r}, row {row}: the answer alone has {len(answer)} tokens, which leaves no "
+                f"room for a prompt in max_length={max_length}; raise max_length or shorten the answer"
+            )
+        prompt = prompt[-room:]
+        sequences.append([*prompt, *answer])
+        starts.append(len(prompt))
+    return CausalDataset(
+        Ragged(sequences), np.asarray(starts, dtype=np.int64), pad_token_of(tokenizer), pad_to_multiple
+    )
+
+
+def images(
+    rows: Dataset,
+    image_column: str,
+    label_column: str,
+    *,
+    image_size: int | None = None,
+    patch_size: int = 4,
+    channels: int = 1,
+) -> ImageDataset:
+    """Images as uint8 arrays [channels, size, size], from arrays [H, W(, 3)] or PIL images.
+
+    ``image_size`` resizes (bilinear); left out, all images must agree. ``channels`` is 1 (grey) or 3.
+    """
+    from PIL import Image
+
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    if mode is None:
+        raise DataError(f"channels={channels}: must be 1 (grey) or 3 (colour)")
+    pixels = []
+    for value in rows.with_format("numpy")[image_column]:
+        image = value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, dtype=np.uint8))
+        image = image.convert(mode)
+        if image_size is not None and image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        pixels.append(np.asarray(image, dtype=np.uint8).reshape(*image.size[::-1], channels).transpose(2, 0, 1))
+    if len({image.shape for image in pixels}) != 1:
+        raise DataError(f"column {image_column!r} holds images of several sizes; give image_size")
+    _, height, width = pixels[0].shape
+    if height % patch_size or width % patch_size:
+        raise DataError(
+            f"patch_size={patch_size} does not divide images of {height} x {width}; choose another or image_size"
+        )
+    tokens = (height // patch_size) * (width // patch_size) + 1
+    return ImageDataset(np.stack(pixels), np.asarray(list(rows[label_column]), dtype=np.int64), tokens)
+
+
+def pad_token_of(tokenizer: Any) -> int:
+    """The tokenizer's padding token, or its end-of-sequence token where it has none (masked out either way)."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise DataError("the tokenizer has neither a padding nor an end-of-sequence token; set tokenizer.pad_token")

@@ -1,0 +1,1 @@
+"""Federated learning: who holds what, how rounds go, how clients' states are put together."""

@@ -1,0 +1,32 @@
+"""Fixtures that every test folder may use: embedded assets, fetched once into the cache, offline ever after."""
+
+from pathlib import Path
+
+import pytest
+
+
+def _asset(name: str) -> Path:
+    from ffalora.data import assets
+
+    try:
+        return assets.path(name)
+    except assets.AssetError as error:
+        pytest.skip(f"asset {name} is not in the cache and cannot be fetched: {str(error).splitlines()[0]}")
+
+
+@pytest.fixture(scope="session")
+def movie_reviews_folder() -> Path:
+    """Folder of the crowd-rated sentences (2.4 MB to fetch)."""
+    return _asset("vader")
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """Folder of the pretrained all-MiniLM-L6-v2 encoder (83 MB to fetch)."""
+    return _asset("all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session")
+def asset_folder():
+    """A function from an asset's name to its folder; skips the test where it cannot be had."""
+    return _asset
