@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE_COLUMN = "file"  # which file of a folder a row came from
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _ROLE_OF_STEM = {
     "train": "train",
     "training": "train",
@@ -37,8 +37,8 @@ def read_file(file: Path) -> Dataset:
     from datasets import Dataset
 
     suffix = file.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise DataError(f"data file {file}: suffix {suffix!r} is not one of {', '.join(_SUFFIXES)}")
+    if suffix not in SUFFIXES:
+        raise DataError(f"data file {file}: suffix {suffix!r} is not one of {', '.join(SUFFIXES)}")
     try:
         table = _read_table(file, suffix)
         data = Dataset.from_pandas(table, preserve_index=False)
@@ -82,11 +82,11 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
     """
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read_saved(folder)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(
             f"data folder {folder} holds neither a data set saved by `datasets` nor a file ending in "
-            f"{', '.join(_SUFFIXES)}"
+            f"{', '.join(SUFFIXES)}"
         )
     roles = {file: _role(file) for file in files}
     if not any(roles.values()):

@@ -79,8 +79,7 @@ def _class_values(data: Dataset, column: str, source: str) -> list[Any]:
             f"label column {column!r} of {source} is missing in {len(missing)} of {len(values)} rows: "
             f"{name_rows(missing)}. Label or remove them"
         )
-    if all(isinstance(value, float) for value in values) and all(value.is_integer() for value in values):
-        values = [int(value) for value in values]
+    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
     bad = [row for row, value in enumerate(values) if not isinstance(value, (int, str))]
     if bad:
         raise DataError(

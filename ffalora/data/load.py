@@ -149,7 +149,9 @@ def _read_other(spec: str) -> tuple[dict[str, Dataset], bool]:
     if path.is_dir():
         splits = files.read_folder(path)
         return ({_ALL: splits["train"]} if list(splits) == ["train"] else splits), True
-    if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".parquet") or spec.startswith((".", "/", "~")):
+    repository = spec.rpartition(":")[0]
+    looks_local = path.suffix.lower() in files.SUFFIXES or spec.startswith((".", "/", "~"))
+    if looks_local and not (repository and Path(repository).expanduser().is_dir()):
         raise DataError(f"data={spec!r}: there is no such file or folder")
     from .hub import read_hub
 
@@ -184,13 +186,14 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
 def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str) -> dict[str, Dataset]:
     if not split_names:
         return {role: data for role, data in source.items() if role in (*ROLES, _ALL)}
+    named = {"train" if name == _ALL else name: data for name, data in source.items()}
     roles = {}
     for role, name in split_names.items():
         if role not in ROLES:
             raise DataError(f"split_names: role {role!r} is not one of {', '.join(ROLES)}")
-        if name not in source:
-            raise DataError(f"split_names.{role}={name!r}: {spec} has the splits {', '.join(source)}")
-        roles[role] = source[name]
+        if name not in named:
+            raise DataError(f"split_names.{role}={name!r}: {spec} has the splits {', '.join(named)}")
+        roles[role] = named[name]
     return roles
 
 

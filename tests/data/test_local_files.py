@@ -1,0 +1,243 @@
+"""Local data: every format reads alike, and every kind of bad input is one error that says what to do."""
+
+import json
+
+import pandas
+import pytest
+
+from ffalora.data import DataError, load_data
+
+ROWS = [{"id": n, "text": f"sentence number {n}", "label": "yes" if n % 3 else "no"} for n in range(60)]
+
+
+def write(path, rows):
+    table = pandas.DataFrame(rows)
+    if path.suffix in (".csv", ".tsv"):
+        table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    elif path.suffix == ".parquet":
+        table.to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    else:
+        path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def texts(data):
+    return {role: list(rows["text"]) for role, rows in data.splits.items()}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_splits(tmp_path, suffix):
+    data = load_data(write(tmp_path / f"any{suffix}", ROWS))
+    assert {role: len(rows) for role, rows in data.splits.items()} == {"train": 48, "validation": 6, "test": 6}
+    assert data.label_names == ["no", "yes"] and data.input_columns == ("text",)
+    reference = load_data(write(tmp_path / "reference.csv", ROWS))
+    assert texts(data) == texts(reference)
+    assert all(
+        label == int(number % 3 > 0) for label, number in zip(data.train["label"], data.train["id"], strict=True)
+    )
+
+
+def test_reading_leaves_no_copy_of_private_rows_in_a_cache(tmp_path, monkeypatch):
+    import datasets
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    data = load_data(write(tmp_path / "any.csv", ROWS))
+    assert not cache.exists()
+    assert all(rows.cache_files == [] for rows in data.splits.values())
+
+
+def test_folder_of_named_files_keeps_its_splits_and_cuts_the_missing_one(tmp_path):
+    write(tmp_path / "train-00000-of-00001.parquet", ROWS[:40])
+    write(tmp_path / "test.csv", ROWS[40:])
+    data = load_data(str(tmp_path))
+    assert {role: len(rows) for role, rows in data.splits.items()} == {"train": 36, "validation": 4, "test": 20}
+    assert set(data.test["id"]) == set(range(40, 60))
+
+
+def test_folder_of_other_files_is_one_client_a_file(tmp_path):
+    write(tmp_path / "ward_a.csv", ROWS[:30])
+    write(tmp_path / "ward_b.jsonl", ROWS[30:])
+    data = load_data(str(tmp_path))
+    assert data.client_column == "file"
+    assert set(data.train["file"]) == {"ward_a", "ward_b"}
+
+
+def test_folder_saved_by_datasets(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    splits = {"train": Dataset.from_list(ROWS[:50]), "validation": Dataset.from_list(ROWS[50:])}
+    DatasetDict(splits).save_to_disk(tmp_path / "many")
+    assert len(load_data(str(tmp_path / "one")).train) == 48
+    assert load_data(str(tmp_path / "many")).validation["id"] == list(range(50, 60))
+
+
+def test_named_configuration_of_a_data_set_repository_is_loaded_by_hub_syntax(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "glue" / "sst2").mkdir(parents=True)
+    write(tmp_path / "glue" / "sst2" / "train.parquet", [{**row, "label": row["id"] % 2} for row in ROWS])
+    card = {"configs": [{"config_name": "sst2", "data_files": [{"split": "train", "path": "sst2/train.parquet"}]}]}
+    (tmp_path / "glue" / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    data = load_data(f"{tmp_path / 'glue'}:sst2")
+    assert len(data.train) == 48 and data.label_names == ["0", "1"]
+
+
+def test_short_hub_name_falls_back_from_owner_to_configuration(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, config):
+        asked.append((path, config))
+        if config is None:
+            raise FileNotFoundError("no such repository")
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load_data("glue/sst2").train) == 48
+    assert asked == [("glue/sst2", None), ("glue", "sst2")]
+
+
+def test_name_that_is_nowhere_lists_what_there_is(monkeypatch):
+    import datasets
+
+    def load_dataset(path, config):
+        raise ConnectionError("hub not reachable\nwith a second line")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        DataError, match=r"(?s)'movie-review' is no embedded name.*hub not reachable\nEmb.*movie-reviews"
+    ):
+        load_data("movie-review")
+
+
+def test_unlabelled_benchmark_split_is_not_used(tmp_path):
+    numbered = [{**row, "label": row["id"] % 2} for row in ROWS]
+    write(tmp_path / "train.csv", numbered)
+    write(tmp_path / "test.csv", [{"id": n, "text": f"hidden {n}", "label": -1} for n in range(10)])
+    data = load_data(str(tmp_path))
+    assert not any(text.startswith("hidden") for text in data.test["text"])
+    assert "test" in data.notes[0]
+
+
+def test_split_names_choose_roles(tmp_path):
+    write(tmp_path / "train.csv", ROWS[:40])
+    write(tmp_path / "validation.csv", ROWS[40:])
+    data = load_data(str(tmp_path), split_names={"train": "train", "test": "validation"})
+    assert set(data.test["id"]) == set(range(40, 60)) and len(data.validation) == 4
+
+
+def test_groups_are_never_cut(tmp_path):
+    rows = [{**row, "patient": f"p{row['id'] // 5}"} for row in ROWS]
+    data = load_data(write(tmp_path / "any.csv", rows), group_column="patient", input_columns=["text"])
+    parts = [set(part["patient"]) for part in data.splits.values()]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+
+
+def test_class_numbers_follow_sorted_values_where_they_do_not_count_from_zero(tmp_path):
+    data = load_data(write(tmp_path / "any.csv", [{**row, "label": 1 if row["id"] % 2 else -1} for row in ROWS]))
+    assert data.label_names == ["-1", "1"]
+    assert all(label == number % 2 for label, number in zip(data.train["label"], data.train["id"], strict=True))
+
+
+def test_a_text_that_reads_na_is_a_text(tmp_path):
+    data = load_data(write(tmp_path / "any.csv", [{**row, "text": f"NA{row['id']}"[: 2 + row["id"]]} for row in ROWS]))
+    assert sum(len(part) for part in data.splits.values()) == 60
+
+
+def replaced(rows, values):
+    return [{**row, **values.get(row["id"], {})} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (ROWS, {"label_column": "lable"}, r"label_column='lable': .* its columns are id, text, label"),
+        (ROWS, {"input_columns": ["txt"]}, r"input_columns='txt': .* its columns are id, text, label"),
+        (ROWS, {"input_columns": ["id"]}, r"column 'id' .* must hold text, but holds int in rows 0, 1"),
+        (ROWS, {"client_column": "site"}, r"client_column='site'"),
+        (ROWS, {"group_column": "site"}, r"group_column='site'"),
+        (ROWS, {"task": "classify"}, r"task='classify': choose one of classification"),
+        (ROWS, {"fractions": [0.5, 0.1, 0.1]}, r"fractions=\[0.5, 0.1, 0.1\]"),
+        (ROWS, {"fractions": [0.998, 0.001, 0.001]}, r"split validation .* has 0 rows.* or fraction 0"),
+        (ROWS, {"max_samples": 0}, r"max_samples=0"),
+        (ROWS, {"split_names": {"train": "trian"}}, r"split_names.train='trian'"),
+        (ROWS, {"split_names": {"exam": "train"}}, r"role 'exam'"),
+        (ROWS, {"label_column": "text"}, r"'text' .* has 60 different values in 60 rows, which are no classes"),
+        (ROWS, {"task": "regression"}, r"'label' .* must hold finite numbers for regression, rows 0, 1"),
+        (ROWS, {"task": "causal-lm", "input_columns": ["text"]}, r"takes two, the prompt and the answer"),
+        (ROWS, {"input_columns": ["text", "text", "text"]}, r"takes one text column or two"),
+        (
+            replaced(ROWS, {7: {"text": None}, 9: {"text": "  "}}),
+            {},
+            r"empty or missing in 2 of 60 rows: rows 7, 9 .*drop",
+        ),
+        (replaced(ROWS, {4: {"label": None}}), {}, r"label column 'label' .* is missing in 1 of 60 rows: row 4"),
+        (
+            [{**row, "label": row["id"] / 7} for row in ROWS],
+            {},
+            r"must hold classes .* hold e.g. 0.142.*task: regression",
+        ),
+        ([{**row, "label": "same"} for row in ROWS], {}, r"holds one class only \('same'\)"),
+        ([{"a": f"x{n}", "b": f"y{n}", "label": n % 2} for n in range(60)], {}, r"cannot be guessed .* a, b, label"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path, rows, options, message):
+    with pytest.raises(DataError, match=message):
+        load_data(write(tmp_path / "any.jsonl", rows), **options)
+
+
+def test_empty_rows_are_left_out_only_when_asked(tmp_path):
+    path = write(tmp_path / "any.csv", replaced(ROWS, {7: {"text": None}, 9: {"text": ""}}))
+    data = load_data(path, drop_empty=True)
+    assert sum(len(part) for part in data.splits.values()) == 58
+
+
+def test_class_unknown_to_the_training_split_is_named(tmp_path):
+    write(tmp_path / "train.csv", ROWS[:40])
+    write(tmp_path / "test.csv", replaced(ROWS[40:], {50: {"label": "perhaps"}}))
+    with pytest.raises(DataError, match=r"\(test\) holds classes that .* \(train\) does not: perhaps"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.parquet", b"not parquet at all", "cannot be read as parquet"),
+        ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', "line 2"),
+        ("a.json", b"[1, 2]", "every row must be an object"),
+        ("a.csv", b'text,label\n"never closed,1\n', "cannot be read as csv"),
+        ("a.csv", b"", "cannot be read as csv"),
+        ("a.csv", b"text,label\n", "has no rows"),
+        ("a.csv", b"text,label\n\xff\xfe\xfa,1\n", "cannot be read as csv"),
+        ("a.xlsx", b"", "suffix '.xlsx' is not one of"),
+    ],
+)
+def test_unreadable_file_is_named_with_the_reason(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_data(str(tmp_path / name))
+
+
+def test_missing_path_empty_folder_and_broken_saved_folder(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_data(str(tmp_path / "gone.csv"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds neither"):
+        load_data(str(tmp_path / "empty"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "state.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as a data set saved"):
+        load_data(str(tmp_path / "broken"))
+
+
+def test_file_that_fits_no_split_among_named_ones_is_refused(tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "extra.csv", ROWS)
+    with pytest.raises(DataError, match=r"\['extra.csv'\] are not named after a split"):
+        load_data(str(tmp_path))
