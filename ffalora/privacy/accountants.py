@@ -1,17 +1,17 @@
 """How much privacy a run spends: ε from the noise, and the noise from ε, by three accountants.
 
-``noise_multiplier`` is the standard deviation of the noise on the *sum* of clipped gradients divided by the clipping norm C
-(or by C(1+η) where sums carry a round-off bound, see :mod:`ffalora.privacy.clipping`), as in Opacus.
+``noise_multiplier`` is the standard deviation of the noise on the *sum* of clipped gradients divided by the clipping
+norm C (or by C(1+η) where sums carry a round-off bound, see :mod:`ffalora.privacy.clipping`), as in Opacus.
 
-* ``rdp``: Rényi moments (Mironov 2017; Mironov, Talwar, Zhang 2019), Opacus's accountant with its default orders. An upper
-  bound, 5 to 35% above the others in ordinary settings, more at small ε.
-* ``prv``: numerical composition (Gopi, Lee, Wutschitz, NeurIPS 2021), Opacus's accountant with an error of at most 0.01 in ε,
-  which is added to what it returns.
+* ``rdp``: Rényi moments (Mironov 2017; Mironov, Talwar, Zhang 2019), Opacus's accountant with its default orders. An
+  upper bound, 5 to 35% above the others in ordinary settings, more at small ε.
+* ``prv``: numerical composition (Gopi, Lee, Wutschitz, NeurIPS 2021), Opacus's accountant with an error of at most 0.01
+  in ε, which is added to what it returns.
 * ``pld``: privacy-loss distributions, discretised pessimistically (Doroshenko et al., PETS 2022), from dp-accounting.
 
-Poisson sampling is counted under add/remove adjacency with amplification. Every other sampling is counted under replace-one
-adjacency: the sum then moves by up to 2C, so a step is a Gaussian mechanism of noise multiplier σ/2, and all steps are
-composed without amplification, whether or not a record took part in each of them.
+Poisson sampling is counted under add/remove adjacency with amplification. Every other sampling is counted under
+replace-one adjacency: the sum then moves by up to 2C, so a step is a Gaussian mechanism of noise multiplier σ/2, and
+all steps are composed without amplification, whether or not a record took part in each of them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ ACCOUNTANTS = ("rdp", "prv", "pld")
 SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
 #: Error of the PRV accountant in ε; it is added to the estimate, so the answer is an upper bound.
 PRV_ERROR = 0.01
-#: Above this ε (by a coarse Rényi bound) every accountant answers with the Rényi bound: e^ε leaves double precision soon.
+#: Above this ε (by a coarse Rényi bound) every accountant answers with the Rényi bound: e^ε soon overflows.
 LARGEST_NUMERICAL_EPSILON = 300.0
-_PLD_INTERVAL = 1e-4
+#: Grid of the privacy loss: coarse up to this many steps, where it costs less than 1e-3 in ε, and fine above.
+_PLD_COARSE_STEPS, _PLD_COARSE_INTERVAL, _PLD_FINE_INTERVAL = 500, 1e-3, 1e-4
 _LARGEST_NOISE = 1e6
 _COARSE_ORDERS = (2, 3, 4, 6, 8, 16, 32)
 
@@ -59,7 +60,8 @@ def epsilon(
         steps: of all rounds together; 0 gives 0.
         delta: the δ of (ε, δ).
         accountant: 'rdp', 'prv' or 'pld'.
-        sampling: 'poisson' (add/remove adjacency), or 'shuffled', 'full', 'without-replacement' (replace-one, sensitivity 2C).
+        sampling: 'poisson' (add/remove adjacency), or 'shuffled', 'full', 'without-replacement' (replace-one,
+            sensitivity 2C).
 
     Raises:
         ValueError: a value out of range, or a setting which the accountant cannot compute (the message names another).
@@ -102,21 +104,26 @@ def noise_multiplier_for(
 ) -> float:
     """The smallest noise multiplier found whose ε over all ``steps`` does not exceed ``target_epsilon``.
 
-    The ε that it spends lies in ``[target·(1 - tolerance), target]``: never above. ``steps`` are all that may be taken in
-    all rounds together; calibrating one round at a time spends the target once a round.
+    The ε that it spends lies in ``[target·(1 - tolerance), target]``: never above. ``steps`` are all that may be taken
+    in all rounds together; calibrating one round at a time spends the target once a round.
 
     Raises:
         ValueError: a value out of range, or a target that no noise multiplier below 10⁶ meets.
     """
     if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
-        raise ValueError(f"target_epsilon must be positive and finite, got {target_epsilon}; without a target give noise_multiplier")
+        raise ValueError(
+            f"target_epsilon must be positive and finite, got {target_epsilon}; without a target give noise_multiplier"
+        )
     if steps < 1:
         raise ValueError(f"steps must be at least 1 to calibrate noise, got {steps}")
     if not 0 < sample_rate <= 1:
         raise ValueError(f"sample_rate must lie in (0, 1] to calibrate noise, got {sample_rate}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1 (relative to target_epsilon), got {tolerance}")
 
     def excess(sigma: float) -> float:
-        return math.log(epsilon(sigma, sample_rate, steps, target_delta, accountant, sampling) / target_epsilon)
+        spent = epsilon(sigma, sample_rate, steps, target_delta, accountant, sampling)
+        return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
     low = high = 1.0
     at_low = at_high = excess(1.0)
@@ -124,8 +131,8 @@ def noise_multiplier_for(
         low, at_low, high = high, at_high, 2 * high
         if high > _LARGEST_NOISE:
             raise ValueError(
-                f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: its error is larger; "
-                "take accountant='pld', fewer steps or a larger target"
+                f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
+                "its error is larger; take accountant='pld', fewer steps or a larger target"
             )
         at_high = excess(high)
     while at_low <= 0:
@@ -137,7 +144,7 @@ def noise_multiplier_for(
     lowered: bool | None = None
     while at_high < math.log1p(-tolerance) and high / low > 1 + 1e-9:
         down, up = weight_low * (at_low - goal), weight_high * (goal - at_high)
-        share = min(max(down / (down + up), 0.02), 0.98)
+        share = min(max(down / (down + up), 0.02), 0.98) if math.isfinite(down + up) else 0.5
         sigma = math.exp(math.log(low) + share * math.log(high / low))
         at_sigma = excess(sigma)
         if at_sigma > 0:
@@ -187,7 +194,8 @@ def _check_entry(sigma: float, rate: float, steps: int) -> None:
 @lru_cache(maxsize=4096)
 def _compute(history: tuple[Spent, ...], delta: float, accountant: str) -> float:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # both libraries warn of log(0) at q = 1 and of Rényi orders at the end of their list
+        # The libraries warn of log(0) at q = 1 and of a best Rényi order at the end of their list: bounds all the same.
+        warnings.simplefilter("ignore")
         if accountant == "rdp" or _coarse_epsilon(history, delta) > LARGEST_NUMERICAL_EPSILON:
             spent = _rdp(history, delta)
         else:
@@ -195,8 +203,8 @@ def _compute(history: tuple[Spent, ...], delta: float, accountant: str) -> float
                 spent = _prv(history, delta) if accountant == "prv" else _pld(history, delta)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise ValueError(
-                    f"accountant={accountant!r} cannot compute ε of {[tuple(h) for h in history]} at delta={delta}: {error}; "
-                    "take another accountant"
+                    f"accountant={accountant!r} cannot compute ε of {[tuple(h) for h in history]} "
+                    f"at delta={delta}: {error}; take another accountant"
                 ) from error
     return max(0.0, float(spent))
 
@@ -230,8 +238,10 @@ def _prv(history: tuple[Spent, ...], delta: float) -> float:
 def _pld(history: tuple[Spent, ...], delta: float) -> float:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    total = pld.identity(value_discretization_interval=_PLD_INTERVAL)
+    few = sum(steps for _, _, steps in history) <= _PLD_COARSE_STEPS
+    interval = _PLD_COARSE_INTERVAL if few else _PLD_FINE_INTERVAL
+    total = pld.identity(value_discretization_interval=interval)
     for sigma, rate, steps in history:
-        step = pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=_PLD_INTERVAL)
+        step = pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)
         total = total.compose(step.self_compose(steps))
     return total.get_epsilon_for_delta(delta)

@@ -1,8 +1,8 @@
 """The ledger of one client's data: what it may spend, what it has spent, across rounds, participation and resume.
 
 A ledger belongs to the data, not to a round or a run. The steps it allows are those of all rounds together; a step is
-charged when it is taken, also when the client then drops out, and also when its draw was empty. Client-level privacy has one
-ledger for the whole population (``unit='client'``), charged every round.
+charged when it is taken, also when the client then drops out, and also when its draw was empty. Client-level privacy
+has one ledger for the whole population (``unit='client'``), charged every round.
 """
 
 from __future__ import annotations
@@ -75,11 +75,17 @@ class PrivacyLedger:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{self.name}: {name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.dataset_size < 1:
-            raise ValueError(f"{self.name} has dataset_size={self.dataset_size}: nothing to protect; leave it out of the run")
+            raise ValueError(
+                f"{self.name} has dataset_size={self.dataset_size}: nothing to protect; leave it out of the run"
+            )
         if not 0 < self.sample_rate <= 1:
-            raise ValueError(f"{self.name}: sample_rate must lie in (0, 1], got {self.sample_rate}; lower the batch size")
+            raise ValueError(
+                f"{self.name}: sample_rate must lie in (0, 1], got {self.sample_rate}; lower the batch size"
+            )
         if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
-            raise ValueError(f"{self.name}: noise_multiplier must be finite and not negative, got {self.noise_multiplier}")
+            raise ValueError(
+                f"{self.name}: noise_multiplier must be finite and not negative, got {self.noise_multiplier}"
+            )
         if not 0 < self.delta < 1:
             raise ValueError(f"{self.name}: delta must lie between 0 and 1, got {self.delta}")
         if self.target_epsilon is not None:
@@ -87,8 +93,8 @@ class PrivacyLedger:
                 raise ValueError(f"{self.name}: target_epsilon must be positive, got {self.target_epsilon}")
             if self.noise_multiplier == 0:
                 raise ValueError(
-                    f"{self.name}: noise_multiplier=0 spends infinite ε and cannot meet target_epsilon={self.target_epsilon}; "
-                    "calibrate the noise, or drop the target for a run without privacy"
+                    f"{self.name}: noise_multiplier=0 spends infinite ε and cannot meet "
+                    f"target_epsilon={self.target_epsilon}; calibrate the noise, or drop the target"
                 )
         if self.steps_taken > self.max_steps:
             raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
@@ -137,7 +143,7 @@ class PrivacyLedger:
             spent = f"{self.name} has taken {self.steps_taken} steps and asks for {steps} more, but "
             if self.steps_taken + steps > self.max_steps:
                 raise PrivacyBudgetSpent(
-                    spent + f"max_steps={self.max_steps} were calibrated for; a longer run needs a larger max_steps from the start"
+                    spent + f"max_steps={self.max_steps} were calibrated for; a longer run needs more from the start"
                 )
             raise PrivacyBudgetSpent(
                 spent + f"target_epsilon={self.target_epsilon} allows {self.steps_allowed} at noise_multiplier="
@@ -171,7 +177,9 @@ class PrivacyLedger:
             raise LedgerMismatch(f"not a privacy ledger of format {_FORMAT}: {str(state)[:80]}")
         known = {f.name: str(f.type) for f in fields(cls) if f.init}
         if set(given) != set(known):
-            raise LedgerMismatch(f"privacy ledger has wrong entries: {sorted(set(given) ^ set(known))} are missing or unknown")
+            raise LedgerMismatch(
+                f"privacy ledger has wrong entries: {sorted(set(given) ^ set(known))} are missing or unknown"
+            )
         for name, kind in known.items():
             if not _fits(given[name], kind):
                 raise LedgerMismatch(f"privacy ledger: {name} must be {kind}, got {given[name]!r}")
@@ -184,8 +192,8 @@ class PrivacyLedger:
         """Takes over the steps of a stored ledger of the same data under the same terms.
 
         Raises:
-            LedgerMismatch: dataset size, sample rate, σ, δ or any other term differs (each is named with both values), or
-                more steps were taken than this configuration allows.
+            LedgerMismatch: dataset size, sample rate, σ, δ or any other term differs (each is named with both values),
+                or more steps were taken than this configuration allows.
         """
         stored = PrivacyLedger.from_state_dict(state)
         terms = [f.name for f in fields(self) if f.init and f.name not in ("steps_taken", "max_steps")]
@@ -195,13 +203,17 @@ class PrivacyLedger:
             if getattr(stored, name) != getattr(self, name)
         ]
         if stored.max_steps > self.max_steps and stored.steps_taken > self.max_steps:
-            changed.append(f"max_steps was {stored.max_steps} and is {self.max_steps}, below {stored.steps_taken} steps taken")
+            changed.append(
+                f"max_steps was {stored.max_steps} and is {self.max_steps}, below {stored.steps_taken} steps taken"
+            )
         elif self.max_steps > stored.max_steps:
-            changed.append(f"max_steps was {stored.max_steps} and is {self.max_steps}: the noise was calibrated for fewer steps")
+            changed.append(
+                f"max_steps was {stored.max_steps} and is {self.max_steps}: the noise was calibrated for fewer steps"
+            )
         if changed:
             raise LedgerMismatch(
-                f"{self.name} cannot resume: {'; '.join(changed)}. Restore the old configuration, or start a new run whose "
-                "prior holds what was spent"
+                f"{self.name} cannot resume: {'; '.join(changed)}. "
+                "Restore the old configuration, or start a new run whose prior holds what was spent"
             )
         self.steps_taken = max(self.steps_taken, stored.steps_taken)
 
@@ -226,7 +238,8 @@ def _fits(value: Any, kind: str) -> bool:
         return "None" in kind
     if kind.startswith("tuple"):
         return isinstance(value, list | tuple) and all(
-            isinstance(p, list | tuple) and len(p) == 3 and all(_fits(v, "float") for v in p) and _fits(p[2], "int") for p in value
+            isinstance(p, list | tuple) and len(p) == 3 and all(_fits(v, "float") for v in p) and _fits(p[2], "int")
+            for p in value
         )
     if kind.startswith("str"):
         return isinstance(value, str)

@@ -34,9 +34,7 @@ class Protocol:
 _FFA = "Sun, Li, Li, Ding, ICLR 2024: RoBERTa-large, 3 clients, batch 200, 1000 rounds of 10 steps"
 _TRAINING_SETS = {"mnli": 392_702, "sst2": 67_349, "qqp": 363_846, "qnli": 104_743}
 #: Published protocols by name. The data of GLUE's training sets is split evenly over three clients.
-PROTOCOLS = {
-    f"ffa-lora/{task}": Protocol(size // 3, 200, 10_000, 1e-5, _FFA) for task, size in _TRAINING_SETS.items()
-}
+PROTOCOLS = {f"ffa-lora/{task}": Protocol(size // 3, 200, 10_000, 1e-5, _FFA) for task, size in _TRAINING_SETS.items()}
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ def epsilon_table(
     """
     if (noise_multiplier is None) == (target_epsilon is None):
         raise ValueError(
-            f"give either noise_multiplier or target_epsilon, got noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}"
+            "give either noise_multiplier or target_epsilon, "
+            f"got noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}"
         )
     if dataset_size < 1 or not 0 < batch_size <= dataset_size:
         raise ValueError(f"batch_size must lie in (0, dataset_size={dataset_size}], got {batch_size}")
@@ -97,7 +96,8 @@ def format_table(rows: list[EpsilonRow]) -> str:
     """The rows as aligned text."""
     lines = ["accountant         σ         ε   sample rate     steps         δ   sampling"]
     lines += [
-        f"{r.accountant:<10} {r.noise_multiplier:>9.4f} {r.epsilon:>9.4f} {r.sample_rate:>13.6f} {r.steps:>9} {r.delta:>9.1e}   {r.sampling}"
+        f"{r.accountant:<10} {r.noise_multiplier:>9.4f} {r.epsilon:>9.4f} {r.sample_rate:>13.6f} {r.steps:>9} "
+        f"{r.delta:>9.1e}   {r.sampling}"
         for r in rows
     ]
     return "\n".join(lines)

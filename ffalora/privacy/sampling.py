@@ -1,7 +1,8 @@
 """Which records a step takes. Every draw is a pure function of (seed, client, step) or comes from the operating system.
 
-No generator is carried from step to step, so a resumed run, clients served one after another, all in one pass, and a real
-federation draw the same records. Draws use the raw 64-bit words of Philox, whose stream numpy guarantees, and compare integers.
+No generator is carried from step to step, so a resumed run, clients served one after another, all in one pass, and a
+real federation draw the same records. Draws use the raw 64-bit words of Philox, whose stream numpy guarantees, and
+compare integers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SeededDraw:
 
 @dataclass(frozen=True)
 class SystemDraw:
-    """Draws from the operating system's cryptographic generator: never the same twice; ``client_id`` and ``step`` are unused."""
+    """Draws from the operating system's cryptographic generator, never the same twice, whatever the client and step."""
 
     secure: ClassVar[bool] = True
 
@@ -82,7 +83,7 @@ def shuffled_batches(seed: int, client_id: int, step: int, n: int, batch_size: i
 
 
 def fixed_size_draw(seed: int, client_id: int, step: int, n: int, batch_size: int) -> Indices:
-    """``batch_size`` distinct records, drawn afresh each step (``sampling='without-replacement'``; no amplification here)."""
+    """``batch_size`` distinct records, drawn afresh each step (``sampling='without-replacement'``)."""
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size must lie in 1 … n={n}, got {batch_size}")
     order = np.argsort(_words(n, seed, client_id, step, _FIXED), kind="stable").astype(np.int64)
@@ -115,8 +116,8 @@ def physical_batches(
     """Cuts a logical batch, sorted by length, where padding plus the cost of one more pass is least.
 
     Among all cuts of the sorted batch that keep count × longest within ``token_budget`` it takes one that minimises
-    ``Σ (count · longest + overhead)``, by dynamic programming. A sample longer than the budget is a batch of its own. How
-    a logical batch is cut changes neither clipping nor noise nor the accounting.
+    ``Σ (count · longest + overhead)``, by dynamic programming. A sample longer than the budget is a batch of its own.
+    How a logical batch is cut changes neither clipping nor noise nor the accounting.
 
     Args:
         lengths: tokens of each sample, ``[S]``; may be empty.
@@ -127,7 +128,8 @@ def physical_batches(
     length = np.asarray(lengths, dtype=np.int64).reshape(-1)
     if token_budget < 1 or overhead < 0 or (max_samples is not None and max_samples < 1):
         raise ValueError(
-            f"token_budget and max_samples must be at least 1 and overhead not negative, got {token_budget}, {max_samples}, {overhead}"
+            "token_budget and max_samples must be at least 1 and overhead not negative, "
+            f"got {token_budget}, {max_samples}, {overhead}"
         )
     if length.size and length.min() < 0:
         raise ValueError(f"lengths must not be negative, got {int(length.min())}")
@@ -164,7 +166,7 @@ def _below(words: NDArray[np.uint64], rate: float) -> Indices:
 
 
 def _words(n: int, seed: int, client_id: int, counter: int, purpose: int) -> NDArray[np.uint64]:
-    """n raw words of a Philox stream that belongs to these numbers alone (fixed width each, so no two lists collide)."""
+    """n raw words of a Philox stream that belongs to these numbers alone (fixed widths: no two lists collide)."""
     named = (seed, client_id, counter, purpose)
     if any(not 0 <= number < 2**64 for number in named):
         raise ValueError(f"seed, client_id and step must lie in 0 … 2**64 - 1, got {named[:3]}")

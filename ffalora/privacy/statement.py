@@ -18,13 +18,13 @@ PUBLIC = (
 )
 _MECHANISMS = {
     "sample": "DP-SGD: per-sample gradients clipped, summed, Gaussian noise, divided by the expected batch",
-    "client": "DP-FedAvg: each client's update clipped, summed, Gaussian noise at the server, divided by the expected cohort",
+    "client": "DP-FedAvg: clients' updates clipped, summed, noised at the server, divided by the expected cohort",
 }
 
 
 @dataclass(frozen=True)
 class ClientPrivacy:
-    """One ledger's line of the statement. ``epsilon`` is spent so far, ``final_epsilon`` when every allowed step is taken."""
+    """One ledger's line. ``epsilon`` is spent so far, ``final_epsilon`` when every allowed step is taken."""
 
     client_id: int
     dataset_size: int
@@ -39,7 +39,7 @@ class ClientPrivacy:
 
 @dataclass(frozen=True)
 class PrivacyStatement:
-    """Unit, adjacency, sampling, mechanism, accountant, δ, ε of each client and the largest, and what ε does not cover."""
+    """Unit, adjacency, sampling, mechanism, accountant, δ, ε of each client and the largest, and what ε leaves out."""
 
     private: bool
     unit: str
@@ -79,8 +79,8 @@ class PrivacyStatement:
             target = "-" if c.target_epsilon is None else f"{c.target_epsilon:.4g}"
             steps = f"{c.steps_taken} / {c.max_steps}"
             lines.append(
-                f"  {c.client_id:>6} {c.dataset_size:>10}  {c.sample_rate:>11.5f}  {c.noise_multiplier:>7.4f}    {steps:>21}"
-                f"    {c.epsilon:>7.4g}    {c.final_epsilon:>11.4g}    {target:>6}"
+                f"  {c.client_id:>6} {c.dataset_size:>10}  {c.sample_rate:>11.5f}  {c.noise_multiplier:>7.4f}"
+                f"    {steps:>21}    {c.epsilon:>7.4g}    {c.final_epsilon:>11.4g}    {target:>6}"
             )
         lines += ["", "  Treated as public:", *(f"  - {p}" for p in self.public)]
         lines += ["  Not covered:", *(f"  - {c}" for c in self.caveats)]
@@ -113,7 +113,9 @@ class PrivacyStatement:
         if noise not in NOISE_MODES:
             raise ValueError(f"noise must be one of {NOISE_MODES}, got {noise!r}")
         if not ledgers:
-            raise ValueError("ledgers is empty: a private run has one for each client; use PrivacyStatement.not_private()")
+            raise ValueError(
+                "ledgers is empty: a private run has one for each client; use PrivacyStatement.not_private()"
+            )
         for term in ("unit", "sampling", "delta", "accountant"):
             values = {getattr(ledger, term) for ledger in ledgers}
             if len(values) > 1 and not (term == "accountant" and accountant):
@@ -133,8 +135,9 @@ class PrivacyStatement:
             )
             for ledger in ledgers
         )
+        max_epsilon = max(c.epsilon for c in clients)
         return cls(
-            private=True,
+            private=math.isfinite(max_epsilon),
             unit=first.unit,
             adjacency=first.adjacency,
             sampling=_describe_sampling(first.sampling),
@@ -144,7 +147,7 @@ class PrivacyStatement:
             noise=_describe_noise(noise),
             clipping=f"{clipping}, norm at most {max_grad_norm:g}",
             clients=clients,
-            max_epsilon=max(c.epsilon for c in clients),
+            max_epsilon=max_epsilon,
             public=(*PUBLIC, *public),
             caveats=(*_caveats(ledgers, noise), *caveats),
         )
@@ -154,8 +157,8 @@ class PrivacyStatement:
         """The statement of a run without privacy: it says so."""
         said = ("No noise was added to what clients send: their updates can reveal their records.", *caveats)
         return cls(
-            private=False, unit="none", adjacency="none", sampling="none", mechanism="none", accountant="none", delta=0.0,
-            noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
+            private=False, unit="none", adjacency="none", sampling="none", mechanism="none", accountant="none",
+            delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
         )  # fmt: skip
 
 
@@ -177,13 +180,13 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
         "Metrics computed on private data (losses, accuracies, norms, realised batch sizes) are not covered by ε.",
         "A client that drops out has spent the steps it took; no credit is taken for the sampling of clients."
         if ledgers[0].unit == "sample"
-        else "Every round is charged, whether or not a client was drawn; the server is trusted to clip and to add the noise.",
+        else "Every round is charged, whether or not a client was drawn; the server is trusted to clip and add noise.",
     ]
     if ledgers[0].unit == "sample":
         said.append("The unit is one sample: a person with several samples is protected less than ε says.")
     if noise == "seeded":
         said.append(
-            "The noise comes from a seed: anyone who has the seed or the run folder can subtract it, and then nothing is protected."
+            "The noise comes from a seed: who has the seed or the run folder can subtract it, and nothing is protected."
         )
     if any(ledger.prior for ledger in ledgers):
         said.append("ε includes what earlier runs spent on the same data.")

@@ -1,0 +1,153 @@
+"""Draws with the right probabilities, equal wherever they are made, and physical batches that pad least."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, chi2
+
+from ffalora.privacy.sampling import (
+    SeededDraw,
+    SystemDraw,
+    fixed_size_draw,
+    physical_batches,
+    poisson_draw,
+    shuffled_batches,
+)
+
+#: Each statistical test below fails by chance with at most this probability (seeded ones: decided once, for ever).
+FALSE_ALARM = 1e-6
+
+
+@pytest.mark.parametrize("draw", [SeededDraw(11), SystemDraw()], ids=["seeded", "system"])
+@pytest.mark.parametrize("rate", [0.003, 0.1, 0.5])
+def test_poisson_draw_includes_records_with_another_probability(draw, rate):
+    n, steps = 400, 500
+    counts = np.zeros(n)
+    sizes = np.zeros(steps)
+    for step in range(steps):
+        index = draw(3, step, n, rate)
+        assert np.array_equal(index, np.unique(index)) and index.dtype == np.int64
+        counts[index] += 1
+        sizes[step] = len(index)
+    low, high = binom.ppf([FALSE_ALARM / 4, 1 - FALSE_ALARM / 4], n * steps, rate)
+    assert low <= counts.sum() <= high
+    # Spread over records and over steps: chi-square of independent draws.
+    for observed, trials in ((counts, steps), (sizes, n)):
+        statistic = ((observed - trials * rate) ** 2).sum() / (trials * rate * (1 - rate))
+        slack = 1.25 if trials * rate < 5 else 1.0  # few expected counts: the binomial's tails exceed chi-square's
+        assert chi2.ppf(FALSE_ALARM / 4, len(observed)) / slack <= statistic
+        assert statistic <= slack * chi2.ppf(1 - FALSE_ALARM / 4, len(observed))
+
+
+def test_batch_has_a_fixed_size():
+    assert len({len(poisson_draw(0, 0, step, 1000, 0.1)) for step in range(50)}) > 10
+
+
+def test_draw_depends_on_anything_but_its_arguments():
+    first = poisson_draw(5, 2, 9, 300, 0.2)
+    poisson_draw(5, 3, 9, 300, 0.2)
+    np.random.seed(0)
+    assert np.array_equal(first, poisson_draw(5, 2, 9, 300, 0.2))
+    assert np.array_equal(first, SeededDraw(5)(2, 9, 300, 0.2))
+
+
+def test_draws_of_another_seed_client_or_step_repeat():
+    named = [(5, 2, 9), (6, 2, 9), (5, 3, 9), (5, 2, 10), (2, 5, 9), (5, 9, 2), (5 + 2**32, 2, 9), (5, 2 + 2**32, 9)]
+    draws = [tuple(poisson_draw(*name, 300, 0.5)) for name in named]
+    assert len(set(draws)) == len(draws)
+
+
+def test_stream_changed_and_old_runs_cannot_be_resumed():
+    assert poisson_draw(1, 2, 3, 100, 0.05).tolist() == [39, 41, 61, 87]
+
+
+def test_edges_draw_too_much_or_too_little():
+    assert len(poisson_draw(0, 0, 0, 0, 0.5)) == 0
+    assert len(poisson_draw(0, 0, 0, 50, 0.0)) == 0
+    assert poisson_draw(0, 0, 0, 50, 1.0).tolist() == list(range(50))
+    assert SystemDraw()(0, 0, 50, 1.0).tolist() == list(range(50))
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="rate"):
+            poisson_draw(0, 0, 0, 50, bad)
+    with pytest.raises(ValueError, match="seed"):
+        poisson_draw(-1, 0, 0, 50, 0.5)
+
+
+def test_secure_draw_can_be_repeated():
+    assert not np.array_equal(SystemDraw()(0, 0, 1000, 0.5), SystemDraw()(0, 0, 1000, 0.5))
+    assert SystemDraw.secure and not SeededDraw.secure
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 3), (12, 4), (5, 8), (1, 1)])
+def test_epoch_misses_or_repeats_a_record(n, batch):
+    per_epoch = -(-n // batch)
+    for epoch in range(3):
+        seen = np.concatenate([shuffled_batches(1, 2, epoch * per_epoch + i, n, batch) for i in range(per_epoch)])
+        assert sorted(seen.tolist()) == list(range(n))
+
+
+def test_epochs_have_one_order():
+    orders = {tuple(shuffled_batches(1, 2, epoch, 20, 20)) for epoch in range(5)}
+    assert len(orders) == 5
+
+
+def test_fixed_size_draw_repeats_or_misses():
+    drawn = fixed_size_draw(1, 2, 3, 20, 7)
+    assert len(set(drawn.tolist())) == 7
+    with pytest.raises(ValueError, match="batch_size"):
+        fixed_size_draw(1, 2, 3, 5, 6)
+
+
+lengths_strategy = st.lists(st.integers(0, 90), max_size=60)
+
+
+@given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9), st.integers(0, 200))
+@settings(max_examples=200, deadline=None)
+def test_physical_batches_lose_a_sample_or_break_the_budget(lengths, budget, max_samples, overhead):
+    plan = physical_batches(lengths, budget, max_samples, overhead)
+    assert sorted(i for batch in plan.batches for i in batch.tolist()) == list(range(len(lengths)))
+    padded = 0
+    for batch in plan.batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * max(longest, 1) <= budget
+        assert max_samples is None or len(batch) <= max_samples
+        padded += len(batch) * longest
+    assert plan.padded_tokens == padded and plan.tokens == sum(lengths)
+    assert 0 <= plan.padding < 1 or padded == 0
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(1, 60), st.integers(0, 30))
+@settings(max_examples=100, deadline=None)
+def test_another_cut_of_the_sorted_batch_is_cheaper(lengths, budget, overhead):
+    plan = physical_batches(lengths, budget, overhead=overhead)
+    ordered = sorted(lengths, reverse=True)
+    cheapest = math.inf
+    for cuts in itertools.product([False, True], repeat=len(ordered) - 1):
+        bounds = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(ordered)]
+        parts = [ordered[a:b] for a, b in itertools.pairwise(bounds)]
+        if all(len(part) == 1 or len(part) * part[0] <= budget for part in parts):
+            cheapest = min(cheapest, sum(len(part) * part[0] + overhead for part in parts))
+    assert plan.padded_tokens + overhead * len(plan.batches) == cheapest
+
+
+def test_large_overhead_does_not_give_the_fewest_batches():
+    lengths = np.random.default_rng(0).integers(5, 60, 200)
+    plan = physical_batches(lengths, 512, overhead=10**9)
+    greedy, ordered = 0, sorted(lengths.tolist(), reverse=True)
+    while ordered:
+        ordered = ordered[max(1, 512 // ordered[0]) :]
+        greedy += 1
+    assert len(plan.batches) == greedy
+
+
+def test_empty_batch_or_bad_budget_is_mishandled():
+    empty = physical_batches([], 100)
+    assert empty.batches == () and empty.padding == 0.0
+    with pytest.raises(ValueError, match="token_budget"):
+        physical_batches([3], 0)
+    with pytest.raises(ValueError, match="lengths"):
+        physical_batches([3, -1], 10)
