@@ -33,7 +33,7 @@ setup(
     package_dir={"": ".", "ffalora_kernels": "kernels/ffalora_kernels"},
     package_data={
         "ffalora": ["configs/*.yaml", "report/*.html", "studies/*.yaml", "py.typed"],
-        "ffalora_kernels": ["py.typed"],
+        "ffalora_kernels": ["py.typed", "*.pyi"],
     },
     ext_modules=extensions(),
 )

@@ -66,4 +66,34 @@ void clip_reduce(double* total, ptrdiff_t total_stride, const float* arena, ptrd
                  const double* squares, ptrdiff_t squares_stride, const int32_t* client, ptrdiff_t segments,
                  const Clipping& clipping, double* factors, double* norms, int threads);
 
+struct Matrix {  // rows of float32 (total: float64), or null
+  void* data;
+  ptrdiff_t stride;
+
+  template <class T>
+  T* row(ptrdiff_t c) const {
+    return data == nullptr ? nullptr : static_cast<T*>(data) + c * stride;
+  }
+};
+
+struct Update {
+  bool adamw;
+  double beta1, beta2, eps, weight_decay, mu;
+  bool dp_bias_correction;
+};
+
+struct StepTensors {
+  Matrix state, exp_avg, exp_avg_sq, total, anchor;
+  ptrdiff_t clients, columns;
+  const int64_t *client_id, *step, *age;       // [clients]
+  const double *noise_std, *denominator, *lr;  // [clients]
+  const int32_t* index;                        // [columns], or null for 0 … columns-1
+};
+
+void privatize_step(const StepTensors& tensors, uint64_t key, uint32_t stream, const Update& update, int threads);
+
+// Standard normals at parameter indices first … first+count-1, as reference.gaussian_ref defines them.
+void gaussian(uint64_t key, uint32_t client_id, uint32_t step, uint32_t stream, uint32_t first, ptrdiff_t count,
+              double* normals);
+
 }  // namespace ffalora

@@ -1,5 +1,8 @@
 // Python bindings. Tensors arrive as addresses; ffalora_kernels.cpu has checked shapes and dtypes and keeps them alive.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
 
 #include "kernels.h"
 
@@ -52,6 +55,43 @@ void bind_clipping(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_step(py::module_& m) {
+  py::class_<Matrix>(m, "Matrix").def(py::init([](Address data, ptrdiff_t stride) {
+    return Matrix{at<void>(data), stride};
+  }));
+  py::class_<Update>(m, "Update")
+      .def(py::init([](bool adamw, double beta1, double beta2, double eps, double weight_decay, double mu, bool dp) {
+        return Update{adamw, beta1, beta2, eps, weight_decay, mu, dp};
+      }));
+  m.def(
+      "privatize_step",
+      [](const std::array<Matrix, 5>& matrices, ptrdiff_t clients, ptrdiff_t columns,
+         const std::array<Address, 6>& rows, Address index, uint64_t key, uint32_t stream, const Update& update,
+         int threads) {
+        const auto& [state, exp_avg, exp_avg_sq, total, anchor] = matrices;
+        const auto& [client_id, step, age, noise_std, denominator, lr] = rows;
+        const StepTensors tensors{state,
+                                  exp_avg,
+                                  exp_avg_sq,
+                                  total,
+                                  anchor,
+                                  clients,
+                                  columns,
+                                  at<const int64_t>(client_id),
+                                  at<const int64_t>(step),
+                                  at<const int64_t>(age),
+                                  at<const double>(noise_std),
+                                  at<const double>(denominator),
+                                  at<const double>(lr),
+                                  at<const int32_t>(index)};
+        privatize_step(tensors, key, stream, update, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def("gaussian",
+        [](uint64_t key, uint32_t client_id, uint32_t step, uint32_t stream, uint32_t first, ptrdiff_t count,
+           Address normals) { gaussian(key, client_id, step, stream, first, count, at<double>(normals)); });
+}
+
 void bind_level(py::module_& m) {
   m.def("level", [] { return static_cast<int>(level()); }, "Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.");
   m.def("set_level", &set_level, "Chooses a lower instruction set (tests); False where the processor lacks it.");
@@ -64,5 +104,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "C++ kernels of ffalora_kernels.cpu on plain pointers.";
   ffalora::bind_activations(m);
   ffalora::bind_clipping(m);
+  ffalora::bind_step(m);
   ffalora::bind_level(m);
 }

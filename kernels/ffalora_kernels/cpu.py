@@ -1,7 +1,7 @@
 """The C++ kernels of csrc/ behind the operations' signatures. Raises ImportError where the extension was not built.
 
 float32 and bfloat16 activations run in C++. float16 and float64 activations, and a ``total`` whose rows are not
-contiguous, go to the reference functions: on processors float16 is a storage format, and float64 serves gradient checks.
+contiguous, go to the reference functions: float16 is rare on processors, and float64 serves gradient checks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ except ImportError as missing:
     ) from missing
 
 _COMPILED = (torch.float32, torch.bfloat16)
+_WORD32, _WORD64 = 2**32 - 1, 2**64 - 1
 
 
 def _activations(t: Tensor) -> _cpu.Activations:
@@ -40,6 +41,10 @@ def _columns(arena: Tensor, column: int, squares: Tensor | None, slot: int, accu
         return _cpu.ArenaColumns(first, arena.stride(0), accumulate, 0, 0)
     norms = squares[:, slot]
     return _cpu.ArenaColumns(first, arena.stride(0), accumulate, norms.data_ptr(), norms.stride(0))
+
+
+def _matrix(t: Tensor | None) -> _cpu.Matrix:
+    return _cpu.Matrix(0, 0) if t is None else _cpu.Matrix(t.data_ptr(), t.stride(0))
 
 
 def expand(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int) -> None:
@@ -88,6 +93,7 @@ def clip_reduce(
     if arena.dtype != torch.float32 or (total.shape[1] > 1 and total.stride(1) != 1):
         return reference.clip_reduce_ref(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
     limits, given = max_grad_norm.contiguous(), None if squares is None else squares.contiguous()
+    client, group_columns = client.contiguous(), group_columns.contiguous()
     shape = (arena.shape[0], limits.shape[1])
     factors, norms = total.new_empty(shape), total.new_empty(shape)
     _cpu.clip_reduce(
@@ -99,9 +105,33 @@ def clip_reduce(
     return factors, norms
 
 
+def privatize_step(
+    state: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
+    client_id: Tensor, step: Tensor, age: Tensor, noise_std: Tensor, denominator: Tensor, lr: Tensor,
+    index: Tensor | None, key: int, stream: int, optimizer: str,
+    beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp_bias_correction: bool,
+) -> None:  # fmt: skip
+    """``privatize_step_`` in C++: noise, division, proximal term and optimiser in one pass over the state."""
+    if total.shape[1] > 1 and total.stride(1) != 1:
+        return reference.privatize_step_ref(
+            state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr,
+            index, key, stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
+        )  # fmt: skip
+    update = _cpu.Update(optimizer == "adamw", beta1, beta2, eps, weight_decay, mu, dp_bias_correction)
+    rows = [row.contiguous() for row in (client_id, step, age, noise_std, denominator, lr)]
+    matrices = [_matrix(t) for t in (state, exp_avg, exp_avg_sq, total, anchor)]
+    index = None if index is None else index.contiguous()
+    _cpu.privatize_step(
+        matrices, state.shape[0], state.shape[1], [row.data_ptr() for row in rows],
+        0 if index is None else index.data_ptr(),
+        key & _WORD64, stream & _WORD32, update, torch.get_num_threads(),
+    )  # fmt: skip
+
+
 IMPLEMENTATIONS = {
     "expand_": expand,
     "backward": backward,
     "outer": outer,
     "clip_reduce_": clip_reduce,
+    "privatize_step_": privatize_step,
 }

@@ -1,0 +1,42 @@
+"""The C++ extension: kernels on plain addresses. Strides count elements; 0 stands for a tensor that is not there."""
+
+class Segments:
+    def __init__(self, offsets: int, client: int, count: int) -> None: ...
+
+class Activations:
+    def __init__(self, data: int, columns: int, stride: int, half: bool) -> None: ...
+
+class AdapterB:
+    def __init__(self, data: int, clients: int, stride: int, half: bool) -> None: ...
+
+class ArenaColumns:
+    def __init__(self, data: int, stride: int, accumulate: bool, squares: int, squares_stride: int) -> None: ...
+
+class Matrix:
+    def __init__(self, data: int, stride: int) -> None: ...
+
+class Update:
+    def __init__(
+        self, adamw: bool, beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp: bool
+    ) -> None: ...
+
+def expand(y: Activations, h: Activations, b: AdapterB, segments: Segments, scale: float, threads: int) -> None: ...
+def backward(
+    dy: Activations, h: Activations, b: AdapterB, dh: Activations, segments: Segments, scale: float,
+    arena: ArenaColumns, threads: int,
+) -> None: ...  # fmt: skip
+def outer(
+    p: Activations, q: Activations, segments: Segments, scale: float, arena: ArenaColumns, threads: int
+) -> None: ...
+def clip_reduce(
+    total: int, total_stride: int, arena: int, arena_stride: int, squares: int, squares_stride: int, client: int,
+    segments: int, max_grad_norm: int, group_columns: int, groups: int, automatic: bool, gamma: float,
+    factors: int, norms: int, threads: int,
+) -> None: ...  # fmt: skip
+def privatize_step(
+    matrices: list[Matrix], clients: int, columns: int, rows: list[int], index: int,
+    key: int, stream: int, update: Update, threads: int,
+) -> None: ...  # fmt: skip
+def gaussian(key: int, client_id: int, step: int, stream: int, first: int, count: int, normals: int) -> None: ...
+def level() -> int: ...
+def set_level(wanted: int) -> bool: ...

@@ -1,0 +1,108 @@
+"""What loading the C++ extension does to the process, and what happens where it is missing."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import ffalora_kernels
+from ffalora_kernels import dispatch
+
+
+def run(code: str) -> str:
+    """Output of a fresh interpreter; its error message on failure."""
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+needs_extension = pytest.mark.skipif(
+    dispatch.load("cpp")[0] is None, reason=f"C++ backend not usable: {dispatch.load('cpp')[1]}"
+)
+
+
+@needs_extension
+def test_loading_the_library_flushes_denormals_or_loses_nan():
+    output = run("""
+        import torch, threading
+        import ffalora_kernels as ffk
+        from ffalora_kernels import Segments
+        ffk.use_backend("cpp").__enter__()
+        tiny, nan = torch.tensor([[1e-39, float("nan")]]), float("nan")
+        def denormal():
+            x = 5e-324
+            return x * 1.0 > 0 and float((torch.tensor([1e-39]) * 1.0)[0]) > 0 and nan != nan
+        arena = torch.empty(1, 2)
+        ffk.backward(tiny, torch.ones(1, 1), torch.ones(1, 2, 1), Segments.from_lengths([1]), 1.0, arena, 0)
+        assert arena[0, 0] == tiny[0, 0] and arena[0, 0] > 0 and arena[0, 1].isnan(), arena
+        seen = [denormal()]
+        thread = threading.Thread(target=lambda: seen.append(denormal()))
+        thread.start(); thread.join()
+        print(all(seen))
+    """)
+    assert output.strip() == "True"
+
+
+@needs_extension
+def test_a_second_openmp_runtime_is_loaded():
+    output = run("""
+        import torch, ffalora_kernels as ffk
+        def runtimes():
+            names = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+            return sorted(n for n in names if any(k in n.rsplit("/", 1)[-1] for k in ("libgomp", "libomp", "libiomp")))
+        before = runtimes()
+        torch.set_num_threads(2)
+        ffk.use_backend("cpp").__enter__()
+        ffk.clip_reduce_(torch.zeros(1, 9999, dtype=torch.float64), torch.ones(3, 9999), torch.zeros(3).int(),
+                         torch.ones(1, 1, dtype=torch.float64), torch.tensor([0, 9999]).int())
+        print(before == runtimes(), len(before))
+    """)
+    assert output.split() == ["True", "1"]
+
+
+@needs_extension
+def test_extension_holds_the_lock_of_the_interpreter():
+    output = run("""
+        import threading, time, torch
+        import ffalora_kernels as ffk
+        from ffalora_kernels import Segments
+        torch.set_num_threads(1)
+        dy, h, b = torch.randn(20000, 512), torch.randn(20000, 16), torch.randn(1, 512, 16)
+        arena, running, ticks = torch.empty(1, 512 * 16), True, 0
+        def work():
+            global running
+            for _ in range(5):
+                ffk.backward(dy, h, b, Segments.from_lengths([20000]), 1.0, arena, 0)
+            running = False
+        thread = threading.Thread(target=work)
+        thread.start()
+        while running:
+            ticks += 1
+            time.sleep(0.001)
+        print(ticks)
+    """)
+    assert int(output) > 5
+
+
+def test_missing_extension_breaks_import_or_gives_no_reason():
+    output = run("""
+        import sys
+        sys.modules["ffalora_kernels._cpu"] = None
+        import torch, ffalora_kernels as ffk
+        y = torch.zeros(2, 3)
+        ffk.expand_(y, torch.ones(2, 1), torch.ones(1, 3, 1), ffk.Segments.from_lengths([2]), 2.0)
+        assert (y == 2).all()
+        try:
+            ffk.use_backend("cpp").__enter__()
+        except ffk.BackendUnavailable as reason:
+            print(ffk.explain()["cpp"], "|", reason)
+    """)
+    assert "FFALORA_NO_EXTENSION" in output and "C++17 compiler" in output and "backend='cpp'" in output
+
+
+def test_operations_are_not_all_compiled():
+    if dispatch.load("cpp")[0] is None:
+        pytest.skip(dispatch.load("cpp")[1])
+    module, _ = dispatch.load("cpp")
+    assert set(module.IMPLEMENTATIONS) == set(ffalora_kernels.ops.SCHEMAS)

@@ -1,0 +1,79 @@
+"""The C++ kernels against float64, for every instruction set that this processor can run."""
+
+import pytest
+import torch
+from cases import CASES, TOLERANCE, assert_close, check_arena, make_segments, rows
+
+import ffalora_kernels as ffk
+
+_cpu = pytest.importorskip("ffalora_kernels._cpu", reason="the C++ extension is not built here")
+LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
+RAGGED = (3, 0, 37, 64, 1)
+
+
+@pytest.fixture(params=LEVELS)
+def instructions(request):
+    """Runs the test with one instruction set, then returns to the best one."""
+    best = _cpu.level()
+    if not _cpu.set_level(LEVELS[request.param]):
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    _cpu.set_level(best)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shared_case_differs_from_float64_reference(case, instructions):
+    CASES[case]("cpp")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n,k", [(2, 384), (384, 2), (8, 96), (96, 33), (5, 3), (1, 1), (70, None), (1, None)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_outer_differs_from_float64_reference(n, k, dtype, accumulate, instructions):
+    torch.manual_seed(0)
+    segments = make_segments((*RAGGED, 300))
+    p, q = rows(segments.n_tokens, n, dtype, pad=3), None if k is None else rows(segments.n_tokens, k, dtype, pad=1)
+    column, width, s = 5, n * (k or 1), len(segments)
+    arena = torch.full((s, column + width + 7), float("nan"))
+    if accumulate:
+        arena[:, column : column + width] = torch.randn(s, width)
+    expected, squares = arena.double(), torch.full((s, 3), float("nan"), dtype=torch.float64)
+    with ffk.use_backend("reference"):
+        ffk.outer(p.double(), None if q is None else q.double(), segments, 0.3, expected, column, accumulate=accumulate)
+    with ffk.use_backend("cpp"):
+        ffk.outer(p, q, segments, 0.3, arena, column, squares, 1, accumulate)
+    check_arena(arena, expected, column, width, squares, with_squares=True)
+
+
+def test_bfloat16_is_rounded_to_nearest_even_not_truncated(instructions):
+    y = torch.tensor([[1.0, 1.0, -1.0, 2.0**-126, 1.0] * 7], dtype=torch.bfloat16)
+    added = torch.tensor([2**-8, 3 * 2**-8, -(2**-8), 2.0**-127, 2.0**-9] * 7)
+    expected = (y.float() + added).to(torch.bfloat16)
+    with ffk.use_backend("cpp"):
+        ffk.expand_(y, torch.ones(1, 1, dtype=torch.bfloat16), added[None, :, None], make_segments((1,)), 1.0)
+    assert torch.equal(y, expected)
+
+
+def test_nan_and_inf_in_one_row_poison_another(instructions):
+    segments = make_segments((4, 4, 4))
+    dy, h, b = torch.randn(12, 70), torch.randn(12, 5), torch.randn(1, 70, 5)
+    dy[5, 69], dy[6, 3] = float("nan"), float("inf")
+    arena, squares = torch.empty(3, 350), torch.empty(3, 1, dtype=torch.float64)
+    for dtype in (torch.float32, torch.bfloat16):
+        with ffk.use_backend("cpp"):
+            dh = ffk.backward(dy.to(dtype), h.to(dtype), b, segments, 1.0, arena, 0, squares)
+            y = dy.to(dtype)
+            ffk.expand_(y, h.to(dtype), b, segments, 1.0)
+        assert dh.isfinite().all(1).tolist() == [i not in (5, 6) for i in range(12)]
+        assert squares[:, 0].isfinite().tolist() == [True, False, True]
+        assert torch.equal(y.isfinite(), dy.isfinite()), "expand_ lost or spread a NaN"
+
+
+def test_float16_and_float64_are_refused_or_computed_wrongly():
+    segments = make_segments((3, 5))
+    for dtype in (torch.float16, torch.float64):
+        dy, h, b = torch.randn(8, 9).to(dtype), torch.randn(8, 2).to(dtype), torch.randn(1, 9, 2).to(dtype)
+        arena = torch.empty(2, 18, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        with ffk.use_backend("cpp"):
+            dh = ffk.backward(dy, h, b, segments, 1.0, arena, 0)
+        assert_close("dh", dh, dy.double() @ b[0].double(), TOLERANCE.get(dtype, 1e-12))
