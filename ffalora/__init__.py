@@ -1,6 +1,22 @@
-"""FFA-LoRA for private, scattered data: adapters, differential privacy and federated rounds."""
+"""FFA-LoRA for private, scattered data: adapters, differential privacy and federated rounds.
+
+Names that need torch are imported at first use, so that the command line and the configuration start at once.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .adapters import AdapterConfig, Adapters, attach, load_adapters
+from .adapter_config import AdapterConfig
+
+if TYPE_CHECKING:
+    from .adapters import Adapters, attach, load_adapters
 
 __all__ = ["AdapterConfig", "Adapters", "__version__", "attach", "load_adapters"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from . import adapters
+
+        return getattr(adapters, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .adapters.config import AdapterConfig
+from .adapter_config import AdapterConfig
 
 
 class ConfigError(ValueError):

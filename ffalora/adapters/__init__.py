@@ -1,7 +1,7 @@
 """FFA-LoRA adapters for any transformers model."""
 
+from ..adapter_config import AdapterConfig
 from .attach import Adapters, attach
-from .config import AdapterConfig
 from .layers import AdaptedLinear, TrainedLinear
 from .peft import CheckpointError, load_adapters
 from .state import Layout, Place

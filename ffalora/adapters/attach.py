@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import AdapterConfig
+from ..adapter_config import AdapterConfig
 from .init import initial_a
 from .layers import AdaptedLinear, TrainedLayer, TrainedLinear
 from .state import Layout

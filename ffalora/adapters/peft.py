@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import AdapterConfig
+from ..adapter_config import AdapterConfig
 from .targets import find_head
 
 if TYPE_CHECKING:
