@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -109,6 +110,115 @@ def check_arena(arena: Tensor, expected: Tensor, column: int, width: int, square
     assert untouched.isnan().all(), "wrote outside its slot of squares"
 
 
+def check_outer(
+    backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 40), n: int = 20, k: int | None = 70,
+    dtype: torch.dtype = FP32, pad: int = 0, accumulate: bool = False, with_squares: bool = True, column: int = 4,
+) -> None:  # fmt: skip
+    """Per-segment ``scale · pᵀq`` (or column sums of p) and the squared norms of what was stored."""
+    torch.manual_seed(0)
+    segments = make_segments(lengths)
+    m, s, width = segments.n_tokens, len(segments), n * (k or 1)
+    p, q = rows(m, n, dtype, pad), None if k is None else rows(m, k, dtype, pad)
+    arena = torch.full((s, column + width + 7), float("nan"))
+    arena[:, column : column + width] = torch.randn(s, width) if accumulate else float("nan")
+    expected = arena.double()
+    with ffk.use_backend("reference"):
+        wide = (p.double(), None if q is None else q.double())
+        ffk.outer(*wide, segments, SCALE, expected, column, accumulate=accumulate)
+    arena, squares = arena.to(device), torch.full((s, 3), float("nan"), dtype=torch.float64, device=device)
+    with ffk.use_backend(backend):
+        ffk.outer(
+            p.to(device), None if q is None else q.to(device), to_device(segments, device), SCALE, arena, column,
+            squares if with_squares else None, 1, accumulate,
+        )  # fmt: skip
+    check_arena(arena, expected, column, width, squares, with_squares)
+
+
+def check_clip(
+    backend: str, device: str = "cpu", owners: Sequence[int] = (0, 0, 0), p: int = 300, groups: Sequence[int] = (),
+    mode: str = "flat", give_squares: bool = False, magnitude: float = 1.0, broken: Sequence[int] = (),
+) -> None:  # fmt: skip
+    """Factors, norms and clipped sums; rows in ``broken`` hold a NaN or an Inf and contribute exactly zero."""
+    torch.manual_seed(0)
+    client = torch.tensor(owners, dtype=torch.int32)
+    c, s = max(owners, default=0) + 1, len(owners)
+    arena = torch.randn(s, p) * magnitude
+    bounds = torch.tensor([0, *groups, p], dtype=torch.int32)
+    for i, row in enumerate(broken):
+        arena[row, (7 * row) % p] = float("nan") if i % 2 else float("inf")
+    limit = magnitude * torch.rand(c, len(groups) + 1, dtype=torch.float64) * p**0.5
+    limit[0, 0] = float("inf") if mode == "flat" else 1.0
+    pieces = [arena[:, lo:hi].double().square().sum(1) for lo, hi in pairwise(bounds.tolist())]
+    squares = torch.stack(pieces, 1) if give_squares else None
+    before = torch.randn(c, p, dtype=torch.float64)
+    expected = before.clone()
+    with ffk.use_backend("reference"):
+        factors_expected, norms_expected = ffk.clip_reduce_(expected, arena, client, limit, bounds, squares, mode)
+    total = before.to(device, copy=True)
+    with ffk.use_backend(backend):
+        moved = (None if t is None else t.to(device) for t in (arena, client, limit, bounds, squares))
+        factors, norms = ffk.clip_reduce_(total, *moved, mode)
+    for name, actual, wanted in (("norms", norms, norms_expected), ("factors", factors, factors_expected)):
+        torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-12, atol=0.0, equal_nan=True, msg=f"{name} differ")
+    torch.testing.assert_close(total.cpu(), expected, rtol=1e-11, atol=1e-11 * magnitude)
+    assert not factors[list(broken)].any(), "a broken row has a factor"
+
+
+def check_privatize(
+    backend: str,
+    device: str = "cpu",
+    clients: int = 2,
+    p: int = 301,
+    noise: float = 1.3,
+    padding: bool = False,
+    optimizer: str = "sgd",
+    momentum: bool = False,
+    proximal: bool = False,
+    key: int = 0x9E3779B97F4A7C15,
+    **hyper: float,
+) -> None:
+    """State and moments after one noisy step, to the rounding of float32."""
+    torch.manual_seed(0)
+    c = clients
+    tensors = {"state": torch.randn(c, p), "total": 5 * torch.randn(c, p, dtype=torch.float64)}
+    adam = optimizer == "adamw"
+    if adam or momentum:
+        tensors["exp_avg"] = torch.randn(c, p)
+    if adam:
+        tensors["exp_avg_sq"] = torch.rand(c, p)
+    if proximal:
+        tensors["anchor"] = torch.randn(c, p)
+    if padding:
+        index = torch.arange(p, dtype=torch.int32) - 3
+        index[p // 2 :] -= 10
+        index[:3] = index[p // 2 : p // 2 + 10] = -1
+        tensors["index"] = index
+    tensors |= {
+        "client_id": torch.tensor([7 + 2**40, 3, 11, 5][:c]), "step": torch.tensor([0, 123456, 9, 1][:c]),
+        "age": torch.tensor([1, 40, 2, 3][:c]), "lr": torch.rand(c, dtype=torch.float64),
+        "noise_std": noise * torch.tensor([1.0, 2.0, 0.0, 1e-3][:c], dtype=torch.float64),
+        "denominator": torch.tensor([64.0, 3.0, 1.0, 9.0][:c], dtype=torch.float64),
+    }  # fmt: skip
+    moved = {name: t.to(device, copy=True) for name, t in tensors.items()}
+    before = tensors["state"].clone()
+    settings = {"key": key, "stream": 5, "optimizer": optimizer, **hyper}
+    with ffk.use_backend("reference"):
+        ffk.privatize_step_(tensors["state"], **_rest(tensors), **settings)
+    with ffk.use_backend(backend):
+        ffk.privatize_step_(moved["state"], **_rest(moved), **settings)
+    for name in ("state", "exp_avg", "exp_avg_sq"):
+        if name in tensors:
+            torch.testing.assert_close(moved[name].cpu(), tensors[name], rtol=3e-7, atol=1e-7, msg=f"{name} differs")
+    if padding:
+        assert torch.equal(moved["state"].cpu()[:, tensors["index"] < 0], before[:, tensors["index"] < 0]), (
+            "padding moved"
+        )
+
+
+def _rest(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t for name, t in tensors.items() if name != "state"}
+
+
 def to_device(segments: Segments, device: str) -> Segments:
     """The same segments with index tensors on ``device``."""
     if device == "cpu":
@@ -169,4 +279,47 @@ _add(
     one_column={"n": 1, "r": 4},
     no_tokens={"lengths": (0, 0)},
     no_segments={"lengths": ()},
+)
+_add(
+    check_outer,
+    plain={},
+    bias={"k": None, "lengths": _RAGGED, "dtype": BF16},
+    bias_long={"k": None, "lengths": (2100,), "n": 3},
+    gradient_of_a={"n": 8, "k": 300, "lengths": _RAGGED, "dtype": FP16},
+    head={"n": 2, "k": 100, "lengths": (1,) * 5, "dtype": BF16},
+    tall={"n": 150, "k": 5, "dtype": FP16, "pad": 3},
+    accumulate={"accumulate": True, "n": 70, "k": 150, "dtype": BF16, "column": 3},
+    without_squares={"with_squares": False, "dtype": FP16},
+    long_segment={"lengths": (2050, 0, 3), "n": 8, "k": 140, "dtype": FP16},
+    no_tokens={"lengths": (0, 0)},
+    no_segments={"lengths": ()},
+)
+_add(
+    check_clip,
+    flat={},
+    flat_given_norms={"give_squares": True},
+    clients_out_of_order={"owners": (1, 0, 2, 1, 1, 0, 2, 2, 2, 2, 2, 2, 2), "p": 700},
+    client_without_rows={"owners": (2, 2, 0)},
+    per_layer={"owners": (0, 1, 0, 1), "groups": (30, 31, 200), "p": 600},
+    per_layer_given_norms={"owners": (0, 1, 0, 1), "groups": (30, 31, 200), "give_squares": True},
+    automatic={"mode": "automatic", "owners": (0, 1, 1)},
+    automatic_per_layer={"mode": "automatic", "groups": (100,)},
+    not_finite={"owners": (0, 1, 1, 0, 0), "broken": (1, 3)},
+    not_finite_per_layer={"owners": (0, 1, 1, 0, 0), "broken": (1, 3), "groups": (100,)},
+    huge={"magnitude": 1e30},
+    tiny={"magnitude": 1e-30},
+    many_columns={"p": 20001},
+    no_rows={"owners": ()},
+)
+_add(
+    check_privatize,
+    sgd={},
+    padding={"padding": True},
+    without_noise={"noise": 0.0, "weight_decay": 0.1},
+    four_clients={"clients": 4, "p": 1030},
+    momentum={"momentum": True, "beta1": 0.9, "padding": True},
+    proximal={"proximal": True, "mu": 0.3},
+    adamw={"optimizer": "adamw", "beta1": 0.9, "weight_decay": 0.01, "padding": True},
+    adamw_dp={"optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "dp_bias_correction": True, "noise": 0.2},
+    small_key={"key": 1, "p": 5},
 )

@@ -1,7 +1,7 @@
 """Runs Triton launches on CPU tensors by emulating the compiled PTX (with development tools beside the project).
 
-``with emulated(90) as reports:`` replaces ``JITFunction.run``; every launch appends ``(kernel name, counts)``. Alignment
-of pointers is what the tensors have, so that a kernel may not rely on 16 bytes that a caller's view lacks.
+``with emulated(90) as reports:`` replaces ``JITFunction.run``; every launch appends ``(kernel name, counts)``. Pointers
+are as aligned as the tensors are, so that a kernel may not rely on 16 bytes that a caller's view lacks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ _TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
     torch.int64: "i64", torch.float64: "fp64",
 }  # fmt: skip
+_SELECT = ("f64", "f64", "pred")
 
 
 def require_tools() -> None:
@@ -61,6 +63,21 @@ def compile_like_the_launcher(fn, bound: dict, cap: int, num_warps: int = 4, num
     return triton.compile(source, target=GPUTarget("cuda", cap, 32), options=options), types
 
 
+def _with_wide_selects(simulator: type) -> type:
+    """The simulator with ``selp.f64`` on immediates right: it takes their value, not their bits, as an integer."""
+
+    class WideSelects(simulator):
+        def i_selp(self, x, m):
+            if x.mods[-1] != "f64":
+                return super().i_selp(x, m)
+            yes, no, which = (
+                np.broadcast_to(self.val(a, t), (self.T,)) for a, t in zip(x.args[1:], _SELECT, strict=True)
+            )
+            return self.setr(x.args[0], np.where(which, yes, no).view(np.uint64), m)
+
+    return WideSelects
+
+
 @contextmanager
 def emulated(cap: int = 90, lockstep: bool = False) -> Iterator[list[tuple[str, dict]]]:
     """Within the block ``kernel[grid](…)`` on CPU tensors runs on the emulated sm_80 or sm_90; yields the reports.
@@ -84,11 +101,11 @@ def emulated(cap: int = 90, lockstep: bool = False) -> Iterator[list[tuple[str, 
         report["programs"] = grid[0]
         reports.append((self.__name__, report))
 
-    stock, compile_before, together = JITFunction.run, fakegpu.compile, ptxsim.Sim
+    stock, compile_before, simulator = JITFunction.run, fakegpu.compile, ptxsim.Sim
+    threads = {} if lockstep else {"max_threads": 1}
     JITFunction.run, fakegpu.compile = run, compile_like_the_launcher
-    if not lockstep:
-        ptxsim.Sim = partial(together, max_threads=1)
+    ptxsim.Sim = partial(_with_wide_selects(simulator), **threads)
     try:
         yield reports
     finally:
-        JITFunction.run, fakegpu.compile, ptxsim.Sim = stock, compile_before, together
+        JITFunction.run, fakegpu.compile, ptxsim.Sim = stock, compile_before, simulator

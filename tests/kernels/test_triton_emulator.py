@@ -26,7 +26,8 @@ def nan_filled_buffers():
 def test_sm_90_ptx_equals_float64_reference(name: str) -> None:
     with emulated(90) as reports:
         CASES[name]("triton")
-    assert reports or name.endswith(("no_segments", "expand-no_tokens")), "no kernel was launched"
+    nothing_to_do = name.endswith(("no_segments", "expand-no_tokens", "clip-no_rows"))
+    assert bool(reports) != nothing_to_do, f"{len(reports)} kernels were launched"
 
 
 @pytest.mark.parametrize("name", sorted(ON_SM_80))

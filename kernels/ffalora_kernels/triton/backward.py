@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .join import JOIN_BLOCK, _finish_kernel, _join_chunks_kernel
+from .join import JOIN_BLOCK, chunk_slots, join_chunks, square_targets, sum_parts
 from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, units
 from .project import project
 
@@ -128,40 +128,29 @@ def backward(
     chunk = configs.chunk_tokens(r)
     n_chunks = cdiv(longest, chunk)
     chunks = configs.walk_chunks(arch, s * nb, n_chunks)
+    split = chunks == "split"
     how = dh_reduction(n, r, nb, dy.element_size(), deterministic)
     sums = {"store": torch.empty, "atomic": torch.zeros}.get(how)
-    parts = dh if sums is None else sums((nb if how == "store" else 1, m * r), dtype=torch.float32, device=dy.device)
+    parts = sums((nb if how == "store" else 1, m * r), dtype=torch.float32, device=dy.device) if sums else None
     g = arena[:, column : column + n * r]
-    g_nb = cdiv(n * r, JOIN_BLOCK) if chunks == "split" else nb
-    target = None if squares is None else squares[:, slot]
-    square_parts = target if g_nb == 1 or target is None else target.new_empty((g_nb, s))
-    square_pitch = 1 if g_nb > 1 or target is None else target.stride(0)
-    slots = torch.empty((m // chunk + s, n * r), dtype=torch.float32, device=dy.device) if chunks == "split" else None
+    target, square_parts, square_pitch = square_targets(squares, slot, cdiv(n * r, JOIN_BLOCK) if split else nb)
+    slots = chunk_slots(m, chunk, s, n * r, dy) if split else None
     dy_units, h_units, g_units, n_units = (units(x) for x in (dy.stride(0), h.stride(0), g.stride(0), n))
-    flags = {"CHUNK": chunk, "ACCUMULATE": accumulate, "SQUARES": squares is not None, "G_UNIT": g_units[1]}
-    last = {**flags, "SQUARES": False} if chunks == "split" else flags
-    _backward_kernel[(s * nb * (n_chunks if chunks == "split" else 1),)](
-        dy, h, b, offsets, client, g, parts, square_parts, slots,
+    _backward_kernel[(s * nb * (n_chunks if split else 1),)](
+        dy, h, b, offsets, client, g, dh if parts is None else parts, square_parts, slots,
         dy_units[0], h_units[0], g_units[0], n_units[0], b.stride(0), m * r if how == "store" else 0, scale,
         s, square_pitch, n_chunks,
-        R=r, NB=nb, CHUNKS=chunks, DH="store" if how == "direct" else how, **last,
-        DY_UNIT=dy_units[1], H_UNIT=h_units[1], N_UNIT=n_units[1],
+        R=r, NB=nb, CHUNK=chunk, CHUNKS=chunks, DH="store" if how == "direct" else how,
+        ACCUMULATE=accumulate, SQUARES=squares is not None and not split,
+        DY_UNIT=dy_units[1], H_UNIT=h_units[1], G_UNIT=g_units[1], N_UNIT=n_units[1],
         BLOCK_T=config.block_t, BLOCK_N=config.block_n, BLOCK_R=padded_rank(r),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    if chunks == "split":
-        _join_chunks_kernel[(s * g_nb,)](
-            slots, offsets, g, square_parts, g_units[0], scale, n * r, s, square_pitch,
-            NB=g_nb, **flags, BLOCK=JOIN_BLOCK, num_warps=4,
-        )  # fmt: skip
-    dh_units = units(m * r)
-    dh_parts = {"store": nb, "atomic": 1}.get(how, 0)
-    sum_squares = g_nb if squares is not None and g_nb > 1 else 0
-    if dh_parts or sum_squares:
-        _finish_kernel[(cdiv(max(m * r if dh_parts else 0, s if sum_squares else 0, 1), JOIN_BLOCK),)](
-            parts, dh, square_parts, target, dh_units[0], s, squares.stride(0) if squares is not None else 1,
-            DH_PARTS=dh_parts, SQUARE_PARTS=sum_squares, DH_UNIT=dh_units[1], BLOCK=JOIN_BLOCK, num_warps=4,
-        )  # fmt: skip
+    if slots is not None:
+        join_chunks(slots, offsets, g, square_parts, square_pitch, scale, chunk, accumulate)
+    joined = square_parts is target
+    if parts is not None or not joined:
+        sum_parts(parts, None if parts is None else dh, None if joined else square_parts, None if joined else target)
     if how == "skip":
         project(dy, b, offsets, client, scale, longest, dh)
     return dh

@@ -61,3 +61,29 @@ def walk_chunks(arch: str, programs: int, n_chunks: int) -> str:
     if n_chunks <= 1:
         return "one"
     return "split" if 2 * programs < FULL_GRID.get(arch, FULL_GRID["sm_90"]) else "walk"
+
+
+#: Tokens a chunk of a long segment has in ``outer``.
+OUTER_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    """A tile ``[block_n, block_k]`` of the product and the tokens of a step."""
+
+    block_t: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def outer_blocks(itemsize: int, n: int, k: int) -> OuterConfig:
+    """The wider matrix gets the longer side of the tile, so that the narrow one is read again least often."""
+    narrow, wide = (64, 128) if itemsize == 2 else (32, 64)
+
+    def side(size: int, limit: int) -> int:
+        return min(limit, max(16, 1 << (size - 1).bit_length()))
+
+    block_n, block_k = (side(n, wide), side(k, narrow)) if n >= k else (side(n, narrow), side(k, wide))
+    return OuterConfig(32, block_n, block_k, 4, 3 if itemsize == 2 else 2)
