@@ -243,11 +243,18 @@ def privatize_step_(
     _same_device("privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg)
     torch.ops.ffalora.privatize_step_(
         state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr, index,
-        key, stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
+        _signed(key), stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
     )  # fmt: skip
 
 
 # ---- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _signed(key: int) -> int:
+    """The 64 bits of a key as a schema's ``int`` holds them."""
+    if not -(2**63) <= key < 2**64:
+        raise ValueError(f"key must fit into 64 bits, got {key}")
+    return key - 2**64 if key >= 2**63 else key
 
 
 def _refuse_grad(op: str, **tensors: Tensor) -> None:
