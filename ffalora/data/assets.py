@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from .errors import AssetError
 CACHE_VARIABLE = "FFALORA_CACHE"
 _PARTIAL = ".partial-"
 _MANIFEST = "asset.json"
+_STALE_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -103,6 +105,7 @@ def fetch(name: str, *, archive: str | Path | None = None) -> Path:
     if is_cached(name):
         return final / asset.root
     final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final.parent)
     with _temporary_folder(final.parent) as temporary:
         source = Path(archive) if archive is not None else _download(asset, temporary / "download")
         _verify(asset, source)
@@ -130,6 +133,13 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what killed processes left half-done; a running fetch is younger than a day."""
+    for folder in parent.glob(f"{_PARTIAL}*"):
+        if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(asset: Asset, unpacked: Path, final: Path, replaced: Path) -> None:

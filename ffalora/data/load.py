@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from . import assets, embedded, files, validate
 from .errors import DataError
 from .labels import describe, encode_classes, encode_numbers
-from .splits import ROLES, check_fractions, sample_rows, split_rows
+from .splits import ROLES, check_fractions, mix_rows, sample_rows, split_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,7 +84,7 @@ def load_data(
     split_names    e.g. {"train": "train", "test": "validation"}: which split of the source plays which role
     fractions      of train, validation and test; used for the roles that the source does not fill
     split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
-    max_samples    at most that many rows of each split, drawn from ``seed``
+    max_samples    at most that many training rows, drawn from ``seed``
     drop_empty     leave out rows with empty text instead of refusing them
 
     Raises ``DataError`` (names column, rows and remedy) and ``AssetError`` (embedded data that cannot be fetched).
@@ -94,6 +94,8 @@ def load_data(
     task = task or (own.task if own else "classification")
     if task not in TASKS:
         raise DataError(f"task={task!r}: choose one of {', '.join(TASKS)}")
+    if own and task != own.task and not (input_columns or label_column):
+        raise DataError(f"task={task!r}: {spec} is data for task {own.task}; name its columns to use it otherwise")
     source, is_path = (_read_embedded(own), False) if own else _read_other(spec)
     if own is not None:
         input_columns = input_columns or own.input_columns
@@ -123,7 +125,9 @@ def load_data(
         roles, loaded.label_names = encode_classes(roles, label_column, spec, own.label_names if own else None)
     roles = _fill_roles(roles, inputs, group_column, fractions, split_seed)
     for role, data in roles.items():
-        loaded.splits[role] = data.select(sample_rows(len(data), max_samples, seed))
+        # Sources are often sorted by class: evaluation rows are mixed, so that the first n of them are a fair sample.
+        kept = sample_rows(len(data), max_samples, seed) if role == "train" else mix_rows(len(data), split_seed)
+        loaded.splits[role] = data.select(kept)
     _check_splits(loaded, fractions)
     return loaded
 

@@ -49,8 +49,13 @@ def split_rows(keys: Sequence[Hashable], fractions: Sequence[float], seed: int) 
 
 def sample_rows(rows: int, limit: int | None, seed: int) -> np.ndarray:
     """At most ``limit`` of ``rows`` row numbers, drawn without replacement from ``seed``, ascending."""
-    if limit is None or limit >= rows:
+    if limit is None:
         return np.arange(rows, dtype=np.int64)
     if limit < 1:
         raise DataError(f"max_samples={limit}: must be at least 1, or left out for all rows")
-    return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(rows)[:limit]).astype(np.int64)
+    return np.sort(mix_rows(rows, seed)[:limit])
+
+
+def mix_rows(rows: int, seed: int) -> np.ndarray:
+    """All row numbers (int64) in an order drawn from ``seed``."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))).permutation(rows).astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,16 +120,13 @@ def tokenize_causal(
     ``max_length`` is cut from the front of the prompt; an answer that does not fit by itself raises ``DataError``.
     """
     prompt_column, answer_column = input_columns
-    if "{prompt}" not in template:
-        raise DataError(f"prompt_template={template!r} must contain {{prompt}}")
     end = tokenizer.eos_token_id
     if end is None:
         raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
-    prompts = tokenizer([template.format(prompt=text) for text in rows[prompt_column]], return_attention_mask=False)
+    prompts = encode_prompts(rows[prompt_column], tokenizer, template)
     answers = tokenizer(list(rows[answer_column]), add_special_tokens=False, return_attention_mask=False)
     sequences, starts = [], []
-    for row, (prompt, answer) in enumerate(zip(prompts["input_ids"], answers["input_ids"], strict=True)):
-        prompt = prompt[:-1] if prompt and prompt[-1] == end else prompt
+    for row, (prompt, answer) in enumerate(zip(prompts, answers["input_ids"], strict=True)):
         answer = [*answer, end]
         room = len(prompt) if max_length is None else max_length - len(answer)
         if room < 1:
@@ -143,6 +140,15 @@ def tokenize_causal(
     return CausalDataset(
         Ragged(sequences), np.asarray(starts, dtype=np.int64), pad_token_of(tokenizer), pad_to_multiple
     )
+
+
+def encode_prompts(prompts: Iterable[str], tokenizer: Any, template: str = DEFAULT_TEMPLATE) -> list[list[int]]:
+    """Token numbers of each prompt in the template, with the tokenizer's opening tokens and without a closing one."""
+    if "{prompt}" not in template:
+        raise DataError(f"prompt_template={template!r} must contain {{prompt}}")
+    texts = [template.replace("{prompt}", text) for text in prompts]
+    encoded = tokenizer(texts, return_attention_mask=False)["input_ids"]
+    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
 
 
 def images(

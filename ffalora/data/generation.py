@@ -1,0 +1,72 @@
+"""Answers of a causal language model to prompts, and the exact match of the numbers they end in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+
+from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    template: str = DEFAULT_TEMPLATE,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+) -> list[str]:
+    """Greedy continuations of ``prompts``, each cut at the end-of-sequence token.
+
+    Prompts are tokenised as in training, sorted by length and padded on the left.
+    """
+    rows = encode_prompts(prompts, tokenizer, template)
+    pad, device = pad_token_of(tokenizer), next(model.parameters()).device
+    answers = [""] * len(rows)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = len(rows[chosen[-1]])
+        ids = torch.full((len(chosen), width), pad)
+        mask = torch.zeros_like(ids)
+        for position, row in enumerate(chosen):
+            ids[position, width - len(rows[row]) :] = torch.tensor(rows[row])
+            mask[position, width - len(rows[row]) :] = 1
+        made = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        for row, text in zip(chosen, tokenizer.batch_decode(made[:, width:], skip_special_tokens=True), strict=True):
+            answers[row] = text
+    return answers
+
+
+def final_number(text: str) -> Fraction | None:
+    """The number an answer ends in: the first after the last ``####``, else the last of the text; None without one."""
+    _, marker, tail = text.rpartition("####")
+    found = _NUMBER.findall(tail)
+    if not found:
+        return None
+    return Fraction((found[0] if marker else found[-1]).replace(",", ""))
+
+
+def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Share of ``answers`` that end in the number of their reference; an answer without a number is wrong."""
+    if len(answers) != len(references) or not answers:
+        raise ValueError(f"exact match of {len(answers)} answers with {len(references)} references: give equally many")
+    wanted = [final_number(reference) for reference in references]
+    given = [final_number(answer) for answer in answers]
+    return sum(a is not None and a == b for a, b in zip(given, wanted, strict=True)) / len(answers)

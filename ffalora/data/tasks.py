@@ -1,0 +1,171 @@
+"""What each task minimises and reports: losses per sample for training, metrics for evaluation.
+
+A sample's loss depends on its own outputs and targets only, is float32 and is never averaged over the batch: the
+sum of the losses is what differential privacy differentiates. Metrics are computed from what ``gather`` keeps of each
+batch, which is small (never the logits of a vocabulary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import DataError
+from .examples import IGNORE_INDEX
+
+Gathered = dict[str, np.ndarray]  # per sample, first dimension S
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of learning.
+
+    losses   (outputs, targets) -> float32 [S]; ``outputs`` has ``logits``, or is the logits themselves
+    gather   (outputs, targets) -> what metrics need of one batch
+    metrics  batches' gathered values -> metrics by name, always with "loss", the mean of the samples' losses
+    main     the metric to rank runs by, and whether more of it is better
+    """
+
+    name: str
+    losses: Callable[[Any, Tensor], Tensor]
+    gather: Callable[[Any, Tensor], Gathered]
+    metrics: Callable[[Sequence[Gathered]], dict[str, float]]
+    main: str
+    higher_is_better: bool
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits of a transformers output, or the tensor itself."""
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+def classification_losses(outputs: Any, targets: Tensor) -> Tensor:
+    """Cross-entropy per sample: logits [S, classes], targets int64 [S] -> float32 [S]."""
+    return functional.cross_entropy(logits_of(outputs).float(), targets, reduction="none")
+
+
+def regression_losses(outputs: Any, targets: Tensor) -> Tensor:
+    """Squared error per sample: logits [S, 1] or [S], targets [S] -> float32 [S]."""
+    return (logits_of(outputs).float().reshape(targets.shape) - targets.float()).square()
+
+
+def causal_losses(outputs: Any, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over a sample's own target tokens: logits [S, T, V], targets int64 [S, T] -> float32 [S].
+
+    ``targets`` are the input tokens themselves (IGNORE_INDEX where none is counted): position t is predicted at t - 1.
+    A sample without target tokens has loss 0.
+    """
+    sums, counts = _token_losses(logits_of(outputs), targets)
+    return sums / counts.clamp(min=1)
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of token losses and number of target tokens per sample, [S] each; logits of other tokens are not upcast."""
+    following = targets[:, 1:]
+    own = following != IGNORE_INDEX  # [S, T-1]
+    losses = functional.cross_entropy(logits[:, :-1][own].float(), following[own], reduction="none")
+    padded = losses.new_zeros(own.shape).masked_scatter(own, losses)
+    return padded.sum(dim=1), own.sum(dim=1)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _gather_classes(outputs: Any, targets: Tensor) -> Gathered:
+    return {
+        "predicted": _numpy(logits_of(outputs).argmax(dim=-1)),
+        "target": _numpy(targets),
+        "loss": _numpy(classification_losses(outputs, targets)),
+    }
+
+
+def _gather_numbers(outputs: Any, targets: Tensor) -> Gathered:
+    predicted = logits_of(outputs).float().reshape(targets.shape)
+    return {
+        "predicted": _numpy(predicted),
+        "target": _numpy(targets.float()),
+        "loss": _numpy(regression_losses(outputs, targets)),
+    }
+
+
+def _gather_tokens(outputs: Any, targets: Tensor) -> Gathered:
+    logits = logits_of(outputs)
+    sums, counts = _token_losses(logits, targets)
+    right = (logits[:, :-1].argmax(dim=-1) == targets[:, 1:]).sum(dim=1)  # IGNORE_INDEX equals no token
+    return {
+        "sum": _numpy(sums),
+        "tokens": _numpy(counts),
+        "right": _numpy(right),
+        "loss": _numpy(sums / counts.clamp(min=1)),
+    }
+
+
+def _join(gathered: Sequence[Gathered]) -> dict[str, np.ndarray]:
+    if not gathered:
+        raise DataError("there is nothing to compute metrics of: no batch was evaluated")
+    return {
+        name: np.concatenate([np.asarray(batch[name]) for batch in gathered]).astype(np.float64) for name in gathered[0]
+    }
+
+
+def class_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
+    """Accuracy and macro-averaged F1 (over the classes that occur in targets or predictions)."""
+    from sklearn.metrics import f1_score
+
+    all_ = _join(gathered)
+    predicted, target = all_["predicted"].astype(np.int64), all_["target"].astype(np.int64)
+    return {
+        "accuracy": float(np.mean(predicted == target)),
+        "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0.0)),
+        "loss": float(np.mean(all_["loss"])),
+    }
+
+
+def number_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
+    """Mean squared error, and Pearson's correlation (0 where predictions or targets are constant)."""
+    from scipy.stats import pearsonr
+
+    all_ = _join(gathered)
+    predicted, target = all_["predicted"], all_["target"]
+    constant = len(target) < 2 or np.ptp(predicted) == 0 or np.ptp(target) == 0
+    return {
+        "mse": float(np.mean((predicted - target) ** 2)),
+        "pearson": 0.0 if constant else float(pearsonr(predicted, target).statistic),
+        "loss": float(np.mean(all_["loss"])),
+    }
+
+
+def token_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
+    """Perplexity over all target tokens together, and how often the next token was the likeliest."""
+    all_ = _join(gathered)
+    tokens = max(all_["tokens"].sum(), 1.0)
+    return {
+        "perplexity": float(np.exp(all_["sum"].sum() / tokens)),
+        "token_accuracy": float(all_["right"].sum() / tokens),
+        "loss": float(np.mean(all_["loss"])),
+    }
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("classification", classification_losses, _gather_classes, class_metrics, "accuracy", True),
+        Task("image-classification", classification_losses, _gather_classes, class_metrics, "accuracy", True),
+        Task("regression", regression_losses, _gather_numbers, number_metrics, "pearson", True),
+        Task("causal-lm", causal_losses, _gather_tokens, token_metrics, "perplexity", False),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name; ``DataError`` lists the known names otherwise."""
+    try:
+        return TASKS[name]
+    except KeyError:
+        raise DataError(f"task={name!r}: choose one of {', '.join(TASKS)}") from None

@@ -1,0 +1,147 @@
+"""Losses and metrics of every task against one-sample-at-a-time definitions."""
+
+import math
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ffalora.data import DataError
+from ffalora.data.examples import IGNORE_INDEX
+from ffalora.data.generation import exact_match, final_number
+from ffalora.data.tasks import TASKS, find_task
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def causal_batch(samples=4, width=9, vocabulary=13):
+    targets = torch.randint(0, vocabulary, (samples, width), generator=torch.Generator().manual_seed(1))
+    for row in range(samples):
+        targets[row, : 2 + row] = IGNORE_INDEX
+        targets[row, width - row :] = IGNORE_INDEX
+    return random(samples, width, vocabulary), targets
+
+
+def batch_of(name):
+    if name == "causal-lm":
+        return causal_batch()
+    if name == "regression":
+        return random(4, 1), random(4, seed=2)
+    return random(4, 5), torch.tensor([0, 4, 2, 2])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_sample_has_the_same_loss_alone_and_in_company(name):
+    logits, targets = batch_of(name)
+    losses = find_task(name).losses(logits, targets)
+    assert losses.shape == (4,) and losses.dtype == torch.float32
+    for row in range(4):
+        alone = find_task(name).losses(logits[row : row + 1], targets[row : row + 1])
+        torch.testing.assert_close(losses[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_gradient_of_a_sample_touches_its_own_outputs_only(name):
+    logits, targets = batch_of(name)
+    logits.requires_grad_()
+    find_task(name).losses(logits, targets)[1].backward()
+    touched = logits.grad.flatten(1).abs().sum(1) > 0
+    assert touched.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_losses_are_float32_also_from_bfloat16_logits_and_from_model_outputs(name):
+    logits, targets = batch_of(name)
+    half = logits.bfloat16()
+    losses = find_task(name).losses(SimpleNamespace(logits=half), targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, find_task(name).losses(half.float(), targets))
+
+
+def test_causal_loss_is_the_mean_over_answer_tokens_predicted_from_the_left():
+    logits, targets = causal_batch()
+    losses = find_task("causal-lm").losses(logits, targets)
+    for row in range(4):
+        own = [t for t in range(1, 9) if targets[row, t] != IGNORE_INDEX]
+        expected = [-torch.log_softmax(logits[row, t - 1], 0)[targets[row, t]].item() for t in own]
+        assert losses[row].item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_causal_loss_of_a_sample_without_answer_tokens_is_zero_with_a_zero_gradient():
+    logits, targets = causal_batch()
+    targets[2] = IGNORE_INDEX
+    logits.requires_grad_()
+    losses = find_task("causal-lm").losses(logits, targets)
+    losses.sum().backward()
+    assert losses[2] == 0 and torch.isfinite(logits.grad).all() and not logits.grad[2].any()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_metrics_do_not_depend_on_how_rows_are_batched(name):
+    task = find_task(name)
+    logits, targets = batch_of(name)
+    once = task.metrics([task.gather(logits, targets)])
+    parts = task.metrics([task.gather(logits[:1], targets[:1]), task.gather(logits[1:], targets[1:])])
+    assert once == pytest.approx(parts, rel=1e-6)
+    assert once["loss"] == pytest.approx(task.losses(logits, targets).mean().item(), rel=1e-6)
+    assert task.main in once
+
+
+def test_class_metrics_by_hand():
+    logits = torch.eye(3)[[0, 0, 1, 1]]
+    task = find_task("classification")
+    metrics = task.metrics([task.gather(logits, torch.tensor([0, 1, 1, 1]))])
+    assert metrics["accuracy"] == 0.75
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+def test_regression_metrics_by_hand():
+    task = find_task("regression")
+    predicted, wanted = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 3.0, 4.0])
+    metrics = task.metrics([task.gather(predicted, wanted)])
+    assert metrics["mse"] == pytest.approx(1 / 3)
+    assert metrics["pearson"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 3, 4])[0, 1])
+    assert task.metrics([task.gather(torch.ones(3, 1), wanted)])["pearson"] == 0.0
+
+
+def test_perplexity_weighs_tokens_not_samples():
+    task = find_task("causal-lm")
+    logits, targets = causal_batch()
+    own = targets[:, 1:] != IGNORE_INDEX
+    mean = torch.nn.functional.cross_entropy(logits[:, :-1][own], targets[:, 1:][own]).item()
+    metrics = task.metrics([task.gather(logits, targets)])
+    assert metrics["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    right = (logits[:, :-1].argmax(-1) == targets[:, 1:])[own].float().mean().item()
+    assert metrics["token_accuracy"] == pytest.approx(right)
+
+
+def test_no_batches_and_unknown_tasks_are_errors():
+    with pytest.raises(DataError, match="no batch was evaluated"):
+        find_task("regression").metrics([])
+    with pytest.raises(DataError, match="task='ner': choose one of classification"):
+        find_task("ner")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so 3 + 4 = 7\n#### 7", 7),
+        ("#### 1,250.50 pounds, not 9", Fraction(2501, 2)),
+        ("The answer is 12, no, -13.", -13),
+        ("#### none\n", None),
+        ("no digits", None),
+        ("", None),
+    ],
+)
+def test_final_number_is_what_the_answer_ends_in(text, number):
+    assert final_number(text) == number
+
+
+def test_exact_match_compares_values_and_counts_missing_numbers_as_wrong():
+    assert exact_match(["#### 7.0", "8", "none", "1,000"], ["#### 7", "#### 9", "#### 1", "#### 1000"]) == 0.5
+    with pytest.raises(ValueError, match="give equally many"):
+        exact_match(["1"], [])
