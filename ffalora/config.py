@@ -57,12 +57,13 @@ class DataConfig(Section):
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="held out of the training data where there is no validation split")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
+    max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
 
 
 class ClientsConfig(Section):
     """Who holds what."""
 
-    count: int = Field(3, ge=1, description="number of clients")
+    count: int | None = Field(None, ge=1, description="number of clients (default: what the partition says, else 3)")
     partition: Literal["iid", "labels", "dirichlet", "quantity", "column"] = Field("iid", description="how data is split")
     proportions: list[list[float]] | None = Field(
         None, description="partition: labels; one row a client, one share a class, such as [[.9,.1],[.1,.9],[.5,.5]]"
@@ -81,6 +82,7 @@ class FederationConfig(Section):
     participation: float = Field(1.0, gt=0, le=1, description="share of clients drawn in each round")
     weighting: Literal["uniform", "size"] = Field("size", description="weights of the average: data-set sizes or equal")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: strength of the pull towards the global state")
+    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
     one_pass: Literal["auto", "always", "never"] = Field(
         "auto", description="train all clients of a round in one forward and backward pass"
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,38 @@ class Adapters:
 
     def trained_layers(self) -> list[TrainedLayer]:
         return [*self.layers.values(), *self.heads.values()]
+
+    def count_uses(self, inputs: Mapping[str, Any] | Tensor) -> dict[str, int]:
+        """How often one forward pass uses each trained layer; layers used more than once are set to accumulate.
+
+        Call it once before training where a model may share its layers (ALBERT): the answer is a property of the model,
+        not of a step. The probe runs without gradients, in evaluation mode, and leaves the random state as it was.
+
+        Args:
+            inputs: keyword arguments of the model's forward, or its one tensor.
+        """
+        uses = dict.fromkeys(self.layout.layers, 0)
+
+        def count(name: str) -> Callable:
+            def hook(*_: Any) -> None:
+                uses[name] += 1
+
+            return hook
+
+        handles = [layer.register_forward_pre_hook(count(name)) for name, layer in self.layout.layers.items()]
+        was_training = {module: module.training for module in self.model.modules()}
+        try:
+            self.model.eval()
+            with torch.no_grad(), torch.random.fork_rng():
+                self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, training in was_training.items():
+                module.training = training
+        for name, layer in self.layout.layers.items():
+            layer.shared_use = uses[name] > 1
+        return uses
 
     def merge(self) -> None:
         """Adds every adapter to its base weight: the model then runs at the base model's speed."""

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from ffalora_kernels import Segments, backward, expand_, outer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ffalora_kernels import Segments, backward, expand_, outer
+
+from .training_pass import one_segment
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ def adapted_linear(
         x_adapter: the adapter's own input where it differs from ``x`` (dropout).
         merged: ``w`` already contains ``scale · b a`` (one client): the adapter's product is left out.
     """
+    if (narrow := _autocast_dtype(x)) is not None:
+        x, w, bias, x_adapter = (t if t is None else t.to(narrow) for t in (x, w, bias, x_adapter))
+        with torch.autocast(x.device.type, enabled=False):
+            return adapted_linear(x, w, bias, a, b, scale, segments, sink, x_adapter, merged)
     flat = x.reshape(-1, x.shape[-1])
     flat_adapter = None if x_adapter is None else x_adapter.reshape(-1, x.shape[-1])
     arena, squares, slot, column_a, column_b, accumulate = (
@@ -73,6 +80,14 @@ def adapted_linear(
         scale, segments.longest, slot, column_a, column_b, accumulate, merged,
     )  # fmt: skip
     return y.view(*x.shape[:-1], b.shape[1])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of ``x``, None outside autocast. The backward pass runs outside it, so the cast is made beforehand."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -115,7 +130,8 @@ class _AdaptedLinear(torch.autograd.Function):
         elif needs_dx and not ctx.separate:
             dx = adapter_dx
         dx_adapter = adapter_dx if needs_dx_adapter else None
-        return dx, dx_adapter, None, None, da, db, *(None,) * 11
+        dbias = dy.sum(0) if ctx.needs_input_grad[3] else None
+        return dx, dx_adapter, None, dbias, da, db, *(None,) * 11
 
 
 def _segment_gradients(ctx, dy, h, b, source, needs_dh):
@@ -137,7 +153,7 @@ def _segment_gradients(ctx, dy, h, b, source, needs_dh):
 
 def _parameter_gradients(ctx, dy, h, b, source):
     """``dh`` and the ordinary gradients of ``a`` and ``b``: the whole batch is one segment."""
-    whole = Segments.uniform(1, dy.shape[0], device=dy.device)
+    whole = one_segment(dy.shape[0], dy.device)
     da = db = None
     if ctx.needs_input_grad[5]:
         arena = dy.new_empty(1, b[0].numel(), dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
@@ -166,12 +182,35 @@ def trained_linear(x: Tensor, w: Tensor, bias: Tensor | None, segments: Segments
         segments: which tokens use which client's weight.
         sink: ``column_a`` is the column of the weight's gradient, ``column_b`` that of the bias.
     """
+    if (narrow := _autocast_dtype(x)) is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            return trained_linear(x.to(narrow), w, bias, segments, sink)
     flat = x.reshape(-1, x.shape[-1])
     y = _TrainedLinear.apply(
         flat, w, bias, segments.offsets, segments.client, sink.arena, sink.squares,
         segments.longest, sink.slot, sink.column_a, sink.column_b, sink.accumulate,
     )  # fmt: skip
     return y.view(*x.shape[:-1], w.shape[1])
+
+
+def masked_dropout(x: Tensor, p: float) -> Tensor:
+    """``x`` with each element zero with probability ``p`` and the others divided by ``1 - p``; keeps one byte an element."""
+    return _MaskedDropout.apply(x, p)
+
+
+class _MaskedDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p):
+        keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - p)
+        ctx.save_for_backward(keep)
+        ctx.factor = 1.0 / (1.0 - p)
+        return x * keep * ctx.factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        (keep,) = ctx.saved_tensors
+        return dy * keep * ctx.factor, None
 
 
 class _TrainedLinear(torch.autograd.Function):

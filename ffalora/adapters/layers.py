@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from ffalora_kernels import Segments
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .autograd import Sink, adapted_linear, trained_linear
-from .training_pass import PassSlot, TrainingPass
+from .autograd import Sink, adapted_linear, masked_dropout, trained_linear
+from .training_pass import PassSlot, TrainingPass, one_segment
 
 
 class TrainedLayer(nn.Module):
@@ -66,6 +64,7 @@ class AdaptedLinear(TrainedLayer):
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.is_merged = False
         self.is_enabled = True
+        self.train(base_layer.training)
 
     @property
     def rank(self) -> int:
@@ -85,15 +84,17 @@ class AdaptedLinear(TrainedLayer):
         return self.scale * ((self.lora_B if b is None else b) @ self.lora_A)
 
     def forward(self, x: Tensor) -> Tensor:
+        current = self._passes.current
+        if self.is_merged and current is not None:
+            raise RuntimeError(f"{self.name} is merged into its base weight and cannot be trained; call unmerge() first")
         if self.is_merged or not self.is_enabled:
             return self.base_layer(x)
         w, bias = self.weight()
-        x = x.to(w.dtype)
-        x_adapter = self.dropout(x) if self.dropout is not None and self.training else None
-        current = self._passes.current
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(w.dtype)
+        x_adapter = masked_dropout(x, self.dropout.p) if self.dropout is not None and self.training else None
         if current is None:
-            tokens = x.numel() // x.shape[-1]
-            whole = Segments.uniform(1, tokens, device=x.device)
+            whole = one_segment(x.numel() // x.shape[-1], x.device)
             return adapted_linear(x, w, bias, self.lora_A, self.lora_B.unsqueeze(0), self.scale, whole, x_adapter=x_adapter)
         merged = current.merged is not None and self.name in current.merged
         return adapted_linear(
@@ -136,6 +137,7 @@ class TrainedLinear(TrainedLayer):
         super().__init__(base_layer, name, passes)
         for parameter in base_layer.parameters():
             parameter.requires_grad_(True)
+        self.train(base_layer.training)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.base_layer.named_parameters())

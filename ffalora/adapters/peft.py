@@ -33,7 +33,7 @@ def save_adapters(adapters: Adapters, folder: Path, root: str = "") -> None:
         key = _PREFIX + _inside(name, root)
         tensors[f"{key}.lora_A.weight"] = layer.lora_A.detach().float().contiguous().cpu()
         tensors[f"{key}.lora_B.weight"] = layer.lora_B.detach().float().contiguous().cpu()
-    saved = head_tensors(adapters.model)
+    saved = {n: t for n, t in head_tensors(adapters.model).items() if not root or n.startswith(root + ".")}
     tensors |= {_PREFIX + _inside(name, root): t.detach().contiguous().cpu() for name, t in saved.items()}
     _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     config = json.dumps(_peft_config(adapters, root, heads=sorted({n.split(".")[0] for n in saved})), indent=2, sort_keys=True)
@@ -64,7 +64,7 @@ def load_adapters(model: nn.Module, folder: str | Path, root: str = "") -> Adapt
     for name, layer in adapters.layers.items():
         key = _PREFIX + name.removeprefix(prefix)
         expected |= {f"{key}.lora_A.weight": layer.lora_A, f"{key}.lora_B.weight": layer.lora_B}
-    head = {_PREFIX + name.removeprefix(prefix): p for name, p in head_tensors(model).items()}
+    head = {_PREFIX + n.removeprefix(prefix): p for n, p in head_tensors(model).items() if n.startswith(prefix)}
     missing = expected.keys() - tensors.keys()
     surplus = tensors.keys() - expected.keys() - head.keys()
     if missing or surplus:

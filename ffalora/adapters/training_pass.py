@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from ffalora_kernels import Segments
 from torch import Tensor
+
+from ffalora_kernels import Segments
 
 
 @dataclass(eq=False)
@@ -44,6 +45,8 @@ class TrainingPass:
 
     def __post_init__(self) -> None:
         self.state = self.state.detach().requires_grad_()
+        # The compiler takes an integer attribute for a constant and the size of a tensor for a variable.
+        self._counts = torch.zeros(()).expand(self.samples), torch.zeros(()).expand(self.longest)
 
     def segments_of(self, x: Tensor, name: str) -> Segments:
         """The segments of a layer's input ``x [..., K]``, found from its leading dimensions.
@@ -54,12 +57,13 @@ class TrainingPass:
         tokens = x.numel() // x.shape[-1]
         if self.packed is not None and tokens == self.packed.n_tokens:
             return self.packed
-        if x.dim() < 2 or x.shape[0] != self.samples:
+        samples = self._counts[0].shape[0]
+        if x.dim() < 2 or x.shape[0] != samples:
             raise ValueError(
                 f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the batch, so its "
                 "per-sample gradients are undefined; leave the layer out (exclude_modules)"
             )
-        length = tokens // self.samples if self.samples else 0
+        length = tokens // samples if samples else 0
         if torch.compiler.is_compiling():
             return self._segments(length)
         if length not in self._by_length:
@@ -67,9 +71,14 @@ class TrainingPass:
         return self._by_length[length]
 
     def _segments(self, length: int) -> Segments:
-        return Segments(
-            self.sample_offsets * length, self.client, self.state.shape[0], self.longest * length, self.samples * length
-        )
+        samples, longest = (count.shape[0] for count in self._counts)
+        return Segments(self.sample_offsets * length, self.client, self.state.shape[0], longest * length, samples * length)
+
+
+def one_segment(tokens: int, device: torch.device) -> Segments:
+    """All tokens as one segment of one client: ordinary training. Made without checks, which would not compile."""
+    offsets = torch.arange(2, dtype=torch.int32, device=device) * tokens
+    return Segments(offsets, torch.zeros(1, dtype=torch.int32, device=device), 1, tokens, tokens)
 
 
 class PassSlot:

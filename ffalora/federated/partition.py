@@ -67,6 +67,10 @@ def make_partition(
     samples = len(labels)
     if min_samples < 1:
         raise PartitionError(f"min_samples={min_samples}: must be at least 1, a client needs data")
+    if kind in ("labels", "dirichlet") and np.asarray(labels).dtype.kind == "f":
+        raise PartitionError(
+            f"kind={kind!r} needs classes, but labels are {np.asarray(labels).dtype}; use iid, quantity or column"
+        )
     if kind == "labels":
         if proportions is None:
             raise PartitionError("proportions is missing; give each client's class mix, e.g. [[0.1, 0.9], [0.9, 0.1]]")
@@ -174,7 +178,8 @@ def by_column(values: Sequence[Any]) -> Partition:
         )
     names = np.asarray([str(value) for value in values])
     distinct, numbers = np.unique(names, return_inverse=True)
-    parts = [np.flatnonzero(numbers == client) for client in range(len(distinct))]
+    ends = np.cumsum(np.bincount(numbers, minlength=len(distinct)))
+    parts = np.split(np.argsort(numbers, kind="stable"), ends[:-1])
     return _partition(parts, len(names), tuple(distinct.tolist()))
 
 

@@ -1,0 +1,156 @@
+"""A finished adapter on disk with all that is needed to use it again: PEFT's files, the task head, and how it was
+made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .adapters import Adapters, CheckpointError, load_adapters
+from .adapters.peft import head_tensors
+from .config import Config, ConfigError, from_mapping, merge
+from .data.examples import Ragged, TokenizedDataset
+from .data.tasks import find_task
+from .data.tokenize import pad_token_of, prepare
+from .evaluation import evaluate_examples, predict_examples
+from .models import LoadedModel, choose_device, load_model
+
+BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
+
+
+@dataclass
+class Bundle:
+    """A model with its adapter, ready to answer.
+
+    Attributes:
+        config: of the run that made it.
+        loaded: model and tokenizer.
+        label_names: of the classes; None for other tasks.
+    """
+
+    config: Config
+    loaded: LoadedModel
+    label_names: list[str] | None
+    device: torch.device
+
+
+def save_bundle(
+    folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, label_names: Sequence[str] | None
+) -> None:
+    """Writes the adapter in PEFT's format, and beside it the task head (where PEFT's files do not hold it) and this
+    run's terms.
+    """
+    adapters.save(folder, loaded.root)
+    if loaded.root:
+        save_file(
+            {n: t.detach().float().contiguous().cpu() for n, t in head_tensors(loaded.model).items()},
+            folder / HEAD_FILE,
+        )
+    terms = {
+        "config": config.model_dump(mode="json"),
+        "label_names": None if label_names is None else list(label_names),
+    }
+    (folder / BUNDLE_FILE).write_text(json.dumps(terms, indent=2, ensure_ascii=False))
+
+
+def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:
+    """Loads the base model, attaches the adapter and fills in the head.
+
+    Args:
+        folder: written by :func:`save_bundle` (a run's ``adapter`` folder), or the run's folder itself.
+        overrides: dotted configuration keys to change, such as ``{"device": "cuda"}``.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not fit.
+    """
+    folder = Path(folder)
+    if not (folder / BUNDLE_FILE).exists() and (folder / "adapter" / BUNDLE_FILE).exists():
+        folder = folder / "adapter"
+    try:
+        terms = json.loads((folder / BUNDLE_FILE).read_text())
+        config = from_mapping(merge(terms["config"], overrides or {}))
+        names = terms["label_names"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError) and overrides:
+            raise
+        raise CheckpointError(
+            f"{folder} holds no adapter that this version can use ({error}); give a run's adapter folder"
+        ) from None
+    device = choose_device(config.device)
+    loaded = load_model(config.model, config.data.task, len(names) if names else 1, config.seed, device)
+    load_adapters(loaded.model, folder, loaded.root)
+    if loaded.root:
+        _load_head(loaded.model, folder / HEAD_FILE)
+    loaded.model.eval().to(device)
+    return Bundle(config, loaded, names, device)
+
+
+def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """The task's metrics of a finished adapter on the configuration's evaluation split (``data.*`` keys may be
+    overridden).
+    """
+    from .federated.experiment import evaluation_split, load_run_data
+
+    bundle = load_bundle(folder, overrides)
+    data = load_run_data(bundle.config)
+    examples = prepare(
+        data, evaluation_split(bundle.config, data), bundle.loaded.tokenizer, max_length=bundle.config.data.max_length
+    )
+    limit = bundle.config.data.max_evaluation_samples
+    return evaluate_examples(bundle.loaded.model, examples, find_task(bundle.config.data.task), bundle.device, limit)
+
+
+def predict(
+    folder: str | Path, texts: Sequence[str] | Sequence[tuple[str, str]], overrides: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Labels and probabilities (or numbers, for regression) of texts or pairs of texts.
+
+    Raises:
+        ConfigError: the adapter's task does not take texts, or a text is empty.
+    """
+    bundle = load_bundle(folder, overrides)
+    task = bundle.config.data.task
+    if task not in ("classification", "regression"):
+        raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
+    columns = list(zip(*texts, strict=True)) if texts and not isinstance(texts[0], str) else [tuple(texts)]
+    for position, text in enumerate(columns[0] if columns else ()):
+        if not str(text).strip():
+            raise ConfigError(f"text {position} is empty; give one text or pair a prediction")
+    encoded = bundle.loaded.tokenizer(*map(list, columns), truncation=True, max_length=bundle.config.data.max_length)
+    types = encoded.get("token_type_ids")
+    examples = TokenizedDataset(
+        Ragged(encoded["input_ids"]),
+        torch.zeros(len(texts)).numpy(),
+        pad_token_of(bundle.loaded.tokenizer),
+        Ragged(types) if types is not None else None,
+    )
+    logits, _ = predict_examples(bundle.loaded.model, examples, bundle.device)
+    if bundle.label_names is None:
+        return [{"value": float(row[0])} for row in logits]
+    names = bundle.label_names
+    return [
+        {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
+        for row in logits
+    ]
+
+
+@torch.no_grad()
+def _load_head(model: nn.Module, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    head = head_tensors(model)
+    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in head.items()}:
+        raise CheckpointError(f"{path} does not fit this model's head")
+    for name, parameter in head.items():
+        parameter.copy_(tensors[name])

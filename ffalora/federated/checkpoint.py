@@ -1,0 +1,154 @@
+"""Checkpoints: one safetensors file that holds the tensors, and in its header, as JSON, everything else. No pickle.
+
+The file is written beside the target, flushed to the disk and renamed, so a kill at any moment leaves the last good
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..adapters import CheckpointError
+from ..config import Config
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.engine import Participant
+from .strategies import ServerState
+
+_HEADER = "ffalora"
+_FORMAT = 1
+#: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
+_FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("methods",))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, durably."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save_checkpoint(path: Path, config: Config, server: ServerState, participants: Sequence[Participant]) -> None:
+    """Everything that the next round depends on."""
+    tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {
+        "format": _FORMAT,
+        "round": server.round,
+        "config": _essence(config),
+        "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
+        "ledgers": {str(p.client_id): p.ledger.state_dict() for p in participants if p.ledger is not None},
+        "digest": _digest(tensors),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header)}))
+
+
+def load_checkpoint(path: Path, config: Config, server: ServerState, participants: Sequence[Participant]) -> None:
+    """Continues from a checkpoint: changes ``server`` and ``participants`` in place.
+
+    Raises:
+        CheckpointError: unreadable or changed since it was written, or of a run with another configuration (each
+            differing key is named).
+        LedgerMismatch: the data or the privacy terms of a client differ.
+    """
+    header, tensors = read_checkpoint(path)
+    differing = _differences(header["config"], _essence(config))
+    if differing:
+        raise CheckpointError(f"{path} belongs to a run with another configuration: {'; '.join(differing)}")
+    row = tensors.pop("row")
+    if row.shape != server.row.shape:
+        raise CheckpointError(f"{path}: the state holds {row.numel()} numbers, this model has {server.row.numel()}")
+    for participant in participants:
+        name = str(participant.client_id)
+        if participant.ledger is not None:
+            participant.ledger.resume(header["ledgers"][name])
+        participant.steps_taken = header["steps_taken"][name]
+    server.row = row.to(server.row.device)
+    server.round = header["round"]
+    server.tensors = {name.removeprefix("tensor."): value for name, value in tensors.items()}
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors, after checking that they belong together."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        complete = header["format"] == _FORMAT and header["digest"] == _digest(tensors) and "row" in tensors
+        complete = complete and isinstance(header["round"], int) and isinstance(header["config"], dict)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from None
+    if not complete:
+        raise CheckpointError(
+            f"checkpoint {path} was changed since it was written; use an earlier copy, or start the run anew"
+        )
+    return header, tensors
+
+
+def save_ledgers(folder: Path, participants: Sequence[Participant]) -> None:
+    """Writes each ledger durably, before the noisy result of the step it was charged for can leave (secure noise)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for participant in participants:
+        if participant.ledger is not None:
+            participant.ledger.save(_ledger_file(folder, participant))
+
+
+def resume_ledgers(folder: Path, participants: Sequence[Participant]) -> None:
+    """Charges whatever the durable ledgers say was charged after the last checkpoint."""
+    for participant in participants:
+        file = _ledger_file(folder, participant)
+        if participant.ledger is not None and file.exists():
+            try:
+                stored = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
+            stored_ledger = PrivacyLedger.from_state_dict(stored)
+            participant.ledger.resume(stored_ledger.state_dict())
+
+
+def _ledger_file(folder: Path, participant: Participant) -> Path:
+    return folder / f"client-{participant.client_id}.json"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _essence(config: Config) -> dict[str, Any]:
+    """The configuration without the keys that may change between a run and its continuation."""
+    values = config.model_dump(mode="json")
+    for *sections, key in _FREE_KEYS:
+        place = values
+        for section in sections:
+            place = place[section]
+        place.pop(key)
+    return values
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} was {before!r} and is {after!r}")
+    return found

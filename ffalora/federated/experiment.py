@@ -1,0 +1,211 @@
+"""From a configuration to the things that a run is made of: model, adapters, data, clients, strategy, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..adapters import Adapters, attach
+from ..config import Config, ConfigError
+from ..data.examples import Examples
+from ..data.load import LoadedData, load_data
+from ..data.tasks import Task, find_task
+from ..data.tokenize import prepare
+from ..models import LoadedModel, choose_device, load_model
+from ..privacy.accountants import noise_multiplier_for
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.engine import Engine, Participant
+from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.sampling import SeededDraw, SystemDraw
+from .partition import Partition, describe, make_partition
+from .strategies import STRATEGIES, Strategy
+
+_DEFAULT_CLIENTS = 3
+
+
+@dataclass
+class Experiment:
+    """Everything a run needs. ``partition_table`` says who holds what."""
+
+    config: Config
+    loaded: LoadedModel
+    adapters: Adapters
+    data: LoadedData
+    task: Task
+    train: Examples
+    evaluation: Examples
+    partition: Partition
+    partition_table: list[dict]
+    participants: list[Participant]
+    strategy: Strategy
+    engine: Engine
+
+
+def build(config: Config, strategy_class: type[Strategy] | None = None) -> Experiment:
+    """Loads, attaches and partitions; nothing is trained or written.
+
+    Raises:
+        ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
+            not.
+    """
+    strategy_class = strategy_class or find_strategy(config.federation.strategy)
+    device = choose_device(config.device)
+    data = load_run_data(config)
+    task = find_task(config.data.task)
+    loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device)
+    adapter_config = config.adapter.model_copy(update={"trained": strategy_class.trained})
+    adapters = attach(loaded.model, adapter_config)
+    train = prepare(data, "train", loaded.tokenizer, max_length=config.data.max_length)
+    evaluation = prepare(data, evaluation_split(config, data), loaded.tokenizer, max_length=config.data.max_length)
+    partition = partition_clients(config, data, train)
+    engine = make_engine(config, loaded, adapters, train, task.losses, device)
+    return Experiment(
+        config=config,
+        loaded=loaded,
+        adapters=adapters,
+        data=data,
+        task=task,
+        train=train,
+        evaluation=evaluation,
+        partition=partition,
+        partition_table=describe(partition, train.labels, data.label_names),
+        participants=make_participants(config, partition),
+        strategy=strategy_class(adapters, config),
+        engine=engine,
+    )
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The method called ``name``.
+
+    Raises:
+        ConfigError: there is none; the message lists them all.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(
+            f"federation.strategy={name!r}: there is no such method; choose one of {', '.join(STRATEGIES)}"
+        )
+    return STRATEGIES[name]
+
+
+def load_run_data(config: Config) -> LoadedData:
+    """The data of a run, split into train, validation and test. The cut does not depend on the run's seed."""
+    data = config.data
+    held_out = data.validation_fraction + data.test_fraction
+    if held_out >= 1:
+        raise ConfigError(f"data.validation_fraction + data.test_fraction = {held_out}: nothing is left to train on")
+    return load_data(
+        data.name,
+        task=data.task,
+        input_columns=data.text,
+        label_column=data.label,
+        client_column=config.clients.column,
+        fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
+        max_samples=data.max_samples,
+        seed=config.seed,
+    )
+
+
+def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:
+    """Who holds which training samples."""
+    clients = config.clients
+    implied = clients.proportions if clients.partition == "labels" else clients.quantities
+    implied_count = clients.partition == "column" or (
+        implied is not None and clients.partition in ("labels", "quantity")
+    )
+    count = clients.count if clients.count is not None or implied_count else _DEFAULT_CLIENTS
+    column = data.train[data.client_column] if clients.partition == "column" and data.client_column else None
+    return make_partition(
+        clients.partition,
+        labels=train.labels,
+        clients=count,
+        seed=config.seed,
+        proportions=clients.proportions,
+        beta=clients.beta,
+        fractions=clients.quantities,
+        column=column,
+    )
+
+
+def make_participants(config: Config, partition: Partition) -> list[Participant]:
+    """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
+    steps = config.federation.rounds * config.federation.local_steps
+    participants = []
+    for client_id, samples in enumerate(partition.indices):
+        ledger = None if config.privacy.unit == "none" else make_ledger(config, client_id, len(samples), steps)
+        participants.append(Participant(client_id, np.asarray(samples), ledger))
+    return participants
+
+
+def make_ledger(config: Config, client_id: int, samples: int, steps: int) -> PrivacyLedger:
+    """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling
+    rates.
+    """
+    privacy = config.privacy
+    rate = min(1.0, config.optimizer.batch_size / samples)
+    sigma = privacy.noise_multiplier
+    if sigma is None and privacy.target_epsilon is not None:
+        sigma = noise_multiplier_for(
+            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling
+        )
+    return PrivacyLedger(
+        client_id=client_id,
+        dataset_size=samples,
+        sample_rate=rate,
+        noise_multiplier=float(sigma or 0.0),
+        delta=privacy.delta,
+        max_steps=steps,
+        target_epsilon=privacy.target_epsilon,
+        accountant=privacy.accountant,
+        sampling=privacy.sampling,
+        fingerprint=config.data.name,
+    )
+
+
+def make_engine(
+    config: Config, loaded: LoadedModel, adapters: Adapters, train: Examples, losses: Callable, device: torch.device
+) -> Engine:
+    """The engine of a run, with seeded or secure noise and sampling."""
+    secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
+    if secure and config.optimizer.dp_bias_correction:
+        raise ConfigError(
+            "optimizer.dp_bias_correction=true is not available with privacy.noise='secure'; turn one of them off"
+        )
+    model = torch.compile(loaded.model, dynamic=True) if config.model.compile else loaded.model
+    return Engine(
+        model=model,
+        adapters=adapters,
+        data=train,
+        losses=losses,
+        optimizer=config.optimizer,
+        privacy=config.privacy,
+        noise=SecureNoise() if secure else SeededNoise.from_seed(config.seed),
+        draw=SystemDraw() if secure else SeededDraw(config.seed),
+        seed=config.seed,
+        device=device,
+        token_budget=config.optimizer.token_budget,
+    )
+
+
+def cohort_of_round(config: Config, participants: Sequence[Participant], round_number: int) -> list[Participant]:
+    """The clients drawn for a round: a fixed share without replacement, a pure function of seed and round."""
+    count = max(1, round(config.federation.participation * len(participants)))
+    if count == len(participants):
+        return list(participants)
+    words = np.random.SeedSequence([config.seed, round_number], spawn_key=(7,))
+    chosen = np.random.Generator(np.random.Philox(words)).choice(len(participants), count, replace=False)
+    return [participants[i] for i in sorted(chosen)]
+
+
+def evaluation_split(config: Config, data: LoadedData) -> str:
+    """The split that the reported metrics use."""
+    split = config.data.evaluate_on
+    if split not in data.splits:
+        raise ConfigError(
+            f"data.evaluate_on={split!r}: {data.name} has the splits {', '.join(data.splits)}; "
+            f"set data.{split}_fraction above 0"
+        )
+    return split

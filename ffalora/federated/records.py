@@ -1,0 +1,105 @@
+"""What a run writes down: one row a round, the privacy statement, the environment, the summary."""
+
+from __future__ import annotations
+
+import math
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from ffalora_kernels import explain
+
+from .._version import __version__
+from ..privacy.engine import TrainingReport
+from ..privacy.statement import PrivacyStatement
+from .experiment import Experiment
+from .strategies import ServerState
+
+_PACKAGES = ("torch", "triton", "transformers", "opacus", "datasets", "numpy", "peft", "dp-accounting")
+
+
+def metrics_row(
+    experiment: Experiment, server: ServerState, report: TrainingReport, metrics: dict[str, float],
+    gap: float, seconds: float, bytes_up: int, bytes_down: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of ``metrics.jsonl`` for the round just completed."""
+    ledgers = {str(p.client_id): p.ledger for p in experiment.participants if p.ledger is not None}
+    epsilons = {name: ledger.epsilon() for name, ledger in ledgers.items()}
+    return {
+        "round": server.round,
+        "seconds": round(seconds, 3),
+        "metrics": metrics,
+        "epsilon": round(max(epsilons.values()), 4) if epsilons else None,
+        "epsilon_per_client": {name: round(value, 4) for name, value in epsilons.items()},
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
+        "update_gap": gap,
+        "train_loss": _finite(report.loss),
+        "median_norm": _finite(report.median_norm),
+        "clipped": round(report.clipped, 4),
+        "nonfinite": report.nonfinite,
+        "rejected": report.rejected,
+        "padding": round(report.padding, 4),
+        "samples": report.samples,
+    }
+
+
+def privacy_statement(experiment: Experiment) -> PrivacyStatement:
+    """The statement of the run as it stands: what each client's ledger says."""
+    ledgers = [p.ledger for p in experiment.participants if p.ledger is not None]
+    privacy = experiment.config.privacy
+    if not ledgers:
+        return PrivacyStatement.not_private()
+    caveats = [
+        "Training loss, gradient norms and the table of who holds what are computed on private data, for the "
+        "simulation only."
+    ]
+    return PrivacyStatement.from_ledgers(
+        ledgers, noise=privacy.noise, max_grad_norm=privacy.max_grad_norm, clipping=privacy.clipping, caveats=caveats
+    )
+
+
+def summary(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Last metrics and the costs of the whole run."""
+    evaluated = [row for row in rows if row["metrics"]]
+    return {
+        "strategy": experiment.strategy.name,
+        "rounds": len(rows),
+        "metrics": evaluated[-1]["metrics"] if evaluated else {},
+        "epsilon": rows[-1]["epsilon"] if rows else None,
+        "bytes_up_per_client_round": experiment.strategy.bytes_up(),
+        "bytes_up": sum(row["bytes_up"] for row in rows),
+        "bytes_down": sum(row["bytes_down"] for row in rows),
+        "trained_numbers": experiment.adapters.layout.size,
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "seconds_per_round": round(sum(row["seconds"] for row in rows) / max(len(rows), 1), 3),
+    }
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """Versions and device: what a reader needs to repeat the run."""
+    device = experiment.engine.device
+    return {
+        "ffalora": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        "base_dtype": str(next(iter(experiment.adapters.layers.values())).weight()[0].dtype).removeprefix("torch."),
+        "backends": explain(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

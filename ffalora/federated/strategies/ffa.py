@@ -1,0 +1,12 @@
+"""FFA-LoRA (Sun, Li, Li, Ding, ICLR 2024): ``a`` is random and frozen, ``b`` is trained, sent and averaged."""
+
+from .base import Strategy
+
+
+class FFALoRA(Strategy):
+    """Averaging is exact, since ``mean(b_k) a = mean(b_k a)``; half of LoRA's traffic on square layers."""
+
+    name = "ffa"
+    trained = "b"
+    exact = True
+    summary = "FFA-LoRA: frozen random a, trained b; exact averages, half the traffic"

@@ -1,0 +1,372 @@
+"""The training loop of a cohort: sample, differentiate once, clip, add noise, step.
+
+Every client of a cohort is one row of the state ``[C,P]``. A logical step draws each client's samples, passes them
+through the model together, and updates all rows at once; without privacy the same loop runs with clipping and noise
+switched off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ffalora_kernels import clip_reduce_, privatize_step_
+
+from ..adapters import Adapters, TrainingPass
+from ..config import OptimizerConfig, PrivacyConfig
+from .accounting import PrivacyLedger
+from .arena import Arena
+from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
+from .probe import check_independence
+from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
+
+_ARENA_BYTES = 2**30
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 32768
+
+
+class Data(Protocol):
+    """Samples by index. ``lengths [n]`` is each one's cost in tokens."""
+
+    lengths: np.ndarray
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
+        """Padded inputs of the model and targets ``[S, ...]``."""
+        ...
+
+
+@dataclass
+class Participant:
+    """One client as the engine sees it.
+
+    Attributes:
+        client_id: persistent; sampling and noise depend on it, never on the row.
+        samples: indices of its samples in the engine's data.
+        ledger: what it may spend; None trains without privacy.
+        steps_taken: logical steps over its whole life.
+        lr: its learning rate, where it differs from the configuration's.
+        max_grad_norm: its clipping norm, likewise.
+    """
+
+    client_id: int
+    samples: np.ndarray
+    ledger: PrivacyLedger | None = None
+    steps_taken: int = 0
+    lr: float | None = None
+    max_grad_norm: float | None = None
+
+
+@dataclass
+class TrainingReport:
+    """What happened in a call of :meth:`Engine.train`; numbers marked private are computed on private data without
+    noise.
+
+    Attributes:
+        loss: mean training loss of the last logical step (private).
+        samples: samples passed through the model.
+        tokens, padded_tokens: their tokens, without and with padding.
+        nonfinite: samples whose gradient held NaN or Inf and contributed zero (private).
+        clipped: share of samples whose gradient was clipped (private).
+        median_norm: median gradient norm of the last logical step (private; NaN without privacy).
+        rejected: clients whose row came back with NaN or Inf and was left out.
+    """
+
+    loss: float = math.nan
+    samples: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    nonfinite: int = 0
+    clipped: float = 0.0
+    median_norm: float = math.nan
+    rejected: list[int] = field(default_factory=list)
+
+    def add(self, other: TrainingReport) -> None:
+        """Counts of ``other`` on top of these; its last losses and norms replace these."""
+        self.samples += other.samples
+        self.tokens += other.tokens
+        self.padded_tokens += other.padded_tokens
+        self.nonfinite += other.nonfinite
+        self.loss, self.clipped, self.median_norm = other.loss, other.clipped, other.median_norm
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed tokens that were padding."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+@dataclass
+class Engine:
+    """Trains cohorts of clients on one model.
+
+    Attributes:
+        model: with adapters attached; its own parameters are neither read nor changed while training.
+        adapters: their handle.
+        data: the samples of all clients.
+        losses: takes the model's output and targets, returns one loss a sample, ``[S]`` float32, from its own tokens
+            only.
+        optimizer, privacy: configuration.
+        noise, draw: sources of noise and of Poisson samples.
+        seed: of shuffled batches and dropout.
+        token_budget: most padded tokens in one physical batch; None chooses for the device.
+    """
+
+    model: nn.Module
+    adapters: Adapters
+    data: Data
+    losses: Callable[[Any, Tensor], Tensor]
+    optimizer: OptimizerConfig
+    privacy: PrivacyConfig
+    noise: NoiseSource
+    draw: Draw
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    token_budget: int | None = None
+    charged: Callable[[Sequence[Participant]], None] | None = None
+    _probed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.private and self.privacy.noise == "secure" and not isinstance(self.noise, SecureNoise):
+            raise ValueError(
+                "privacy.noise='secure' needs SecureNoise; seeded noise can be subtracted by whoever holds the seed"
+            )
+        if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
+            raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
+        _refuse_unprotected(self.model, self.adapters, self.private)
+        self.arena = Arena(self.adapters, self.device)
+        if self.token_budget is None:
+            self.token_budget = _TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS_ON_GPU
+
+    @property
+    def private(self) -> bool:
+        """Whether gradients are clipped and noised per sample."""
+        return self.privacy.unit == "sample"
+
+    def train(
+        self,
+        cohort: Sequence[Participant],
+        state: Tensor,
+        steps: int,
+        anchor: Tensor | None = None,
+        mu: float = 0.0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> TrainingReport:
+        """``steps`` logical steps of every client of the cohort, from and into its row of ``state``.
+
+        Args:
+            cohort: one participant a row.
+            state: float32 ``[C,P]``, changed in place.
+            anchor: float32 ``[C,P]``, the point of the proximal term; mu: its strength (FedProx).
+            on_step: called after each logical step with its number.
+
+        Raises:
+            PrivacyBudgetSpent: a client may not take the steps; nothing was charged for the step that was refused.
+            GradientMissing: a trained tensor received no gradient.
+            SamplesNotIndependent: the model mixes samples.
+        """
+        if len(cohort) != len(state):
+            raise ValueError(f"state has {len(state)} rows for {len(cohort)} participants")
+        step = _LogicalStep(self, cohort, state, anchor, mu)
+        report = TrainingReport()
+        for number in range(steps):
+            step.run(report, age=number + 1)
+            if on_step is not None:
+                on_step(number)
+        return report
+
+    def probe(self, inputs: Mapping[str, Tensor]) -> None:
+        """Checks, once and on the first batch, that samples are independent, and finds layers that are used
+        repeatedly.
+        """
+        if not self._probed:
+            self.adapters.count_uses(inputs)
+            if self.private:
+                check_independence(self.model, inputs, lambda output: output.logits)
+            self._probed = True
+
+    def sample(self, participant: Participant) -> np.ndarray:
+        """Indices (into the engine's data) of the participant's next logical batch."""
+        n = len(participant.samples)
+        if participant.ledger is not None and self.privacy.sampling == "poisson":
+            drawn = self.draw(participant.client_id, participant.steps_taken, n, participant.ledger.sample_rate)
+        else:
+            size = min(self.optimizer.batch_size, n)
+            drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)
+        return participant.samples[drawn]
+
+
+class _LogicalStep:
+    """One logical step after another for one cohort, with its buffers."""
+
+    def __init__(self, engine: Engine, cohort: Sequence[Participant], state: Tensor, anchor: Tensor | None, mu: float):
+        self.engine, self.cohort, self.state, self.anchor, self.mu = engine, cohort, state, anchor, mu
+        self.layout = engine.adapters.layout
+        device, c = engine.device, len(cohort)
+        optimizer, privacy = engine.optimizer, engine.privacy
+        self.total = torch.zeros(c, self.layout.width, dtype=torch.float64, device=device)
+        adamw = optimizer.name == "adamw"
+        self.exp_avg = torch.zeros_like(state) if adamw or optimizer.momentum else None
+        self.exp_avg_sq = torch.zeros_like(state) if adamw else None
+        index = self.layout.parameter_index()
+        self.index = None if index is None else index.to(device)
+        self.real_columns = expand_real_columns(self.index)
+        self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
+        self.lr = _row([p.lr or optimizer.lr for p in cohort], device)
+        norms = [p.max_grad_norm or privacy.max_grad_norm for p in cohort]
+        self.noise_std = _row(
+            [p.ledger.noise_multiplier * c_ if p.ledger else 0.0 for p, c_ in zip(cohort, norms, strict=True)], device
+        )
+        self.group_columns = torch.tensor([0, self.layout.width], dtype=torch.int32, device=device)
+        if engine.private and privacy.clipping == "per-layer":
+            starts = [place.start for place in self.layout.places]
+            self.group_columns = torch.tensor([*starts, self.layout.width], dtype=torch.int32, device=device)
+        groups = len(self.group_columns) - 1
+        limits = [n / math.sqrt(groups) if engine.private else math.inf for n in norms]
+        self.max_grad_norm = _row(limits, device)[:, None].expand(c, groups).contiguous()
+
+    def run(self, report: TrainingReport, age: int) -> None:
+        engine = self.engine
+        if engine.private:
+            for participant in self.cohort:
+                _ledger(participant).charge()
+            if engine.charged is not None:
+                engine.charged(self.cohort)
+        drawn = [engine.sample(participant) for participant in self.cohort]
+        row_of = np.repeat(np.arange(len(drawn)), [len(d) for d in drawn])
+        samples = np.concatenate(drawn)
+        most = max(1, _ARENA_BYTES // (4 * self.layout.width)) if engine.private else None
+        plan = physical_batches(engine.data.lengths[samples], engine.token_budget or 1, max_samples=most)
+        self.total.zero_()
+        losses, norms = [], []
+        for number, batch in enumerate(plan.batches):
+            batch = batch[np.argsort(row_of[batch], kind="stable")]
+            self._seed_dropout(number)
+            loss, norm = self._accumulate(row_of[batch], samples[batch])
+            losses.append(loss)
+            norms.append(norm)
+        self._update([len(d) for d in drawn], age)
+        for participant in self.cohort:
+            participant.steps_taken += 1
+        report.samples += len(samples)
+        report.tokens += plan.tokens
+        report.padded_tokens += plan.padded_tokens
+        if len(samples):
+            report.loss = float(torch.cat(losses).mean())
+            self._describe_norms(report, torch.cat(norms))
+
+    def _seed_dropout(self, number: int) -> None:
+        """Dropout masks are a function of run, first client, step and physical batch: a resumed run draws them
+        again.
+        """
+        first = self.cohort[0]
+        words = np.random.SeedSequence([self.engine.seed, first.client_id, first.steps_taken, number])
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+
+    def _accumulate(self, rows: np.ndarray, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+        """One physical batch: forward, backward, clip, add to the clients' sums. Returns losses and norms."""
+        engine = self.engine
+        inputs, targets = engine.data.collate(samples)
+        inputs = {name: value.to(engine.device) for name, value in inputs.items()}
+        engine.probe(inputs)
+        if engine.private:
+            client, counts = rows, np.ones(len(rows), dtype=np.int64)
+        else:
+            client, counts = np.unique(rows, return_counts=True)
+        gradients, squares = engine.arena.rows(len(client))
+        current = TrainingPass(
+            state=self.state,
+            arena=gradients,
+            squares=squares,
+            client=torch.as_tensor(client, dtype=torch.int32).to(engine.device),
+            sample_offsets=torch.as_tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32).to(
+                engine.device
+            ),
+            samples=len(samples),
+            longest=int(counts.max()),
+        )
+        with engine.adapters.training_pass(current):
+            losses = engine.losses(engine.model(**inputs), targets.to(engine.device))
+            losses.sum().backward()
+        engine.arena.check_written(squares)
+        groups = self.max_grad_norm.shape[1]
+        _, norms = clip_reduce_(
+            self.total,
+            gradients,
+            current.client,
+            self.max_grad_norm,
+            self.group_columns,
+            squares=squares if groups > 1 else squares.sum(1, keepdim=True),
+            mode="automatic" if engine.private and engine.privacy.clipping == "automatic" else "flat",
+        )
+        return losses.detach(), norms.square().sum(1).sqrt()
+
+    def _update(self, drawn: list[int], age: int) -> None:
+        """Noise, division, optimiser: one pass over the state of all clients."""
+        engine, optimizer = self.engine, self.engine.optimizer
+        noise_std, key = self.noise_std, 0
+        if isinstance(engine.noise, SeededNoise):
+            key = engine.noise.key
+        elif engine.private:
+            engine.noise.add_(self.total, noise_std, self.real_columns)
+            noise_std = torch.zeros_like(noise_std)
+        expected = [
+            _ledger(p).sample_rate * len(p.samples) if engine.private else max(n, 1)
+            for p, n in zip(self.cohort, drawn, strict=True)
+        ]
+        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=engine.device)
+        privatize_step_(
+            self.state,
+            self.total,
+            client_id=self.client_id,
+            step=steps,
+            noise_std=noise_std,
+            denominator=_row(expected, engine.device),
+            lr=self.lr,
+            key=key,
+            optimizer=optimizer.name,
+            exp_avg=self.exp_avg,
+            exp_avg_sq=self.exp_avg_sq,
+            age=torch.full_like(steps, age),
+            anchor=self.anchor,
+            index=self.index,
+            beta1=optimizer.beta1 if optimizer.name == "adamw" else optimizer.momentum,
+            beta2=optimizer.beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            mu=self.mu,
+            dp_bias_correction=optimizer.dp_bias_correction,
+        )
+
+    def _describe_norms(self, report: TrainingReport, norms: Tensor) -> None:
+        finite = norms.isfinite()
+        report.nonfinite += int((~finite).sum())
+        if self.engine.private and bool(finite.any()):
+            report.median_norm = float(norms[finite].median())
+            report.clipped = float((norms[finite] > self.engine.privacy.max_grad_norm).double().mean())
+
+
+def _ledger(participant: Participant) -> PrivacyLedger:
+    if participant.ledger is None:
+        raise ValueError(
+            f"client {participant.client_id} trains privately without a ledger: noise without accounting is refused"
+        )
+    return participant.ledger
+
+
+def _refuse_unprotected(model: nn.Module, adapters: Adapters, private: bool) -> None:
+    """Every tensor that requires grad must have a place in the state: nothing else is clipped and noised."""
+    placed = {id(adapters.layout.parameter(place)) for place in adapters.layout.places}
+    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in placed]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
+            f"{'neither clipped nor noised' if private else 'left untrained'}; freeze them with requires_grad_(False)"
+        )
+
+
+def _row(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)

@@ -1,0 +1,55 @@
+"""Where the noise comes from: a seeded counter-based generator for simulation, or a cryptographic one."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """Noise that is a pure function of (key, client, step, parameter): reproducible, hence removable by whoever holds
+    the key.
+
+    It is drawn inside ``privatize_step_``, in the same pass as the optimiser's update.
+    """
+
+    key: int
+    mode = "seeded"
+
+    @classmethod
+    def from_seed(cls, seed: int) -> SeededNoise:
+        """The noise of a run's seed; a key of its own, unrelated to that of the frozen factor and the sampling."""
+        digest = hashlib.sha256(f"ffalora noise {seed}".encode()).digest()
+        return cls(int.from_bytes(digest[:8], "little", signed=True))
+
+
+@dataclass(frozen=True)
+class SecureNoise:
+    """Noise from a cryptographic generator seeded by the operating system: never the same twice, its key never
+    written.
+    """
+
+    mode = "secure"
+
+    def add_(self, total: Tensor, std: Tensor, real_columns: Tensor | None) -> None:
+        """Adds independent Gaussian noise of standard deviation ``std [C]`` to ``total`` float64 ``[C,P]``; padding
+        stays zero.
+        """
+        from .secure_noise import secure_gaussian
+
+        noise = secure_gaussian(tuple(total.shape)).to(total.device) * std[:, None]
+        if real_columns is not None:
+            noise *= real_columns
+        total += noise
+
+
+NoiseSource = SeededNoise | SecureNoise
+
+
+def expand_real_columns(index: Tensor | None) -> Tensor | None:
+    """1 for columns that hold a parameter and 0 for padding, from ``Layout.parameter_index()``."""
+    return None if index is None else (index >= 0).to(torch.float64)
