@@ -37,11 +37,12 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float |
     assert error <= limit, f"{name}: relative error {error:.2e} exceeds {limit:.0e}"
 
 
-def rows(m: int, width: int, dtype: torch.dtype, pad: int = 0) -> Tensor:
-    """Normal rows ``[m, width]``; with ``pad`` a view with a larger row pitch and NaN between the rows."""
-    buffer = torch.full((m, width + pad), float("nan"))
-    buffer[:, :width] = torch.randn(m, width)
-    return buffer.to(dtype)[:, :width]
+def rows(m: int, width: int, dtype: torch.dtype, pad: int = 0, shift: int = 0) -> Tensor:
+    """Normal rows ``[m, width]``; a view ``shift`` elements into a buffer with ``pad`` NaN elements between rows."""
+    buffer = torch.full((m * (width + pad) + shift,), float("nan"))
+    view = buffer.to(dtype)[shift:].view(m, width + pad)[:, :width]
+    view.copy_(torch.randn(m, width))
+    return view
 
 
 def make_segments(lengths: Sequence[int], n_clients: int = 1) -> Segments:
@@ -72,13 +73,14 @@ def check_expand(
 def check_backward(
     backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 40), n: int = 100, r: int = 8,
     dtype: torch.dtype = FP32, b_dtype: torch.dtype | None = None, n_clients: int = 1, pad: int = 0,
-    accumulate: bool = False, deterministic: bool = True, with_squares: bool = True, column: int = 4,
+    accumulate: bool = False, deterministic: bool = True, with_squares: bool = True, column: int = 4, shift: int = 0,
 ) -> None:  # fmt: skip
     """dh, g and the squared norms of the stored g; nothing outside the columns and the slot."""
     torch.manual_seed(0)
     segments = make_segments(lengths, n_clients)
     m, s = segments.n_tokens, len(segments)
-    dy, h, b = rows(m, n, dtype, pad), rows(m, r, dtype, pad), torch.randn(n_clients, n, r).to(b_dtype or dtype)
+    dy, h = rows(m, n, dtype, pad, shift), rows(m, r, dtype, pad, shift)
+    b = torch.randn(n_clients, n, r).to(b_dtype or dtype)
     before = torch.randn(s, n * r) if accumulate else torch.full((s, n * r), float("nan"))
     arena = torch.full((s, column + n * r + 7), float("nan"))
     arena[:, column : column + n * r] = before
@@ -264,6 +266,7 @@ _add(
     strided_rows_aligned={"dtype": BF16, "pad": 16, "n": 304, "r": 16},
     accumulate={"accumulate": True, "lengths": _RAGGED, "n": 300, "dtype": FP16},
     without_squares={"with_squares": False, "n": 300, "dtype": BF16},
+    pointers_off_16_bytes={"shift": 1, "dtype": BF16, "n": 272, "r": 16},
     unaligned_columns={"column": 3, "dtype": BF16, "r": 8, "n": 264},
     long_segment={"lengths": (1300, 0, 5), "n": 200, "r": 4, "dtype": FP16},
     long_segment_of_many={"lengths": (5,) * 140 + (600,), "n": 20, "r": 2, "dtype": FP16},
