@@ -314,7 +314,7 @@ def _check_arena(
 
 
 def _check_flat(name: str, t: Tensor) -> None:
-    if t.shape[1] > 1 and (t.stride(1) != 1 or (t.shape[0] > 1 and t.stride(0) < t.shape[1])):
+    if t.numel() and t.shape[1] > 1 and (t.stride(1) != 1 or (t.shape[0] > 1 and t.stride(0) < t.shape[1])):
         raise ValueError(f"{name} must be row-major, got shape {tuple(t.shape)} with strides {t.stride()}")
 
 

@@ -1,0 +1,247 @@
+"""Privacy of whole clients: clip each client's update, add noise at the server, divide by the expected cohort.
+
+The unit is one client with all its samples (McMahan et al., ICLR 2018). Clients are drawn by Poisson sampling; a round
+is charged whether or not a given client was drawn, also when nobody was; all weigh the same. The server is trusted to
+clip and to add the noise. An update is a row of ``[C,P]``, so the sample-level kernels do the work: ``clip_reduce_``
+with one receiver, then ``privatize_step_`` on the global state ``[1,P]``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffalora_kernels import clip_reduce_, privatize_step_
+from ffalora_kernels.reference import gaussian_ref
+
+from .accounting import PrivacyLedger
+from .clipping import AdaptiveQuantileClipping, sensitivity
+from .noise import NoiseSource, SeededNoise, expand_real_columns
+from .sampling import Draw, SeededDraw, fixed_size_draw
+
+#: The server's id where it samples and draws noise; clients have smaller ones.
+SERVER_ID = 2**32 - 1
+_NOISE_STREAM, _COUNT_STREAM = 0x5E01, 0x5E02
+
+
+@dataclass(frozen=True)
+class ServerReport:
+    """What a round did; norms, clipped and nonfinite are computed on private data without noise.
+
+    Attributes:
+        received: updates that arrived.
+        clipped: how many were longer than C.
+        nonfinite: how many held NaN or Inf and counted as zero.
+        norms: float64 ``[received]``, before clipping.
+        max_update_norm: C of this round.
+        noise_std: of the noise on the sum.
+    """
+
+    received: int
+    clipped: int
+    nonfinite: int
+    norms: Tensor
+    max_update_norm: float
+    noise_std: float
+
+
+@dataclass
+class ClientLevel:
+    """The client-level mechanism of one federation.
+
+    Attributes:
+        ledger: the population's, with ``unit='client'`` and the number of clients as ``dataset_size``.
+        max_update_norm: C, for each client's whole update (``adaptive`` has its own).
+        noise: where the server's noise comes from.
+        draw: Poisson samples of clients.
+        adaptive: moves C to a quantile of the update norms; its count is part of the ledger's σ.
+        clipping: 'flat' or 'automatic'.
+    """
+
+    ledger: PrivacyLedger
+    max_update_norm: float
+    noise: NoiseSource
+    draw: Draw
+    adaptive: AdaptiveQuantileClipping | None = None
+    clipping: str = "flat"
+    _open: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.ledger.unit != "client":
+            raise ValueError(
+                f"ledger has unit={self.ledger.unit!r}; client-level privacy needs the population's, unit='client'"
+            )
+        if self.ledger.sampling == "shuffled" or (self.ledger.sampling == "full" and self.ledger.sample_rate != 1):
+            raise ValueError(
+                f"sampling={self.ledger.sampling!r} with sample_rate={self.ledger.sample_rate} is no way to "
+                "draw clients: use 'poisson', 'without-replacement', or 'full' with sample_rate=1"
+            )
+        if not self.max_update_norm > 0:
+            raise ValueError(f"max_update_norm must be positive, got {self.max_update_norm}")
+        if self.ledger.noise_multiplier > 0 and not isinstance(self.noise, SeededNoise) and not self.draw.secure:
+            raise ValueError("secure noise needs a secure draw: with seeded sampling it is known who took part")
+        if self.adaptive is not None:
+            for name, ours, theirs in (
+                ("noise_multiplier", self.ledger.noise_multiplier, self.adaptive.noise_multiplier),
+                ("expected_rows", self.expected_cohort, self.adaptive.expected_rows),
+            ):
+                if not math.isclose(ours, theirs, rel_tol=1e-12):
+                    raise ValueError(f"adaptive.{name}={theirs} differs from the ledger's {ours}; make them equal")
+
+    @property
+    def expected_cohort(self) -> float:
+        """The divisor: sampling rate × number of clients, never the number that came."""
+        expected = self.ledger.sample_rate * self.ledger.dataset_size
+        return expected if self.ledger.sampling == "poisson" else float(max(1, round(expected)))
+
+    @property
+    def limit(self) -> float:
+        """C of the next round."""
+        return self.max_update_norm if self.adaptive is None else self.adaptive.max_grad_norm
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on the sum of updates: σ·C(1+η)."""
+        sigma = self.ledger.noise_multiplier if self.adaptive is None else self.adaptive.sum_noise_multiplier
+        return sigma * sensitivity(self.limit, self.ledger.dataset_size)
+
+    def open_round(self, round_number: int) -> np.ndarray:
+        """Charges the round, then draws its clients: sorted row numbers of the population, int64, possibly none.
+
+        Raises:
+            PrivacyBudgetSpent: the ledger allows no further round; nothing was charged.
+        """
+        self.ledger.charge()
+        self._open = True
+        n, rate = self.ledger.dataset_size, self.ledger.sample_rate
+        if self.ledger.sampling == "poisson":
+            return self.draw(SERVER_ID, round_number, n, rate)
+        seed = self.draw.seed if isinstance(self.draw, SeededDraw) else int.from_bytes(os.urandom(8), "little")
+        return fixed_size_draw(seed, SERVER_ID, round_number, n, int(self.expected_cohort))
+
+    def close_round_(
+        self,
+        state: Tensor,
+        received: Tensor,
+        round_number: int,
+        lr: float = 1.0,
+        index: Tensor | None = None,
+        momentum: Tensor | None = None,
+        beta: float = 0.0,
+    ) -> ServerReport:
+        """Clips what the drawn clients sent, adds noise, and moves the global state.
+
+        Args:
+            state: float32 ``[P]``, the state that the clients started from; changed in place.
+            received: float32 ``[C,P]``, the states that came back; ``[0,P]`` when nobody was drawn or all dropped out.
+            round_number: as in :meth:`open_round`.
+            lr: server learning rate; 1 averages.
+            index: int32 ``[P]``, parameter index of each column, -1 for padding.
+            momentum: float32 ``[P]``, changed in place; beta: its decay (FedAvgM).
+
+        Raises:
+            RuntimeError: the round was not opened, hence not charged.
+            ValueError: more updates than clients, or shapes that do not fit.
+        """
+        if not self._open:
+            raise RuntimeError(f"round {round_number} was not opened: call open_round first, which charges it")
+        if received.dim() != 2 or received.shape[1:] != state.shape or received.shape[0] > self.ledger.dataset_size:
+            raise ValueError(
+                f"received must be [C,P] with P={state.numel()} and C at most {self.ledger.dataset_size} clients, "
+                f"got {tuple(received.shape)}"
+            )
+        self._open = False
+        limit, noise_std = self.limit, self.noise_std
+        total, norms = clip_updates(state - received, limit, mode=self.clipping)
+        std = torch.tensor([noise_std], dtype=torch.float64, device=state.device)
+        key = 0
+        if isinstance(self.noise, SeededNoise):
+            key = self.noise.key
+        elif noise_std > 0:
+            self.noise.add_(total, std, expand_real_columns(index))
+            std = torch.zeros_like(std)
+        one = torch.ones_like(std)
+        privatize_step_(
+            state[None],
+            total,
+            client_id=torch.tensor([SERVER_ID], dtype=torch.int64, device=state.device),
+            step=torch.tensor([round_number], dtype=torch.int64, device=state.device),
+            noise_std=std,
+            denominator=one * self.expected_cohort,
+            lr=one * lr,
+            key=key,
+            stream=_NOISE_STREAM,
+            optimizer="sgd",
+            exp_avg=None if momentum is None else momentum[None],
+            beta1=beta,
+            index=index,
+        )
+        if self.adaptive is not None:
+            self.adaptive.update(norms, self._count_noise(round_number))
+        finite = norms.isfinite()
+        return ServerReport(
+            received=len(received),
+            clipped=int((norms[finite] > limit).sum()),
+            nonfinite=int((~finite).sum()),
+            norms=norms,
+            max_update_norm=limit,
+            noise_std=noise_std,
+        )
+
+    def _count_noise(self, round_number: int) -> float:
+        if isinstance(self.noise, SeededNoise):
+            at = torch.zeros(1, dtype=torch.int64)
+            return float(gaussian_ref(self.noise.key, SERVER_ID, round_number, _COUNT_STREAM, at))
+        drawn = torch.zeros(1, 1, dtype=torch.float64)
+        self.noise.add_(drawn, torch.ones(1, dtype=torch.float64), None)
+        return float(drawn)
+
+
+def clip_updates(updates: Tensor, max_update_norm: float, mode: str = "flat") -> tuple[Tensor, Tensor]:
+    """The sum of clipped updates, float64 ``[1,P]``, and the norms before clipping, float64 ``[C]``.
+
+    Each row of ``updates`` (float32 ``[C,P]``) is clipped to ``max_update_norm`` as a sample's gradient would be; a row
+    with NaN or Inf counts as zero.
+    """
+    c, p = updates.shape
+    device = updates.device
+    total = torch.zeros(1, p, dtype=torch.float64, device=device)
+    _, norms = clip_reduce_(
+        total,
+        updates.contiguous(),
+        torch.zeros(c, dtype=torch.int32, device=device),
+        torch.tensor([[max_update_norm]], dtype=torch.float64, device=device),
+        torch.tensor([0, p], dtype=torch.int32, device=device),
+        mode=mode,
+    )
+    return total, norms[:, 0]
+
+
+def population_ledger(
+    clients: int,
+    participation: float,
+    noise_multiplier: float,
+    delta: float,
+    rounds: int,
+    target_epsilon: float | None = None,
+    accountant: str = "prv",
+    sampling: str = "poisson",
+) -> PrivacyLedger:
+    """The one ledger of client-level privacy: each of its steps is a round.
+
+    Args:
+        clients: their number.
+        participation: probability with which each client is drawn in a round.
+        noise_multiplier, delta, target_epsilon, accountant, sampling: as in :class:`PrivacyLedger`.
+        rounds: the most rounds there will ever be.
+    """
+    return PrivacyLedger(
+        client_id=SERVER_ID, dataset_size=clients, sample_rate=participation, noise_multiplier=noise_multiplier,
+        delta=delta, max_steps=rounds, target_epsilon=target_epsilon, accountant=accountant, sampling=sampling,
+        unit="client",
+    )  # fmt: skip
