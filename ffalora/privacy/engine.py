@@ -22,6 +22,7 @@ from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig, PrivacyConfig
 from .accounting import PrivacyLedger
 from .arena import Arena
+from .clipping import sensitivity
 from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
 from .probe import check_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
@@ -113,6 +114,8 @@ class Engine:
         noise, draw: sources of noise and of Poisson samples.
         seed: of shuffled batches and dropout.
         token_budget: most padded tokens in one physical batch; None chooses for the device.
+        merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
+            adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
     """
 
     model: nn.Module
@@ -126,6 +129,7 @@ class Engine:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     token_budget: int | None = None
+    merge_weights: bool = False
     charged: Callable[[Sequence[Participant]], None] | None = None
     _probed: bool = False
 
@@ -217,9 +221,7 @@ class _LogicalStep:
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = _row([p.lr or optimizer.lr for p in cohort], device)
         norms = [p.max_grad_norm or privacy.max_grad_norm for p in cohort]
-        self.noise_std = _row(
-            [p.ledger.noise_multiplier * c_ if p.ledger else 0.0 for p, c_ in zip(cohort, norms, strict=True)], device
-        )
+        self.noise_std = _row([_noise_std(p, norm) for p, norm in zip(cohort, norms, strict=True)], device)
         self.group_columns = torch.tensor([0, self.layout.width], dtype=torch.int32, device=device)
         if engine.private and privacy.clipping == "per-layer":
             starts = [place.start for place in self.layout.places]
@@ -241,11 +243,12 @@ class _LogicalStep:
         most = max(1, _ARENA_BYTES // (4 * self.layout.width)) if engine.private else None
         plan = physical_batches(engine.data.lengths[samples], engine.token_budget or 1, max_samples=most)
         self.total.zero_()
+        merged = self._merged_weights()
         losses, norms = [], []
         for number, batch in enumerate(plan.batches):
             batch = batch[np.argsort(row_of[batch], kind="stable")]
             self._seed_dropout(number)
-            loss, norm = self._accumulate(row_of[batch], samples[batch])
+            loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
             losses.append(loss)
             norms.append(norm)
         self._update([len(d) for d in drawn], age)
@@ -266,7 +269,16 @@ class _LogicalStep:
         words = np.random.SeedSequence([self.engine.seed, first.client_id, first.steps_taken, number])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
-    def _accumulate(self, rows: np.ndarray, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _merged_weights(self) -> dict[str, Tensor] | None:
+        """``w + scale · b a`` of every adapted layer for the one client of this pass, or None where weights stay apart."""
+        if not self.engine.merge_weights or len(self.cohort) != 1:
+            return None
+        return {name: layer.merged_weight(self.state[0]) for name, layer in self.engine.adapters.layers.items()}
+
+    def _accumulate(
+        self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         """One physical batch: forward, backward, clip, add to the clients' sums. Returns losses and norms."""
         engine = self.engine
         inputs, targets = engine.data.collate(samples)
@@ -287,6 +299,7 @@ class _LogicalStep:
             ),
             samples=len(samples),
             longest=int(counts.max()),
+            merged=merged,
         )
         with engine.adapters.training_pass(current):
             losses = engine.losses(engine.model(**inputs), targets.to(engine.device))
@@ -366,6 +379,12 @@ def _refuse_unprotected(model: nn.Module, adapters: Adapters, private: bool) -> 
             f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
             f"{'neither clipped nor noised' if private else 'left untrained'}; freeze them with requires_grad_(False)"
         )
+
+
+def _noise_std(participant: Participant, max_grad_norm: float) -> float:
+    """σ·C(1+η): the noise hides what one sample can change in the sum as it is computed."""
+    ledger = participant.ledger
+    return ledger.noise_multiplier * sensitivity(max_grad_norm, ledger.dataset_size) if ledger else 0.0
 
 
 def _row(values: Sequence[float], device: torch.device) -> Tensor:

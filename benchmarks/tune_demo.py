@@ -1,0 +1,70 @@
+"""Chooses each demo method's learning rate on the validation split, with a seed that the demo does not use.
+
+    python benchmarks/tune_demo.py            # every cell of the grid that benchmarks/data/demo_tuning.csv does not hold yet
+
+Rows are appended; the demo's configuration takes the best row of each method. The demo itself reports the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+
+from ffalora.config import load_config, merge
+from ffalora.federated.simulate import simulate
+
+TABLE = Path(__file__).parent / "data" / "demo_tuning.csv"
+COLUMNS = ("method", "lr", "max_grad_norm", "rounds", "seed", "validation_accuracy", "validation_loss", "epsilon")
+GRID = {"ffa": (2.0, 4.0, 8.0, 16.0), "lora": (0.5, 1.0, 2.0, 4.0)}
+SEED = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="ffalora/configs/demo.yaml", help="the demo's configuration")
+    parser.add_argument("--clip", type=float, nargs="+", default=[1.0], help="clipping norms to try")
+    parser.add_argument("--method", nargs="+", default=list(GRID), choices=list(GRID), help="methods to tune")
+    options = parser.parse_args()
+    done = {tuple(row[c] for c in COLUMNS[:5]) for row in _rows()}
+    base = load_config(options.config)
+    for method in options.method:
+        for clip in options.clip:
+            for lr in GRID[method]:
+                cell = (method, str(lr), str(clip), str(base.federation.rounds), str(SEED))
+                if cell not in done:
+                    _append(cell, _run(base.runs()[method], lr, clip))
+
+
+def _run(config, lr: float, clip: float) -> tuple[float, float, float]:
+    changes = {
+        "seed": SEED,
+        "optimizer.lr": lr,
+        "privacy.max_grad_norm": clip,
+        "data.evaluate_on": "validation",
+        "data.max_evaluation_samples": None,
+        "federation.evaluate_every": config.federation.rounds,
+    }
+    cell = type(config).model_validate(merge(config.model_dump(exclude={"methods"}), changes))
+    with tempfile.TemporaryDirectory() as folder:
+        result = simulate(cell, Path(folder) / "run").summary
+    return result["metrics"]["accuracy"], result["metrics"]["loss"], result["epsilon"]
+
+
+def _rows() -> list[dict[str, str]]:
+    return list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
+
+
+def _append(cell: tuple[str, ...], figures: tuple[float, ...]) -> None:
+    fresh = not TABLE.exists()
+    with TABLE.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(COLUMNS)
+        writer.writerow([*cell, *(f"{f:.4f}" for f in figures)])
+    print(*cell, *(f"{f:.4f}" for f in figures))
+
+
+if __name__ == "__main__":
+    main()
