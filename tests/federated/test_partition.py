@@ -156,6 +156,21 @@ def test_bad_parameter_is_named(options, message):
         make_partition(options.pop("kind"), labels=np.array([0, 1] * 10), **options)
 
 
+@pytest.mark.parametrize("kind", ["labels", "dirichlet"])
+def test_numbers_are_not_taken_for_classes(kind):
+    with pytest.raises(PartitionError, match="needs classes, but labels are float64"):
+        make_partition(kind, labels=np.linspace(0, 1, 20), clients=1, proportions=[[1.0]])
+
+
+def test_a_thousand_natural_clients_are_split_as_one_by_one():
+    values = np.random.default_rng(0).integers(0, 1000, 20_000)
+    partition = by_column(values)
+    assert all(
+        np.array_equal(part, np.flatnonzero(values == int(name)))
+        for name, part in zip(partition.names, partition, strict=True)
+    )
+
+
 def test_description_counts_every_class_of_every_client():
     labels = np.array([0, 0, 1, 1, 1, 0])
     rows = describe(by_quantity(6, [1.0], 0), labels, ["no", "yes"])
