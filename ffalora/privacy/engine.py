@@ -22,7 +22,7 @@ from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig, PrivacyConfig
 from .accounting import PrivacyLedger
 from .arena import Arena
-from .clipping import sensitivity
+from .clipping import per_layer_thresholds, sensitivity
 from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
 from .probe import check_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
@@ -227,8 +227,10 @@ class _LogicalStep:
             starts = [place.start for place in self.layout.places]
             self.group_columns = torch.tensor([*starts, self.layout.width], dtype=torch.int32, device=device)
         groups = len(self.group_columns) - 1
-        limits = [n / math.sqrt(groups) if engine.private else math.inf for n in norms]
-        self.max_grad_norm = _row(limits, device)[:, None].expand(c, groups).contiguous()
+        limits = [per_layer_thresholds(n, [1.0] * groups) if groups > 1 else torch.tensor([n]).double() for n in norms]
+        self.max_grad_norm = torch.stack(limits).to(device)
+        if not engine.private:
+            self.max_grad_norm.fill_(math.inf)
 
     def run(self, report: TrainingReport, age: int) -> None:
         engine = self.engine
