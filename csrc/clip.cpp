@@ -9,7 +9,7 @@ namespace ffalora {
 namespace {
 
 constexpr double kNormMargin = 1.0 + 0x1p-20;  // covers the rounding of the factor and of the clipped row
-constexpr ptrdiff_t kBlockColumns = 2048;
+constexpr ptrdiff_t kBlockColumns = 8192;
 
 // Σ row² in float64.
 struct RowSquare {

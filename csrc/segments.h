@@ -60,7 +60,9 @@ void turn_client(const B* b, ptrdiff_t columns, ptrdiff_t rank, ptrdiff_t stride
 }
 
 inline Turned turn(const AdapterB& b, ptrdiff_t columns, ptrdiff_t rank, Scratch<float>& scratch, int threads) {
-  Turned turned{nullptr, padded_to(columns, 16), padded_to(columns, 16) * padded_to(rank, kPad)};
+  // An odd number of cache lines a row: a power of two would put all rows into the same few sets of the cache.
+  const ptrdiff_t stride = padded_to(columns, 32) + 16;
+  Turned turned{nullptr, stride, stride * padded_to(rank, kPad)};
   float* data = scratch.get(b.clients * turned.client_stride);
   turned.data = data;
   parallel_for(b.clients, threads, [&](ptrdiff_t c) {
@@ -78,7 +80,7 @@ inline Turned turn(const AdapterB& b, ptrdiff_t columns, ptrdiff_t rank, Scratch
 inline ptrdiff_t chunk_tokens(ptrdiff_t row_bytes) {
   constexpr ptrdiff_t kCache = 256 << 10;
   const ptrdiff_t fitting = kCache / (row_bytes > 0 ? row_bytes : 1);
-  return fitting < 32 ? 32 : fitting > 512 ? 512 : fitting / 2 * 2;
+  return fitting < 32 ? 32 : fitting > kChunkTokens ? kChunkTokens : fitting / 2 * 2;
 }
 
 }  // namespace ffalora

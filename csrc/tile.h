@@ -13,7 +13,17 @@ constexpr int kPad = 8;
 template <int L>
 constexpr int kRanks = L == 16 ? 8 : 4;  // ranks held in registers at once
 
+// Holds a vector that is used several times in a register, where the compiler would load it once a use.
+template <class V>
+FFALORA_INLINE void keep(V& v) {
+#ifdef FFALORA_X86
+  if constexpr (sizeof(V) == 64) __asm__("" : "+v"(v));
+#endif
+}
+
 inline ptrdiff_t padded_to(ptrdiff_t n, ptrdiff_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+constexpr ptrdiff_t kChunkTokens = 128;  // at most this many tokens in a chunk
 
 // One chunk of tokens of one segment, for a range of wide columns: target[n, r] = scale Σ_m wide[m, n] narrow[m, r].
 template <class T>
@@ -60,22 +70,17 @@ struct Gradient {
     Vec<double, L> square{};
     Vec<double, B> short_square{};
     float* partial = c.partial;
-    alignas(64) float edge[kEdgeTokens * kColumns];
+    alignas(64) float packed[kChunkTokens * kColumns];
     for (ptrdiff_t n = 0; n < c.width; n += kColumns) {
       const ptrdiff_t columns = c.width - n < kColumns ? c.width - n : kColumns;
+      const bool pack = c.rank > B || columns < kColumns;
+      if (pack) copy_panel<L>(c, n, columns, packed);
       for (ptrdiff_t r = 0; r < c.rank; r += B) {
         Vec<float, L> sum[2][B] = {};
-        if (columns == kColumns) {
-          accumulate<L>(c.wide + n, c.wide_stride, c.narrow + r, c.padded, c.tokens, sum);
+        if (pack) {
+          accumulate<L>(packed, kColumns, c.narrow + r, c.padded, c.tokens, sum);
         } else {
-          for (ptrdiff_t m = 0; m < c.tokens; m += kEdgeTokens) {
-            const ptrdiff_t rows = c.tokens - m < kEdgeTokens ? c.tokens - m : kEdgeTokens;
-            std::memset(edge, 0, sizeof(edge));
-            for (ptrdiff_t i = 0; i < rows; ++i)
-              for (ptrdiff_t j = 0; j < columns; ++j)
-                edge[i * kColumns + j] = to_float(c.wide[(m + i) * c.wide_stride + n + j]);
-            accumulate<L>(edge, kColumns, c.narrow + m * c.padded + r, c.padded, rows, sum);
-          }
+          accumulate<L>(c.wide + n, c.wide_stride, c.narrow + r, c.padded, c.tokens, sum);
         }
         if (!(c.first && c.last)) {
           for (auto& half : sum)
@@ -99,13 +104,27 @@ struct Gradient {
   static size_t partial_size(ptrdiff_t width, ptrdiff_t rank) { return padded_to(width, 32) * padded_to(rank, kPad); }
 
  private:
-  static constexpr int kEdgeTokens = 32;
+  // Columns n … n+columns-1 of all tokens side by side, zeros beyond: read again for each block of ranks.
+  template <int L>
+  FFALORA_INLINE static void copy_panel(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns, float* packed) {
+    for (ptrdiff_t m = 0; m < c.tokens; ++m, packed += 2 * L) {
+      const T* from = c.wide + m * c.wide_stride + n;
+      if (columns == 2 * L) {
+        store<L>(packed, load<L>(from));
+        store<L>(packed + L, load<L>(from + L));
+      } else {
+        for (ptrdiff_t j = 0; j < 2 * L; ++j) packed[j] = j < columns ? to_float(from[j]) : 0.0f;
+      }
+    }
+  }
 
   template <int L, class W>
   FFALORA_INLINE static void accumulate(const W* wide, ptrdiff_t stride, const float* narrow, ptrdiff_t padded,
                                         ptrdiff_t tokens, Vec<float, L> (&sum)[2][kRanks<L>]) {
     for (ptrdiff_t m = 0; m < tokens; ++m) {
       const Vec<float, L> w0 = load<L>(wide + m * stride), w1 = load<L>(wide + m * stride + L);
+      __builtin_prefetch(wide + m * stride + 2 * L);
+      if (sizeof(W) == 4) __builtin_prefetch(wide + m * stride + 3 * L);
       for (int r = 0; r < kRanks<L>; ++r) {
         const float x = narrow[m * padded + r];
         sum[0][r] += w0 * x;
@@ -172,7 +191,10 @@ struct InputGradient {
       Vec<float, L> sum[ROWS][B] = {};
       for (ptrdiff_t n = 0; n < whole; n += L) {
         Vec<float, L> w[ROWS];
-        for (int i = 0; i < ROWS; ++i) w[i] = load<L>(wide + i * c.wide_stride + n);
+        for (int i = 0; i < ROWS; ++i) {
+          w[i] = load<L>(wide + i * c.wide_stride + n);
+          __builtin_prefetch(wide + (i + ROWS) * c.wide_stride + n);
+        }
         add<L, ROWS>(w, turned + n, c.turned_stride, sum);
       }
       if (whole < c.width) {
@@ -198,7 +220,8 @@ struct InputGradient {
   FFALORA_INLINE static void add(const Vec<float, L> (&w)[ROWS], const float* turned, ptrdiff_t stride,
                                  Vec<float, L> (&sum)[ROWS][kRanks<L>]) {
     for (int r = 0; r < kRanks<L>; ++r) {
-      const Vec<float, L> t = load<L>(turned + r * stride);
+      Vec<float, L> t = load<L>(turned + r * stride);
+      keep(t);
       for (int i = 0; i < ROWS; ++i) sum[i][r] += w[i] * t;
     }
   }
