@@ -125,6 +125,12 @@ def test_asset_of_an_older_table_is_fetched_anew(toy, no_pip, monkeypatch):
     assert [file.name for file in assets.fetch("toy", archive=toy[1]).iterdir()] == ["config.json"]
 
 
+def test_asset_of_another_archive_is_not_taken_for_the_one_in_the_table(toy, no_pip, monkeypatch):
+    assets.fetch("toy", archive=toy[1])
+    monkeypatch.setitem(assets.ASSETS, "toy", dataclasses.replace(toy[0], sha256="0" * 64))
+    assert not assets.is_cached("toy")
+
+
 def test_member_missing_from_the_archive_is_an_error(toy, no_pip, monkeypatch):
     monkeypatch.setitem(assets.ASSETS, "toy", dataclasses.replace(toy[0], members=("package/model/*", "absent.txt")))
     with pytest.raises(AssetError, match=r"nothing that matches \['absent.txt'\]"):

@@ -49,6 +49,11 @@ def test_label_proportions_never_use_a_scarce_class_twice():
     assert len(set(partition.sizes.tolist())) == 1
 
 
+def test_rounding_of_proportions_leaves_no_client_short():
+    partition = make_partition("labels", labels=[0] * 5 + [1] * 5, proportions=[[0.5, 0.5]] * 3)
+    assert partition.sizes.tolist() == [2, 2, 2]
+
+
 @pytest.mark.parametrize("kind", ["iid", "labels", "dirichlet", "quantity"])
 def test_same_seed_same_partition_other_seed_another(kind):
     labels = labels_of(500, 2)
