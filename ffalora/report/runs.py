@@ -1,0 +1,124 @@
+"""Reading run folders: what ``simulate`` wrote, one record for each method and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+_SEED = "seed-"
+
+
+class ReportError(ValueError):
+    """A folder that holds no run, or a damaged one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed.
+
+    Attributes:
+        label: the method's name; runs of one label differ in the seed alone.
+        top: the folder that was given to ``ffalora simulate --output``.
+        config: the resolved configuration.
+        rounds: rows of ``metrics.jsonl``.
+        partition: who holds what: client, samples, classes.
+        environment, privacy_text: as written by the run; empty where it was interrupted.
+    """
+
+    label: str
+    top: Path
+    config: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    partition: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    privacy_text: str = ""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last round that was evaluated."""
+        return next((row["metrics"] for row in reversed(self.rounds) if row.get("metrics")), {})
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest client's ε after the last round; None without privacy."""
+        return number(self.rounds[-1].get("epsilon"))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds of the configuration were completed."""
+        return len(self.rounds) >= self.config["federation"]["rounds"]
+
+
+def read_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """All runs in the given folders; a folder is a single run, or holds one for each method and seed.
+
+    Raises:
+        ReportError: no completed round in a folder, or a file of it cannot be read.
+    """
+    tops = [Path(folder) for folder in folders]
+    found = [_read_top(top) for top in tops]
+    labels = [{run.label for run in runs} for runs in found]
+    is_ambiguous = sum(map(len, labels)) > len(set().union(*labels))
+    if is_ambiguous:
+        found = [
+            [replace(run, label=f"{top.resolve().name}/{run.label}") for run in runs]
+            for top, runs in zip(tops, found, strict=True)
+        ]
+    return [run for runs in found for run in runs]
+
+
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of each method, in the order in which the methods first appear."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    return groups
+
+
+def number(value: Any) -> float | None:
+    """A number as it was written to JSON, where infinity is a word; None stays None."""
+    return None if value is None else float(value)
+
+
+def read_top_config(top: Path) -> dict[str, Any]:
+    """The configuration at the top of a run folder: of all methods together."""
+    return _read(top / CONFIG, yaml.safe_load)
+
+
+def _read_top(top: Path) -> list[Run]:
+    places = [file.parent for depth in ("", "*/", "*/*/") for file in sorted(top.glob(depth + METRICS))]
+    runs = [_read_run(top, place) for place in places]
+    runs = [run for run in runs if run.rounds]
+    if not runs:
+        raise ReportError(f"{top} holds no completed round; give the folder of a run (ffalora simulate --output)")
+    order = list(_read(top / CONFIG, yaml.safe_load).get("methods") or {}) if (top / CONFIG).exists() else []
+    return sorted(runs, key=lambda run: order.index(run.label) if run.label in order else len(order))
+
+
+def _read_run(top: Path, place: Path) -> Run:
+    config = _read(place / CONFIG, yaml.safe_load)
+    names = [part for part in place.relative_to(top).parts if not part.startswith(_SEED)]
+    return Run(
+        label="/".join(names) or config["federation"]["strategy"],
+        top=top,
+        config=config,
+        rounds=_read(place / METRICS, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]),
+        partition=_read(place / "partition.json", json.loads, []),
+        environment=_read(place / "environment.json", json.loads, {}),
+        privacy_text=_read(place / "privacy.txt", str, ""),
+    )
+
+
+def _read(path: Path, parse: Any, missing: Any = None) -> Any:
+    if missing is not None and not path.exists():
+        return missing
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ReportError(f"{path} cannot be read: {error}; run again with --resume, or leave this run out") from None

@@ -1,0 +1,141 @@
+"""Tables of a report: one row a method, mean and 95% interval over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .runs import Run, by_label
+
+_NAMES = {"macro_f1": "macro-F1", "epsilon": "ε"}
+_FIRST = ("accuracy", "macro_f1", "exact_match")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; the first column names the row."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def metric_names(runs: Sequence[Run]) -> list[str]:
+    """All metrics of the runs, the most telling first."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return sorted(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+
+def metric_title(name: str) -> str:
+    """A metric's name as people write it."""
+    return _NAMES.get(name, name.replace("_", " "))
+
+
+def result_table(runs: Sequence[Run]) -> Table:
+    """Last metrics and costs of every method."""
+    groups, metrics = by_label(runs), metric_names(runs)
+    head = ("method", *map(metric_title, metrics), "largest ε", "up / round", "down / round", "seconds", "seeds")
+    rows = []
+    for label, group in groups.items():
+        values = [interval_text([run.metrics[m] for run in group if m in run.metrics]) for m in metrics]
+        done = min(len(run.rounds) for run in group)
+        asked = group[0].config["federation"]["rounds"]
+        name = label if all(run.is_finished for run in group) else f"{label} (only {done} of {asked} rounds)"
+        rows.append(
+            (
+                name,
+                *values,
+                epsilon_text(largest_epsilon(group)),
+                bytes_text(_mean(row["bytes_up"] for run in group for row in run.rounds)),
+                bytes_text(_mean(row["bytes_down"] for run in group for row in run.rounds)),
+                f"{_mean(sum(row['seconds'] for row in run.rounds) for run in group):.0f}",
+                str(len(group)),
+            )
+        )
+    several = "; ± is the 95% interval of the mean over seeds (Student's t)" if len(runs) > len(groups) else ""
+    return Table(
+        f"After the last round{several}. Traffic of all clients together; seconds of training.", head, tuple(rows)
+    )
+
+
+def difference_table(runs: Sequence[Run]) -> Table | None:
+    """The configuration keys in which the methods differ; None where there is one method."""
+    flat = {label: flatten(group[0].config) for label, group in by_label(runs).items()}
+    if len(flat) < 2:
+        return None
+    keys = dict.fromkeys(key for values in flat.values() for key in values if key not in ("seed", "methods"))
+    differing = [key for key in keys if len({str(values.get(key)) for values in flat.values()}) > 1]
+    rows = tuple((key, *(str(values.get(key)) for values in flat.values())) for key in differing)
+    return Table(
+        "All other settings are the same; the configuration is at the end of this page.", ("differs in", *flat), rows
+    )
+
+
+def table_text(runs: Sequence[Run]) -> str:
+    """The result table for a terminal."""
+    table = result_table(runs)
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def largest_epsilon(runs: Sequence[Run]) -> float | None:
+    """The largest ε of any client in any of the runs; None without privacy."""
+    spent = [run.epsilon for run in runs]
+    return None if any(value is None for value in spent) else max(value for value in spent if value is not None)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95% interval by Student's t (None for a single value)."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    from scipy.stats import t
+
+    return mean, float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def interval_text(values: Sequence[float]) -> str:
+    """``0.712 ± 0.013``; a dash where there is no value."""
+    if not values:
+        return "–"
+    mean, half = interval(values)
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+
+
+def epsilon_text(value: float | None) -> str:
+    """ε, or that there is none."""
+    if value is None:
+        return "not private"
+    return "∞" if math.isinf(value) else f"{value:.2f}"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in decimal units: ``1.77 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; ``methods`` stays as it is."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value and key != "methods":
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
