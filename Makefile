@@ -1,0 +1,67 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh machine that has python3 (3.10 or later).
+#   PYTHON=python3.12 make test        another interpreter
+#   PIP_FLAGS="..." make test          options of pip, such as an index with torch for the processor alone
+#   TESTS=tests/privacy make test      some of the tests
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+TESTS ?= tests
+WORKERS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+
+.PHONY: demo test test-slow test-gpu lint format compile-report bench-cpu bench-bytes setup clean
+
+demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
+	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
+	$(BIN)/ffalora demo
+
+test: setup  ## all tests but the slow ones and those that need a GPU
+	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
+	$(PYTEST) $(TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
+test-slow: setup  ## the tests that take minutes
+	$(BIN)/ffalora data fetch --all
+	$(PYTEST) $(TESTS) -m "slow and not gpu"
+
+test-gpu: setup  ## the tests that need a CUDA device
+	$(PYTEST) $(TESTS) -m gpu
+
+lint: setup  ## style, types, format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+format: setup  ## put everything into the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+compile-report: setup  ## compile every GPU kernel for every architecture and record what came out (no GPU needed)
+	$(BIN)/python benchmarks/compile_report.py
+
+bench-cpu: setup  ## private steps and operations on this processor
+	$(BIN)/python benchmarks/cpu.py
+
+bench-bytes: setup  ## bytes moved by each operation against the floor
+	$(BIN)/python benchmarks/bytes.py
+
+setup: .venv/.installed .venv/.built
+
+# Dependencies, once: torch first, so that nothing else brings in another build of it.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e ".[dev,triton]"
+	touch $@
+
+# The C++ extension, again whenever its sources change.
+.venv/.built: .venv/.installed setup.py $(SOURCES)
+	$(PIP) --no-deps -e .
+	touch $@
+
+clean:  ## remove the environment and everything that was built
+	rm -rf .venv build dist *.egg-info kernels/ffalora_kernels/*.so
