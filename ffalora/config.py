@@ -98,6 +98,13 @@ class OptimizerConfig(Section):
     beta2: float = Field(0.999, ge=0, lt=1, description="adamw: second moment")
     eps: float = Field(1e-8, gt=0, description="adamw: stability constant")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate over all logical steps of all rounds, after the warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, description="logical steps over which the learning rate rises linearly")
+    keep_moments: bool = Field(
+        False, description="local moments outlive rounds (training at one site always keeps them)"
+    )
     dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
     batch_size: int = Field(64, ge=1, description="logical batch: expected size under Poisson sampling")
     token_budget: int | None = Field(None, ge=1, description="tokens of a physical batch (default: to suit the machine)")
@@ -199,7 +206,7 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Every key of the configuration in dotted form with its pydantic field (for flags and documentation)."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):

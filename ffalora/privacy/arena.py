@@ -29,14 +29,16 @@ class Arena:
         self.gradients = torch.zeros(0, adapters.layout.width, device=device)
         self.squares = torch.zeros(0, adapters.layout.slots, dtype=torch.float64, device=device)
         self.poison = False
+        self._layout = adapters.layout
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` rows of gradients and squares, ready for a backward pass: squares unwritten, shared tensors
         zeroed.
         """
         layout = self._adapters.layout
-        if count > len(self.gradients):
-            capacity = max(count, 2 * len(self.gradients))
+        if count > len(self.gradients) or layout is not self._layout:
+            capacity = max(count, 2 * len(self.gradients) if layout is self._layout else 0)
+            self._layout = layout
             self.gradients = torch.zeros(capacity, layout.width, device=self._device)
             self.squares = torch.zeros(capacity, layout.slots, dtype=torch.float64, device=self._device)
         gradients, squares = self.gradients[:count], self.squares[:count]

@@ -24,6 +24,7 @@ from .accounting import PrivacyLedger
 from .arena import Arena
 from .clipping import per_layer_thresholds, sensitivity
 from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
+from .optim import Moments
 from .probe import check_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
 
@@ -157,6 +158,9 @@ class Engine:
         steps: int,
         anchor: Tensor | None = None,
         mu: float = 0.0,
+        moments: Moments | None = None,
+        lr_factors: Sequence[float] | None = None,
+        mask: Tensor | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainingReport:
         """``steps`` logical steps of every client of the cohort, from and into its row of ``state``.
@@ -165,6 +169,9 @@ class Engine:
             cohort: one participant a row.
             state: float32 ``[C,P]``, changed in place.
             anchor: float32 ``[C,P]``, the point of the proximal term; mu: its strength (FedProx).
+            moments: of the local optimiser, one row a client, changed in place; None starts from zero and forgets.
+            lr_factors: what the learning rate is multiplied with in each step; None leaves it.
+            mask: bool ``[C,P]``, columns that a client has (clients of a smaller rank lack some); the others stay zero.
             on_step: called after each logical step with its number.
 
         Raises:
@@ -174,10 +181,13 @@ class Engine:
         """
         if len(cohort) != len(state):
             raise ValueError(f"state has {len(state)} rows for {len(cohort)} participants")
-        step = _LogicalStep(self, cohort, state, anchor, mu)
+        if lr_factors is not None and len(lr_factors) != steps:
+            raise ValueError(f"lr_factors has {len(lr_factors)} entries for steps={steps}")
+        moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
+        step = _LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         report = TrainingReport()
         for number in range(steps):
-            step.run(report, age=number + 1)
+            step.run(report, 1.0 if lr_factors is None else lr_factors[number])
             if on_step is not None:
                 on_step(number)
         return report
@@ -206,15 +216,16 @@ class Engine:
 class _LogicalStep:
     """One logical step after another for one cohort, with its buffers."""
 
-    def __init__(self, engine: Engine, cohort: Sequence[Participant], state: Tensor, anchor: Tensor | None, mu: float):
+    def __init__(
+        self, engine: Engine, cohort: Sequence[Participant], state: Tensor, anchor: Tensor | None, mu: float,
+        moments: Moments, mask: Tensor | None,
+    ):  # fmt: skip
         self.engine, self.cohort, self.state, self.anchor, self.mu = engine, cohort, state, anchor, mu
+        self.moments, self.mask = moments, mask
         self.layout = engine.adapters.layout
         device, c = engine.device, len(cohort)
         optimizer, privacy = engine.optimizer, engine.privacy
         self.total = torch.zeros(c, self.layout.width, dtype=torch.float64, device=device)
-        adamw = optimizer.name == "adamw"
-        self.exp_avg = torch.zeros_like(state) if adamw or optimizer.momentum else None
-        self.exp_avg_sq = torch.zeros_like(state) if adamw else None
         index = self.layout.parameter_index()
         self.index = None if index is None else index.to(device)
         self.real_columns = expand_real_columns(self.index)
@@ -232,7 +243,7 @@ class _LogicalStep:
         if not engine.private:
             self.max_grad_norm.fill_(math.inf)
 
-    def run(self, report: TrainingReport, age: int) -> None:
+    def run(self, report: TrainingReport, lr_factor: float) -> None:
         engine = self.engine
         if engine.private:
             for participant in self.cohort:
@@ -253,7 +264,7 @@ class _LogicalStep:
             loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
             losses.append(loss)
             norms.append(norm)
-        self._update([len(d) for d in drawn], age)
+        self._update([len(d) for d in drawn], lr_factor)
         for participant in self.cohort:
             participant.steps_taken += 1
         report.samples += len(samples)
@@ -319,7 +330,7 @@ class _LogicalStep:
         )
         return losses.detach(), norms.square().sum(1).sqrt()
 
-    def _update(self, drawn: list[int], age: int) -> None:
+    def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
         engine, optimizer = self.engine, self.engine.optimizer
         noise_std, key = self.noise_std, 0
@@ -333,6 +344,7 @@ class _LogicalStep:
             for p, n in zip(self.cohort, drawn, strict=True)
         ]
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=engine.device)
+        self.moments.age += 1
         privatize_step_(
             self.state,
             self.total,
@@ -340,12 +352,12 @@ class _LogicalStep:
             step=steps,
             noise_std=noise_std,
             denominator=_row(expected, engine.device),
-            lr=self.lr,
+            lr=self.lr * lr_factor,
             key=key,
             optimizer=optimizer.name,
-            exp_avg=self.exp_avg,
-            exp_avg_sq=self.exp_avg_sq,
-            age=torch.full_like(steps, age),
+            exp_avg=self.moments.exp_avg,
+            exp_avg_sq=self.moments.exp_avg_sq,
+            age=self.moments.age,
             anchor=self.anchor,
             index=self.index,
             beta1=optimizer.beta1 if optimizer.name == "adamw" else optimizer.momentum,
@@ -355,6 +367,8 @@ class _LogicalStep:
             mu=self.mu,
             dp_bias_correction=optimizer.dp_bias_correction,
         )
+        if self.mask is not None:
+            self.state *= self.mask
 
     def _describe_norms(self, report: TrainingReport, norms: Tensor) -> None:
         finite = norms.isfinite()
