@@ -151,7 +151,11 @@ def _publish(asset: Asset, unpacked: Path, final: Path, replaced: Path) -> None:
         return
     if final.exists():  # unpacked by an older table
         final.rename(replaced)
-    unpacked.rename(final)
+    try:
+        unpacked.rename(final)
+    except OSError:
+        if not is_cached(asset.name):  # else another process came between
+            raise
 
 
 def _download(asset: Asset, folder: Path) -> Path:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .embedded import EMBEDDED
 from .errors import DataError
+from .splits import ALL
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,7 +33,7 @@ def read_hub(spec: str) -> dict[str, Dataset]:
         except Exception as error:  # the hub client raises dozens of unrelated types; all end in one message
             reasons.append(f"{path}{f' ({subset})' if subset else ''}: {type(error).__name__}: {_first_line(error)}")
             continue
-        return dict(loaded) if isinstance(loaded, DatasetDict) else {"all": loaded}
+        return dict(loaded) if isinstance(loaded, DatasetDict) else {ALL: loaded}
     raise DataError(
         f"data={spec!r} is no embedded name, no file or folder, and could not be loaded from the hub.\n  "
         + "\n  ".join(reasons)

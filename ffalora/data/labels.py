@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import DataError
+from .splits import ALL
 from .validate import is_missing, name_rows
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def encode_classes(
 
 def describe(source: str, role: str) -> str:
     """How messages call a part of the source: "glue/sst2 (test)"; the bare name for rows of no split."""
-    return source if role == "all" else f"{source} ({role})"
+    return source if role == ALL else f"{source} ({role})"
 
 
 def _replace(data: Dataset, column: str, values: np.ndarray) -> Dataset:

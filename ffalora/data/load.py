@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
 from .errors import DataError
 from .labels import describe, encode_classes, encode_numbers
-from .splits import ROLES, check_fractions, mix_rows, sample_rows, split_rows
+from .sources import read_embedded, read_other
+from .splits import ALL, ROLES, check_fractions, mix_rows, sample_rows, split_rows
+from .tasks import find_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-TASKS = ("classification", "regression", "causal-lm", "image-classification")
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
-_ALL = "all"  # rows that the source assigns to no split
 _FEWEST_ROWS = 2
 
 
@@ -75,7 +74,7 @@ def load_data(
 
     spec           embedded name ("movie-reviews"), path of a file or folder, or hub name ("owner/name",
                    "owner/name:config", "glue/sst2")
-    task           one of TASKS; default: the embedded data's own, else classification
+    task           a name in ``tasks.TASKS``; default: the embedded data's own, else classification
     input_columns  one text column, two for pairs, or (prompt, answer) for causal-lm, or the image column;
                    default: the embedded data's own, else "text", "sentence" or the only column of strings
     label_column   default: the embedded data's own, else "label"
@@ -92,11 +91,10 @@ def load_data(
     fractions = check_fractions(fractions)
     own = embedded.EMBEDDED.get(spec)
     task = task or (own.task if own else "classification")
-    if task not in TASKS:
-        raise DataError(f"task={task!r}: choose one of {', '.join(TASKS)}")
+    find_task(task)
     if own and task != own.task and not (input_columns or label_column):
         raise DataError(f"task={task!r}: {spec} is data for task {own.task}; name its columns to use it otherwise")
-    source, is_path = (_read_embedded(own), False) if own else _read_other(spec)
+    source, is_path = (read_embedded(own), False) if own else read_other(spec)
     if own is not None:
         input_columns = input_columns or own.input_columns
         label_column = label_column or own.label_column
@@ -111,13 +109,13 @@ def load_data(
     loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, licence)
     roles = _assign_roles(source, split_names, spec)
     roles = {role: data for role, data in roles.items() if not _unlabelled(loaded, role, data, spec)}
-    if "train" not in roles and _ALL not in roles:
+    if "train" not in roles and ALL not in roles:
         raise DataError(
             f"{spec} has no training split; its splits are {', '.join(source)}. Name one in split_names.train"
         )
     for role, data in roles.items():
         roles[role] = _check_inputs(data, loaded, group_column, describe(spec, role), drop_empty)
-    learned = _ALL if _ALL in roles else "train"
+    learned = ALL if ALL in roles else "train"
     roles = {role: roles[role] for role in sorted(roles, key=lambda role: role != learned)}
     if task == "regression":
         roles = encode_numbers(roles, str(label_column), spec)
@@ -130,36 +128,6 @@ def load_data(
         loaded.splits[role] = data.select(kept)
     _check_splits(loaded, fractions)
     return loaded
-
-
-def _read_embedded(data: embedded.EmbeddedData) -> dict[str, Dataset]:
-    from datasets import Dataset
-
-    columns = data.read(assets.path(data.asset))
-    given = columns.pop("split", None)
-    whole = Dataset.from_dict(columns)
-    if given is None:
-        return {_ALL: whole}
-    return {
-        split: whole.select([row for row, value in enumerate(given) if value == split])
-        for split in dict.fromkeys(given)
-    }
-
-
-def _read_other(spec: str) -> tuple[dict[str, Dataset], bool]:
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return {_ALL: files.read_file(path)}, True
-    if path.is_dir():
-        splits = files.read_folder(path)
-        return ({_ALL: splits["train"]} if list(splits) == ["train"] else splits), True
-    repository = spec.rpartition(":")[0]
-    looks_local = path.suffix.lower() in files.SUFFIXES or spec.startswith((".", "/", "~"))
-    if looks_local and not (repository and Path(repository).expanduser().is_dir()):
-        raise DataError(f"data={spec!r}: there is no such file or folder")
-    from .hub import read_hub
-
-    return read_hub(spec), False
 
 
 def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) -> tuple[str, ...]:
@@ -189,8 +157,8 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
 
 def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str) -> dict[str, Dataset]:
     if not split_names:
-        return {role: data for role, data in source.items() if role in (*ROLES, _ALL)}
-    named = {"train" if name == _ALL else name: data for name, data in source.items()}
+        return {role: data for role, data in source.items() if role in (*ROLES, ALL)}
+    named = {"train" if name == ALL else name: data for name, data in source.items()}
     roles = {}
     for role, name in split_names.items():
         if role not in ROLES:
@@ -204,7 +172,7 @@ def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | N
 def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool:
     """Benchmarks publish test splits whose labels are all -1; such a split is of no use here."""
     column = loaded.label_column
-    if role in ("train", _ALL) or column not in data.column_names or loaded.task == "regression":
+    if role in ("train", ALL) or column not in data.column_names or loaded.task == "regression":
         return False
     if any(value != -1 for value in data[column]):
         return False
@@ -239,9 +207,9 @@ def _fill_roles(
     roles: dict[str, Dataset], inputs: Sequence[str], group_column: str | None, fractions: Sequence[float], seed: int
 ) -> dict[str, Dataset]:
     """Cut the roles that the source does not fill out of its training rows."""
-    whole = roles.get(_ALL, roles.get("train"))
+    whole = roles.get(ALL, roles.get("train"))
     if whole is None:
-        raise ValueError(f"roles {list(roles)}: neither {_ALL!r} nor 'train' among them")
+        raise ValueError(f"roles {list(roles)}: neither {ALL!r} nor 'train' among them")
     filled = {role: data for role, data in roles.items() if role in ("validation", "test")}
     _, validation, test = fractions
     validation, test = (0.0 if "validation" in filled else validation), (0.0 if "test" in filled else test)

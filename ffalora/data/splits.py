@@ -10,6 +10,7 @@ import numpy as np
 from .errors import DataError
 
 ROLES = ("train", "validation", "test")
+ALL = "all"  # the name of rows that their source assigns to no split
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
