@@ -4,10 +4,11 @@ states.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +150,19 @@ def cast_base(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if id(parameter) not in head and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as one compiled graph for all lengths; the model itself, with one warning, where there is no compiler."""
+    from torch._inductor import cpp_builder
+
+    if device.type == "cpu":
+        try:
+            cpp_builder.get_cpp_compiler()
+        except RuntimeError as error:
+            warnings.warn(f"model.compile: no C++ compiler was found ({error}); running eagerly", stacklevel=2)
+            return model
+    return cast(nn.Module, torch.compile(model, dynamic=True))
 
 
 def choose_device(name: str) -> torch.device:

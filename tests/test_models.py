@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ffalora.config import ConfigError, ModelConfig
-from ffalora.models import MeanPooledClassifier, base_dtype, choose_device, load_model
+from ffalora.models import MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -17,7 +17,9 @@ def checkpoint(tmp_path_factory):
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(["a film that is good", "a film that is bad"], trainers.BpeTrainer(vocab_size=80, special_tokens=special))
+    tokenizer.train_from_iterator(
+        ["a film that is good", "a film that is bad"], trainers.BpeTrainer(vocab_size=80, special_tokens=special)
+    )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(vocab_size=90, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40)
@@ -78,3 +80,15 @@ def test_devices_are_checked_before_anything_is_loaded():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             choose_device("cuda")
+
+
+def test_without_a_compiler_the_model_runs_eagerly_with_one_message(checkpoint, monkeypatch):
+    from torch._inductor import cpp_builder
+
+    def missing():
+        raise RuntimeError("none here")
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    model = _load(checkpoint).model
+    with pytest.warns(UserWarning, match="running eagerly"):
+        assert compile_model(model, CPU) is model

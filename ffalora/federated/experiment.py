@@ -14,7 +14,7 @@ from ..data.examples import Examples
 from ..data.load import LoadedData, load_data
 from ..data.tasks import Task, find_task
 from ..data.tokenize import prepare
-from ..models import LoadedModel, choose_device, load_model
+from ..models import LoadedModel, choose_device, compile_model, load_model
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.engine import Engine, Participant
@@ -174,7 +174,7 @@ def make_engine(
         raise ConfigError(
             "optimizer.dp_bias_correction=true is not available with privacy.noise='secure'; turn one of them off"
         )
-    model = torch.compile(loaded.model, dynamic=True) if config.model.compile else loaded.model
+    model = compile_model(loaded.model, device) if config.model.compile else loaded.model
     return Engine(
         model=model,
         adapters=adapters,
