@@ -7,15 +7,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Init = Literal["kaiming", "gaussian", "orthonormal"]
+Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both"]
 
 
 class AdapterConfig(BaseModel):
     """LoRA with a choice of which factor is trained. The defaults are FFA-LoRA: ``a`` random and frozen, ``b`` trained.
 
-    ``b`` starts at zero, so that the adapted model starts as the base model; training ``b`` alone is FFA-LoRA (Sun et al.,
-    ICLR 2024), training both is LoRA (Hu et al., ICLR 2022), training ``a`` alone is the other half of an alternating method.
+    ``b`` starts at zero, so that the adapted model starts as the base model; training ``b`` alone is FFA-LoRA (Sun
+    et al., ICLR 2024), training both is LoRA (Hu et al., ICLR 2022), training ``a`` alone is the other half of an
+    alternating method.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,13 +30,23 @@ class AdapterConfig(BaseModel):
     )
     exclude_modules: str | list[str] | None = Field(None, description="names, suffixes or regular expression left out")
     layers_to_transform: list[int] | None = Field(None, description="adapt only these indices of the layer stack")
+    layers_pattern: str | list[str] | None = Field(
+        None,
+        description="name of the layer stack that layers_to_transform counts in (default: the innermost numbered one)",
+    )
     rank_pattern: dict[str, int] = Field(default_factory=dict, description="rank by suffix or regular expression")
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="alpha by suffix or regular expression")
     use_rslora: bool = Field(False, description="scale alpha/sqrt(R) instead of alpha/R")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    init: Init = Field("kaiming", description="where the random factor comes from: kaiming, gaussian or orthonormal")
+    init: Init = Field(
+        "kaiming",
+        description="where the factors come from: a random a (kaiming, gaussian, orthonormal) with b = 0, or both "
+        "from the base weight, which gives up their product (pissa, olora)",
+    )
     trained: Trained = Field("b", description="trained factor: b (FFA-LoRA), both (LoRA) or a")
-    head: Literal["frozen", "trained"] = Field("frozen", description="the task head: frozen (the paper's protocol) or trained")
+    head: Literal["frozen", "trained"] = Field(
+        "frozen", description="the task head: frozen (the paper's protocol) or trained"
+    )
     seed: int = Field(0, ge=0, description="seed of the random factor; every client needs the same one")
 
     def scale(self, rank: int, alpha: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter_config import AdapterConfig
-from .init import initial_a
-from .layers import AdaptedLinear, TrainedLayer, TrainedLinear
+from .init import FROM_BASE, factors_from_base, initial_a
+from .layers import AdaptedLinear, TrainedLinear
+from .low_rank import LowRank, has_plain_weight, plain_weight, size_of
 from .state import Layout
 from .targets import find_head, find_targets, pattern_value
+from .trained_layer import TrainedLayer
+from .trained_linear import Trained
 from .training_pass import PassSlot, TrainingPass
 
 
@@ -29,7 +32,14 @@ class Adapters:
         layout: who owns which columns of the flat state.
     """
 
-    def __init__(self, model: nn.Module, config: AdapterConfig, layers: list[AdaptedLinear], heads: list[TrainedLinear], passes: PassSlot):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: AdapterConfig,
+        layers: Sequence[LowRank],
+        heads: Sequence[Trained],
+        passes: PassSlot,
+    ):
         self.model = model
         self.config = config
         self.layers = {layer.name: layer for layer in layers}
@@ -61,7 +71,7 @@ class Adapters:
 
     @contextmanager
     def training_pass(self, current: TrainingPass) -> Iterator[None]:
-        """Within the block, layers read the state and write the arena of ``current`` instead of using their own parameters."""
+        """Within the block, layers read the state and write the arena of ``current``, not their own parameters."""
         if self._passes.current is not None:
             raise RuntimeError("a training pass is already under way on this model")
         self._passes.current = current
@@ -90,7 +100,7 @@ class Adapters:
 
             return hook
 
-        handles = [layer.register_forward_pre_hook(count(name)) for name, layer in self.layout.layers.items()]
+        handles = [layer.module.register_forward_pre_hook(count(name)) for name, layer in self.layout.layers.items()]
         was_training = {module: module.training for module in self.model.modules()}
         try:
             self.model.eval()
@@ -127,9 +137,10 @@ class Adapters:
                 layer.is_enabled = True
 
     def detach(self) -> nn.Module:
-        """Puts the original layers back (merged ones stay merged) and returns the model."""
-        for layer in self.trained_layers():
-            _replace(self.model, layer.name, layer.base_layer)
+        """Puts the original layers back (merged ones stay merged) and returns the model, frozen as it was."""
+        for layer in self.layers.values():
+            layer.take_back_initial_product()
+        _replace(self.model, {layer.module: layer.base_layer for layer in self.trained_layers()})
         return self.model
 
     def save(self, folder: str | Path, root: str = "") -> None:
@@ -144,13 +155,16 @@ class Adapters:
         save_adapters(self, Path(folder), root)
 
     def __repr__(self) -> str:
-        return f"Adapters({len(self.layers)} layers, {len(self.heads)} head layers, {self.layout.size:,} trained numbers)"
+        return (
+            f"Adapters({len(self.layers)} layers, {len(self.heads)} head layers, {self.layout.size:,} trained numbers)"
+        )
 
 
 def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
     """Puts adapters on the linear layers that ``config`` names and freezes everything else.
 
-    ``a`` depends on ``config.seed`` and the layer's name alone, ``b`` is zero: the model's outputs do not change.
+    ``a`` depends on ``config.seed`` and the layer's name alone and ``b`` is zero (inits taken from the base weight: the
+    base gives up their product), so the model's outputs do not change.
 
     Args:
         model: any transformers model (or torch module with linear layers); changed in place.
@@ -160,51 +174,73 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
         The handle to the adapters.
 
     Raises:
-        ValueError: no layer matches, a layer is adapted already, or a trained head holds something other than linear layers.
+        ValueError: no layer matches, the model has adapters already, or a trained head holds something other than
+            linear layers. The model is unchanged then.
     """
     config = config or AdapterConfig()
     if any(isinstance(module, TrainedLayer) for module in model.modules()):
         raise ValueError("this model has adapters already; call detach() on their handle before attaching new ones")
     targets, head = find_targets(model, config), find_head(model)
+    sizes = {name: size_of(base) for name, base in targets.items()}
     if config.head == "trained":
-        _check_head(head)
+        _check_head(head, model)
+    bases = _base_factors(config, targets) if config.init in FROM_BASE else {}
     model.requires_grad_(False)
-    passes = PassSlot()
-    layers = []
+    passes, layers = PassSlot(), []
     for name, base in targets.items():
-        rank = pattern_value(config.rank_pattern, name, config.rank)
-        alpha = pattern_value(config.alpha_pattern, name, config.alpha)
-        weight = base.weight
-        n, k = _shape(base)
-        a = initial_a(rank, k, config.init, config.seed, name).to(weight.device)
-        b = torch.zeros(n, rank, device=weight.device)
-        layer = AdaptedLinear(base, name, passes, a, b, config.scale(rank, alpha), config.dropout, config.trained)
-        _replace(model, name, layer)
+        rank, scale = _rank_and_scale(config, name)
+        (n, k), device = sizes[name], base.weight.device
+        a, b = bases.get(name) or (initial_a(rank, k, config.init, config.seed, name), torch.zeros(n, rank))
+        layer = AdaptedLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout, config.trained)
+        if name in bases:
+            layer.give_up_initial_product()
         layers.append(layer)
     heads = []
     if config.head == "trained":
-        for name, base in head.items():
-            if name not in targets:
-                heads.append(TrainedLinear(base, name, passes))
-                _replace(model, name, heads[-1])
+        heads = [TrainedLinear(base, name, passes) for name, base in head.items() if name not in targets]
+    _replace(model, {layer.base_layer: layer for layer in [*layers, *heads]})
     return Adapters(model, config, layers, heads, passes)
 
 
-def _shape(base: nn.Module) -> tuple[int, int]:
-    """N and K of a Linear or a Conv1D."""
-    if isinstance(base, nn.Linear):
-        return base.out_features, base.in_features
-    return base.weight.shape[1], base.weight.shape[0]
+def _rank_and_scale(config: AdapterConfig, name: str) -> tuple[int, float]:
+    rank = pattern_value(config.rank_pattern, name, config.rank)
+    return rank, config.scale(rank, pattern_value(config.alpha_pattern, name, config.alpha))
 
 
-def _check_head(head: dict[str, nn.Module]) -> None:
+def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors taken from the base weights, all of them before any weight changes."""
+    factors = {}
+    for name, base in targets.items():
+        if not has_plain_weight(base):
+            raise ValueError(f"init={config.init!r} changes base weights, but {name} is quantised; use a random init")
+        rank, scale = _rank_and_scale(config, name)
+        factors[name] = factors_from_base(plain_weight(base), rank, config.init, scale)
+    return factors
+
+
+def _check_head(head: dict[str, nn.Module], model: nn.Module) -> None:
     if not head:
         raise ValueError("head='trained', but this model has no task head that was recognised; use head='frozen'")
     for name, module in head.items():
         if type(module) is not nn.Linear:
-            raise ValueError(f"head='trained' trains linear layers, but {name} is a {type(module).__name__}; use head='frozen'")
+            raise ValueError(
+                f"head='trained' trains linear layers, but {name} is a {type(module).__name__}; use head='frozen'"
+            )
+
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tied = [name for name, module in head.items() if id(module.weight) in embedded]
+    if tied:
+        raise ValueError(
+            f"head='trained', but {tied[0]} shares its weight with the input embeddings, whose gradient is not "
+            f"computed per "
+            "sample; use head='frozen', or untie them"
+        )
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Puts ``new[m]`` wherever the model holds ``m``: a shared layer hangs in several places."""
+    for parent in list(model.modules()):
+        if parent not in new.values():
+            for child, module in list(parent._modules.items()):
+                if module in new:
+                    parent._modules[child] = new[module]

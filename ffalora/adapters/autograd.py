@@ -26,7 +26,8 @@ class Sink:
         arena: float32 ``[S,P]``.
         squares: float64 ``[S, slots]``.
         slot: column of ``squares`` of the first trained tensor; a second one has the next.
-        column_a, column_b: first arena column of the gradient of ``a`` ``[R,K]`` and of ``b`` ``[N,R]``; None if frozen.
+        column_a, column_b: first arena column of the gradient of ``a`` ``[R,K]`` and of ``b`` ``[N,R]``; None if
+            frozen.
         accumulate: the layer is used several times in a forward pass: add to columns that were zeroed beforehand.
     """
 
@@ -83,7 +84,7 @@ def adapted_linear(
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of ``x``, None outside autocast. The backward pass runs outside it, so the cast is made beforehand."""
+    """What autocast makes of ``x``, None outside autocast; the backward pass runs outside it, so casts come first."""
     device = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return None
@@ -135,7 +136,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _segment_gradients(ctx, dy, h, b, source, needs_dh):
-    """Writes ``g`` (and the gradient of ``a``) per segment into the arena; returns ``dh``, or None where nobody needs it."""
+    """Writes ``g`` (and the gradient of ``a``) per segment to the arena; returns ``dh``, or None if unneeded."""
     sink = dict(squares=ctx.squares, accumulate=ctx.accumulate)
     needs_dh = (needs_dh and not ctx.merged) or ctx.column_a is not None
     dh = None
@@ -194,7 +195,7 @@ def trained_linear(x: Tensor, w: Tensor, bias: Tensor | None, segments: Segments
 
 
 def masked_dropout(x: Tensor, p: float) -> Tensor:
-    """``x`` with each element zero with probability ``p`` and the others divided by ``1 - p``; keeps one byte an element."""
+    """``x`` with each element zero with probability ``p``, the others over ``1 - p``; keeps one byte an element."""
     return _MaskedDropout.apply(x, p)
 
 
@@ -215,7 +216,9 @@ class _MaskedDropout(torch.autograd.Function):
 
 class _TrainedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, bias, offsets, client, arena, squares, longest, slot, column_weight, column_bias, accumulate):
+    def forward(
+        ctx, x, w, bias, offsets, client, arena, squares, longest, slot, column_weight, column_bias, accumulate
+    ):
         segments = Segments(offsets, client, w.shape[0], longest, x.shape[0])
         y = _per_client(x, w.transpose(1, 2), segments)
         if bias is not None:

@@ -34,4 +34,30 @@ def initial_a(rank: int, in_features: int, kind: str, seed: int, name: str) -> T
             q, r = torch.linalg.qr(torch.randn(in_features, rows, generator=generator, dtype=torch.float64))
             blocks.append((q * r.diagonal().sign()).T.float())
         return torch.cat(blocks).contiguous()
-    raise ValueError(f"init must be 'kaiming', 'gaussian' or 'orthonormal', got {kind!r}")
+    raise ValueError(f"init must be 'kaiming', 'gaussian' or 'orthonormal' for a random a, got {kind!r}")
+
+
+FROM_BASE = ("pissa", "olora")
+
+
+def factors_from_base(w: Tensor, rank: int, kind: str, scale: float) -> tuple[Tensor, Tensor]:
+    """``a [R,K]`` and ``b [N,R]`` taken from the base weight ``w [N,K]``, float32; the base gives up ``scale · b a``.
+
+    * pissa: the R largest singular directions, ``b = U √(S/scale)`` and ``a = √(S/scale) Vᵀ`` (Meng et al., NeurIPS
+      2024).
+    * olora: the first R columns of Q and rows of R of a QR decomposition (Büyükakyüz 2024).
+
+    Raises:
+        ValueError: the rank exceeds the smaller side of the weight.
+    """
+    if rank > min(w.shape):
+        raise ValueError(
+            f"init={kind!r} takes R directions of the base weight; rank={rank} exceeds its smaller side {min(w.shape)}"
+        )
+    w = w.detach().float()
+    if kind == "olora":
+        q, r = torch.linalg.qr(w)
+        return r[:rank].contiguous(), q[:, :rank].contiguous()
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    root = (s[:rank] / scale).sqrt()
+    return (root[:, None] * vh[:rank]).contiguous(), (u[:, :rank] * root).contiguous()

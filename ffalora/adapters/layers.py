@@ -13,7 +13,8 @@ __all__ = ["AdaptedLinear", "TrainedLayer", "TrainedLinear"]
 
 
 class AdaptedLinear(LowRank, nn.Module):
-    """A frozen linear layer (Linear, Conv1D, Conv2d, or any subclass with a product of its own) plus ``scale · lora_B lora_A``.
+    """A frozen linear layer (Linear, Conv1D, Conv2d, or any subclass with a product of its own) plus ``scale ·
+    lora_B lora_A``.
 
     Attributes:
         base_layer: the layer that was replaced.
@@ -22,7 +23,15 @@ class AdaptedLinear(LowRank, nn.Module):
     """
 
     def __init__(
-        self, base_layer: nn.Module, name: str, passes: PassSlot, a: Tensor, b: Tensor, scale: float, dropout: float, trained: str
+        self,
+        base_layer: nn.Module,
+        name: str,
+        passes: PassSlot,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        dropout: float,
+        trained: str,
     ):
         nn.Module.__init__(self)
         self.take_place(name, passes)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..adapter_config import AdapterConfig
-from .targets import find_head
+from .peft_config import from_peft, to_peft
+from .targets import find_head, head_names, output_embeddings
 
 if TYPE_CHECKING:
     from .attach import Adapters
@@ -30,13 +31,14 @@ def save_adapters(adapters: Adapters, folder: Path, root: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, layer in adapters.layers.items():
-        key = _PREFIX + _inside(name, root)
-        tensors[f"{key}.lora_A.weight"] = layer.lora_A.detach().float().contiguous().cpu()
-        tensors[f"{key}.lora_B.weight"] = layer.lora_B.detach().float().contiguous().cpu()
-    saved = {n: t for n, t in head_tensors(adapters.model).items() if not root or n.startswith(root + ".")}
-    tensors |= {_PREFIX + _inside(name, root): t.detach().contiguous().cpu() for name, t in saved.items()}
+        for tensor, value in layer.checkpoint().items():
+            tensors[f"{_PREFIX}{_inside(name, root)}.{tensor}"] = value.detach().contiguous().cpu()
+    heads = _saved_heads(adapters, root)
+    for name, parameter in head_tensors(adapters.model).items():
+        if any(name.startswith(head + ".") for head in heads):
+            tensors[_PREFIX + _inside(name, root)] = parameter.detach().contiguous().cpu()
     _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    config = json.dumps(_peft_config(adapters, root, heads=sorted({n.split(".")[0] for n in saved})), indent=2, sort_keys=True)
+    config = json.dumps(_peft_config(adapters, root, heads), indent=2, sort_keys=True)
     _write(folder / CONFIG_FILE, lambda path: path.write_text(config))
     own = adapters.config.model_dump_json(indent=2)
     _write(folder / OWN_FILE, lambda path: path.write_text(own))
@@ -58,23 +60,43 @@ def load_adapters(model: nn.Module, folder: str | Path, root: str = "") -> Adapt
     folder = Path(folder)
     config = read_config(folder)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
-    adapters = attach(model, config)
-    prefix = root + "." if root else ""
-    expected: dict[str, nn.Parameter] = {}
+    _check_tensors(tensors, folder)
+    try:
+        adapters = attach(model, config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} does not fit this model: {error}") from None
+    try:
+        _fill(adapters, tensors, folder, root + "." if root else "")
+    except CheckpointError:
+        adapters.detach()
+        raise
+    return adapters
+
+
+def _fill(adapters: Adapters, tensors: dict[str, Tensor], folder: Path, prefix: str) -> None:
+    expected: dict[str, Tensor] = {}
     for name, layer in adapters.layers.items():
         key = _PREFIX + name.removeprefix(prefix)
-        expected |= {f"{key}.lora_A.weight": layer.lora_A, f"{key}.lora_B.weight": layer.lora_B}
-    head = {_PREFIX + n.removeprefix(prefix): p for n, p in head_tensors(model).items() if n.startswith(prefix)}
+        expected |= {f"{key}.{tensor}": value for tensor, value in layer.checkpoint().items()}
+    head = {
+        _PREFIX + n.removeprefix(prefix): p for n, p in head_tensors(adapters.model).items() if n.startswith(prefix)
+    }
     missing = expected.keys() - tensors.keys()
     surplus = tensors.keys() - expected.keys() - head.keys()
     if missing or surplus:
-        adapters.detach()
         raise CheckpointError(
             f"{folder} does not fit this model: {len(missing)} tensors missing (first: {min(missing, default='-')}), "
             f"{len(surplus)} unknown (first: {min(surplus, default='-')})"
         )
     _copy(tensors, expected | head, folder)
-    return adapters
+
+
+def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{folder}: {len(broken)} tensors hold NaN or Inf (first: {broken[0]}); the training diverged"
+        )
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -85,23 +107,10 @@ def read_config(folder: Path) -> AdapterConfig:
         except ValueError as error:
             raise CheckpointError(f"{folder / OWN_FILE} is not an adapter configuration: {error}") from None
     peft = _read_json(folder / CONFIG_FILE)
-    if peft.get("peft_type") != "LORA":
-        raise CheckpointError(f"{folder / CONFIG_FILE}: peft_type={peft.get('peft_type')!r}; only LORA can be loaded")
-    for key in ("use_dora", "alora_invocation_tokens", "layer_replication", "megatron_config", "trainable_token_indices"):
-        if peft.get(key):
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {key}={peft[key]!r} is not supported")
-    return AdapterConfig(
-        rank=peft["r"],
-        alpha=peft["lora_alpha"],
-        target_modules=peft["target_modules"],
-        exclude_modules=peft.get("exclude_modules"),
-        layers_to_transform=peft.get("layers_to_transform"),
-        rank_pattern=peft.get("rank_pattern") or {},
-        alpha_pattern=peft.get("alpha_pattern") or {},
-        use_rslora=peft.get("use_rslora", False),
-        dropout=peft.get("lora_dropout", 0.0),
-        trained="both",
-    )
+    try:
+        return from_peft(peft)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
 
 
 def head_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -114,26 +123,32 @@ def head_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def _saved_heads(adapters: Adapters, root: str) -> list[str]:
+    """Heads that a checkpoint holds: trained ones, and frozen ones that did not come with the pretrained model."""
+    output = output_embeddings(adapters.model.get_submodule(root) if root else adapters.model)
+    return [
+        name
+        for name in head_names(adapters.model)
+        if (not root or name.startswith(root + "."))
+        and ".base_layer" not in name
+        and (_is_trained(adapters, name) or adapters.model.get_submodule(name) is not output)
+    ]
+
+
+def _is_trained(adapters: Adapters, name: str) -> bool:
+    return any(head == name or head.startswith(name + ".") for head in adapters.heads)
+
+
 def _peft_config(adapters: Adapters, root: str, heads: list[str]) -> dict[str, Any]:
-    config = adapters.config
     base = adapters.model.get_submodule(root) if root else adapters.model
-    inside_heads = sorted({_inside(h, root).split(".")[0] for h in heads if not root or h.startswith(root)})
-    return {
+    return to_peft(adapters.config) | {
         "peft_type": "LORA",
         "task_type": _task_type(base),
         "base_model_name_or_path": getattr(getattr(base, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
         "target_modules": sorted(_inside(name, root) for name in adapters.layers),
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        "use_rslora": config.use_rslora,
-        "lora_dropout": config.dropout,
         "fan_in_fan_out": any(type(layer.base_layer).__name__ == "Conv1D" for layer in adapters.layers.values()),
-        "bias": "none",
-        "init_lora_weights": True,
-        "modules_to_save": inside_heads or None,
+        "modules_to_save": [_inside(name, root) for name in heads] or None,
     }
 
 
@@ -156,12 +171,14 @@ def _inside(name: str, root: str) -> str:
     return name.removeprefix(root + ".") if root else name
 
 
-def _copy(tensors: dict[str, Tensor], targets: dict[str, nn.Parameter], folder: Path) -> None:
+def _copy(tensors: dict[str, Tensor], targets: dict[str, Tensor], folder: Path) -> None:
     for key, target in targets.items():
         if key not in tensors:
             continue
         if tensors[key].shape != target.shape:
-            raise CheckpointError(f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model wants {tuple(target.shape)}")
+            raise CheckpointError(
+                f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model wants {tuple(target.shape)}"
+            )
     with torch.no_grad():
         for key, target in targets.items():
             if key in tensors:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layers import TrainedLayer
+from .trained_layer import TrainedLayer
 
 _ALIGNMENT = 4  # float32 columns: ranges start at multiples of 16 bytes
 
 
 @dataclass(frozen=True)
 class Place:
-    """Columns ``start … start+size-1`` belong to ``tensor`` of layer ``layer``; ``slot`` is its column of ``squares``."""
+    """Columns ``start … start+size-1`` belong to ``tensor`` of layer ``layer``; ``slot`` is its column of
+    ``squares``."""
 
     layer: str
     tensor: str

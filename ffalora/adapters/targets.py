@@ -24,7 +24,16 @@ QUERY_VALUE = (
     ("c_attn",),
     ("in_proj", "out_proj"),
 )
-HEADS = ("classifier", "score", "classification_head", "qa_outputs", "pre_classifier", "lm_head", "embed_out", "projector")
+HEADS = (
+    "classifier",
+    "score",
+    "classification_head",
+    "qa_outputs",
+    "pre_classifier",
+    "lm_head",
+    "embed_out",
+    "projector",
+)
 
 
 def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
@@ -33,13 +42,14 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
     Raises:
         ValueError: nothing matches, or a name in ``target_modules`` matches nothing (near matches are listed).
     """
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     wanted = config.target_modules
+    kinds = (nn.Linear, Conv1D) if wanted in ("auto", "all-linear") else (nn.Linear, Conv1D, nn.Conv2d)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
     if wanted == "auto":
         wanted = next((list(row) for row in QUERY_VALUE if any(_ends(n, s) for n in linear for s in row)), [])
         found = {n: m for n, m in linear.items() if any(_ends(n, s) for s in wanted)}
     elif wanted == "all-linear":
-        heads = {id(m) for m in find_head(model).values()} | {id(_output_embeddings(model))}
+        heads = {id(m) for m in find_head(model).values()} | {id(output_embeddings(model))}
         found = {n: m for n, m in linear.items() if id(m) not in heads}
     elif isinstance(wanted, str):
         found = {n: m for n, m in linear.items() if _full_match("target_modules", wanted, n)}
@@ -58,9 +68,14 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
     return found
 
 
+def head_names(model: nn.Module) -> list[str]:
+    """Dotted names of the modules that form the task head."""
+    return [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in HEADS and n.count(".") <= 1]
+
+
 def find_head(model: nn.Module) -> dict[str, nn.Module]:
     """Layers with parameters inside the model's task head, by dotted name (none for a bare encoder)."""
-    heads = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in HEADS and n.count(".") <= 1]
+    heads = head_names(model)
     return {
         n: m
         for n, m in model.named_modules()
@@ -84,7 +99,9 @@ def _full_match(parameter: str, pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ValueError(f"{parameter}={pattern!r} is not a regular expression: {error}; or give a list of names") from None
+        raise ValueError(
+            f"{parameter}={pattern!r} is not a regular expression: {error}; or give a list of names"
+        ) from None
 
 
 def _excluded(name: str, config: AdapterConfig) -> bool:
@@ -95,13 +112,24 @@ def _excluded(name: str, config: AdapterConfig) -> bool:
         return True
     if config.layers_to_transform is None:
         return False
-    index = re.search(r"\.(\d+)\.", name)
-    return index is None or int(index[1]) not in config.layers_to_transform
+    return _layer_index(name, config.layers_pattern) not in config.layers_to_transform
 
 
-def _output_embeddings(model: nn.Module) -> nn.Module | None:
+def _layer_index(name: str, pattern: str | list[str] | None) -> int | None:
+    """Position in the layer stack: the first number in the name, or the one behind ``pattern`` (as PEFT counts)."""
+    for stack in [pattern] if isinstance(pattern, str) else pattern or [r"[^.]*"]:
+        if found := re.match(rf"(?:^|.*?\.){stack}\.(\d+)\.", name):
+            return int(found[1])
+    return None
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The output layer of a language model, None where there is none."""
     get = getattr(model, "get_output_embeddings", None)
-    return get() if get else None
+    try:
+        return get() if get else None
+    except (AttributeError, NotImplementedError):  # some models declare it without having one
+        return None
 
 
 def _no_match(name: str, model: nn.Module, linear: dict[str, nn.Module]) -> str:

@@ -1,6 +1,7 @@
 """A training pass: what the adapted layers read their parameters from and write their gradients to.
 
-Outside a pass a layer uses its own parameters and autograd. Inside one it reads ``b`` of every client from the state and
+Outside a pass a layer uses its own parameters and autograd. Inside one it reads ``b`` of every client from the
+state and
 writes the gradient of every segment to the arena, so that a whole cohort trains in one forward and one backward pass.
 """
 
@@ -19,13 +20,13 @@ class TrainingPass:
     """One forward and backward pass over a batch of samples, each of one padded length.
 
     Attributes:
-        state: float32 ``[C,P]``, the parameters of every client. The pass keeps an alias of it that requires grad, so that
-            autograd visits every trained layer; the gradients themselves go to the arena.
+        state: float32 ``[C,P]``, the parameters of every client. The pass keeps an alias of it that requires grad,
+            so that autograd visits every trained layer; the gradients themselves go to the arena.
         arena: float32 ``[S,P]``, receives one row of gradients a segment.
         squares: float64 ``[S, slots]``, receives squared norms by trained tensor.
         client: int32 ``[S]``, the row of the state that each segment uses.
-        sample_offsets: int32 ``[S+1]``; segment i owns samples ``sample_offsets[i] … sample_offsets[i+1]-1``. One sample a
-            segment under sample-level privacy; neighbours may share one where their sum is all that is wanted.
+        sample_offsets: int32 ``[S+1]``; segment i owns samples ``sample_offsets[i] … sample_offsets[i+1]-1``. One
+            sample a segment under sample-level privacy; neighbours may share one where their sum is all that is wanted.
         samples: how many samples the batch holds.
         longest: samples in the largest segment.
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
@@ -52,7 +53,8 @@ class TrainingPass:
         """The segments of a layer's input ``x [..., K]``, found from its leading dimensions.
 
         Raises:
-            ValueError: the input does not lead with the batch (nor hold the packed tokens): its samples cannot be told apart.
+            ValueError: the input does not lead with the batch (nor hold the packed tokens): its samples cannot be
+                told apart.
         """
         tokens = x.numel() // x.shape[-1]
         if self.packed is not None and tokens == self.packed.n_tokens:
@@ -60,7 +62,8 @@ class TrainingPass:
         samples = self._counts[0].shape[0]
         if x.dim() < 2 or x.shape[0] != samples:
             raise ValueError(
-                f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the batch, so its "
+                f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the "
+                f"batch, so its "
                 "per-sample gradients are undefined; leave the layer out (exclude_modules)"
             )
         length = tokens // samples if samples else 0
@@ -72,7 +75,9 @@ class TrainingPass:
 
     def _segments(self, length: int) -> Segments:
         samples, longest = (count.shape[0] for count in self._counts)
-        return Segments(self.sample_offsets * length, self.client, self.state.shape[0], longest * length, samples * length)
+        return Segments(
+            self.sample_offsets * length, self.client, self.state.shape[0], longest * length, samples * length
+        )
 
 
 def one_segment(tokens: int, device: torch.device) -> Segments:

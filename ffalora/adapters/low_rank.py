@@ -1,0 +1,195 @@
+"""The low-rank adapter itself: which product a base layer needs, the pass, and merging.
+
+Three kinds of base layer: *fused* ones (a plain weight: one autograd function owns base product and adapter), ones
+with a
+product of their *own* (quantised or subclassed layers: the base runs as it is, so that the gradient of its input goes
+through its own dequantised product), and *convolutions* (a linear layer of unfolded patches).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .autograd import adapted_linear, masked_dropout
+from .trained_layer import TrainedLayer
+from .training_pass import TrainingPass, one_segment
+
+
+class LowRank(TrainedLayer):
+    """The behaviour of :class:`~ffalora.adapters.layers.AdaptedLinear`, wherever its factors live."""
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    scale: float
+    p_dropout: float
+    is_merged: bool
+    is_enabled: bool
+    training: bool
+    initial: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """``b`` before ``a``: the order of columns and slots."""
+        return {n: p for n, p in (("lora_B", self.lora_B), ("lora_A", self.lora_A)) if p.requires_grad}
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """Both factors under the names and in the shapes of PEFT's files (a convolution's are convolutions)."""
+        a, b, base = self.lora_A, self.lora_B, self.base_layer
+        if isinstance(base, nn.Conv2d):
+            return {"lora_A.weight": a.view(-1, *base.weight.shape[1:]), "lora_B.weight": b.view(*b.shape, 1, 1)}
+        return {"lora_A.weight": a, "lora_B.weight": b}
+
+    def weight(self) -> tuple[Tensor, Tensor | None]:
+        """The base layer's weight as ``[N,K]`` and its bias."""
+        return plain_weight(self.base_layer), self.base_layer.bias
+
+    def delta(self, b: Tensor | None = None) -> Tensor:
+        """``scale · b a``, float32 ``[N,K]``."""
+        return self.scale * ((self.lora_B if b is None else b) @ self.lora_A)
+
+    def adapt(self, x: Tensor) -> Tensor:
+        """The layer's output: base product plus adapter, with the layer's own factors or, in a pass, every client's."""
+        current = self._passes.current
+        if self.is_merged and current is not None:
+            raise RuntimeError(
+                f"{self.name} is merged into its base weight and cannot be trained; call unmerge() first"
+            )
+        if self.is_merged or not self.is_enabled:
+            return self.base_layer(x)
+        if is_fused(self.base_layer):
+            w, bias = self.weight()
+            return self._product(self._cast(x, w.dtype), w, bias, current)
+        y = self.base_layer(x)
+        if isinstance(self.base_layer, nn.Conv2d):
+            tokens = self._product(unfold(self.base_layer, self._cast(x, y.dtype)), None, None, current)
+            return y + tokens.transpose(-1, -2).reshape(y.shape)
+        return y + self._product(self._cast(x, y.dtype), None, None, current).to(y.dtype)
+
+    def _product(self, x: Tensor, w: Tensor | None, bias: Tensor | None, current: TrainingPass | None) -> Tensor:
+        x_adapter = masked_dropout(x, self.p_dropout) if self.p_dropout and self.training else None
+        if w is None and x_adapter is not None:
+            x, x_adapter = x_adapter, None
+        if current is None:
+            whole = one_segment(x.numel() // x.shape[-1], x.device)
+            return adapted_linear(
+                x, w, bias, self.lora_A, self.lora_B.unsqueeze(0), self.scale, whole, x_adapter=x_adapter
+            )
+        merged = w is not None and current.merged is not None and self.name in current.merged
+        return adapted_linear(
+            x,
+            current.merged[self.name] if merged and current.merged is not None else w,
+            bias,
+            self.from_state(current, "lora_A", self.lora_A)[0],
+            self.from_state(current, "lora_B", self.lora_B),
+            self.scale,
+            current.segments_of(x, self.name),
+            self.sink(current, "lora_A", "lora_B"),
+            x_adapter,
+            merged,
+        )
+
+    @staticmethod
+    def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
+    def give_up_initial_product(self) -> None:
+        """Takes ``scale · b a`` out of the base weight for good: the factors were taken from it (PiSSA, OLoRA)."""
+        self.initial = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+        self.add_to_base(-self.delta().detach())
+
+    def take_back_initial_product(self) -> None:
+        """Gives the base weight back what :meth:`give_up_initial_product` took, unless a merged adapter brings it."""
+        if self.initial is not None and not self.is_merged:
+            a, b = self.initial
+            self.add_to_base(self.scale * (b.to(self.lora_B.device) @ a.to(self.lora_A.device)))
+            self.initial = None
+
+    def merge(self) -> None:
+        """Adds the adapter to the base weight, in the weight's dtype (bf16 loses small updates: keep the base in
+        float32).
+
+        Raises:
+            ValueError: the base layer has no plain weight that could hold the sum.
+        """
+        if not self.is_merged:
+            self.add_to_base(self.delta())
+            self.is_merged = True
+
+    def unmerge(self) -> None:
+        """Takes the adapter out of the base weight again (to rounding)."""
+        if self.is_merged:
+            self.add_to_base(-self.delta())
+            self.is_merged = False
+
+    @torch.no_grad()
+    def add_to_base(self, delta: Tensor) -> None:
+        """Adds ``[N,K]`` to the base weight.
+
+        Raises:
+            ValueError: the base layer has no plain weight.
+        """
+        if not has_plain_weight(self.base_layer):
+            raise ValueError(
+                f"{self.name}: a {type(self.base_layer).__name__} with a {type(self.base_layer.weight).__name__} "
+                f"weight of "
+                f"{self.base_layer.weight.dtype} cannot hold a merged adapter; keep it beside the base, or merge "
+                f"into an "
+                "unquantised copy"
+            )
+        w = self.base_layer.weight
+        delta = delta.T if isinstance(self.base_layer, Conv1D) else delta.view(w.shape)
+        w.copy_((w.to(delta.dtype) + delta).to(w.dtype))
+
+
+def has_plain_weight(base: nn.Module) -> bool:
+    """Whether the weight is an ordinary floating-point tensor (not packed, not a quantised tensor subclass)."""
+    weight = base.weight
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+
+
+def plain_weight(base: nn.Module) -> Tensor:
+    """The weight of a Linear, Conv1D or Conv2d as ``[N,K]``."""
+    if isinstance(base, nn.Conv2d):
+        return base.weight.flatten(1)
+    return base.weight.T if isinstance(base, Conv1D) else base.weight
+
+
+def is_fused(base: nn.Module) -> bool:
+    """Whether the base product is exactly ``x wᵀ + bias`` with a plain weight, and nothing is hooked onto it."""
+    return (
+        type(base).forward in (nn.Linear.forward, Conv1D.forward)
+        and has_plain_weight(base)
+        and "forward" not in base.__dict__
+        and not base._forward_hooks
+        and not base._forward_pre_hooks
+    )
+
+
+def unfold(base: nn.Conv2d, x: Tensor) -> Tensor:
+    """The patches a convolution multiplies: ``[B,C,H,W]`` to ``[B, patches, K]`` with K = channels · kernel size."""
+    patches = nn.functional.unfold(x, base.kernel_size, base.dilation, base.padding, base.stride)
+    return patches.transpose(-1, -2)
+
+
+def size_of(base: nn.Module) -> tuple[int, int]:
+    """N and K of a layer that can be adapted.
+
+    Raises:
+        ValueError: a convolution whose patches are not those of one linear layer.
+    """
+    if isinstance(base, nn.Conv2d):
+        if base.groups != 1 or base.padding_mode != "zeros" or isinstance(base.padding, str):
+            raise ValueError(
+                f"a Conv2d with groups={base.groups}, padding={base.padding!r}, padding_mode={base.padding_mode!r} "
+                f"is not a linear "
+                "layer of patches; groups=1 and numeric zero padding are needed: leave the layer out (exclude_modules)"
+            )
+        return base.out_channels, base.weight[0].numel()
+    if isinstance(base, Conv1D):
+        return base.weight.shape[1], base.weight.shape[0]
+    return base.out_features, base.in_features

@@ -1,0 +1,284 @@
+"""What attach puts where: targets, starting values, errors, modes, and what a layer keeps in memory."""
+
+import peft
+import pytest
+import torch
+from adapter_cases import (
+    adapted,
+    randomise,
+    relative_error,
+    run_pass,
+    sample_losses,
+    text_batch,
+    tiny_bert,
+    tiny_gpt2,
+    tiny_llama,
+)
+
+from ffalora.adapters import AdapterConfig, attach
+from ffalora.adapters.autograd import adapted_linear, masked_dropout
+from ffalora.adapters.init import initial_a
+from ffalora_kernels import Segments
+
+
+def test_a_fresh_adapter_does_not_change_the_outputs():
+    model, batch = tiny_bert(), text_batch()
+    before = sample_losses(model, batch)
+    attach(model)
+    assert torch.equal(sample_losses(model, batch), before)
+
+
+def test_only_the_chosen_factor_is_trained():
+    model = tiny_bert()
+    adapters = attach(model)
+    assert {n.rsplit(".", 1)[-1] for n, p in model.named_parameters() if p.requires_grad} == {"lora_B"}
+    adapters.train_factors("both")
+    assert adapters.layout.size == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="trained must be"):
+        adapters.train_factors("c")
+
+
+@pytest.mark.parametrize("init", ["kaiming", "gaussian", "orthonormal"])
+def test_the_frozen_factor_depends_on_seed_and_name_alone(init):
+    torch.manual_seed(123)
+    first = initial_a(4, 16, init, 0, "layer.0.query")
+    torch.manual_seed(321)
+    torch.randn(10)
+    assert torch.equal(initial_a(4, 16, init, 0, "layer.0.query"), first)
+    assert not torch.equal(initial_a(4, 16, init, 1, "layer.0.query"), first)
+    assert not torch.equal(initial_a(4, 16, init, 0, "layer.1.query"), first)
+
+
+def test_adapters_on_fewer_layers_have_the_same_frozen_factors():
+    both = attach(tiny_bert(), AdapterConfig(target_modules=["query", "value"]))
+    one = attach(tiny_bert(), AdapterConfig(target_modules=["value"]))
+    for name, layer in one.layers.items():
+        assert torch.equal(layer.lora_A, both.layers[name].lora_A)
+
+
+@pytest.mark.parametrize("rank, width", [(4, 16), (16, 16), (20, 8)])
+def test_orthonormal_rows_are_orthonormal_within_each_block(rank, width):
+    a = initial_a(rank, width, "orthonormal", 0, "layer").double()
+    assert a.shape == (rank, width)
+    for start in range(0, rank, width):
+        block = a[start : start + width]
+        torch.testing.assert_close(block @ block.T, torch.eye(len(block)).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (["querry"], "near matches: query"),
+        (["embeddings.LayerNorm"], "is a LayerNorm, not a linear layer"),
+        (r".*\.nothing", "matches no linear layer"),
+        ("(", "is not a regular expression"),
+    ],
+)
+def test_a_mistaken_target_is_answered_with_what_there_is(targets, message):
+    with pytest.raises(ValueError, match=message):
+        attach(tiny_bert(), AdapterConfig(target_modules=targets))
+
+
+def test_nothing_is_changed_when_targets_are_refused():
+    model = tiny_bert()
+    names = [n for n, _ in model.named_modules()]
+    with pytest.raises(ValueError):
+        attach(model, AdapterConfig(target_modules=["nothing"]))
+    assert [n for n, _ in model.named_modules()] == names
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_attaching_twice_is_refused():
+    model = tiny_bert()
+    attach(model)
+    with pytest.raises(ValueError, match="adapters already"):
+        attach(model)
+
+
+def test_ranks_below_one_are_refused():
+    with pytest.raises(ValueError, match="rank"):
+        AdapterConfig(rank=0)
+
+
+def test_patterns_choose_rank_and_scale_by_layer():
+    config = AdapterConfig(
+        rank=4, alpha=8, rank_pattern={"query": 2}, alpha_pattern={r"layer\.1\..*\.value": 3}, use_rslora=True
+    )
+    layers = attach(tiny_bert(), config).layers
+    assert {n: layer.rank for n, layer in layers.items() if n.endswith("query")} == dict.fromkeys(
+        [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)], 2
+    )
+    assert layers["bert.encoder.layer.0.attention.self.query"].scale == pytest.approx(8 / 2**0.5)
+    assert layers["bert.encoder.layer.1.attention.self.value"].scale == pytest.approx(3 / 2)
+
+
+def test_merge_keeps_the_outputs_and_unmerge_restores_the_weight():
+    for model, losses in ((tiny_bert(), sample_losses), (tiny_gpt2(), lambda m, b: m(input_ids=b["input_ids"]).logits)):
+        batch = text_batch()
+        base = {n: p.clone() for n, p in model.named_parameters()}
+        adapters = adapted(model, target_modules="all-linear")
+        before = losses(model, batch)
+        adapters.merge()
+        torch.testing.assert_close(losses(model, batch), before, rtol=1e-4, atol=1e-5)
+        adapters.unmerge()
+        torch.testing.assert_close(losses(model, batch), before, rtol=1e-4, atol=1e-5)
+        for name, parameter in adapters.detach().named_parameters():
+            torch.testing.assert_close(parameter, base[name], rtol=0, atol=1e-6)
+
+
+def test_disabled_adapters_answer_as_the_base_model():
+    model, batch = tiny_bert(), text_batch()
+    before = sample_losses(model, batch)
+    adapters = adapted(model)
+    assert not torch.equal(sample_losses(model, batch), before)
+    with adapters.disabled():
+        assert torch.equal(sample_losses(model, batch), before)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+def test_autocast_gives_the_gradients_of_full_precision_to_its_rounding(dtype, tolerance):
+    adapters, batch = adapted(tiny_bert(), head="trained", trained="both"), text_batch()
+    _, expected, _ = run_pass(adapters, lambda: sample_losses(adapters.model, batch), 5)
+
+    def losses():
+        with torch.autocast("cpu", dtype=dtype):
+            return sample_losses(adapters.model, batch)
+
+    _, arena, _ = run_pass(adapters, losses, 5)
+    assert arena.isfinite().all()
+    assert relative_error(arena, expected) < tolerance
+    losses().sum().backward()
+    total = torch.cat([adapters.layout.parameter(p).grad.reshape(-1).float() for p in adapters.layout.places])
+    assert relative_error(total, expected.sum(0)[: len(total)]) < tolerance
+
+
+def test_a_bfloat16_base_keeps_float32_adapters_and_its_own_bits():
+    model = tiny_bert().bfloat16()
+    base = {n: p.clone() for n, p in model.named_parameters()}
+    adapters, batch = adapted(model), text_batch()
+    reference = adapted(tiny_bert())
+    _, expected, _ = run_pass(reference, lambda: sample_losses(reference.model, batch), 5)
+    _, arena, _ = run_pass(adapters, lambda: sample_losses(model, batch), 5)
+    assert arena.dtype == torch.float32 and relative_error(arena, expected) < 5e-2
+    adapters.load_state_(adapters.state() + 1)
+    assert all(torch.equal(p, base[n]) for n, p in adapters.detach().named_parameters())
+
+
+def saved_bytes(model, call) -> int:
+    """Bytes of distinct tensors that the forward pass of ``call`` keeps for backward, the model's own left out."""
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = call()
+    assert output.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("trained", ["b", "both"])
+def test_the_layer_saves_no_more_than_peft(dropout, trained):
+    tokens, k, n, r = 64, 48, 40, 4
+    torch.manual_seed(0)
+    ours = torch.nn.Sequential(torch.nn.Linear(k, n))
+    attach(ours, AdapterConfig(rank=r, target_modules=["0"], dropout=dropout, trained=trained))
+    theirs = peft.get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(k, n)), peft.LoraConfig(r=r, target_modules=["0"], lora_dropout=dropout)
+    )
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("lora_B" in name or (trained == "both" and "lora_A" in name))
+    x = torch.randn(tokens, k).requires_grad_()
+    mine, rival = saved_bytes(ours, lambda: ours.train()(x * 1)), saved_bytes(theirs, lambda: theirs.train()(x * 1))
+    assert mine <= rival
+    if trained == "b" and not dropout:
+        assert mine <= 4 * tokens * r, "with a frozen, only h [M,R] is kept"
+    if dropout:
+        assert mine < rival
+
+
+def test_the_input_is_never_kept_when_a_is_frozen():
+    x, w, a = torch.randn(32, 24).requires_grad_(), torch.randn(16, 24), torch.randn(4, 24)
+    b = torch.randn(1, 16, 4).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        adapted_linear(x, w, None, a, b, 1.0, Segments.uniform(4, 8))
+    assert (32, 24) not in kept and (32, 16) not in kept
+
+
+def test_gradcheck_of_the_adapted_linear_in_float64():
+    torch.manual_seed(0)
+    x, w, bias = torch.randn(6, 5).double(), torch.randn(4, 5).double(), torch.randn(4).double()
+    a, b = torch.randn(3, 5).double(), torch.randn(1, 4, 3).double()
+    inputs = [t.requires_grad_() for t in (x, bias, a, b)]
+
+    def function(x, bias, a, b):
+        return adapted_linear(x, w, bias, a, b, 0.7, Segments.uniform(1, 6))
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_gradcheck_of_a_separate_adapter_input_in_float64():
+    torch.manual_seed(0)
+    x, w = torch.randn(6, 5).double().requires_grad_(), torch.randn(4, 5).double()
+    other = torch.randn(6, 5).double().requires_grad_()
+    a, b = torch.randn(3, 5).double().requires_grad_(), torch.randn(1, 4, 3).double().requires_grad_()
+    for base in (w, None):
+        assert torch.autograd.gradcheck(
+            lambda x, o, a, b, base=base: adapted_linear(x, base, None, a, b, 0.7, Segments.uniform(1, 6), x_adapter=o),
+            (x, other, a, b),
+        )
+
+
+def test_dropout_acts_on_the_adapter_alone_and_only_in_training():
+    model = tiny_bert()
+    adapters, batch = adapted(model, dropout=0.5), text_batch()
+    assert torch.equal(sample_losses(model, batch), sample_losses(model, batch))
+    layer = next(iter(adapters.layers.values())).train()
+    x = torch.randn(4, 16)
+    torch.manual_seed(0)
+    first, second = layer(x), layer(x)
+    assert not torch.equal(first, second)
+    with torch.no_grad():
+        layer.lora_B.zero_()
+    torch.testing.assert_close(layer(x), layer.base_layer(x))
+
+
+def test_ordinary_gradients_equal_those_of_the_arena_summed():
+    adapters, batch = adapted(tiny_llama(), target_modules="all-linear", trained="both"), text_batch()
+
+    def losses():
+        logits = adapters.model(input_ids=batch["input_ids"]).logits
+        return logits.square().mean((1, 2))
+
+    _, arena, _ = run_pass(adapters, losses, 5)
+    losses().sum().backward()
+    row = torch.zeros(adapters.layout.width)
+    for place in adapters.layout.places:
+        row[place.start : place.start + place.size] = adapters.layout.parameter(place).grad.reshape(-1)
+    assert relative_error(arena.sum(0), row) < 1e-5
+
+
+def test_state_and_payload_survive_a_round_trip():
+    adapters = adapted(tiny_bert(), rank=3)
+    row = adapters.state()
+    payload = adapters.layout.payload(row)
+    assert payload.numel() == adapters.layout.size
+    assert torch.equal(adapters.layout.from_payload(payload), row)
+    randomise(adapters, seed=9)
+    assert not torch.equal(adapters.state(), row)
+    adapters.load_state_(row)
+    assert torch.equal(adapters.state(), row)
+
+
+def test_dropout_keeps_the_mean_and_passes_gradients_through_its_own_mask():
+    x = torch.ones(400, 50).requires_grad_()
+    torch.manual_seed(0)
+    y = masked_dropout(x, 0.25)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert y.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert y.detach().unique().tolist() == pytest.approx([0.0, 4 / 3])

@@ -1,0 +1,94 @@
+"""torch.compile sees the adapters as part of one graph and gives the numbers of eager mode."""
+
+import shutil
+
+import pytest
+import torch
+from adapter_cases import adapted, poisoned_arena, relative_error, run_pass, text_batch, tiny_albert, tiny_bert
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from ffalora.adapters import TrainingPass
+
+BACKENDS = [
+    "aot_eager",
+    pytest.param(
+        "inductor",
+        marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")],
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled_losses(compiled, batch):
+    logits = compiled(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_arena_of_a_compiled_model_equals_that_of_eager_mode(backend):
+    adapters, batch = adapted(tiny_bert(layers=1), trained="both", head="trained"), text_batch()
+    _, expected, squares = run_pass(adapters, lambda: compiled_losses(adapters.model, batch), 5)
+    compiled = torch.compile(adapters.model, backend=backend, fullgraph=True)
+    _, arena, own_squares = run_pass(adapters, lambda: compiled_losses(compiled, batch), 5)
+    assert arena.abs().max() > 0
+    assert relative_error(arena, expected) < 1e-5
+    assert relative_error(own_squares, squares) < 1e-5
+
+
+def test_an_adapter_used_several_times_keeps_all_its_uses_when_compiled():
+    adapters, batch = adapted(tiny_albert(), target_modules=["query", "ffn"]), text_batch()
+    adapters.count_uses({"input_ids": batch["input_ids"]})
+    _, expected, _ = run_pass(adapters, lambda: compiled_losses(adapters.model, batch), 5)
+    compiled = torch.compile(adapters.model, backend="aot_eager", fullgraph=True)
+    _, arena, _ = run_pass(adapters, lambda: compiled_losses(compiled, batch), 5)
+    assert relative_error(arena, expected) < 1e-5
+
+
+def test_ordinary_training_compiles_in_one_graph_with_equal_gradients():
+    adapters, batch = adapted(tiny_bert(layers=1), trained="both"), text_batch()
+    parameters = [adapters.layout.parameter(place) for place in adapters.layout.places]
+    expected = torch.autograd.grad(compiled_losses(adapters.model, batch).sum(), parameters)
+    compiled = torch.compile(adapters.model, backend="aot_eager", fullgraph=True)
+    grads = torch.autograd.grad(compiled_losses(compiled, batch).sum(), parameters)
+    for actual, wanted in zip(grads, expected, strict=True):
+        assert relative_error(actual, wanted) < 1e-5
+
+
+def test_neither_layers_nor_batches_of_other_sizes_compile_again():
+    counter = CompileCounterWithBackend("eager")
+    adapters = adapted(tiny_bert(layers=2))
+    compiled = torch.compile(adapters.model, backend=counter, dynamic=True)
+    for samples, length in ((5, 7), (4, 9), (6, 5), (3, 8), (5, 7)):
+        batch = text_batch(samples, length, seed=length)
+        _, arena, _ = run_pass(adapters, lambda b=batch: compiled_losses(compiled, b), samples)
+        assert arena.isfinite().all()
+    assert counter.frame_count <= 2, f"{counter.frame_count} graphs for five batches of one model"
+
+
+def test_a_new_state_of_another_number_of_clients_is_read_by_the_compiled_model():
+    adapters, batch = adapted(tiny_bert(layers=1)), text_batch(samples=4)
+    compiled = torch.compile(adapters.model, backend="aot_eager", dynamic=True)
+    row = adapters.state()
+    for factors in ([1.0, 2.0], [0.5, 1.0, 3.0]):
+        state = torch.stack([row * f for f in factors])
+        client = [i % len(factors) for i in range(4)]
+        _, expected, _ = run_pass(adapters, lambda: compiled_losses(adapters.model, batch), 4, state, client)
+        _, arena, _ = run_pass(adapters, lambda: compiled_losses(compiled, batch), 4, state, client)
+        assert relative_error(arena, expected) < 1e-5
+
+
+def test_a_compiled_pass_leaves_no_gradient_on_state_or_parameters():
+    adapters, batch = adapted(tiny_bert(layers=1)), text_batch()
+    arena, squares = poisoned_arena(adapters, 5)
+    current = TrainingPass(adapters.state()[None], arena, squares, torch.zeros(5).int(), torch.arange(6).int(), 5)
+    compiled = torch.compile(adapters.model, backend="aot_eager")
+    with adapters.training_pass(current):
+        compiled_losses(compiled, batch).sum().backward()
+    assert current.state.grad is None or not current.state.grad.any()
+    assert all(p.grad is None for p in adapters.model.parameters())
