@@ -17,31 +17,14 @@ all steps are composed without amplification, whether or not a record took part 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
 
-import numpy as np
+from .composition import Spent, compose
 
 ACCOUNTANTS = ("rdp", "prv", "pld")
 SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
-#: Error of the PRV accountant in ε; it is added to the estimate, so the answer is an upper bound.
-PRV_ERROR = 0.01
-#: Above this ε (by a coarse Rényi bound) every accountant answers with the Rényi bound: e^ε soon overflows.
-LARGEST_NUMERICAL_EPSILON = 300.0
-#: Grid of the privacy loss: coarse up to this many steps, where it costs less than 1e-3 in ε, and fine above.
-_PLD_COARSE_STEPS, _PLD_COARSE_INTERVAL, _PLD_FINE_INTERVAL = 500, 1e-3, 1e-4
 _LARGEST_NOISE = 1e6
-_COARSE_ORDERS = (2, 3, 4, 6, 8, 16, 32)
-
-
-class Spent(NamedTuple):
-    """A number of equal steps: ``noise_multiplier`` σ, ``sample_rate`` q, and how many."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
 
 
 def epsilon(
@@ -89,7 +72,7 @@ def epsilon_of(
         return 0.0
     if any(sigma == 0 for sigma, _ in entries):
         return math.inf
-    return _compute(tuple(Spent(*key, steps) for key, steps in sorted(entries.items())), float(delta), accountant)
+    return compose(tuple(Spent(*key, steps) for key, steps in sorted(entries.items())), float(delta), accountant)
 
 
 @lru_cache(maxsize=256)
@@ -189,59 +172,3 @@ def _check_entry(sigma: float, rate: float, steps: int) -> None:
         raise ValueError(f"sample_rate must lie in [0, 1] (expected batch / dataset size), got {rate}")
     if steps < 0 or steps != int(steps):
         raise ValueError(f"steps must be a whole number and not negative, got {steps}")
-
-
-@lru_cache(maxsize=4096)
-def _compute(history: tuple[Spent, ...], delta: float, accountant: str) -> float:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # The libraries warn of log(0) at q = 1 and of a best Rényi order at the end of their list: bounds all the same.
-        warnings.simplefilter("ignore")
-        if accountant == "rdp" or _coarse_epsilon(history, delta) > LARGEST_NUMERICAL_EPSILON:
-            spent = _rdp(history, delta)
-        else:
-            try:
-                spent = _prv(history, delta) if accountant == "prv" else _pld(history, delta)
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"accountant={accountant!r} cannot compute ε of {[tuple(h) for h in history]} "
-                    f"at delta={delta}: {error}; take another accountant"
-                ) from error
-    return max(0.0, float(spent))
-
-
-def _coarse_epsilon(history: tuple[Spent, ...], delta: float) -> float:
-    from opacus.accountants.analysis import rdp
-
-    moments = sum(
-        np.asarray(rdp.compute_rdp(q=q, noise_multiplier=sigma, steps=steps, orders=list(_COARSE_ORDERS)))
-        for sigma, q, steps in history
-    )
-    return float(rdp.get_privacy_spent(orders=list(_COARSE_ORDERS), rdp=moments, delta=delta)[0])
-
-
-def _rdp(history: tuple[Spent, ...], delta: float) -> float:
-    from opacus.accountants import RDPAccountant
-
-    accountant = RDPAccountant()
-    accountant.history = [tuple(h) for h in history]
-    return accountant.get_epsilon(delta)
-
-
-def _prv(history: tuple[Spent, ...], delta: float) -> float:
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
-    accountant.history = [tuple(h) for h in history]
-    return accountant.get_epsilon(delta, eps_error=PRV_ERROR)
-
-
-def _pld(history: tuple[Spent, ...], delta: float) -> float:
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
-    few = sum(steps for _, _, steps in history) <= _PLD_COARSE_STEPS
-    interval = _PLD_COARSE_INTERVAL if few else _PLD_FINE_INTERVAL
-    total = pld.identity(value_discretization_interval=interval)
-    for sigma, rate, steps in history:
-        step = pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)
-        total = total.compose(step.self_compose(steps))
-    return total.get_epsilon_for_delta(delta)

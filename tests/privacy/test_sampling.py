@@ -33,14 +33,14 @@ def test_poisson_draw_includes_records_with_another_probability(draw, rate):
         assert np.array_equal(index, np.unique(index)) and index.dtype == np.int64
         counts[index] += 1
         sizes[step] = len(index)
-    low, high = binom.ppf([FALSE_ALARM / 4, 1 - FALSE_ALARM / 4], n * steps, rate)
+    low, high = binom.ppf([FALSE_ALARM / 6, 1 - FALSE_ALARM / 6], n * steps, rate)
     assert low <= counts.sum() <= high
     # Spread over records and over steps: chi-square of independent draws.
     for observed, trials in ((counts, steps), (sizes, n)):
         statistic = ((observed - trials * rate) ** 2).sum() / (trials * rate * (1 - rate))
         slack = 1.25 if trials * rate < 5 else 1.0  # few expected counts: the binomial's tails exceed chi-square's
-        assert chi2.ppf(FALSE_ALARM / 4, len(observed)) / slack <= statistic
-        assert statistic <= slack * chi2.ppf(1 - FALSE_ALARM / 4, len(observed))
+        assert chi2.ppf(FALSE_ALARM / 6, len(observed)) / slack <= statistic
+        assert statistic <= slack * chi2.ppf(1 - FALSE_ALARM / 6, len(observed))
 
 
 def test_batch_has_a_fixed_size():
