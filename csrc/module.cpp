@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <system_error>
 
 #include "kernels.h"
+#include "secure_noise.h"
 
 namespace py = pybind11;
 
@@ -92,6 +95,37 @@ void bind_step(py::module_& m) {
            Address normals) { gaussian(key, client_id, step, stream, first, count, at<double>(normals)); });
 }
 
+ChaChaKey key_from(const std::array<uint32_t, 8>& words, const std::array<uint32_t, 3>& nonce) {
+  ChaChaKey key;
+  std::copy(words.begin(), words.end(), key.words);
+  std::copy(nonce.begin(), nonce.end(), key.nonce);
+  return key;
+}
+
+void bind_secure_noise(py::module_& m) {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const std::system_error& failure) {
+      PyErr_SetString(PyExc_OSError, failure.what());
+    }
+  });
+  m.def(
+      "add_secure_normals",
+      [](Address numbers, ptrdiff_t count, double std, int threads) {
+        add_secure_normals(at<double>(numbers), count, std, threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "Adds std times secure normals; the key never leaves this call.");
+  // Tests compare these streams with published vectors, with the formula and with the GPU's.
+  m.def("add_normals_of_key", [](const std::array<uint32_t, 8>& words, const std::array<uint32_t, 3>& nonce,
+                                 uint32_t block, Address numbers, ptrdiff_t count, double std, int threads) {
+    add_normals_of_key(key_from(words, nonce), block, at<double>(numbers), count, std, threads);
+  });
+  m.def("key_stream",
+        [](const std::array<uint32_t, 8>& words, const std::array<uint32_t, 3>& nonce, uint32_t block, ptrdiff_t blocks,
+           Address stream) { key_stream(key_from(words, nonce), block, blocks, at<uint32_t>(stream)); });
+}
+
 void bind_level(py::module_& m) {
   m.def("level", [] { return static_cast<int>(level()); }, "Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.");
   m.def("set_level", &set_level, "Chooses a lower instruction set (tests); False where the processor lacks it.");
@@ -105,5 +139,6 @@ PYBIND11_MODULE(_cpu, m) {
   ffalora::bind_activations(m);
   ffalora::bind_clipping(m);
   ffalora::bind_step(m);
+  ffalora::bind_secure_noise(m);
   ffalora::bind_level(m);
 }
