@@ -1,12 +1,12 @@
 """The one configuration of a run: YAML file, command-line flags and Python API are three ways to write it.
 
-Every key has a type, a default and a description; ``load_config`` merges a YAML file with dotted overrides and answers a
-mistake with one sentence that names the key, its value and the remedy.
+Every key has a type, a default and a description; ``load_config`` merges a YAML file with dotted overrides and answers
+a mistake with one sentence that names the key, its value and the remedy.
 """
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +15,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .adapter_config import AdapterConfig
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names each key, its value and the remedy."""
+from .config_messages import ConfigError, explain_errors
+from .config_values import merge
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -39,14 +37,18 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the frozen base; auto: bfloat16 where the processor has fast bfloat16"
     )
-    attention: Literal["auto", "eager", "sdpa"] = Field("auto", description="attention implementation; auto: eager on a CPU")
+    attention: Literal["auto", "eager", "sdpa"] = Field(
+        "auto", description="attention implementation; auto: eager on a CPU"
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
 
 
 class DataConfig(Section):
     """The data."""
 
-    name: str = Field("movie-reviews", description="embedded data set, local file or folder, or hub name such as glue/sst2")
+    name: str = Field(
+        "movie-reviews", description="embedded data set, local file or folder, or hub name such as glue/sst2"
+    )
     task: Literal["classification", "regression", "causal-lm", "image-classification"] = Field(
         "classification", description="what is learned; it decides loss and metrics"
     )
@@ -54,7 +56,9 @@ class DataConfig(Section):
     label: str | None = Field(None, description="label column (default: the data set's own)")
     max_length: int = Field(128, ge=2, description="tokens after which a text is cut")
     max_samples: int | None = Field(None, ge=1, description="use at most this many training samples")
-    validation_fraction: float = Field(0.1, ge=0, lt=1, description="held out of the training data where there is no validation split")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="held out of the training data where there is no validation split"
+    )
     test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
     max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
@@ -64,13 +68,37 @@ class ClientsConfig(Section):
     """Who holds what."""
 
     count: int | None = Field(None, ge=1, description="number of clients (default: what the partition says, else 3)")
-    partition: Literal["iid", "labels", "dirichlet", "quantity", "column"] = Field("iid", description="how data is split")
+    partition: Literal["iid", "labels", "dirichlet", "quantity", "column"] = Field(
+        "iid", description="how data is split"
+    )
     proportions: list[list[float]] | None = Field(
         None, description="partition: labels; one row a client, one share a class, such as [[.9,.1],[.1,.9],[.5,.5]]"
     )
     beta: float = Field(0.5, gt=0, description="partition: dirichlet; concentration, small is skewed")
     quantities: list[float] | None = Field(None, description="partition: quantity; share of the data of each client")
     column: str | None = Field(None, description="partition: column; its values are the clients")
+    ranks: list[int] | None = Field(
+        None, description="rank of each client, at most adapter.rank (flora, flexlora and hetlora only)"
+    )
+
+    @model_validator(mode="after")
+    def _partition_has_what_it_needs(self) -> ClientsConfig:
+        needs = {"labels": "proportions", "quantity": "quantities", "column": "column"}
+        for kind, name in needs.items():
+            value = getattr(self, name)
+            if kind == self.partition and value is None and kind != "quantity":
+                raise ValueError(
+                    f"partition={kind!r} needs clients.{name}: {type(self).model_fields[name].description}"
+                )
+            if kind != self.partition and value is not None:
+                raise ValueError(
+                    f"{name} is given, but partition={self.partition!r} does not use it; set partition to {kind!r}"
+                )
+        for name in ("proportions", "quantities"):
+            rows = getattr(self, name)
+            if rows is not None and self.count is not None and len(rows) != self.count:
+                raise ValueError(f"count={self.count}, but {name} is for {len(rows)} clients; leave count out")
+        return self
 
 
 class FederationConfig(Section):
@@ -82,6 +110,28 @@ class FederationConfig(Section):
     participation: float = Field(1.0, gt=0, le=1, description="share of clients drawn in each round")
     weighting: Literal["uniform", "size"] = Field("size", description="weights of the average: data-set sizes or equal")
     prox_mu: float = Field(0.0, ge=0, description="FedProx: strength of the pull towards the global state")
+    refactor_every: int = Field(1, ge=1, description="fedsvd: rounds between new factors")
+    rank_pruning: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="hetlora: share of its rank that a client keeps when the rest shrank; 1 never prunes",
+    )
+    server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
+        "fedavg", description="what the server makes of the average"
+    )
+    server_lr: float = Field(1.0, gt=0, description="learning rate of the server optimiser (fedavg: 1 is the average)")
+    server_beta1: float = Field(0.9, ge=0, lt=1, description="server optimiser: momentum, or first moment")
+    server_beta2: float = Field(0.99, ge=0, lt=1, description="server optimiser: second moment")
+    server_tau: float = Field(1e-3, gt=0, description="server optimiser: degree of adaptivity")
+    dropout_rate: float = Field(
+        0.0, ge=0, lt=1, description="simulated: share of drawn clients that vanish in mid-round"
+    )
+    straggler_rate: float = Field(0.0, ge=0, le=1, description="simulated: share of drawn clients that are slow")
+    straggler_work: float = Field(
+        0.5, gt=0, le=1, description="simulated: share of the local steps that a slow client takes in time"
+    )
+    min_available: int = Field(1, ge=1, description="clients that must be there for a round to begin")
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
     one_pass: Literal["auto", "always", "never"] = Field(
         "auto", description="train all clients of a round in one forward and backward pass"
@@ -107,18 +157,26 @@ class OptimizerConfig(Section):
     )
     dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
     batch_size: int = Field(64, ge=1, description="logical batch: expected size under Poisson sampling")
-    token_budget: int | None = Field(None, ge=1, description="tokens of a physical batch (default: to suit the machine)")
+    token_budget: int | None = Field(
+        None, ge=1, description="tokens of a physical batch (default: to suit the machine)"
+    )
 
 
 class PrivacyConfig(Section):
     """Differential privacy."""
 
-    unit: Literal["none", "sample"] = Field("none", description="what is protected: nothing, or each sample")
+    unit: Literal["none", "sample", "client"] = Field(
+        "none", description="what is protected: nothing, each sample, or each client as a whole"
+    )
     target_epsilon: float | None = Field(None, gt=0, description="ε that all rounds together may spend, per client")
     noise_multiplier: float | None = Field(None, ge=0, description="σ, instead of a target ε")
     delta: float = Field(1e-5, gt=0, lt=1, description="δ")
-    max_grad_norm: float = Field(1.0, gt=0, description="clipping norm C")
-    clipping: Literal["flat", "per-layer", "automatic"] = Field("flat", description="how per-sample gradients are clipped")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="clipping norm C, of a sample's gradient or of a client's update"
+    )
+    clipping: Literal["flat", "per-layer", "automatic"] = Field(
+        "flat", description="how per-sample gradients are clipped"
+    )
     accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
     sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
     noise: Literal["seeded", "secure"] = Field(
@@ -128,10 +186,22 @@ class PrivacyConfig(Section):
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> PrivacyConfig:
         if self.unit == "none":
+            asked = [name for name in ("target_epsilon", "noise_multiplier") if getattr(self, name) is not None]
+            if asked:
+                raise ValueError(
+                    f"{asked[0]}={getattr(self, asked[0])} is given, but unit='none' adds no noise; "
+                    f"set privacy.unit to 'sample', or privacy.{asked[0]} to null"
+                )
             return self
+        if self.target_epsilon is not None and self.noise_multiplier == 0:
+            raise ValueError(
+                f"noise_multiplier=0 spends infinite ε and cannot meet target_epsilon={self.target_epsilon}; leave "
+                "noise_multiplier out, and it is calibrated"
+            )
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
             raise ValueError(
-                f"give exactly one of target_epsilon ({self.target_epsilon}) and noise_multiplier ({self.noise_multiplier})"
+                f"give exactly one of target_epsilon ({self.target_epsilon}) and "
+                f"noise_multiplier ({self.noise_multiplier})"
             )
         return self
 
@@ -140,6 +210,7 @@ class Config(Section):
     """A whole run."""
 
     seed: int = Field(0, ge=0, description="seed of everything that is random, except secure noise")
+    seeds: int = Field(1, ge=1, description="repeat every method with this many seeds, counted upwards from seed")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -152,12 +223,21 @@ class Config(Section):
         default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
     )
 
+    @model_validator(mode="after")
+    def _methods_can_be_folders(self) -> Config:
+        for name in self.methods:
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"methods: {name!r} names a folder; use letters, digits, '-', '_', '+' and '.' only")
+        return self
+
     def runs(self) -> dict[str, Config]:
         """The configurations of all methods by name; without ``methods`` the one run, named after its strategy."""
         if not self.methods:
             return {self.federation.strategy: self}
         base = self.model_dump(exclude={"methods"})
-        return {name: from_mapping(merge(base, changes), where=f"methods.{name}") for name, changes in self.methods.items()}
+        return {
+            name: from_mapping(merge(base, changes), where=f"methods.{name}") for name, changes in self.methods.items()
+        }
 
 
 def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -186,22 +266,7 @@ def from_mapping(values: Mapping[str, Any], where: str = "") -> Config:
         return Config.model_validate(merge({}, values))
     except ValidationError as error:
         prefix = f"{where}: " if where else ""
-        raise ConfigError("\n".join(prefix + _explain(e) for e in error.errors())) from None
-
-
-def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes`` laid over them; keys of both may be nested or dotted."""
-    result = {k: (merge({}, v) if isinstance(v, Mapping) and k != "methods" else v) for k, v in values.items()}
-    for key, value in changes.items():
-        head, _, rest = str(key).partition(".")
-        if rest or (isinstance(value, Mapping) and head != "methods" and isinstance(result.get(head, {}), Mapping)):
-            inner = result.get(head, {})
-            if not isinstance(inner, Mapping):
-                raise ConfigError(f"{key}: {head} is not a section")
-            result[head] = merge(inner, {rest: value} if rest else value)
-        else:
-            result[head] = value
-    return result
+        raise ConfigError("\n".join(prefix + said for said in explain_errors(error.errors(), fields()))) from None
 
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
@@ -216,16 +281,6 @@ def fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any
     return found
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "configuration"
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, fields(), n=3, cutoff=0.5)
-        return f"{key}: there is no such key; " + (f"did you mean {' or '.join(near)}?" if near else "see --help for all keys")
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{key}={error['input']!r}: {message}" if not isinstance(error["input"], (dict, BaseModel)) else f"{key}: {message}"
-
-
 def to_yaml(config: Config) -> str:
     """The resolved configuration, every key written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-

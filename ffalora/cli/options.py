@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
@@ -88,13 +87,6 @@ def describe_type(kind: Any) -> str:
     if origin is dict:
         return f"{{TEXT: {describe_type(arguments[1])}, …}}"
     return _NAMES.get(kind, "YAML")
-
-
-def seeds_option(function: Callable) -> Callable:
-    """``--seeds N``."""
-    return click.option(
-        "--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="Repeat with N seeds, from --seed upwards."
-    )(function)
 
 
 def _option(key: str, field: FieldInfo) -> click.Option:

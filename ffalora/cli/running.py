@@ -4,102 +4,109 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..config import Config, ConfigError, load_config, merge, to_yaml
+from ..config import Config, ConfigError, load_config, to_yaml
+from ..config_values import differences
 from .errors import Interrupted
 
 CONFIG = "config.yaml"
 Train = Callable[[Config, Path, bool, bool], Any]
+Adapt = Callable[[Config], Config]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes and how: the flags that are not configuration."""
+
+    output: Path | None
+    resume: bool
+    progress: bool
+
+
+def run_options(function: Callable) -> Callable:
+    """Adds ``--output``, ``--resume`` and ``--no-progress``, and passes them to ``function`` as ``options``."""
+
+    @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [runs/NAME]")
+    @click.option("--resume", is_flag=True, help="Continue the run in --output after its last completed round.")
+    @click.option("--progress/--no-progress", default=True, help="Show a bar with the time left.")
+    @wraps(function)
+    def wrapped(output: Path | None, resume: bool, progress: bool, **arguments: Any) -> Any:
+        return function(options=RunOptions(output, resume, progress), **arguments)
+
+    return wrapped
+
+
+def _as_it_is(config: Config) -> Config:
+    return config
 
 
 def run(
-    verb: str,
-    path: Path | None,
-    overrides: dict[str, Any],
-    output: Path | None,
-    resume: bool,
-    seeds: int,
-    train: Train,
-    progress: bool,
+    verb: str, path: Path | None, overrides: dict[str, Any], options: RunOptions, train: Train, adapt: Adapt = _as_it_is
 ) -> None:
-    """Runs every method of the configuration with every seed, then writes the report and prints the table."""
-    config = _resumed(path, overrides, output) if resume else load_config(path, overrides)
-    folder = output or _free_folder(path.stem if path else verb)
-    if not resume and (folder / CONFIG).exists():
+    """Trains every method of the configuration with every seed, then writes the report and prints the table."""
+    if options.resume:
+        config = _config_to_resume(path, overrides, options.output, adapt)
+    else:
+        config = adapt(load_config(path, overrides))
+    folder = options.output or _free_folder(path.stem if path else verb)
+    if (folder / CONFIG).exists() and not options.resume:
         raise ConfigError(f"--output {folder} holds a run already; give --resume to continue it, or another folder")
-    runs = _runs(config, folder, seeds)
-    is_made = not folder.exists()
+    is_new = not folder.exists()
     try:
-        if folder not in runs:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(to_yaml(config))
-        for place, one in runs.items():
-            train(one, place, resume and (place / CONFIG).exists(), progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        for place, one in _runs(config, folder).items():
+            train(one, place, options.resume, options.progress)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; all completed rounds are in {folder}. Go on with\n"
-            f"  ffalora {verb} --resume --output {shlex.quote(str(folder))}"
-            + (f" --seeds {seeds}" if seeds > 1 else "")
-        ) from None
+        again = f"ffalora {verb} --resume --output {shlex.quote(str(folder))}"
+        raise Interrupted(f"interrupted; every completed round is in {folder}. To go on:\n  {again}") from None
     except Exception:
-        if is_made:
+        if is_new:
             _remove_if_nothing_was_run(folder)
         raise
     show(folder)
 
 
 def show(folder: Path) -> None:
-    """Writes the report of a finished run folder and prints its table."""
+    """Writes the report of a run folder and prints its table."""
     from ..report import read_runs, table_text, write_report
 
-    page = write_report(read_runs([folder]), folder)
-    click.echo(table_text(read_runs([folder])))
-    click.echo(f"\nreport {page}")
+    runs = read_runs([folder])
+    click.echo(table_text(runs))
+    click.echo(f"\nreport {write_report(runs, folder)}")
 
 
-def _runs(config: Config, folder: Path, seeds: int) -> dict[Path, Config]:
+def _runs(config: Config, folder: Path) -> dict[Path, Config]:
     """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed."""
-    methods = config.runs()
     places: dict[Path, Config] = {}
-    for seed in range(config.seed, config.seed + seeds):
-        for name, one in methods.items():
-            place = folder / name if len(methods) > 1 or config.methods else folder
-            place = place / f"seed-{seed}" if seeds > 1 else place
-            places[place] = one.model_copy(update={"seed": seed})
+    for seed in range(config.seed, config.seed + config.seeds):
+        for name, one in config.runs().items():
+            place = folder / name if config.methods else folder
+            place = place / f"seed-{seed}" if config.seeds > 1 else place
+            places[place] = one.model_copy(update={"seed": seed, "seeds": 1})
     return places
 
 
-def _resumed(path: Path | None, overrides: dict[str, Any], output: Path | None) -> Config:
+def _config_to_resume(path: Path | None, overrides: dict[str, Any], output: Path | None, adapt: Adapt) -> Config:
+    """The configuration in the folder; that of the command line, where there is one, must not differ from it."""
     if output is None:
         raise ConfigError("--resume needs --output DIR, the folder of the run that is to be continued")
     if not (output / CONFIG).exists():
-        raise ConfigError(
-            f"--resume: {output} holds no run (there is no {CONFIG} in it); leave --resume out to start one"
-        )
+        raise ConfigError(f"--resume: {output} holds no run (no {CONFIG}); leave --resume out to start one")
     stored = load_config(output / CONFIG)
-    wanted = load_config(path or output / CONFIG, overrides)
-    changed = _differences(stored.model_dump(), wanted.model_dump())
+    changed = differences(stored.model_dump(), adapt(load_config(path or output / CONFIG, overrides)).model_dump())
     if changed:
         raise ConfigError(
-            f"--resume: the configuration differs from {output / CONFIG} in {', '.join(changed)}; "
-            "leave these out to continue the run, or start another one in another folder"
+            f"--resume: {output} belongs to another configuration: {'; '.join(changed)}. Leave these out to continue "
+            "the run, or start another one in another folder"
         )
     return stored
-
-
-def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in stored.keys() | wanted.keys():
-        old, fresh = stored.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(fresh, dict):
-            found += _differences(merge({}, old), merge({}, fresh), f"{prefix}{key}.")
-        elif old != fresh:
-            found.append(f"{prefix}{key} ({old!r} → {fresh!r})")
-    return sorted(found)
 
 
 def _free_folder(name: str) -> Path:
@@ -113,8 +120,8 @@ def _free_folder(name: str) -> Path:
 
 def _remove_if_nothing_was_run(folder: Path) -> None:
     """Takes away a folder in which there is nothing but the configuration."""
-    if folder.is_dir() and all(file == folder / CONFIG for file in folder.rglob("*") if not file.is_dir()):
-        (folder / CONFIG).unlink(missing_ok=True)
-        for empty in sorted((p for p in folder.rglob("*")), reverse=True):
+    if [file for file in folder.rglob("*") if file.is_file()] == [folder / CONFIG]:
+        (folder / CONFIG).unlink()
+        for empty in sorted(folder.rglob("*"), reverse=True):
             empty.rmdir()
         folder.rmdir()

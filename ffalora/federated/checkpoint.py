@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..adapters import CheckpointError
 from ..config import Config
+from ..config_values import differences
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.engine import Participant
 from .strategies import ServerState
@@ -40,7 +41,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def save_checkpoint(path: Path, config: Config, server: ServerState, participants: Sequence[Participant]) -> None:
+def save_checkpoint(
+    path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
+    ledgers: Mapping[str, PrivacyLedger],
+) -> None:  # fmt: skip
     """Everything that the next round depends on."""
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -49,15 +53,18 @@ def save_checkpoint(path: Path, config: Config, server: ServerState, participant
         "round": server.round,
         "config": _essence(config),
         "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
-        "ledgers": {str(p.client_id): p.ledger.state_dict() for p in participants if p.ledger is not None},
+        "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
         "digest": _digest(tensors),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header)}))
 
 
-def load_checkpoint(path: Path, config: Config, server: ServerState, participants: Sequence[Participant]) -> None:
-    """Continues from a checkpoint: changes ``server`` and ``participants`` in place.
+def load_checkpoint(
+    path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
+    ledgers: Mapping[str, PrivacyLedger],
+) -> None:  # fmt: skip
+    """Continues from a checkpoint: changes ``server``, ``participants`` and ``ledgers`` in place.
 
     Raises:
         CheckpointError: unreadable or changed since it was written, or of a run with another configuration (each
@@ -65,17 +72,16 @@ def load_checkpoint(path: Path, config: Config, server: ServerState, participant
         LedgerMismatch: the data or the privacy terms of a client differ.
     """
     header, tensors = read_checkpoint(path)
-    differing = _differences(header["config"], _essence(config))
+    differing = differences(header["config"], _essence(config))
     if differing:
         raise CheckpointError(f"{path} belongs to a run with another configuration: {'; '.join(differing)}")
     row = tensors.pop("row")
     if row.shape != server.row.shape:
         raise CheckpointError(f"{path}: the state holds {row.numel()} numbers, this model has {server.row.numel()}")
+    for name, ledger in ledgers.items():
+        ledger.resume(header["ledgers"][name])
     for participant in participants:
-        name = str(participant.client_id)
-        if participant.ledger is not None:
-            participant.ledger.resume(header["ledgers"][name])
-        participant.steps_taken = header["steps_taken"][name]
+        participant.steps_taken = header["steps_taken"][str(participant.client_id)]
     server.row = row.to(server.row.device)
     server.round = header["round"]
     server.tensors = {name.removeprefix("tensor."): value for name, value in tensors.items()}
@@ -98,29 +104,24 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def save_ledgers(folder: Path, participants: Sequence[Participant]) -> None:
+def save_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
     """Writes each ledger durably, before the noisy result of the step it was charged for can leave (secure noise)."""
     folder.mkdir(parents=True, exist_ok=True)
-    for participant in participants:
-        if participant.ledger is not None:
-            participant.ledger.save(_ledger_file(folder, participant))
+    for name, ledger in ledgers.items():
+        ledger.save(folder / f"{name}.json")
 
 
-def resume_ledgers(folder: Path, participants: Sequence[Participant]) -> None:
+def resume_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
     """Charges whatever the durable ledgers say was charged after the last checkpoint."""
-    for participant in participants:
-        file = _ledger_file(folder, participant)
-        if participant.ledger is not None and file.exists():
-            try:
-                stored = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
-            stored_ledger = PrivacyLedger.from_state_dict(stored)
-            participant.ledger.resume(stored_ledger.state_dict())
-
-
-def _ledger_file(folder: Path, participant: Participant) -> Path:
-    return folder / f"client-{participant.client_id}.json"
+    for name, ledger in ledgers.items():
+        file = folder / f"{name}.json"
+        if not file.exists():
+            continue
+        try:
+            stored = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
+        ledger.resume(stored)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -141,14 +142,3 @@ def _essence(config: Config) -> dict[str, Any]:
             place = place[section]
         place.pop(key)
     return values
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key} was {before!r} and is {after!r}")
-    return found

@@ -118,7 +118,8 @@ def describe_run(config: dict[str, Any]) -> str:
     budget = f"at most ε = {target:g}" if target is not None else f"noise multiplier {sigma:g}"
     return asked + (
         f"Every {privacy['unit']} of every client is protected: {budget} at δ = {privacy['delta']:g} "
-        f"for all rounds together, clipping norm {privacy['max_grad_norm']:g}, {privacy['accountant'].upper()} accountant."
+        "for all rounds together, "
+        f"clipping norm {privacy['max_grad_norm']:g}, {privacy['accountant'].upper()} accountant."
     )
 
 
