@@ -48,9 +48,23 @@ class LowRank(TrainedLayer):
         """The base layer's weight as ``[N,K]`` and its bias."""
         return plain_weight(self.base_layer), self.base_layer.bias
 
-    def delta(self, b: Tensor | None = None) -> Tensor:
+    def delta(self) -> Tensor:
         """``scale · b a``, float32 ``[N,K]``."""
-        return self.scale * ((self.lora_B if b is None else b) @ self.lora_A)
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    def merged_weight(self, row: Tensor) -> Tensor | None:
+        """``w + scale · b a`` with the factors of a row ``[P]`` of the state, ``[N,K]`` in the weight's dtype.
+
+        None for a base layer whose product is its own.
+        """
+        if not is_fused(self.base_layer):
+            return None
+        b, a = (
+            own if name not in self.places else row[self.places[name] : self.places[name] + own.numel()].view(own.shape)
+            for name, own in (("lora_B", self.lora_B), ("lora_A", self.lora_A))
+        )
+        w, _ = self.weight()
+        return torch.addmm(w.float(), b, a, alpha=self.scale).to(w.dtype)
 
     def adapt(self, x: Tensor) -> Tensor:
         """The layer's output: base product plus adapter, with the layer's own factors or, in a pass, every client's."""

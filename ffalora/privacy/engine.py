@@ -76,6 +76,7 @@ class TrainingReport:
         clipped: share of samples whose gradient was clipped (private).
         median_norm: median gradient norm of the last logical step (private; NaN without privacy).
         rejected: clients whose row came back with NaN or Inf and was left out.
+        dropped: clients that vanished before their row arrived; they have spent the steps they took.
     """
 
     loss: float = math.nan
@@ -86,6 +87,7 @@ class TrainingReport:
     clipped: float = 0.0
     median_norm: float = math.nan
     rejected: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
     def add(self, other: TrainingReport) -> None:
         """Counts of ``other`` on top of these; its last losses and norms replace these."""
@@ -287,7 +289,8 @@ class _LogicalStep:
         """``w + scale · b a`` of every adapted layer for the one client of this pass, or None where weights stay apart."""
         if not self.engine.merge_weights or len(self.cohort) != 1:
             return None
-        return {name: layer.merged_weight(self.state[0]) for name, layer in self.engine.adapters.layers.items()}
+        weights = {name: layer.merged_weight(self.state[0]) for name, layer in self.engine.adapters.layers.items()}
+        return {name: weight for name, weight in weights.items() if weight is not None}
 
     def _accumulate(
         self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None

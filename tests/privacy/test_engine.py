@@ -118,6 +118,18 @@ def test_physical_batches_do_not_change_the_result():
     torch.testing.assert_close(states[0], states[2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("trained", ["b", "both"])
+def test_merged_weights_do_not_change_the_result(trained):
+    states = []
+    for merge in (False, True):
+        engine, adapters = tiny_engine(trained)
+        engine.merge_weights = merge
+        states.append(adapters.state()[None])
+        engine.train(participants(1), states[-1], steps=3)
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(states[0][0], adapters.state())
+
+
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
     def run(seed):
         engine, adapters = tiny_engine(seed=seed)
