@@ -12,7 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from .plots import Plot, inline_svg, run_plots, save_plots
-from .runs import Run, by_label, read_top_config
+from .runs import CONFIG, Run, by_label, read_top_config
 from .tables import Table, difference_table, flatten, result_table
 
 FILE = "report.html"
@@ -68,10 +68,7 @@ def write_report(runs: Sequence[Run], folder: str | Path) -> Path:
 
 def run_page(runs: Sequence[Run]) -> Page:
     """The page of finished runs, side by side."""
-    groups = by_label(runs)
-    tops = list(dict.fromkeys(run.top for run in runs))
-    names = ["config.yaml"] if len(tops) == 1 else [f"{_name(top)}.yaml" for top in tops]
-    seeds = {top: max(len(g) for g in by_label([r for r in runs if r.top == top]).values()) for top in tops}
+    groups, configs = by_label(runs), _configs(runs)
     return Page(
         title=" beside ".join(groups) if len(groups) < 4 else f"{len(groups)} methods side by side",
         asked=list(dict.fromkeys(describe_run(group[0].config) for group in groups.values())),
@@ -82,14 +79,8 @@ def run_page(runs: Sequence[Run]) -> Page:
             for label, group in groups.items()
             if group[0].privacy_text
         },
-        commands=[
-            f"ffalora simulate {name}" + (f" --seeds {seeds[top]}" if seeds[top] > 1 else "")
-            for name, top in zip(names, tops, strict=True)
-        ],
-        configs={
-            name: yaml.safe_dump(read_top_config(top), sort_keys=False, allow_unicode=True)
-            for name, top in zip(names, tops, strict=True)
-        },
+        commands=[f"ffalora simulate {name}" for name in configs],
+        configs=configs,
         environment=flatten(runs[0].environment),
     )
 
@@ -123,9 +114,15 @@ def describe_run(config: dict[str, Any]) -> str:
     )
 
 
+def _configs(runs: Sequence[Run]) -> dict[str, str]:
+    """By file name, the configurations that repeat the runs: a folder's own where it has one, else those of its runs."""
+    found = {}
+    for top in dict.fromkeys(run.top for run in runs):
+        inside = {run.label: run.config for run in runs if run.top == top}
+        found |= {top.resolve().name: read_top_config(top)} if (top / CONFIG).exists() else inside
+    names = {name: "config" if len(found) == 1 else name.replace("/", "-") for name in found}
+    return {f"{names[n]}.yaml": yaml.safe_dump(c, sort_keys=False, allow_unicode=True) for n, c in found.items()}
+
+
 def _statement_name(label: str, group: Sequence[Run]) -> str:
     return label if len(group) == 1 else f"{label}, seed {group[0].config['seed']}"
-
-
-def _name(top: Path) -> str:
-    return top.resolve().name
