@@ -9,9 +9,9 @@ from ._version import __version__
 from .adapter_config import AdapterConfig
 
 if TYPE_CHECKING:
-    from .adapters import Adapters, attach, load_adapters
+    from .adapters import Adapters, attach, convert, get_peft_model, load_adapters
 
-__all__ = ["AdapterConfig", "Adapters", "__version__", "attach", "load_adapters"]
+__all__ = ["AdapterConfig", "Adapters", "__version__", "attach", "convert", "get_peft_model", "load_adapters"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,8 +56,7 @@ class Adapters:
         if trained not in ("b", "a", "both"):
             raise ValueError(f"trained must be 'b', 'a' or 'both', got {trained!r}")
         for layer in self.layers.values():
-            layer.lora_A.requires_grad_(trained in ("a", "both"))
-            layer.lora_B.requires_grad_(trained in ("b", "both"))
+            layer.train_factors(trained)
         self.config = self.config.model_copy(update={"trained": trained})
         self.layout = Layout([*self.layers.values(), *self.heads.values()])
 

@@ -33,9 +33,18 @@ class LowRank(TrainedLayer):
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
+    def factors(self) -> dict[str, nn.Parameter]:
+        """Both factors, ``b`` before ``a``: the order of columns and slots."""
+        return {"lora_B": self.lora_B, "lora_A": self.lora_A}
+
     def trained(self) -> dict[str, nn.Parameter]:
-        """``b`` before ``a``: the order of columns and slots."""
-        return {n: p for n, p in (("lora_B", self.lora_B), ("lora_A", self.lora_A)) if p.requires_grad}
+        """The factors that are trained, in the order of their columns and slots."""
+        return {name: factor for name, factor in self.factors().items() if factor.requires_grad}
+
+    def train_factors(self, trained: str) -> None:
+        """Trains 'b', 'a' or 'both' and freezes the other."""
+        for name, factor in self.factors().items():
+            factor.requires_grad_(trained in ("both", name[-1].lower()))
 
     def checkpoint(self) -> dict[str, Tensor]:
         """Both factors under the names and in the shapes of PEFT's files (a convolution's are convolutions)."""
@@ -90,9 +99,8 @@ class LowRank(TrainedLayer):
             x, x_adapter = x_adapter, None
         if current is None:
             whole = one_segment(x.numel() // x.shape[-1], x.device)
-            return adapted_linear(
-                x, w, bias, self.lora_A, self.lora_B.unsqueeze(0), self.scale, whole, x_adapter=x_adapter
-            )
+            b = self.lora_B if self.lora_B.dtype == x.dtype else self.lora_B.float()
+            return adapted_linear(x, w, bias, self.lora_A, b.unsqueeze(0), self.scale, whole, x_adapter=x_adapter)
         merged = w is not None and current.merged is not None and self.name in current.merged
         return adapted_linear(
             x,
