@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "contract.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -10,20 +11,22 @@ namespace {
 
 constexpr double kNormMargin = 1.0 + 0x1p-20;  // covers the rounding of the factor and of the clipped row
 constexpr ptrdiff_t kBlockColumns = 8192;
+constexpr ptrdiff_t kCacheBytes = 4 << 20;
+constexpr int kRowsAtOnce = 8;
 
 // Σ row² in float64.
 struct RowSquare {
   template <int L>
   FFALORA_INLINE static void run(const float* row, ptrdiff_t columns, double* result) {
-    Vec<double, L> sum[2] = {};
+    Vec<double, L> sum[4] = {};
     ptrdiff_t p = 0;
-    for (; p + 2 * L <= columns; p += 2 * L)
-      for (int half = 0; half < 2; ++half) {
-        const auto wide = __builtin_convertvector(load<L>(row + p + half * L), Vec<double, L>);
-        sum[half] += wide * wide;
+    for (; p + 4 * L <= columns; p += 4 * L)
+      for (int part = 0; part < 4; ++part) {
+        const auto wide = __builtin_convertvector(load<L>(row + p + part * L), Vec<double, L>);
+        sum[part] += wide * wide;
       }
     double total = 0;
-    for (int i = 0; i < L; ++i) total += sum[0][i] + sum[1][i];
+    for (int i = 0; i < L; ++i) total += (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
     for (; p < columns; ++p) total += static_cast<double>(row[p]) * row[p];
     *result = total;
   }
@@ -34,12 +37,12 @@ struct WeightedRow {
   double factor;
 };
 
-// total += Σ factor · row over up to four rows, added in order.
+// total += Σ factor · row over up to kRowsAtOnce rows, added in order.
 struct AddRows {
   template <int L>
   FFALORA_INLINE static void run(double* total, const WeightedRow* rows, int count, ptrdiff_t columns) {
-    if (count == 4) {
-      add<L, 4>(total, rows, columns);
+    if (count == kRowsAtOnce) {
+      add<L, kRowsAtOnce>(total, rows, columns);
     } else {
       for (int i = 0; i < count; ++i) add<L, 1>(total, rows + i, columns);
     }
@@ -80,46 +83,70 @@ std::vector<Block> column_blocks(const Clipping& clipping) {
   return blocks;
 }
 
+struct Rows {
+  const float* arena;
+  ptrdiff_t stride;
+  const int32_t* client;
+};
+
+// Norms and factors of segment i; zero factors where a norm is not finite.
+void weigh(const Rows& rows, ptrdiff_t i, const double* squares, const Clipping& clipping, double* factors,
+           double* norms) {
+  bool finite = true;
+  for (ptrdiff_t k = 0; k < clipping.groups; ++k) {
+    double square;
+    if (squares != nullptr) {
+      square = squares[k];
+    } else {
+      const ptrdiff_t first = clipping.group_columns[k];
+      dispatch<RowSquare>(rows.arena + i * rows.stride + first, clipping.group_columns[k + 1] - first, &square);
+    }
+    norms[k] = std::sqrt(square);
+    factors[k] = factor_of(norms[k], clipping.max_grad_norm[rows.client[i] * clipping.groups + k], clipping);
+    finite = finite && std::isfinite(norms[k]);
+  }
+  if (!finite)
+    for (ptrdiff_t k = 0; k < clipping.groups; ++k) factors[k] = 0.0;
+}
+
+// Adds the clipped segments first … last-1 to the totals, in order, for one block of columns.
+void add_block(const Rows& rows, ptrdiff_t first, ptrdiff_t last, const Block& block, const double* factors,
+               ptrdiff_t groups, double* total, ptrdiff_t total_stride) {
+  WeightedRow waiting[kRowsAtOnce];
+  int count = 0;
+  for (ptrdiff_t i = first; i < last; ++i) {
+    const double factor = factors[i * groups + block.group];
+    if (factor > 0) waiting[count++] = {rows.arena + i * rows.stride + block.first, factor};
+    const bool same_client_follows = i + 1 < last && rows.client[i + 1] == rows.client[i];
+    if (count == kRowsAtOnce || (count > 0 && !same_client_follows)) {
+      double* sum = total + rows.client[i] * total_stride + block.first;
+      dispatch<AddRows>(sum, static_cast<const WeightedRow*>(waiting), count, block.last - block.first);
+      count = 0;
+    }
+  }
+}
+
 }  // namespace
 
 void clip_reduce(double* total, ptrdiff_t total_stride, const float* arena, ptrdiff_t arena_stride,
                  const double* squares, ptrdiff_t squares_stride, const int32_t* client, ptrdiff_t segments,
                  const Clipping& clipping, double* factors, double* norms, int threads) {
-  const ptrdiff_t groups = clipping.groups;
-  parallel_for(segments, squares == nullptr ? threads : 1, [&](ptrdiff_t i) {
-    bool finite = true;
-    for (ptrdiff_t k = 0; k < groups; ++k) {
-      double square;
-      if (squares != nullptr) {
-        square = squares[i * squares_stride + k];
-      } else {
-        const ptrdiff_t first = clipping.group_columns[k];
-        dispatch<RowSquare>(arena + i * arena_stride + first, clipping.group_columns[k + 1] - first, &square);
-      }
-      const double norm = std::sqrt(square);
-      norms[i * groups + k] = norm;
-      factors[i * groups + k] = factor_of(norm, clipping.max_grad_norm[client[i] * groups + k], clipping);
-      finite = finite && std::isfinite(norm);
-    }
-    if (!finite)
-      for (ptrdiff_t k = 0; k < groups; ++k) factors[i * groups + k] = 0.0;
-  });
+  const Rows rows{arena, arena_stride, client};
+  const ptrdiff_t groups = clipping.groups, columns = clipping.group_columns[groups] - clipping.group_columns[0];
   const std::vector<Block> blocks = column_blocks(clipping);
-  parallel_for(blocks.size(), threads, [&](ptrdiff_t j) {
-    const Block& block = blocks[j];
-    WeightedRow waiting[4];
-    int count = 0;
-    for (ptrdiff_t i = 0; i < segments; ++i) {
-      const double factor = factors[i * groups + block.group];
-      if (factor > 0) waiting[count++] = {arena + i * arena_stride + block.first, factor};
-      const bool same_client_follows = i + 1 < segments && client[i + 1] == client[i];
-      if (count == 4 || (count > 0 && !same_client_follows)) {
-        double* sum = total + client[i] * total_stride + block.first;
-        dispatch<AddRows>(sum, static_cast<const WeightedRow*>(waiting), count, block.last - block.first);
-        count = 0;
-      }
-    }
-  });
+  // Where the norms are not given, a batch of rows is read for its norms and found in the cache for its sum.
+  const ptrdiff_t fitting = kCacheBytes / (columns > 0 ? columns * 4 : 1) / kRowsAtOnce * kRowsAtOnce;
+  const ptrdiff_t batch = squares != nullptr ? segments : fitting < kRowsAtOnce ? kRowsAtOnce : fitting;
+  for (ptrdiff_t first = 0; first < segments; first += batch) {
+    const ptrdiff_t last = segments - first < batch ? segments : first + batch;
+    parallel_for(last - first, squares == nullptr ? threads : 1, [&](ptrdiff_t j) {
+      const ptrdiff_t i = first + j;
+      const double* given = squares == nullptr ? nullptr : squares + i * squares_stride;
+      weigh(rows, i, given, clipping, factors + i * groups, norms + i * groups);
+    });
+    parallel_for(blocks.size(), threads,
+                 [&](ptrdiff_t j) { add_block(rows, first, last, blocks[j], factors, groups, total, total_stride); });
+  }
 }
 
 }  // namespace ffalora
