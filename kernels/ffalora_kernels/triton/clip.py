@@ -17,8 +17,8 @@ REDUCE_ROWS, REDUCE_COLUMNS = 8, 512
 
 
 @triton.jit
-def _squares_kernel(arena, group_columns, parts, pitch_units, PITCH_UNIT: tl.constexpr, G: tl.constexpr,
-                    PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _squares_kernel(arena, group_columns, parts, pitch_units, p_units, PITCH_UNIT: tl.constexpr, P_UNIT: tl.constexpr,
+                    G: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Sum of squares, in float64, of every PARTS-th block of columns of one group of one row."""
     part = tl.program_id(0) % PARTS
     group = tl.program_id(0) // PARTS % G
@@ -27,10 +27,11 @@ def _squares_kernel(arena, group_columns, parts, pitch_units, PITCH_UNIT: tl.con
     hi = tl.load(group_columns + group + 1)
     lanes = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float64)
-    for at in range(lo // BLOCK + part, tl.cdiv(hi, BLOCK), PARTS):  # blocks at multiples of BLOCK: 16-byte loads
+    for at in range(lo // BLOCK + part, tl.cdiv(hi, BLOCK), PARTS):  # blocks and masks in fours: 16-byte loads
         column = at * BLOCK + lanes
-        x = tl.load(arena + row * pitch_units * PITCH_UNIT + column, mask=(column >= lo) & (column < hi), other=0.0)
-        wide = x.to(tl.float64)
+        near = (column // 4 >= lo // 4) & (column // 4 < tl.cdiv(hi, 4)) & (column < p_units * P_UNIT)
+        x = tl.load(arena + row * pitch_units * PITCH_UNIT + column, mask=near, other=0.0)
+        wide = tl.where((column >= lo) & (column < hi), x, 0.0).to(tl.float64)
         total += wide * wide
     tl.store(parts + (row * G + group) * PARTS + part, tl.sum(total))
 
@@ -61,12 +62,14 @@ def _factors_kernel(squares, client, max_grad_norm, factors, norms, row_pitch, g
 
 
 @triton.jit
-def _reduce_kernel(total, arena, factors, order, bounds, group_columns, pitch_units, total_units, n_rows,
-                   G: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, PITCH_UNIT: tl.constexpr,
-                   TOTAL_UNIT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
+def _reduce_kernel(total, arena, factors, order, bounds, group_columns, pitch_units, total_units, p_units,
+                   n_rows, G: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, PITCH_UNIT: tl.constexpr,
+                   TOTAL_UNIT: tl.constexpr, P_UNIT: tl.constexpr, BLOCK_S: tl.constexpr,
+                   BLOCK_P: tl.constexpr):  # fmt: skip
     """``total[c] += Σ_i factor_i g_i`` over the rows i of client c, for one block of columns. Reads the arena once."""
     owner = (tl.program_id(0) // BLOCKS).to(tl.int64)
     column = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
+    in_row = column < p_units * P_UNIT
     live = (column >= tl.load(group_columns)) & (column < tl.load(group_columns + G))
     group = tl.zeros((BLOCK_P,), tl.int32)
     for k in range(1, G):
@@ -82,17 +85,17 @@ def _reduce_kernel(total, arena, factors, order, bounds, group_columns, pitch_un
         row = i.to(tl.int64)
         if ORDERED:
             row = tl.load(order + i, mask=i < last, other=0)
+        wanted = (i < last)[:, None]
         if G == 1:
             factor = tl.load(factors + row, mask=i < last, other=0.0)[:, None]
+            wanted = factor > 0
         else:
-            factor = tl.load(
-                factors + row[:, None] * G + group[None, :], mask=(i < last)[:, None] & live[None, :], other=0.0
-            )
+            factor = tl.load(factors + row[:, None] * G + group[None, :], mask=wanted & live[None, :], other=0.0)
         at = arena + row[:, None] * pitch_units * PITCH_UNIT + column[None, :]
-        g = tl.load(at, mask=(factor > 0) & live[None, :], other=0.0)  # [BLOCK_S, BLOCK_P]; a zero factor reads nothing
-        acc += tl.sum(factor * g.to(tl.float64), axis=0)
+        g = tl.load(at, mask=wanted & in_row[None, :], other=0.0)  # [BLOCK_S, BLOCK_P]
+        acc += tl.sum(tl.where((factor > 0) & live[None, :], factor * g.to(tl.float64), 0.0), axis=0)
     at = total + owner * total_units * TOTAL_UNIT + column
-    tl.store(at, tl.load(at, mask=live, other=0.0) + acc, mask=live)
+    tl.store(at, tl.load(at, mask=in_row, other=0.0) + acc, mask=in_row)
 
 
 def clip_reduce_(
@@ -107,23 +110,16 @@ def clip_reduce_(
     factors, norms = total.new_empty((s, g)), total.new_empty((s, g))
     if s == 0 or g == 0 or p == 0:
         return factors.fill_(1.0), norms.zero_()
-    pitch, total_pitch = units(arena.stride(0)), units(total.stride(0))
+    pitch, total_pitch, columns = units(arena.stride(0)), units(total.stride(0)), units(p)
     parts, row_pitch, group_pitch = 1, 0, 0
     if squares is None:
         parts = max(1, cdiv(p, SQUARE_SPAN * g))
         row_pitch, group_pitch = g * parts, parts
         squares = total.new_empty((s, g, parts))
         _squares_kernel[(s * g * parts,)](
-            arena,
-            group_columns,
-            squares,
-            pitch[0],
-            PITCH_UNIT=pitch[1],
-            G=g,
-            PARTS=parts,
-            BLOCK=SQUARE_BLOCK,
-            num_warps=4,
-        )
+            arena, group_columns, squares, pitch[0], columns[0], PITCH_UNIT=pitch[1], P_UNIT=columns[1],
+            G=g, PARTS=parts, BLOCK=SQUARE_BLOCK, num_warps=4,
+        )  # fmt: skip
     else:
         row_pitch, group_pitch = squares.stride(0), squares.stride(1)
     _factors_kernel[(s,)](
@@ -137,8 +133,8 @@ def clip_reduce_(
         bounds = torch.searchsorted(owners, torch.arange(c + 1, dtype=torch.int32, device=client.device))
     blocks = cdiv(p, REDUCE_COLUMNS)
     _reduce_kernel[(c * blocks,)](
-        total, arena, factors, order, bounds, group_columns, pitch[0], total_pitch[0], s,
+        total, arena, factors, order, bounds, group_columns, pitch[0], total_pitch[0], columns[0], s,
         G=g, BLOCKS=blocks, ORDERED=order is not None, PITCH_UNIT=pitch[1], TOTAL_UNIT=total_pitch[1],
-        BLOCK_S=REDUCE_ROWS, BLOCK_P=REDUCE_COLUMNS, num_warps=4,
+        P_UNIT=columns[1], BLOCK_S=REDUCE_ROWS, BLOCK_P=REDUCE_COLUMNS, num_warps=4,
     )  # fmt: skip
     return factors, norms

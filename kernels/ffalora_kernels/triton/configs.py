@@ -19,15 +19,14 @@ class Config:
     num_stages: int
 
 
-#: Programs that fill a part (streaming multiprocessors times two); below it, long segments are split over programs.
-FULL_GRID = {"sm_80": 216, "sm_90": 264, "sm_100": 296, "gfx942": 304}
+#: Programs that fill a part (multiprocessors times two); with fewer, long segments are split over programs.
+FULL_GRID = {"sm_80": 216, "sm_89": 284, "sm_90": 264, "sm_100": 296, "gfx942": 608}
 
-# (family, element size) -> padded rank -> configuration. sm_90 is also the heuristic for unknown parts with at least
-# 100 KiB of shared memory a block; SMALL is for the rest (sm_75, sm_86, sm_89, sm_120, gfx9 with 64 KiB).
+# (family, bytes of an element) -> padded rank -> configuration, for parts with over 160 KiB of shared memory a block …
 _LARGE = {
     ("backward", 2): {
         16: Config(64, 256, 4, 3), 32: Config(64, 256, 8, 3), 64: Config(64, 128, 8, 3),
-        128: Config(64, 64, 8, 3), 256: Config(64, 64, 8, 2),
+        128: Config(64, 128, 8, 3), 256: Config(64, 64, 8, 2),
     },
     ("backward", 4): {
         16: Config(32, 128, 8, 2), 32: Config(32, 64, 8, 2), 64: Config(32, 64, 8, 2),
@@ -41,14 +40,28 @@ _LARGE = {
         16: Config(32, 128, 8, 2), 32: Config(32, 128, 8, 2), 64: Config(32, 64, 8, 2),
         128: Config(32, 32, 8, 2), 256: Config(16, 32, 8, 2),
     },
+    ("project", 2): dict.fromkeys((16, 32, 64), Config(64, 64, 8, 3))
+    | {128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
+    ("project", 4): dict.fromkeys((16, 32, 64, 128, 256), Config(16, 32, 8, 2)),
 }  # fmt: skip
-_LARGE[("project", 2)] = dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 3)) | {256: Config(64, 64, 8, 2)}
-_LARGE[("project", 4)] = dict.fromkeys((16, 32, 64, 128, 256), Config(16, 32, 8, 2))
+# … and for the others (64 KiB is enough).
+_SMALL = _LARGE | {
+    ("backward", 2): {
+        16: Config(64, 128, 4, 2), 32: Config(32, 128, 8, 2), 64: Config(32, 64, 8, 2),
+        128: Config(32, 64, 4, 2), 256: Config(32, 32, 8, 2),
+    },
+    ("backward", 4): {
+        16: Config(32, 128, 8, 2), 32: Config(32, 64, 8, 2), 64: Config(16, 64, 8, 2),
+        128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 1),
+    },
+    ("project", 2): dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 2)) | {256: Config(32, 32, 8, 2)},
+}  # fmt: skip
+_TABLES = {"sm_80": _LARGE, "sm_90": _LARGE, "sm_100": _LARGE}
 
 
 def choose(family: str, arch: str, itemsize: int, r: int) -> Config:
-    """The frozen configuration of a kernel family for a rank on a part."""
-    return _LARGE[(family, itemsize)][max(16, 1 << (r - 1).bit_length())]
+    """The frozen configuration of a kernel family for a rank on a part; parts without a table get the small tiles."""
+    return _TABLES.get(arch, _SMALL)[(family, itemsize)][max(16, 1 << (r - 1).bit_length())]
 
 
 def chunk_tokens(r: int) -> int:

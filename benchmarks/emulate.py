@@ -1,0 +1,145 @@
+"""Counts bytes of the compiled kernels in the PTX emulator against their floors: benchmarks/data/emulator_counts.csv.
+
+Unique bytes are the 32-byte sectors that a launch reads or writes at least once (its least traffic to device memory),
+summed over an operation's launches; sectors are what warps ask of the caches. Buffers that an atomic sum needs zeroed
+are counted apart, in ``fill_bytes``: torch fills them, not a kernel of ours. The emulator is a development tool beside
+the project.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import ffalora_kernels as ffk
+from ffalora_kernels import Segments, traffic
+from ffalora_kernels.triton import configs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
+from emulator import emulated
+
+CSV = Path(__file__).parent / "data" / "emulator_counts.csv"
+COLUMNS = (
+    "op", "shape", "variant", "part", "programs", "floor_bytes", "allowed_bytes", "unique_bytes", "unique_to_allowed",
+    "unique_to_floor", "fill_bytes", "sectors_to_unique", "atomic_updates",
+)  # fmt: skip
+RAGGED = [100, 3, 0, 77, 128, 61, 128, 90]
+
+
+def count(
+    op: str, shape: str, variant: str, cap: int, floor: int, extra: int, lockstep: bool, call: Callable,
+    fill: int = 0,
+) -> dict:  # fmt: skip
+    """Runs ``call`` on the emulated part and returns its row."""
+    with emulated(cap, lockstep=lockstep) as reports, ffk.use_backend("triton"):
+        call()
+    total = {name: sum(r.get(name, 0) for _, r in reports) for name in _COUNTERS}
+    unique = total["dram_read_bytes_min"] + total["dram_write_bytes_min"]
+    # The emulator counts an atomic update as a store of its sectors; they are reported apart.
+    sectors = total["gld_sectors"] + total["gst_sectors"]
+    row = (
+        op, shape, variant, f"sm_{cap}", reports[0][1]["programs"], floor, floor + extra, unique,
+        round(unique / (floor + extra), 4), round(unique / floor, 4), fill, round(32 * sectors / unique, 4),
+        total["atomics"],
+    )  # fmt: skip
+    print(dict(zip(COLUMNS, row, strict=True)), flush=True)
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+_COUNTERS = ("dram_read_bytes_min", "dram_write_bytes_min", "gld_sectors", "gst_sectors", "atomics")
+
+
+def backward(cap: int, lengths: list[int], n: int, r: int, deterministic: bool, shape: str) -> dict:
+    """One bf16 ``backward`` with its dh reduction."""
+    segments, dtype = Segments.from_lengths(lengths), torch.bfloat16
+    m, s = segments.n_tokens, len(lengths)
+    dy, h, b = torch.randn(m, n).to(dtype), torch.randn(m, r).to(dtype), torch.randn(1, n, r).to(dtype)
+    arena, squares = torch.empty(s, n * r), torch.empty(s, 1, dtype=torch.float64)
+    config = configs.choose("backward", f"sm_{cap}", 2, r)
+    extra = traffic.backward_partials(m, n, r, 2, config.block_n, deterministic) if deterministic else 0
+    return count(
+        "backward", shape, "deterministic" if deterministic else "atomic", cap,
+        traffic.backward_floor(m, n, r, s, 2), extra,
+        len(set(lengths)) == 1 and segments.longest <= configs.chunk_tokens(r),
+        lambda: ffk.backward(dy, h, b, segments, 1.0, arena, 0, squares, deterministic=deterministic),
+        fill=0 if deterministic else m * r * 4,
+    )  # fmt: skip
+
+
+def expand(cap: int, m: int, n: int, r: int) -> dict:
+    """One bf16 ``expand_``."""
+    y, h, b = torch.randn(m, n).bfloat16(), torch.randn(m, r).bfloat16(), torch.randn(1, n, r).bfloat16()
+    return count(
+        "expand_", f"M{m} N{n} R{r}", "", cap, traffic.expand_floor(m, n, r, 2), 0, True,
+        lambda: ffk.expand_(y, h, b, Segments.uniform(1, m), 1.0),
+    )  # fmt: skip
+
+
+def clip(cap: int, s: int, p: int, c: int, given: bool) -> dict:
+    """One flat ``clip_reduce_``."""
+    arena, total = torch.randn(s, p), torch.zeros(c, p, dtype=torch.float64)
+    limit, squares = torch.ones(c, 1, dtype=torch.float64), arena.double().square().sum(1, keepdim=True)
+    client, columns = torch.arange(s, dtype=torch.int32) % c, torch.tensor([0, p], dtype=torch.int32)
+    return count(
+        "clip_reduce_", f"S{s} P{p} C{c}", "norms given" if given else "norms from the arena", cap,
+        traffic.clip_reduce_floor(s, p, c, 1, given), 0, False,
+        lambda: ffk.clip_reduce_(total, arena, client, limit, columns, squares if given else None),
+    )  # fmt: skip
+
+
+def privatize(cap: int, c: int, p: int, moments: int) -> dict:
+    """One noisy step: SGD, momentum or AdamW."""
+    state, total = torch.randn(c, p), torch.randn(c, p, dtype=torch.float64)
+    one, ids = torch.ones(c, dtype=torch.float64), torch.arange(c)
+    rows = {name: torch.zeros(c, p) for name in ("exp_avg", "exp_avg_sq")[:moments]}
+    optimizer = "adamw" if moments == 2 else "sgd"
+    return count(
+        "privatize_step_", f"C{c} P{p}", ("sgd", "momentum", "adamw")[moments], cap,
+        traffic.privatize_step_floor(c, p, moments), 0, True,
+        lambda: ffk.privatize_step_(
+            state, total, client_id=ids, step=ids, noise_std=one, denominator=one, lr=one, key=1, optimizer=optimizer,
+            age=ids + 1, beta1=0.9, **rows,
+        ),
+    )  # fmt: skip
+
+
+def outer(cap: int, lengths: list[int], n: int, k: int) -> dict:
+    """One bf16 ``outer`` (the gradient of a trained ``a`` has n = R)."""
+    segments = Segments.from_lengths(lengths)
+    p, q = torch.randn(segments.n_tokens, n).bfloat16(), torch.randn(segments.n_tokens, k).bfloat16()
+    arena = torch.empty(len(lengths), n * k)
+    return count(
+        "outer", f"{len(lengths)}x{lengths[0]} N{n} K{k}", "", cap,
+        traffic.outer_floor(segments.n_tokens, n, k, len(lengths), 2), 0, True,
+        lambda: ffk.outer(p, q, segments, 1.0, arena, 0),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Counts every case on sm_80 and sm_90 and writes the table."""
+    rows = []
+    for cap in (80, 90):
+        for deterministic in (True, False):
+            rows.append(backward(cap, [128] * 8, 768, 8, deterministic, "B8 T128 N768 R8"))
+            rows.append(backward(cap, [128] * 2, 4096, 16, deterministic, "B2 T128 N4096 R16"))
+            rows.append(backward(cap, RAGGED, 768, 8, deterministic, f"ragged {sum(RAGGED)} tokens N768 R8"))
+        rows.append(backward(cap, [128] * 2, 1024, 128, True, "B2 T128 N1024 R128"))
+        rows.append(expand(cap, 1024, 768, 8))
+        rows.append(expand(cap, 256, 4096, 16))
+        rows.append(clip(cap, 32, 20480, 1, True))
+        rows.append(clip(cap, 32, 20480, 1, False))
+        rows.append(clip(cap, 12, 8192, 3, True))
+        rows += [privatize(cap, 2, 8192, moments) for moments in range(3)]
+        rows.append(outer(cap, [128] * 4, 8, 1024))
+    with CSV.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

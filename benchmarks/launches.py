@@ -1,0 +1,159 @@
+"""Every launch that the shipped configurations can make, captured from the launchers themselves without launching.
+
+The launchers run on meta tensors with ``JITFunction.run`` replaced by a recorder, so that what is compiled here is what
+a GPU would be given: the same kernels, constants, alignments, warps and stages.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from ffalora_kernels import Segments
+from ffalora_kernels.triton import IMPLEMENTATIONS, launch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
+from emulator import signature
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
+RANKS = (1, 4, 8, 12, 16, 64)
+HALF = (torch.bfloat16, torch.float16)
+KEY_WORDS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as a launcher would compile it, and the case it was captured from."""
+
+    case: str
+    dtype: str
+    rank: int
+    arch: str
+    fn: JITFunction
+    types: dict
+    constants: dict
+    attributes: dict
+    options: dict
+    programs: int
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name without the leading underscore."""
+        return self.fn.__name__.strip("_")
+
+
+@contextmanager
+def recorded(case: str, dtype: str, rank: int, arch: str) -> Iterator[list[Launch]]:
+    """Within the block launches are recorded, not made, and every device counts as ``arch``."""
+    launches: list[Launch] = []
+
+    def run(self, *args, grid, warmup=False, **kwargs):
+        options = {k: kwargs.pop(k) for k in KEY_WORDS if k in kwargs}
+        bound = dict(zip((p.name for p in self.params), args, strict=False)) | kwargs
+        launches.append(Launch(case, dtype, rank, arch, self, *signature(self, bound), options, grid[0]))
+
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(launch, "DEFAULT_ARCHITECTURE", arch):
+        yield launches
+
+
+def _layer(m: int, n: int, r: int, clients: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    empty = lambda *shape: torch.empty(*shape, dtype=dtype, device="meta")  # noqa: E731
+    return empty(m, n), empty(m, r), empty(clients, n, r)
+
+
+def _backward(lengths: list[int], n: int, r: int, dtype: torch.dtype, clients: int = 1, **flags: bool) -> None:
+    segments = Segments.from_lengths(lengths, device="meta")
+    arena = torch.empty(len(lengths), n * r + 16, device="meta")
+    squares = torch.empty(len(lengths), 2, dtype=torch.float64, device="meta")
+    options = {"accumulate": False, "deterministic": True} | flags
+    IMPLEMENTATIONS["backward"](
+        *_layer(segments.n_tokens, n, r, clients, dtype), segments.offsets, segments.client, 1.0, segments.longest,
+        arena, 0, squares, 0, *options.values(),
+    )  # fmt: skip
+
+
+def _expand(lengths: list[int], n: int, r: int, dtype: torch.dtype, clients: int = 1) -> None:
+    segments = Segments.from_lengths(lengths, device="meta")
+    layer = _layer(segments.n_tokens, n, r, clients, dtype)
+    IMPLEMENTATIONS["expand_"](*layer, segments.offsets, segments.client, 1.0, segments.longest)
+
+
+def _outer(lengths: list[int], n: int, k: int | None, dtype: torch.dtype) -> None:
+    segments = Segments.from_lengths(lengths, device="meta")
+    p, q, _ = _layer(segments.n_tokens, n, k or 1, 1, dtype)
+    arena = torch.empty(len(lengths), n * (k or 1), device="meta")
+    squares = torch.empty(len(lengths), 2, dtype=torch.float64, device="meta")
+    IMPLEMENTATIONS["outer"](
+        p, None if k is None else q, segments.offsets, 1.0, segments.longest, arena, 0, squares, 0, False
+    )
+
+
+def _clip(s: int, p: int, g: int, clients: int, mode: str, squares: bool) -> None:
+    wide = {"dtype": torch.float64, "device": "meta"}
+    IMPLEMENTATIONS["clip_reduce_"](
+        torch.empty(clients, p, **wide), torch.empty(s, p, device="meta"),
+        torch.empty(s, g, **wide) if squares else None,
+        torch.empty(s, dtype=torch.int32, device="meta"), torch.empty(clients, g, **wide),
+        torch.empty(g + 1, dtype=torch.int32, device="meta"), mode, 0.01,
+    )  # fmt: skip
+
+
+def _privatize(c: int, p: int, optimizer: str, moments: int) -> None:
+    rows = [torch.empty(c, p, device="meta") for _ in range(4)]
+    whole = [torch.empty(c, dtype=torch.int64, device="meta") for _ in range(3)]
+    wide = {"dtype": torch.float64, "device": "meta"}
+    IMPLEMENTATIONS["privatize_step_"](
+        rows[0], rows[1] if moments > 0 else None, rows[2] if moments > 1 else None, torch.empty(c, p, **wide), rows[3],
+        *whole, *(torch.empty(c, **wide) for _ in range(3)), torch.empty(p, dtype=torch.int32, device="meta"),
+        5, 0, optimizer, 0.9, 0.999, 1e-8, 0.01, 0.1, False,
+    )  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, torch.dtype, int, object]]:
+    """``(name, dtype, rank, call)`` of every combination in the report."""
+    batch, long = [128] * 8, [4096, 1000]
+    for dtype in (*HALF, torch.float32):
+        for r in (*RANKS, *((32, 128, 256) if dtype == torch.bfloat16 else ())):
+            yield "deterministic", dtype, r, lambda r=r, d=dtype: _backward(batch, 4096, r, d)
+            yield "atomic", dtype, r, lambda r=r, d=dtype: _backward(batch, 4096, r, d, deterministic=False)
+            yield "one client", dtype, r, lambda r=r, d=dtype: _expand(batch, 4096, r, d)
+            if dtype == torch.bfloat16:
+                yield "accumulate, odd n", dtype, r, lambda r=r, d=dtype: _backward(batch, 1001, r, d, accumulate=True)
+                yield "walk", dtype, r, lambda r=r, d=dtype: _backward(long * 16, 4096, r, d)
+                yield "split", dtype, r, lambda r=r, d=dtype: _backward(long, 1024, r, d)
+                yield "several clients", dtype, r, lambda r=r, d=dtype: _expand(batch, 4096, r, d, clients=3)
+        yield "gradient of a", dtype, 8, lambda d=dtype: _outer(batch, 8, 1024, d)
+        yield "gradient of a, long", dtype, 16, lambda d=dtype: _outer(long, 16, 1024, d)
+        yield "head", dtype, 0, lambda d=dtype: _outer([1] * 8, 1024, 1024, d)
+        yield "bias", dtype, 0, lambda d=dtype: _outer(batch, 1024, None, d)
+    for g in (1, 24):
+        yield f"flat, {g} groups", torch.float32, 0, lambda g=g: _clip(64, 393216, g, 1, "flat", False)
+        yield (
+            f"automatic, {g} groups, clients",
+            torch.float32,
+            0,
+            lambda g=g: _clip(64, 393216, g, 3, "automatic", True),
+        )
+    yield "sgd", torch.float32, 0, lambda: _privatize(3, 393216, "sgd", 0)
+    yield "momentum", torch.float32, 0, lambda: _privatize(3, 393216, "sgd", 1)
+    yield "adamw", torch.float32, 0, lambda: _privatize(3, 393216, "adamw", 2)
+
+
+def all_launches() -> list[Launch]:
+    """Every launch of every case on every architecture, each distinct kernel once."""
+    found: dict[tuple, Launch] = {}
+    for arch in ARCHITECTURES:
+        for name, dtype, rank, call in cases():
+            with recorded(name, str(dtype).removeprefix("torch."), rank, arch) as launches:
+                call()
+            for one in launches:
+                same = (arch, one.kernel, *map(str, (one.types, one.constants, one.attributes, one.options)))
+                found.setdefault(same, one)
+    return list(found.values())
