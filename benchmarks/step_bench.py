@@ -1,0 +1,77 @@
+"""Checks and times whole training steps: everybody's gradients against the definition first, then everybody in turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from harness import Clock, PeakMemory, Timing, interleave, relative_error, release, survived, synchronize, verdict
+from peers import STEPS, Factory, Provider, Sums, expected_sums
+from record import OK, Row
+from workload import Workload
+
+#: RMS(error)/RMS(reference) of a step's gradients by the number format of the base. In bfloat16 the error is that of the
+#: model's own activations, passed through all its layers.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.15}
+
+
+def run_steps(
+    work: Workload, names: Iterable[str], section: str, clock: Clock, repeats: int, seconds: float, gate: str = "not run",
+    factories: dict[str, Factory] = STEPS, check: bool = True,
+) -> list[Row]:  # fmt: skip
+    """One row a provider: time of a step, peak memory of a step above what is resident before it, error of gradients."""
+    providers: dict[str, Provider] = {}
+    rows: dict[str, Row] = {}
+    expected: dict[tuple[str, bool], Sums] = {}
+    for name in names:
+        timing, memory, error = Timing(), math.nan, math.nan
+        with survived(timing):
+            provider = factories[name](work)
+            if check and provider.sums is not None:
+                kind = provider.trained, provider.clips
+                if kind not in expected:
+                    expected[kind] = expected_sums(work, 0, *kind)
+                error = sums_error(provider.sums(0), expected[kind])
+                timing.status = verdict(error, TOLERANCE[work.dtype])
+            memory = peak_of_a_step(provider, clock.device)
+            if timing.status == OK:
+                providers[name] = provider
+        rows[name] = Row(
+            section, work.name, name, timing.status, gate, peak_mib=memory, error=error, config=settings(work)
+        )
+        release()
+    calls = {name: provider.step for name, provider in providers.items()}
+    for name, timing in interleave(calls, clock, repeats, seconds, warmup=1).items():
+        rows[name] = replace(
+            rows[name], status=timing.status, ms=timing.median, ms_low=timing.quantile(0.2), ms_high=timing.quantile(0.8),
+            repeats=len(timing.samples),
+        )  # fmt: skip
+    return list(rows.values())
+
+
+def settings(work: Workload) -> dict:
+    """The workload's settings, for the ``config`` column."""
+    return {
+        "dtype": str(work.dtype).removeprefix("torch."), "attention": work.attention, "rank": work.rank,
+        "targets": list(work.targets), "batches": len(work.draws), "expected_batch": round(work.expected, 2),
+    } | work.extra  # fmt: skip
+
+
+def peak_of_a_step(provider: Provider, device: torch.device) -> float:
+    """Peak memory in MiB of the second step (the first one allocates what stays)."""
+    provider.step(0)
+    synchronize(device)
+    with PeakMemory(device) as memory:
+        provider.step(0)
+    return memory.mib
+
+
+def sums_error(found: Sums, expected: Sums) -> float:
+    """RMS(error)/RMS(reference) over all tensors together; infinite where their names differ."""
+    if set(found) != set(expected):
+        return math.inf
+    names = sorted(expected)
+    flat = [torch.cat([sums[n].detach().double().reshape(-1).cpu() for n in names]) for sums in (found, expected)]
+    return relative_error(*flat)

@@ -1,0 +1,135 @@
+"""The harness: wrong results get no time, one provider's failure costs nobody else, rows survive the CSV."""
+
+import math
+from types import SimpleNamespace
+
+import bench_path  # noqa: F401
+import pytest
+import torch
+from counters import bytes_moved
+from gate import fresh_inputs, run_gate
+from harness import Clock, PeakMemory, Timing, Unavailable, interleave, relative_error, verdict
+from op_bench import run_case
+from op_peers import OpCase
+from record import COLUMNS, Row, append, read
+from report import short_table
+
+CPU = torch.device("cpu")
+CLOCK = Clock(CPU, flush=False)
+
+
+def case(**candidates) -> OpCase:
+    return OpCase("op shape", 8, candidates, [SimpleNamespace(x=torch.ones(4))], (torch.ones(4).double(),), 1e-5)
+
+
+def test_wrong_result_gets_a_time():
+    right, wrong = lambda i: (i.x,), lambda i: (i.x + 1e-3,)
+    nan = lambda i: (i.x * float("nan"),)  # noqa: E731
+    rows = {r.provider: r for r in run_case(case(ours=right, rival=wrong, nan=nan), "ops", CLOCK, 1.0, 3, 1.0)}
+    assert rows["ours"].status == "ok" and rows["ours"].ms > 0 and rows["ours"].repeats == 3
+    for name in ("rival", "nan"):
+        assert rows[name].status.startswith("wrong") and math.isnan(rows[name].ms)
+
+
+def test_failure_of_one_provider_stops_the_others():
+    def out_of_memory(_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    def missing(_):
+        raise Unavailable("not installed")
+
+    def broken(_):
+        raise RuntimeError("no such shape")
+
+    candidates = {"oom": out_of_memory, "missing": missing, "broken": broken, "ours": lambda _: None}
+    timings = interleave(candidates, CLOCK, 3, warmup=1)
+    assert timings["ours"].status == "ok" and len(timings["ours"].samples) == 3
+    assert timings["oom"].status == "out of memory"
+    assert timings["missing"].status == "unavailable: not installed"
+    assert timings["broken"].status == "failed: RuntimeError: no such shape"
+
+
+def test_failure_after_good_samples_leaves_a_time():
+    timings = interleave({"late": lambda number: 1 / (2 - number)}, CLOCK, 5, warmup=0)
+    assert timings["late"].status.startswith("failed") and math.isnan(timings["late"].median)
+
+
+def test_quantiles_are_not_those_of_the_samples():
+    timing = Timing([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (timing.quantile(0.0), timing.median, timing.quantile(0.75), timing.quantile(1.0)) == (1.0, 3.0, 4.0, 5.0)
+    assert math.isnan(Timing().quantile(0.5))
+
+
+def test_nan_counts_as_a_small_error():
+    assert verdict(relative_error(torch.tensor([float("nan")]), torch.ones(1)), 1.0) != "ok"
+
+
+def test_row_changes_on_its_way_through_the_csv(tmp_path):
+    path = tmp_path / "rows.csv"
+    row = Row("ops", "a, b", "ours", ms=1.25, bytes=7, config={"dtype": "float32", "n": [1, 2]}, gate="green")
+    append(path, [row])
+    append(path, [row])
+    found = read(path)
+    assert len(found) == 2 and path.read_text().count("section,") == 1
+    assert {c: getattr(found[0], c) for c in COLUMNS if getattr(row, c) == getattr(row, c)} == {
+        c: getattr(row, c) for c in COLUMNS if getattr(row, c) == getattr(row, c)
+    }
+    assert math.isnan(found[0].error)
+
+
+def test_table_of_another_schema_is_appended_to_silently(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        read(path)
+
+
+def test_memory_of_a_block_is_not_seen():
+    with PeakMemory(CPU) as memory:
+        torch.ones(16 * 2**20).sum()
+    assert 50 < memory.mib < 200
+
+
+def test_short_table_praises_ours_over_what_is_no_rival():
+    rows = [
+        Row("steps", "model", "ours", ms=2.0), Row("steps", "model", "peft", ms=1.0), Row("steps", "model", "floor", ms=0.5),
+        Row("steps", "model", "opacus hooks", ms=8.0), Row("steps", "model", "opacus ghost", "out of memory"),
+    ]  # fmt: skip
+    line = short_table(rows).splitlines()[1]
+    assert "opacus hooks" in line and "4.00x" in line
+
+
+def test_gate_draws_the_same_inputs_each_time():
+    with fresh_inputs():
+        torch.manual_seed(0)
+        first = torch.rand(1)
+    with fresh_inputs():
+        torch.manual_seed(0)
+        second = torch.rand(1)
+    torch.manual_seed(0)
+    assert len({float(first), float(second), float(torch.rand(1))}) == 3
+
+
+def test_gate_lets_a_wrong_kernel_pass(monkeypatch):
+    import gate
+    from cases import assert_close
+
+    def wrong(backend, device="cpu"):
+        assert_close("y", torch.zeros(3), torch.ones(3))
+
+    right = gate.CASES["expand-plain"]
+    monkeypatch.setattr(gate, "CASES", {"expand-plain": right, "expand-wrong": wrong})
+    failures, count = run_gate(CPU)
+    assert set(failures) == {"expand-wrong"} and count == 2
+
+
+def test_profilers_table_is_summed_in_wrong_units():
+    header = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
+    lines = [
+        "==PROF== Connected to process 1", header,
+        '"0","_backward_kernel","dram__bytes_read.sum","Mbyte","1.5"', '"0","_backward_kernel","dram__bytes_write.sum","Kbyte","2,000"',
+        '"1","_sum_parts_kernel","dram__bytes_read.sum","byte","500"', '"1","_sum_parts_kernel","other","byte","9"',
+    ]  # fmt: skip
+    assert bytes_moved("\n".join(lines)) == {"dram__bytes_read.sum": 1_500_500.0, "dram__bytes_write.sum": 2e6}
+    with pytest.raises(ValueError, match="no table"):
+        bytes_moved("==ERROR== no permission")
