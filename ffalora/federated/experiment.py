@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,17 @@ from ..data.examples import Examples
 from ..data.load import LoadedData, load_data
 from ..data.tasks import Task, find_task
 from ..data.tokenize import prepare
-from ..models import LoadedModel, choose_device, compile_model, load_model
+from ..models import LoadedModel, base_dtype, choose_device, compile_model, load_model
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
+from ..privacy.client_level import ClientLevel
 from ..privacy.engine import Engine, Participant
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
+from .checks import check_fit, find_strategy
 from .partition import Partition, describe, make_partition
-from .strategies import STRATEGIES, Strategy
+from .population import client_level_mean, make_client_level
+from .strategies import Strategy
 
 _DEFAULT_CLIENTS = 3
 
@@ -42,6 +45,20 @@ class Experiment:
     participants: list[Participant]
     strategy: Strategy
     engine: Engine
+    client_level: ClientLevel | None = None
+    charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
+
+    @property
+    def ledgers(self) -> dict[str, PrivacyLedger]:
+        """Every ledger by name: one a client, or the population's; none without privacy."""
+        if self.client_level is not None:
+            return {"population": self.client_level.ledger}
+        return {str(p.client_id): p.ledger for p in self.participants if p.ledger is not None}
+
+    def on_charge(self, save: Callable[[Mapping[str, PrivacyLedger]], None]) -> None:
+        """Has ``save`` called with the ledgers that were charged, before any noisy result exists."""
+        self.engine.charged = lambda cohort: save({str(p.client_id): p.ledger for p in cohort if p.ledger is not None})
+        self.charged = save
 
 
 def build(config: Config, strategy_class: type[Strategy] | None = None) -> Experiment:
@@ -61,7 +78,13 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
     train = prepare(data, "train", loaded.tokenizer, max_length=config.data.max_length)
     evaluation = prepare(data, evaluation_split(config, data), loaded.tokenizer, max_length=config.data.max_length)
     partition = partition_clients(config, data, train)
+    check_fit(strategy_class, config, len(partition))
     engine = make_engine(config, loaded, adapters, train, task.losses, device)
+    strategy = strategy_class(adapters, config, len(partition))
+    client_level = None
+    if config.privacy.unit == "client":
+        client_level = make_client_level(config, len(partition))
+        strategy.mean = client_level_mean(client_level, strategy)
     return Experiment(
         config=config,
         loaded=loaded,
@@ -73,22 +96,10 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
         partition=partition,
         partition_table=describe(partition, train.labels, data.label_names),
         participants=make_participants(config, partition),
-        strategy=strategy_class(adapters, config),
+        strategy=strategy,
         engine=engine,
+        client_level=client_level,
     )
-
-
-def find_strategy(name: str) -> type[Strategy]:
-    """The method called ``name``.
-
-    Raises:
-        ConfigError: there is none; the message lists them all.
-    """
-    if name not in STRATEGIES:
-        raise ConfigError(
-            f"federation.strategy={name!r}: there is no such method; choose one of {', '.join(STRATEGIES)}"
-        )
-    return STRATEGIES[name]
 
 
 def load_run_data(config: Config) -> LoadedData:
@@ -135,7 +146,7 @@ def make_participants(config: Config, partition: Partition) -> list[Participant]
     steps = config.federation.rounds * config.federation.local_steps
     participants = []
     for client_id, samples in enumerate(partition.indices):
-        ledger = None if config.privacy.unit == "none" else make_ledger(config, client_id, len(samples), steps)
+        ledger = None if config.privacy.unit != "sample" else make_ledger(config, client_id, len(samples), steps)
         participants.append(Participant(client_id, np.asarray(samples), ledger))
     return participants
 
@@ -187,17 +198,8 @@ def make_engine(
         seed=config.seed,
         device=device,
         token_budget=config.optimizer.token_budget,
+        merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
     )
-
-
-def cohort_of_round(config: Config, participants: Sequence[Participant], round_number: int) -> list[Participant]:
-    """The clients drawn for a round: a fixed share without replacement, a pure function of seed and round."""
-    count = max(1, round(config.federation.participation * len(participants)))
-    if count == len(participants):
-        return list(participants)
-    words = np.random.SeedSequence([config.seed, round_number], spawn_key=(7,))
-    chosen = np.random.Generator(np.random.Philox(words)).choice(len(participants), count, replace=False)
-    return [participants[i] for i in sorted(chosen)]
 
 
 def evaluation_split(config: Config, data: LoadedData) -> str:

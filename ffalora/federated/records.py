@@ -25,8 +25,7 @@ def metrics_row(
     gap: float, seconds: float, bytes_up: int, bytes_down: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The row of ``metrics.jsonl`` for the round just completed."""
-    ledgers = {str(p.client_id): p.ledger for p in experiment.participants if p.ledger is not None}
-    epsilons = {name: ledger.epsilon() for name, ledger in ledgers.items()}
+    epsilons = {name: ledger.epsilon() for name, ledger in experiment.ledgers.items()}
     return {
         "round": server.round,
         "seconds": round(seconds, 3),
@@ -41,6 +40,7 @@ def metrics_row(
         "clipped": round(report.clipped, 4),
         "nonfinite": report.nonfinite,
         "rejected": report.rejected,
+        "dropped": report.dropped,
         "padding": round(report.padding, 4),
         "samples": report.samples,
     }
@@ -48,7 +48,7 @@ def metrics_row(
 
 def privacy_statement(experiment: Experiment) -> PrivacyStatement:
     """The statement of the run as it stands: what each client's ledger says."""
-    ledgers = [p.ledger for p in experiment.participants if p.ledger is not None]
+    ledgers = list(experiment.ledgers.values())
     privacy = experiment.config.privacy
     if not ledgers:
         return PrivacyStatement.not_private()

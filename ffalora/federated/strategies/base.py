@@ -1,13 +1,13 @@
 """What a federated method decides: what is trained, what travels, and how the server puts the answers together.
 
 The round loop (``simulate``) calls, in each round: ``begin_round``, ``start`` for the rows that the cohort starts from,
-and ``aggregate`` with the rows it ended at. Everything else (sampling, training, privacy, counting bytes) is the
-loop's.
+and ``aggregate`` with the rows it ended at. Everything else (sampling, training, privacy, faults) is the loop's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...adapters import Adapters
 from ...config import Config
+from ..server_optim import server_step
 
 BYTES_PER_NUMBER = 4
 
@@ -25,10 +26,10 @@ class ServerState:
     """What outlives a round.
 
     Attributes:
-        row: float32 ``[P]``, the global trained parameters.
+        row: float32 ``[P]``, every global number that changes from round to round, in the columns of the factors that
+            ``Strategy.kept`` names.
         round: rounds completed.
-        tensors: whatever else a strategy keeps (personal factors, residuals, server moments), by name; saved in
-            checkpoints.
+        tensors: whatever else is kept (personal factors, residuals, moments), by name; saved in checkpoints.
     """
 
     row: Tensor
@@ -41,83 +42,132 @@ class Strategy:
 
     Attributes:
         name: as in ``federation.strategy``.
-        trained: the factor trained in the first round ('b', 'a' or 'both').
-        exact: the average of the clients' factors is the average of their updates.
-        linear: the server needs only a weighted sum of the rows (what secure aggregation can compute).
+        trained: the factor trained in the first round ('b', 'a', 'both' or 'core').
+        kept: the factors that change from round to round, trained or not; '' for the trained ones.
+        exact: what the server ends with is the weighted average of the clients' updates.
+        linear: the server needs only a weighted sum of what clients send: what secure aggregation, client-level
+            privacy and server optimisers can work with.
+        takes_ranks: clients may have ranks of their own.
+        steady: columns keep their meaning from round to round, so that moments may be kept.
         summary: one sentence for tables and help.
+        up, down, aggregation, privacy: what travels each way, how it is put together, and what may be said about
+            differential privacy; for the table of methods.
     """
 
     name: ClassVar[str]
     trained: ClassVar[str]
+    kept: ClassVar[str] = ""
     exact: ClassVar[bool]
     linear: ClassVar[bool] = True
+    takes_ranks: ClassVar[bool] = False
+    steady: ClassVar[bool] = True
     summary: ClassVar[str]
+    up: ClassVar[str]
+    down: ClassVar[str]
+    aggregation: ClassVar[str] = "average"
+    privacy: ClassVar[str] = "sample level; client level"
 
-    def __init__(self, adapters: Adapters, config: Config):
-        self.adapters = adapters
-        self.config = config
+    def __init__(self, adapters: Adapters, config: Config, clients: int):
+        self.adapters, self.config, self.clients = adapters, config, clients
+        #: (start, rows, weights) -> the average; replaced where the server adds noise (client-level privacy).
+        self.mean: Callable[[Tensor, Tensor, Tensor], Tensor] = weighted_mean
 
     @property
     def shares_a(self) -> bool:
         """Every client of a round uses the same ``a``, so that all of them can train in one pass."""
         return all(place.tensor != "lora_A" for place in self.adapters.layout.places)
 
+    def trained_in(self, round_number: int) -> str:
+        """The factor trained in a round (counted from 0)."""
+        return self.trained
+
     def begin(self) -> ServerState:
         """The state before the first round."""
-        return ServerState(self.adapters.state())
+        with self.whole():
+            row = self.adapters.state()
+        return ServerState(row)
 
     def begin_round(self, server: ServerState) -> None:
-        """Prepares the model for the round (switches the trained factor, loads a new ``a``); most methods have nothing
-        to do.
-        """
+        """Brings the model to where the round starts: kept factors loaded, the trained one switched on."""
+        self.finish(server)
+        self.switch(self.trained_in(server.round))
 
     def start(self, server: ServerState, clients: Sequence[int]) -> Tensor:
         """Rows ``[C,P]`` that the cohort's clients start from."""
-        return server.row.expand(len(clients), -1).clone()
+        return self.adapters.state().expand(len(clients), -1).clone()
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> None:
-        """Puts the cohort's rows ``[C,P]`` together with ``weights [C]`` (float64, summing to 1), changing
-        ``server``.
+    def mask(self, server: ServerState, clients: Sequence[int]) -> Tensor | None:
+        """bool ``[C,P]``, the columns that each client has; None where every client has them all."""
+        return None
+
+    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
+        """Puts the cohort's rows ``[C,P]`` together with ``weights [C]`` (float64, summing to 1), changing ``server``.
+
+        Returns:
+            How far the result is from the weighted average of the updates, relative to it (0 where exact).
         """
-        server.row = weighted_mean(rows, weights)
+        self.adapters.load_state_(self.average(server, self.adapters.state(), rows, weights))
+        self.keep(server)
+        return 0.0
+
+    def average(self, server: ServerState, start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """The row that server optimiser and noise make of the cohort's rows, given where they ``start``\\ ed."""
+        mean = self.mean(start, rows, weights)
+        return server_step(server.tensors, start, mean, self.config.federation, self.adapters.config.trained)
 
     def finish(self, server: ServerState) -> None:
-        """Writes the global parameters into the model, for evaluation and for saving."""
-        self.adapters.load_state_(server.row)
+        """Writes the global parameters into the model, for a round, for evaluation and for saving."""
+        with self.whole():
+            self.adapters.load_state_(server.row)
+
+    def views(self, server: ServerState) -> Iterator[None]:
+        """Writes each model that is to be evaluated into the model in turn; the metrics of several are averaged."""
+        self.finish(server)
+        yield
+
+    def export(self, server: ServerState) -> None:
+        """Prepares the model for saving: afterwards the adapters alone hold everything that was learned."""
+        self.finish(server)
+
+    def upload(self, row: Tensor) -> Tensor:
+        """The numbers of a client's row ``[P]`` that it sends."""
+        return self.adapters.layout.payload(row)
+
+    def received(self, payload: Tensor) -> Tensor:
+        """The row ``[P]`` of what :meth:`upload` made of it; columns that were not sent are as in the model."""
+        return self.adapters.layout.from_payload(payload)
 
     def bytes_up(self) -> int:
         """What one client sends in a round."""
         return BYTES_PER_NUMBER * self.adapters.layout.size
 
-    def bytes_down(self, server: ServerState) -> int:
-        """What one client receives in a round. In the first, a seed stands for the frozen factor."""
-        return BYTES_PER_NUMBER * self.adapters.layout.size
+    def bytes_down(self, server: ServerState, cohort: int) -> int:
+        """What all clients together receive in the round about to begin. In the first, a seed stands for what is
+        random and frozen.
+        """
+        return cohort * BYTES_PER_NUMBER * self.adapters.layout.size
+
+    def keep(self, server: ServerState) -> None:
+        """Takes the kept factors from the model into ``server.row``."""
+        with self.whole():
+            server.row = self.adapters.state()
+
+    def switch(self, trained: str) -> None:
+        """Trains another factor, where it is another."""
+        if self.adapters.config.trained != trained:
+            self.adapters.train_factors(trained)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the block the adapters' columns are those of ``server.row``."""
+        trained = self.adapters.config.trained
+        self.switch(self.kept or self.trained)
+        try:
+            yield
+        finally:
+            self.switch(trained)
 
 
-def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """``weights @ rows``, summed in float64: float32 ``[P]``."""
     return (weights.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
-
-
-@torch.no_grad()
-def aggregation_gap(adapters: Adapters, rows: Tensor, weights: Tensor) -> float:
-    """``‖mean(B_k A_k) - mean(B_k) mean(A_k)‖ / ‖mean(B_k A_k)‖`` over all layers: 0 where averaging is exact.
-
-    Both means are weighted; a frozen factor is the same for every client.
-    """
-    missing = total = 0.0
-    weights = weights.to(rows.device, torch.float64)
-    for layer in adapters.layers.values():
-        factors = []
-        for tensor, parameter in (("lora_B", layer.lora_B), ("lora_A", layer.lora_A)):
-            start = layer.places.get(tensor)
-            own = parameter.detach()[None].expand(len(rows), *parameter.shape)
-            if start is not None:
-                own = rows[:, start : start + parameter.numel()].view(-1, *parameter.shape)
-            factors.append(own.double())
-        b, a = factors
-        exact = torch.einsum("c,cnr,crk->nk", weights, b, a)
-        averaged = torch.einsum("c,cnr->nr", weights, b) @ torch.einsum("c,crk->rk", weights, a)
-        missing += float((exact - averaged).square().sum())
-        total += float(exact.square().sum())
-    return (missing / total) ** 0.5 if total else 0.0

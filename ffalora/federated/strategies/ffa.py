@@ -10,3 +10,5 @@ class FFALoRA(Strategy):
     trained = "b"
     exact = True
     summary = "FFA-LoRA: frozen random a, trained b; exact averages, half the traffic"
+    up = "b"
+    down = "b"

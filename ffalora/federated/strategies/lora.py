@@ -1,6 +1,11 @@
 """LoRA with FedAvg (FedIT; Zhang et al., ICASSP 2024): both factors are trained, sent and averaged each by itself."""
 
-from .base import Strategy
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .base import ServerState, Strategy
+from .factors import aggregation_gap
 
 
 class LoRAFedAvg(Strategy):
@@ -10,3 +15,10 @@ class LoRAFedAvg(Strategy):
     trained = "both"
     exact = False
     summary = "LoRA + FedAvg: a and b trained and averaged each; inexact"
+    up = "a, b"
+    down = "a, b"
+    aggregation = "average of each factor"
+
+    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
+        super().aggregate(server, clients, rows, weights)
+        return aggregation_gap(self.adapters, rows, weights)

@@ -1,0 +1,60 @@
+"""Refuses configurations that a federated method cannot carry out, before anything is trained."""
+
+from __future__ import annotations
+
+from ..config import Config, ConfigError
+from .strategies import STRATEGIES, Strategy
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The method called ``name``.
+
+    Raises:
+        ConfigError: there is none; the message lists them all.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(
+            f"federation.strategy={name!r}: there is no such method; choose one of {', '.join(STRATEGIES)}"
+        )
+    return STRATEGIES[name]
+
+
+def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
+    """Refuses what the method cannot do, before anything is trained.
+
+    Raises:
+        ConfigError: names the key, its value, and the methods or values that would fit.
+    """
+    federation, ranks = config.federation, config.clients.ranks
+    if clients < federation.min_available:
+        raise ConfigError(
+            f"federation.min_available={federation.min_available}, but there are {clients} clients; lower it, or "
+            "partition the data among more"
+        )
+    if ranks is not None:
+        _need(strategy.takes_ranks, "clients.ranks", ranks, "takes_ranks", strategy)
+        if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.rank:
+            raise ConfigError(
+                f"clients.ranks={ranks} must hold one rank for each of {clients} clients, between 1 and "
+                f"adapter.rank={config.adapter.rank}"
+            )
+    if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
+        wanted = federation.server_optimizer
+        _need(strategy.linear, "federation.server_optimizer", wanted, "linear", strategy)
+    if config.optimizer.keep_moments:
+        _need(strategy.steady, "optimizer.keep_moments", True, "steady", strategy)
+    if config.privacy.unit == "client":
+        _need(strategy.linear, "privacy.unit", "client", "linear", strategy)
+        if federation.weighting != "uniform":
+            raise ConfigError(
+                f"federation.weighting={federation.weighting!r}: under client-level privacy every client weighs the "
+                "same; set it to uniform"
+            )
+
+
+def _need(can: bool, key: str, value: object, trait: str, strategy: type[Strategy]) -> None:
+    if not can:
+        able = ", ".join(name for name, other in STRATEGIES.items() if getattr(other, trait))
+        raise ConfigError(
+            f"{key}={value!r} does not go with federation.strategy={strategy.name!r}; the methods that can: {able}"
+        )

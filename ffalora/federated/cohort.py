@@ -1,0 +1,158 @@
+"""A round's cohort: who is drawn, who is slow or vanishes, what each weighs, and its local training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..privacy.engine import Participant, TrainingReport
+from ..privacy.optim import Moments, lr_factor
+from .experiment import Experiment
+from .strategies import ServerState
+
+_DRAW, _FAULTS = 7, 8
+_MOMENTS = "moments."
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who trains in a round.
+
+    Attributes:
+        clients: the participants, ascending by id.
+        steps: local steps that each takes before the server stops waiting.
+        arrives: whether its row reaches the server.
+    """
+
+    clients: list[Participant]
+    steps: list[int]
+    arrives: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    @property
+    def ids(self) -> list[int]:
+        return [p.client_id for p in self.clients]
+
+
+def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
+    """The clients drawn for a round and what becomes of them: a function of seed and round (client-level privacy in
+    secure mode: of the operating system).
+
+    A client whose budget does not cover another round stays out.
+    """
+    config, everyone = experiment.config, experiment.participants
+    if experiment.client_level is not None:
+        chosen = experiment.client_level.open_round(round_number)
+        if experiment.charged is not None:
+            experiment.charged(experiment.ledgers)
+    else:
+        count = max(1, round(config.federation.participation * len(everyone)))
+        chosen = np.arange(len(everyone))
+        if count < len(everyone):
+            chosen = np.sort(_generator(config, round_number, _DRAW).choice(chosen, count, replace=False))
+    steps, arrives = _faults(config, round_number, len(everyone))
+    able = [i for i in chosen.tolist() if _may_train(everyone[i], config)]
+    return Cohort([everyone[i] for i in able], [int(steps[i]) for i in able], [bool(arrives[i]) for i in able])
+
+
+def train_cohort(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> TrainingReport:
+    """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another.
+
+    Moments that outlive rounds are kept among the server's tensors, one row a client of the federation.
+    """
+    federation, optimizer = experiment.config.federation, experiment.config.optimizer
+    everyone = torch.tensor(cohort.ids)
+    moments = _kept_moments(experiment, server.tensors, rows) if optimizer.keep_moments else None
+    own = None if moments is None else moments.rows(everyone)
+    anchor = rows.clone() if federation.prox_mu else None
+    total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
+    factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
+    mask = experiment.strategy.mask(server, cohort.ids)
+    report = TrainingReport()
+    own = own or Moments.zeros(optimizer, len(cohort), rows.shape[1], rows.device)
+    for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(cohort))):
+        is_all = len(index) == len(rows)
+        part, part_moments = (rows, own) if is_all else (rows[index], own.rows(index))
+        report.add(
+            experiment.engine.train(
+                [cohort.clients[i] for i in index],
+                part,
+                end - begin,
+                anchor=None if anchor is None else anchor[index],
+                mu=federation.prox_mu,
+                moments=part_moments,
+                lr_factors=factors[begin:end],
+                mask=None if mask is None else mask[index].to(rows.device),
+            )
+        )
+        if not is_all:
+            rows[index] = part
+            own.put_(index, part_moments)
+    if moments is not None:
+        moments.put_(everyone, own)
+        server.tensors |= {_MOMENTS + name: value for name, value in moments.tensors().items()}
+    return report
+
+
+def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
+    """Whether a cohort shares forward and backward passes: where the method allows it and single batches would be
+    small.
+    """
+    choice = experiment.config.federation.one_pass
+    if clients < 2 or choice == "never" or not experiment.strategy.shares_a:
+        return False
+    batch_tokens = experiment.config.optimizer.batch_size * float(experiment.train.lengths.mean())
+    return choice == "always" or batch_tokens < (experiment.engine.token_budget or 0)
+
+
+def client_weights(clients: Sequence[Participant], config: Config) -> Tensor:
+    """Weights of the average, float64 ``[C]``, summing to 1: by data-set sizes or equal."""
+    sizes = [len(p.samples) if config.federation.weighting == "size" else 1 for p in clients]
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    return weights / weights.sum()
+
+
+def _groups(cohort: Cohort, one_pass: bool) -> list[tuple[Tensor, int, int]]:
+    """Which rows train together, from which local step to which: slow clients leave the pass before the others."""
+    if not one_pass:
+        return [(torch.tensor([i]), 0, steps) for i, steps in enumerate(cohort.steps)]
+    groups, begin = [], 0
+    for end in sorted(set(cohort.steps)):
+        groups.append((torch.tensor([i for i, steps in enumerate(cohort.steps) if steps >= end]), begin, end))
+        begin = end
+    return groups
+
+
+def _kept_moments(experiment: Experiment, tensors: dict[str, Tensor], rows: Tensor) -> Moments:
+    kept = {n.removeprefix(_MOMENTS): value for n, value in tensors.items() if n.startswith(_MOMENTS)}
+    if kept:
+        return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
+    return Moments.zeros(experiment.config.optimizer, len(experiment.participants), rows.shape[1], rows.device)
+
+
+def _faults(config: Config, round_number: int, clients: int) -> tuple[np.ndarray, np.ndarray]:
+    """Local steps ``[clients]`` and arrival ``[clients]`` of every client, drawn or not, in a round."""
+    federation = config.federation
+    drawn = _generator(config, round_number, _FAULTS).random((clients, 3))
+    slow, vanishes = drawn[:, 0] < federation.straggler_rate, drawn[:, 1] < federation.dropout_rate
+    steps = np.full(clients, federation.local_steps)
+    steps[slow] = max(1, round(federation.straggler_work * federation.local_steps))
+    steps[vanishes] = 1 + (drawn[vanishes, 2] * steps[vanishes]).astype(np.int64)
+    return steps, ~vanishes
+
+
+def _generator(config: Config, round_number: int, purpose: int) -> np.random.Generator:
+    words = np.random.SeedSequence([config.seed, round_number], spawn_key=(purpose,))
+    return np.random.Generator(np.random.Philox(words))
+
+
+def _may_train(participant: Participant, config: Config) -> bool:
+    """After a kill in secure mode steps are charged twice, and the last rounds may not be covered."""
+    return participant.ledger is None or participant.ledger.steps_left >= config.federation.local_steps

@@ -1,0 +1,52 @@
+"""Client-level privacy of a federation: its ledger, and the noisy average in the place of the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..config import Config
+from ..privacy.accountants import noise_multiplier_for
+from ..privacy.client_level import ClientLevel, population_ledger
+from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.sampling import SeededDraw, SystemDraw
+from .strategies import Strategy
+
+
+def make_client_level(config: Config, clients: int) -> ClientLevel:
+    """The client-level mechanism of a run: its population's ledger, with noise for all rounds."""
+    privacy, federation = config.privacy, config.federation
+    is_secure = privacy.noise == "secure"
+    sampling = "poisson" if privacy.sampling == "poisson" else "without-replacement"
+    sigma = privacy.noise_multiplier
+    if sigma is None and privacy.target_epsilon is not None:
+        sigma = noise_multiplier_for(
+            privacy.target_epsilon, privacy.delta, federation.participation, federation.rounds, privacy.accountant,
+            sampling,
+        )  # fmt: skip
+    ledger = population_ledger(
+        clients, federation.participation, float(sigma or 0.0), privacy.delta, federation.rounds,
+        privacy.target_epsilon, privacy.accountant, sampling,
+    )  # fmt: skip
+    return ClientLevel(
+        ledger,
+        privacy.max_grad_norm,
+        SecureNoise() if is_secure else SeededNoise.from_seed(config.seed),
+        SystemDraw() if is_secure else SeededDraw(config.seed),
+        clipping=privacy.clipping,
+    )
+
+
+def client_level_mean(level: ClientLevel, strategy: Strategy) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The noisy average of clipped updates, in the place of the plain one. Weights are uniform and not used."""
+
+    def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        state = start.clone()
+        index = strategy.adapters.layout.parameter_index()
+        level.close_round_(
+            state, rows, level.ledger.steps_taken - 1, index=None if index is None else index.to(state.device)
+        )
+        return state
+
+    return mean

@@ -1,0 +1,338 @@
+"""Runs: what their folder holds, that an interruption changes nothing, and that faults of clients stop no round."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_runs import CLIENT_LEVEL, PRIVATE
+
+from ffalora.adapters import CheckpointError
+from ffalora.bundle import evaluate, load_bundle
+from ffalora.config import ConfigError, from_mapping, merge
+from ffalora.federated import simulate as module
+from ffalora.federated.checks import find_strategy
+from ffalora.federated.cohort import client_weights, draw_cohort
+from ffalora.federated.experiment import build
+from ffalora.federated.simulate import CHECKPOINT, METRICS, run_round, simulate
+from ffalora.local import train
+from ffalora.privacy.accounting import LedgerMismatch
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def rows_of(folder):
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_run_writes_its_whole_folder(small, tmp_path):
+    result = simulate(small(), tmp_path / "run", progress=False)
+    names = (
+        "config.yaml",
+        "environment.json",
+        "partition.json",
+        "privacy.json",
+        "privacy.txt",
+        "summary.json",
+        METRICS,
+    )
+    assert all((tmp_path / "run" / name).exists() for name in (*names, CHECKPOINT, "adapter/adapter_config.json"))
+    assert len(result.rounds) == 3
+    assert set(result.rounds[-1]["metrics"]) == {"accuracy", "macro_f1", "loss"}
+    assert result.rounds[-1]["bytes_up"] == 3 * 4 * 4 * 16 * 2  # clients x bytes x layers x N x R
+
+
+def test_training_moves_the_loss_down(small, tmp_path):
+    result = simulate(
+        small(federation__rounds=10, federation__local_steps=4, optimizer__lr=1.0), tmp_path / "run", progress=False
+    )
+    losses = [row["metrics"]["loss"] for row in result.rounds]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+class _Stop:
+    """Raises KeyboardInterrupt in the middle of a round."""
+
+    def __init__(self, at: int):
+        self.calls, self.at = 0, at
+
+    def __call__(self, original):
+        def train(*arguments, **options):
+            self.calls += 1
+            if self.calls == self.at:
+                options["on_step"] = self._interrupt
+            return original(*arguments, **options)
+
+        return train
+
+    @staticmethod
+    def _interrupt(step):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {**PRIVATE, "optimizer__name": "adamw", "optimizer__lr": 0.01, "optimizer__keep_moments": True},
+        {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01, "optimizer__schedule": "cosine"},
+        CLIENT_LEVEL,
+        {"federation__participation": 0.7, "federation__dropout_rate": 0.3, "adapter__dropout": 0.1},
+    ],
+    ids=["plain", "private-adamw", "server-adam", "client-level", "faults"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path, monkeypatch, changes):
+    config = small(federation__one_pass="always", **changes)
+    simulate(config, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        engine = module.build(config).engine.__class__
+        patch.setattr(engine, "train", _Stop(at=4 if "federation__dropout_rate" in changes else 2)(engine.train))
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, tmp_path / "cut", progress=False)
+    assert 1 <= len(rows_of(tmp_path / "cut")) < 3
+    simulate(config, tmp_path / "cut", resume=True, progress=False)
+    whole, cut = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "cut")
+    assert (tmp_path / "whole/privacy.txt").read_text() == (tmp_path / "cut/privacy.txt").read_text()
+
+
+def test_resuming_with_another_configuration_names_every_key_that_differs(small, tmp_path):
+    simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr was 0\.5 and is 0\.25"):
+        simulate(small(federation__rounds=1, optimizer__lr=0.25), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(small, tmp_path):
+    simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers", "header"])
+def test_a_tampered_checkpoint_is_refused(small, tmp_path, kind):
+    simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+    path = tmp_path / "run" / CHECKPOINT
+    if kind == "bytes":
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            header, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}
+        if kind == "numbers":
+            tensors["row"][0] += 1
+        else:
+            header["ffalora"] = header["ffalora"].replace('"format": 1', '"format": 9')
+        save_file(tensors, path, metadata=header)
+    with pytest.raises(CheckpointError):
+        simulate(small(federation__rounds=1), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
+    simulate(small(federation__rounds=1, **PRIVATE), tmp_path / "run", progress=False)
+    experiment = build(small(federation__rounds=1, **PRIVATE))
+    experiment.ledgers["0"].dataset_size += 1
+    server = experiment.strategy.begin()
+    with pytest.raises(LedgerMismatch, match="dataset_size"):
+        module.load_checkpoint(
+            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers
+        )
+
+
+@pytest.mark.parametrize("changes", [{}, PRIVATE, {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1}])
+def test_one_pass_equals_one_client_after_another(small, tmp_path, changes):
+    for choice in ("always", "never"):
+        simulate(small(federation__one_pass=choice, **changes), tmp_path / choice, progress=False)
+    together, apart = adapter_of(tmp_path / "always"), adapter_of(tmp_path / "never")
+    for name in together:
+        torch.testing.assert_close(together[name], apart[name], rtol=1e-4, atol=1e-6)
+
+
+def test_participation_draws_another_fixed_share_each_round(small):
+    experiment = build(small(clients__count=10, federation__participation=0.3))
+    drawn = [draw_cohort(experiment, number).ids for number in range(6)]
+    assert all(len(ids) == 3 for ids in drawn)
+    assert len({tuple(ids) for ids in drawn}) > 1
+    assert drawn == [draw_cohort(experiment, number).ids for number in range(6)]
+
+
+def test_weights_follow_sizes_or_are_equal(small):
+    experiment = build(small(clients__partition="quantity", clients__quantities=[0.5, 0.25, 0.25]))
+    sizes = np.array([len(p.samples) for p in experiment.participants])
+    by_size = client_weights(experiment.participants, small())
+    np.testing.assert_allclose(by_size.numpy(), sizes / sizes.sum())
+    assert client_weights(experiment.participants, small(federation__weighting="uniform")).tolist() == [1 / 3] * 3
+
+
+def test_fedprox_keeps_clients_nearer_to_where_they_started(small):
+    def distance(mu):
+        experiment = build(small(federation__prox_mu=mu, federation__local_steps=4))
+        server = experiment.strategy.begin()
+        before = server.row.clone()
+        run_round(experiment, server)
+        return float((server.row - before).norm())
+
+    assert distance(2.0) < 0.7 * distance(0.0)
+
+
+def test_the_gap_of_averaging_is_zero_for_ffa_and_positive_for_lora(small):
+    gaps = {}
+    for name in ("ffa", "lora"):
+        experiment = build(small(federation__strategy=name))
+        server = experiment.strategy.begin()
+        gaps[name] = [run_round(experiment, server)["update_gap"] for _ in range(2)]
+    assert gaps["ffa"] == [0.0, 0.0]
+    assert gaps["lora"][1] > 1e-4
+
+
+def test_a_client_that_sends_nan_is_named_and_the_round_goes_on(small, monkeypatch):
+    experiment = build(small())
+    original = module.train_cohort
+
+    def spoil(experiment, server, cohort, rows):
+        report = original(experiment, server, cohort, rows)
+        rows[1, 3] = float("nan")
+        return report
+
+    monkeypatch.setattr(module, "train_cohort", spoil)
+    server = experiment.strategy.begin()
+    row = run_round(experiment, server)
+    assert row["rejected"] == [1]
+    assert server.row.isfinite().all() and server.row.any()
+
+
+def test_a_round_of_nothing_but_rejected_clients_leaves_the_state(small, monkeypatch):
+    experiment = build(small())
+    monkeypatch.setattr(
+        module, "train_cohort", lambda e, s, cohort, rows: (rows.fill_(float("inf")), module.TrainingReport())[1]
+    )
+    server = experiment.strategy.begin()
+    before = server.row.clone()
+    assert run_round(experiment, server)["rejected"] == [0, 1, 2]
+    assert torch.equal(server.row, before)
+
+
+def test_a_client_that_drops_out_has_spent_its_steps_and_is_not_averaged(small):
+    experiment = build(small(clients__count=8, federation__dropout_rate=0.5, federation__local_steps=3, **PRIVATE))
+    server = experiment.strategy.begin()
+    row = run_round(experiment, server)
+    gone = row["dropped"]
+    assert 0 < len(gone) < 8
+    for client in experiment.participants:
+        spent = client.ledger.steps_taken
+        assert 1 <= spent <= 3 if client.client_id in gone else spent == 3
+    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.bytes_up()
+
+
+@pytest.mark.parametrize("one_pass", ["always", "never"])
+def test_a_straggler_takes_fewer_steps_and_is_averaged(small, one_pass):
+    experiment = build(
+        small(
+            clients__count=6, federation__straggler_rate=0.5, federation__local_steps=4, federation__one_pass=one_pass
+        )
+    )
+    server = experiment.strategy.begin()
+    row = run_round(experiment, server)
+    steps = {p.steps_taken for p in experiment.participants}
+    assert steps == {2, 4} and row["dropped"] == []
+
+
+def test_a_straggler_ends_where_it_would_have_ended_alone(small):
+    rows = {}
+    for choice in ("always", "never"):
+        experiment = build(
+            small(
+                clients__count=6,
+                federation__straggler_rate=0.5,
+                federation__local_steps=4,
+                optimizer__momentum=0.9,
+                federation__one_pass=choice,
+            )
+        )
+        server = experiment.strategy.begin()
+        run_round(experiment, server)
+        rows[choice] = server.row
+    torch.testing.assert_close(rows["always"], rows["never"], rtol=1e-4, atol=1e-6)
+
+
+def test_client_level_privacy_charges_the_population_each_round_and_caps_the_update(small, tmp_path):
+    config = small(clients__count=12, **CLIENT_LEVEL)
+    result = simulate(config, tmp_path / "run", progress=False)
+    epsilons = [row["epsilon"] for row in result.rounds]
+    assert epsilons == sorted(epsilons) and epsilons[0] > 0
+    statement = json.loads((tmp_path / "run/privacy.json").read_text())
+    assert statement["unit"] == "client" and statement["clients"][0]["steps_taken"] == 3
+    silent = merge(config.model_dump(), {"privacy.noise_multiplier": 0.0, "privacy.max_grad_norm": 1e-3})
+    experiment = build(from_mapping(silent))
+    server = experiment.strategy.begin()
+    before = server.row.clone()
+    drawn = len(draw_cohort(build(from_mapping(silent)), 0))
+    run_round(experiment, server)
+    assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
+
+
+def test_client_level_privacy_with_weights_by_size_is_refused(small):
+    with pytest.raises(ConfigError, match=r"federation\.weighting='size'"):
+        build(small(**CLIENT_LEVEL | {"federation__weighting": "size"}))
+
+
+def test_an_unknown_method_is_refused_with_the_list_of_those_there_are():
+    with pytest.raises(ConfigError, match="ffa"):
+        find_strategy("fed-magic")
+
+
+@pytest.mark.parametrize(
+    "changes,key",
+    [
+        ({"federation__min_available": 5}, "federation.min_available=5"),
+        ({"clients__ranks": [1, 2, 2]}, "clients.ranks"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_before_training(small, changes, key):
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        build(small(**changes))
+
+
+def test_the_saved_adapter_gives_peft_the_same_hidden_states_and_reproduces_the_metrics(small, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    config = small(model__attention="eager")
+    result = simulate(config, tmp_path / "run", progress=False)
+    bundle = load_bundle(tmp_path / "run")
+    peft = PeftModel.from_pretrained(AutoModel.from_pretrained(config.model.name), tmp_path / "run/adapter").eval()
+    inputs = bundle.loaded.tokenizer(["word1 word30", "word7"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            bundle.loaded.model.encoder(**inputs).last_hidden_state,
+            peft(**inputs).last_hidden_state,
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    again = evaluate(tmp_path / "run")
+    assert again == pytest.approx(result.rounds[-1]["metrics"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [{"optimizer__momentum": 0.9}, {"optimizer__name": "adamw", "optimizer__lr": 0.02}]
+)
+def test_training_at_one_site_does_not_depend_on_how_it_is_cut_into_rounds(small, tmp_path, optimizer):
+    for rounds, steps in ((1, 6), (3, 2)):
+        config = small(
+            federation__rounds=rounds, federation__local_steps=steps, optimizer__schedule="cosine",
+            optimizer__warmup_steps=2, **optimizer,
+        )  # fmt: skip
+        train(config, tmp_path / str(rounds), progress=False)
+    whole, cut = adapter_of(tmp_path / "1"), adapter_of(tmp_path / "3")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_two_runs_of_one_seed_agree_in_every_number_but_the_time(small, tmp_path):
+    for name in ("first", "second"):
+        simulate(small(federation__rounds=1), tmp_path / name, progress=False)
+    assert rows_of(tmp_path / "first") == rows_of(tmp_path / "second")
