@@ -116,7 +116,13 @@ def broken_rules(row: dict) -> list[str]:
         found.append(f"spills {row['spill_bytes']} bytes")
     if int(row["shared_bytes"]) > SHARED_LIMIT[row["arch"]]:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory of {SHARED_LIMIT[row['arch']]}")
-    if half and row["kernel"] in ("backward_kernel", "expand_kernel", "project_kernel", "outer_kernel"):
+    if half and row["kernel"] in (
+        "backward_kernel",
+        "expand_kernel",
+        "project_kernel",
+        "outer_kernel",
+        "seeded_gemm_kernel",
+    ):
         needed = (
             "wgmma" if row["arch"] == "sm_90" and row["kernel"] == "backward_kernel" else ("mma", "wgmma", "tcgen05")
         )

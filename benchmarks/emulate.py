@@ -18,6 +18,7 @@ import torch
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
 from ffalora_kernels.triton import configs
+from ffalora_kernels.triton.gemm import seeded_linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from emulator import emulated
@@ -119,6 +120,16 @@ def outer(cap: int, lengths: list[int], n: int, k: int) -> dict:
     )  # fmt: skip
 
 
+def seeded(cap: int, m: int, n: int, k: int, r: int) -> dict:
+    """The whole adapted forward in one bf16 GEMM; its tiles read x and w again from the caches."""
+    x, w, h = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
+    b, segments = torch.randn(1, n, r).bfloat16(), Segments.uniform(1, m)
+    return count(
+        "seeded_linear", f"M{m} N{n} K{k} R{r}", "", cap, (m * k + n * k + m * r + n * r + m * n) * 2, 0, True,
+        lambda: seeded_linear(x, w, None, h, b, segments.offsets, segments.client, 1.0, m),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Counts every case on sm_80 and sm_90 and writes the table."""
     rows = []
@@ -134,6 +145,7 @@ def main() -> None:
         rows.append(clip(cap, 32, 20480, 1, False))
         rows.append(clip(cap, 12, 8192, 3, True))
         rows += [privatize(cap, 2, 8192, moments) for moments in range(3)]
+        rows.append(seeded(cap, 256, 512, 512, 16))
         rows.append(outer(cap, [128] * 4, 8, 1024))
     with CSV.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -9,7 +9,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import triton  # noqa: F401
-from cases import CASES
+from cases import CASES, TRITON_CASES
 from emulator import TOOLS
 
 sys.path.insert(0, str(TOOLS))
@@ -21,7 +21,7 @@ def main(names: list[str]) -> None:
     outcome: dict[str, str | None] = {}
     for name in names:
         try:
-            CASES[name]("triton")
+            (CASES | TRITON_CASES)[name]("triton")
             outcome[name] = None
         except Exception:
             outcome[name] = traceback.format_exc()
@@ -29,4 +29,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(CASES))
+    main(sys.argv[1:] or [*CASES, *TRITON_CASES])

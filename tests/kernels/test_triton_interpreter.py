@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import CASES
+from cases import CASES, TRITON_CASES
 from emulator import require_tools
 
 HERE = Path(__file__).parent
@@ -24,6 +24,6 @@ def outcome() -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *TRITON_CASES])
 def test_interpreted_kernel_equals_float64_reference(name: str, outcome: dict) -> None:
     assert outcome[name] is None, outcome[name]
