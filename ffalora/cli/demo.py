@@ -21,4 +21,4 @@ def command(options: RunOptions, overrides: dict[str, Any]) -> None:
     from ..federated.simulate import simulate
 
     with resources.as_file(resources.files("ffalora") / "configs" / "demo.yaml") as path:
-        run("demo", path, overrides, options, simulate)
+        run("demo", None if options.resume else path, overrides, options, simulate)

@@ -66,10 +66,12 @@ class _Value(click.ParamType):
 
     def __init__(self, field: FieldInfo):
         self.name = describe_type(field.annotation)
-        self._takes_text = field.annotation is str or get_origin(field.annotation) is Literal
+        self._takes_text = all(kind is str or get_origin(kind) is Literal for kind in _alternatives(field.annotation))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Given:
-        return value if isinstance(value, Given) else Given(value if self._takes_text else _yaml(value, param))
+        if isinstance(value, Given):
+            return value
+        return Given(value if self._takes_text and value != "null" else _yaml(value, param))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name
@@ -77,11 +79,11 @@ class _Value(click.ParamType):
 
 def describe_type(kind: Any) -> str:
     """A type as a person would write it: ``INT``, ``ffa|lora``, ``[TEXT, …]``."""
-    origin, arguments = get_origin(kind), [a for a in get_args(kind) if a is not type(None)]
+    if _alternatives(kind) != [kind]:
+        return " or ".join(dict.fromkeys(map(describe_type, _alternatives(kind))))
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return "|".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe_type(a) for a in arguments))
     if origin is list:
         return f"[{describe_type(arguments[0])}, …]"
     if origin is dict:
@@ -93,6 +95,13 @@ def _option(key: str, field: FieldInfo) -> click.Option:
     default = field.get_default(call_default_factory=True)
     shown = "" if default is None else f"  [{_plain(default)}]"
     return click.Option([f"--{key}", key.replace(".", "__")], type=_Value(field), help=f"{field.description}{shown}")
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types that a union allows, without None; of any other type, itself."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return [kind]
+    return [alternative for alternative in get_args(kind) if alternative is not type(None)]
 
 
 def _plain(value: Any) -> str:
