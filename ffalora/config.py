@@ -174,9 +174,10 @@ class PrivacyConfig(Section):
     max_grad_norm: float = Field(
         1.0, gt=0, description="clipping norm C, of a sample's gradient or of a client's update"
     )
-    clipping: Literal["flat", "per-layer", "automatic"] = Field(
-        "flat", description="how per-sample gradients are clipped"
+    clipping: Literal["flat", "per-layer", "automatic", "adaptive"] = Field(
+        "flat", description="how per-sample gradients are clipped; adaptive: C follows a quantile of their norms"
     )
+    clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
     accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
     sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
     noise: Literal["seeded", "secure"] = Field(

@@ -22,6 +22,7 @@ from ..adapters import CheckpointError
 from ..config import Config
 from ..config_values import differences
 from ..privacy.accounting import PrivacyLedger
+from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.engine import Participant
 from .strategies import ServerState
 
@@ -53,6 +54,7 @@ def save_checkpoint(
         "round": server.round,
         "config": _essence(config),
         "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
+        "clipping": {str(p.client_id): p.adaptive.state_dict() for p in participants if p.adaptive is not None},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
         "digest": _digest(tensors),
     }
@@ -82,6 +84,9 @@ def load_checkpoint(
         ledger.resume(header["ledgers"][name])
     for participant in participants:
         participant.steps_taken = header["steps_taken"][str(participant.client_id)]
+        if participant.adaptive is not None:
+            stored = header["clipping"][str(participant.client_id)]
+            participant.adaptive = AdaptiveQuantileClipping.from_state_dict(stored)
     server.row = row.to(server.row.device)
     server.round = header["round"]
     server.tensors = {name.removeprefix("tensor."): value for name, value in tensors.items()}

@@ -18,6 +18,7 @@ from ..models import LoadedModel, base_dtype, choose_device, compile_model, load
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
+from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.engine import Engine, Participant
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
@@ -147,8 +148,21 @@ def make_participants(config: Config, partition: Partition) -> list[Participant]
     participants = []
     for client_id, samples in enumerate(partition.indices):
         ledger = None if config.privacy.unit != "sample" else make_ledger(config, client_id, len(samples), steps)
-        participants.append(Participant(client_id, np.asarray(samples), ledger))
+        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=_policy(config, ledger)))
     return participants
+
+
+def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
+    """The policy that moves a client's clipping norm; None where it stays."""
+    privacy = config.privacy
+    if ledger is None or privacy.clipping != "adaptive":
+        return None
+    return AdaptiveQuantileClipping(
+        noise_multiplier=ledger.noise_multiplier,
+        expected_rows=ledger.sample_rate * ledger.dataset_size,
+        max_grad_norm=privacy.max_grad_norm,
+        quantile=privacy.clipping_quantile,
+    )
 
 
 def make_ledger(config: Config, client_id: int, samples: int, steps: int) -> PrivacyLedger:

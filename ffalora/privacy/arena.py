@@ -62,7 +62,7 @@ class Arena:
             places = self._adapters.layout.places
             names = [places[i].name for i in unwritten.nonzero().flatten().tolist()]
             raise GradientMissing(
-                f"the backward pass wrote no gradient for {len(names)} of {len(places)} trained tensors (first: {names[0]}"
-                "); the model does not use them, or something between them and the loss blocks gradients: leave them out "
-                "(exclude_modules) or remove what blocks"
+                f"the backward pass wrote no gradient for {len(names)} of {len(places)} trained tensors (first: "
+                f"{names[0]}): the model does not use them, or something between them and the loss blocks gradients; "
+                "leave them out (exclude_modules) or remove what blocks"
             )

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ffalora_kernels import clip_reduce_, privatize_step_
-from ffalora_kernels.reference import gaussian_ref
 
 from .accounting import PrivacyLedger
 from .clipping import AdaptiveQuantileClipping, sensitivity
@@ -194,12 +193,7 @@ class ClientLevel:
         )
 
     def _count_noise(self, round_number: int) -> float:
-        if isinstance(self.noise, SeededNoise):
-            at = torch.zeros(1, dtype=torch.int64)
-            return float(gaussian_ref(self.noise.key, SERVER_ID, round_number, _COUNT_STREAM, at))
-        drawn = torch.zeros(1, 1, dtype=torch.float64)
-        self.noise.add_(drawn, torch.ones(1, dtype=torch.float64), None)
-        return float(drawn)
+        return self.noise.normal(SERVER_ID, round_number, _COUNT_STREAM)
 
 
 def clip_updates(updates: Tensor, max_update_norm: float, mode: str = "flat") -> tuple[Tensor, Tensor]:

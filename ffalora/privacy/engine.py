@@ -22,7 +22,7 @@ from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig, PrivacyConfig
 from .accounting import PrivacyLedger
 from .arena import Arena
-from .clipping import per_layer_thresholds, sensitivity
+from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivity
 from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
 from .optim import Moments
 from .probe import check_independence
@@ -53,6 +53,7 @@ class Participant:
         steps_taken: logical steps over its whole life.
         lr: its learning rate, where it differs from the configuration's.
         max_grad_norm: its clipping norm, likewise.
+        adaptive: the policy that moves its clipping norm after each step; None keeps the norm.
     """
 
     client_id: int
@@ -61,6 +62,7 @@ class Participant:
     steps_taken: int = 0
     lr: float | None = None
     max_grad_norm: float | None = None
+    adaptive: AdaptiveQuantileClipping | None = None
 
 
 @dataclass
@@ -134,6 +136,7 @@ class Engine:
     token_budget: int | None = None
     merge_weights: bool = False
     charged: Callable[[Sequence[Participant]], None] | None = None
+    _counted: bool = False
     _probed: bool = False
 
     def __post_init__(self) -> None:
@@ -143,7 +146,7 @@ class Engine:
             )
         if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
             raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
-        _refuse_unprotected(self.model, self.adapters, self.private)
+        self.check_model()
         self.arena = Arena(self.adapters, self.device)
         if self.token_budget is None:
             self.token_budget = _TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS_ON_GPU
@@ -178,13 +181,18 @@ class Engine:
 
         Raises:
             PrivacyBudgetSpent: a client may not take the steps; nothing was charged for the step that was refused.
+            ValueError: something that ``admission`` refuses: a tensor outside the state, a ledger that does not fit, …
             GradientMissing: a trained tensor received no gradient.
-            SamplesNotIndependent: the model mixes samples.
+            StorageParted, UpdateLost: what is trained is not what the model reads, or a step left it as it was.
+            SamplesNotIndependent: the model or the loss mixes samples.
         """
         if len(cohort) != len(state):
             raise ValueError(f"state has {len(state)} rows for {len(cohort)} participants")
         if lr_factors is not None and len(lr_factors) != steps:
             raise ValueError(f"lr_factors has {len(lr_factors)} entries for steps={steps}")
+        self.check_model()
+        if self.private:
+            check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = _LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         report = TrainingReport()
@@ -194,14 +202,26 @@ class Engine:
                 on_step(number)
         return report
 
-    def probe(self, inputs: Mapping[str, Tensor]) -> None:
-        """Checks, once and on the first batch, that samples are independent, and finds layers that are used
-        repeatedly.
+    def check_model(self) -> None:
+        """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
+        check_attached(self.model, self.adapters, self.device)
+        check_trained_tensors(self.model, self.adapters, self.private)
+        if self.private:
+            check_batch_norm(self.model)
+            if self.privacy.sampling == "poisson":
+                check_draw(self.draw)
+
+    def probe(self, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Finds layers that are used repeatedly, and checks that samples are independent: once, on the first batch that
+        can tell.
         """
-        if not self._probed:
+        if not self._counted:
             self.adapters.count_uses(inputs)
-            if self.private:
-                check_independence(self.model, inputs, lambda output: output.logits)
+            self._counted = True
+        if self.private and not self._probed and check_independence(self.model, inputs, lambda output: output.logits):
+            with torch.no_grad():
+                logits = self.model(**inputs).logits
+            check_losses_independence(self.losses, logits, targets)
             self._probed = True
 
     def sample(self, participant: Participant) -> np.ndarray:
@@ -223,7 +243,7 @@ class _LogicalStep:
         moments: Moments, mask: Tensor | None,
     ):  # fmt: skip
         self.engine, self.cohort, self.state, self.anchor, self.mu = engine, cohort, state, anchor, mu
-        self.moments, self.mask = moments, mask
+        self.moments, self.mask, self.watched = moments, mask, False
         self.layout = engine.adapters.layout
         device, c = engine.device, len(cohort)
         optimizer, privacy = engine.optimizer, engine.privacy
@@ -233,15 +253,19 @@ class _LogicalStep:
         self.real_columns = expand_real_columns(self.index)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = _row([p.lr or optimizer.lr for p in cohort], device)
-        norms = [p.max_grad_norm or privacy.max_grad_norm for p in cohort]
-        self.noise_std = _row([_noise_std(p, norm) for p, norm in zip(cohort, norms, strict=True)], device)
         self.group_columns = torch.tensor([0, self.layout.width], dtype=torch.int32, device=device)
         if engine.private and privacy.clipping == "per-layer":
             starts = [place.start for place in self.layout.places]
             self.group_columns = torch.tensor([*starts, self.layout.width], dtype=torch.int32, device=device)
-        groups = len(self.group_columns) - 1
+        self._take_clipping_norms()
+
+    def _take_clipping_norms(self) -> None:
+        """Clipping thresholds and noise of the next step, from each participant's policy or the configuration."""
+        engine, groups = self.engine, len(self.group_columns) - 1
+        norms = [_max_grad_norm(p, engine.privacy) for p in self.cohort]
         limits = [per_layer_thresholds(n, [1.0] * groups) if groups > 1 else torch.tensor([n]).double() for n in norms]
-        self.max_grad_norm = torch.stack(limits).to(device)
+        self.noise_std = _row([_noise_std(p, n) for p, n in zip(self.cohort, norms, strict=True)], engine.device)
+        self.max_grad_norm = torch.stack(limits).to(engine.device)
         if not engine.private:
             self.max_grad_norm.fill_(math.inf)
 
@@ -249,7 +273,7 @@ class _LogicalStep:
         engine = self.engine
         if engine.private:
             for participant in self.cohort:
-                _ledger(participant).charge()
+                ledger_of(participant).charge()
             if engine.charged is not None:
                 engine.charged(self.cohort)
         drawn = [engine.sample(participant) for participant in self.cohort]
@@ -259,14 +283,16 @@ class _LogicalStep:
         plan = physical_batches(engine.data.lengths[samples], engine.token_budget or 1, max_samples=most)
         self.total.zero_()
         merged = self._merged_weights()
-        losses, norms = [], []
+        losses, norms, rows = [], [torch.empty(0, dtype=torch.float64)], [np.empty(0, dtype=np.int64)]
         for number, batch in enumerate(plan.batches):
             batch = batch[np.argsort(row_of[batch], kind="stable")]
             self._seed_dropout(number)
             loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
             losses.append(loss)
-            norms.append(norm)
+            norms.append(norm.cpu())
+            rows.append(row_of[batch])
         self._update([len(d) for d in drawn], lr_factor)
+        self._adapt_clipping(torch.cat(norms), np.concatenate(rows))
         for participant in self.cohort:
             participant.steps_taken += 1
         report.samples += len(samples)
@@ -286,8 +312,8 @@ class _LogicalStep:
 
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor] | None:
-        """``w + scale · b a`` of every adapted layer for the one client of this pass, or None where weights stay apart."""
-        if not self.engine.merge_weights or len(self.cohort) != 1:
+        """``w + scale · b a`` of every adapted layer for this pass's one client, or None where weights stay apart."""
+        if not self.engine.merge_weights or len(self.cohort) != 1 or self.engine.adapters.config.dropout:
             return None
         weights = {name: layer.merged_weight(self.state[0]) for name, layer in self.engine.adapters.layers.items()}
         return {name: weight for name, weight in weights.items() if weight is not None}
@@ -298,8 +324,10 @@ class _LogicalStep:
         """One physical batch: forward, backward, clip, add to the clients' sums. Returns losses and norms."""
         engine = self.engine
         inputs, targets = engine.data.collate(samples)
+        check_batch(inputs, targets, len(samples))
         inputs = {name: value.to(engine.device) for name, value in inputs.items()}
-        engine.probe(inputs)
+        targets = targets.to(engine.device)
+        engine.probe(inputs, targets)
         if engine.private:
             client, counts = rows, np.ones(len(rows), dtype=np.int64)
         else:
@@ -317,8 +345,10 @@ class _LogicalStep:
             longest=int(counts.max()),
             merged=merged,
         )
+        check_reads_state(current, self.state)
         with engine.adapters.training_pass(current):
-            losses = engine.losses(engine.model(**inputs), targets.to(engine.device))
+            losses = engine.losses(engine.model(**inputs), targets)
+            check_losses(losses, len(samples))
             losses.sum().backward()
         engine.arena.check_written(squares)
         groups = self.max_grad_norm.shape[1]
@@ -336,16 +366,21 @@ class _LogicalStep:
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
         engine, optimizer = self.engine, self.engine.optimizer
-        noise_std, key = self.noise_std, 0
+        noise_std, key, lr = self.noise_std, 0, self.lr * lr_factor
+        expected = [
+            ledger_of(p).sample_rate * len(p.samples) if engine.private else max(n, 1)
+            for p, n in zip(self.cohort, drawn, strict=True)
+        ]
+        denominator = _row(expected, engine.device)
+        watch = None
+        if sum(drawn) and not self.watched:
+            fresh = self.moments.age == 0
+            watch = UpdateWatch(engine.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
         if isinstance(engine.noise, SeededNoise):
             key = engine.noise.key
         elif engine.private:
             engine.noise.add_(self.total, noise_std, self.real_columns)
             noise_std = torch.zeros_like(noise_std)
-        expected = [
-            _ledger(p).sample_rate * len(p.samples) if engine.private else max(n, 1)
-            for p, n in zip(self.cohort, drawn, strict=True)
-        ]
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=engine.device)
         self.moments.age += 1
         privatize_step_(
@@ -354,8 +389,8 @@ class _LogicalStep:
             client_id=self.client_id,
             step=steps,
             noise_std=noise_std,
-            denominator=_row(expected, engine.device),
-            lr=self.lr * lr_factor,
+            denominator=denominator,
+            lr=lr,
             key=key,
             optimizer=optimizer.name,
             exp_avg=self.moments.exp_avg,
@@ -372,38 +407,43 @@ class _LogicalStep:
         )
         if self.mask is not None:
             self.state *= self.mask
+        if watch is not None:
+            watch.check()
+            self.watched = True
+
+    def _adapt_clipping(self, norms: Tensor, rows: np.ndarray) -> None:
+        """Moves the clipping norm of every participant that has a policy, by its own noisy count."""
+        if all(p.adaptive is None for p in self.cohort):
+            return
+        for row, participant in enumerate(self.cohort):
+            if participant.adaptive is not None:
+                normal = self.engine.noise.normal(participant.client_id, participant.steps_taken)
+                participant.adaptive.update(norms[torch.from_numpy(rows == row)], normal)
+        self._take_clipping_norms()
 
     def _describe_norms(self, report: TrainingReport, norms: Tensor) -> None:
         finite = norms.isfinite()
         report.nonfinite += int((~finite).sum())
         if self.engine.private and bool(finite.any()):
             report.median_norm = float(norms[finite].median())
-            report.clipped = float((norms[finite] > self.engine.privacy.max_grad_norm).double().mean())
-
-
-def _ledger(participant: Participant) -> PrivacyLedger:
-    if participant.ledger is None:
-        raise ValueError(
-            f"client {participant.client_id} trains privately without a ledger: noise without accounting is refused"
-        )
-    return participant.ledger
-
-
-def _refuse_unprotected(model: nn.Module, adapters: Adapters, private: bool) -> None:
-    """Every tensor that requires grad must have a place in the state: nothing else is clipped and noised."""
-    placed = {id(adapters.layout.parameter(place)) for place in adapters.layout.places}
-    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in placed]
-    if outside:
-        raise ValueError(
-            f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
-            f"{'neither clipped nor noised' if private else 'left untrained'}; freeze them with requires_grad_(False)"
-        )
+            limit = _max_grad_norm(self.cohort[0], self.engine.privacy)
+            report.clipped = float((norms[finite] > limit).double().mean())
 
 
 def _noise_std(participant: Participant, max_grad_norm: float) -> float:
     """σ·C(1+η): the noise hides what one sample can change in the sum as it is computed."""
-    ledger = participant.ledger
-    return ledger.noise_multiplier * sensitivity(max_grad_norm, ledger.dataset_size) if ledger else 0.0
+    ledger, adaptive = participant.ledger, participant.adaptive
+    if ledger is None:
+        return 0.0
+    sigma = adaptive.sum_noise_multiplier if adaptive is not None else ledger.noise_multiplier
+    return sigma * sensitivity(max_grad_norm, ledger.dataset_size)
+
+
+def _max_grad_norm(participant: Participant, privacy: PrivacyConfig) -> float:
+    """C of the participant's next step: its policy's, its own, or the configuration's."""
+    if participant.adaptive is not None:
+        return participant.adaptive.max_grad_norm
+    return participant.max_grad_norm or privacy.max_grad_norm
 
 
 def _row(values: Sequence[float], device: torch.device) -> Tensor:

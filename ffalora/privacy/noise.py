@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffalora_kernels.reference import gaussian_ref
+
+#: Philox stream of the noisy counts of adaptive clipping; the noise on gradients has stream 0.
+COUNT_STREAM = 1
+
 
 @dataclass(frozen=True)
 class SeededNoise:
@@ -25,6 +30,10 @@ class SeededNoise:
         """The noise of a run's seed; a key of its own, unrelated to that of the frozen factor and the sampling."""
         digest = hashlib.sha256(f"ffalora noise {seed}".encode()).digest()
         return cls(int.from_bytes(digest[:8], "little", signed=True))
+
+    def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
+        """One standard normal beside the noise on the gradients: the same arguments give the same number."""
+        return float(gaussian_ref(self.key, client_id, step, stream, torch.zeros(1, dtype=torch.int64)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,12 @@ class SecureNoise:
         if real_columns is not None:
             noise *= real_columns
         total += noise
+
+    def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
+        """One standard normal; the arguments are unused, since nothing is ever drawn twice."""
+        from .secure_noise import secure_gaussian
+
+        return float(secure_gaussian((1,)))
 
 
 NoiseSource = SeededNoise | SecureNoise

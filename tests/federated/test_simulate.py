@@ -81,9 +81,10 @@ class _Stop:
         {**PRIVATE, "optimizer__name": "adamw", "optimizer__lr": 0.01, "optimizer__keep_moments": True},
         {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01, "optimizer__schedule": "cosine"},
         CLIENT_LEVEL,
+        {**PRIVATE, "privacy__clipping": "adaptive"},
         {"federation__participation": 0.7, "federation__dropout_rate": 0.3, "adapter__dropout": 0.1},
     ],
-    ids=["plain", "private-adamw", "server-adam", "client-level", "faults"],
+    ids=["plain", "private-adamw", "server-adam", "client-level", "adaptive", "faults"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path, monkeypatch, changes):
     config = small(federation__one_pass="always", **changes)

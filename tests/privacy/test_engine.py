@@ -13,6 +13,7 @@ from torch import nn
 from ffalora.config import PrivacyConfig
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.arena import GradientMissing
+from ffalora.privacy.clipping import AdaptiveQuantileClipping
 from ffalora.privacy.engine import Participant
 from ffalora.privacy.probe import SamplesNotIndependent
 
@@ -262,6 +263,16 @@ def test_per_layer_thresholds_bound_the_whole_gradient():
     engine.train([client], state, steps=1)
     moved = float((before - state[0]).double().norm()) * client.ledger.sample_rate * 40
     assert 0 < moved <= len(drawn) * 1e-3 * (1 + 1e-3)
+
+
+def test_adaptive_clipping_follows_the_median_and_adds_more_noise_to_the_sum():
+    """40 steps from a norm that clips nobody: C ends within a factor 2 of the median norm."""
+    engine, adapters = tiny_engine(privacy={"clipping": "adaptive"}, optimizer={"lr": 1e-9, "batch_size": 20})
+    policy = AdaptiveQuantileClipping(noise_multiplier=0.5, expected_rows=20, max_grad_norm=5.0)
+    client = Participant(0, np.arange(40), ledger(0, 40, 20, sigma=0.5, max_steps=40), adaptive=policy)
+    assert policy.sum_noise_multiplier > 0.5
+    report = engine.train([client], adapters.state()[None], steps=40)
+    assert 0.5 < policy.max_grad_norm / report.median_norm < 2.0
 
 
 def test_privacy_needs_exactly_one_way_to_set_the_noise():
