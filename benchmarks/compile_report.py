@@ -40,6 +40,7 @@ _SASS = {
     "load": r"(LDG|LDGSTS)(\.|$)", "store_16": r"STG\..*(128|ENL2)", "store": r"STG(\.|$)",
     "atomics": r"RED(G|\.)|ATOMG",
 }  # fmt: skip
+_TENSOR_CORE_KERNELS = ("backward_kernel", "expand_kernel", "project_kernel", "outer_kernel", "seeded_gemm_kernel")
 _GCN = {
     "mma": r"v_mfma", "load_16": r"(global|buffer)_load_dwordx4", "load": r"(global|buffer)_load",
     "store_16": r"(global|buffer)_store_dwordx4", "store": r"(global|buffer)_store",
@@ -116,18 +117,10 @@ def broken_rules(row: dict) -> list[str]:
         found.append(f"spills {row['spill_bytes']} bytes")
     if int(row["shared_bytes"]) > SHARED_LIMIT[row["arch"]]:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory of {SHARED_LIMIT[row['arch']]}")
-    if half and row["kernel"] in (
-        "backward_kernel",
-        "expand_kernel",
-        "project_kernel",
-        "outer_kernel",
-        "seeded_gemm_kernel",
-    ):
-        needed = (
-            "wgmma" if row["arch"] == "sm_90" and row["kernel"] == "backward_kernel" else ("mma", "wgmma", "tcgen05")
-        )
-        if not sum(int(row[name]) for name in ([needed] if isinstance(needed, str) else needed)):
-            found.append("does not use the tensor cores")
+    if half and row["kernel"] in _TENSOR_CORE_KERNELS:
+        warp_groups = row["arch"] == "sm_90" and row["kernel"] in ("backward_kernel", "seeded_gemm_kernel")
+        if not sum(int(row[name]) for name in (("wgmma",) if warp_groups else ("mma", "wgmma", "tcgen05"))):
+            found.append("does not use the tensor cores" + (" by warp groups" if warp_groups else ""))
     return [f"{row['arch']} {row['kernel']} ({row['case']}, {row['dtype']}, rank {row['rank']}): {w}" for w in found]
 
 

@@ -134,12 +134,12 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "ours, expand_ and addmm_": Scheme(
         True,
-        lambda q: q.m * q.k * q.e + expand_floor(q.m, q.n, q.r, q.e),
+        lambda q: (q.m * q.k + q.m * q.r) * q.e + expand_floor(q.m, q.n, q.r, q.e),
         lambda q: _ours(q) + (2 * q.m * q.k + q.m * q.r) * q.e,
     ),
     "ours, [w; a] stacked": Scheme(
         True,
-        lambda q: 2 * q.m * q.r * q.e + expand_floor(q.m, q.n, q.r, q.e),
+        lambda q: 3 * q.m * q.r * q.e + expand_floor(q.m, q.n, q.r, q.e),
         lambda q: _ours(q) + (2 * q.m * q.k + q.m * q.r) * q.e,
     ),
     "ours, seeded GEMMs": Scheme(

@@ -249,9 +249,8 @@ def check_seeded_dx(
     from ffalora_kernels.triton.gemm import seeded_dx
 
     torch.manual_seed(0)
-    dy, dh, w, a = (
-        t.to(device) for t in (rows(m, n, dtype, pad), rows(m, r, dtype), rows(n, k, dtype, pad), rows(r, k, dtype))
-    )
+    drawn = rows(m, n, dtype, pad), rows(m, r, dtype), rows(n, k, dtype, pad), rows(r, k, dtype)
+    dy, dh, w, a = (t.to(device) for t in drawn)
     assert_close("dx", seeded_dx(dy, w, dh, a), dy.double() @ w.double() + dh.double() @ a.double())
 
 

@@ -1,8 +1,8 @@
-"""Second implementations of the adapted products, which move fewer bytes than the vendor's GEMM followed by ``expand_``.
+"""Second implementations of the adapted products, with fewer bytes than a library GEMM followed by ``expand_``.
 
-The seeded GEMM starts its accumulator at the adapter's part, which then moves no [M,N] bytes of its own: ``seeded_linear``
-is the whole forward, ``seeded_dx`` the whole input gradient. ``stacked_linear`` gets h from the base product instead of a
-second read of x. ``configs.SEEDED`` names the parts on which the seeded GEMM was measured to win.
+The seeded GEMM starts its accumulator at the adapter's part, which then moves no [M,N] bytes of its own:
+``seeded_linear`` is the whole forward, ``seeded_dx`` the whole input gradient. ``stacked_linear`` gets h from the base
+product instead of a second read of x. ``configs.SEEDED`` names the parts on which the seeded GEMM was measured to win.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def _launch(
     n, inner = right.shape if rows_are_n else right.shape[::-1]
     if inner != k or u.shape[0] != m or right.dtype != left.dtype or u.dtype != left.dtype or right.stride(1) != 1:
         raise ValueError(
-            f"{op}: {tuple(left.shape)} {left.dtype}, {tuple(right.shape)} {right.dtype} of strides {right.stride()} and"
-            f" {tuple(u.shape)} {u.dtype} do not fit together"
+            f"{op}: {tuple(left.shape)} {left.dtype}, {tuple(right.shape)} {right.dtype} of strides {right.stride()}"
+            f" and {tuple(u.shape)} {u.dtype} do not fit together"
         )
     out = torch.empty((m, n), dtype=left.dtype, device=left.device)
     config = configs.gemm_blocks(architecture(left.device), left.element_size())
