@@ -2,9 +2,10 @@
 
     python benchmarks/compare.py BEFORE.csv AFTER.csv [--threshold 0.2]
 
-Only rows of the same section, case, provider and device are compared, and only where the correctness gate was green. A row
-counts as slower when its median grew by the threshold and its fast quantile exceeds the old slow one too (what both runs
-scatter over is no change). Exit status: 0 nothing slower, 1 something slower, 2 the tables cannot be compared.
+Only rows of the same section, case, provider and device are compared, and only where the correctness gate was green. A
+row counts as slower when its median grew by the threshold and its fast quantile exceeds the old slow one too (what
+both runs scatter over is no change). Exit status: 0 nothing slower, 1 something slower, 2 the tables cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def compare(before: list[Row], after: list[Row], threshold: float = 0.2, provide
         for row, which in ((a, "before"), (b, "after")):
             if row.gate != "green":
                 raise NotComparable(
-                    f"{' / '.join(key)}: the correctness gate was {row.gate} {which} ({row.commit}); a time of a wrong result "
-                    "is no time: run the gate and measure again"
+                    f"{' / '.join(key)}: the correctness gate was {row.gate} {which} ({row.commit}); a time of a "
+                    "wrong result is no time: run the gate and measure again"
                 )
         ratio = b.ms / a.ms
         changes.append(Change(a, b, ratio, ratio >= 1.0 + threshold and b.ms_low > a.ms_high))
@@ -85,9 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     for change in changes:
         mark = "SLOWER" if change.slower else "      "
         old, new = change.before, change.after
-        print(
-            f"{mark} {change.ratio:5.2f}x  {old.ms:10.3f} -> {new.ms:10.3f} ms  {old.section}: {old.case}: {old.provider}"
-        )
+        what = f"{old.section}: {old.case}: {old.provider}"
+        print(f"{mark} {change.ratio:5.2f}x  {old.ms:10.3f} -> {new.ms:10.3f} ms  {what}")
     slower = sum(change.slower for change in changes)
     print(f"{len(changes)} cases compared, {slower} slower by {100 * options.threshold:.0f}% or more")
     return int(slower > 0)

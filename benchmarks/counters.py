@@ -1,4 +1,4 @@
-"""Bytes that the kernels move by the GPU's own counters (Nsight Compute), beside the floor and the emulator's counts."""
+"""Bytes that the kernels move by the GPU's own counters (Nsight Compute), beside the floor of each operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The correctness gate: the cases of the kernels' tests, on this device, with fresh random inputs and poisoned buffers."""
+"""The correctness gate: the cases of the kernels' tests, on this device, with fresh random inputs and poisoned
+buffers.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Everything there is to measure on one GPU, in one command: python benchmarks/gpu.py
 
-Prints device and versions, measures copy bandwidth and matrix products, runs the correctness gate, times every operation and
-whole private steps against rivals, compares bytes with hardware counters where ncu is installed, appends rows to a CSV,
-draws plots and prints a short table. Sections can be run in several sittings (--section); a case that the output holds
-already, of this commit and device, is not measured again (--again does). Needs torch and triton; no network.
+Prints device and versions, measures copy bandwidth and matrix products, runs the correctness gate, times every
+operation and whole private steps against rivals, compares bytes with hardware counters where ncu is installed, appends
+rows to a CSV, draws plots and prints a short table. Sections can be run in several sittings (--section); a case that
+the output holds already, of this commit and device, is not measured again (--again does). Needs torch and triton; no
+network.
 """
 
 from __future__ import annotations
@@ -144,9 +145,15 @@ def draw_plots(session: Session) -> None:
 
 
 RUN: dict[str, Callable[[Session], None]] = {
-    "device": measure_device, "gate": check_results, "ops": measure_ops, "layer": measure_layers, "steps": measure_steps,
-    "memory": measure_memory, "counters": count_bytes, "plots": draw_plots,
-}  # fmt: skip
+    "device": measure_device,
+    "gate": check_results,
+    "ops": measure_ops,
+    "layer": measure_layers,
+    "steps": measure_steps,
+    "memory": measure_memory,
+    "counters": count_bytes,
+    "plots": draw_plots,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

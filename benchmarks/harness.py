@@ -1,7 +1,7 @@
 """Fair timing: rivals take turns call by call, caches are flushed, inputs rotate, and a wrong result gets no time.
 
-A candidate is a function of a call number; what it returns is ignored. Times are those of the device: on a GPU between two
-events behind a queued wait (so that the host's own work is hidden), on a CPU by the clock.
+A candidate is a function of a call number; what it returns is ignored. Times are those of the device: on a GPU between
+two events behind a queued wait (so that the host's own work is hidden), on a CPU by the clock.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def interleave(
     warmup: int = 2,
     seed: int = 0,
 ) -> dict[str, Timing]:
-    """Times all candidates in turn, in a fresh order each round, so that whatever disturbs the machine disturbs all alike.
+    """Times all candidates in turn, in a fresh order each round, so that whatever disturbs the machine disturbs all
+    alike.
 
     Args:
         candidates: by name.

@@ -81,7 +81,7 @@ def _compiled(candidates: dict[str, Candidate], plain: Candidate, wanted: bool) 
     return candidates | ({"torch.compile": torch.compile(plain, dynamic=False)} if wanted else {})
 
 
-# ---- expand_ -----------------------------------------------------------------------------------------------------------
+# ---- expand_ -------------------------------------------------------------------------------------------------------
 
 
 def _expand_ours(i: Inputs) -> tuple[Tensor, ...]:
@@ -109,7 +109,7 @@ def expand_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, 
     )  # fmt: skip
 
 
-# ---- backward ----------------------------------------------------------------------------------------------------------
+# ---- backward ------------------------------------------------------------------------------------------------------
 
 
 def _backward_ours(i: Inputs, deterministic: bool = True) -> tuple[Tensor, ...]:
@@ -143,7 +143,9 @@ def _backward_ghost(i: Inputs) -> tuple[Tensor, ...]:
 def backward_case(
     where: str, q: Layer, dtype: torch.dtype, device: torch.device, copies: int, compiled: bool
 ) -> OpCase:
-    """Gradient of h, segment gradients and their squared norms. Ghost norms form no gradients (another backward does)."""
+    """Gradient of h, segment gradients and their squared norms. Ghost norms form no gradients (another backward
+    does).
+    """
     inputs = _rotation(q, dtype, device, copies)
     first = inputs[0]
     dy, h = (t.double() for t in _split(first))
@@ -164,7 +166,7 @@ def backward_case(
     )  # fmt: skip
 
 
-# ---- outer -------------------------------------------------------------------------------------------------------------
+# ---- outer ---------------------------------------------------------------------------------------------------------
 
 
 def _outer_ours(i: Inputs) -> tuple[Tensor, ...]:
@@ -179,7 +181,9 @@ def _outer_bmm(i: Inputs) -> tuple[Tensor, ...]:
 
 
 def outer_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, copies: int, compiled: bool) -> OpCase:
-    """The gradient of a trained ``a`` per segment: ``[R, wide]``, here with the layer's out-features as the wide side."""
+    """The gradient of a trained ``a`` per segment: ``[R, wide]``, here with the layer's out-features as the wide
+    side.
+    """
     inputs = _rotation(q, dtype, device, copies)
     dy, h = (t.double() for t in _split(inputs[0]))
     g = SCALE * torch.bmm(h.transpose(1, 2), dy)
@@ -190,7 +194,7 @@ def outer_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, c
     )  # fmt: skip
 
 
-# ---- clip_reduce_ and privatize_step_ ----------------------------------------------------------------------------------
+# ---- clip_reduce_ and privatize_step_ ------------------------------------------------------------------------------
 
 
 def _clip_ours(i: Inputs) -> tuple[Tensor, ...]:
@@ -219,7 +223,7 @@ def clip_case(s: int, p: int, device: torch.device, copies: int, compiled: bool,
                 client=torch.zeros(s, dtype=torch.int32, device=device),
                 limit=squares.mean().sqrt().reshape(1, 1) * 0.9999,
                 columns=torch.tensor([0, p], dtype=torch.int32, device=device),
-            )  # fmt: skip
+            )
         )
     first = inputs[0]
     factors = (first.limit[0] / first.squares[:, 0].sqrt()).clamp(max=1.0)
@@ -255,7 +259,7 @@ def step_case(p: int, device: torch.device, copies: int, compiled: bool) -> OpCa
                 total=torch.randn(1, p, generator=generator, device=device).double(),
                 lr=one * 1e-3,
                 whole=torch.zeros(1, dtype=torch.int64, device=device),
-            )  # fmt: skip
+            )
         )
     expected = inputs[0].state.double() - 1e-3 * inputs[0].total
     candidates = _compiled({"ours": _step_ours, "torch": _step_torch}, _step_torch, compiled)

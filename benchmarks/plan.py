@@ -25,8 +25,14 @@ SWEEP: list[tuple[str, int, int, int, torch.dtype]] = [
 QUICK = [("roberta-base q", 4, 16, 4, BF16), ("roberta-base q", 4, 16, 4, FP32)]
 ARENAS = ((32, 393216), (256, 393216), (8, 4194304))
 _LAYER_PEERS = [
-    "peft", "peft, a frozen", "opacus hooks", "opacus hooks, a frozen", "opacus ghost, a frozen", "ours", "ours, merged",
-]  # fmt: skip
+    "peft",
+    "peft, a frozen",
+    "opacus hooks",
+    "opacus hooks, a frozen",
+    "opacus ghost, a frozen",
+    "ours",
+    "ours, merged",
+]
 
 
 def ops(device: torch.device, quick: bool) -> Iterator[Make]:

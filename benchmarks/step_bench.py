@@ -8,20 +8,29 @@ from dataclasses import replace
 
 import torch
 from harness import Clock, PeakMemory, Timing, interleave, relative_error, release, survived, synchronize, verdict
-from peers import STEPS, Factory, Provider, Sums, expected_sums
+from peers import STEPS
+from peft_steps import expected_sums
+from provider import Factory, Provider, Sums
 from record import OK, Row
 from workload import Workload
 
-#: RMS(error)/RMS(reference) of a step's gradients by the number format of the base. In bfloat16 the error is that of the
-#: model's own activations, passed through all its layers.
+#: RMS(error)/RMS(reference) of a step's gradients by the number format of the base. In bfloat16 the error is that of
+#: the model's own activations, passed through all its layers.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.15}
 
 
 def run_steps(
-    work: Workload, names: Iterable[str], section: str, clock: Clock, repeats: int, seconds: float, gate: str = "not run",
-    factories: dict[str, Factory] = STEPS, check: bool = True,
-) -> list[Row]:  # fmt: skip
-    """One row a provider: time of a step, peak memory of a step above what is resident before it, error of gradients."""
+    work: Workload,
+    names: Iterable[str],
+    section: str,
+    clock: Clock,
+    repeats: int,
+    seconds: float,
+    gate: str = "not run",
+    factories: dict[str, Factory] = STEPS,
+    check: bool = True,
+) -> list[Row]:
+    """One row a provider: time of a step, its peak memory above what is resident before it, error of its gradients."""
     providers: dict[str, Provider] = {}
     rows: dict[str, Row] = {}
     expected: dict[tuple[str, bool], Sums] = {}
@@ -45,18 +54,26 @@ def run_steps(
     calls = {name: provider.step for name, provider in providers.items()}
     for name, timing in interleave(calls, clock, repeats, seconds, warmup=1).items():
         rows[name] = replace(
-            rows[name], status=timing.status, ms=timing.median, ms_low=timing.quantile(0.2), ms_high=timing.quantile(0.8),
+            rows[name],
+            status=timing.status,
+            ms=timing.median,
+            ms_low=timing.quantile(0.2),
+            ms_high=timing.quantile(0.8),
             repeats=len(timing.samples),
-        )  # fmt: skip
+        )
     return list(rows.values())
 
 
 def settings(work: Workload) -> dict:
     """The workload's settings, for the ``config`` column."""
     return {
-        "dtype": str(work.dtype).removeprefix("torch."), "attention": work.attention, "rank": work.rank,
-        "targets": list(work.targets), "batches": len(work.draws), "expected_batch": round(work.expected, 2),
-    } | work.extra  # fmt: skip
+        "dtype": str(work.dtype).removeprefix("torch."),
+        "attention": work.attention,
+        "rank": work.rank,
+        "targets": list(work.targets),
+        "batches": len(work.draws),
+        "expected_batch": round(work.expected, 2),
+    } | work.extra
 
 
 def peak_of_a_step(provider: Provider, device: torch.device) -> float:

@@ -1,4 +1,6 @@
-"""What every provider is given: the same model, the same samples, the same logical batches, the same starting factors."""
+"""What every provider is given: the same model, the same samples, the same logical batches, the same starting
+factors.
+"""
 
 from __future__ import annotations
 
@@ -105,17 +107,34 @@ def starting_factors(name: str, n: int, k: int, r: int) -> tuple[Tensor, Tensor]
 
 
 def roberta(
-    device: torch.device, hidden: int = 1024, layers: int = 24, heads: int = 16, vocabulary: int = 50265, samples: int = 64,
-    batch: int = 32, length: int = 128, rank: int = 8, dtype: torch.dtype = torch.float32, targets: Sequence[str] = (),
-) -> Workload:  # fmt: skip
+    device: torch.device,
+    hidden: int = 1024,
+    layers: int = 24,
+    heads: int = 16,
+    vocabulary: int = 50265,
+    samples: int = 64,
+    batch: int = 32,
+    length: int = 128,
+    rank: int = 8,
+    dtype: torch.dtype = torch.float32,
+    targets: Sequence[str] = (),
+) -> Workload:
     """A classifier of RoBERTa's shape (large unless told otherwise) with random weights and random tokens."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
     config = dict(
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * hidden, max_position_embeddings=length + 4, type_vocab_size=1, num_labels=2,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=length + 4,
+        type_vocab_size=1,
+        num_labels=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=1,
+    )
 
     def build(dtype: torch.dtype, attention: str) -> nn.Module:
         torch.manual_seed(0)
@@ -130,17 +149,30 @@ def roberta(
 
 
 def llama(
-    device: torch.device, hidden: int = 2048, layers: int = 16, heads: int = 32, vocabulary: int = 32000, samples: int = 8,
-    batch: int = 4, length: int = 512, rank: int = 8, dtype: torch.dtype = torch.float32,
-) -> Workload:  # fmt: skip
+    device: torch.device,
+    hidden: int = 2048,
+    layers: int = 16,
+    heads: int = 32,
+    vocabulary: int = 32000,
+    samples: int = 8,
+    batch: int = 4,
+    length: int = 512,
+    rank: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> Workload:
     """A language model of Llama-1B's shape (unless told otherwise) with random weights and random tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = dict(
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 4), intermediate_size=4 * hidden, max_position_embeddings=length,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        intermediate_size=4 * hidden,
+        max_position_embeddings=length,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
 
     def build(dtype: torch.dtype, attention: str) -> nn.Module:
         torch.manual_seed(0)

@@ -69,8 +69,9 @@ def test_scatter_is_flagged_as_slow_down():
 
 
 @pytest.mark.parametrize(
-    "other,message", [({"device": "another card"}, "another card"), ({"gate": "red"}, "red"), ({"gate": "not run"}, "not run")]
-)  # fmt: skip
+    "other,message",
+    [({"device": "another card"}, "another card"), ({"gate": "red"}, "red"), ({"gate": "not run"}, "not run")],
+)
 def test_other_device_or_red_gate_is_compared(other, message):
     with pytest.raises(NotComparable, match=message):
         compare([row()], [row(**other)])

@@ -92,9 +92,12 @@ def test_memory_of_a_block_is_not_seen():
 
 def test_short_table_praises_ours_over_what_is_no_rival():
     rows = [
-        Row("steps", "model", "ours", ms=2.0), Row("steps", "model", "peft", ms=1.0), Row("steps", "model", "floor", ms=0.5),
-        Row("steps", "model", "opacus hooks", ms=8.0), Row("steps", "model", "opacus ghost", "out of memory"),
-    ]  # fmt: skip
+        Row("steps", "model", "ours", ms=2.0),
+        Row("steps", "model", "peft", ms=1.0),
+        Row("steps", "model", "floor", ms=0.5),
+        Row("steps", "model", "opacus hooks", ms=8.0),
+        Row("steps", "model", "opacus ghost", "out of memory"),
+    ]
     line = short_table(rows).splitlines()[1]
     assert "opacus hooks" in line and "4.00x" in line
 
@@ -126,10 +129,13 @@ def test_gate_lets_a_wrong_kernel_pass(monkeypatch):
 def test_profilers_table_is_summed_in_wrong_units():
     header = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
     lines = [
-        "==PROF== Connected to process 1", header,
-        '"0","_backward_kernel","dram__bytes_read.sum","Mbyte","1.5"', '"0","_backward_kernel","dram__bytes_write.sum","Kbyte","2,000"',
-        '"1","_sum_parts_kernel","dram__bytes_read.sum","byte","500"', '"1","_sum_parts_kernel","other","byte","9"',
-    ]  # fmt: skip
+        "==PROF== Connected to process 1",
+        header,
+        '"0","_backward_kernel","dram__bytes_read.sum","Mbyte","1.5"',
+        '"0","_backward_kernel","dram__bytes_write.sum","Kbyte","2,000"',
+        '"1","_sum_parts_kernel","dram__bytes_read.sum","byte","500"',
+        '"1","_sum_parts_kernel","other","byte","9"',
+    ]
     assert bytes_moved("\n".join(lines)) == {"dram__bytes_read.sum": 1_500_500.0, "dram__bytes_write.sum": 2e6}
     with pytest.raises(ValueError, match="no table"):
         bytes_moved("==ERROR== no permission")

@@ -1,0 +1,45 @@
+"""What a way to train looks like to the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from workload import Workload
+
+Sums = dict[str, Tensor]
+
+
+@dataclass
+class Provider:
+    """One way to train.
+
+    Attributes:
+        step: takes the number of the logical batch.
+        sums: gradients by name, before noise; None where there are none to compare (the floor).
+        clips: whether ``sums`` are clipped per sample.
+        trained: 'b' or 'both'.
+        tokens: tokens computed for a batch, padding included.
+    """
+
+    step: Callable[[int], None]
+    sums: Callable[[int], Sums] | None = None
+    clips: bool = True
+    trained: str = "b"
+    tokens: Callable[[], int] = field(default=lambda: 0)
+
+
+Factory = Callable[[Workload], Provider]
+
+
+def canonical(name: str) -> str:
+    """A parameter's name without what PEFT and Opacus put around it."""
+    for wrapping in ("_module.", "base_model.model.", ".default.weight"):
+        name = name.replace(wrapping, "")
+    return name
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's trained tensors by their common names."""
+    return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
