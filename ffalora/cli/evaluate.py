@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .options import ConfigCommand
+from .running import hide_loading_bars
 
 
 @click.command("evaluate", cls=ConfigCommand, sections=("device", "model", "data"), short_help="Metrics of an adapter.")
@@ -21,6 +22,7 @@ def command(folder: Path, as_json: bool, overrides: dict[str, Any]) -> None:
     """
     from ..bundle import evaluate
 
+    hide_loading_bars()
     metrics = evaluate(folder, overrides)
     if as_json:
         click.echo(json.dumps(metrics))

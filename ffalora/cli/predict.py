@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .options import ConfigCommand
+from .running import hide_loading_bars
 
 
 @click.command("predict", cls=ConfigCommand, sections=("device", "model"), short_help="Labels for texts.")
@@ -29,6 +30,7 @@ def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, ov
         raise click.UsageError(f"--pairs takes texts two by two, got {len(lines)}")
     from ..bundle import predict
 
+    hide_loading_bars()
     asked = list(zip(lines[::2], lines[1::2], strict=True)) if pairs else lines
     for text, answer in zip(asked, predict(folder, asked, overrides), strict=True):
         if as_json:

@@ -46,6 +46,13 @@ def _as_it_is(config: Config) -> Config:
     return config
 
 
+def hide_loading_bars() -> None:
+    """Keeps transformers' bars for loading weights out of the output; the bar of the rounds stays."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def run(
     verb: str, path: Path | None, overrides: dict[str, Any], options: RunOptions, train: Train, adapt: Adapt = _as_it_is
 ) -> None:
@@ -57,6 +64,7 @@ def run(
     folder = options.output or _free_folder(path.stem if path else verb)
     if (folder / CONFIG).exists() and not options.resume:
         raise ConfigError(f"--output {folder} holds a run already; give --resume to continue it, or another folder")
+    hide_loading_bars()
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

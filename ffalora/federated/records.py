@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-import platform
-from importlib import metadata
 from typing import Any
 
-import torch
-
-from ffalora_kernels import explain
-
-from .._version import __version__
+from ..environment import describe_environment
 from ..privacy.engine import TrainingReport
 from ..privacy.statement import PrivacyStatement
 from .experiment import Experiment
 from .strategies import ServerState
-
-_PACKAGES = ("torch", "triton", "transformers", "opacus", "datasets", "numpy", "peft", "dp-accounting")
 
 
 def metrics_row(
@@ -80,25 +72,8 @@ def summary(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """Versions and device: what a reader needs to repeat the run."""
-    device = experiment.engine.device
-    return {
-        "ffalora": __version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "base_dtype": str(next(iter(experiment.adapters.layers.values())).weight()[0].dtype).removeprefix("torch."),
-        "backends": explain(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    dtype = next(iter(experiment.adapters.layers.values())).weight()[0].dtype
+    return describe_environment(experiment.engine.device) | {"base_dtype": str(dtype).removeprefix("torch.")}
 
 
 def _finite(value: float) -> float | None:
