@@ -1,0 +1,163 @@
+"""One noisy mean gradient a logical batch, for training loops that bring their own optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffalora_kernels import clip_reduce_, privatize_step_
+
+from ..adapters import Adapters, TrainingPass
+from .accounting import PrivacyLedger
+from .arena import Arena
+from .clipping import sensitivity
+from .noise import NoiseSource, SeededNoise, expand_real_columns
+from .probe import check_independence
+
+
+class PrivateGradient:
+    """Clips the gradient of every sample, sums, adds noise and divides by the expected batch.
+
+    Args:
+        model: with adapters; what it trains must all belong to them.
+        adapters: their handle.
+        losses: takes the model's output and targets, returns one loss a sample, ``[S]``, from its own tokens only.
+        ledger: charged one step a call of :meth:`step`, before anything is computed.
+        max_grad_norm: clipping norm C.
+        noise: where the noise comes from.
+
+    Raises:
+        ValueError: a trainable tensor is not the adapters'.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Adapters,
+        losses: Callable[[Any, Tensor], Tensor],
+        ledger: PrivacyLedger,
+        max_grad_norm: float,
+        noise: NoiseSource,
+    ):
+        refuse_unprotected(model, adapters)
+        self.model, self.adapters, self.losses = model, adapters, losses
+        self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
+        self.device = adapters.state().device
+        self._arena = Arena(adapters, self.device)
+        self._probed = False
+        self.clipped = self.nonfinite = 0
+
+    def step(
+        self, number: int, batches: Sequence[tuple[Mapping[str, Tensor], Tensor]], model: nn.Module | None = None
+    ) -> tuple[Tensor, float]:
+        """The noisy mean gradient of logical step ``number``.
+
+        Args:
+            number: which noise a seeded source gives.
+            batches: physical batches ``(inputs, targets)`` that together are the Poisson sample; may be empty.
+            model: what to call instead of the model itself (a compiled or wrapped one).
+
+        Returns:
+            float32 row ``[P]`` in the adapters' columns, and the mean loss (computed on private data, without noise;
+            NaN for an empty sample).
+
+        Raises:
+            PrivacyBudgetSpent: the ledger does not allow another step.
+            GradientMissing: a trained tensor received no gradient.
+            SamplesNotIndependent: the model mixes samples.
+        """
+        self.ledger.charge()
+        layout = self.adapters.layout
+        state = self.adapters.state()[None]
+        total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
+        limit = torch.full((1, 1), self.max_grad_norm, dtype=torch.float64, device=self.device)
+        columns = torch.tensor([0, layout.width], dtype=torch.int32, device=self.device)
+        losses: list[Tensor] = []
+        for inputs, targets in batches:
+            losses.append(self._accumulate(model or self.model, state, inputs, targets, total, limit, columns))
+        gradient = self._noisy_mean(total, number)
+        return gradient, float(torch.cat(losses).mean()) if losses else float("nan")
+
+    def write(self, gradient: Tensor) -> None:
+        """Puts the row ``[P]`` into ``.grad`` of the trained tensors."""
+        for place in self.adapters.layout.places:
+            parameter = self.adapters.layout.parameter(place)
+            piece = gradient[place.start : place.start + place.size].view(parameter.shape)
+            parameter.grad = piece.to(parameter.dtype)
+
+    def _accumulate(self, model, state, inputs, targets, total, limit, columns) -> Tensor:
+        self._probe(model, inputs)
+        samples = len(targets)
+        gradients, squares = self._arena.rows(samples)
+        current = TrainingPass(
+            state=state,
+            arena=gradients,
+            squares=squares,
+            client=torch.zeros(samples, dtype=torch.int32, device=self.device),
+            sample_offsets=torch.arange(samples + 1, dtype=torch.int32, device=self.device),
+            samples=samples,
+        )
+        with self.adapters.training_pass(current):
+            losses = self.losses(model(**inputs), targets)
+            if losses.shape != (samples,):
+                raise ValueError(
+                    f"losses must return one number a sample, [{samples}], got shape {tuple(losses.shape)}"
+                )
+            losses.sum().backward()
+        self._arena.check_written(squares)
+        factors, norms = clip_reduce_(
+            total, gradients, current.client, limit, columns, squares=squares.sum(1, keepdim=True)
+        )
+        self.nonfinite += int((~norms.isfinite()).sum())
+        self.clipped += int((factors < 1).sum())
+        return losses.detach()
+
+    def _probe(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        """Once, on the first batch of two samples or more."""
+        if not self._probed and len(next(iter(inputs.values()))) > 1:
+            self.adapters.count_uses(inputs)
+            check_independence(model, inputs, lambda output: output.logits)
+            self._probed = True
+
+    def _noisy_mean(self, total: Tensor, number: int) -> Tensor:
+        """The gradient as the step of an optimiser with learning rate -1 from zero."""
+        index = self.adapters.layout.parameter_index()
+        index = None if index is None else index.to(self.device)
+        std = self.ledger.noise_multiplier * sensitivity(self.max_grad_norm, self.ledger.dataset_size)
+        if not isinstance(self.noise, SeededNoise):
+            self.noise.add_(total, self._row(std), expand_real_columns(index))
+        gradient = torch.zeros(total.shape, dtype=torch.float32, device=self.device)
+        whole = torch.tensor([number], dtype=torch.int64, device=self.device)
+        privatize_step_(
+            gradient,
+            total,
+            client_id=torch.full_like(whole, self.ledger.client_id),
+            step=whole,
+            noise_std=self._row(std if isinstance(self.noise, SeededNoise) else 0.0),
+            denominator=self._row(self.ledger.sample_rate * self.ledger.dataset_size),
+            lr=self._row(-1.0),
+            key=self.noise.key if isinstance(self.noise, SeededNoise) else 0,
+            index=index,
+        )
+        return gradient[0]
+
+    def _row(self, value: float) -> Tensor:
+        return torch.tensor([value], dtype=torch.float64, device=self.device)
+
+
+def refuse_unprotected(model: nn.Module, adapters: Adapters) -> None:
+    """Every tensor that requires grad must have a place in the state: nothing else is clipped and noised.
+
+    Raises:
+        ValueError: names the first that has none.
+    """
+    placed = {id(adapters.layout.parameter(place)) for place in adapters.layout.places}
+    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in placed]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
+            "neither clipped nor noised; freeze them with requires_grad_(False)"
+        )

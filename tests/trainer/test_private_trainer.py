@@ -1,0 +1,244 @@
+"""transformers' Trainer unchanged without privacy, and with DP-SGD through PrivateTrainer."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
+
+from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
+
+import ffalora
+from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
+from ffalora.privacy.sampling import poisson_draw
+from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
+
+N = 24
+
+
+class Padding:
+    """A collator that needs no tokenizer."""
+
+    def __call__(self, features):
+        longest = max(len(f["input_ids"]) for f in features)
+        ids = torch.tensor([f["input_ids"] + [0] * (longest - len(f["input_ids"])) for f in features])
+        mask = torch.tensor([[1] * len(f["input_ids"]) + [0] * (longest - len(f["input_ids"])) for f in features])
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([f["label"] for f in features])}
+
+
+def data(n=N, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        label = int(torch.randint(3, (1,), generator=generator))
+        length = int(torch.randint(3, 9, (1,), generator=generator))
+        ids = torch.randint(5 + 10 * label, 15 + 10 * label, (length,), generator=generator)
+        rows.append({"input_ids": ids.tolist(), "label": label})
+    return Dataset.from_list(rows)
+
+
+def arguments(folder, **changes):
+    defaults = dict(
+        output_dir=str(folder), per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=4,
+        learning_rate=0.1,
+        optim="sgd", lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], seed=7, use_cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    return TrainingArguments(**(defaults | changes))
+
+
+def model(**config):
+    wrapped = ffalora.get_peft_model(tiny_bert(), peft.LoraConfig(r=3, target_modules=["query", "value"], **config))
+    for module in wrapped.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return wrapped
+
+
+def trainer(folder, privacy=None, net=None, **changes):
+    privacy = privacy or PrivacyArguments(noise_multiplier=1.0, max_grad_norm=0.5)
+    return PrivateTrainer(
+        net if net is not None else model(), arguments(folder, **changes), privacy, train_dataset=data(),
+        eval_dataset=data(8, 1), data_collator=Padding(),
+    )  # fmt: skip
+
+
+def state(net):
+    return ffalora.convert(net).state()
+
+
+def test_the_plain_trainer_trains_a_converted_model_as_it_trains_peft_s(tmp_path):
+    results = []
+    for convert in (False, True):
+        torch.manual_seed(0)
+        net = peft.get_peft_model(tiny_bert(), peft.LoraConfig(r=3, target_modules=["query", "value"]))
+        if convert:
+            ffalora.convert(net, trained="both")
+        run = Trainer(net, arguments(tmp_path), train_dataset=data(), eval_dataset=data(8, 1), data_collator=Padding())
+        run.train()
+        results.append(
+            (run.evaluate()["eval_loss"], torch.cat([p.flatten() for p in net.parameters() if p.requires_grad]))
+        )
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_update_is_the_mean_of_clipped_sample_gradients_over_the_expected_batch(tmp_path):
+    net = model(modules_to_save=["classifier"])
+    adapters = ffalora.convert(net)
+    before = adapters.state()
+    drawn = poisson_draw(7, 0, 0, N, 6 / N)
+    assert len(drawn) > 1
+    rows = torch.zeros(0, adapters.layout.width)
+    for i in drawn:
+        batch = Padding()([data()[int(i)]])
+        rows = torch.cat([rows, one_at_a_time(adapters, batch)[1]])
+    factor = (0.5 / rows.norm(dim=1)).clamp(max=1.0)
+    assert (factor < 1).any()
+    expected = before - 0.1 * (factor[:, None] * rows).sum(0) / 6
+    run = trainer(tmp_path, PrivacyArguments(noise_multiplier=0.0, max_grad_norm=0.5), net, max_steps=1)
+    run.train()
+    torch.testing.assert_close(adapters.state(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_has_the_stated_standard_deviation(tmp_path):
+    nets = [model(), model()]
+    for sigma, net in zip((0.0, 3.0), nets, strict=True):
+        trainer(tmp_path, PrivacyArguments(noise_multiplier=sigma, max_grad_norm=0.5), net, max_steps=1).train()
+    noise = (state(nets[1]) - state(nets[0])) / 0.1 * 6
+    assert noise.numel() == 192
+    assert noise.std().item() == pytest.approx(3.0 * 0.5, rel=0.2)
+
+
+def test_an_empty_sample_still_adds_noise_and_counts(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    run._draw = lambda *_: torch.zeros(0).long().numpy()
+    before = state(run.model)
+    run.train()
+    assert run.ledger.steps_taken == 1
+    assert (state(run.model) != before).all()
+
+
+def test_epsilon_is_logged_and_meets_the_target(tmp_path):
+    run = trainer(tmp_path, PrivacyArguments(target_epsilon=3.0, accountant="rdp"))
+    run.train()
+    logged = [entry["epsilon"] for entry in run.state.log_history if "epsilon" in entry]
+    assert logged == sorted(logged) and 2.9 < logged[-1] <= 3.0
+    assert "3" in run.statement().to_text()
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
+    whole = trainer(tmp_path / "whole", save_strategy="steps", save_steps=2)
+    whole.train()
+    halted = trainer(tmp_path / "halted", save_strategy="steps", save_steps=2)
+    halted.add_callback(StopAt(2))
+    halted.train()
+    resumed = trainer(tmp_path / "halted", save_strategy="steps", save_steps=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "halted" / "checkpoint-2"))
+    assert torch.equal(state(resumed.model), state(whole.model))
+    assert resumed.ledger.steps_taken == whole.ledger.steps_taken == 4
+    assert not any(p.requires_grad for n, p in resumed.model.named_parameters() if "lora_A" in n)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **others):
+        control.should_training_stop = state.global_step >= self.step
+        return control
+
+
+def test_a_checkpoint_without_its_ledger_or_under_other_terms_is_refused(tmp_path):
+    run = trainer(tmp_path, save_strategy="steps", save_steps=2)
+    run.train()
+    folder = tmp_path / "checkpoint-2"
+    other = trainer(tmp_path, PrivacyArguments(noise_multiplier=0.5))
+    with pytest.raises(LedgerMismatch, match="noise_multiplier"):
+        other.train(resume_from_checkpoint=str(folder))
+    (folder / LEDGER_FILE).unlink()
+    with pytest.raises(ValueError, match="ledger"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(folder))
+
+
+def test_secure_noise_charges_on_disk_before_the_result_exists(tmp_path):
+    privacy = PrivacyArguments(noise_multiplier=1.0, noise="secure")
+    run = trainer(tmp_path, privacy)
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    run.train_dataset = data()
+    original, calls = run._physical, []
+
+    def physical(drawn):
+        calls.append(1)
+        return original(drawn) if len(calls) < 2 else fails()
+
+    run._physical = physical
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert json.loads((tmp_path / LEDGER_FILE).read_text())["steps_taken"] == 2
+    with pytest.raises(ValueError, match="trained on already"):
+        trainer(tmp_path, privacy).train()
+
+
+def test_earlier_spending_is_added(tmp_path):
+    PrivacyLedger(0, N, 0.25, 1.0, 1e-5, 10, steps_taken=10, accountant="rdp").save(tmp_path / "before.json")
+    privacy = PrivacyArguments(noise_multiplier=1.0, accountant="rdp")
+    fresh = trainer(tmp_path / "a", privacy)
+    fresh.train()
+    again = trainer(
+        tmp_path / "b", PrivacyArguments(noise_multiplier=1.0, accountant="rdp", prior=tmp_path / "before.json")
+    )
+    again.train()
+    assert again.ledger.epsilon() > fresh.ledger.epsilon()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"fp16": True, "use_cpu": True}, "fp16"), ({"label_smoothing_factor": 0.1}, "label_smoothing_factor")],
+)
+def test_settings_that_break_the_promise_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **changes)
+
+
+def test_trainable_tensors_outside_the_adapters_are_refused(tmp_path):
+    net = model()
+    net.base_model.model.bert.pooler.dense.bias.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"pooler\.dense\.bias"):
+        trainer(tmp_path, net=net)
+
+
+def test_causal_models_train_on_their_own_next_tokens(tmp_path):
+    net = ffalora.get_peft_model(tiny_llama(), peft.LoraConfig(r=2, target_modules="all-linear"))
+    rows = Dataset.from_list([{"input_ids": r["input_ids"], "labels": r["input_ids"]} for r in data()])
+
+    def collate(features):
+        longest = max(len(f["input_ids"]) for f in features)
+        pad = [longest - len(f["input_ids"]) for f in features]
+        ids = torch.tensor([f["input_ids"] + [0] * p for f, p in zip(features, pad, strict=True)])
+        labels = torch.tensor([f["labels"] + [-100] * p for f, p in zip(features, pad, strict=True)])
+        return {"input_ids": ids, "labels": labels}
+
+    run = PrivateTrainer(
+        net,
+        arguments(tmp_path, bf16=True),
+        PrivacyArguments(noise_multiplier=0.3),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    assert math.isfinite(run.train().training_loss)
+
+
+def test_an_unknown_task_asks_for_its_losses():
+    with pytest.raises(ValueError, match="losses="):
+        default_losses(tiny_bert().bert)
