@@ -21,11 +21,21 @@ from ffalora_kernels import clip_reduce_, privatize_step_
 from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig, PrivacyConfig
 from .accounting import PrivacyLedger
+from .admission import (
+    check_batch,
+    check_batch_norm,
+    check_cohort,
+    check_draw,
+    check_losses,
+    check_trained_tensors,
+    ledger_of,
+)
 from .arena import Arena
 from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivity
+from .detectors import UpdateWatch, check_attached, check_reads_state
 from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
 from .optim import Moments
-from .probe import check_independence
+from .probe import check_independence, check_losses_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
 
 _ARENA_BYTES = 2**30

@@ -1,4 +1,4 @@
-"""Is each sample's output and loss a function of that sample alone? Without that, per-sample clipping bounds nothing."""
+"""Is each sample's output and loss a function of that sample alone? Without it, per-sample clipping bounds nothing."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def check_independence(
     limit = tolerance * before.square().mean().sqrt()
     if not bool(change <= limit):
         raise SamplesNotIndependent(
-            f"changing sample 0 of a batch of {size} moved another sample's output by {float(change):.3g} (outputs have "
-            f"root mean square {float(limit / tolerance):.3g}): this model mixes samples, so that per-sample clipping does "
-            "not bound what one sample can do. Replace batch normalisation by layer or group normalisation, and turn off "
-            "capacity-limited routing or packing"
+            f"changing sample 0 of a batch of {size} moved another sample's output by {float(change):.3g} (outputs "
+            f"have root mean square {float(limit / tolerance):.3g}): this model mixes samples, so that per-sample "
+            "clipping does not bound what one sample can do. Replace batch normalisation by layer or group normalisation, "
+            "and turn off capacity-limited routing or packing"
         )
     return True
 
@@ -80,9 +80,9 @@ def check_losses_independence(
         moved = (found - whole).abs()
         if bool((whole.isfinite() & found.isfinite() & (moved > limit)).any()):
             raise SamplesNotIndependent(
-                f"{what} a batch of {len(targets)} moved another sample's loss by {float(moved.nan_to_num().max()):.3g}: the "
-                "loss averages over the batch or compares samples. Use reduction='none', without weights that depend on "
-                "the batch"
+                f"{what} a batch of {len(targets)} moved another sample's loss by "
+                f"{float(moved.nan_to_num().max()):.3g}: the loss averages over the batch or compares samples. Use "
+                "reduction='none', without weights that depend on the batch"
             )
 
 

@@ -231,10 +231,11 @@ def test_a_nonfinite_sample_is_counted_and_contributes_nothing():
         engine, adapters = tiny_engine(privacy={"noise_multiplier": 0.0})
         (client,) = participants(1, sigma=0.0)
         drawn = engine.sample(client)
+        engine.data.labels[:] %= 2
+        engine.data.labels[drawn[0]] = 2
 
         def one_bad_loss(output, targets):
-            values = losses(output, targets)
-            return values * torch.tensor([math.nan if bad else 0.0] + [1.0] * (len(values) - 1))
+            return losses(output, targets) * torch.where(targets == 2, math.nan if bad else 0.0, 1.0)
 
         engine.losses = one_bad_loss
         state = adapters.state()[None]
