@@ -92,7 +92,8 @@ def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
     cohort = draw_cohort(experiment, server.round)
     strategy.begin_round(server)
     rows = strategy.start(server, cohort.ids)
-    down, up = strategy.bytes_down(server, len(cohort)), strategy.bytes_up() * sum(cohort.arrives)
+    down = strategy.bytes_down(server, cohort.ids)
+    up = sum(strategy.bytes_up(c) for c, arrives in zip(cohort.ids, cohort.arrives, strict=True) if arrives)
     report = train_cohort(experiment, server, cohort, rows) if len(cohort) else TrainingReport()
     finite = rows.isfinite().all(1).tolist()
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]

@@ -2,12 +2,24 @@
 
 from .base import ServerState, Strategy, weighted_mean
 from .factors import aggregation_gap
+from .fedex import FedEx
+from .fedsa import FedSA
+from .fedsvd import FedSVD
 from .ffa import FFALoRA
+from .flexlora import FlexLoRA
+from .flora import FLoRA
+from .hetlora import HetLoRA
 from .lora import LoRAFedAvg
 
 _METHODS: tuple[type[Strategy], ...] = (
     LoRAFedAvg,
     FFALoRA,
+    FedSVD,
+    FedSA,
+    FedEx,
+    FLoRA,
+    FlexLoRA,
+    HetLoRA,
 )
 STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _METHODS}
 

@@ -137,15 +137,15 @@ class Strategy:
         """The row ``[P]`` of what :meth:`upload` made of it; columns that were not sent are as in the model."""
         return self.adapters.layout.from_payload(payload)
 
-    def bytes_up(self) -> int:
-        """What one client sends in a round."""
+    def bytes_up(self, client: int | None = None) -> int:
+        """What a client sends in a round; without a client, the most that any sends."""
         return BYTES_PER_NUMBER * self.adapters.layout.size
 
-    def bytes_down(self, server: ServerState, cohort: int) -> int:
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         """What all clients together receive in the round about to begin. In the first, a seed stands for what is
         random and frozen.
         """
-        return cohort * BYTES_PER_NUMBER * self.adapters.layout.size
+        return len(cohort) * BYTES_PER_NUMBER * self.adapters.layout.size
 
     def keep(self, server: ServerState) -> None:
         """Takes the kept factors from the model into ``server.row``."""

@@ -1,0 +1,63 @@
+"""FedEx-LoRA (Singhal et al., ACL 2025): what averaging the factors loses is added to the frozen base weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...adapters import Adapters
+from ...config import Config
+from .base import BYTES_PER_NUMBER, ServerState, Strategy
+from .factors import factors, relative_gap, stacked
+from .residual import BaseResidual
+
+_SENT = "sent"
+
+
+class FedEx(Strategy):
+    """Exact: ``mean(b_k) mean(a_k)`` plus the residual ``mean(b_k a_k) - mean(b_k) mean(a_k)`` is the mean update.
+
+    Every client of the federation receives every residual, drawn or not: as factors of rank C·R, or whole where that is
+    less. The saved adapter has the rank that holds all residuals.
+    """
+
+    name = "fedex"
+    trained = "both"
+    exact = True
+    linear = False
+    summary = "FedEx-LoRA: LoRA + FedAvg with the lost part added to the base; exact, heavy"
+    up = "a, b"
+    down = "a, b, and the residual (rank C·R)"
+    aggregation = "average of each factor, residual into the base"
+    privacy = "sample level"
+
+    def __init__(self, adapters: Adapters, config: Config, clients: int):
+        super().__init__(adapters, config, clients)
+        self._base = BaseResidual(adapters)
+
+    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
+        server.row = self.average(server, server.row, rows, weights)
+        parts, sent = [], 0
+        for name in self.adapters.layers:
+            b, a = factors(self.adapters, name, rows)
+            up, down = stacked(b, a, weights)
+            mean_b, mean_a = factors(self.adapters, name, server.row[None])
+            wanted, averaged = up @ down, mean_b[0] @ mean_a[0]
+            parts.append((wanted, averaged + self._base.add(server.tensors, name, wanted - averaged)))
+            sent += min(wanted.numel(), down.shape[0] * sum(wanted.shape))
+        server.tensors[_SENT] = torch.tensor([sent])
+        return relative_gap(parts)
+
+    def finish(self, server: ServerState) -> None:
+        self._base.load(server.tensors)
+        super().finish(server)
+
+    def export(self, server: ServerState) -> None:
+        super().finish(server)
+        self._base.export(server.tensors)
+
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
+        residual = int(server.tensors.get(_SENT, torch.zeros(1))[0])
+        return super().bytes_down(server, cohort) + BYTES_PER_NUMBER * residual * self.clients

@@ -1,0 +1,70 @@
+"""Products that the server adds to the base weights, exact and in float32, and takes out again for saving."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...adapters import Adapters
+from .factors import low_rank_svd
+
+_PREFIX = "residual."
+_NEGLIGIBLE = 1e-7
+
+
+class BaseResidual:
+    """Adds float32 residuals ``[N,K]`` to base weights, always from the untouched weight, so that nothing is rounded
+    twice.
+
+    The residuals live among the server's tensors; this object holds copies of the untouched weights only.
+    """
+
+    def __init__(self, adapters: Adapters):
+        self._adapters = adapters
+        self._untouched: dict[str, Tensor] = {}
+
+    def add(self, tensors: dict[str, Tensor], layer: str, product: Tensor) -> Tensor:
+        """Puts ``scale · product`` on top of a layer's residual; the model is changed by :meth:`load`.
+
+        Returns:
+            the product that was added once the sum was rounded to float32.
+        """
+        scale = self._adapters.layers[layer].scale
+        old = tensors.get(_PREFIX + layer, torch.zeros_like(product)).to(product)
+        tensors[_PREFIX + layer] = (old + scale * product).float()
+        return (tensors[_PREFIX + layer].to(product) - old) / scale
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Writes untouched weights plus residuals into the model."""
+        for name, layer in self._adapters.layers.items():
+            residual, weight = tensors.get(_PREFIX + name), layer.base_layer.weight
+            if residual is not None:
+                weight.copy_(self._untouched.setdefault(name, weight.detach().clone()))
+                layer.add_to_base(residual.to(weight.device))
+
+    @torch.no_grad()
+    def export(self, tensors: dict[str, Tensor]) -> None:
+        """Gives the base its weights back and replaces the adapters by ones of a rank that holds residual and adapter.
+
+        Their scale is 1 and their rank the same everywhere, as great as any layer needs.
+        """
+        found = {}
+        for name, layer in self._adapters.layers.items():
+            if name in self._untouched:
+                layer.base_layer.weight.copy_(self._untouched[name])
+            total = layer.delta().double()
+            if _PREFIX + name in tensors:
+                total = total + tensors[_PREFIX + name].to(total)
+            u, s, vt = low_rank_svd(total, torch.eye(total.shape[1], dtype=total.dtype, device=total.device))
+            rank = max(1, int((s > _NEGLIGIBLE * s[0]).sum()))
+            found[name] = ((u * s)[:, :rank].float(), vt[:rank].float())
+        rank = max(len(a) for _, a in found.values())
+        changes = {"rank": rank, "alpha": float(rank), "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+        self._adapters.config = self._adapters.config.model_copy(update=changes)
+        for name, (b, a) in found.items():
+            layer, missing = self._adapters.layers[name], rank - len(a)
+            layer.lora_B = torch.nn.Parameter(torch.nn.functional.pad(b, (0, missing)))
+            layer.lora_A = torch.nn.Parameter(torch.nn.functional.pad(a, (0, 0, 0, missing)))
+            layer.scale = 1.0
+        self._adapters.train_factors("both")

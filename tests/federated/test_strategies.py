@@ -1,0 +1,323 @@
+"""Every method against its definition: what the server ends with, what travels, what a client starts from."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import CLIENT_LEVEL, PRIVATE
+
+from ffalora.bundle import evaluate
+from ffalora.config import ConfigError
+from ffalora.federated import simulate as module
+from ffalora.federated.experiment import build
+from ffalora.federated.simulate import METRICS, run_round, simulate
+from ffalora.federated.strategies import STRATEGIES, aggregation_gap
+from ffalora.federated.strategies.factors import factors, low_rank_svd
+from ffalora.privacy.engine import Engine
+
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+RANKS = [1, 2, 3]
+
+
+class Case:
+    """A method on the tiny model, with random rows of three clients in the place of training."""
+
+    def __init__(self, small, name, **changes):
+        self.experiment = build(small(federation__strategy=name, **changes))
+        self.adapters, self.strategy = self.experiment.adapters, self.experiment.strategy
+        self.untouched = {n: layer.weight()[0].double().clone() for n, layer in self.adapters.layers.items()}
+        self.server = self.strategy.begin()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def round(self, move=0.3):
+        """One round with random answers: the products b_k a_k that clients sent, by layer, and the gap."""
+        self.strategy.begin_round(self.server)
+        rows = self.strategy.start(self.server, [0, 1, 2])
+        mask = self.strategy.mask(self.server, [0, 1, 2])
+        noise = torch.randn(rows.shape, generator=self.generator) * move
+        index = self.adapters.layout.parameter_index()
+        rows += noise * (1 if mask is None else mask) * (1 if index is None else index >= 0)
+        self.sent = {name: factors(self.adapters, name, rows) for name in self.adapters.layers}
+        self.rows = rows
+        gap = self.strategy.aggregate(self.server, [0, 1, 2], rows, WEIGHTS)
+        self.server.round += 1
+        self.strategy.finish(self.server)
+        return gap
+
+    def mean_product(self, name):
+        b, a = self.sent[name]
+        return self.adapters.layers[name].scale * torch.einsum("c,cnr,crk->nk", WEIGHTS, b, a)
+
+    def effective(self, name):
+        """What the model adds to the untouched base weight."""
+        layer = self.adapters.layers[name]
+        return layer.weight()[0].double() - self.untouched[name] + layer.delta().detach().double()
+
+
+def close(got, wanted, tolerance=1e-5):
+    assert float((got - wanted).detach().norm()) <= tolerance * float(wanted.norm())
+
+
+def test_lora_averages_each_factor_and_measures_what_is_lost(small):
+    case = Case(small, "lora")
+    gap = case.round()
+    missing = total = 0.0
+    for name, layer in case.adapters.layers.items():
+        b, a = case.sent[name]
+        close(layer.lora_B.double(), torch.einsum("c,cnr->nr", WEIGHTS, b))
+        close(layer.lora_A.double(), torch.einsum("c,crk->rk", WEIGHTS, a))
+        missing += float((case.mean_product(name) - case.effective(name)).square().sum())
+        total += float(case.mean_product(name).square().sum())
+    assert gap == pytest.approx((missing / total) ** 0.5, rel=1e-4) and gap > 0.1
+    assert gap == pytest.approx(aggregation_gap(case.adapters, case.rows, WEIGHTS))
+
+
+@pytest.mark.parametrize("name", ["ffa", "fedsvd", "fedex", "flora"])
+def test_exact_methods_end_with_the_average_of_the_products(small, name):
+    case = Case(small, name)
+    before = {n: torch.zeros_like(w) for n, w in case.untouched.items()}
+    for _ in range(3):
+        assert case.round() < 1e-6
+        for layer in case.adapters.layers:
+            wanted = case.mean_product(layer) + (before[layer] if name in ("fedex", "flora") else 0)
+            close(case.effective(layer), wanted)
+            residual = case.adapters.layers[layer].weight()[0].double() - case.untouched[layer]
+            before[layer] = residual.clone()
+
+
+def test_fedsvd_leaves_an_orthonormal_a_and_the_product_unchanged(small):
+    case = Case(small, "fedsvd")
+    case.round()
+    for name, layer in case.adapters.layers.items():
+        a = layer.lora_A.detach().double()
+        close(a @ a.T, torch.eye(len(a), dtype=torch.float64))
+        close(case.effective(name), case.mean_product(name))
+
+
+def test_fedsvd_keeps_a_while_b_is_zero(small):
+    case = Case(small, "fedsvd")
+    before = [layer.lora_A.detach().clone() for layer in case.adapters.layers.values()]
+    case.round(move=0.0)
+    for a, layer in zip(before, case.adapters.layers.values(), strict=True):
+        assert torch.equal(a, layer.lora_A) and not layer.lora_B.any()
+
+
+def test_fedsvd_renews_a_only_every_n_rounds_and_forgets_server_moments_then(small):
+    case = Case(small, "fedsvd", federation__refactor_every=2, federation__server_optimizer="fedavgm")
+    first = next(iter(case.adapters.layers.values())).lora_A.detach().clone()
+    down = case.strategy.bytes_down(case.server, [0])
+    case.round()
+    layer = next(iter(case.adapters.layers.values()))
+    assert torch.equal(layer.lora_A, first) and "server.m.b" in case.server.tensors
+    assert case.strategy.bytes_down(case.server, [0]) == down
+    case.round()
+    assert not torch.equal(layer.lora_A, first) and "server.m.b" not in case.server.tensors
+    extra = 4 * sum(each.lora_A.numel() for each in case.adapters.layers.values())
+    assert case.strategy.bytes_down(case.server, [0]) == down + extra
+    assert case.strategy.bytes_up() == down
+
+
+def test_fedsa_shares_a_and_leaves_every_client_its_b(small):
+    case = Case(small, "fedsa")
+    case.round()
+    sent = case.sent
+    case.strategy.begin_round(case.server)
+    rows = case.strategy.start(case.server, [2, 0])
+    for name in case.adapters.layers:
+        b, a = factors(case.adapters, name, rows)
+        close(b[0], sent[name][0][2])
+        close(b[1], sent[name][0][0])
+        close(a[0], torch.einsum("c,crk->rk", WEIGHTS, sent[name][1]))
+        assert torch.equal(a[0], a[1])
+    numbers = sum(layer.lora_A.numel() for layer in case.adapters.layers.values())
+    assert case.strategy.bytes_up() == 4 * numbers == 4 * len(case.strategy.upload(rows[0]))
+
+
+def test_fedsa_never_lets_b_leave_the_client(small):
+    case = Case(small, "fedsa")
+    case.strategy.begin_round(case.server)
+    row = case.strategy.start(case.server, [0])[0]
+    changed = row.clone()
+    for place in case.adapters.layout.places:
+        if place.tensor == "lora_B":
+            changed[place.start : place.start + place.size] += 1
+    assert torch.equal(case.strategy.upload(row), case.strategy.upload(changed))
+    assert torch.equal(case.strategy.received(case.strategy.upload(changed)), row)
+
+
+@pytest.mark.parametrize("name", ["fedex", "flora"])
+def test_saving_keeps_residuals_in_adapters_of_a_greater_rank(small, name):
+    case = Case(small, name)
+    for _ in range(2):
+        case.round()
+    wanted = {layer: case.effective(layer) for layer in case.adapters.layers}
+    case.strategy.export(case.server)
+    for layer, total in wanted.items():
+        assert torch.equal(case.adapters.layers[layer].weight()[0].double(), case.untouched[layer])
+        close(case.effective(layer), total)
+
+
+def test_fedex_sends_the_residual_to_every_client_as_factors_or_whole(small):
+    case = Case(small, "fedex", clients__count=7, adapter__rank=1)
+    payload = case.strategy.bytes_down(case.server, [0, 1, 2])
+    assert payload == 3 * case.strategy.bytes_up()
+    case.round()
+    residual = 4 * sum(min(w.numel(), 3 * sum(w.shape)) for w in case.untouched.values())
+    assert case.strategy.bytes_down(case.server, [0, 1, 2]) == payload + 7 * residual
+
+
+def test_flora_starts_anew_each_round_from_another_a(small):
+    case = Case(small, "flora")
+    layer = next(iter(case.adapters.layers.values()))
+    first = layer.lora_A.detach().clone()
+    case.round()
+    assert not layer.lora_B.any() and not torch.equal(first, layer.lora_A)
+
+
+def test_flora_download_grows_with_the_sum_of_ranks(small):
+    case = Case(small, "flora", clients__ranks=RANKS, adapter__rank=3)
+    case.round()
+    stack = 4 * sum(min(w.numel(), sum(RANKS) * sum(w.shape)) for w in case.untouched.values())
+    assert case.strategy.bytes_down(case.server, [0, 1, 2]) == 3 * stack
+
+
+def test_flexlora_is_the_best_approximation_of_the_average_product(small):
+    case = Case(small, "flexlora", clients__ranks=RANKS, adapter__rank=3)
+    gap = case.round()
+    missing = total = 0.0
+    rows = case.strategy.start(case.server, [0, 1, 2])
+    for name, layer in case.adapters.layers.items():
+        u, s, vt = torch.linalg.svd(case.mean_product(name) / layer.scale)
+        close(case.effective(name) / layer.scale, u[:, :3] * s[:3] @ vt[:3])
+        missing, total = missing + float(s[3:].square().sum()), total + float(s.square().sum())
+        b, a = factors(case.adapters, name, rows)
+        for client, rank in enumerate(RANKS):
+            close(b[client] @ a[client], u[:, :rank] * s[:rank] @ vt[:rank])
+    assert gap == pytest.approx((missing / total) ** 0.5, rel=1e-5)
+
+
+def test_hetlora_weights_clients_by_the_norm_of_their_products(small):
+    case = Case(small, "hetlora", clients__ranks=RANKS, adapter__rank=3)
+    case.round()
+    for name, layer in case.adapters.layers.items():
+        b, a = case.sent[name]
+        assert not b[0, :, 1:].any() and not a[1, 2:].any()
+        norms = torch.stack([(b[c] @ a[c]).norm() for c in range(3)])
+        close(layer.lora_B.double(), sum(norms[c] * b[c] for c in range(3)) / norms.sum())
+        close(layer.lora_A.double(), sum(norms[c] * a[c] for c in range(3)) / norms.sum())
+
+
+def test_hetlora_prunes_ranks_that_shrank_and_keeps_those_that_grew(small):
+    case = Case(small, "hetlora", adapter__rank=4, federation__rank_pruning=0.5)
+    case.round()
+    assert case.strategy.ranks == [4, 4, 4]
+    case.strategy.begin_round(case.server)
+    rows = case.strategy.start(case.server, [0, 1, 2])
+    rows[0] *= 0.5
+    rows[1] *= 2.0
+    case.strategy.aggregate(case.server, [0, 1, 2], rows, WEIGHTS)
+    case.strategy.begin_round(case.server)
+    assert case.strategy.ranks == [2, 4, 4]
+    assert case.strategy.bytes_up(0) * 2 == case.strategy.bytes_up(1)
+
+
+@pytest.mark.parametrize("name", ["flora", "flexlora", "hetlora"])
+@pytest.mark.parametrize("private", [{}, PRIVATE])
+def test_a_client_never_gets_numbers_outside_its_rank(small, name, private, monkeypatch):
+    case = Case(small, name, clients__ranks=RANKS, adapter__rank=3, **private)
+    seen = []
+    original = case.strategy.aggregate
+    case.strategy.aggregate = lambda server, clients, rows, weights: (
+        seen.append(rows),
+        original(server, clients, rows, weights),
+    )[1]
+    for _ in range(2):
+        run_round(case.experiment, case.server)
+    for rows in seen:
+        for layer in case.adapters.layers:
+            b, a = factors(case.adapters, layer, rows)
+            for client, rank in enumerate(RANKS):
+                assert not b[client, :, rank:].any() and not a[client, rank:].any()
+                assert a[client, :rank].all()
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 9), (4, 11, 5), (6, 1, 6)])
+def test_the_low_rank_svd_is_the_svd_of_the_product(shape):
+    n, q, k = shape
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randn(n, q, generator=generator, dtype=torch.float64)
+    down = torch.randn(q, k, generator=generator, dtype=torch.float64)
+    u, s, vt = low_rank_svd(up, down)
+    close(u * s @ vt, up @ down, 1e-12)
+    close(s, torch.linalg.svdvals(up @ down)[: len(s)], 1e-12)
+    close(vt @ vt.T, torch.eye(len(s), dtype=torch.float64), 1e-12)
+
+
+def _ranked(name):
+    return {"clients__ranks": RANKS, "adapter__rank": 3} if STRATEGIES[name].takes_ranks else {}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_interrupted_runs_of_every_method_resume_bit_for_bit_and_their_adapter_gives_their_metrics(
+    small, tmp_path, monkeypatch, name
+):
+    config = small(federation__strategy=name, **PRIVATE, **_ranked(name))
+    whole = simulate(config, tmp_path / "whole", progress=False)
+    original, calls = Engine.train, []
+
+    def stop(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 5 or (len(calls) == 2 and len(arguments[1]) > 1):
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Engine, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, tmp_path / "cut", progress=False)
+    monkeypatch.setattr(Engine, "train", original)
+    simulate(config, tmp_path / "cut", resume=True, progress=False)
+    first, second = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    rows = [
+        [json.loads(line) | {"seconds": 0} for line in (tmp_path / run / METRICS).read_text().splitlines()]
+        for run in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+    if name != "fedsa":
+        assert evaluate(tmp_path / "whole") == pytest.approx(whole.rounds[-1]["metrics"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if s.linear])
+def test_linear_methods_take_client_level_privacy(small, name):
+    experiment = build(small(federation__strategy=name, clients__count=6, **CLIENT_LEVEL))
+    server = experiment.strategy.begin()
+    for _ in range(2):
+        row = run_round(experiment, server)
+    assert row["epsilon"] > 0 and server.row.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if not s.linear])
+@pytest.mark.parametrize(
+    "changes,key", [(CLIENT_LEVEL, "privacy.unit"), ({"federation__server_optimizer": "fedadam"}, "server_optimizer")]
+)
+def test_methods_whose_server_needs_single_rows_refuse_what_needs_sums(small, name, changes, key):
+    with pytest.raises(ConfigError, match=rf"{key}.*{name}"):
+        build(small(federation__strategy=name, **changes))
+
+
+def test_methods_that_give_columns_another_meaning_refuse_to_keep_moments(small):
+    with pytest.raises(ConfigError, match="keep_moments"):
+        build(small(federation__strategy="fedsvd", optimizer__keep_moments=True))
+
+
+def test_methods_of_one_rank_refuse_ranks_by_name(small):
+    with pytest.raises(ConfigError, match=r"clients\.ranks=.*ffa.*hetlora"):
+        build(small(clients__ranks=[1, 1, 2]))
+
+
+def test_all_methods_start_from_the_unchanged_model(small):
+    for name in STRATEGIES:
+        experiment = build(small(federation__strategy=name))
+        module.evaluate_views(experiment, experiment.strategy.begin())
+        assert all(not layer.delta().any() for layer in experiment.adapters.layers.values()), name
