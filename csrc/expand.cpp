@@ -7,22 +7,69 @@ namespace {
 
 constexpr ptrdiff_t kRunTokens = 64;
 
+// For a range of tokens: y[m, n] += scale Σ_r narrow[m, r] turned[r, n].
 template <class T>
-void expand_run(const Activations& y, const Activations& h, const Turned& turned, const Run& run, float scale) {
+struct ExpandChunk {
+  T* y;
+  ptrdiff_t y_stride, width;
+  const float* narrow;
+  const float* turned;
+  ptrdiff_t turned_stride, padded, rank, tokens;
+  float scale;
+};
+
+template <class T>
+struct Expand {
+  template <int L>
+  FFALORA_INLINE static void run(const ExpandChunk<T>* chunk) {
+    ptrdiff_t m = 0;
+    for (; m + 4 <= chunk->tokens; m += 4) rows<L, 4>(*chunk, m);
+    for (; m < chunk->tokens; ++m) rows<L, 1>(*chunk, m);
+  }
+
+ private:
+  template <int L, int ROWS>
+  FFALORA_INLINE static void rows(const ExpandChunk<T>& c, ptrdiff_t m) {
+    constexpr int kVectors = L == 16 ? 4 : 2;
+    T* y = c.y + m * c.y_stride;
+    const float* narrow = c.narrow + m * c.padded;
+    ptrdiff_t n = 0;
+    for (; n + kVectors * L <= c.width; n += kVectors * L) tile<L, ROWS, kVectors>(c, y + n, c.y_stride, narrow, n);
+    for (; n + L <= c.width; n += L) tile<L, ROWS, 1>(c, y + n, c.y_stride, narrow, n);
+    if (n == c.width) return;
+    alignas(64) T edge[ROWS * L] = {};
+    const size_t bytes = (c.width - n) * sizeof(T);
+    for (int i = 0; i < ROWS; ++i) std::memcpy(edge + i * L, y + i * c.y_stride + n, bytes);
+    tile<L, ROWS, 1>(c, edge, L, narrow, n);
+    for (int i = 0; i < ROWS; ++i) std::memcpy(y + i * c.y_stride + n, edge + i * L, bytes);
+  }
+
+  template <int L, int ROWS, int VECTORS>
+  FFALORA_INLINE static void tile(const ExpandChunk<T>& c, T* y, ptrdiff_t stride, const float* narrow, ptrdiff_t n) {
+    Vec<float, L> sum[ROWS][VECTORS] = {};
+    for (ptrdiff_t r = 0; r < c.rank; ++r) {
+      Vec<float, L> t[VECTORS];
+      for (int v = 0; v < VECTORS; ++v) t[v] = load<L>(c.turned + r * c.turned_stride + n + v * L);
+      for (int i = 0; i < ROWS; ++i)
+        for (int v = 0; v < VECTORS; ++v) sum[i][v] += t[v] * narrow[i * c.padded + r];
+    }
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < VECTORS; ++v) {
+        T* to = y + i * stride + v * L;
+        store<L>(to, load<L>(to) + sum[i][v] * c.scale);
+      }
+  }
+};
+
+template <class T>
+void expand_run(const Activations& y, const Activations& h, const Turned<float>& turned, const Run& run, float scale) {
   static thread_local Scratch<float> narrow_scratch;
   const ptrdiff_t padded = padded_to(h.columns, kPad);
   float* narrow = narrow_scratch.get(kRunTokens * padded);
   copy_rows(h, run.first, run.last, padded, narrow);
-  const ExpandChunk<T> chunk{y.row<T>(run.first),
-                             y.stride,
-                             y.columns,
-                             narrow,
-                             turned.data + run.client * turned.client_stride,
-                             turned.stride,
-                             padded,
-                             h.columns,
-                             run.last - run.first,
-                             scale};
+  const ExpandChunk<T> chunk{y.row<T>(run.first),       y.stride,      y.columns, narrow,
+                             turned.client(run.client), turned.stride, padded,    h.columns,
+                             run.last - run.first,      scale};
   dispatch<Expand<T>>(&chunk);
 }
 
@@ -31,7 +78,7 @@ void expand_run(const Activations& y, const Activations& h, const Turned& turned
 void expand(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
             int threads) {
   static thread_local Scratch<float> turned_scratch;
-  const Turned turned = turn(b, y.columns, h.columns, turned_scratch, threads);
+  const Turned<float> turned = turn(b, y.columns, h.columns, turned_scratch, threads);
   const std::vector<Run> runs = token_runs(segments, kRunTokens);
   parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
     y.half ? expand_run<bf16>(y, h, turned, runs[i], scale) : expand_run<float>(y, h, turned, runs[i], scale);

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "bf16_dot.h"
 #include "segments.h"
 
 namespace ffalora {
@@ -32,16 +33,16 @@ class SegmentGradients {
   void segment(ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, const Before& before) {
     static thread_local Scratch<float> narrow_scratch, partial_scratch;
     const ptrdiff_t start = segments_.offsets[i], end = segments_.offsets[i + 1];
-    const size_t partial_size = Gradient<float>::partial_size(kGroup, narrow_.columns);
+    const size_t group_size = partial_size(kGroup, narrow_.columns);
     float* narrow = narrow_scratch.get(chunk_ * padded_);
-    float* partial = end - start > chunk_ ? partial_scratch.get((last - first) * partial_size) : nullptr;
+    float* partial = end - start > chunk_ ? partial_scratch.get((last - first) * group_size) : nullptr;
     ptrdiff_t at = start;
     do {
       const ptrdiff_t stop = end - at < chunk_ ? end : at + chunk_;
       before(at, stop);
       copy(at, stop, narrow);
       for (ptrdiff_t k = first; k < last; ++k) {
-        float* sums = partial == nullptr ? nullptr : partial + (k - first) * partial_size;
+        float* sums = partial == nullptr ? nullptr : partial + (k - first) * group_size;
         wide_.half ? group<bf16>(i, k, at, stop, narrow, sums) : group<float>(i, k, at, stop, narrow, sums);
       }
       at = stop;
@@ -61,8 +62,21 @@ class SegmentGradients {
   static constexpr ptrdiff_t kGroup = 128;
 
   void copy(ptrdiff_t at, ptrdiff_t stop, float* narrow) const {
+    if (wide_.half && bf16_dot()) return copy_pairs(at, stop, reinterpret_cast<bf16*>(narrow));
     if (narrow_.data != nullptr) return copy_rows(narrow_, at, stop, padded_, narrow);
     for (ptrdiff_t j = 0; j < (stop - at) * padded_; ++j) narrow[j] = j % padded_ == 0 ? 1.0f : 0.0f;
+  }
+
+  // Tokens in pairs, as DotProducts reads them; zeros stand for a token beyond the last.
+  void copy_pairs(ptrdiff_t at, ptrdiff_t stop, bf16* narrow) const {
+    constexpr bf16 kOne{0x3f80};
+    for (ptrdiff_t m = at; m < stop; m += 2, narrow += 2 * padded_) {
+      std::memset(narrow, 0, 2 * padded_ * sizeof(bf16));
+      for (ptrdiff_t half = 0; half < 2 && m + half < stop; ++half) {
+        const bf16* row = narrow_.data == nullptr ? &kOne : narrow_.row<bf16>(m + half);
+        for (ptrdiff_t r = 0; r < narrow_.columns; ++r) narrow[2 * r + half] = row[r];
+      }
+    }
   }
 
   template <class T>
@@ -85,7 +99,7 @@ class SegmentGradients {
     chunk.rank_stride = rank_stride_;
     chunk.accumulate = arena_.accumulate;
     chunk.square = &squares_[i * groups_ + k];
-    dispatch<Gradient<T>>(&chunk);
+    run_gradient(chunk);
   }
 
   Activations wide_, narrow_;  // narrow_.data null: one column of ones

@@ -16,7 +16,7 @@
 
 namespace ffalora {
 
-enum Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
 Level detected_level();
 Level level();               // detected_level() unless a test lowered it
@@ -36,7 +36,7 @@ __attribute__((target("avx2,fma"))) void run_avx2(Args... args) {
 template <class Leaf, class... Args>
 void dispatch(Args... args) {
 #ifdef FFALORA_X86
-  if (level() == kAvx512) return run_avx512<Leaf>(args...);
+  if (level() >= kAvx512) return run_avx512<Leaf>(args...);
   if (level() == kAvx2) return run_avx2<Leaf>(args...);
 #endif
   Leaf::template run<4>(args...);

@@ -41,6 +41,9 @@ struct GradientChunk {
   double* square;  // receives Σ target² when last
 };
 
+// Floats that `partial` must hold for a range of `width` columns.
+inline size_t partial_size(ptrdiff_t width, ptrdiff_t rank) { return padded_to(width, 32) * padded_to(rank, kPad); }
+
 // Scales V lanes, adds them to `count` numbers at `to`, and squares what was stored.
 template <int V, class Chunk>
 FFALORA_INLINE void emit(const Chunk& c, Vec<float, V> sum, float* to, ptrdiff_t count, Vec<double, V>& square) {
@@ -60,7 +63,55 @@ FFALORA_INLINE void emit(const Chunk& c, Vec<float, V> sum, float* to, ptrdiff_t
   square += wide * wide;
 }
 
+// Products of wide and narrow in float32 lanes, whatever the activations are.
 template <class T>
+struct FloatProducts {
+  static constexpr ptrdiff_t kPackedBytes = kChunkTokens * 32 * 4;
+
+  template <int L>
+  FFALORA_INLINE static void add(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t r,
+                                 Vec<float, L> (&sum)[2][kRanks<L>]) {
+    add_rows<L>(c.wide + n, c.wide_stride, c, r, sum);
+  }
+
+  template <int L>
+  FFALORA_INLINE static void add_packed(const GradientChunk<T>& c, const void* packed, ptrdiff_t r,
+                                        Vec<float, L> (&sum)[2][kRanks<L>]) {
+    add_rows<L>(static_cast<const float*>(packed), 2 * L, c, r, sum);
+  }
+
+  template <int L>
+  FFALORA_INLINE static void pack(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns, void* packed) {
+    auto* to = static_cast<float*>(packed);
+    for (ptrdiff_t m = 0; m < c.tokens; ++m, to += 2 * L) {
+      const T* from = c.wide + m * c.wide_stride + n;
+      if (columns == 2 * L) {
+        store<L>(to, load<L>(from));
+        store<L>(to + L, load<L>(from + L));
+      } else {
+        for (ptrdiff_t j = 0; j < 2 * L; ++j) to[j] = j < columns ? to_float(from[j]) : 0.0f;
+      }
+    }
+  }
+
+ private:
+  template <int L, class W>
+  FFALORA_INLINE static void add_rows(const W* wide, ptrdiff_t stride, const GradientChunk<T>& c, ptrdiff_t r,
+                                      Vec<float, L> (&sum)[2][kRanks<L>]) {
+    for (ptrdiff_t m = 0; m < c.tokens; ++m) {
+      const Vec<float, L> w0 = load<L>(wide + m * stride), w1 = load<L>(wide + m * stride + L);
+      __builtin_prefetch(wide + m * stride + 2 * L);
+      if (sizeof(W) == 4) __builtin_prefetch(wide + m * stride + 3 * L);
+      for (int i = 0; i < kRanks<L>; ++i) {
+        const float x = c.narrow[m * c.padded + r + i];
+        sum[0][i] += w0 * x;
+        sum[1][i] += w1 * x;
+      }
+    }
+  }
+};
+
+template <class T, class Products = FloatProducts<T>>
 struct Gradient {
   template <int L>
   FFALORA_INLINE static void run(const GradientChunk<T>* chunk) {
@@ -70,17 +121,20 @@ struct Gradient {
     Vec<double, L> square{};
     Vec<double, B> short_square{};
     float* partial = c.partial;
-    alignas(64) float packed[kChunkTokens * kColumns];
+    alignas(64) char packed[Products::kPackedBytes];
     for (ptrdiff_t n = 0; n < c.width; n += kColumns) {
       const ptrdiff_t columns = c.width - n < kColumns ? c.width - n : kColumns;
+      // Packed, the panel is read again for each block of ranks; a narrow one is padded by zeros.
       const bool pack = c.rank > B || columns < kColumns;
-      if (pack) copy_panel<L>(c, n, columns, packed);
+      if (pack) Products::template pack<L>(c, n, columns, packed);
       for (ptrdiff_t r = 0; r < c.rank; r += B) {
-        Vec<float, L> sum[2][B] = {};
+        Vec<float, L> sum[2][B];
+        for (auto& half : sum)
+          for (auto& v : half) v = Vec<float, L>{};
         if (pack) {
-          accumulate<L>(packed, kColumns, c.narrow + r, c.padded, c.tokens, sum);
+          Products::template add_packed<L>(c, packed, r, sum);
         } else {
-          accumulate<L>(c.wide + n, c.wide_stride, c.narrow + r, c.padded, c.tokens, sum);
+          Products::template add<L>(c, n, r, sum);
         }
         if (!(c.first && c.last)) {
           for (auto& half : sum)
@@ -100,39 +154,7 @@ struct Gradient {
     *c.square = total;
   }
 
-  // Floats that `partial` must hold for a range of `width` columns.
-  static size_t partial_size(ptrdiff_t width, ptrdiff_t rank) { return padded_to(width, 32) * padded_to(rank, kPad); }
-
  private:
-  // Columns n … n+columns-1 of all tokens side by side, zeros beyond: read again for each block of ranks.
-  template <int L>
-  FFALORA_INLINE static void copy_panel(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns, float* packed) {
-    for (ptrdiff_t m = 0; m < c.tokens; ++m, packed += 2 * L) {
-      const T* from = c.wide + m * c.wide_stride + n;
-      if (columns == 2 * L) {
-        store<L>(packed, load<L>(from));
-        store<L>(packed + L, load<L>(from + L));
-      } else {
-        for (ptrdiff_t j = 0; j < 2 * L; ++j) packed[j] = j < columns ? to_float(from[j]) : 0.0f;
-      }
-    }
-  }
-
-  template <int L, class W>
-  FFALORA_INLINE static void accumulate(const W* wide, ptrdiff_t stride, const float* narrow, ptrdiff_t padded,
-                                        ptrdiff_t tokens, Vec<float, L> (&sum)[2][kRanks<L>]) {
-    for (ptrdiff_t m = 0; m < tokens; ++m) {
-      const Vec<float, L> w0 = load<L>(wide + m * stride), w1 = load<L>(wide + m * stride + L);
-      __builtin_prefetch(wide + m * stride + 2 * L);
-      if (sizeof(W) == 4) __builtin_prefetch(wide + m * stride + 3 * L);
-      for (int r = 0; r < kRanks<L>; ++r) {
-        const float x = narrow[m * padded + r];
-        sum[0][r] += w0 * x;
-        sum[1][r] += w1 * x;
-      }
-    }
-  }
-
   template <int L, int B>
   FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[2][B], ptrdiff_t n,
                                     ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
@@ -165,13 +187,36 @@ template <class T>
 struct InputChunk {
   const T* wide;
   ptrdiff_t wide_stride, width;
-  const float* turned;
+  const void* turned;  // Factors::Turned [padded rank, turned_stride]
   ptrdiff_t turned_stride, padded, rank, tokens;
   float* sum;
   bool first;
 };
 
+// Factors of the input's gradient in float32 lanes.
 template <class T>
+struct FloatFactors {
+  using Turned = float;
+  template <int L>
+  using Wide = Vec<float, L>;
+  template <int L>
+  static constexpr int kColumns = L;
+
+  template <int L>
+  FFALORA_INLINE static Wide<L> load_wide(const T* from) {
+    return load<L>(from);
+  }
+  template <int L>
+  FFALORA_INLINE static Wide<L> load_turned(const float* from) {
+    return load<L>(from);
+  }
+  template <int L>
+  FFALORA_INLINE static void add_product(Vec<float, L>& sum, const Wide<L>& w, const Wide<L>& t) {
+    sum += w * t;
+  }
+};
+
+template <class T, class Factors = FloatFactors<T>>
 struct InputGradient {
   template <int L>
   FFALORA_INLINE static void run(const InputChunk<T>* chunk) {
@@ -181,26 +226,34 @@ struct InputGradient {
   }
 
  private:
+  using Turned = typename Factors::Turned;
+
   template <int L, int ROWS>
   FFALORA_INLINE static void rows(const InputChunk<T>& c, ptrdiff_t m) {
-    constexpr int B = kRanks<L>;
+    constexpr int B = kRanks<L>, kColumns = Factors::template kColumns<L>;
+    using Wide = typename Factors::template Wide<L>;
     const T* wide = c.wide + m * c.wide_stride;
-    const ptrdiff_t whole = c.width / L * L;
+    const ptrdiff_t whole = c.width / kColumns * kColumns;
     for (ptrdiff_t r = 0; r < c.rank; r += B) {
-      const float* turned = c.turned + r * c.turned_stride;
-      Vec<float, L> sum[ROWS][B] = {};
-      for (ptrdiff_t n = 0; n < whole; n += L) {
-        Vec<float, L> w[ROWS];
+      const Turned* turned = static_cast<const Turned*>(c.turned) + r * c.turned_stride;
+      Vec<float, L> sum[ROWS][B];
+      for (auto& row : sum)
+        for (auto& v : row) v = Vec<float, L>{};
+      for (ptrdiff_t n = 0; n < whole; n += kColumns) {
+        Wide w[ROWS];
         for (int i = 0; i < ROWS; ++i) {
-          w[i] = load<L>(wide + i * c.wide_stride + n);
+          w[i] = Factors::template load_wide<L>(wide + i * c.wide_stride + n);
           __builtin_prefetch(wide + (i + ROWS) * c.wide_stride + n);
         }
         add<L, ROWS>(w, turned + n, c.turned_stride, sum);
       }
       if (whole < c.width) {
-        Vec<float, L> w[ROWS] = {};
-        for (int i = 0; i < ROWS; ++i)
-          for (ptrdiff_t n = whole; n < c.width; ++n) w[i][n - whole] = to_float(wide[i * c.wide_stride + n]);
+        Wide w[ROWS];
+        for (int i = 0; i < ROWS; ++i) {
+          alignas(64) T edge[kColumns] = {};
+          std::memcpy(edge, wide + i * c.wide_stride + whole, (c.width - whole) * sizeof(T));
+          w[i] = Factors::template load_wide<L>(edge);
+        }
         add<L, ROWS>(w, turned + whole, c.turned_stride, sum);
       }
       for (int i = 0; i < ROWS; ++i) {
@@ -216,68 +269,14 @@ struct InputGradient {
     }
   }
 
-  template <int L, int ROWS>
-  FFALORA_INLINE static void add(const Vec<float, L> (&w)[ROWS], const float* turned, ptrdiff_t stride,
+  template <int L, int ROWS, class Wide>
+  FFALORA_INLINE static void add(const Wide (&w)[ROWS], const Turned* turned, ptrdiff_t stride,
                                  Vec<float, L> (&sum)[ROWS][kRanks<L>]) {
     for (int r = 0; r < kRanks<L>; ++r) {
-      Vec<float, L> t = load<L>(turned + r * stride);
+      Wide t = Factors::template load_turned<L>(turned + r * stride);
       keep(t);
-      for (int i = 0; i < ROWS; ++i) sum[i][r] += w[i] * t;
+      for (int i = 0; i < ROWS; ++i) Factors::template add_product<L>(sum[i][r], w[i], t);
     }
-  }
-};
-
-// For a range of tokens: y[m, n] += scale Σ_r narrow[m, r] turned[r, n].
-template <class T>
-struct ExpandChunk {
-  T* y;
-  ptrdiff_t y_stride, width;
-  const float* narrow;
-  const float* turned;
-  ptrdiff_t turned_stride, padded, rank, tokens;
-  float scale;
-};
-
-template <class T>
-struct Expand {
-  template <int L>
-  FFALORA_INLINE static void run(const ExpandChunk<T>* chunk) {
-    ptrdiff_t m = 0;
-    for (; m + 4 <= chunk->tokens; m += 4) rows<L, 4>(*chunk, m);
-    for (; m < chunk->tokens; ++m) rows<L, 1>(*chunk, m);
-  }
-
- private:
-  template <int L, int ROWS>
-  FFALORA_INLINE static void rows(const ExpandChunk<T>& c, ptrdiff_t m) {
-    constexpr int kVectors = L == 16 ? 4 : 2;
-    T* y = c.y + m * c.y_stride;
-    const float* narrow = c.narrow + m * c.padded;
-    ptrdiff_t n = 0;
-    for (; n + kVectors * L <= c.width; n += kVectors * L) tile<L, ROWS, kVectors>(c, y + n, c.y_stride, narrow, n);
-    for (; n + L <= c.width; n += L) tile<L, ROWS, 1>(c, y + n, c.y_stride, narrow, n);
-    if (n == c.width) return;
-    alignas(64) T edge[ROWS * L] = {};
-    const size_t bytes = (c.width - n) * sizeof(T);
-    for (int i = 0; i < ROWS; ++i) std::memcpy(edge + i * L, y + i * c.y_stride + n, bytes);
-    tile<L, ROWS, 1>(c, edge, L, narrow, n);
-    for (int i = 0; i < ROWS; ++i) std::memcpy(y + i * c.y_stride + n, edge + i * L, bytes);
-  }
-
-  template <int L, int ROWS, int VECTORS>
-  FFALORA_INLINE static void tile(const ExpandChunk<T>& c, T* y, ptrdiff_t stride, const float* narrow, ptrdiff_t n) {
-    Vec<float, L> sum[ROWS][VECTORS] = {};
-    for (ptrdiff_t r = 0; r < c.rank; ++r) {
-      Vec<float, L> t[VECTORS];
-      for (int v = 0; v < VECTORS; ++v) t[v] = load<L>(c.turned + r * c.turned_stride + n + v * L);
-      for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < VECTORS; ++v) sum[i][v] += t[v] * narrow[i * c.padded + r];
-    }
-    for (int i = 0; i < ROWS; ++i)
-      for (int v = 0; v < VECTORS; ++v) {
-        T* to = y + i * stride + v * L;
-        store<L>(to, load<L>(to) + sum[i][v] * c.scale);
-      }
   }
 };
 

@@ -7,7 +7,7 @@ from cases import CASES, TOLERANCE, assert_close, check_arena, make_segments, ro
 import ffalora_kernels as ffk
 
 _cpu = pytest.importorskip("ffalora_kernels._cpu", reason="the C++ extension is not built here")
-LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2}
+LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 RAGGED = (3, 0, 37, 64, 1)
 
 
