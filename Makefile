@@ -43,11 +43,11 @@ format: setup  ## put everything into the house's format
 compile-report: setup  ## compile every GPU kernel for every architecture and record what came out (no GPU needed)
 	$(BIN)/python benchmarks/compile_report.py
 
-bench-cpu: setup  ## private steps and operations on this processor
-	$(BIN)/python benchmarks/cpu.py
+bench-cpu: setup  ## the C++ kernels against torch on this processor
+	$(BIN)/python benchmarks/cpu_kernels.py
 
-bench-bytes: setup  ## bytes moved by each operation against the floor
-	$(BIN)/python benchmarks/bytes.py
+bench-bytes: setup  ## bytes moved by the compiled kernels against the floor
+	$(BIN)/python benchmarks/emulate.py
 
 setup: .venv/.installed .venv/.built
 

@@ -116,7 +116,7 @@ def describe_run(config: dict[str, Any]) -> str:
 
 def _configs(runs: Sequence[Run]) -> dict[str, str]:
     """By file name, the configurations that repeat the runs: a folder's own where it has one, else its runs'."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for top in dict.fromkeys(run.top for run in runs):
         inside = {run.label: run.config for run in runs if run.top == top}
         found |= {top.resolve().name: read_top_config(top)} if (top / CONFIG).exists() else inside

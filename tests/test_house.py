@@ -1,0 +1,148 @@
+"""The house: folders that shadow nothing, imports that go one way, files that reach the user, true documents."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from ffalora.cli import VERBS
+from ffalora.config import fields
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("adapters", "privacy", "federated", "report", "cli")  # each may import itself and those before it
+TEXTS = {".py", ".md", ".yaml", ".toml", ".txt", ".html", ".cpp", ".h", ".csv", ""}
+
+
+def tracked():
+    """Text files of the repository (of the folder, where it is no repository)."""
+    done = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=False)
+    names = done.stdout.split("\n") if done.returncode == 0 else [str(p.relative_to(ROOT)) for p in ROOT.glob("**/*.*")]
+    return [ROOT / name for name in names if name and (ROOT / name).is_file() and (ROOT / name).suffix in TEXTS]
+
+
+def imports(file):
+    """Absolute names of the modules that a file of the package imports, also inside functions."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def test_transformers_works_from_the_root_beside_the_folder_called_kernels():
+    code = """
+import transformers, torch
+from transformers.utils import is_kernels_available
+import importlib.metadata
+try:
+    importlib.metadata.version("kernels"); installed = True
+except importlib.metadata.PackageNotFoundError:
+    installed = False
+assert is_kernels_available() == installed, "the folder kernels/ is taken for the package of that name"
+sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+config = transformers.BertConfig(**sizes)
+model = transformers.AutoModelForSequenceClassification.from_config(config)
+assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room):
+    later = ROOMS[ROOMS.index(room) + 1 :]
+    upward = [
+        (file.name, name)
+        for file in (ROOT / "ffalora" / room).rglob("*.py")
+        for name in imports(file)
+        if any(name == f"ffalora.{r}" or name.startswith(f"ffalora.{r}.") for r in later)
+    ]
+    assert upward == []
+
+
+def test_the_operations_know_nothing_of_the_layer_above_and_cpp_nothing_of_torch():
+    own = (ROOT / "kernels").rglob("*.py")
+    assert [(f.name, n) for f in own for n in imports(f) if n == "ffalora" or n.startswith("ffalora.")] == []
+    included = [
+        (f.name, line) for f in (ROOT / "csrc").rglob("*.[ch]*") for line in re.findall(r"#include.*", f.read_text())
+    ]
+    assert [pair for pair in included if re.search(r"torch|ATen|c10", pair[1])] == []
+
+
+def test_nothing_tells_of_the_machine_it_was_written_on():
+    # written so that this file does not find itself
+    tells = re.compile(r"/wor[k]/|/roo[t]/|/hom[e]/\w|file[:]///|pypi[.]org|download[.]pytorch[.]org")
+    found = [f"{f.relative_to(ROOT)}: {m[0]}" for f in tracked() for m in tells.finditer(f.read_text(errors="replace"))]
+    assert found == []
+
+
+def test_no_work_is_left_as_a_note():
+    notes = re.compile(r"\b(?:TOD[O]|FIXM[E]|XX[X]|HAC[K])\b")
+    assert [
+        f"{f.relative_to(ROOT)}: {m[0]}" for f in tracked() for m in notes.finditer(f.read_text(errors="replace"))
+    ] == []
+
+
+def test_files_that_the_package_reads_are_packaged():
+    spec = importlib.util.spec_from_file_location("setup_file", ROOT / "setup.py")
+    patterns = re.findall(r'"((?:configs|report|studies)/\*\.\w+)"', Path(spec.origin).read_text())
+    for file in ("configs/demo.yaml", "report/page.html"):
+        assert (ROOT / "ffalora" / file).exists() and any(fnmatch(file, pattern) for pattern in patterns), file
+
+
+def test_makefile_targets_that_documents_name_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"(?:^|`)(?:\w+=\S+ )*make ([\w-]+)", (ROOT / name).read_text(), re.MULTILINE))
+        assert named and named <= targets, (name, named - targets)
+
+
+def test_verbs_and_keys_that_documents_name_exist():
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    assert set(re.findall(r"`ffalora (\w+)", text)) <= set(VERBS)
+    sections = {key.partition(".")[0] for key in fields() if "." in key}
+    named = {key for key in re.findall(r'[`"-]((?:\w+)\.(?:\w+))[`" =]', text) if key.partition(".")[0] in sections}
+    assert named and named <= set(fields()), named - set(fields())
+
+
+def test_links_and_files_that_documents_name_exist():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text()
+        linked = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+        scripts = re.findall(r"python (benchmarks/\w+\.py)", text)
+        assert [path for path in linked + scripts if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_example_runs(monkeypatch, tmp_path, minilm_folder, movie_reviews_folder, capsys):
+    from ffalora.config import from_mapping, merge
+    from ffalora.federated import simulate as module
+
+    real = module.simulate
+    small = {
+        "federation.rounds": 1,
+        "federation.local_steps": 1,
+        "data.max_samples": 300,
+        "data.max_evaluation_samples": 20,
+    }
+    monkeypatch.setattr(
+        module,
+        "simulate",
+        lambda config, folder: real(from_mapping(merge(config.model_dump(), small)), folder, progress=False),
+    )
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown and shown.count("label") == 2
