@@ -117,12 +117,3 @@ def check_batch(inputs: Mapping[str, Tensor], targets: Tensor, samples: int) -> 
                 f"collate returned {name} of shape {tuple(value.shape)} for {samples} samples: a row for each is "
                 "needed. Samples packed into one row share one gradient, and clipping it protects none of them alone"
             )
-
-
-def check_losses(losses: Tensor, samples: int) -> None:
-    """One loss a sample: a mean over the batch would let its size, and every other sample, into each gradient."""
-    if tuple(losses.shape) != (samples,):
-        raise ValueError(
-            f"losses returned shape {tuple(losses.shape)} for {samples} samples, but one loss a sample is needed, [S]; "
-            "use reduction='none', and average over a sample's own tokens only"
-        )

@@ -1,4 +1,4 @@
-"""Is the model that trains the model that is read? Storage that parted, steps that changed nothing, updates that broke.
+"""Is the model that trains the model that is read? Storage that parted, and steps that changed nothing.
 
 Frameworks lose a training run without a word: a model that was copied after adapters were attached, a parameter that
 shares its memory with another, an update written into a copy. Each of these is an error here. None of them mistakes a
@@ -23,10 +23,6 @@ class StorageParted(RuntimeError):
 
 class UpdateLost(RuntimeError):
     """The optimiser had a gradient and a learning rate, and a trained tensor stayed as it was."""
-
-
-class UpdateNotFinite(RuntimeError):
-    """Training left NaN or Inf in every client's parameters."""
 
 
 def check_attached(model: nn.Module, adapters: Adapters, device: torch.device) -> None:

@@ -26,7 +26,6 @@ from .admission import (
     check_batch_norm,
     check_cohort,
     check_draw,
-    check_losses,
     check_trained_tensors,
     ledger_of,
 )
@@ -35,7 +34,7 @@ from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivit
 from .detectors import UpdateWatch, check_attached, check_reads_state
 from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
 from .optim import Moments
-from .probe import check_independence, check_losses_independence
+from .probe import check_independence, check_losses, check_losses_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
 
 _ARENA_BYTES = 2**30

@@ -18,13 +18,16 @@ class SamplesNotIndependent(ValueError):
 def check_independence(
     model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[..., Tensor], tolerance: float = 1e-3
 ) -> bool:
-    """Changes one sample of a batch and compares the outputs of all others.
+    """Changes one sample of a batch, then leaves half of it out, and compares the outputs of all others.
+
+    Models that draw random numbers (dropout) are judged by the first alone: with another batch they draw others.
 
     Args:
         model: in the mode that it is trained in.
         inputs: a batch of samples, leading dimension first.
         logits: takes the model's output and returns ``[S, ...]``.
-        tolerance: largest change of another sample's output, relative to the outputs' root mean square.
+        tolerance: largest change of another sample's output, relative to the outputs' root mean square; half a batch
+            may round differently, and is given fifty times as much.
 
     Returns:
         Whether this batch could tell: it takes two samples, and one that can be changed.
@@ -39,21 +42,28 @@ def check_independence(
     changed = _with_another_first_sample(inputs)
     if changed is None:
         return False
-    state = torch.get_rng_state()
-    before = logits(model(**inputs)).float()
-    torch.set_rng_state(state)
-    after = logits(model(**changed)).float()
-    torch.set_rng_state(state)
-    change = (after[1:] - before[1:]).abs().max()
-    limit = tolerance * before.square().mean().sqrt()
-    if not bool(change <= limit):
-        raise SamplesNotIndependent(
-            f"changing sample 0 of a batch of {size} moved another sample's output by {float(change):.3g} (outputs "
-            f"have root mean square {float(limit / tolerance):.3g}): this model mixes samples, so that per-sample "
-            "clipping does not bound what one sample can do. Replace batch normalisation by layer or group normalisation, "
-            "and turn off capacity-limited routing or packing"
-        )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = logits(model(**inputs)).float()
+        torch.manual_seed(0)
+        after = logits(model(**changed)).float()
+        rms = before.square().mean().sqrt()
+        _refuse_change(f"changing sample 0 of a batch of {size}", after[1:] - before[1:], rms, tolerance)
+        if torch.equal(before, logits(model(**inputs)).float()):
+            half = logits(model(**{name: value[size // 2 :] for name, value in inputs.items()})).float()
+            _refuse_change(f"leaving out half of a batch of {size}", half - before[size // 2 :], rms, 50 * tolerance)
     return True
+
+
+def _refuse_change(what: str, difference: Tensor, rms: Tensor, tolerance: float) -> None:
+    change = difference.abs().max()
+    if not bool(change <= tolerance * rms):
+        raise SamplesNotIndependent(
+            f"{what} moved another sample's output by {float(change):.3g} (outputs have root mean square "
+            f"{float(rms):.3g}): this model mixes samples, so that per-sample clipping does not bound what one sample can "
+            "do. Replace batch normalisation by layer or group normalisation, and turn off capacity-limited routing or "
+            "packing"
+        )
 
 
 @torch.no_grad()
@@ -68,9 +78,12 @@ def check_losses_independence(
         tolerance: largest relative change of another sample's loss.
 
     Raises:
-        SamplesNotIndependent: the loss is a mean over the batch, or compares samples with each other.
+        ValueError: there is not one loss a sample. SamplesNotIndependent: the loss is a mean over the batch, or
+            compares samples with each other.
     """
-    whole = losses(SimpleNamespace(logits=logits), targets)[1:].double()
+    whole = losses(SimpleNamespace(logits=logits), targets)
+    check_losses(whole, len(targets))
+    whole = whole[1:].double()
     shorter = losses(SimpleNamespace(logits=logits[1:]), targets[1:]).double()
     other = logits.clone()
     other[0] = -logits[0] + 1.0
@@ -84,6 +97,15 @@ def check_losses_independence(
                 f"{float(moved.nan_to_num().max()):.3g}: the loss averages over the batch or compares samples. Use "
                 "reduction='none', without weights that depend on the batch"
             )
+
+
+def check_losses(losses: Tensor, samples: int) -> None:
+    """One loss a sample: a mean over the batch would let its size, and every other sample, into each gradient."""
+    if tuple(losses.shape) != (samples,):
+        raise ValueError(
+            f"losses returned shape {tuple(losses.shape)} for {samples} samples, but one loss a sample is needed, [S]; "
+            "use reduction='none', and average over a sample's own tokens only"
+        )
 
 
 def _with_another_first_sample(inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
