@@ -82,7 +82,12 @@ def _add(numbers: Tensor, std: float) -> None:
     extension = _extension()
     if extension is not None:
         extension.add_secure_normals(numbers.data_ptr(), numbers.numel(), std, torch.get_num_threads())
-        return
+    else:
+        _add_from_system(numbers, std)
+
+
+def _add_from_system(numbers: Tensor, std: float) -> None:
+    """As ``_add``, from the operating system's generator."""
     for part in numbers.split(2 * _BLOCKS):
         blocks = (part.numel() + 1) // 2
         words = torch.frombuffer(bytearray(os.urandom(64 * blocks)), dtype=torch.int64).view(blocks, 8)
