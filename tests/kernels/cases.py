@@ -139,6 +139,7 @@ def check_outer(
 def check_clip(
     backend: str, device: str = "cpu", owners: Sequence[int] = (0, 0, 0), p: int = 300, groups: Sequence[int] = (),
     mode: str = "flat", give_squares: bool = False, magnitude: float = 1.0, broken: Sequence[int] = (),
+    unlimited: bool = False,
 ) -> None:  # fmt: skip
     """Factors, norms and clipped sums; rows in ``broken`` hold a NaN or an Inf and contribute exactly zero."""
     torch.manual_seed(0)
@@ -149,7 +150,8 @@ def check_clip(
     for i, row in enumerate(broken):
         arena[row, (7 * row) % p] = float("nan") if i % 2 else float("inf")
     limit = magnitude * torch.rand(c, len(groups) + 1, dtype=torch.float64) * p**0.5
-    limit[0, 0] = float("inf") if mode == "flat" else 1.0
+    if unlimited:
+        limit[0] = float("inf")
     pieces = [arena[:, lo:hi].double().square().sum(1) for lo, hi in pairwise(bounds.tolist())]
     squares = torch.stack(pieces, 1) if give_squares else None
     before = torch.randn(c, p, dtype=torch.float64)
@@ -335,6 +337,7 @@ _add(
 _add(
     check_clip,
     flat={},
+    unlimited_client={"unlimited": True, "owners": (0, 1, 1, 0)},
     flat_given_norms={"give_squares": True},
     clients_out_of_order={"owners": (1, 0, 2, 1, 1, 0, 2, 2, 2, 2, 2, 2, 2), "p": 700},
     client_without_rows={"owners": (2, 2, 0)},

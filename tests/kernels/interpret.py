@@ -1,4 +1,7 @@
-"""Runs cases under Triton's interpreter and prints ``{case: message or null}``. The mode is set at import."""
+"""Runs cases under Triton's interpreter and prints ``{case: message or null}``.
+
+With the argument ``mutants`` it runs the broken kernels instead. The mode is set when triton is imported.
+"""
 
 import json
 import os
@@ -11,22 +14,31 @@ import torch
 import triton  # noqa: F401
 from cases import CASES, TRITON_CASES
 from emulator import TOOLS
+from mutations import INTERPRETED, mutated
 
 sys.path.insert(0, str(TOOLS))
 import interp_fix  # noqa: F401
 
 
-def main(names: list[str]) -> None:
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    outcome: dict[str, str | None] = {}
-    for name in names:
-        try:
-            (CASES | TRITON_CASES)[name]("triton")
-            outcome[name] = None
-        except Exception:
-            outcome[name] = traceback.format_exc()
-    print(json.dumps(outcome))
+def run(name: str) -> str | None:
+    """What the case raised, or None."""
+    try:
+        (CASES | TRITON_CASES)[name]("triton")
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
+def run_mutants() -> dict[str, str | None]:
+    """For each mutation, what the case that must see it raised."""
+    outcome = {}
+    for at, mutation in enumerate(INTERPRETED):
+        with mutated(mutation):
+            outcome[str(at)] = run(mutation.seen_by)
+    return outcome
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*CASES, *TRITON_CASES])
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    mutants = sys.argv[1:] == ["mutants"]
+    print(json.dumps(run_mutants() if mutants else {name: run(name) for name in [*CASES, *TRITON_CASES]}))

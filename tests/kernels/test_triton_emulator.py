@@ -1,9 +1,12 @@
 """T3: the compiled PTX of the kernels, executed for sm_80 and sm_90: values, bounds, races, unwritten reads."""
 
+import re
+
 import pytest
 import torch
 from cases import CASES, TRITON_CASES
 from emulator import emulated
+from mutations import EMULATED, Mutation, mutated
 
 #: Cases that the interpreter covers and whose emulation takes many seconds or adds no path.
 LEFT_TO_THE_INTERPRETER = {
@@ -38,3 +41,23 @@ def test_sm_80_ptx_equals_float64_reference(name: str) -> None:
     with emulated(80) as reports:
         ALL[name]("triton")
     assert reports, "no kernel was launched"
+
+
+@pytest.mark.parametrize("mutation", EMULATED, ids=lambda m: m.what)
+def test_a_broken_kernel_fails_the_case_that_guards_it(mutation: Mutation) -> None:
+    with emulated(90), mutated(mutation), pytest.raises((AssertionError, RuntimeError)) as caught:
+        ALL[mutation.seen_by]("triton")
+    assert type(caught.value).__name__ in ("AssertionError", "PTXError"), caught.value
+
+
+def test_a_kernel_without_its_barriers_is_a_race() -> None:
+    with emulated(80) as _:
+        import ptxsim
+
+        parse = ptxsim.parse
+        ptxsim.parse = lambda ptx: parse(re.sub(r"\n\s*bar\.sync[^;]*;", "\n", ptx))
+        try:
+            with pytest.raises(RuntimeError, match="race"):
+                ALL["backward-plain"]("triton")
+        finally:
+            ptxsim.parse = parse

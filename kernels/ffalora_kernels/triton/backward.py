@@ -123,7 +123,8 @@ def backward(
     if s == 0 or n == 0 or r == 0:
         return dh
     arch = architecture(dy.device)
-    config = configs.choose("backward", arch, dy.element_size(), r)
+    aligned = units(dy.stride(0))[1] * dy.element_size() >= 16
+    config = configs.choose("backward", arch, dy.element_size(), r, aligned)
     nb = cdiv(n, config.block_n)
     chunk = configs.chunk_tokens(r)
     n_chunks = cdiv(longest, chunk)

@@ -33,8 +33,8 @@ _LARGE = {
         128: Config(32, 32, 8, 2), 256: Config(16, 32, 8, 2),
     },
     ("expand", 2): {
-        16: Config(64, 256, 8, 2), 32: Config(64, 256, 8, 2), 64: Config(64, 128, 8, 2),
-        128: Config(64, 128, 8, 2), 256: Config(64, 64, 8, 2),
+        16: Config(64, 256, 8, 2), 32: Config(64, 128, 8, 2), 64: Config(64, 128, 8, 2),
+        128: Config(64, 64, 8, 2), 256: Config(64, 64, 8, 2),
     },
     ("expand", 4): {
         16: Config(32, 128, 8, 2), 32: Config(32, 128, 8, 2), 64: Config(32, 64, 8, 2),
@@ -47,7 +47,7 @@ _LARGE = {
 # … and for the others (64 KiB is enough).
 _SMALL = _LARGE | {
     ("backward", 2): {
-        16: Config(64, 128, 4, 2), 32: Config(32, 128, 8, 2), 64: Config(32, 64, 8, 2),
+        16: Config(32, 128, 4, 2), 32: Config(32, 128, 8, 2), 64: Config(32, 64, 8, 2),
         128: Config(32, 64, 4, 2), 256: Config(32, 32, 8, 2),
     },
     ("backward", 4): {
@@ -56,12 +56,28 @@ _SMALL = _LARGE | {
     },
     ("project", 2): dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 2)) | {256: Config(32, 32, 8, 2)},
 }  # fmt: skip
-_TABLES = {"sm_80": _LARGE, "sm_90": _LARGE, "sm_100": _LARGE}
+_TABLES = {
+    "sm_80": _LARGE,
+    "sm_90": _LARGE,
+    "sm_100": _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(64, 256, 8, 3)}},
+}
+#: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
+_UNALIGNED = {("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2)}}
 
 
-def choose(family: str, arch: str, itemsize: int, r: int) -> Config:
-    """The frozen configuration of a kernel family for a rank on a part; parts without a table get the small tiles."""
-    return _TABLES.get(arch, _SMALL)[(family, itemsize)][max(16, 1 << (r - 1).bit_length())]
+def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) -> Config:
+    """The frozen configuration of a kernel family for a rank on a part; parts without a table get the small tiles.
+
+    Args:
+        family: 'backward', 'expand' or 'project'.
+        arch: as ``launch.architecture`` names it.
+        itemsize: bytes of an element of the activations.
+        r: rank.
+        aligned: whether rows start at multiples of 16 bytes.
+    """
+    padded = max(16, 1 << (r - 1).bit_length())
+    special = {} if aligned else _UNALIGNED.get((family, itemsize), {})
+    return special.get(padded) or _TABLES.get(arch, _SMALL)[(family, itemsize)][padded]
 
 
 def chunk_tokens(r: int) -> int:
@@ -99,7 +115,7 @@ def outer_blocks(itemsize: int, n: int, k: int) -> ProductConfig:
         return min(limit, max(16, 1 << (size - 1).bit_length()))
 
     block_n, block_k = (side(n, wide), side(k, narrow)) if n >= k else (side(n, narrow), side(k, wide))
-    return ProductConfig(32, block_n, block_k, 4, 3 if itemsize == 2 else 2)
+    return ProductConfig(32, block_n, block_k, 4, 2)
 
 
 #: Parts on which the seeded GEMM was measured to beat the vendor's GEMM and a pass for the adapter: none was yet.

@@ -1,0 +1,256 @@
+"""Kernels broken on purpose, and the case that must fail for each: the tests of the tests.
+
+A mutation replaces one piece of one file of ``ffalora_kernels/triton`` by another. ``INTERPRETED`` ones are run under
+Triton's interpreter; ``EMULATED`` ones need the emulator: they write out of bounds, which would corrupt the process
+that interprets them, or change what only compiled code shows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import ffalora_kernels
+from ffalora_kernels import triton as shipped
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old`` becomes ``new`` in ``file``; ``seen_by`` is the case that must fail, ``what`` says what was broken."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    seen_by: str
+
+
+INTERPRETED = [
+    Mutation(
+        "first token of a segment skipped",
+        "backward",
+        "first = start\n",
+        "first = start + 1\n",
+        "backward-plain",
+    ),
+    Mutation("scale of g lost", "backward", "acc = acc * scale", "acc = acc", "backward-plain"),
+    Mutation(
+        "scale of dh lost",
+        "backward",
+        'input_precision="ieee") * scale',
+        'input_precision="ieee")',
+        "backward-plain",
+    ),
+    Mutation("every segment uses client 0", "backward", "client + segment", "client + 0", "backward-three_clients"),
+    Mutation("accumulation forgotten", "backward", "if ACCUMULATE:", "if False:", "backward-accumulate"),
+    Mutation(
+        "chunk one token too long",
+        "backward",
+        "first + CHUNK, end",
+        "first + CHUNK + 1, end",
+        "backward-long_segment",
+    ),
+    Mutation(
+        "slots of chunks overlap",
+        "backward",
+        "start // CHUNK + segment + chunk",
+        "start // CHUNK + chunk",
+        "backward-long_segment_accumulate",
+    ),
+    Mutation("norm of other numbers", "backward", "wide * wide", "wide", "backward-plain"),
+    Mutation("norm in float32", "backward", "0.0).to(tl.float64)", "0.0)", "backward-plain"),
+    Mutation(
+        "norm before the scale",
+        "backward",
+        "wide = tl.where(tile_live, acc,",
+        "wide = tl.where(tile_live, acc / scale,",
+        "backward-plain",
+    ),
+    Mutation("last block of dh lost", "join", "range(DH_PARTS)", "range(DH_PARTS - 1)", "backward-ragged_bf16"),
+    Mutation(
+        "last block of norms lost",
+        "join",
+        "range(SQUARE_PARTS)",
+        "range(SQUARE_PARTS - 1)",
+        "backward-ragged_bf16",
+    ),
+    Mutation(
+        "last chunk lost",
+        "join",
+        "tl.cdiv(end - start, CHUNK)",
+        "(end - start) // CHUNK",
+        "backward-long_segment",
+    ),
+    Mutation("scale lost at the second read", "project", "acc * scale", "acc", "backward-rank_128_reads_dy_twice"),
+    Mutation("scale lost", "expand", " * scale + y_tile", " + y_tile", "expand-plain"),
+    Mutation("y overwritten", "expand", "* scale + y_tile", "* scale + 0 * y_tile", "expand-plain"),
+    Mutation("every segment uses client 0", "expand", "client + segment", "client + 0", "expand-fp16_three_clients"),
+    Mutation("bias in the wrong column", "outer", "(k == 0)", "(k == 1)", "outer-bias"),
+    Mutation("scale lost", "outer", "acc = acc * scale", "acc = acc", "outer-plain"),
+    Mutation("margin of the norm lost", "clip", "norm * MARGIN", "norm", "clip-flat"),
+    Mutation("broken rows kept", "clip", "broken == 0", "broken >= 0", "clip-not_finite"),
+    Mutation("broken only where their group is", "clip", "broken == 0", "norm < 1e300", "clip-not_finite_per_layer"),
+    Mutation(
+        "rows of all clients summed",
+        "clip",
+        "if ORDERED:\n        first",
+        "if False:\n        first",
+        "clip-per_layer",
+    ),
+    Mutation(
+        "order of clients ignored",
+        "clip",
+        "row = tl.load(order + i, mask=i < last, other=0)",
+        "row = row",
+        "clip-clients_out_of_order",
+    ),
+    Mutation(
+        "group bound off by one",
+        "clip",
+        "column >= tl.load(group_columns + k)",
+        "column > tl.load(group_columns + k)",
+        "clip-per_layer_given_norms",
+    ),
+    Mutation("squares in float32", "clip", "x, 0.0).to(tl.float64)", "x, 0.0)", "clip-huge"),
+    Mutation("total overwritten", "clip", "tl.load(at, mask=in_row, other=0.0) + acc", "acc", "clip-flat"),
+    Mutation("lanes swapped", "optim", "lane % 2 == 0", "lane % 2 == 1", "privatize-sgd"),
+    Mutation(
+        "noise by row, not by client id",
+        "optim",
+        "who = tl.load(client_id + owner)",
+        "who = owner",
+        "privatize-sgd",
+    ),
+    Mutation(
+        "noise equal at every step",
+        "optim",
+        "when = tl.load(step + owner)",
+        "when = owner * 0",
+        "privatize-sgd",
+    ),
+    Mutation("noise by column, not by parameter", "optim", "tl.maximum(p, 0)", "column", "privatize-padding"),
+    Mutation("noise not divided by the batch", "optim", "grad = grad / expected", "grad = grad", "privatize-sgd"),
+    Mutation("second key word lost", "optim", "key_high.to(tl.uint32),", "key_low.to(tl.uint32),", "privatize-sgd"),
+    Mutation("DP bias correction lost", "optim", "if DP_CORRECTION:", "if False:", "privatize-adamw_dp"),
+    Mutation("proximal term pushes away", "optim", "theta - centre", "centre - theta", "privatize-proximal"),
+    Mutation("bias lost", "gemm", "if BIAS:", "if False:", "seeded_linear-plain"),
+]
+EMULATED = [
+    Mutation(
+        "segment bound one token too far",
+        "backward",
+        "(t + t_in < hi)",
+        "(t + t_in < hi + 1)",
+        "backward-ragged_bf16",
+    ),
+    Mutation(
+        "store mask of out-features",
+        "backward",
+        "n_live = n < n_size",
+        "n_live = n < n_size + 1",
+        "backward-ragged_bf16",
+    ),
+    Mutation(
+        "segment bound at the second read",
+        "project",
+        "first + t_in < end",
+        "first + t_in < end + 1",
+        "backward-rank_128_reads_dy_twice",
+    ),
+    Mutation("segment bound", "expand", "first + t_in < end", "first + t_in < end + 1", "expand-fp16_three_clients"),
+    Mutation("mask of out-features", "expand", "n_in < n_units", "n_in <= n_units", "expand-strided_rows"),
+    Mutation("segment bound", "outer", "(t + t_in < hi)", "(t + t_in < hi + 1)", "outer-gradient_of_a"),
+    Mutation("mask of the wide side", "outer", "k_live = k < k_size", "k_live = k < k_size + 1", "outer-plain"),
+    Mutation("NaN times zero", "clip", "factor > 0", "factor >= 0", "clip-not_finite"),
+    Mutation("padding moves", "optim", "live = p >= 0", "live = p >= -1", "privatize-padding"),
+    Mutation(
+        "mask of in-features",
+        "gemm",
+        "k_live = k + k_in < k_size",
+        "k_live = k + k_in < k_size + 1",
+        "seeded_linear-strided_rows",
+    ),
+    Mutation(
+        "mask of rank on h: reads past its end",
+        "backward",
+        "mask=live & (r < R)[None, :], other=0.0)  # [BLOCK_T, BLOCK_R]",
+        "mask=live, other=0.0)",
+        "backward-three_clients",
+    ),
+    Mutation(
+        "mask of out-features on dy: reads past its end",
+        "backward",
+        "mask=live & n_live[None, :], other",
+        "mask=live, other",
+        "backward-ragged_bf16",
+    ),
+    Mutation(
+        "TF32 instead of fp32",
+        "backward",
+        'h_tile, acc, input_precision="ieee"',
+        "h_tile, acc",
+        "backward-plain",
+    ),
+    Mutation(
+        "false promise of 16 bytes",
+        "launch",
+        "return stride // unit, unit",
+        "return stride // unit, 16",
+        "backward-strided_rows",
+    ),
+    Mutation("two programs write one g", "backward", "g += segment.to", "g += (segment // 2).to", "backward-plain"),
+]
+
+
+@contextmanager
+def mutated(mutation: Mutation) -> Iterator[None]:
+    """Within the block the triton backend is a copy of the package with the mutation in it."""
+    source = Path(shipped.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "triton")
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        file = copy / f"{mutation.file}.py"
+        text = file.read_text()
+        if mutation.old not in text:
+            raise ValueError(f"{mutation.file}.py does not contain {mutation.old!r}: the mutation is out of date")
+        file.write_text(text.replace(mutation.old, mutation.new))
+        name = f"{ffalora_kernels.__name__}.mutant"
+        spec = importlib.util.spec_from_file_location(
+            name, copy / "__init__.py", submodule_search_locations=[str(copy)]
+        )
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[name] = package
+        try:
+            spec.loader.exec_module(package)
+            gemm = importlib.import_module(f"{name}.gemm")
+            from ffalora_kernels.triton import gemm as shipped_gemm
+
+            with (
+                mock.patch.dict(shipped.IMPLEMENTATIONS, package.IMPLEMENTATIONS),
+                mock.patch.multiple(shipped_gemm, seeded_linear=gemm.seeded_linear, seeded_dx=gemm.seeded_dx),
+            ):
+                yield
+        finally:
+            for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+                del sys.modules[module]
+
+
+def table() -> str:
+    """What was broken and which case sees it, as a Markdown table."""
+    rows = [
+        f"| {m.file} | {m.what} | {m.seen_by} | {how} |"
+        for how, some in (("T1", INTERPRETED), ("T3", EMULATED))
+        for m in some
+    ]
+    return "\n".join(["| file | broken | seen by | tier |", "| --- | --- | --- | --- |", *rows])
+
+
+if __name__ == "__main__":
+    print(table())
