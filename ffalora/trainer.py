@@ -168,7 +168,7 @@ class PrivateTrainer(Trainer):
         return torch.tensor(0.0 if math.isnan(loss) else loss, device=self.args.device)
 
     def log(self, logs: dict[str, float], *rest: Any, **others: Any) -> None:
-        """As Trainer's, with ε so far. The training loss is computed on private data without noise: do not publish it."""
+        """As Trainer's, with ε so far. The training loss is private data without noise: do not publish it."""
         if self.ledger is not None and self.ledger.steps_taken:
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)

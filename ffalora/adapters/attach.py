@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter_config import AdapterConfig
+from .core import CoreLinear
 from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLinear
 from .low_rank import LowRank, has_plain_weight, plain_weight, size_of
@@ -19,6 +20,7 @@ from .targets import find_head, find_targets, pattern_value
 from .trained_layer import TrainedLayer
 from .trained_linear import Trained
 from .training_pass import PassSlot, TrainingPass
+from .uses import probe_uses
 
 
 class Adapters:
@@ -51,10 +53,11 @@ class Adapters:
         """Switches which factor is trained: 'b', 'a' or 'both'. The layout changes with it; the values stay.
 
         Raises:
-            ValueError: unknown ``trained``.
+            ValueError: unknown ``trained``, or adapters with a core, where there is nothing to switch.
         """
-        if trained not in ("b", "a", "both"):
-            raise ValueError(f"trained must be 'b', 'a' or 'both', got {trained!r}")
+        if (trained == "core") != (self.config.trained == "core") or trained not in ("b", "a", "both", "core"):
+            allowed = "'core'" if self.config.trained == "core" else "'b', 'a' or 'both'"
+            raise ValueError(f"trained must be {allowed}, got {trained!r}")
         for layer in self.layers.values():
             layer.train_factors(trained)
         self.config = self.config.model_copy(update={"trained": trained})
@@ -91,28 +94,7 @@ class Adapters:
         Args:
             inputs: keyword arguments of the model's forward, or its one tensor.
         """
-        uses = dict.fromkeys(self.layout.layers, 0)
-
-        def count(name: str) -> Callable:
-            def hook(*_: Any) -> None:
-                uses[name] += 1
-
-            return hook
-
-        handles = [layer.module.register_forward_pre_hook(count(name)) for name, layer in self.layout.layers.items()]
-        was_training = {module: module.training for module in self.model.modules()}
-        try:
-            self.model.eval()
-            with torch.no_grad(), torch.random.fork_rng():
-                self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, training in was_training.items():
-                module.training = training
-        for name, layer in self.layout.layers.items():
-            layer.shared_use = uses[name] > 1
-        return uses
+        return probe_uses(self.model, self.layout.layers.values(), inputs)
 
     def merge(self) -> None:
         """Adds every adapter to its base weight: the model then runs at the base model's speed."""
@@ -190,7 +172,12 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
         rank, scale = _rank_and_scale(config, name)
         (n, k), device = sizes[name], base.weight.device
         a, b = bases.get(name) or (initial_a(rank, k, config.init, config.seed, name), torch.zeros(n, rank))
-        layer = AdaptedLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout, config.trained)
+        layer: AdaptedLinear
+        if config.trained == "core":
+            b = initial_a(rank, n, config.init, config.seed, f"{name}.lora_B").T.contiguous()
+            layer = CoreLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout)
+        else:
+            layer = AdaptedLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout, config.trained)
         if name in bases:
             layer.give_up_initial_product()
         layers.append(layer)

@@ -47,6 +47,16 @@ class AdaptedLinear(LowRank, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.adapt(x)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's own weight (models ask their layers for its dtype and device)."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's own bias."""
+        return self.base_layer.bias
+
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.p_dropout:g}"
 

@@ -53,9 +53,9 @@ class LowRank(TrainedLayer):
             return {"lora_A.weight": a.view(-1, *base.weight.shape[1:]), "lora_B.weight": b.view(*b.shape, 1, 1)}
         return {"lora_A.weight": a, "lora_B.weight": b}
 
-    def weight(self) -> tuple[Tensor, Tensor | None]:
-        """The base layer's weight as ``[N,K]`` and its bias."""
-        return plain_weight(self.base_layer), self.base_layer.bias
+    def base_weight(self) -> Tensor:
+        """The base layer's weight as ``[N,K]``."""
+        return plain_weight(self.base_layer)
 
     def delta(self) -> Tensor:
         """``scale · b a``, float32 ``[N,K]``."""
@@ -72,7 +72,7 @@ class LowRank(TrainedLayer):
             own if name not in self.places else row[self.places[name] : self.places[name] + own.numel()].view(own.shape)
             for name, own in (("lora_B", self.lora_B), ("lora_A", self.lora_A))
         )
-        w, _ = self.weight()
+        w = self.base_weight()
         return torch.addmm(w.float(), b, a, alpha=self.scale).to(w.dtype)
 
     def adapt(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class LowRank(TrainedLayer):
         if self.is_merged or not self.is_enabled:
             return self.base_layer(x)
         if is_fused(self.base_layer):
-            w, bias = self.weight()
+            w, bias = self.base_weight(), self.base_layer.bias
             return self._product(self._cast(x, w.dtype), w, bias, current)
         y = self.base_layer(x)
         if isinstance(self.base_layer, nn.Conv2d):
@@ -109,7 +109,7 @@ class LowRank(TrainedLayer):
             self.from_state(current, "lora_A", self.lora_A)[0],
             self.from_state(current, "lora_B", self.lora_B),
             self.scale,
-            current.segments_of(x, self.name),
+            current.segments_of(x, self.name, self.folded),
             self.sink(current, "lora_A", "lora_B"),
             x_adapter,
             merged,

@@ -40,7 +40,8 @@ def save_adapters(adapters: Adapters, folder: Path, root: str = "") -> None:
     _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     config = json.dumps(_peft_config(adapters, root, heads), indent=2, sort_keys=True)
     _write(folder / CONFIG_FILE, lambda path: path.write_text(config))
-    own = adapters.config.model_dump_json(indent=2)
+    trained = "b" if adapters.config.trained == "core" else adapters.config.trained
+    own = adapters.config.model_copy(update={"trained": trained}).model_dump_json(indent=2)
     _write(folder / OWN_FILE, lambda path: path.write_text(own))
 
 
@@ -154,6 +155,8 @@ def _peft_config(adapters: Adapters, root: str, heads: list[str]) -> dict[str, A
 
 def _task_type(model: nn.Module) -> str | None:
     kind = type(model).__name__
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None  # PEFT's task classes pass input_ids on, and speech or image models have none
     for ending, task in (
         ("ForSequenceClassification", "SEQ_CLS"),
         ("ForCausalLM", "CAUSAL_LM"),

@@ -22,7 +22,7 @@ QUERY_VALUE = (
     ("Wqkv",),
     ("qkv",),
     ("c_attn",),
-    ("in_proj", "out_proj"),
+    ("in_proj",),
 )
 HEADS = (
     "classifier",

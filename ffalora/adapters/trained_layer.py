@@ -16,19 +16,21 @@ class TrainedLayer:
         places: first column of each trained tensor in state and arena, by tensor name.
         slot: first column of this layer in ``squares``.
         shared_use: the layer is used more than once in a forward pass, so that its gradients accumulate.
+        folded: its input leads with several rows a sample, one sample after another (windows, flattened tokens).
     """
 
     name: str
     places: dict[str, int]
     slot: int
     shared_use: bool
+    folded: bool
     base_layer: nn.Module
     _passes: PassSlot
 
     def take_place(self, name: str, passes: PassSlot) -> None:
         """Sets what the layer needs before it has a place."""
         self.name, self._passes = name, passes
-        self.places, self.slot, self.shared_use = {}, 0, False
+        self.places, self.slot, self.shared_use, self.folded = {}, 0, False, False
 
     @property
     def module(self) -> nn.Module:

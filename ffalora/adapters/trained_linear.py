@@ -27,6 +27,6 @@ class Trained(TrainedLayer):
             x,
             self.from_state(current, "weight", self.base_layer.weight),
             None if bias is None else self.from_state(current, "bias", bias),
-            current.segments_of(x, self.name),
+            current.segments_of(x, self.name, self.folded),
             self.sink(current, "weight", "bias"),
         )

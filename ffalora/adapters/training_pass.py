@@ -49,7 +49,7 @@ class TrainingPass:
         # The compiler takes an integer attribute for a constant and the size of a tensor for a variable.
         self._counts = torch.zeros(()).expand(self.samples), torch.zeros(()).expand(self.longest)
 
-    def segments_of(self, x: Tensor, name: str) -> Segments:
+    def segments_of(self, x: Tensor, name: str, folded: bool = False) -> Segments:
         """The segments of a layer's input ``x [..., K]``, found from its leading dimensions.
 
         Raises:
@@ -60,7 +60,8 @@ class TrainingPass:
         if self.packed is not None and tokens == self.packed.n_tokens:
             return self.packed
         samples = self._counts[0].shape[0]
-        if x.dim() < 2 or x.shape[0] != samples:
+        leads = x.shape[0] % samples == 0 if folded and samples else x.shape[0] == samples
+        if x.dim() < 2 or not leads:
             raise ValueError(
                 f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the "
                 f"batch, so its "

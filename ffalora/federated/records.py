@@ -72,7 +72,7 @@ def summary(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """Versions and device: what a reader needs to repeat the run."""
-    dtype = next(iter(experiment.adapters.layers.values())).weight()[0].dtype
+    dtype = next(iter(experiment.adapters.layers.values())).base_weight().dtype
     return describe_environment(experiment.engine.device) | {"base_dtype": str(dtype).removeprefix("torch.")}
 
 

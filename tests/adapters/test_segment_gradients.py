@@ -183,3 +183,39 @@ def test_float64_agrees_with_autograd_to_float64_precision():
     assert state.shape[1] == adapters.layout.width
     _, arena, _ = run_pass(adapters, lambda: losses(adapters.model, batch), 5, state)
     assert relative_error(arena, one_at_a_time(adapters, batch, losses)[1]) < 1e-12
+
+
+class Windows(torch.nn.Module):
+    """Cuts each sample into windows, which follow one another sample by sample, or window by window."""
+
+    def __init__(self, by_sample: bool):
+        super().__init__()
+        self.by_sample, self.linear = by_sample, torch.nn.Linear(4, 3)
+
+    def forward(self, x):  # [B, T, 4]
+        windows = x.unflatten(1, (2, -1))
+        windows = windows if self.by_sample else windows.transpose(0, 1)
+        y = self.linear(windows.flatten(0, 1)).tanh()
+        y = y.unflatten(0, windows.shape[:2])
+        return (y if self.by_sample else y.transpose(0, 1)).flatten(1)
+
+
+def test_windows_of_a_sample_are_one_segment_if_they_follow_one_another():
+    torch.manual_seed(0)
+    model, x = Windows(by_sample=True), torch.randn(3, 6, 4)
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["linear"]))
+    randomise(adapters)
+    adapters.count_uses(x)
+    assert adapters.layers["linear"].folded
+    _, arena, _ = run_pass(adapters, lambda: model(x).square().sum(1), 3)
+    _, rows = one_at_a_time(adapters, {"x": x}, lambda m, b: m(b["x"]).square().sum(1))
+    assert relative_error(arena, rows) < FP32
+
+
+def test_windows_that_interleave_the_samples_are_refused():
+    model, x = Windows(by_sample=False), torch.randn(3, 6, 4)
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["linear"]))
+    adapters.count_uses(x)
+    assert not adapters.layers["linear"].folded
+    with pytest.raises(ValueError, match="does not lead with"):
+        run_pass(adapters, lambda: model(x).square().sum(1), 3)

@@ -26,7 +26,7 @@ class Case:
     def __init__(self, small, name, **changes):
         self.experiment = build(small(federation__strategy=name, **changes))
         self.adapters, self.strategy = self.experiment.adapters, self.experiment.strategy
-        self.untouched = {n: layer.weight()[0].double().clone() for n, layer in self.adapters.layers.items()}
+        self.untouched = {n: layer.base_weight().double().clone() for n, layer in self.adapters.layers.items()}
         self.server = self.strategy.begin()
         self.generator = torch.Generator().manual_seed(3)
 
@@ -52,7 +52,7 @@ class Case:
     def effective(self, name):
         """What the model adds to the untouched base weight."""
         layer = self.adapters.layers[name]
-        return layer.weight()[0].double() - self.untouched[name] + layer.delta().detach().double()
+        return layer.base_weight().double() - self.untouched[name] + layer.delta().detach().double()
 
 
 def close(got, wanted, tolerance=1e-5):
@@ -82,7 +82,7 @@ def test_exact_methods_end_with_the_average_of_the_products(small, name):
         for layer in case.adapters.layers:
             wanted = case.mean_product(layer) + (before[layer] if name in ("fedex", "flora") else 0)
             close(case.effective(layer), wanted)
-            residual = case.adapters.layers[layer].weight()[0].double() - case.untouched[layer]
+            residual = case.adapters.layers[layer].base_weight().double() - case.untouched[layer]
             before[layer] = residual.clone()
 
 
@@ -146,6 +146,37 @@ def test_fedsa_never_lets_b_leave_the_client(small):
     assert torch.equal(case.strategy.received(case.strategy.upload(changed)), row)
 
 
+def test_fedsb_averages_cores_and_sends_r_squared_numbers_a_layer(small):
+    case = Case(small, "fedsb", adapter__init="orthonormal")
+    case.round()
+    for i, (name, layer) in enumerate(case.adapters.layers.items()):
+        cores = case.rows[:, 4 * i : 4 * i + 4].view(3, 2, 2).double()
+        products = layer.lora_B.double() @ cores @ layer.lora_A.double()
+        close(case.effective(name), layer.scale * torch.einsum("c,cnk->nk", WEIGHTS, products))
+    assert case.strategy.bytes_up() == 4 * 4 * len(case.adapters.layers)
+
+
+@pytest.mark.parametrize("one_pass", ["always", "never"])
+def test_a_step_of_a_core_is_the_gradient_of_the_loss_times_the_learning_rate(small, one_pass):
+    case = Case(small, "fedsb", federation__one_pass=one_pass, federation__local_steps=1)
+    experiment, model = case.experiment, case.experiment.engine.model
+    with torch.no_grad():
+        for layer in case.adapters.layers.values():
+            layer.lora_core.copy_(torch.eye(2))
+    case.server.row = case.adapters.state()
+    wanted = []
+    for client in experiment.participants:
+        inputs, targets = experiment.train.collate(experiment.engine.sample(client))
+        loss = experiment.task.losses(model(**inputs), targets).mean()
+        cores = [layer.lora_core for layer in case.adapters.layers.values()]
+        wanted.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, cores)]))
+    before, kept = case.server.row.clone(), {}
+    original = case.strategy.aggregate
+    case.strategy.aggregate = lambda s, c, rows, w: (kept.update(rows=rows.clone()), original(s, c, rows, w))[1]
+    run_round(experiment, case.server)
+    close((before - kept["rows"]).double() / 0.5, torch.stack(wanted).double(), 1e-4)
+
+
 @pytest.mark.parametrize("name", ["fedex", "flora"])
 def test_saving_keeps_residuals_in_adapters_of_a_greater_rank(small, name):
     case = Case(small, name)
@@ -154,7 +185,7 @@ def test_saving_keeps_residuals_in_adapters_of_a_greater_rank(small, name):
     wanted = {layer: case.effective(layer) for layer in case.adapters.layers}
     case.strategy.export(case.server)
     for layer, total in wanted.items():
-        assert torch.equal(case.adapters.layers[layer].weight()[0].double(), case.untouched[layer])
+        assert torch.equal(case.adapters.layers[layer].base_weight().double(), case.untouched[layer])
         close(case.effective(layer), total)
 
 
@@ -314,6 +345,12 @@ def test_methods_that_give_columns_another_meaning_refuse_to_keep_moments(small)
 def test_methods_of_one_rank_refuse_ranks_by_name(small):
     with pytest.raises(ConfigError, match=r"clients\.ranks=.*ffa.*hetlora"):
         build(small(clients__ranks=[1, 1, 2]))
+
+
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if s.random_init])
+def test_factors_taken_from_the_base_weight_are_refused_where_the_base_is_needed(small, name):
+    with pytest.raises(ConfigError, match=r"adapter\.init='pissa'"):
+        build(small(federation__strategy=name, adapter__init="pissa"))
 
 
 def test_all_methods_start_from_the_unchanged_model(small):

@@ -47,9 +47,8 @@ def data(n=N, seed=0):
 def arguments(folder, **changes):
     defaults = dict(
         output_dir=str(folder), per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=4,
-        learning_rate=0.1,
-        optim="sgd", lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], seed=7, use_cpu=True,
-        disable_tqdm=True,
+        learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
+        seed=7, use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     return TrainingArguments(**(defaults | changes))
 
