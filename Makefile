@@ -43,24 +43,21 @@ format: setup  ## put everything into the house's format
 compile-report: setup  ## compile every GPU kernel for every architecture and record what came out (no GPU needed)
 	$(BIN)/python benchmarks/compile_report.py
 
-bench-cpu: setup  ## the C++ kernels against torch on this processor
+bench-cpu: setup  ## private training steps against rivals, and the C++ kernels against torch, on this processor
+	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/cpu_kernels.py
 
 bench-bytes: setup  ## bytes moved by the compiled kernels against the floor
 	$(BIN)/python benchmarks/emulate.py
 
-setup: .venv/.installed .venv/.built
+setup: .venv/.installed
 
-# Dependencies, once: torch first, so that nothing else brings in another build of it.
-.venv/.installed: pyproject.toml constraints.txt
+# torch first, so that nothing else brings in another build of it. Again when versions or the C++ sources change; what is
+# installed already is not fetched again.
+.venv/.installed: pyproject.toml constraints.txt setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e ".[dev,triton]"
-	touch $@
-
-# The C++ extension, again whenever its sources change.
-.venv/.built: .venv/.installed setup.py $(SOURCES)
-	$(PIP) --no-deps -e .
 	touch $@
 
 clean:  ## remove the environment and everything that was built
