@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -256,6 +257,26 @@ def check_seeded_dx(
     assert_close("dx", seeded_dx(dy, w, dh, a), dy.double() @ w.double() + dh.double() @ a.double())
 
 
+def check_far_rows(backend: str, device: str = "cpu", n: int = 40, r: int = 4) -> None:
+    """Rows of y, dy and the arena whose offsets exceed 2³¹ elements (memory that is mapped, but hardly touched)."""
+    torch.manual_seed(0)
+    segments = make_segments((120, 10))
+    pitch, arena_pitch, m = 2**24 - 16, 2**31 + 16, segments.n_tokens
+    far = torch.from_numpy(np.zeros(pitch * m, np.float16)).as_strided((m, n), (pitch, 1))
+    far.copy_(torch.randn(m, n))
+    arena = torch.from_numpy(np.zeros(arena_pitch + n * r, np.float32)).as_strided((2, n * r), (arena_pitch, 1))
+    h, b, near, close = rows(m, r, FP16), torch.randn(1, n, r).half(), far.clone(), torch.zeros(2, n * r)
+    assert (m - 1) * pitch > 2**31
+    with ffk.use_backend("reference"):
+        dh_expected = ffk.backward(near, h, b, segments, SCALE, close, 0)
+        ffk.expand_(near, h, b, segments, SCALE)
+    with ffk.use_backend(backend):
+        dh = ffk.backward(far, h, b, segments, SCALE, arena, 0)
+        ffk.expand_(far, h, b, segments, SCALE)
+    for name, actual, expected in (("dh", dh, dh_expected), ("arena", arena, close), ("y", far, near)):
+        assert_close(name, actual, expected)
+
+
 def to_device(segments: Segments, device: str) -> Segments:
     """The same segments with index tensors on ``device``."""
     if device == "cpu":
@@ -380,3 +401,4 @@ _add(
     bf16={"dtype": BF16, "k": 136, "r": 16},
     odd={"r": 5, "pad": 3},
 )
+_add(check_far_rows, TRITON_CASES, beyond_31_bits={})

@@ -10,6 +10,7 @@ from mutations import EMULATED, Mutation, mutated
 
 #: Cases that the interpreter covers and whose emulation takes many seconds or adds no path.
 LEFT_TO_THE_INTERPRETER = {
+    "far_rows-beyond_31_bits",
     "backward-long_segment_of_many", "backward-rank_200_fp32", "expand-rank_200_fp32", "backward-rank_256",
 }  # fmt: skip
 ON_SM_80 = {

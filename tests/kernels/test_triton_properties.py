@@ -12,7 +12,7 @@ from emulator import emulated
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments
 from ffalora_kernels.reference import gaussian_ref, philox_ref
-from ffalora_kernels.triton import configs, gemm, optim
+from ffalora_kernels.triton import IMPLEMENTATIONS, configs, gemm, optim
 
 N, R = 300, 8
 
@@ -118,6 +118,14 @@ def test_a_cpu_tensor_is_refused_with_the_remedy() -> None:
     y, h, b = torch.zeros(4, 8), torch.zeros(4, 2), torch.zeros(1, 8, 2)
     with ffk.use_backend("triton"), pytest.raises(RuntimeError, match=r"serves CUDA tensors.*TRITON_INTERPRET"):
         ffk.expand_(y, h, b, Segments.uniform(1, 4), 1.0)
+
+
+def test_rows_too_far_apart_for_32_bit_offsets_in_a_tile_are_refused() -> None:
+    y = torch.empty(2 * 2**24, device="meta").as_strided((2, 8), (2**24, 1))
+    h, b = torch.empty(2, 2, device="meta"), torch.empty(1, 8, 2, device="meta")
+    index = torch.empty(1, dtype=torch.int32, device="meta")
+    with emulated(90), pytest.raises(ValueError, match="rows of y are 16777216 elements apart"):
+        IMPLEMENTATIONS["expand_"](y, h, b, index, index, 1.0, 2)
 
 
 def test_float64_activations_are_refused_by_name() -> None:

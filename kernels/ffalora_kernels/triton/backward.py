@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import configs
 from .join import JOIN_BLOCK, chunk_slots, join_chunks, square_targets, sum_parts
-from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, units
+from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, row_units, units
 from .project import project
 
 
@@ -123,7 +123,7 @@ def backward(
     if s == 0 or n == 0 or r == 0:
         return dh
     arch = architecture(dy.device)
-    aligned = units(dy.stride(0))[1] * dy.element_size() >= 16
+    aligned = row_units("backward", "dy", dy)[1] * dy.element_size() >= 16
     config = configs.choose("backward", arch, dy.element_size(), r, aligned)
     nb = cdiv(n, config.block_n)
     chunk = configs.chunk_tokens(r)
@@ -136,7 +136,8 @@ def backward(
     g = arena[:, column : column + n * r]
     target, square_parts, square_pitch = square_targets(squares, slot, cdiv(n * r, JOIN_BLOCK) if split else nb)
     slots = chunk_slots(m, chunk, s, n * r, dy) if split else None
-    dy_units, h_units, g_units, n_units = (units(x) for x in (dy.stride(0), h.stride(0), g.stride(0), n))
+    dy_units, h_units = row_units("backward", "dy", dy), row_units("backward", "h", h)
+    g_units, n_units = units(g.stride(0)), units(n)
     _backward_kernel[(s * nb * (n_chunks if split else 1),)](
         dy, h, b, offsets, client, g, dh if parts is None else parts, square_parts, slots,
         dy_units[0], h_units[0], g_units[0], n_units[0], b.stride(0), m * r if how == "store" else 0, scale,

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, units
+from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, row_units, units
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def expand_(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, sc
     programs = nb * n_tiles * (client.numel() if segmented else 1)
     if programs == 0 or r == 0:
         return
-    y_units, h_units, n_units = units(y.stride(0)), units(h.stride(0)), units(n)
+    y_units, h_units, n_units = row_units("expand_", "y", y), row_units("expand_", "h", h), units(n)
     _expand_kernel[(programs,)](
         y, h, b, offsets, client, y_units[0], h_units[0], n_units[0], b.stride(0), scale, m, n_tiles,
         R=r, NB=nb, SEGMENTED=segmented, Y_UNIT=y_units[1], H_UNIT=h_units[1], N_UNIT=n_units[1],

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, units
+from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, row_units, units
 
 
 @triton.jit
@@ -137,7 +137,8 @@ def _launch(
     programs = nb * n_tiles * (client.numel() if segmented and client is not None else 1)
     if programs == 0:
         return out
-    pitches = [units(t.stride(0)) for t in (out, left, right, u)] + [units(n), units(k)]
+    tensors = {"out": out, "left": left, "right": right, "u": u}
+    pitches = [row_units(op, name, t) for name, t in tensors.items()] + [units(n), units(k)]
     names = ("OUT_UNIT", "LEFT_UNIT", "RIGHT_UNIT", "U_UNIT", "N_UNIT", "K_UNIT")
     _seeded_gemm_kernel[(programs,)](
         out, left, right, bias, u, v, offsets, client, *(pitch for pitch, _ in pitches), v.stride(0), scale, m, n_tiles,

@@ -16,6 +16,8 @@ from triton.runtime.jit import JITFunction
 
 #: What a CPU tensor (interpreter, emulator) is treated as.
 DEFAULT_ARCHITECTURE = "sm_90"
+#: 128 rows of a tile times this stay below 2**31.
+MAX_PITCH = 2**24
 _UNITS = (16, 8, 4, 2, 1)
 
 
@@ -59,6 +61,19 @@ def units(stride: int) -> tuple[int, int]:
     """``(stride // UNIT, UNIT)`` with the largest UNIT in 16, 8, 4, 2, 1 that divides the stride."""
     unit = next(u for u in _UNITS if stride % u == 0)
     return stride // unit, unit
+
+
+def row_units(op: str, name: str, t: Tensor) -> tuple[int, int]:
+    """:func:`units` of the row pitch of activations, whose offsets inside a tile of rows are 32-bit.
+
+    Raises:
+        ValueError: rows are 2**24 elements apart or more.
+    """
+    if t.shape[0] > 1 and t.stride(0) >= MAX_PITCH:
+        raise ValueError(
+            f"{op}: rows of {name} are {t.stride(0)} elements apart, not below {MAX_PITCH}; call .contiguous()"
+        )
+    return units(t.stride(0) if t.shape[0] > 1 else 0)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import configs
 from .join import JOIN_BLOCK, chunk_slots, join_chunks, square_targets, sum_parts
-from .launch import architecture, cdiv, check_device, check_dtype, units
+from .launch import architecture, cdiv, check_device, check_dtype, row_units, units
 
 
 @triton.jit
@@ -114,8 +114,8 @@ def outer(
     g = arena[:, column : column + n * k]
     target, square_parts, square_pitch = square_targets(squares, slot, cdiv(n * k, JOIN_BLOCK) if split else nb * kb)
     slots = chunk_slots(m, chunk, s, n * k, p) if split else None
-    q_units = units(0 if q is None else q.stride(0))
-    p_units, g_units, n_units, k_units = (units(x) for x in (p.stride(0), g.stride(0), n, k))
+    p_units, q_units = row_units("outer", "p", p), (0, 1) if q is None else row_units("outer", "q", q)
+    g_units, n_units, k_units = units(g.stride(0)), units(n), units(k)
     _outer_kernel[(s * nb * kb * (n_chunks if split else 1),)](
         p, q, offsets, g, square_parts, slots,
         p_units[0], q_units[0], g_units[0], n_units[0], k_units[0], scale, s, square_pitch, n_chunks,

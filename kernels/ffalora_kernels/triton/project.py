@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .launch import architecture, cdiv, padded_rank, units
+from .launch import architecture, cdiv, padded_rank, row_units, units
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def project(dy: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float
     n, r = b.shape[1:]
     config = configs.choose("project", architecture(dy.device), dy.element_size(), r)
     n_tiles = cdiv(longest, config.block_t)
-    dy_units, n_units = units(dy.stride(0)), units(n)
+    dy_units, n_units = row_units("project", "dy", dy), units(n)
     if n_tiles == 0:
         return
     _project_kernel[(client.numel() * n_tiles,)](
