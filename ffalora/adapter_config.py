@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
-Trained = Literal["b", "a", "both"]
+Trained = Literal["b", "a", "both", "core"]
 
 
 class AdapterConfig(BaseModel):
@@ -43,7 +43,9 @@ class AdapterConfig(BaseModel):
         description="where the factors come from: a random a (kaiming, gaussian, orthonormal) with b = 0, or both "
         "from the base weight, which gives up their product (pissa, olora)",
     )
-    trained: Trained = Field("b", description="trained factor: b (FFA-LoRA), both (LoRA) or a")
+    trained: Trained = Field(
+        "b", description="trained: b (FFA-LoRA), both (LoRA), a, or an R × R core between frozen factors (Fed-SB)"
+    )
     head: Literal["frozen", "trained"] = Field(
         "frozen", description="the task head: frozen (the paper's protocol) or trained"
     )

@@ -41,6 +41,11 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
     if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
         wanted = federation.server_optimizer
         _need(strategy.linear, "federation.server_optimizer", wanted, "linear", strategy)
+    if strategy.random_init and config.adapter.init not in ("kaiming", "gaussian", "orthonormal"):
+        raise ConfigError(
+            f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with "
+            f"federation.strategy={strategy.name!r}; use kaiming, gaussian or orthonormal"
+        )
     if config.optimizer.keep_moments:
         _need(strategy.steady, "optimizer.keep_moments", True, "steady", strategy)
     if config.privacy.unit == "client":

@@ -4,6 +4,7 @@ from .base import ServerState, Strategy, weighted_mean
 from .factors import aggregation_gap
 from .fedex import FedEx
 from .fedsa import FedSA
+from .fedsb import FedSB
 from .fedsvd import FedSVD
 from .ffa import FFALoRA
 from .flexlora import FlexLoRA
@@ -15,6 +16,7 @@ _METHODS: tuple[type[Strategy], ...] = (
     LoRAFedAvg,
     FFALoRA,
     FedSVD,
+    FedSB,
     FedSA,
     FedEx,
     FLoRA,

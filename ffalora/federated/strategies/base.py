@@ -49,6 +49,7 @@ class Strategy:
             privacy and server optimisers can work with.
         takes_ranks: clients may have ranks of their own.
         steady: columns keep their meaning from round to round, so that moments may be kept.
+        random_init: works with a random ``a`` and an unchanged base weight only.
         summary: one sentence for tables and help.
         up, down, aggregation, privacy: what travels each way, how it is put together, and what may be said about
             differential privacy; for the table of methods.
@@ -61,6 +62,7 @@ class Strategy:
     linear: ClassVar[bool] = True
     takes_ranks: ClassVar[bool] = False
     steady: ClassVar[bool] = True
+    random_init: ClassVar[bool] = False
     summary: ClassVar[str]
     up: ClassVar[str]
     down: ClassVar[str]

@@ -26,6 +26,7 @@ class FedEx(Strategy):
     name = "fedex"
     trained = "both"
     exact = True
+    random_init = True
     linear = False
     summary = "FedEx-LoRA: LoRA + FedAvg with the lost part added to the base; exact, heavy"
     up = "a, b"

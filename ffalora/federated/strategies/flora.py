@@ -25,6 +25,7 @@ class FLoRA(Ranked):
 
     name = "flora"
     exact = True
+    random_init = True
     steady = False
     summary = "FLoRA: factors stacked and merged into the base, adapters start anew; exact, any ranks"
     up = "a, b"
