@@ -15,6 +15,7 @@ from .core import CoreLinear
 from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLinear
 from .low_rank import LowRank, has_plain_weight, plain_weight, size_of
+from .opacus_bridge import register_if_loaded
 from .state import Layout
 from .targets import find_head, find_targets, pattern_value
 from .trained_layer import TrainedLayer
@@ -185,6 +186,7 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
     if config.head == "trained":
         heads = [TrainedLinear(base, name, passes) for name, base in head.items() if name not in targets]
     _replace(model, {layer.base_layer: layer for layer in [*layers, *heads]})
+    register_if_loaded()
     return Adapters(model, config, layers, heads, passes)
 
 
