@@ -51,8 +51,8 @@ class Strategy:
         steady: columns keep their meaning from round to round, so that moments may be kept.
         random_init: works with a random ``a`` and an unchanged base weight only.
         summary: one sentence for tables and help.
-        up, down, aggregation, privacy: what travels each way, how it is put together, and what may be said about
-            differential privacy; for the table of methods.
+        up, down, aggregation, privacy, trained_words: what travels each way, how it is put together, what may be said
+            about differential privacy, and what is trained where ``trained`` does not say it; for the table of methods.
     """
 
     name: ClassVar[str]
@@ -68,6 +68,7 @@ class Strategy:
     down: ClassVar[str]
     aggregation: ClassVar[str] = "average"
     privacy: ClassVar[str] = "sample level; client level"
+    trained_words: ClassVar[str] = ""
 
     def __init__(self, adapters: Adapters, config: Config, clients: int):
         self.adapters, self.config, self.clients = adapters, config, clients

@@ -1,0 +1,71 @@
+"""Server optimisers against Reddi et al. (ICLR 2021), Algorithm 2, and Hsu et al. (2019), written out for one number."""
+
+import pytest
+import torch
+
+from ffalora.config import FederationConfig
+from ffalora.federated.experiment import build
+from ffalora.federated.server_optim import forget_moments, server_step
+from ffalora.federated.simulate import run_round
+from ffalora.federated.strategies.table import table
+
+MOVES = [0.3, -0.2, 0.5, 0.1]
+
+
+def scalar(name, lr, beta1, beta2, tau):
+    x, m, v = 1.0, 0.0, tau**2
+    for delta in MOVES:
+        if name == "fedavg":
+            x += lr * delta
+        elif name == "fedavgm":
+            m = beta1 * m + delta
+            x += lr * m
+        else:
+            m = beta1 * m + (1 - beta1) * delta
+            if name == "fedadagrad":
+                v += delta**2
+            elif name == "fedadam":
+                v = beta2 * v + (1 - beta2) * delta**2
+            else:
+                v -= (1 - beta2) * delta**2 * (1 if v > delta**2 else -1)
+            x += lr * m / (v**0.5 + tau)
+    return x
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_a_number_moves_as_the_paper_says(name):
+    federation = FederationConfig(
+        server_optimizer=name, server_lr=0.1, server_beta1=0.8, server_beta2=0.9, server_tau=0.01
+    )
+    tensors, x = {}, torch.ones(3)
+    for delta in MOVES:
+        x = server_step(tensors, x, x + delta, federation, "b")
+    torch.testing.assert_close(x, torch.full((3,), scalar(name, 0.1, 0.8, 0.9, 0.01)), rtol=1e-5, atol=0)
+
+
+def test_the_default_is_the_average_bit_for_bit():
+    mean = torch.randn(5)
+    assert server_step({}, torch.randn(5), mean, FederationConfig(), "b") is mean
+
+
+def test_each_factor_has_moments_of_its_own_and_all_can_be_forgotten():
+    federation, tensors = FederationConfig(server_optimizer="fedadam"), {"other": torch.ones(1)}
+    server_step(tensors, torch.zeros(2), torch.ones(2), federation, "b")
+    server_step(tensors, torch.zeros(3), torch.ones(3), federation, "a")
+    assert tensors["server.m.b"].shape == (2,) and tensors["server.m.a"].shape == (3,)
+    forget_moments(tensors)
+    assert set(tensors) == {"other"}
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedyogi", "fedadagrad"])
+def test_a_federation_runs_on_every_server_optimiser(small, name):
+    experiment = build(small(federation__server_optimizer=name, federation__server_lr=0.1))
+    server = experiment.strategy.begin()
+    for _ in range(2):
+        run_round(experiment, server)
+    assert server.row.isfinite().all() and server.row.any()
+
+
+def test_the_documented_table_of_methods_is_the_one_the_classes_give(pytestconfig):
+    page = (pytestconfig.rootpath / "docs" / "strategies.md").read_text()
+    assert table() in page, "write ffalora.federated.strategies.table.table() into docs/strategies.md"
