@@ -215,3 +215,12 @@ def resident_bytes() -> int:
     """Resident memory of this process (Linux; 0 elsewhere)."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory of this process so far (Linux; 0 elsewhere). Not ``ru_maxrss``: a parent's peak is in
+    that.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)

@@ -13,16 +13,41 @@ from workload import Workload, starting_factors
 _FAR = 2.0**24
 
 
-class _Draw:
-    """Gives the logical batch of the current number to an engine that asks for a Poisson sample."""
+def make_engine(work: Workload, trained: str, private: bool, merged: bool, cut: bool, compiled: bool) -> Any:
+    """The engine on a workload, its adapters at the common starting point; arguments as in :func:`ours`."""
+    from ffalora.adapters import AdapterConfig, attach
+    from ffalora.config import OptimizerConfig, PrivacyConfig
+    from ffalora.models import compile_model
+    from ffalora.privacy.engine import Engine
+    from ffalora.privacy.noise import SeededNoise
+    from ffalora.privacy.sampling import SeededDraw
 
-    secure = False
-
-    def __init__(self, draws: list[np.ndarray]):
-        self.draws, self.number = draws, 0
-
-    def __call__(self, client_id: int, step: int, n: int, rate: float) -> np.ndarray:
-        return np.sort(self.draws[self.number % len(self.draws)])
+    model = work.build(work.dtype, work.attention).eval()
+    config = AdapterConfig(
+        rank=work.rank, alpha=work.rank, target_modules=list(work.targets), trained=trained, head="frozen"
+    )
+    adapters = attach(model, config)
+    with torch.no_grad():
+        for name, layer in adapters.layers.items():
+            a, b = starting_factors(name, layer.lora_B.shape[0], layer.lora_A.shape[1], work.rank)
+            layer.lora_A.copy_(a)
+            layer.lora_B.copy_(b)
+    data = work.data if cut else _EqualLengths(work.data)
+    terms = dict(unit="sample", noise_multiplier=work.noise_multiplier, max_grad_norm=work.max_grad_norm)
+    privacy = PrivacyConfig(**terms) if private else PrivacyConfig(unit="none")
+    return Engine(
+        model=compile_model(model, work.device) if compiled else model,
+        adapters=adapters,
+        data=data,
+        losses=work.losses,
+        optimizer=OptimizerConfig(lr=work.lr, batch_size=max(1, round(work.expected))),
+        privacy=privacy,
+        noise=SeededNoise.from_seed(0),
+        draw=SeededDraw(0),
+        device=work.device,
+        token_budget=None if cut else 2**40,
+        merge_weights=merged,
+    )
 
 
 def ours(
@@ -42,43 +67,15 @@ def ours(
         cut: sort a logical batch by length and cut it; else one physical batch, padded to the longest.
         compiled: compile the model.
     """
-    from ffalora.adapters import AdapterConfig, attach
-    from ffalora.config import OptimizerConfig, PrivacyConfig
     from ffalora.privacy.accounting import PrivacyLedger
-    from ffalora.privacy.engine import Engine, Participant
-    from ffalora.privacy.noise import SeededNoise
+    from ffalora.privacy.engine import Participant
 
-    model = work.build(work.dtype, work.attention).eval()
-    config = AdapterConfig(
-        rank=work.rank, alpha=work.rank, target_modules=list(work.targets), trained=trained, head="frozen"
-    )
-    adapters = attach(model, config)
-    with torch.no_grad():
-        for name, layer in adapters.layers.items():
-            a, b = starting_factors(name, layer.lora_B.shape[0], layer.lora_A.shape[1], work.rank)
-            layer.lora_A.copy_(a)
-            layer.lora_B.copy_(b)
-    draw = _Draw([np.asarray(d) for d in work.draws])
-    data = work.data if cut else _EqualLengths(work.data)
-    rate = work.expected / len(work.data.lengths)
-    terms = dict(unit="sample", noise_multiplier=work.noise_multiplier, max_grad_norm=work.max_grad_norm)
-    privacy = PrivacyConfig(**terms) if private else PrivacyConfig(unit="none")
-    engine = Engine(
-        model=torch.compile(model, dynamic=True) if compiled else model,
-        adapters=adapters,
-        data=data,
-        losses=work.losses,
-        optimizer=OptimizerConfig(lr=work.lr, batch_size=max(1, round(work.expected))),
-        privacy=privacy,
-        noise=SeededNoise.from_seed(0),
-        draw=draw,
-        device=work.device,
-        token_budget=None if cut else 2**40,
-        merge_weights=merged,
-    )
-    if not private:
-        engine.sample = lambda participant: draw(0, 0, 0, 0.0)
+    engine = make_engine(work, trained, private, merged, cut, compiled)
+    adapters = engine.adapters
+    current = [0]
+    engine.sample = lambda participant: np.sort(work.draws[current[0] % len(work.draws)])
     samples = np.arange(len(work.data.lengths))
+    rate = work.expected / len(samples)
 
     def participant(sigma: float, lr: float) -> Participant:
         terms = dict(delta=1e-5, max_steps=2**31, accountant="rdp")
@@ -89,12 +86,12 @@ def ours(
     tokens = [0]
 
     def step(number: int) -> None:
-        draw.number = number
+        current[0] = number
         tokens[0] = engine.train([trainee], state, steps=1).padded_tokens
 
     def sums(number: int) -> Sums:
-        draw.number = number
-        size = len(draw(0, 0, 0, 0.0)) if not private else work.expected
+        current[0] = number
+        size = work.expected if private else len(work.draws[number % len(work.draws)])
         after = state.clone()
         engine.train([participant(0.0, _FAR * size)], after, steps=1)
         total = (state.double() - after.double())[0] / _FAR
@@ -112,3 +109,33 @@ class _EqualLengths:
     def __init__(self, data: Any):
         self.lengths = np.full_like(data.lengths, int(data.lengths.max()))
         self.collate = data.collate
+
+
+def cohort(work: Workload, clients: int, one_pass: bool) -> Provider:
+    """One step of every client of a cohort, each with its own Poisson batch, in one pass or one after another.
+
+    The workload's logical batches are dealt to the clients in turn.
+    """
+    from ffalora.privacy.accounting import PrivacyLedger
+    from ffalora.privacy.engine import Participant
+
+    engine = make_engine(work, "b", True, False, True, False)
+    number_of_step = [0]
+    engine.sample = lambda p: np.sort(work.draws[(number_of_step[0] * clients + p.client_id) % len(work.draws)])
+    samples = np.arange(len(work.data.lengths))
+    rate, terms = work.expected / len(samples), dict(delta=1e-5, max_steps=2**31, accountant="rdp")
+    trainees = [
+        Participant(i, samples, PrivacyLedger(i, len(samples), rate, work.noise_multiplier, **terms))
+        for i in range(clients)
+    ]
+    state = engine.adapters.state()[None].repeat(clients, 1)
+
+    def step(number: int) -> None:
+        number_of_step[0] = number
+        if one_pass:
+            engine.train(trainees, state, steps=1)
+            return
+        for row, trainee in enumerate(trainees):
+            engine.train([trainee], state[row : row + 1], steps=1)
+
+    return Provider(step)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from workload import Workload
 
@@ -20,7 +22,8 @@ class Provider:
         sums: gradients by name, before noise; None where there are none to compare (the floor).
         clips: whether ``sums`` are clipped per sample.
         trained: 'b' or 'both'.
-        tokens: tokens computed for a batch, padding included.
+        tokens: tokens computed for the last batch, padding included; 0 where a batch is padded to its longest.
+        dtype: number format of its base where that is not the workload's.
     """
 
     step: Callable[[int], None]
@@ -28,6 +31,7 @@ class Provider:
     clips: bool = True
     trained: str = "b"
     tokens: Callable[[], int] = field(default=lambda: 0)
+    dtype: torch.dtype | None = None
 
 
 Factory = Callable[[Workload], Provider]
@@ -43,3 +47,13 @@ def canonical(name: str) -> str:
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The model's trained tensors by their common names."""
     return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def given(factory: Factory, **changes: Any) -> Factory:
+    """The factory on a changed workload, e.g. with another ``dtype`` or ``attention``."""
+
+    def make(work: Workload) -> Provider:
+        provider = factory(replace(work, **changes))
+        return replace(provider, dtype=changes.get("dtype", work.dtype))
+
+    return make

@@ -30,7 +30,9 @@ def run_steps(
     factories: dict[str, Factory] = STEPS,
     check: bool = True,
 ) -> list[Row]:
-    """One row a provider: time of a step, its peak memory above what is resident before it, error of its gradients."""
+    """One row a provider: time of a step, on a GPU its peak memory above what is in use before it, error of
+    gradients.
+    """
     providers: dict[str, Provider] = {}
     rows: dict[str, Row] = {}
     expected: dict[tuple[str, bool], Sums] = {}
@@ -43,8 +45,9 @@ def run_steps(
                 if kind not in expected:
                     expected[kind] = expected_sums(work, 0, *kind)
                 error = sums_error(provider.sums(0), expected[kind])
-                timing.status = verdict(error, TOLERANCE[work.dtype])
-            memory = peak_of_a_step(provider, clock.device)
+                timing.status = verdict(error, TOLERANCE[provider.dtype or work.dtype])
+            if clock.device.type == "cuda":
+                memory = peak_of_a_step(provider, clock.device)
             if timing.status == OK:
                 providers[name] = provider
         rows[name] = Row(
@@ -52,7 +55,8 @@ def run_steps(
         )
         release()
     calls = {name: provider.step for name, provider in providers.items()}
-    for name, timing in interleave(calls, clock, repeats, seconds, warmup=1).items():
+    timings = interleave(calls, clock, repeats, seconds, warmup=1)
+    for name, timing in timings.items():
         rows[name] = replace(
             rows[name],
             status=timing.status,
@@ -60,6 +64,7 @@ def run_steps(
             ms_low=timing.quantile(0.2),
             ms_high=timing.quantile(0.8),
             repeats=len(timing.samples),
+            config=rows[name].config | paired(timing, timings.get("floor")),
         )
     return list(rows.values())
 
@@ -74,6 +79,14 @@ def settings(work: Workload) -> dict:
         "batches": len(work.draws),
         "expected_batch": round(work.expected, 2),
     } | work.extra
+
+
+def paired(timing: Timing, floor: Timing | None) -> dict:
+    """Median and 20% and 80% quantiles of a step over the floor's step of the same round."""
+    if floor is None or len(floor.samples) != len(timing.samples) or not timing.samples:
+        return {}
+    ratios = Timing([mine / least for mine, least in zip(timing.samples, floor.samples, strict=True)])
+    return {"to_floor": [round(ratios.quantile(share), 4) for share in (0.5, 0.2, 0.8)]}
 
 
 def peak_of_a_step(provider: Provider, device: torch.device) -> float:
