@@ -1,4 +1,4 @@
-"""Server optimisers against Reddi et al. (ICLR 2021), Algorithm 2, and Hsu et al. (2019), written out for one number."""
+"""Server optimisers against Reddi et al. (ICLR 2021), Algorithm 2, and Hsu et al. (2019), for one number."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The table of methods, written from the classes themselves: ``docs/strategies.md`` holds what :func:`table` returns."""
+"""The table of methods, written from the classes: ``docs/strategies.md`` holds what :func:`table` returns."""
 
 from __future__ import annotations
 
