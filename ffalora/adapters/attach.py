@@ -15,6 +15,7 @@ from .core import CoreLinear
 from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLinear
 from .low_rank import LowRank, has_plain_weight, plain_weight, size_of
+from .memory import MemoryReport, memory_of
 from .opacus_bridge import register_if_loaded
 from .state import Layout
 from .targets import find_head, find_targets, pattern_value
@@ -135,6 +136,10 @@ class Adapters:
         from .peft import save_adapters
 
         save_adapters(self, Path(folder), root)
+
+    def memory(self) -> MemoryReport:
+        """Bytes of base, frozen factors, trained tensors, and of a row of the arena."""
+        return memory_of(self)
 
     def __repr__(self) -> str:
         return (
