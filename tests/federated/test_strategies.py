@@ -73,7 +73,7 @@ def test_lora_averages_each_factor_and_measures_what_is_lost(small):
     assert gap == pytest.approx(aggregation_gap(case.adapters, case.rows, WEIGHTS))
 
 
-@pytest.mark.parametrize("name", ["ffa", "fedsvd", "fedex", "flora"])
+@pytest.mark.parametrize("name", ["ffa", "fedsvd", "rolora", "fedex", "flora"])
 def test_exact_methods_end_with_the_average_of_the_products(small, name):
     case = Case(small, name)
     before = {n: torch.zeros_like(w) for n, w in case.untouched.items()}
@@ -116,6 +116,22 @@ def test_fedsvd_renews_a_only_every_n_rounds_and_forgets_server_moments_then(sma
     extra = 4 * sum(each.lora_A.numel() for each in case.adapters.layers.values())
     assert case.strategy.bytes_down(case.server, [0]) == down + extra
     assert case.strategy.bytes_up() == down
+
+
+def test_rolora_alternates_and_leaves_the_other_factor_as_it_was(small):
+    case = Case(small, "rolora", adapter__target_modules="all-linear")
+    layers = case.adapters.layers.values()
+    for number, trained in enumerate(("lora_B", "lora_A", "lora_B")):
+        before = [(layer.lora_B.detach().clone(), layer.lora_A.detach().clone()) for layer in layers]
+        case.round()
+        assert {place.tensor for place in case.adapters.layout.places} == {trained}
+        for (b, a), layer in zip(before, layers, strict=True):
+            assert torch.equal(b, layer.lora_B) == (trained == "lora_A")
+            assert torch.equal(a, layer.lora_A) == (trained == "lora_B")
+        sizes = {name: 4 * sum(getattr(layer, name).numel() for layer in layers) for name in ("lora_A", "lora_B")}
+        assert case.strategy.bytes_up() == sizes[trained]
+        case.strategy.begin_round(case.server)
+        assert case.strategy.bytes_down(case.server, [0, 1, 2]) == 3 * sizes[trained], number
 
 
 def test_fedsa_shares_a_and_leaves_every_client_its_b(small):

@@ -11,12 +11,14 @@ from .flexlora import FlexLoRA
 from .flora import FLoRA
 from .hetlora import HetLoRA
 from .lora import LoRAFedAvg
+from .rolora import RoLoRA
 
 _METHODS: tuple[type[Strategy], ...] = (
     LoRAFedAvg,
     FFALoRA,
     FedSVD,
     FedSB,
+    RoLoRA,
     FedSA,
     FedEx,
     FLoRA,
