@@ -227,6 +227,7 @@ struct InputGradient {
 
  private:
   using Turned = typename Factors::Turned;
+  static constexpr int kAhead = 16;  // rows between the one in use and the one asked of the memory
 
   template <int L, int ROWS>
   FFALORA_INLINE static void rows(const InputChunk<T>& c, ptrdiff_t m) {
@@ -243,7 +244,7 @@ struct InputGradient {
         Wide w[ROWS];
         for (int i = 0; i < ROWS; ++i) {
           w[i] = Factors::template load_wide<L>(wide + i * c.wide_stride + n);
-          __builtin_prefetch(wide + (i + ROWS) * c.wide_stride + n);
+          __builtin_prefetch(wide + (i + kAhead) * c.wide_stride + n);
         }
         add<L, ROWS>(w, turned + n, c.turned_stride, sum);
       }
