@@ -112,7 +112,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def broken_rules(row: dict) -> list[str]:
-    """What a shipped launch must not do: spill (half precision), exceed shared memory, lose the tensor cores."""
+    """What a shipped launch must not do: spill, exceed shared memory, lose the tensor cores or 16-byte loads."""
     found = []
     half = row["dtype"] != "float32"
     if half and int(row["spill_bytes"]):
@@ -123,6 +123,9 @@ def broken_rules(row: dict) -> list[str]:
         warp_groups = row["arch"] == "sm_90" and row["kernel"] in ("backward_kernel", "seeded_gemm_kernel")
         if not sum(int(row[name]) for name in (("wgmma",) if warp_groups else ("mma", "wgmma", "tcgen05"))):
             found.append("does not use the tensor cores" + (" by warp groups" if warp_groups else ""))
+    aligned = "odd" not in row["case"] and not row["arch"].startswith("gfx")
+    if half and aligned and row["kernel"] in ("backward_kernel", "expand_kernel") and not int(row["load_16"]):
+        found.append("has no 16-byte loads")
     return [f"{row['arch']} {row['kernel']} ({row['case']}, {row['dtype']}, rank {row['rank']}): {w}" for w in found]
 
 

@@ -1,7 +1,7 @@
 """Measures candidate launch configurations on the GPU at hand and prints the winners as a table for ``configs.py``.
 
-``python benchmarks/tune.py`` times ``backward``, ``expand_`` and the seeded GEMM for bf16 over ranks and typical layers.
-Nothing is written: a person pastes the table, brings the compile report up to date, and runs the tests. A candidate that
+``python benchmarks/tune.py`` times ``backward``, ``expand_`` and the seeded GEMM in bf16 over ranks and typical layers.
+Nothing is written: a person pastes the table, brings the compile report up to date and runs the tests. A candidate that
 fails to compile or gives a wrong result is left out and named.
 """
 
@@ -103,9 +103,8 @@ def seeded_wins() -> bool:
         segments, m = Segments.uniform(s, t, device="cuda"), s * t
         x, w, h, b = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((m, n), (n, n), (m, 16), (1, n, 16)))
         index = segments.offsets, segments.client
-        seeded = milliseconds(
-            lambda x=x, w=w, h=h, b=b, index=index, t=t: seeded_linear(x, w, None, h, b, *index, 1.0, t)
-        )
+        layer = (x, w, None, h, b, *index, 1.0, t)
+        seeded = milliseconds(lambda layer=layer: seeded_linear(*layer))
         two = milliseconds(lambda x=x, w=w, h=h, b=b, seg=segments: ffk.expand_(x @ w.T, h, b, seg, 1.0))
         print(f"# seeded GEMM on {m} x {n} x {n}: {seeded:.3f} ms, cuBLAS and expand_: {two:.3f} ms", file=sys.stderr)
         wins.append(seeded < two)

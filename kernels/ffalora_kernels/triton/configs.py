@@ -62,7 +62,10 @@ _TABLES = {
     "sm_100": _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(64, 256, 8, 3)}},
 }
 #: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
-_UNALIGNED = {("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2)}}
+_UNALIGNED = {
+    ("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2)},
+    ("project", 2): {128: Config(64, 64, 8, 2)},
+}
 
 
 def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) -> Config:

@@ -44,9 +44,10 @@ def _project_kernel(
 def project(dy: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int, dh: Tensor) -> None:
     """Writes ``scale · dy b_c`` into ``dh [M,R]`` (contiguous); arguments as in ``ops.backward``."""
     n, r = b.shape[1:]
-    config = configs.choose("project", architecture(dy.device), dy.element_size(), r)
-    n_tiles = cdiv(longest, config.block_t)
     dy_units, n_units = row_units("project", "dy", dy), units(n)
+    aligned = dy_units[1] * dy.element_size() >= 16
+    config = configs.choose("project", architecture(dy.device), dy.element_size(), r, aligned)
+    n_tiles = cdiv(longest, config.block_t)
     if n_tiles == 0:
         return
     _project_kernel[(client.numel() * n_tiles,)](
