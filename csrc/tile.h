@@ -127,6 +127,7 @@ struct Gradient {
       // Packed, the panel is read again for each block of ranks; a narrow one is padded by zeros.
       const bool pack = c.rank > B || columns < kColumns;
       if (pack) Products::template pack<L>(c, n, columns, packed);
+      if (c.last && c.column_stride != 1) prefetch_target(c, n, columns);
       for (ptrdiff_t r = 0; r < c.rank; r += B) {
         Vec<float, L> sum[2][B];
         for (auto& half : sum)
@@ -155,6 +156,12 @@ struct Gradient {
   }
 
  private:
+  // The lines of the arena that a panel will write: fetching them takes as long as the panel's products.
+  FFALORA_INLINE static void prefetch_target(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns) {
+    const float* first = c.target + n * c.column_stride;
+    for (ptrdiff_t at = 0; at < columns * c.rank; at += 16) __builtin_prefetch(first + at, 1);
+  }
+
   template <int L, int B>
   FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[2][B], ptrdiff_t n,
                                     ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
