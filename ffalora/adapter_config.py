@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both", "core"]
+Method = Literal["lora", "vera", "loha", "lokr", "bottleneck"]
 
 
 class AdapterConfig(BaseModel):
@@ -21,6 +22,9 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Method = Field(
+        "lora", description="lora, or another adapter whose random factors are frozen: vera, loha, lokr, bottleneck"
+    )
     rank: int = Field(8, ge=1, description="rank R of the adapters")
     alpha: float = Field(8.0, gt=0, description="numerator of the scale alpha/R")
     target_modules: str | list[str] = Field(
@@ -50,6 +54,15 @@ class AdapterConfig(BaseModel):
         "frozen", description="the task head: frozen (the paper's protocol) or trained"
     )
     seed: int = Field(0, ge=0, description="seed of the random factor; every client needs the same one")
+
+    @model_validator(mode="after")
+    def _others_train_their_zero_factor(self) -> AdapterConfig:
+        if self.method != "lora" and (self.trained != "b" or self.dropout or self.init != "kaiming"):
+            raise ValueError(
+                f"method={self.method!r} trains its zero factor alone, without dropout and with its own init; got "
+                f"trained={self.trained!r}, dropout={self.dropout}, init={self.init!r}: leave them at their defaults"
+            )
+        return self
 
     def scale(self, rank: int, alpha: float) -> float:
         """``alpha/R``, or ``alpha/√R`` (rsLoRA; Kalajdzievski 2023)."""

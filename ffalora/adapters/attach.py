@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter_config import AdapterConfig
+from .base_layers import has_plain_weight, plain_weight, size_of
 from .core import CoreLinear
 from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLinear
-from .low_rank import LowRank, has_plain_weight, plain_weight, size_of
+from .low_rank import LowRank
 from .memory import MemoryReport, memory_of
 from .opacus_bridge import register_if_loaded
 from .state import Layout
@@ -23,6 +24,7 @@ from .trained_layer import TrainedLayer
 from .trained_linear import Trained
 from .training_pass import PassSlot, TrainingPass
 from .uses import probe_uses
+from .variants import VARIANTS
 
 
 class Adapters:
@@ -168,22 +170,14 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
     if any(isinstance(module, TrainedLayer) for module in model.modules()):
         raise ValueError("this model has adapters already; call detach() on their handle before attaching new ones")
     targets, head = find_targets(model, config), find_head(model)
-    sizes = {name: size_of(base) for name, base in targets.items()}
+    _check_targets(targets, config)
     if config.head == "trained":
         _check_head(head, model)
     bases = _base_factors(config, targets) if config.init in FROM_BASE else {}
     model.requires_grad_(False)
     passes, layers = PassSlot(), []
     for name, base in targets.items():
-        rank, scale = _rank_and_scale(config, name)
-        (n, k), device = sizes[name], base.weight.device
-        a, b = bases.get(name) or (initial_a(rank, k, config.init, config.seed, name), torch.zeros(n, rank))
-        layer: AdaptedLinear
-        if config.trained == "core":
-            b = initial_a(rank, n, config.init, config.seed, f"{name}.lora_B").T.contiguous()
-            layer = CoreLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout)
-        else:
-            layer = AdaptedLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout, config.trained)
+        layer = _make_layer(config, name, base, passes, bases.get(name))
         if name in bases:
             layer.give_up_initial_product()
         layers.append(layer)
@@ -193,6 +187,20 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
     _replace(model, {layer.base_layer: layer for layer in [*layers, *heads]})
     register_if_loaded()
     return Adapters(model, config, layers, heads, passes)
+
+
+def _make_layer(
+    config: AdapterConfig, name: str, base: nn.Module, passes: PassSlot, factors: tuple[Tensor, Tensor] | None
+) -> Any:
+    rank, scale = _rank_and_scale(config, name)
+    if config.method != "lora":
+        return VARIANTS[config.method](base, name, passes, config, rank, scale)
+    (n, k), device = size_of(base), base.weight.device
+    a, b = factors or (initial_a(rank, k, config.init, config.seed, name), torch.zeros(n, rank))
+    if config.trained == "core":
+        b = initial_a(rank, n, config.init, config.seed, f"{name}.lora_B").T.contiguous()
+        return CoreLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout)
+    return AdaptedLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout, config.trained)
 
 
 def _rank_and_scale(config: AdapterConfig, name: str) -> tuple[int, float]:
@@ -209,6 +217,15 @@ def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[
         rank, scale = _rank_and_scale(config, name)
         factors[name] = factors_from_base(plain_weight(base), rank, config.init, scale)
     return factors
+
+
+def _check_targets(targets: dict[str, nn.Module], config: AdapterConfig) -> None:
+    for name, base in targets.items():
+        size_of(base)
+        if config.method != "lora" and isinstance(base, nn.Conv2d):
+            raise ValueError(
+                f"method={config.method!r} adapts linear layers, but {name} is a Conv2d; use method='lora'"
+            )
 
 
 def _check_head(head: dict[str, nn.Module], model: nn.Module) -> None:

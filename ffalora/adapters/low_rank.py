@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .autograd import adapted_linear, masked_dropout
+from .base_layers import add_to_weight, is_fused, plain_weight, unfold
 from .trained_layer import TrainedLayer
 from .training_pass import TrainingPass, one_segment
 
@@ -148,70 +148,6 @@ class LowRank(TrainedLayer):
             self.add_to_base(-self.delta())
             self.is_merged = False
 
-    @torch.no_grad()
     def add_to_base(self, delta: Tensor) -> None:
-        """Adds ``[N,K]`` to the base weight.
-
-        Raises:
-            ValueError: the base layer has no plain weight.
-        """
-        if not has_plain_weight(self.base_layer):
-            raise ValueError(
-                f"{self.name}: a {type(self.base_layer).__name__} with a {type(self.base_layer.weight).__name__} "
-                f"weight of "
-                f"{self.base_layer.weight.dtype} cannot hold a merged adapter; keep it beside the base, or merge "
-                f"into an "
-                "unquantised copy"
-            )
-        w = self.base_layer.weight
-        delta = delta.T if isinstance(self.base_layer, Conv1D) else delta.view(w.shape)
-        w.copy_((w.to(delta.dtype) + delta).to(w.dtype))
-
-
-def has_plain_weight(base: nn.Module) -> bool:
-    """Whether the weight is an ordinary floating-point tensor (not packed, not a quantised tensor subclass)."""
-    weight = base.weight
-    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
-
-
-def plain_weight(base: nn.Module) -> Tensor:
-    """The weight of a Linear, Conv1D or Conv2d as ``[N,K]``."""
-    if isinstance(base, nn.Conv2d):
-        return base.weight.flatten(1)
-    return base.weight.T if isinstance(base, Conv1D) else base.weight
-
-
-def is_fused(base: nn.Module) -> bool:
-    """Whether the base product is exactly ``x wᵀ + bias`` with a plain weight, and nothing is hooked onto it."""
-    return (
-        type(base).forward in (nn.Linear.forward, Conv1D.forward)
-        and has_plain_weight(base)
-        and "forward" not in base.__dict__
-        and not base._forward_hooks
-        and not base._forward_pre_hooks
-    )
-
-
-def unfold(base: nn.Conv2d, x: Tensor) -> Tensor:
-    """The patches a convolution multiplies: ``[B,C,H,W]`` to ``[B, patches, K]`` with K = channels · kernel size."""
-    patches = nn.functional.unfold(x, base.kernel_size, base.dilation, base.padding, base.stride)
-    return patches.transpose(-1, -2)
-
-
-def size_of(base: nn.Module) -> tuple[int, int]:
-    """N and K of a layer that can be adapted.
-
-    Raises:
-        ValueError: a convolution whose patches are not those of one linear layer.
-    """
-    if isinstance(base, nn.Conv2d):
-        if base.groups != 1 or base.padding_mode != "zeros" or isinstance(base.padding, str):
-            raise ValueError(
-                f"a Conv2d with groups={base.groups}, padding={base.padding!r}, padding_mode={base.padding_mode!r} "
-                f"is not a linear "
-                "layer of patches; groups=1 and numeric zero padding are needed: leave the layer out (exclude_modules)"
-            )
-        return base.out_channels, base.weight[0].numel()
-    if isinstance(base, Conv1D):
-        return base.weight.shape[1], base.weight.shape[0]
-    return base.out_features, base.in_features
+        """Adds ``[N,K]`` to the base weight; ValueError where that is not a plain tensor."""
+        add_to_weight(self.base_layer, delta, self.name)

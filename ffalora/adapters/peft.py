@@ -38,8 +38,11 @@ def save_adapters(adapters: Adapters, folder: Path, root: str = "") -> None:
         if any(name.startswith(head + ".") for head in heads):
             tensors[_PREFIX + _inside(name, root)] = parameter.detach().contiguous().cpu()
     _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    config = json.dumps(_peft_config(adapters, root, heads), indent=2, sort_keys=True)
-    _write(folder / CONFIG_FILE, lambda path: path.write_text(config))
+    if adapters.config.method == "lora":
+        config = json.dumps(_peft_config(adapters, root, heads), indent=2, sort_keys=True)
+        _write(folder / CONFIG_FILE, lambda path: path.write_text(config))
+    else:  # PEFT's format of these methods holds the frozen factors, ours makes them from the seed
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
     trained = "b" if adapters.config.trained == "core" else adapters.config.trained
     own = adapters.config.model_copy(update={"trained": trained}).model_dump_json(indent=2)
     _write(folder / OWN_FILE, lambda path: path.write_text(own))
@@ -101,15 +104,26 @@ def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """The adapter configuration of a checkpoint: our own file where there is one, else PEFT's."""
-    if (folder / OWN_FILE).exists():
-        try:
-            return AdapterConfig.model_validate(_read_json(folder / OWN_FILE))
-        except ValueError as error:
-            raise CheckpointError(f"{folder / OWN_FILE} is not an adapter configuration: {error}") from None
-    peft = _read_json(folder / CONFIG_FILE)
+    """The adapter configuration of a checkpoint: our own file where it agrees with PEFT's, else PEFT's."""
+    if not (folder / OWN_FILE).exists():
+        return _read_peft_config(folder)
     try:
-        return from_peft(peft)
+        own = AdapterConfig.model_validate(_read_json(folder / OWN_FILE))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / OWN_FILE} is not an adapter configuration: {error}") from None
+    if not (folder / CONFIG_FILE).exists():
+        return own
+    theirs = _read_peft_config(folder)
+    same = ("rank", "alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    # PEFT writes its own file alone, so that ours may be of an earlier adapter
+    return own if all(getattr(own, key) == getattr(theirs, key) for key in same) else theirs
+
+
+def _read_peft_config(folder: Path) -> AdapterConfig:
+    try:
+        return from_peft(_read_json(folder / CONFIG_FILE))
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
 

@@ -6,7 +6,7 @@ import torch
 from adapter_cases import adapted, one_at_a_time, randomise, relative_error, run_pass, tiny_bert
 
 from ffalora.adapters import AdapterConfig, attach, convert
-from ffalora.adapters.low_rank import is_fused
+from ffalora.adapters.base_layers import is_fused
 
 K, N = 64, 128
 
