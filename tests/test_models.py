@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from ffalora.config import ConfigError, ModelConfig
-from ffalora.models import MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from ffalora.config import ConfigError, ModelConfig
+from ffalora.models import MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """The operations of FFA-LoRA training: adapter forward and backward, per-segment gradients, clipping, noise and step.
 
-Each operation has a contract (``ops``), a plain-torch definition (``reference``), a Triton kernel (``triton``) and a C++
-kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md for derivations and byte counts.
+Each operation has a contract (``ops``), a plain-torch definition (``reference``), a Triton kernel (``triton``) and a
+C++ kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md for derivations and byte counts.
 """
 
 from .dispatch import BackendUnavailable, explain, use_backend

@@ -1,9 +1,9 @@
 """Which backend answers an operation, and why.
 
 ``triton`` serves CUDA tensors, ``cpp`` serves CPU tensors, ``reference`` serves everything. A backend that was chosen
-automatically may fall back to the reference; one that was asked for by name raises instead. A backend is a module with a
-table ``IMPLEMENTATIONS`` from the name of an operation to a function with that operation's signature (``ops.SCHEMAS``);
-importing it raises ImportError with the reason where it cannot work.
+automatically may fall back to the reference; one that was asked for by name raises instead. A backend is a module with
+a table ``IMPLEMENTATIONS`` from the name of an operation to a function with that operation's signature
+(``ops.SCHEMAS``); importing it raises ImportError with the reason where it cannot work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def choose(op: str, device_type: str) -> tuple[Callable, str]:
         return module.IMPLEMENTATIONS[op], backend
     if asked:
         missing = reason if module is None else f"it has no {op}"
-        raise BackendUnavailable(f"backend={asked!r} was asked for, but {missing}; use 'reference' or leave the choice open")
+        raise BackendUnavailable(
+            f"backend={asked!r} was asked for, but {missing}; use 'reference' or leave the choice open"
+        )
     return reference.IMPLEMENTATIONS[op], "reference"
 
 

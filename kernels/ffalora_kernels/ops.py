@@ -1,13 +1,13 @@
 """The contract: schema, checks and fake of every operation. Backends only compute (see ``dispatch``).
 
 Sizes: M tokens, K in-features, N out-features, R rank, S segments, C clients, P columns of arena and state, G clipping
-groups. ``offsets`` and ``client`` come from :class:`~ffalora_kernels.segments.Segments`, which has checked their values;
-here only shapes, dtypes and devices are checked, so that no call waits for the device.
+groups. ``offsets`` and ``client`` come from :class:`~ffalora_kernels.segments.Segments`, which has checked their
+values; here only shapes, dtypes and devices are checked, so that no call waits for the device.
 
-Activations (``y, h, dy, p, q``) are float32, bfloat16 or float16 and share one dtype in a call; ``b`` has that dtype or is
-float32. Rows may have any stride, elements of a row must be adjacent. ``arena`` and ``state`` are contiguous float32.
-``squares``, ``total``, norms, factors and every per-client quantity are float64. (float64 activations, with a float64
-arena, are accepted by the reference backend only: gradient checks need them.)
+Activations (``y, h, dy, p, q``) are float32, bfloat16 or float16 and share one dtype in a call; ``b`` has that dtype or
+is float32. Rows may have any stride, elements of a row must be adjacent. ``arena`` and ``state`` are contiguous
+float32. ``squares``, ``total``, norms, factors and every per-client quantity are float64. (float64 activations, with a
+float64 arena, are accepted by the reference backend only: gradient checks need them.)
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def clip_reduce_(
         arena: float32 ``[S,P]``.
         client: int32 ``[S]``.
         max_grad_norm: float64 ``[C,G]``, the clipping norm C of each client and group; infinity does not clip.
-        group_columns: int32 ``[G+1]``; group k owns columns ``group_columns[k] … group_columns[k+1]-1``; ``[0,P]`` is flat
-            clipping, several groups are per-layer clipping.
+        group_columns: int32 ``[G+1]``; group k owns columns ``group_columns[k] … group_columns[k+1]-1``; ``[0,P]`` is
+            flat clipping, several groups are per-layer clipping.
         squares: float64 ``[S,G]`` squared norms of the stored numbers, or None to compute them from the arena.
         mode: 'flat', or 'automatic' for ``C/(norm·(1+2⁻²⁰) + gamma)`` (AUTO-S; Bu et al., NeurIPS 2023).
         gamma: stability constant of automatic clipping.
@@ -201,8 +201,8 @@ def privatize_step_(
 
     * sgd: ``u = grad + weight_decay·state``; with ``exp_avg`` (momentum ``beta1``) ``u = exp_avg = beta1·exp_avg + u``;
       ``state -= lr·u``.
-    * adamw: Loshchilov & Hutter 2019; with ``dp_bias_correction`` the noise variance ``(noise_std/denominator)²`` is taken
-      off the second moment (Tang et al., AAAI 2024).
+    * adamw: Loshchilov & Hutter 2019; with ``dp_bias_correction`` the noise variance ``(noise_std/denominator)²`` is
+      taken off the second moment (Tang et al., AAAI 2024).
 
     Args:
         state: float32 ``[C,P]``, changed in place.
@@ -240,14 +240,16 @@ def privatize_step_(
         _expect(name, row, (c,), torch.float64)
     if index is not None:
         _expect("index", index, (p,), torch.int32)
-    _same_device("privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg)
+    _same_device(
+        "privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg
+    )
     torch.ops.ffalora.privatize_step_(
         state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr, index,
         _signed(key), stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
     )  # fmt: skip
 
 
-# ---- checks -----------------------------------------------------------------------------------------------------------
+# ---- checks
 
 
 def _signed(key: int) -> int:
@@ -270,7 +272,9 @@ def _check_activations(op: str, **tensors: Tensor) -> None:
         if t.dtype not in ACTIVATION_DTYPES:
             raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
         if t.shape[1] > 1 and t.stride(1) != 1:
-            raise ValueError(f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()")
+            raise ValueError(
+                f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()"
+            )
     for name, t in others:
         if t.dtype != reference.dtype:
             raise TypeError(f"{op}: {name} is {t.dtype} but {first} is {reference.dtype}; cast one of them")
@@ -309,7 +313,9 @@ def _check_arena(
     if squares is not None:
         s, slots = _matrix("squares", squares)
         if s != rows or squares.dtype != torch.float64 or not 0 <= slot < slots:
-            raise ValueError(f"squares must be float64 [{rows}, slots > slot={slot}], got {squares.dtype} {tuple(squares.shape)}")
+            raise ValueError(
+                f"squares must be float64 [{rows}, slots > slot={slot}], got {squares.dtype} {tuple(squares.shape)}"
+            )
     _same_device("arena", arena=arena, squares=squares, activations=like)
 
 
@@ -335,7 +341,7 @@ def _same_device(op: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{op}: all tensors must be on one device, got {devices}")
 
 
-# ---- registration -----------------------------------------------------------------------------------------------------
+# ---- registration
 
 
 def _implementation(op: str, device_type: str) -> Any:

@@ -7,6 +7,8 @@ Arithmetic is in float32 (float64 for float64 input); squares, factors and sums 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ def outer_ref(
     p: Tensor, q: Tensor | None, offsets: Tensor, scale: float, longest: int,
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool,
 ) -> None:  # fmt: skip
-    """Per segment ``scale · p_iᵀ q_i`` (or ``scale · Σ p_i`` when q is None) into arena columns; its squared norm too."""
+    """Per segment ``scale · p_iᵀ q_i`` (``scale · Σ p_i`` where q is None) into arena columns; its squared norm too."""
     bounds = offsets.tolist()
     width = p.shape[1] * (1 if q is None else q.shape[1])
     for i in range(len(bounds) - 1):
@@ -64,12 +66,10 @@ def clip_reduce_ref(
     total: Tensor, arena: Tensor, squares: Tensor | None, client: Tensor,
     max_grad_norm: Tensor, group_columns: Tensor, mode: str, gamma: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Adds ``Σ_i factor_i g_i`` to each client's row of ``total``; returns factors and norms, both float64 ``[S,G]``."""
+    """Adds ``Σ_i factor_i g_i`` to each client's row of ``total``; returns factors and norms, float64 ``[S,G]``."""
     bounds = group_columns.tolist()
     if squares is None:
-        squares = torch.stack(
-            [arena[:, lo:hi].double().square().sum(1) for lo, hi in zip(bounds, bounds[1:], strict=False)], dim=1
-        )
+        squares = torch.stack([arena[:, lo:hi].double().square().sum(1) for lo, hi in pairwise(bounds)], dim=1)
     norms = squares.double().sqrt()
     limit = max_grad_norm[client.long()]
     if mode == "automatic":
@@ -78,7 +78,7 @@ def clip_reduce_ref(
         factors = torch.where(norms * NORM_MARGIN > limit, limit / (norms * NORM_MARGIN), 1.0)
     factors = torch.where(norms.isfinite().all(1, keepdim=True), factors, 0.0)
     for i, c in enumerate(client.tolist()):
-        for k, (lo, hi) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for k, (lo, hi) in enumerate(pairwise(bounds)):
             if factors[i, k] > 0:
                 total[c, lo:hi] += factors[i, k] * arena[i, lo:hi].double()
     return factors, norms
@@ -105,9 +105,9 @@ def _multiply(m: int, x: Tensor) -> tuple[Tensor, Tensor]:
 def gaussian_ref(key: int, client_id: int, step: int, stream: int, index: Tensor) -> Tensor:
     """Standard normals (float64) at parameter indices ``index``: a pure function of its arguments.
 
-    The counter words are (index // 4, client_id, step, stream) and lane ``index mod 4`` answers. Each pair of words
-    (x, x') gives two normals by Box and Muller with u = float32(x | 1)·2⁻³² and u' = float32(x')·2⁻³², both exact, so
-    that every backend starts from the same bits and differs only in the last places of log, sqrt, sin and cos.
+    The counter words are (index // 4, client_id, step, stream) and lane ``index mod 4`` answers. Each pair of words (x,
+    x') gives two normals by Box and Muller with u = float32(x | 1)·2⁻³² and u' = float32(x')·2⁻³², both exact, so that
+    every backend starts from the same bits and differs only in the last places of log, sqrt, sin and cos.
     """
     words = torch.stack(philox_ref((index // 4, *(torch.full_like(index, v) for v in (client_id, step, stream))), key))
     lane = index % 4
@@ -155,7 +155,7 @@ def privatize_step_ref(
         state[c] = torch.where(real, theta - lr[c] * update, theta)
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "expand_": expand_ref,
     "backward": backward_ref,
     "outer": outer_ref,

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Indices = Sequence[int] | Tensor
+Indices: TypeAlias = Sequence[int] | Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Where each segment starts and whose ``b`` it uses. Make one with the class methods; they check it once, on the CPU.
+    """Where each segment starts and whose ``b`` it uses. Make one with the class methods; they check it once, on the
+    CPU.
 
     Attributes:
         offsets: int32 ``[S+1]``; segment ``i`` owns tokens ``offsets[i] … offsets[i+1]-1``; ``offsets[S] == n_tokens``.
@@ -44,7 +46,8 @@ class Segments:
         """Segments between consecutive offsets. Empty segments and an empty batch (``offsets=[0]``) are allowed.
 
         Raises:
-            ValueError: offsets not starting at 0 or not sorted, a client outside ``0 … n_clients-1``, or lengths that differ.
+            ValueError: offsets not starting at 0 or not sorted, a client outside ``0 … n_clients-1``, or lengths that
+                differ.
         """
         start = torch.as_tensor(offsets, dtype=torch.int64).cpu()
         if start.dim() != 1 or start.numel() == 0 or start[0] != 0:
@@ -52,10 +55,14 @@ class Segments:
         lengths = start.diff()
         if (lengths < 0).any():
             at = int((lengths < 0).nonzero()[0])
-            raise ValueError(f"offsets must not decrease, but offsets[{at}]={start[at]} > offsets[{at + 1}]={start[at + 1]}")
+            raise ValueError(
+                f"offsets must not decrease, but offsets[{at}]={start[at]} > offsets[{at + 1}]={start[at + 1]}"
+            )
         if start[-1] >= 2**31:
             raise ValueError(f"offsets end at {start[-1]} tokens; one call takes fewer than 2**31: split the batch")
-        owner = torch.zeros(lengths.numel(), dtype=torch.int64) if client is None else torch.as_tensor(client).cpu().long()
+        owner = (
+            torch.zeros(lengths.numel(), dtype=torch.int64) if client is None else torch.as_tensor(client).cpu().long()
+        )
         if owner.shape != lengths.shape:
             raise ValueError(f"client names {owner.numel()} segments, but offsets describe {lengths.numel()}")
         if n_clients < 1 or (owner.numel() and (owner.min() < 0 or owner.max() >= n_clients)):
@@ -78,7 +85,12 @@ class Segments:
 
     @classmethod
     def uniform(
-        cls, count: int, length: int, client: Indices | None = None, n_clients: int = 1, device: torch.device | str = "cpu"
+        cls,
+        count: int,
+        length: int,
+        client: Indices | None = None,
+        n_clients: int = 1,
+        device: torch.device | str = "cpu",
     ) -> Segments:
         """``count`` segments of ``length`` tokens each (a padded batch)."""
         if count < 0 or length < 0:
