@@ -20,7 +20,7 @@ from .adapters.peft import head_tensors
 from .config import Config, ConfigError, from_mapping, merge
 from .data.examples import Ragged, TokenizedDataset
 from .data.tasks import find_task
-from .data.tokenize import pad_token_of, prepare
+from .data.tokenize import pad_token_of
 from .evaluation import evaluate_examples, predict_examples
 from .models import LoadedModel, choose_device, load_model
 
@@ -98,13 +98,11 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     """The task's metrics of a finished adapter on the configuration's evaluation split (``data.*`` keys may be
     overridden).
     """
-    from .federated.experiment import evaluation_split, load_run_data
+    from .federated.experiment import evaluation_split, load_run_data, prepare_split
 
     bundle = load_bundle(folder, overrides)
     data = load_run_data(bundle.config)
-    examples = prepare(
-        data, evaluation_split(bundle.config, data), bundle.loaded.tokenizer, max_length=bundle.config.data.max_length
-    )
+    examples = prepare_split(bundle.config, data, evaluation_split(bundle.config, data), bundle.loaded)
     limit = bundle.config.data.max_evaluation_samples
     return evaluate_examples(bundle.loaded.model, examples, find_task(bundle.config.data.task), bundle.device, limit)
 

@@ -74,8 +74,8 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
     data = load_run_data(config)
     task = find_task(config.data.task)
     loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device)
-    train = prepare(data, "train", loaded.tokenizer, max_length=config.data.max_length)
-    evaluation = prepare(data, evaluation_split(config, data), loaded.tokenizer, max_length=config.data.max_length)
+    train = prepare_split(config, data, "train", loaded)
+    evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
     check_fit(strategy_class, config, len(partition))
     adapter_config = config.adapter.model_copy(update={"trained": strategy_class.trained})
@@ -119,6 +119,21 @@ def load_run_data(config: Config) -> LoadedData:
         max_samples=data.max_samples,
         seed=config.seed,
     )
+
+
+def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedModel) -> Examples:
+    """A split as the model takes it: tokenised texts, or images in the size and colours that the model was made for."""
+    if config.data.task != "image-classification":
+        return prepare(data, split, loaded.tokenizer, max_length=config.data.max_length)
+    made_for = loaded.model.config
+    try:
+        size, patch, channels = made_for.image_size, made_for.patch_size, made_for.num_channels
+    except AttributeError as error:
+        raise ConfigError(
+            f"model.name={config.model.name!r}: its configuration says no {str(error).split()[-1]}; use a vision "
+            "transformer, whose configuration has image_size, patch_size and num_channels"
+        ) from None
+    return prepare(data, split, image_size=size, patch_size=patch, channels=channels)
 
 
 def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:

@@ -1,0 +1,137 @@
+"""Every task from files to a private adapter and back: texts, pairs, numbers, images, prompts with answers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from small_runs import PRIVATE, WORDS, save_model
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+
+from ffalora.bundle import evaluate
+from ffalora.config import ConfigError
+from ffalora.federated.experiment import build
+from ffalora.federated.simulate import simulate
+
+RNG = np.random.default_rng(1)
+
+
+def words(count):
+    return " ".join(WORDS[i] for i in RNG.integers(0, len(WORDS), count))
+
+
+def save_csv(path, columns, rows):
+    path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return str(path)
+
+
+def pairs(folder):
+    texts = [(words(4), words(4)) for _ in range(120)]
+    rows = [(a, b, int(np.mean([WORDS.index(w) < 20 for w in f"{a} {b}".split()]) > 0.5)) for a, b in texts]
+    return {
+        "data__name": save_csv(folder / "pairs.csv", ("premise", "hypothesis", "label"), rows),
+        "data__text": ["premise", "hypothesis"],
+    }
+
+
+def numbers(folder):
+    texts = [words(5) for _ in range(120)]
+    rows = [(text, sum(WORDS.index(w) < 20 for w in text.split()) / 5) for text in texts]
+    return {"data__name": save_csv(folder / "numbers.csv", ("text", "label"), rows), "data__task": "regression"}
+
+
+def prompts(folder):
+    model = folder / "llama"
+    save_model(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(model)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(model)
+    rows = [(text := words(3), text.split()[0]) for _ in range(90)]
+    return {
+        "data__name": save_csv(folder / "prompts.csv", ("prompt", "answer"), rows),
+        "data__task": "causal-lm",
+        "model__name": str(model),
+        "adapter__target_modules": "all-linear",
+    }
+
+
+def images(folder):
+    model = folder / "vit"
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, num_labels=2, initializer_range=0.3,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(model)
+    labels = RNG.integers(0, 2, 120)
+    pixels = RNG.integers(0, 100, (120, 8, 8))
+    pixels[labels == 1, :4] += 150
+    Dataset.from_dict({"image": pixels.tolist(), "label": labels.tolist()}).save_to_disk(str(folder / "images"))
+    return {
+        "data__name": str(folder / "images"),
+        "data__task": "image-classification",
+        "model__name": str(model),
+        "adapter__target_modules": "auto",
+    }
+
+
+TASKS = {
+    "pairs": (pairs, "accuracy"),
+    "numbers": (numbers, "pearson"),
+    "prompts": (prompts, "perplexity"),
+    "images": (images, "accuracy"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
+def test_a_task_trains_and_its_saved_adapter_gives_its_metrics(small, tmp_path, name, private):
+    make, metric = TASKS[name]
+    changes = {
+        "optimizer__lr": 0.3,
+        "federation__rounds": 6,
+        "federation__evaluate_every": 1,
+        "optimizer__batch_size": 16,
+    }
+    config = small(**(changes | make(tmp_path) | (PRIVATE if private else {})))
+    result = simulate(config, tmp_path / "run", progress=False)
+    assert metric in result.rounds[-1]["metrics"]
+    if not private:
+        losses = [row["metrics"]["loss"] for row in result.rounds]
+        assert min(losses[1:]) < losses[0]
+    else:
+        assert result.rounds[-1]["epsilon"] > 0
+    assert evaluate(tmp_path / "run") == pytest.approx(result.rounds[-1]["metrics"], rel=1e-4, abs=1e-5)
+
+
+def test_the_privacy_unit_of_causal_text_is_a_whole_sequence_with_its_own_tokens_only(small, tmp_path):
+    experiment = build(small(**prompts(tmp_path), **PRIVATE))
+    batch = np.arange(6)
+
+    def losses(rows):
+        inputs, targets = experiment.train.collate(rows)
+        with torch.no_grad():
+            return experiment.task.losses(experiment.engine.model(**inputs), targets)
+
+    together = losses(batch)
+    assert together.shape == (6,)
+    for i in batch:
+        torch.testing.assert_close(losses(np.array([i]))[0], together[i], rtol=1e-4, atol=1e-5)
+    assert math.isfinite(float(together.sum()))
+
+
+def test_a_vision_model_without_patches_is_refused_by_name(small, tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    changes = images(tmp_path)
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    with pytest.raises(ConfigError, match=r"model\.name=.*resnet.*image_size"):
+        build(small(**changes | {"model__name": str(tmp_path / "resnet"), "adapter__target_modules": "all-linear"}))
