@@ -61,8 +61,8 @@ def _refuse_change(what: str, difference: Tensor, rms: Tensor, tolerance: float)
         raise SamplesNotIndependent(
             f"{what} moved another sample's output by {float(change):.3g} (outputs have root mean square "
             f"{float(rms):.3g}): this model mixes samples, so that per-sample clipping does not bound what one sample "
-            "can do. Replace batch normalisation by layer or group normalisation, and turn off capacity-limited routing or "
-            "packing"
+            "can do. Replace batch normalisation by layer or group normalisation, and turn off capacity-limited "
+            "routing or packing"
         )
 
 
