@@ -9,7 +9,7 @@ from ffalora_kernels import Segments
 
 from ...adapter_config import AdapterConfig
 from ..autograd import Sink
-from ..base_layers import add_to_weight, size_of
+from ..base_layers import add_to_weight, plain_weight, size_of
 from ..init import generator_for
 from ..trained_layer import TrainedLayer
 from ..training_pass import PassSlot, one_segment
@@ -82,6 +82,20 @@ class Variant(TrainedLayer, nn.Module):
                 segments.n_tokens * repeats,
             )  # fmt: skip
         return self.from_state(current, "theta", self.theta), segments, self.sink(current, "none", "theta")
+
+    def base_weight(self) -> Tensor:
+        """The base layer's weight as ``[N,K]``."""
+        return plain_weight(self.base_layer)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's own weight (models ask their layers for its dtype and device)."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's own bias."""
+        return self.base_layer.bias
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {"theta": self.theta}

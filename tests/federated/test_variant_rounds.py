@@ -1,0 +1,36 @@
+"""Adapters other than LoRA run in the same rounds: private or not, one pass or one after another, evaluated from files."""
+
+import pytest
+import torch
+from small_runs import PRIVATE
+
+from ffalora.bundle import evaluate
+from ffalora.federated.experiment import build
+from ffalora.federated.simulate import simulate
+
+METHODS = ["vera", "loha", "lokr", "bottleneck"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clients_of_a_variant_move_and_average_exactly_in_private_rounds(small, tmp_path, method):
+    config = small(adapter__method=method, adapter__seed=1, federation__rounds=2, **PRIVATE)
+    together = simulate(config, tmp_path / "together", progress=False)
+    alone = simulate(
+        config.model_copy(update={"federation": config.federation.model_copy(update={"one_pass": "never"})}),
+        tmp_path / "alone", progress=False,
+    )  # fmt: skip
+    assert together.rounds[-1]["metrics"]["loss"] == pytest.approx(alone.rounds[-1]["metrics"]["loss"], rel=1e-4)
+    assert evaluate(tmp_path / "together" / "adapter")["loss"] == pytest.approx(
+        together.rounds[-1]["metrics"]["loss"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_server_s_average_of_a_variant_has_no_gap(small, method):
+    experiment = build(small(adapter__method=method))
+    server = experiment.strategy.begin()
+    experiment.strategy.begin_round(server)
+    rows = torch.randn(3, experiment.adapters.layout.width)
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    assert experiment.strategy.aggregate(server, [0, 1, 2], rows, weights) == 0.0
+    torch.testing.assert_close(server.row.double(), (weights[:, None] * rows.double()).sum(0), rtol=1e-5, atol=1e-6)
