@@ -6,7 +6,9 @@ are as aligned as the tensors are, so that a kernel may not rely on 16 bytes tha
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,21 @@ def require_tools() -> None:
     """Skips the test, saying why, where the emulator is not beside the project."""
     if not (TOOLS / "fakegpu.py").exists():
         pytest.skip(f"PTX emulator not found at {TOOLS}; set FFALORA_GPU_TOOLS to run this test")
+
+
+def interpret(*arguments: str) -> dict:
+    """The outcome of interpret.py in a process of its own."""
+    require_tools()
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "interpret.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def signature(fn, bound: dict) -> tuple[dict, dict, dict]:

@@ -1,0 +1,52 @@
+"""Kernels broken on purpose must fail the case that guards them (see mutations.py)."""
+
+import re
+
+import pytest
+import torch
+from cases import CASES, TRITON_CASES
+from emulator import emulated, interpret
+from mutations import EMULATED, INTERPRETED, Mutation, mutated
+
+ALL = CASES | TRITON_CASES
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_buffers():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def mutants() -> dict:
+    return interpret("mutants")
+
+
+@pytest.mark.parametrize(
+    "at", range(len(INTERPRETED)), ids=lambda at: f"{INTERPRETED[at].file}: {INTERPRETED[at].what}"
+)
+def test_a_broken_kernel_fails_the_case_that_guards_it_when_interpreted(at: int, mutants: dict) -> None:
+    message = mutants[str(at)]
+    assert message is not None, f"{INTERPRETED[at].seen_by} passes although: {INTERPRETED[at]}"
+    assert "AssertionError" in message, message
+
+
+@pytest.mark.parametrize("mutation", EMULATED, ids=lambda m: m.what)
+def test_a_broken_kernel_fails_the_case_that_guards_it_when_emulated(mutation: Mutation) -> None:
+    with emulated(90), mutated(mutation), pytest.raises((AssertionError, RuntimeError)) as caught:
+        ALL[mutation.seen_by]("triton")
+    assert type(caught.value).__name__ in ("AssertionError", "PTXError"), caught.value
+
+
+def test_a_kernel_without_its_barriers_is_a_race() -> None:
+    with emulated(80) as _:
+        import ptxsim
+
+        parse = ptxsim.parse
+        ptxsim.parse = lambda ptx: parse(re.sub(r"\n\s*bar\.sync[^;]*;", "\n", ptx))
+        try:
+            with pytest.raises(RuntimeError, match="race"):
+                ALL["backward-plain"]("triton")
+        finally:
+            ptxsim.parse = parse
