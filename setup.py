@@ -8,6 +8,20 @@ import os
 from glob import glob
 
 from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+# No -fopenmp at link time: torch has loaded an OpenMP runtime already; a second one would fight it for cores.
+WANTED_FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+
+
+class PortableBuild(build_ext):
+    """Leaves out the flags that the compiler does not know (Apple's has no -fopenmp: one thread then)."""
+
+    def build_extension(self, extension):
+        from pybind11.setup_helpers import has_flag
+
+        extension.extra_compile_args += [flag for flag in WANTED_FLAGS if has_flag(self.compiler, flag)]
+        super().build_extension(extension)
 
 
 def extensions():
@@ -21,8 +35,6 @@ def extensions():
         sources=sources,
         depends=sorted(glob("csrc/*.h")),
         cxx_std=17,
-        extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi"],
-        # No -fopenmp at link time: torch has loaded an OpenMP runtime already; a second one would fight it for cores.
     )
     extension.optional = True
     return [extension]
@@ -36,4 +48,5 @@ setup(
         "ffalora_kernels": ["py.typed", "*.pyi"],
     },
     ext_modules=extensions(),
+    cmdclass={"build_ext": PortableBuild},
 )

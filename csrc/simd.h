@@ -13,6 +13,12 @@
 #define FFALORA_X86 1
 #endif
 #define FFALORA_INLINE inline __attribute__((always_inline))
+// Before a loop whose iterations do not depend on each other.
+#if defined(__clang__)
+#define FFALORA_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FFALORA_INDEPENDENT _Pragma("GCC ivdep")
+#endif
 
 namespace ffalora {
 

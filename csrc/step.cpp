@@ -95,14 +95,14 @@ struct Apply {
   template <bool ANCHORED>
   FFALORA_INLINE static void sgd(const RowUpdate& r, ptrdiff_t first, ptrdiff_t last) {
     if (r.exp_avg == nullptr) {
-#pragma GCC ivdep
+      FFALORA_INDEPENDENT
       for (ptrdiff_t p = first; p < last; ++p) {
         const double theta = r.state[p];
         r.state[p] = theta - r.lr * (gradient<ANCHORED>(r, p, theta) + r.options.weight_decay * theta);
       }
       return;
     }
-#pragma GCC ivdep
+    FFALORA_INDEPENDENT
     for (ptrdiff_t p = first; p < last; ++p) {
       const double theta = r.state[p];
       const double update = gradient<ANCHORED>(r, p, theta) + r.options.weight_decay * theta;
@@ -117,7 +117,7 @@ struct Apply {
     const Update& o = r.options;
     const double least = o.dp_bias_correction ? o.eps * o.eps : 0.0;
     const double taken_off = o.dp_bias_correction ? r.noise_variance : 0.0;
-#pragma GCC ivdep
+    FFALORA_INDEPENDENT
     for (ptrdiff_t p = first; p < last; ++p) {
       const double theta = r.state[p];
       const double grad = gradient<ANCHORED>(r, p, theta);
