@@ -40,6 +40,7 @@ class ModelConfig(Section):
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="attention implementation; auto: eager on a CPU"
     )
+    packed: bool = Field(False, description="train on samples laid end to end, without padding (pooling: mean)")
     compile: bool = Field(False, description="compile the model with torch.compile")
 
 

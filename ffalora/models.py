@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .adapters.init import generator_for
 from .config import ConfigError, ModelConfig
+from .packing import mean_of_samples
 
 
 @dataclass
@@ -53,11 +54,14 @@ class MeanPooledClassifier(nn.Module):
             self.classifier.weight.copy_(weight * head_std)
             self.classifier.bias.zero_()
 
-    def forward(self, attention_mask: Tensor, **inputs: Tensor) -> SimpleNamespace:
-        """Logits ``[S, labels]`` float32."""
+    def forward(self, attention_mask: Tensor | None = None, **inputs: Any) -> SimpleNamespace:
+        """Logits ``[S, labels]`` float32, of a padded batch or (without a mask) of a packed one."""
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state.float()
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        if attention_mask is None:
+            pooled = mean_of_samples(states, inputs["cu_seq_lens_q"])
+        else:
+            mask = attention_mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
         return SimpleNamespace(logits=self.classifier(F.normalize(pooled, dim=-1) * self.head_scale))
 
 
@@ -102,7 +106,7 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(
             f"model.name={config.name!r} cannot be loaded for task {task}: {error}. Give an embedded model "
-            "(ffalora data list), a local folder with config.json and safetensors, or a hub name where there is a network"
+            "(ffalora data list), a local folder with config.json and safetensors, or a hub name (with a network)"
         ) from error
     _seed_missing(model, sorted(info.get("missing_keys", ())), seed)
     if tokenizer is not None and tokenizer.pad_token_id is None:
@@ -153,7 +157,7 @@ def cast_base(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as one compiled graph for all lengths; the model itself, with one warning, where there is no compiler."""
+    """The model as one compiled graph for all lengths; itself, with one warning, where there is no compiler."""
     from torch._inductor import cpp_builder
 
     if device.type == "cpu":

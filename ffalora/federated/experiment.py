@@ -14,7 +14,7 @@ from ..data.examples import Examples
 from ..data.load import LoadedData, load_data
 from ..data.tasks import Task, find_task
 from ..data.tokenize import prepare
-from ..models import LoadedModel, base_dtype, choose_device, compile_model, load_model
+from ..models import LoadedModel, MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
@@ -228,7 +228,22 @@ def make_engine(
         device=device,
         token_budget=config.optimizer.token_budget,
         merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
+        packed=_packed(config, loaded),
     )
+
+
+def _packed(config: Config, loaded: LoadedModel) -> bool:
+    """Whether samples are laid end to end.
+
+    Raises:
+        ConfigError: the model's head would not know where a sample starts.
+    """
+    if config.model.packed and not isinstance(loaded.model, MeanPooledClassifier):
+        raise ConfigError(
+            f"model.packed=true needs model.pooling=mean and a task with one output a sample, got pooling="
+            f"{config.model.pooling} and task {config.data.task}; set model.packed to false"
+        )
+    return config.model.packed
 
 
 def evaluation_split(config: Config, data: LoadedData) -> str:

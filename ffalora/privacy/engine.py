@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from ffalora_kernels import clip_reduce_, privatize_step_
 
 from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig, PrivacyConfig
+from ..packing import pack, packed_attention, packed_segments
 from .accounting import PrivacyLedger
 from .admission import (
     check_batch,
@@ -130,6 +132,7 @@ class Engine:
         token_budget: most padded tokens in one physical batch; None chooses for the device.
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
+        packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
     """
 
     model: nn.Module
@@ -144,6 +147,7 @@ class Engine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     token_budget: int | None = None
     merge_weights: bool = False
+    packed: bool = False
     charged: Callable[[Sequence[Participant]], None] | None = None
     _counted: bool = False
     _probed: bool = False
@@ -355,7 +359,12 @@ class _LogicalStep:
             merged=merged,
         )
         check_reads_state(current, self.state)
-        with engine.adapters.training_pass(current):
+        attention: AbstractContextManager = nullcontext()
+        if engine.packed:
+            inputs = pack(inputs)
+            current.packed = packed_segments(inputs, current)
+            attention = packed_attention(engine.model)
+        with engine.adapters.training_pass(current), attention:
             losses = engine.losses(engine.model(**inputs), targets)
             check_losses(losses, len(samples))
             losses.sum().backward()

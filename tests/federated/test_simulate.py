@@ -74,6 +74,20 @@ class _Stop:
         raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("changes", [{}, PRIVATE], ids=["plain", "private"])
+def test_packed_batches_give_the_result_of_padded_ones(small, tmp_path, changes):
+    for packed in (False, True):
+        simulate(small(model__packed=packed, **changes), tmp_path / str(packed), progress=False)
+    padded, packed = adapter_of(tmp_path / "False"), adapter_of(tmp_path / "True")
+    for name in padded:
+        torch.testing.assert_close(packed[name], padded[name], rtol=1e-3, atol=1e-5)
+
+
+def test_packing_a_model_that_pools_by_position_is_refused(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.packed=true needs model\.pooling=mean"):
+        simulate(small(model__packed=True, model__pooling="model"), tmp_path / "run", progress=False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

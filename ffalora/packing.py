@@ -1,0 +1,102 @@
+"""Batches without padding: samples laid end to end in one row of tokens, with attention kept inside each sample.
+
+Every linear layer then computes on real tokens only; attention alone pads, sample by sample. The inputs use the names
+that transformers gives packed batches (``position_ids``, ``cu_seq_lens_q`` …), which its FlashAttention understands
+too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ffalora_kernels import Segments
+
+from .adapters import TrainingPass
+
+ATTENTION = "ffalora_packed"
+
+
+def pack(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A padded batch ``[S,T]`` as one row of its M real tokens.
+
+    Args:
+        inputs: ``input_ids``, ``attention_mask`` (1 for real tokens, which lead each row) and other ``[S,T]`` tensors.
+
+    Returns:
+        The same names as ``[1,M]`` without the mask; ``position_ids`` (from 0 in each sample), ``cu_seq_lens_q/k``
+        (int32 ``[S+1]``, where each sample starts) and ``max_length_q/k``.
+    """
+    real = inputs["attention_mask"].bool()
+    lengths = real.sum(1)
+    starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
+    packed: dict[str, Any] = {name: value[real][None] for name, value in inputs.items() if name != "attention_mask"}
+    packed["position_ids"] = torch.arange(real.shape[1], device=real.device).expand(real.shape)[real][None]
+    packed |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    return packed | {"max_length_q": real.shape[1], "max_length_k": real.shape[1]}
+
+
+def packed_segments(packed: Mapping[str, Any], current: TrainingPass) -> Segments:
+    """The tokens of a pass's segments in a packed batch."""
+    starts = packed["cu_seq_lens_q"][current.sample_offsets.long()]
+    longest = current.longest * packed["max_length_q"]
+    return Segments(starts, current.client, current.state.shape[0], longest, packed["input_ids"].shape[1])
+
+
+def mean_of_samples(states: Tensor, starts: Tensor) -> Tensor:
+    """The mean of each sample's states: ``[1,M,D]`` and int32 ``[S+1]`` to ``[S,D]``."""
+    lengths = starts.diff().long()
+    sample = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths, output_size=states.shape[1])
+    total = states.new_zeros(len(lengths), states.shape[-1]).index_add(0, sample, states[0])
+    return total / lengths.clamp(min=1)[:, None]
+
+
+@contextmanager
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's attention stays inside the samples of packed batches.
+
+    Raises:
+        ValueError: the model does not choose its attention by name (transformers' attention interface).
+    """
+    configs = {
+        id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")
+    }
+    if not configs:
+        raise ValueError("model.packed=true needs a model with transformers' attention interface; set it to false")
+    before = [config._attn_implementation for config in configs.values()]
+    for config in configs.values():
+        config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        for config, name in zip(configs.values(), before, strict=True):
+            config._attn_implementation = name
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None, dropout: float = 0.0, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention of ``[1,H,M,d]`` within each sample: scattered to ``[S,H,T,d]``, computed, gathered back."""
+    lengths = cu_seq_lens_q.diff().long()
+    column = torch.arange(max_length_q, device=query.device)
+    real = column < lengths[:, None]  # [S,T]
+    token = (cu_seq_lens_q[:-1, None].long() + column).clamp(max=query.shape[2] - 1)
+    q, k, v = (
+        t[0].repeat_interleave(query.shape[1] // t.shape[1], 0)[:, token].transpose(0, 1) for t in (query, key, value)
+    )
+    scores = (q @ k.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    hidden = ~real[:, None, None, :]
+    if getattr(module, "is_causal", False):
+        hidden = hidden | (column[None, :] > column[:, None])
+    weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32).to(v.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ v).transpose(1, 2)[real][None], None
+
+
+AttentionInterface.register(ATTENTION, _attention)
