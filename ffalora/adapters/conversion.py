@@ -156,7 +156,7 @@ def _check(found: dict[str, Any], adapter: str, config: Any) -> None:
     if adapter not in known:
         raise ValueError(f"adapter_name={adapter!r} is not in this model, which has {', '.join(sorted(known))}")
     for name, module in found.items():
-        if adapter in module.lora_variant and config is None:
+        if adapter in module.lora_variant:
             problems.append(f"{name}: adapter {adapter!r} is a {type(module.lora_variant[adapter]).__name__}")
         if not isinstance(module, (Converted, peft_lora.Embedding)) and converted_class(type(module)) is None:
             problems.append(

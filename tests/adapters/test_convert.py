@@ -1,6 +1,8 @@
 """PEFT models work on after convert: same logits, gradients, files, switches, merges; refusals change nothing."""
 
 import copy
+import dataclasses
+from pathlib import Path
 
 import peft
 import pytest
@@ -18,6 +20,7 @@ from adapter_cases import (
 )
 
 from ffalora.adapters import AdapterConfig, attach, convert, get_peft_model
+from ffalora.adapters.peft_config import HONOURED, NEUTRAL, REFUSED
 
 MODELS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama}
 
@@ -266,3 +269,16 @@ def test_trained_biases_of_the_base_get_peft_s_gradients():
     for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         if other.grad is not None:
             assert relative_error(mine.grad, other.grad) < 1e-5 or other.grad.abs().max() < 1e-6, name
+
+
+def test_every_key_of_peft_s_configuration_is_decided_and_documented():
+    keys = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    undecided = keys - HONOURED.keys() - NEUTRAL.keys() - REFUSED.keys()
+    assert not undecided, "PEFT has keys that are neither honoured nor refused"
+    page = (Path(__file__).parents[2] / "docs" / "peft.md").read_text()
+    assert not [key for key in keys if f"| `{key}` |" not in page]
+
+
+def test_an_init_that_trains_the_other_factor_is_refused():
+    with pytest.raises(ValueError, match="MiCA"):
+        convert(peft_model(init_lora_weights="mica"))

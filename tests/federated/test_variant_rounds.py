@@ -1,4 +1,4 @@
-"""Adapters other than LoRA run in the same rounds: private or not, one pass or one after another, evaluated from files."""
+"""Adapters other than LoRA in the same rounds: private, in one pass or one after another, evaluated from files."""
 
 import pytest
 import torch
