@@ -48,7 +48,7 @@ def _sum_parts_kernel(
     """Sums the partial dh and the partial squared norms of the blocks of out-features, in the order of the blocks."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if DH_PARTS > 0:
-        n_dh = dh_units * DH_UNIT
+        n_dh = tl.to_tensor(dh_units).to(tl.int64) * DH_UNIT
         total = tl.zeros((BLOCK,), tl.float32)
         for k in range(DH_PARTS):
             total += tl.load(parts + k * n_dh + at, mask=at < n_dh, other=0.0)

@@ -7,7 +7,8 @@ out of bounds, so UNIT is computed from the stride itself, never assumed.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 
 import torch
 from torch import Tensor
@@ -32,6 +33,19 @@ def check_device(op: str, kernel: object, t: Tensor) -> None:
             f"{op}: the triton backend serves CUDA tensors, got a tensor on {t.device}; move it to a GPU, choose the"
             " backend 'cpp' or 'reference', or set TRITON_INTERPRET=1 before the first import of triton"
         )
+
+
+def on_its_device(launcher: Callable) -> Callable:
+    """The launcher with its first tensor's device made the current one, which is where Triton launches."""
+
+    @wraps(launcher)
+    def run(first: Tensor, *rest):
+        if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
+            return launcher(first, *rest)
+        with torch.cuda.device(first.device):
+            return launcher(first, *rest)
+
+    return run
 
 
 def check_dtype(op: str, t: Tensor) -> None:
