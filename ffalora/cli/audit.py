@@ -36,7 +36,8 @@ def command(
     """Audit clipping, noise, sampling and accounting by attacking them.
 
     Canaries with the largest gradients that clipping allows train through the engine; guesses who was there give a
-    lower bound of ε. A bound above the claim is a fault, and the exit status is then 1; a bound below proves nothing more.
+    lower bound of ε. A bound above the claim is a fault, and the exit status is then 1; a bound below it is no
+    proof of privacy.
 
     \b
     ffalora audit

@@ -33,8 +33,12 @@ from .engine import Data, Engine, Participant
 from .noise import NoiseSource, SecureNoise, SeededNoise
 from .sampling import Draw, SeededDraw, SystemDraw
 
-#: Shares of the canaries guessed at each end, fixed beforehand; each is tested at its part of the significance.
-_SHARES = ((0.0007, True), (0.003, True), (0.02, True), (0.003, False), (0.02, False))
+#: Which canaries are guessed (all, those in adapters, those in the head), the share of them at each end, and whether at
+#: both ends. Fixed beforehand; each is tested at its part of the significance.
+_GUESSES = (
+    ("all", 0.0007, True), ("all", 0.003, True), ("all", 0.02, True), ("all", 0.05, True),
+    ("all", 0.003, False), ("all", 0.02, False), ("adapters", 0.05, True), ("head", 0.05, True),
+)  # fmt: skip
 _ALARM_RATES = (0.5, 0.05, 0.005)
 Losses = Callable[[Any, Tensor], Tensor]
 
@@ -105,17 +109,16 @@ def audit_one_run(
     moved = _run(engine, adapters, cohort, steps)
     start = {place.tensor: place.start for place in adapters.layout.places}
     columns = np.concatenate([start["lora_B"] + np.arange(width), start["weight"] + np.arange(width)])
-    scores = moved[:, columns].reshape(-1)
-    present = included.reshape(-1)
-    significance = 1.0 - confidence
+    scores, significance = moved[:, columns], 1.0 - confidence
+    where = {"all": slice(None), "adapters": slice(width), "head": slice(width, None)}
     best = (0.0, 0, 0)
-    for share, both_ends in _SHARES:
-        guesses, correct = _guess(scores, present, max(1, round(share * len(scores))), both_ends)
-        found = one_run_bound(len(scores), guesses, correct, delta, significance / len(_SHARES))
+    for part, share, both_ends in _GUESSES:
+        some, there = scores[:, where[part]].reshape(-1), included[:, where[part]].reshape(-1)
+        guesses, correct = _guess(some, there, max(1, round(share * len(some))), both_ends)
+        found = one_run_bound(scores.size, guesses, correct, delta, significance / len(_GUESSES))
         best = max(best, (found, guesses, correct))
-    return _result(
-        "one run", cohort, best, _gaussian(scores, present, cohort[0], significance), confidence, len(scores)
-    )
+    gaussian = _gaussian(scores, included, cohort[0], significance)
+    return _result("one run", cohort, best, gaussian, confidence, scores.size)
 
 
 def audit_many_runs(
@@ -184,7 +187,7 @@ def _engine(model: nn.Module, adapters: Adapters, data: Data, losses: Losses, no
     return Engine(
         model=model, adapters=adapters, data=data, losses=losses, optimizer=OptimizerConfig(name="sgd", lr=1.0),
         privacy=PrivacyConfig(unit="sample", noise_multiplier=1.0, max_grad_norm=1.0, noise=noise),
-        noise=source, draw=draw, seed=seed, token_budget=4096,
+        noise=source, draw=draw, seed=seed, token_budget=1024,
     )  # fmt: skip
 
 
@@ -198,10 +201,11 @@ def _participants(
 
 
 def _run(engine: Engine, adapters: Adapters, cohort: Sequence[Participant], steps: int) -> NDArray[np.float64]:
-    """What each client's run added up to, in units of the clipping norm: the sum of its noisy sums, ``[C,P]``."""
+    """What each client's rounds of one step added up to, in units of the clipping norm: its noisy sums, ``[C,P]``."""
     start = adapters.state()
     state = start.repeat(len(cohort), 1)
-    engine.train(cohort, state, steps)
+    for _ in range(steps):
+        engine.train(cohort, state, 1)
     expected = np.array([ledger_of(p).sample_rate * len(p.samples) for p in cohort])
     return (state - start).double().numpy() * expected[:, None]
 
