@@ -5,7 +5,10 @@ says so. Set FFALORA_NO_EXTENSION=1 to leave the extension out on purpose.
 """
 
 import os
+import shutil
+import subprocess
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -14,14 +17,47 @@ from setuptools.command.build_ext import build_ext
 WANTED_FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 
 
+CUDA_FLAGS = [
+    "-O3",
+    "--fmad=false",
+    "-std=c++17",
+    "-shared",
+    "-Xcompiler",
+    "-fPIC",
+    "-cudart",
+    "static",
+    "-arch=all-major",
+]
+
+
 class PortableBuild(build_ext):
-    """Leaves out the flags that the compiler does not know (Apple's has no -fopenmp: one thread then)."""
+    """Leaves out the flags that the compiler does not know (Apple's has no -fopenmp: one thread then).
+
+    Builds the CUDA library too where nvcc and a torch with CUDA are there (that is, without build isolation).
+    """
+
+    def run(self):
+        super().run()
+        if shutil.which("nvcc") and torch_has_cuda():
+            target = Path(self.get_ext_fullpath("ffalora_kernels._cpu")).parent / "_cuda_noise.so"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            built = subprocess.run(["nvcc", *CUDA_FLAGS, "-o", target, "csrc/cuda/secure_noise.cu"])
+            if built.returncode != 0:
+                print("nvcc failed: secure noise for CUDA tensors will be drawn on the processor")
 
     def build_extension(self, extension):
         from pybind11.setup_helpers import has_flag
 
         extension.extra_compile_args += [flag for flag in WANTED_FLAGS if has_flag(self.compiler, flag)]
         super().build_extension(extension)
+
+
+def torch_has_cuda():
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.version.cuda is not None
 
 
 def extensions():

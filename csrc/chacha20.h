@@ -53,7 +53,7 @@ FFALORA_SHARED uint32_t chacha20_input(const ChaChaKey& key, uint32_t counter, i
 
 // 52 random bits as the midpoint of one of 2^52 equal parts of (0, 1), exactly.
 FFALORA_SHARED double unit_interval(uint32_t low, uint32_t high) {
-  const uint64_t bits = (static_cast<uint64_t>(high) << 32 | low) >> 12;
+  const uint64_t bits = (static_cast<uint64_t>(high) << 20) + (low >> 12);
   return (double_of(bits | 0x3ff0000000000000u) - 1.0) + 0x1p-53;
 }
 

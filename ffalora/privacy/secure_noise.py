@@ -7,7 +7,8 @@ can give the noiseless value away (Holohan and Braghin, "Secure Random Sampling 
 arXiv:2107.10138; Mironov, CCS 2012).
 
 The C++ extension draws inside one call. Where it is not built the same construction is made of ``os.urandom``, the
-operating system's own cryptographic generator: as safe, only slower. ``source()`` tells which.
+operating system's own cryptographic generator: as safe, only slower. ``source()`` tells which. On CUDA devices
+``add_secure_gaussian_`` draws in place where ``cuda_noise`` can, and copies from the processor otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ffalora_kernels import dispatch
+
+from . import cuda_noise
 
 #: Blocks of 64 random bytes that the fallback turns into numbers at once.
 _BLOCKS = 1 << 14
@@ -70,6 +73,8 @@ def add_secure_gaussian_(total: Tensor, std: float | Tensor) -> None:
     for row, deviation in zip(total, deviations, strict=True):
         if row.device.type == "cpu" and row.is_contiguous():
             _add(row, deviation)
+        elif row.device.type == "cuda" and row.is_contiguous() and cuda_noise.usable(row.device.index or 0):
+            cuda_noise.add(row, deviation)
         else:
             row += secure_gaussian(row.shape, deviation).to(row.device)
 
