@@ -10,11 +10,26 @@ from .adapter_config import AdapterConfig
 
 if TYPE_CHECKING:
     from .adapters import Adapters, attach, convert, get_peft_model, load_adapters
+    from .trainer import PrivacyArguments, PrivateTrainer
 
-__all__ = ["AdapterConfig", "Adapters", "__version__", "attach", "convert", "get_peft_model", "load_adapters"]
+__all__ = [
+    "AdapterConfig",
+    "Adapters",
+    "PrivacyArguments",
+    "PrivateTrainer",
+    "__version__",
+    "attach",
+    "convert",
+    "get_peft_model",
+    "load_adapters",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("PrivacyArguments", "PrivateTrainer"):
+        from . import trainer
+
+        return getattr(trainer, name)
     if name in __all__:
         from . import adapters
 

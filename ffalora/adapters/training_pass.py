@@ -63,9 +63,10 @@ class TrainingPass:
         leads = x.shape[0] % samples == 0 if folded and samples else x.shape[0] == samples
         if x.dim() < 2 or not leads:
             raise ValueError(
-                f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the "
-                f"batch, so its "
-                "per-sample gradients are undefined; leave the layer out (exclude_modules)"
+                f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the batch, "
+                "nor with windows of one sample after another (count_uses finds those), so its per-sample gradients "
+                "are "
+                "undefined; leave the layer out (exclude_modules)"
             )
         length = tokens // samples if samples else 0
         if torch.compiler.is_compiling():

@@ -21,11 +21,12 @@ def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Inputs)
     changing the first sample changes nothing behind the first sample's share of its rows.
     """
     layers = list(layers)
+    inputs = _at_least_two(inputs)
     samples = _samples(inputs)
     with _quiet(model), torch.no_grad():
         seen = _record(model, layers, inputs, samples)
         folds = {name for name, rows in seen.items() if any(_is_multiple(x, samples) for x in rows)}
-        if folds and samples > 1:
+        if folds:
             changed = _record(model, layers, _with_another_first_sample(inputs), samples)
             folds = {name for name in folds if _first_share_only(seen[name], changed[name], samples)}
     for layer in layers:
@@ -75,16 +76,30 @@ def _samples(inputs: Inputs) -> int:
     return tensors[0].shape[0] if tensors else 0
 
 
-def _with_another_first_sample(inputs: Inputs) -> Inputs:
-    """Sample 0 becomes a copy of the last one; masks and positions stay."""
+def _at_least_two(inputs: Inputs) -> Inputs:
+    """A single sample twice: with one sample nothing can be told apart."""
+    if _samples(inputs) != 1:
+        return inputs
     if isinstance(inputs, Tensor):
-        return torch.cat([inputs[-1:], inputs[1:]])
+        return torch.cat([inputs, inputs])
+    return {k: torch.cat([v, v]) if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()}
+
+
+def _with_another_first_sample(inputs: Inputs) -> Inputs:
+    """Sample 0 with its numbers negated or its tokens moved on by one; masks and positions stay."""
+    if isinstance(inputs, Tensor):
+        return _changed(inputs)
+    kept = ("mask", "position")
     return {
-        name: value
-        if not isinstance(value, Tensor) or "mask" in name or "position" in name
-        else torch.cat([value[-1:], value[1:]])
+        name: _changed(value) if isinstance(value, Tensor) and not any(word in name for word in kept) else value
         for name, value in inputs.items()
     }
+
+
+def _changed(value: Tensor) -> Tensor:
+    value = value.clone()
+    value[0] = -value[0] if value.is_floating_point() else value[0].roll(1)
+    return value
 
 
 @contextmanager

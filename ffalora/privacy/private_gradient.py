@@ -15,7 +15,7 @@ from .accounting import PrivacyLedger
 from .arena import Arena
 from .clipping import sensitivity
 from .noise import NoiseSource, SeededNoise, expand_real_columns
-from .probe import check_independence
+from .probe import check_independence, check_losses, check_losses_independence
 
 
 class PrivateGradient:
@@ -47,7 +47,7 @@ class PrivateGradient:
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
         self.device = adapters.state().device
         self._arena = Arena(adapters, self.device)
-        self._probed = False
+        self._counted = self._probed = False
         self.clipped = self.nonfinite = 0
 
     def step(
@@ -89,7 +89,7 @@ class PrivateGradient:
             parameter.grad = piece.to(parameter.dtype)
 
     def _accumulate(self, model, state, inputs, targets, total, limit, columns) -> Tensor:
-        self._probe(model, inputs)
+        self._probe(model, inputs, targets)
         samples = len(targets)
         gradients, squares = self._arena.rows(samples)
         current = TrainingPass(
@@ -102,10 +102,7 @@ class PrivateGradient:
         )
         with self.adapters.training_pass(current):
             losses = self.losses(model(**inputs), targets)
-            if losses.shape != (samples,):
-                raise ValueError(
-                    f"losses must return one number a sample, [{samples}], got shape {tuple(losses.shape)}"
-                )
+            check_losses(losses, samples)
             losses.sum().backward()
         self._arena.check_written(squares)
         factors, norms = clip_reduce_(
@@ -115,11 +112,15 @@ class PrivateGradient:
         self.clipped += int((factors < 1).sum())
         return losses.detach()
 
-    def _probe(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        """Once, on the first batch of two samples or more."""
-        if not self._probed and len(next(iter(inputs.values()))) > 1:
+    def _probe(self, model: nn.Module, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Uses, independence of samples and of losses: once, on the first batch that can tell."""
+        if not self._counted:
             self.adapters.count_uses(inputs)
-            check_independence(model, inputs, lambda output: output.logits)
+            self._counted = True
+        if not self._probed and check_independence(model, inputs, lambda output: output.logits):
+            with torch.no_grad():
+                logits = model(**inputs).logits
+            check_losses_independence(self.losses, logits, targets)
             self._probed = True
 
     def _noisy_mean(self, total: Tensor, number: int) -> Tensor:

@@ -282,3 +282,27 @@ def test_every_key_of_peft_s_configuration_is_decided_and_documented():
 def test_an_init_that_trains_the_other_factor_is_refused():
     with pytest.raises(ValueError, match="MiCA"):
         convert(peft_model(init_lora_weights="mica"))
+
+
+def test_adapters_in_bfloat16_are_followed():
+    config = peft.LoraConfig(r=3, target_modules=["query", "value"])
+    model = peft.get_peft_model(tiny_bert().bfloat16(), config, autocast_adapter_dtype=False).eval()
+    fill(model)
+    adapters, batch = convert(model), text_batch()
+    assert {p.dtype for p in factors(model, "B").values()} == {torch.bfloat16}
+    _, arena, _ = run_pass(adapters, lambda: sample_losses(model, batch), 5)
+    assert arena.dtype == torch.float32 and arena.isfinite().all()
+    sample_losses(model, batch).sum().backward()
+    total = torch.cat([p.grad.flatten().float() for p in factors(model, "B").values()])
+    assert relative_error(arena.sum(0), total) < 3e-2
+
+
+def test_a_converted_model_compiles_into_one_graph():
+    torch._dynamo.reset()
+    model, batch = peft_model(tiny_bert(layers=1)), text_batch()
+    adapters = convert(model)
+    compiled = torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)
+    _, expected, _ = run_pass(adapters, lambda: sample_losses(model, batch), 5)
+    _, arena, _ = run_pass(adapters, lambda: sample_losses(compiled, batch), 5)
+    assert relative_error(arena, expected) < 1e-5
+    torch._dynamo.reset()

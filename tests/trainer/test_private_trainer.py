@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -16,7 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
 
 import ffalora
+from ffalora.data.tasks import classification_losses
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
+from ffalora.privacy.noise import SeededNoise
+from ffalora.privacy.private_gradient import PrivateGradient
+from ffalora.privacy.probe import SamplesNotIndependent
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
 
@@ -241,3 +246,45 @@ def test_causal_models_train_on_their_own_next_tokens(tmp_path):
 def test_an_unknown_task_asks_for_its_losses():
     with pytest.raises(ValueError, match="losses="):
         default_losses(tiny_bert().bert)
+
+
+def test_embedding_adapters_are_refused_for_they_have_no_sample_gradients(tmp_path):
+    net = ffalora.get_peft_model(tiny_bert(), peft.LoraConfig(r=2, target_modules=["query", "word_embeddings"]))
+    with pytest.raises(ValueError, match="lora_embedding_A"):
+        trainer(tmp_path, net=net)
+
+
+def test_evaluation_callbacks_and_checkpointing_of_activations_go_on_as_before(tmp_path):
+    plain = trainer(tmp_path / "a", eval_strategy="steps", eval_steps=2)
+    plain.train()
+    assert len([entry for entry in plain.state.log_history if "eval_loss" in entry]) == 2
+    saving = trainer(
+        tmp_path / "b", gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    saving.train()
+    torch.testing.assert_close(state(saving.model), state(plain.model), rtol=0, atol=1e-6)
+
+
+class CapacityLimited(torch.nn.Module):
+    """The first two tokens of a batch that ask for the expert get it, whoever they belong to."""
+
+    def __init__(self):
+        super().__init__()
+        self.router, self.query = torch.nn.Linear(4, 1), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        asked = (self.router(x) > 0).float().flatten()
+        served = (asked.cumsum(0) <= 2).float() * asked
+        return SimpleNamespace(logits=(self.query(x) * served.view(*x.shape[:2], 1)).sum(1))
+
+
+def test_routing_with_a_capacity_over_the_batch_is_refused():
+    torch.manual_seed(0)
+    net = CapacityLimited()
+    adapters = ffalora.attach(net, ffalora.AdapterConfig(rank=2, target_modules=["query"]))
+    adapters.load_state_(torch.randn(adapters.layout.width))
+    private = PrivateGradient(
+        net, adapters, classification_losses, PrivacyLedger(0, 9, 0.5, 1.0, 1e-5, 9), 1.0, SeededNoise(0)
+    )
+    with pytest.raises(SamplesNotIndependent, match="mixes samples"):
+        private.step(0, [({"x": torch.randn(6, 5, 4)}, torch.tensor([0, 1, 2, 0, 1, 2]))])
