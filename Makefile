@@ -47,8 +47,9 @@ bench-cpu: setup  ## private training steps against rivals, and the C++ kernels 
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/cpu_kernels.py
 
-bench-bytes: setup  ## bytes moved by the compiled kernels against the floor
-	$(BIN)/python benchmarks/emulate.py
+bench-bytes: setup  ## least bytes of every operation beside what was counted, and the memory of a private step (no GPU needed)
+	$(BIN)/python benchmarks/bytes.py --check
+	$(BIN)/python benchmarks/memory.py
 
 setup: .venv/.installed
 

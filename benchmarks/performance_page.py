@@ -1,0 +1,124 @@
+"""Fills the three tables of docs/performance.md from the committed data: python benchmarks/performance_page.py
+
+Measured, modelled and unknown stay apart: a row comes from a CSV of times, or from a CSV of counts, or says that
+nobody has measured it yet. ``--check`` writes nothing and fails where the page differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from record import OK, Row, latest, read
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, DATA = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "data"
+TABLES = ("measured", "modelled", "unknown")
+#: What a GPU's owner can find out with one command, and where its rows would come from.
+QUESTIONS = {
+    "ops": "time of each operation on a GPU, and its share of the copy bandwidth",
+    "layer": "private step of one adapted linear layer on a GPU",
+    "steps": "private step of RoBERTa-large and a 1B Llama on a GPU, against PEFT, Opacus and opake",
+    "memory": "peak memory of those steps on a GPU",
+    "counters": "bytes of the compiled kernels by hardware counters, against the emulator's",
+}
+
+
+def measured(rows: list[Row]) -> str:
+    """Times that somebody took: medians, with the 20% and 80% quantiles; processes' peak memory."""
+    lines = [
+        "| what | who | time (20% to 80%) | over the floor | peak memory | device, commit, date |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in latest(rows).values():
+        says_nothing = row.ms != row.ms and row.peak_mib != row.peak_mib
+        if row.status != OK or row.section in ("device", "gate") or says_nothing:
+            continue
+        time = "" if row.ms != row.ms else f"{row.ms:.4g} ms ({row.ms_low:.4g} to {row.ms_high:.4g})"
+        time += "" if row.gb_per_s != row.gb_per_s else f", {row.gb_per_s:.0f} GB/s"
+        floor = "" if "to_floor" not in row.config else "{:.3f} ({:.3f} to {:.3f})".format(*row.config["to_floor"])
+        memory = "" if row.peak_mib != row.peak_mib else f"{row.peak_mib:.0f} MiB"
+        where = f"{row.device}; {row.commit}; {row.date}"
+        lines.append(f"| {row.section}: {row.case} | {row.provider} | {time} | {floor} | {memory} | {where} |")
+    return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
+
+
+def modelled() -> str:
+    """Numbers that were derived or counted without the hardware that they speak of."""
+    lines = ["| what | number | how it was found |", "| --- | --- | --- |"]
+    for row in _table("memory.csv"):
+        lines.append(
+            f"| step of {row['case']}, {row['provider']}: memory above the frozen model's | {row['extra_mib']} MiB (peak "
+            f"{row['extra_peak_mib']} MiB) | storages of tensors without data, counted while they live |"
+        )
+    worst: dict[tuple[str, str], float] = {}
+    for row in _table("emulator_counts.csv"):
+        key = row["op"], row["part"]
+        worst[key] = max(worst.get(key, 0.0), float(row["unique_to_allowed"]))
+    for (op, part), ratio in worst.items():
+        lines.append(
+            f"| `{op}` on {part}: bytes moved over what its derivation allows | at most {ratio:.3f} | compiled PTX in an "
+            "emulator, small shapes |"
+        )
+    for row in _table("bytes.csv"):
+        if row["case"].startswith(("roberta-large q S32 T128 R8 bfloat16", "S32 P393216 norms given", "P393216 sgd")):
+            size = int(row["floor_bytes"]) / 2**20
+            lines.append(f"| `{row['op']}`, {row['case']}: least bytes | {size:.2f} MiB | byte function |")
+    return "\n".join(lines)
+
+
+def unknown(rows: list[Row]) -> str:
+    """What no committed row answers."""
+    answered = {row.section for row in rows if row.status == OK}
+    lines = ["| what | how to find out |", "| --- | --- |"]
+    for section, question in QUESTIONS.items():
+        if section not in answered:
+            lines.append(f"| {question} | `python benchmarks/gpu.py --section {section}` |")
+    lines.append("| how far the emulator's model is from a real part | `python benchmarks/gpu.py --section counters` |")
+    return "\n".join(lines)
+
+
+def fill(page: str) -> str:
+    """The page with its three tables written afresh."""
+    on_gpu = read(DATA / "gpu.csv")
+    tables = {
+        "measured": measured([*read(DATA / "cpu.csv"), *read(DATA / "cpu_kernels.csv"), *on_gpu]),
+        "modelled": modelled(),
+        "unknown": unknown(on_gpu),
+    }
+    for name, text in tables.items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        before, found, rest = page.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{PAGE.name} lacks the marks {start.strip()!r} and {end.strip()!r}")
+        page = before + start + text + end + after
+    return page
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    path = DATA / name
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 1 where the page is out of date and ``--check`` was given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    options = parser.parse_args(arguments)
+    page = PAGE.read_text()
+    filled = fill(page)
+    if options.check:
+        print("up to date" if page == filled else f"{PAGE.name} is out of date: python benchmarks/performance_page.py")
+        return int(page != filled)
+    PAGE.write_text(filled)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The performance page: its tables are those of the committed data, and measured and modelled numbers never mix."""
+
+import bench_path  # noqa: F401
+import performance_page as page
+import pytest
+from record import Row
+
+
+def test_page_differs_from_the_committed_data():
+    assert page.main(["--check"]) == 0
+
+
+def test_wrong_or_missing_result_is_quoted_as_measured():
+    rows = [
+        Row("ops", "backward", "ours", "wrong: error 1", "green", ms=1.0),
+        Row("ops", "backward", "rival", "out of memory", "green"),
+        Row("job", "reviews", "ours", gate="green", ms=2.0, ms_low=1.5, ms_high=2.5, device="a card", commit="abc"),
+    ]
+    text = page.measured(rows)
+    assert "backward" not in text and "2 ms (1.5 to 2.5)" in text and "a card; abc" in text
+
+
+def test_time_or_device_appears_among_modelled_numbers():
+    text = page.modelled()
+    assert " ms" not in text and "GB/s" not in text and "TFLOP" not in text
+
+
+def test_measured_question_stays_unknown():
+    before, after = page.unknown([]), page.unknown([Row("steps", "model", "ours", gate="green", ms=1.0)])
+    assert page.QUESTIONS["steps"] in before and page.QUESTIONS["steps"] not in after
+    assert page.QUESTIONS["ops"] in after
+
+
+def test_page_without_marks_is_filled():
+    with pytest.raises(ValueError, match="lacks the marks"):
+        page.fill("# Performance\n")
