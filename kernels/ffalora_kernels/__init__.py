@@ -6,11 +6,14 @@ C++ kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md
 
 from .dispatch import BackendUnavailable, explain, use_backend
 from .ops import backward, clip_reduce_, expand_, outer, privatize_step_
+from .products import adapted_input_gradient, adapted_product
 from .segments import Segments
 
 __all__ = [
     "BackendUnavailable",
     "Segments",
+    "adapted_input_gradient",
+    "adapted_product",
     "backward",
     "clip_reduce_",
     "expand_",

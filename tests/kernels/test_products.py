@@ -1,0 +1,50 @@
+"""Base product plus adapter: the same numbers whichever way the frozen table names."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ffalora_kernels import Segments, adapted_input_gradient, adapted_product, products
+
+
+def _case():
+    torch.manual_seed(0)
+    segments = Segments.from_lengths([3, 0, 4], client=[0, 1, 1], n_clients=2)
+    return segments, torch.randn(7, 5), torch.randn(6, 5), torch.randn(6), torch.randn(7, 2), torch.randn(2, 6, 2)
+
+
+def test_the_product_is_base_plus_adapter_of_each_tokens_client():
+    segments, x, w, bias, h, b = _case()
+    own = b[torch.tensor([0, 0, 0, 1, 1, 1, 1])]
+    expected = x @ w.T + bias + 0.5 * torch.einsum("mr,mnr->mn", h, own)
+    torch.testing.assert_close(adapted_product(x, w, bias, h, b, segments, 0.5), expected)
+
+
+def test_the_input_gradient_is_base_plus_adapter():
+    dy, w, dh, a = torch.randn(7, 6), torch.randn(6, 5), torch.randn(7, 2), torch.randn(2, 5)
+    torch.testing.assert_close(adapted_input_gradient(dy, w, dh, a), dy @ w + dh @ a)
+
+
+def test_the_seeded_gemm_gets_everything_where_the_table_names_it(monkeypatch):
+    seen = []
+    seeded = SimpleNamespace(
+        seeded_linear=lambda *a: seen.append(a) or a[0], seeded_dx=lambda *a: seen.append(a) or a[0]
+    )
+    monkeypatch.setattr(products, "_seeded_gemm", lambda t: seeded)
+    segments, x, w, bias, h, b = _case()
+    adapted_product(x, w, bias, h, b, segments, 0.5)
+    adapted_input_gradient(x, w, h, b[0])
+    assert seen[0] == (x, w, bias, h, b, segments.offsets, segments.client, 0.5, segments.longest)
+    assert len(seen[1]) == 4
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_both_ways_agree(monkeypatch):
+    triton_gemm = pytest.importorskip("ffalora_kernels.triton.gemm")
+    segments, *tensors = _case()
+    x, w, bias, h, b = (t.cuda() for t in tensors)
+    segments = Segments.from_lengths([3, 0, 4], client=[0, 1, 1], n_clients=2, device="cuda")
+    plain = adapted_product(x, w, bias, h, b, segments, 0.5)
+    monkeypatch.setattr(products, "_seeded_gemm", lambda t: triton_gemm)
+    torch.testing.assert_close(adapted_product(x, w, bias, h, b, segments, 0.5), plain, rtol=1e-4, atol=1e-4)
