@@ -20,7 +20,7 @@ from ffalora_kernels import clip_reduce_, privatize_step_
 
 from .accounting import PrivacyLedger
 from .clipping import AdaptiveQuantileClipping, sensitivity
-from .noise import NoiseSource, SeededNoise, expand_real_columns
+from .noise import NoiseSource, SeededNoise
 from .sampling import Draw, SeededDraw, fixed_size_draw
 
 #: The server's id where it samples and draws noise; clients have smaller ones.
@@ -162,7 +162,7 @@ class ClientLevel:
         if isinstance(self.noise, SeededNoise):
             key = self.noise.key
         elif noise_std > 0:
-            self.noise.add_(total, std, expand_real_columns(index))
+            self.noise.add_(total, std)
             std = torch.zeros_like(std)
         one = torch.ones_like(std)
         privatize_step_(

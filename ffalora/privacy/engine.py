@@ -34,7 +34,7 @@ from .admission import (
 from .arena import Arena
 from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivity
 from .detectors import UpdateWatch, check_attached, check_reads_state
-from .noise import NoiseSource, SecureNoise, SeededNoise, expand_real_columns
+from .noise import NoiseSource, SecureNoise, SeededNoise
 from .optim import Moments
 from .probe import check_independence, check_losses, check_losses_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
@@ -263,7 +263,6 @@ class _LogicalStep:
         self.total = torch.zeros(c, self.layout.width, dtype=torch.float64, device=device)
         index = self.layout.parameter_index()
         self.index = None if index is None else index.to(device)
-        self.real_columns = expand_real_columns(self.index)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = _row([p.lr or optimizer.lr for p in cohort], device)
         self.group_columns = torch.tensor([0, self.layout.width], dtype=torch.int32, device=device)
@@ -397,7 +396,7 @@ class _LogicalStep:
         if isinstance(engine.noise, SeededNoise):
             key = engine.noise.key
         elif engine.private:
-            engine.noise.add_(self.total, noise_std, self.real_columns)
+            engine.noise.add_(self.total, noise_std)
             noise_std = torch.zeros_like(noise_std)
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=engine.device)
         self.moments.age += 1

@@ -44,16 +44,14 @@ class SecureNoise:
 
     mode = "secure"
 
-    def add_(self, total: Tensor, std: Tensor, real_columns: Tensor | None) -> None:
-        """Adds independent Gaussian noise of standard deviation ``std [C]`` to ``total`` float64 ``[C,P]``; padding
-        stays zero.
-        """
-        from .secure_noise import secure_gaussian
+    def add_(self, total: Tensor, std: Tensor) -> None:
+        """Adds independent Gaussian noise of standard deviation ``std [C]`` to ``total`` float64 ``[C,P]``.
 
-        noise = secure_gaussian(tuple(total.shape)).to(total.device) * std[:, None]
-        if real_columns is not None:
-            noise *= real_columns
-        total += noise
+        Padding columns are noised as well; ``privatize_step_`` ignores them.
+        """
+        from .secure_noise import add_secure_gaussian_
+
+        add_secure_gaussian_(total, std)
 
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal; the arguments are unused, since nothing is ever drawn twice."""
@@ -63,8 +61,3 @@ class SecureNoise:
 
 
 NoiseSource = SeededNoise | SecureNoise
-
-
-def expand_real_columns(index: Tensor | None) -> Tensor | None:
-    """1 for columns that hold a parameter and 0 for padding, from ``Layout.parameter_index()``."""
-    return None if index is None else (index >= 0).to(torch.float64)

@@ -14,7 +14,7 @@ from ..adapters import Adapters, TrainingPass
 from .accounting import PrivacyLedger
 from .arena import Arena
 from .clipping import sensitivity
-from .noise import NoiseSource, SeededNoise, expand_real_columns
+from .noise import NoiseSource, SeededNoise
 from .probe import check_independence, check_losses, check_losses_independence
 
 
@@ -129,7 +129,7 @@ class PrivateGradient:
         index = None if index is None else index.to(self.device)
         std = self.ledger.noise_multiplier * sensitivity(self.max_grad_norm, self.ledger.dataset_size)
         if not isinstance(self.noise, SeededNoise):
-            self.noise.add_(total, self._row(std), expand_real_columns(index))
+            self.noise.add_(total, self._row(std))
         gradient = torch.zeros(total.shape, dtype=torch.float32, device=self.device)
         whole = torch.tensor([number], dtype=torch.int64, device=self.device)
         privatize_step_(
