@@ -49,19 +49,16 @@ def modelled() -> str:
     """Numbers that were derived or counted without the hardware that they speak of."""
     lines = ["| what | number | how it was found |", "| --- | --- | --- |"]
     for row in _table("memory.csv"):
-        lines.append(
-            f"| step of {row['case']}, {row['provider']}: memory above the frozen model's | {row['extra_mib']} MiB (peak "
-            f"{row['extra_peak_mib']} MiB) | storages of tensors without data, counted while they live |"
-        )
+        what = f"step of {row['case']}, {row['provider']}: memory above the frozen model's"
+        number = f"{row['extra_mib']} MiB (peak {row['extra_peak_mib']} MiB)"
+        lines.append(f"| {what} | {number} | storages of tensors without data, counted while they live |")
     worst: dict[tuple[str, str], float] = {}
     for row in _table("emulator_counts.csv"):
         key = row["op"], row["part"]
         worst[key] = max(worst.get(key, 0.0), float(row["unique_to_allowed"]))
     for (op, part), ratio in worst.items():
-        lines.append(
-            f"| `{op}` on {part}: bytes moved over what its derivation allows | at most {ratio:.3f} | compiled PTX in an "
-            "emulator, small shapes |"
-        )
+        what = f"`{op}` on {part}: bytes moved over what its derivation allows"
+        lines.append(f"| {what} | at most {ratio:.3f} | compiled PTX in an emulator, small shapes |")
     for row in _table("bytes.csv"):
         if row["case"].startswith(("roberta-large q S32 T128 R8 bfloat16", "S32 P393216 norms given", "P393216 sgd")):
             size = int(row["floor_bytes"]) / 2**20
