@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autograd import masked_dropout, trained_linear
+from .autograd import trained_linear
+from .dropout import masked_dropout
 from .layers import AdaptedLinear
 from .training_pass import PassSlot, TrainingPass
 

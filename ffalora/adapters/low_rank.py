@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .autograd import adapted_linear, masked_dropout
+from .autograd import adapted_linear
 from .base_layers import add_to_weight, is_fused, plain_weight, unfold
+from .dropout import masked_dropout
 from .trained_layer import TrainedLayer
 from .training_pass import TrainingPass, one_segment
 

@@ -222,5 +222,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _write(path: Path, write) -> None:
     """Writes beside the target and renames, so that the file is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        said = f"cannot write: {error}; what was there before is intact"
+        raise OSError(getattr(error, "errno", None), said, str(path)) from error

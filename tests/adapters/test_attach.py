@@ -16,7 +16,8 @@ from adapter_cases import (
 )
 
 from ffalora.adapters import AdapterConfig, attach
-from ffalora.adapters.autograd import adapted_linear, masked_dropout
+from ffalora.adapters.autograd import adapted_linear
+from ffalora.adapters.dropout import masked_dropout
 from ffalora.adapters.init import initial_a
 from ffalora_kernels import Segments
 

@@ -73,7 +73,7 @@ def test_neither_layers_nor_batches_of_other_sizes_compile_again():
 
 def test_a_new_state_of_another_number_of_clients_is_read_by_the_compiled_model():
     adapters, batch = adapted(tiny_bert(layers=1)), text_batch(samples=4)
-    compiled = torch.compile(adapters.model, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(adapters.model, backend="eager", dynamic=True)
     row = adapters.state()
     for factors in ([1.0, 2.0], [0.5, 1.0, 3.0]):
         state = torch.stack([row * f for f in factors])
