@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .adapters import Adapters, CheckpointError, load_adapters
 from .adapters.peft import head_tensors
+from .atomic import write_atomically
 from .config import Config, ConfigError, from_mapping, merge
 from .data.examples import Ragged, TokenizedDataset
 from .data.tasks import find_task
@@ -51,15 +52,13 @@ def save_bundle(
     """
     adapters.save(folder, loaded.root)
     if loaded.root:
-        save_file(
-            {n: t.detach().float().contiguous().cpu() for n, t in head_tensors(loaded.model).items()},
-            folder / HEAD_FILE,
-        )
+        head = {n: t.detach().float().contiguous().cpu() for n, t in head_tensors(loaded.model).items()}
+        write_atomically(folder / HEAD_FILE, save(head))
     terms = {
         "config": config.model_dump(mode="json"),
         "label_names": None if label_names is None else list(label_names),
     }
-    (folder / BUNDLE_FILE).write_text(json.dumps(terms, indent=2, ensure_ascii=False))
+    write_atomically(folder / BUNDLE_FILE, json.dumps(terms, indent=2, ensure_ascii=False).encode())
 
 
 def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:

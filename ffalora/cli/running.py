@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..atomic import write_atomically
 from ..config import Config, ConfigError, load_config, to_yaml
 from ..config_values import differences
 from .errors import Interrupted
@@ -68,7 +69,7 @@ def run(
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        write_atomically(folder / CONFIG, to_yaml(config).encode())
         for place, one in _runs(config, folder).items():
             train(one, place, options.resume, options.progress)
     except KeyboardInterrupt:

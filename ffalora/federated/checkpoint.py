@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import CheckpointError
+from ..atomic import write_atomically
 from ..config import Config
 from ..config_values import differences
-from ..privacy.accounting import PrivacyLedger
+from ..privacy.accounting import LedgerMismatch, PrivacyLedger
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.engine import Participant
 from .strategies import ServerState
@@ -30,16 +31,6 @@ _HEADER = "ffalora"
 _FORMAT = 1
 #: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
 _FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("methods",))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, durably."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def save_checkpoint(
@@ -56,8 +47,8 @@ def save_checkpoint(
         "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
         "clipping": {str(p.client_id): p.adaptive.state_dict() for p in participants if p.adaptive is not None},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
-        "digest": _digest(tensors),
     }
+    header["digest"] = _digest(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header)}))
 
@@ -78,15 +69,23 @@ def load_checkpoint(
     if differing:
         raise CheckpointError(f"{path} belongs to a run with another configuration: {'; '.join(differing)}")
     row = tensors.pop("row")
-    if row.shape != server.row.shape:
-        raise CheckpointError(f"{path}: the state holds {row.numel()} numbers, this model has {server.row.numel()}")
-    for name, ledger in ledgers.items():
-        ledger.resume(header["ledgers"][name])
-    for participant in participants:
-        participant.steps_taken = header["steps_taken"][str(participant.client_id)]
-        if participant.adaptive is not None:
-            stored = header["clipping"][str(participant.client_id)]
-            participant.adaptive = AdaptiveQuantileClipping.from_state_dict(stored)
+    if row.shape != server.row.shape or row.dtype != server.row.dtype:
+        raise CheckpointError(
+            f"{path}: the state holds {row.numel()} numbers ({row.dtype}), this model has {server.row.numel()} "
+            f"({server.row.dtype})"
+        )
+    try:
+        for name, ledger in ledgers.items():
+            ledger.resume(header["ledgers"][name])
+        for participant in participants:
+            participant.steps_taken = operator.index(header["steps_taken"][str(participant.client_id)])
+            if participant.adaptive is not None:
+                stored = header["clipping"][str(participant.client_id)]
+                participant.adaptive = AdaptiveQuantileClipping.from_state_dict(stored)
+    except LedgerMismatch:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} lacks what this run needs ({type(error).__name__}: {error})") from None
     server.row = row.to(server.row.device)
     server.round = header["round"]
     server.tensors = {name.removeprefix("tensor."): value for name, value in tensors.items()}
@@ -98,9 +97,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        complete = header["format"] == _FORMAT and header["digest"] == _digest(tensors) and "row" in tensors
+        digest = header.pop("digest")
+        complete = header["format"] == _FORMAT and digest == _digest(header, tensors) and "row" in tensors
         complete = complete and isinstance(header["round"], int) and isinstance(header["config"], dict)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error}") from None
     if not complete:
         raise CheckpointError(
@@ -117,20 +117,25 @@ def save_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
 
 
 def resume_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
-    """Charges whatever the durable ledgers say was charged after the last checkpoint."""
+    """Charges whatever the durable ledgers say was charged after the last checkpoint, or before the first one.
+
+    Raises:
+        CheckpointError: a ledger cannot be read, or is missing although its client has taken steps.
+        LedgerMismatch: a ledger belongs to other data or other terms.
+    """
     for name, ledger in ledgers.items():
         file = folder / f"{name}.json"
-        if not file.exists():
+        if not file.exists() and ledger.steps_taken == 0:
             continue
         try:
             stored = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
         ledger.resume(stored)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

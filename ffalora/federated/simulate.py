@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ..adapters import CheckpointError
+from ..atomic import write_atomically
 from ..bundle import save_bundle
 from ..config import Config, to_yaml
 from ..evaluation import evaluate_examples
 from ..privacy.engine import TrainingReport
-from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers, write_atomically
+from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from .cohort import client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
 from .records import environment, metrics_row, privacy_statement, summary
@@ -50,7 +52,8 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         resume, or something else. KeyboardInterrupt leaves the last completed round on disk.
     """
     checkpoint = folder / CHECKPOINT
-    if checkpoint.exists() and not resume:
+    is_secure = config.privacy.noise == "secure"
+    if not resume and (checkpoint.exists() or (folder / LEDGERS).exists()):
         raise CheckpointError(
             f"{folder} holds a run already; continue it with resume (--resume), or choose another folder"
         )
@@ -58,12 +61,13 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
     server = experiment.strategy.begin()
     if resume and checkpoint.exists():
         load_checkpoint(checkpoint, config, server, experiment.participants, experiment.ledgers)
+    if resume and is_secure:
         resume_ledgers(folder / LEDGERS, experiment.ledgers)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     _write_json(folder / "environment.json", environment(experiment))
     _write_json(folder / "partition.json", experiment.partition_table)
-    if config.privacy.noise == "secure":
+    if is_secure:
         experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
     rows = _completed_rows(folder / METRICS, server.round)
     with tqdm(
@@ -73,7 +77,7 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         unit="round",
         disable=not progress,
     ) as bar:
-        while server.round < config.federation.rounds:
+        while server.round < config.federation.rounds and not _is_spent(experiment, server):
             row = run_round(experiment, server)
             rows.append(row)
             save_checkpoint(checkpoint, config, server, experiment.participants, experiment.ledgers)
@@ -125,6 +129,19 @@ def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, flo
             )
         )
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+
+def _is_spent(experiment: Experiment, server: ServerState) -> bool:
+    """Whether the population's ledger allows no further round: rounds that were killed have been charged, too."""
+    client_level = experiment.client_level
+    if client_level is None or client_level.ledger.steps_left > 0:
+        return False
+    warnings.warn(
+        f"the population's privacy budget ends the run after {server.round} of {experiment.config.federation.rounds} "
+        "rounds: rounds that were interrupted have been charged as well",
+        stacklevel=2,
+    )
+    return True
 
 
 def _finish(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:

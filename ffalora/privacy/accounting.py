@@ -15,6 +15,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_atomically
 from .accountants import ACCOUNTANTS, SAMPLINGS, Spent, affordable_steps, epsilon_of
 
 UNITS = ("sample", "client")
@@ -219,18 +220,7 @@ class PrivacyLedger:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the ledger as JSON, whole or not at all, and durably: on return it survives a power cut."""
-        target = Path(path)
-        draft = target.with_name(target.name + ".part")
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(self.state_dict(), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_atomically(Path(path), json.dumps(self.state_dict(), indent=1).encode())
 
 
 def _fits(value: Any, kind: str) -> bool:

@@ -34,10 +34,12 @@ from .noise import NoiseSource, SecureNoise, SeededNoise
 from .sampling import Draw, SeededDraw, SystemDraw
 
 #: Which canaries are guessed (all, those in adapters, those in the head), the share of them at each end, and whether at
-#: both ends. Fixed beforehand; each is tested at its part of the significance.
+#: both ends. Fixed beforehand; the last number is each one's share of the significance. Few extreme guesses are best
+#: for a small ε; only many can disprove a large one.
 _GUESSES = (
-    ("all", 0.0007, True), ("all", 0.003, True), ("all", 0.02, True), ("all", 0.05, True),
-    ("all", 0.003, False), ("all", 0.02, False), ("adapters", 0.05, True), ("head", 0.05, True),
+    ("all", 0.03, True, 6 / 12), ("all", 0.0007, True, 1 / 12), ("all", 0.003, True, 1 / 12),
+    ("all", 0.003, False, 1 / 12), ("all", 0.02, False, 1 / 12),
+    ("adapters", 0.05, True, 1 / 12), ("head", 0.05, True, 1 / 12),
 )  # fmt: skip
 _ALARM_RATES = (0.5, 0.05, 0.005)
 Losses = Callable[[Any, Tensor], Tensor]
@@ -112,10 +114,10 @@ def audit_one_run(
     scores, significance = moved[:, columns], 1.0 - confidence
     where = {"all": slice(None), "adapters": slice(width), "head": slice(width, None)}
     best = (0.0, 0, 0)
-    for part, share, both_ends in _GUESSES:
+    for part, share, both_ends, weight in _GUESSES:
         some, there = scores[:, where[part]].reshape(-1), included[:, where[part]].reshape(-1)
         guesses, correct = _guess(some, there, max(1, round(share * len(some))), both_ends)
-        found = one_run_bound(scores.size, guesses, correct, delta, significance / len(_GUESSES))
+        found = one_run_bound(scores.size, guesses, correct, delta, weight * significance)
         best = max(best, (found, guesses, correct))
     gaussian = _gaussian(scores, included, cohort[0], significance)
     return _result("one run", cohort, best, gaussian, confidence, scores.size)

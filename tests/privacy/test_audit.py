@@ -77,9 +77,9 @@ def test_audit_is_toothless(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("claimed", [1.0, 3.0, 8.0])
-def test_full_audit_is_toothless(claimed, monkeypatch):
-    _check_teeth(claimed, monkeypatch)
+@pytest.mark.parametrize("claimed,clients", [(1.0, 1000), (3.0, 1000), (8.0, 2500)])
+def test_full_audit_is_toothless(claimed, clients, monkeypatch):
+    _check_teeth(claimed, monkeypatch, clients)
 
 
 def test_many_runs_of_a_transformer_disprove_less_than_half_or_more_than_the_truth(monkeypatch):

@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file beside its target, flushes it to the disk and renames it: a kill or a power cut at any moment
+    leaves the earlier file or the new one.
+
+    Raises:
+        OSError: it cannot be written (no space, no permission); names the file, and leaves the earlier one as it was.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        _remove(partial)
+        raise OSError(
+            error.errno,
+            f"cannot write: {error.strerror or error}; what was there before is intact. Make room, or give a folder "
+            "that can be written, and go on",
+            str(path),
+        ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut, where folders can be opened at all."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # the error that is being reported says more
+        return
