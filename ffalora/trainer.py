@@ -1,10 +1,9 @@
 """``PrivateTrainer``: transformers' Trainer with DP-SGD on the adapters. Everything else of the Trainer stays.
 
 A *logical batch* is one Poisson sample of the training set, of expected size ``per_device_train_batch_size ×
-gradient_accumulation_steps``; it is computed in physical batches of at most ``per_device_train_batch_size``
-samples. Each
-update the Trainer asks for is one logical step: its noisy mean gradient is put into ``.grad``, and the Trainer's own
-optimiser, schedule, callbacks, logging, evaluation and checkpoints take it from there.
+gradient_accumulation_steps``; it is computed in physical batches of at most ``per_device_train_batch_size`` samples.
+Each update the Trainer asks for is one logical step: its noisy mean gradient is put into ``.grad``, and the Trainer's
+own optimiser, schedule, callbacks, logging, evaluation and checkpoints take it from there.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,47 +22,17 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
 from .adapters import Adapters
-from .data.tasks import causal_losses, classification_losses, regression_losses
 from .privacy.accountants import noise_multiplier_for
 from .privacy.accounting import PrivacyLedger
 from .privacy.noise import SecureNoise, SeededNoise
 from .privacy.private_gradient import PrivateGradient, refuse_unprotected
 from .privacy.sampling import SeededDraw, SystemDraw, physical_batches
 from .privacy.statement import PrivacyStatement
+from .trainer_terms import PrivacyArguments, check_arguments, default_losses
 
 LEDGER_FILE = "privacy_ledger.json"
 
-
-@dataclass(frozen=True)
-class PrivacyArguments:
-    """What is promised, in Opacus's words.
-
-    Attributes:
-        target_epsilon: ε that the whole run may spend; or give ``noise_multiplier``.
-        noise_multiplier: σ.
-        target_delta: δ; at most one over the number of samples makes sense.
-        max_grad_norm: clipping norm C of a sample's gradient (``TrainingArguments.max_grad_norm`` is not used).
-        accountant: 'prv', 'rdp' or 'pld'.
-        noise: 'seeded' can be reproduced, and subtracted by whoever knows the seed; 'secure' cannot.
-        prior: a ledger file of an earlier run on the same data, whose ε is added.
-    """
-
-    target_epsilon: float | None = None
-    noise_multiplier: float | None = None
-    target_delta: float = 1e-5
-    max_grad_norm: float = 1.0
-    accountant: Literal["prv", "rdp", "pld"] = "prv"
-    noise: Literal["seeded", "secure"] = "seeded"
-    prior: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.target_epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError(
-                f"give exactly one of target_epsilon ({self.target_epsilon}) and noise_multiplier "
-                f"({self.noise_multiplier})"
-            )
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+__all__ = ["LEDGER_FILE", "PrivacyArguments", "PrivateTrainer", "default_losses"]
 
 
 class PrivateTrainer(Trainer):
@@ -98,7 +66,7 @@ class PrivateTrainer(Trainer):
 
             adapters = convert(model)
         refuse_unprotected(model, adapters)
-        _check(args, others)
+        check_arguments(args, others)
         self.privacy, self.adapters = privacy, adapters
         self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         own = copy.copy(args)
@@ -260,41 +228,3 @@ class _LogicalSteps(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"step": index}
-
-
-def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
-    """Per-sample losses by the kind of task that the model's class names.
-
-    Raises:
-        ValueError: a class whose loss is not known; pass ``losses``.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name, config = type(inner).__name__, getattr(inner, "config", None)
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return causal_losses
-    if name.endswith(("ForSequenceClassification", "ForImageClassification")):
-        kind = getattr(config, "problem_type", None)
-        if kind in (None, "single_label_classification") and getattr(config, "num_labels", 2) > 1:
-            return classification_losses
-        if kind in (None, "regression"):
-            return regression_losses
-    raise ValueError(f"no per-sample loss is known for a {name}; pass losses=(outputs, labels) -> [S]")
-
-
-def _check(args: Any, others: dict[str, Any]) -> None:
-    problems = []
-    if args.world_size > 1 or args.n_gpu > 1:
-        problems.append(f"{max(args.world_size, args.n_gpu)} devices: one is supported")
-    if args.fp16:
-        problems.append("fp16=True scales losses, and with them per-sample gradients: use bf16=True")
-    if args.label_smoothing_factor:
-        problems.append(
-            f"label_smoothing_factor={args.label_smoothing_factor}: pass a per-sample loss (losses=) instead"
-        )
-    if others.get("compute_loss_func") is not None:
-        problems.append("compute_loss_func sees the whole batch: pass a per-sample loss (losses=) instead")
-    dataset = others.get("train_dataset")
-    if dataset is not None and not hasattr(dataset, "__len__"):
-        problems.append("train_dataset has no length: Poisson sampling needs one")
-    if problems:
-        raise ValueError("PrivateTrainer cannot keep its promise with " + "; ".join(problems))
