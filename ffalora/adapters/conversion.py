@@ -1,8 +1,7 @@
 """PEFT models in place: ``convert`` makes PEFT's LoRA layers compute with our product and freezes a factor.
 
-Nothing is copied or renamed: parameters, names, saving, switching and merging stay PEFT's, so whatever was written
-for a
-PEFT model keeps working. The handle that comes back is the one that training passes, engines and strategies use.
+Nothing is copied or renamed: parameters, names, saving, switching and merging stay PEFT's, so whatever was written for
+a PEFT model keeps working. The handle that comes back is the one that training passes, engines and strategies use.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ __all__ = ["AdaptedLinear", "TrainedLayer", "TrainedLinear"]
 
 
 class AdaptedLinear(LowRank, nn.Module):
-    """A frozen linear layer (Linear, Conv1D, Conv2d, or any subclass with a product of its own) plus ``scale ·
-    lora_B lora_A``.
+    """A frozen linear layer (Linear, Conv1D, Conv2d, or any subclass with a product of its own) plus ``scale · lora_B
+    lora_A``.
 
     Attributes:
         base_layer: the layer that was replaced.

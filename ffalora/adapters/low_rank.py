@@ -1,8 +1,8 @@
 """The low-rank adapter itself: which product a base layer needs, the pass, and merging.
 
-Three kinds of base layer: *fused* ones (a plain weight: one autograd function owns base product and adapter), ones
-with a product of their *own* (quantised or subclassed layers: the base runs as it is, so that the gradient of its input
-goes through its own dequantised product), and *convolutions* (a linear layer of unfolded patches).
+Three kinds of base layer: *fused* ones (a plain weight: one autograd function owns base product and adapter), ones with
+a product of their *own* (quantised or subclassed layers: the base runs as it is, so that the gradient of its input goes
+through its own dequantised product), and *convolutions* (a linear layer of unfolded patches).
 """
 
 from __future__ import annotations

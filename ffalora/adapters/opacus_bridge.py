@@ -1,8 +1,7 @@
 """Per-sample gradients for Opacus: its hooks on our layers give ``grad_sample`` with one kernel call a layer.
 
-``attach`` registers the layers when Opacus is loaded already; otherwise call :func:`register` before
-``make_private``. An
-existing Opacus script then changes nothing but its adapter.
+``attach`` registers the layers when Opacus is loaded already; otherwise call :func:`register` before ``make_private``.
+An existing Opacus script then changes nothing but its adapter.
 """
 
 from __future__ import annotations

@@ -117,9 +117,8 @@ def refusals(config: Mapping[str, Any]) -> list[str]:
 def init_of(config: Mapping[str, Any]) -> str:
     """Our name of ``init_lora_weights``.
 
-    The randomised PiSSA is taken as the exact one; an init whose values come with the checkpoint and that leaves
-    the base
-    weight alone is as good as any. ``False`` (PEFT's test switch) leaves both factors random, which a checkpoint
+    The randomised PiSSA is taken as the exact one; an init whose values come with the checkpoint and that leaves the
+    base weight alone is as good as any. ``False`` (PEFT's test switch) leaves both factors random, which a checkpoint
     overwrites.
     """
     value = config.get("init_lora_weights", True)

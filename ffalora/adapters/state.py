@@ -16,7 +16,8 @@ _ALIGNMENT = 4  # float32 columns: ranges start at multiples of 16 bytes
 @dataclass(frozen=True)
 class Place:
     """Columns ``start … start+size-1`` belong to ``tensor`` of layer ``layer``; ``slot`` is its column of
-    ``squares``."""
+    ``squares``.
+    """
 
     layer: str
     tensor: str

@@ -1,8 +1,8 @@
 """A training pass: what the adapted layers read their parameters from and write their gradients to.
 
-Outside a pass a layer uses its own parameters and autograd. Inside one it reads ``b`` of every client from the
-state and
-writes the gradient of every segment to the arena, so that a whole cohort trains in one forward and one backward pass.
+Outside a pass a layer uses its own parameters and autograd. Inside one it reads ``b`` of every client from the state
+and writes the gradient of every segment to the arena, so that a whole cohort trains in one forward and one backward
+pass.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class TrainingPass:
     """One forward and backward pass over a batch of samples, each of one padded length.
 
     Attributes:
-        state: float32 ``[C,P]``, the parameters of every client. The pass keeps an alias of it that requires grad,
-            so that autograd visits every trained layer; the gradients themselves go to the arena.
+        state: float32 ``[C,P]``, the parameters of every client. The pass keeps an alias of it that requires grad, so
+            that autograd visits every trained layer; the gradients themselves go to the arena.
         arena: float32 ``[S,P]``, receives one row of gradients a segment.
         squares: float64 ``[S, slots]``, receives squared norms by trained tensor.
         client: int32 ``[S]``, the row of the state that each segment uses.
@@ -53,8 +53,8 @@ class TrainingPass:
         """The segments of a layer's input ``x [..., K]``, found from its leading dimensions.
 
         Raises:
-            ValueError: the input does not lead with the batch (nor hold the packed tokens): its samples cannot be
-                told apart.
+            ValueError: the input does not lead with the batch (nor hold the packed tokens): its samples cannot be told
+                apart.
         """
         tokens = x.numel() // x.shape[-1]
         if self.packed is not None and tokens == self.packed.n_tokens:
