@@ -36,6 +36,7 @@ from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivit
 from .detectors import UpdateWatch, check_attached, check_reads_state
 from .noise import NoiseSource, SecureNoise, SeededNoise
 from .optim import Moments
+from .parallel import Workers, check_same_state
 from .probe import check_independence, check_losses, check_losses_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
 
@@ -132,6 +133,7 @@ class Engine:
         token_budget: most padded tokens in one physical batch; None chooses for the device.
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
+        workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
         packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
     """
 
@@ -148,6 +150,7 @@ class Engine:
     token_budget: int | None = None
     merge_weights: bool = False
     packed: bool = False
+    workers: Workers | None = None
     charged: Callable[[Sequence[Participant]], None] | None = None
     _counted: bool = False
     _probed: bool = False
@@ -204,6 +207,8 @@ class Engine:
         if lr_factors is not None and len(lr_factors) != steps:
             raise ValueError(f"lr_factors has {len(lr_factors)} entries for steps={steps}")
         self.check_model()
+        if self.workers is not None:
+            check_same_state(self.workers, state)
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
@@ -286,9 +291,11 @@ class _LogicalStep:
         if engine.private:
             for participant in self.cohort:
                 ledger_of(participant).charge()
-            if engine.charged is not None:
+            if engine.charged is not None and (engine.workers is None or engine.workers.rank == 0):
                 engine.charged(self.cohort)
-        drawn = [engine.sample(participant) for participant in self.cohort]
+        drawn, workers = [engine.sample(participant) for participant in self.cohort], engine.workers
+        if workers is not None:
+            drawn = workers.same_for_all(drawn)
         row_of = np.repeat(np.arange(len(drawn)), [len(d) for d in drawn])
         samples = np.concatenate(drawn)
         most = max(1, _ARENA_BYTES // (4 * self.layout.width)) if engine.private else None
@@ -297,12 +304,18 @@ class _LogicalStep:
         merged = self._merged_weights()
         losses, norms, rows = [], [torch.empty(0, dtype=torch.float64)], [np.empty(0, dtype=np.int64)]
         for number, batch in enumerate(plan.batches):
+            batch = batch if workers is None else workers.share(batch)
+            if not len(batch):
+                continue
             batch = batch[np.argsort(row_of[batch], kind="stable")]
             self._seed_dropout(number)
             loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
             losses.append(loss)
             norms.append(norm.cpu())
             rows.append(row_of[batch])
+        if workers is not None:
+            workers.add_up_(self.total)
+            losses, norms, rows = workers.gather(losses, norms, rows)
         self._update([len(d) for d in drawn], lr_factor)
         self._adapt_clipping(torch.cat(norms), np.concatenate(rows))
         for participant in self.cohort:
@@ -397,6 +410,8 @@ class _LogicalStep:
             key = engine.noise.key
         elif engine.private:
             engine.noise.add_(self.total, noise_std)
+            if engine.workers is not None:
+                engine.workers.take_first_(self.total)
             noise_std = torch.zeros_like(noise_std)
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=engine.device)
         self.moments.age += 1
