@@ -70,6 +70,7 @@ def ablation_factories(work: Workload) -> dict[str, Factory]:
             "ours, all but sorted and cut": given(lambda w: ours(w, cut=False), dtype=BF16, attention="eager"),
             "ours, all but eager attention": given(ours, dtype=BF16, attention="sdpa"),
         }
+    steps["ours, + packed"] = given(lambda w: ours(w, packed=True), dtype=fast, attention="eager")
     compiled = given(lambda w: ours(w, compiled=True), dtype=fast, attention="eager")
     return steps | {"ours, + torch.compile": compiled}
 

@@ -13,7 +13,15 @@ from workload import Workload, starting_factors
 _FAR = 2.0**24
 
 
-def make_engine(work: Workload, trained: str, private: bool, merged: bool, cut: bool, compiled: bool) -> Any:
+def make_engine(
+    work: Workload,
+    trained: str = "b",
+    private: bool = True,
+    merged: bool = False,
+    cut: bool = True,
+    compiled: bool = False,
+    packed: bool = False,
+) -> Any:
     """The engine on a workload, its adapters at the common starting point; arguments as in :func:`ours`."""
     from ffalora.adapters import AdapterConfig, attach
     from ffalora.config import OptimizerConfig, PrivacyConfig
@@ -47,6 +55,7 @@ def make_engine(work: Workload, trained: str, private: bool, merged: bool, cut: 
         device=work.device,
         token_budget=None if cut else 2**40,
         merge_weights=merged,
+        packed=packed,
     )
 
 
@@ -57,6 +66,7 @@ def ours(
     merged: bool = False,
     cut: bool = True,
     compiled: bool = False,
+    packed: bool = False,
 ) -> Provider:
     """The engine of this package.
 
@@ -66,11 +76,12 @@ def ours(
         merged: compute on merged weights.
         cut: sort a logical batch by length and cut it; else one physical batch, padded to the longest.
         compiled: compile the model.
+        packed: lay samples end to end instead of padding them.
     """
     from ffalora.privacy.accounting import PrivacyLedger
     from ffalora.privacy.engine import Participant
 
-    engine = make_engine(work, trained, private, merged, cut, compiled)
+    engine = make_engine(work, trained, private, merged, cut, compiled, packed)
     adapters = engine.adapters
     current = [0]
     engine.sample = lambda participant: np.sort(work.draws[current[0] % len(work.draws)])
@@ -119,7 +130,7 @@ def cohort(work: Workload, clients: int, one_pass: bool) -> Provider:
     from ffalora.privacy.accounting import PrivacyLedger
     from ffalora.privacy.engine import Participant
 
-    engine = make_engine(work, "b", True, False, True, False)
+    engine = make_engine(work)
     number_of_step = [0]
     engine.sample = lambda p: np.sort(work.draws[(number_of_step[0] * clients + p.client_id) % len(work.draws)])
     samples = np.arange(len(work.data.lengths))
