@@ -1,6 +1,6 @@
 """Chooses each demo method's learning rate on the validation split, with a seed that the demo does not use.
 
-    python benchmarks/tune_demo.py            # every cell of the grid that benchmarks/data/demo_tuning.csv does not hold yet
+    python benchmarks/tune_demo.py            # every cell that benchmarks/data/demo_tuning.csv does not hold yet
 
 Rows are appended; the demo's configuration takes the best row of each method. The demo itself reports the test split.
 """

@@ -14,6 +14,7 @@ namespace {
 constexpr ptrdiff_t kBlockColumns = 1024;
 constexpr int kCounters = 32;  // Philox counters handled at once
 constexpr double kPerWord = 0x1p-32;
+constexpr double kLeastShare = 0.125;  // of the noise variance, left in the second moment it is taken off
 
 struct Draw {
   uint64_t key;
@@ -115,8 +116,8 @@ struct Apply {
   template <bool ANCHORED>
   FFALORA_INLINE static void adamw(const RowUpdate& r, ptrdiff_t first, ptrdiff_t last) {
     const Update& o = r.options;
-    const double least = o.dp_bias_correction ? o.eps * o.eps : 0.0;
     const double taken_off = o.dp_bias_correction ? r.noise_variance : 0.0;
+    const double least = kLeastShare * taken_off;
     FFALORA_INDEPENDENT
     for (ptrdiff_t p = first; p < last; ++p) {
       const double theta = r.state[p];

@@ -147,13 +147,25 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def cast_base(model: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the base once; the task head stays float32, so that the loss and its gradient are computed in float32."""
+    """Casts the base once; the task head stays float32 (unless its weights are also the base's), so that the loss and
+    its gradient are computed in float32.
+    """
     from .adapters.targets import find_head
 
-    head = {id(p) for module in find_head(model).values() for p in module.parameters()}
+    heads = find_head(model)
+    inside = {id(p) for module in heads.values() for p in module.parameters(recurse=False)}
+    tied = {id(p) for name, m in model.named_modules() if name not in heads for p in m.parameters(recurse=False)}
     for parameter in model.parameters():
-        if id(parameter) not in head and parameter.is_floating_point():
+        if (id(parameter) not in inside or id(parameter) in tied) and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    for module in heads.values():
+        module.register_forward_pre_hook(_cast_input)
+
+
+def _cast_input(module: nn.Module, arguments: tuple) -> tuple:
+    """The narrow base's states in the format of the head that takes them."""
+    first, *rest = arguments
+    return (first.to(next(module.parameters(recurse=False)).dtype), *rest)
 
 
 def compile_model(model: nn.Module, device: torch.device) -> nn.Module:

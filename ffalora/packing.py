@@ -7,7 +7,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,30 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for config, name in zip(configs.values(), before, strict=True):
             config._attn_implementation = name
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[[Any], Tensor]) -> bool:
+    """Compares a model's packed outputs with its padded ones; False where the batch has too few samples to tell.
+
+    Raises:
+        ValueError: they differ: the model's attention looks beyond a sample, or its positions do not begin at 0. Its
+            samples would be mixed, or it would be trained on other numbers than it is evaluated on.
+    """
+    few = {name: value[:8] for name, value in inputs.items()}
+    if len(few["attention_mask"]) < 2:
+        return False
+    padded = logits(model(**few)).double()
+    with packed_attention(model):
+        packed = logits(model(**pack(few))).double()
+    difference = float((packed - padded).square().mean().sqrt() / padded.square().mean().sqrt())
+    narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    if not difference <= (0.05 if narrow else 1e-3):
+        raise ValueError(
+            f"model.packed=true changes this model's outputs by {difference:.2g} of their size: its attention or its "
+            "positions do not follow packed samples; set model.packed to false"
+        )
+    return True
 
 
 def _attention(

@@ -3,10 +3,18 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from ffalora.config import ConfigError, ModelConfig
-from ffalora.models import MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
+from ffalora.models import MeanPooledClassifier, base_dtype, cast_base, choose_device, compile_model, load_model
 
 CPU = torch.device("cpu")
 
@@ -93,3 +101,24 @@ def test_without_a_compiler_the_model_runs_eagerly_with_one_message(checkpoint, 
     model = _load(checkpoint).model
     with pytest.warns(UserWarning, match="running eagerly"):
         assert compile_model(model, CPU) is model
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "vit", "bert"])
+def test_a_bfloat16_base_works_with_the_head_of_every_task(kind):
+    sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40)
+    if kind == "vit":
+        model = AutoModelForImageClassification.from_config(
+            AutoConfig.for_model("vit", image_size=8, patch_size=4, num_channels=1, num_labels=3, **sizes)
+        )
+        inputs = {"pixel_values": torch.randn(2, 1, 8, 8)}
+        inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    else:
+        family = AutoModelForSequenceClassification if kind == "bert" else AutoModelForCausalLM
+        sizes = dict(n_embd=32, n_layer=1, n_head=2) if kind == "gpt2" else sizes
+        model = family.from_config(AutoConfig.for_model(kind, vocab_size=50, **sizes))
+        inputs = {"input_ids": torch.randint(1, 50, (2, 5))}
+    model = model.float().eval()
+    wide = model(**{n: v.float() if v.is_floating_point() else v for n, v in inputs.items()}).logits
+    cast_base(model, torch.bfloat16)
+    narrow = model(**inputs).logits
+    assert (narrow.float() - wide).square().mean().sqrt() < 0.05 * wide.square().mean().sqrt()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from ffalora.models import MeanPooledClassifier
-from ffalora.packing import mean_of_samples, pack, packed_attention
+from ffalora.packing import check_packing, mean_of_samples, pack, packed_attention
 
 
 def _batch():
@@ -61,3 +61,23 @@ def test_means_of_samples():
 def test_a_model_without_the_attention_interface_is_refused():
     with pytest.raises(ValueError, match="attention interface"), packed_attention(nn.Linear(2, 2)):
         pass
+
+
+@pytest.mark.parametrize("kind,fits", [("bert", True), ("roberta", False), ("mpnet", False)])
+def test_models_whose_attention_or_positions_do_not_follow_samples_are_refused(kind, fits):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40)
+    model = MeanPooledClassifier(
+        AutoModel.from_config(AutoConfig.for_model(kind, **sizes)), 3, 0.3, 10.0, seed=0
+    ).eval()
+    inputs = _batch()
+    if fits:
+        assert check_packing(model, inputs, lambda output: output.logits)
+    else:
+        with pytest.raises(ValueError, match=r"model\.packed=true changes this model's outputs"):
+            check_packing(model, inputs, lambda output: output.logits)
+
+
+def test_one_sample_cannot_show_whether_packing_mixes_samples():
+    model = MeanPooledClassifier(next(_models()), 3, 0.3, 10.0, seed=0)
+    assert not check_packing(model, {name: value[:1] for name, value in _batch().items()}, lambda output: output.logits)

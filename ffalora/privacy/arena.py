@@ -9,6 +9,7 @@ from ..adapters import Adapters
 
 #: What ``squares`` holds before the backward pass; a squared norm is never negative.
 UNWRITTEN = -1.0
+_BYTES = 2**30
 
 
 class GradientMissing(RuntimeError):
@@ -31,13 +32,19 @@ class Arena:
         self.poison = False
         self._layout = adapters.layout
 
+    @property
+    def most_rows(self) -> int:
+        """Rows that a gigabyte holds: the most samples of a physical batch of a private step."""
+        return max(1, _BYTES // (4 * self._adapters.layout.width))
+
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` rows of gradients and squares, ready for a backward pass: squares unwritten, shared tensors
         zeroed.
         """
         layout = self._adapters.layout
         if count > len(self.gradients) or layout is not self._layout:
-            capacity = max(count, 2 * len(self.gradients) if layout is self._layout else 0)
+            doubled = min(2 * len(self.gradients), self.most_rows) if layout is self._layout else 0
+            capacity = max(count, doubled)
             self._layout = layout
             self.gradients = torch.zeros(capacity, layout.width, device=self._device)
             self.squares = torch.zeros(capacity, layout.slots, dtype=torch.float64, device=self._device)

@@ -21,7 +21,7 @@ from ffalora_kernels import clip_reduce_, privatize_step_
 
 from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig, PrivacyConfig
-from ..packing import pack, packed_attention, packed_segments
+from ..packing import check_packing, pack, packed_attention, packed_segments
 from .accounting import PrivacyLedger
 from .admission import (
     check_batch,
@@ -33,14 +33,13 @@ from .admission import (
 )
 from .arena import Arena
 from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivity
-from .detectors import UpdateWatch, check_attached, check_reads_state
+from .detectors import UpdateWatch, check_attached
 from .noise import NoiseSource, SecureNoise, SeededNoise
 from .optim import Moments
 from .parallel import Workers, check_same_state
 from .probe import check_independence, check_losses, check_losses_independence
 from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
 
-_ARENA_BYTES = 2**30
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 32768
 
 
@@ -83,33 +82,46 @@ class TrainingReport:
     noise.
 
     Attributes:
-        loss: mean training loss of the last logical step (private).
         samples: samples passed through the model.
         tokens, padded_tokens: their tokens, without and with padding.
         nonfinite: samples whose gradient held NaN or Inf and contributed zero (private).
-        clipped: share of samples whose gradient was clipped (private).
-        median_norm: median gradient norm of the last logical step (private; NaN without privacy).
+        losses, norms: of the samples of the last logical step, float64 (private); norms are empty without privacy.
+        above: how many of those norms were above the clipping norm (private).
         rejected: clients whose row came back with NaN or Inf and was left out.
         dropped: clients that vanished before their row arrived; they have spent the steps they took.
     """
 
-    loss: float = math.nan
     samples: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     nonfinite: int = 0
-    clipped: float = 0.0
-    median_norm: float = math.nan
+    losses: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    above: int = 0
     rejected: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
 
     def add(self, other: TrainingReport) -> None:
-        """Counts of ``other`` on top of these; its last losses and norms replace these."""
-        self.samples += other.samples
-        self.tokens += other.tokens
-        self.padded_tokens += other.padded_tokens
-        self.nonfinite += other.nonfinite
-        self.loss, self.clipped, self.median_norm = other.loss, other.clipped, other.median_norm
+        """What other clients did, trained after these: counts add up, and so do the samples of the last steps."""
+        for name in ("samples", "tokens", "padded_tokens", "nonfinite", "above"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.losses = torch.cat([self.losses, other.losses])
+        self.norms = torch.cat([self.norms, other.norms])
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the last logical step; NaN without samples."""
+        return float(self.losses.mean()) if len(self.losses) else math.nan
+
+    @property
+    def median_norm(self) -> float:
+        """Median gradient norm of the last logical step; NaN without privacy or samples."""
+        return float(self.norms.median()) if len(self.norms) else math.nan
+
+    @property
+    def clipped(self) -> float:
+        """Share of the last logical step's gradients whose norm was above the clipping norm."""
+        return self.above / len(self.norms) if len(self.norms) else 0.0
 
     @property
     def padding(self) -> float:
@@ -153,6 +165,7 @@ class Engine:
     workers: Workers | None = None
     charged: Callable[[Sequence[Participant]], None] | None = None
     _counted: bool = False
+    _packs: bool = False
     _probed: bool = False
 
     def __post_init__(self) -> None:
@@ -236,6 +249,8 @@ class Engine:
         if not self._counted:
             self.adapters.count_uses(inputs)
             self._counted = True
+        if self.packed and not self._packs:
+            self._packs = check_packing(self.model, inputs, lambda output: output.logits)
         if self.private and not self._probed and check_independence(self.model, inputs, lambda output: output.logits):
             with torch.no_grad():
                 logits = self.model(**inputs).logits
@@ -261,7 +276,7 @@ class _LogicalStep:
         moments: Moments, mask: Tensor | None,
     ):  # fmt: skip
         self.engine, self.cohort, self.state, self.anchor, self.mu = engine, cohort, state, anchor, mu
-        self.moments, self.mask, self.watched = moments, mask, False
+        self.moments, self.mask, self.watched, self.physical = moments, mask, False, 0
         self.layout = engine.adapters.layout
         device, c = engine.device, len(cohort)
         optimizer, privacy = engine.optimizer, engine.privacy
@@ -269,7 +284,7 @@ class _LogicalStep:
         index = self.layout.parameter_index()
         self.index = None if index is None else index.to(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
-        self.lr = _row([p.lr or optimizer.lr for p in cohort], device)
+        self.lr = _row([optimizer.lr if p.lr is None else p.lr for p in cohort], device)
         self.group_columns = torch.tensor([0, self.layout.width], dtype=torch.int32, device=device)
         if engine.private and privacy.clipping == "per-layer":
             starts = [place.start for place in self.layout.places]
@@ -289,8 +304,8 @@ class _LogicalStep:
     def run(self, report: TrainingReport, lr_factor: float) -> None:
         engine = self.engine
         if engine.private:
-            for participant in self.cohort:
-                ledger_of(participant).charge()
+            for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
+                ledger.charge()  # the poorest first: a refusal comes before anybody is charged
             if engine.charged is not None and (engine.workers is None or engine.workers.rank == 0):
                 engine.charged(self.cohort)
         drawn, workers = [engine.sample(participant) for participant in self.cohort], engine.workers
@@ -298,7 +313,7 @@ class _LogicalStep:
             drawn = workers.same_for_all(drawn)
         row_of = np.repeat(np.arange(len(drawn)), [len(d) for d in drawn])
         samples = np.concatenate(drawn)
-        most = max(1, _ARENA_BYTES // (4 * self.layout.width)) if engine.private else None
+        most = engine.arena.most_rows if engine.private else None
         plan = physical_batches(engine.data.lengths[samples], engine.token_budget or 1, max_samples=most)
         self.total.zero_()
         merged = self._merged_weights()
@@ -308,7 +323,7 @@ class _LogicalStep:
             if not len(batch):
                 continue
             batch = batch[np.argsort(row_of[batch], kind="stable")]
-            self._seed_dropout(number)
+            self.physical = number
             loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
             losses.append(loss)
             norms.append(norm.cpu())
@@ -317,22 +332,20 @@ class _LogicalStep:
             workers.add_up_(self.total)
             losses, norms, rows = workers.gather(losses, norms, rows)
         self._update([len(d) for d in drawn], lr_factor)
+        self._describe(report, losses, torch.cat(norms), np.concatenate(rows))
         self._adapt_clipping(torch.cat(norms), np.concatenate(rows))
         for participant in self.cohort:
             participant.steps_taken += 1
         report.samples += len(samples)
         report.tokens += plan.tokens
         report.padded_tokens += plan.padded_tokens
-        if len(samples):
-            report.loss = float(torch.cat(losses).mean())
-            self._describe_norms(report, torch.cat(norms))
 
-    def _seed_dropout(self, number: int) -> None:
+    def _seed_dropout(self) -> None:
         """Dropout masks are a function of run, first client, step and physical batch: a resumed run draws them
         again.
         """
         first = self.cohort[0]
-        words = np.random.SeedSequence([self.engine.seed, first.client_id, first.steps_taken, number])
+        words = np.random.SeedSequence([self.engine.seed, first.client_id, first.steps_taken, self.physical])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
     @torch.no_grad()
@@ -370,13 +383,13 @@ class _LogicalStep:
             longest=int(counts.max()),
             merged=merged,
         )
-        check_reads_state(current, self.state)
         attention: AbstractContextManager = nullcontext()
         if engine.packed:
             inputs = pack(inputs)
             current.packed = packed_segments(inputs, current)
             attention = packed_attention(engine.model)
-        with engine.adapters.training_pass(current), attention:
+        self._seed_dropout()
+        with engine.adapters.training_pass(current), engine.adapters.dropping_out(), attention:
             losses = engine.losses(engine.model(**inputs), targets)
             check_losses(losses, len(samples))
             losses.sum().backward()
@@ -453,13 +466,15 @@ class _LogicalStep:
                 participant.adaptive.update(norms[torch.from_numpy(rows == row)], normal)
         self._take_clipping_norms()
 
-    def _describe_norms(self, report: TrainingReport, norms: Tensor) -> None:
+    def _describe(self, report: TrainingReport, losses: list[Tensor], norms: Tensor, rows: np.ndarray) -> None:
+        """The last step's losses and norms, against the clipping norms that it used."""
         finite = norms.isfinite()
         report.nonfinite += int((~finite).sum())
-        if self.engine.private and bool(finite.any()):
-            report.median_norm = float(norms[finite].median())
-            limit = _max_grad_norm(self.cohort[0], self.engine.privacy)
-            report.clipped = float((norms[finite] > limit).double().mean())
+        report.losses = torch.cat([torch.empty(0), *(loss.cpu() for loss in losses)]).double()
+        if self.engine.private:
+            limits = torch.tensor([_max_grad_norm(p, self.engine.privacy) for p in self.cohort]).double()
+            report.norms = norms[finite]
+            report.above = int((norms > limits[torch.from_numpy(rows)])[finite].sum())
 
 
 def _noise_std(participant: Participant, max_grad_norm: float) -> float:
@@ -475,7 +490,7 @@ def _max_grad_norm(participant: Participant, privacy: PrivacyConfig) -> float:
     """C of the participant's next step: its policy's, its own, or the configuration's."""
     if participant.adaptive is not None:
         return participant.adaptive.max_grad_norm
-    return participant.max_grad_norm or privacy.max_grad_norm
+    return privacy.max_grad_norm if participant.max_grad_norm is None else participant.max_grad_norm
 
 
 def _row(values: Sequence[float], device: torch.device) -> Tensor:

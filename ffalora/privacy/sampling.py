@@ -115,9 +115,9 @@ def physical_batches(
 ) -> PhysicalBatches:
     """Cuts a logical batch, sorted by length, where padding plus the cost of one more pass is least.
 
-    Among all cuts of the sorted batch that keep count × longest within ``token_budget`` it takes one that minimises
-    ``Σ (count · longest + overhead)``, by dynamic programming. A sample longer than the budget is a batch of its own.
-    How a logical batch is cut changes neither clipping nor noise nor the accounting.
+    Among all cuts of the sorted batch that keep count × longest within ``token_budget`` it takes one that minimises ``Σ
+    (count · longest + overhead)``, by dynamic programming. A sample longer than the budget is a batch of its own. How a
+    logical batch is cut changes neither clipping nor noise nor the accounting.
 
     Args:
         lengths: tokens of each sample, ``[S]``; may be empty.

@@ -202,7 +202,7 @@ def privatize_step_(
     * sgd: ``u = grad + weight_decay·state``; with ``exp_avg`` (momentum ``beta1``) ``u = exp_avg = beta1·exp_avg + u``;
       ``state -= lr·u``.
     * adamw: Loshchilov & Hutter 2019; with ``dp_bias_correction`` the noise variance ``(noise_std/denominator)²`` is
-      taken off the second moment (Tang et al., AAAI 2024).
+      taken off the second moment, of which at least an eighth of it remains (Tang et al., AAAI 2024).
 
     Args:
         state: float32 ``[C,P]``, changed in place.

@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: A clip factor is C/(norm·(1+2⁻²⁰)): the margin covers the rounding of the factor and of the clipped row.
 NORM_MARGIN = 1.0 + 2.0**-20
+#: DP-AdamBC: what remains of the second moment is at least this share of the noise variance that is taken off it.
+DP_FLOOR = 0.125
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 _PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
@@ -145,7 +147,8 @@ def privatize_step_ref(
             exp_avg_sq[c] = torch.where(real, v, 0.0)
             v_hat = v / (1 - beta2**t)
             if dp_bias_correction:
-                v_hat = (v_hat - (noise_std[c] / denominator[c]) ** 2).clamp(min=eps * eps)
+                variance = float(noise_std[c] / denominator[c]) ** 2
+                v_hat = (v_hat - variance).clamp(min=DP_FLOOR * variance)
             update = m / (1 - beta1**t) / (v_hat.sqrt() + eps) + weight_decay * theta
         else:
             update = grad + weight_decay * theta

@@ -14,7 +14,7 @@ from ffalora.config import PrivacyConfig
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.arena import GradientMissing
 from ffalora.privacy.clipping import AdaptiveQuantileClipping
-from ffalora.privacy.engine import Participant
+from ffalora.privacy.engine import Participant, TrainingReport
 from ffalora.privacy.probe import SamplesNotIndependent
 
 
@@ -274,6 +274,61 @@ def test_adaptive_clipping_follows_the_median_and_adds_more_noise_to_the_sum():
     assert policy.sum_noise_multiplier > 0.5
     report = engine.train([client], adapters.state()[None], steps=40)
     assert 0.5 < policy.max_grad_norm / report.median_norm < 2.0
+
+
+def test_a_refused_step_charges_nobody_of_the_cohort():
+    engine, adapters = tiny_engine()
+    rich, poor = participants(2)
+    poor.ledger = ledger(1, 20, 8, max_steps=1, steps_taken=1)
+    poor.steps_taken = 1
+    with pytest.raises(PrivacyBudgetSpent, match="client 1"):
+        engine.train([rich, poor], adapters.state().repeat(2, 1), steps=1)
+    assert rich.ledger.steps_taken == 0
+
+
+def test_a_learning_rate_of_zero_is_taken_as_given():
+    engine, adapters = tiny_engine()
+    (client,) = participants(1)
+    client.lr = 0.0
+    state = adapters.state()[None]
+    engine.train([client], state, steps=1)
+    assert torch.equal(state[0], adapters.state())
+
+
+def test_adapter_dropout_changes_training_and_not_evaluation():
+    def run(dropout):
+        engine, adapters = tiny_engine()
+        for layer in adapters.layers.values():
+            layer.p_dropout = dropout
+        inputs, _ = engine.data.collate(np.arange(4))
+        state = adapters.state()[None]
+        engine.train(participants(1), state, steps=2)
+        return state, engine.model(**inputs).logits
+
+    (plain, before), (dropped, after), (again, _) = run(0.0), run(0.5), run(0.5)
+    assert torch.equal(before, after)
+    assert not torch.equal(plain, dropped)
+    assert torch.equal(dropped, again)
+
+
+def test_the_report_covers_every_client_however_they_were_trained():
+    engine, adapters = tiny_engine()
+    together = engine.train(participants(3), adapters.state().repeat(3, 1), steps=1)
+    apart = TrainingReport()
+    for client in participants(3):
+        apart.add(engine.train([client], adapters.state()[None], steps=1))
+    assert together.loss == pytest.approx(apart.loss, rel=1e-5)
+    assert together.median_norm == pytest.approx(apart.median_norm, rel=1e-5)
+    assert (together.clipped, together.samples) == (pytest.approx(apart.clipped), apart.samples)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_dp_bias_correction_keeps_updates_of_the_order_of_the_learning_rate(steps):
+    engine, adapters = tiny_engine(optimizer={"name": "adamw", "lr": 0.01, "dp_bias_correction": True})
+    before = adapters.state()
+    state = before[None].clone()
+    engine.train(participants(1), state, steps=steps)
+    assert 0.01 < float((state[0] - before).abs().max()) < 0.01 * 15 * steps
 
 
 def test_privacy_needs_exactly_one_way_to_set_the_noise():

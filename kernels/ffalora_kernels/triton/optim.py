@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.random import philox_impl
 
+from ..reference import DP_FLOOR
 from .launch import cdiv, check_device, units
 
 #: Two columns a thread: 16 bytes of the float64 total, 8 of the float32 rows.
@@ -65,7 +66,7 @@ def _privatize_step_kernel(
     index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream,
     BLOCKS: tl.constexpr, ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, WEIGHT_DECAY: tl.constexpr, MU: tl.constexpr,
-    DP_CORRECTION: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr, SQ_UNIT: tl.constexpr,
+    DP_CORRECTION: tl.constexpr, DP_FLOOR: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr, SQ_UNIT: tl.constexpr,
     TOTAL_UNIT: tl.constexpr, ANCHOR_UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``grad = (total + std·z)/denominator + mu·(state - anchor)``, then SGD, momentum or AdamW, all in float64."""
@@ -99,7 +100,8 @@ def _privatize_step_kernel(
         tl.store(at_sq, tl.where(live, v, 0.0).to(tl.float32), mask=in_row)
         v_hat = v / tl.load(correction2 + owner)
         if DP_CORRECTION:
-            v_hat = tl.maximum(v_hat - (std / expected) * (std / expected), EPS * EPS)
+            variance = (std / expected) * (std / expected)
+            v_hat = tl.maximum(v_hat - variance, DP_FLOOR * variance)
         update = m / tl.load(correction1 + owner) / (tl.sqrt(v_hat) + EPS) + WEIGHT_DECAY * theta
     else:
         update = grad + WEIGHT_DECAY * theta
@@ -132,7 +134,7 @@ def privatize_step_(
         _signed(key), _signed(key >> 32), _signed(stream),
         BLOCKS=blocks, ADAM=adam, MOMENTUM=exp_avg is not None and not adam, PROXIMAL=anchor is not None,
         INDEXED=index is not None, BETA1=beta1, BETA2=beta2, EPS=eps, WEIGHT_DECAY=weight_decay, MU=mu,
-        DP_CORRECTION=dp_bias_correction,
+        DP_CORRECTION=dp_bias_correction, DP_FLOOR=DP_FLOOR,
         **{name: unit for name, (_, unit) in zip(_UNIT_NAMES, pitches, strict=True)},
         BLOCK=STEP_BLOCK, num_warps=4,
     )  # fmt: skip
