@@ -13,7 +13,20 @@ import click
 from .._version import __version__
 from .errors import explain
 
-VERBS = ("simulate", "train", "demo", "evaluate", "predict", "report", "data", "epsilon", "audit", "profile", "info")
+VERBS = (
+    "simulate",
+    "train",
+    "demo",
+    "evaluate",
+    "predict",
+    "report",
+    "data",
+    "epsilon",
+    "audit",
+    "profile",
+    "flower",
+    "info",
+)
 
 
 class _Verbs(click.Group):

@@ -134,7 +134,7 @@ def _kept_moments(experiment: Experiment, tensors: dict[str, Tensor], rows: Tens
     kept = {n.removeprefix(_MOMENTS): value for n, value in tensors.items() if n.startswith(_MOMENTS)}
     if kept:
         return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
-    return Moments.zeros(experiment.config.optimizer, len(experiment.participants), rows.shape[1], rows.device)
+    return Moments.zeros(experiment.config.optimizer, experiment.strategy.clients, rows.shape[1], rows.device)
 
 
 def _faults(config: Config, round_number: int, clients: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,9 @@ def pairs(folder):
     return {
         "data__name": save_csv(folder / "pairs.csv", ("premise", "hypothesis", "label"), rows),
         "data__text": ["premise", "hypothesis"],
+        "adapter__target_modules": "all-linear",
+        "adapter__exclude_modules": ".*pooler.*",
+        "federation__local_steps": 6,
     }
 
 

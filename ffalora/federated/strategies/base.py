@@ -6,6 +6,8 @@ and ``aggregate`` with the rows it ended at. Everything else (sampling, training
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,6 +141,54 @@ class Strategy:
     def received(self, payload: Tensor) -> Tensor:
         """The row ``[P]`` of what :meth:`upload` made of it; columns that were not sent are as in the model."""
         return self.adapters.layout.from_payload(payload)
+
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        """Server tensors that clients need beside the row, with their shapes."""
+        return {}
+
+    def download(self, server: ServerState) -> Tensor:
+        """Everything that a client needs to begin the round, as one flat float32 row: ``server.row`` without padding,
+        then the shared tensors.
+        """
+        with self.whole():
+            parts = [self.adapters.layout.payload(server.row)]
+        for name, shape in self.shared().items():
+            parts.append(server.tensors.get(name, torch.zeros(shape)).reshape(-1).to(parts[0]))
+        return torch.cat(parts)
+
+    def adopt(self, server: ServerState, numbers: Tensor) -> None:
+        """Takes what :meth:`download` made of the server's state into a client's ``server``.
+
+        Raises:
+            ValueError: the wrong count of numbers: server and client differ in method, model or adapters.
+        """
+        with self.whole():
+            layout = self.adapters.layout
+            wanted = [layout.size, *(math.prod(shape) for shape in self.shared().values())]
+            if numbers.numel() != sum(wanted):
+                raise ValueError(
+                    f"the server sent {numbers.numel()} numbers, {self.name} on this model takes {sum(wanted)}; give "
+                    "server and clients the same configuration"
+                )
+            row, *tensors = numbers.split(wanted)
+            server.row = layout.from_payload(row)
+        for (name, shape), tensor in zip(self.shared().items(), tensors, strict=True):
+            like = server.tensors.get(name, tensor)
+            server.tensors[name] = tensor.reshape(shape).to(like.dtype)
+
+    def remember(self, server: ServerState, client: int, row: Tensor) -> None:
+        """Keeps what a client does not share of the row ``[P]`` that it ended at (really: at the client)."""
+
+    def fingerprint(self) -> str:
+        """Digest of the frozen factors that every client must share and that do not travel."""
+        digest = hashlib.sha256()
+        for name, layer in sorted(self.adapters.layers.items()):
+            digest.update(f"{name} {tuple(layer.lora_B.shape)} {tuple(layer.lora_A.shape)}".encode())
+            if (self.kept or self.trained) in ("b", "core"):
+                digest.update(layer.lora_A.detach().cpu().float().numpy().tobytes())
+            if self.trained == "core":
+                digest.update(layer.lora_B.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
 
     def bytes_up(self, client: int | None = None) -> int:
         """What a client sends in a round; without a client, the most that any sends."""

@@ -51,6 +51,9 @@ class FedEx(Strategy):
         server.tensors[_SENT] = torch.tensor([sent])
         return relative_gap(parts)
 
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        return self._base.shapes()
+
     def finish(self, server: ServerState) -> None:
         self._base.load(server.tensors)
         super().finish(server)

@@ -38,7 +38,8 @@ class FedSA(Strategy):
     def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
         gap = aggregation_gap(self.adapters, rows, weights) if len(rows) else 0.0
         columns = self._personal_columns()
-        server.tensors[_PERSONAL][list(clients)] = rows.to(server.tensors[_PERSONAL])
+        for client, row in zip(clients, rows, strict=True):
+            self.remember(server, client, row)
         shared = self.average(server, server.row, torch.where(columns, server.row, rows), weights)
         server.row = torch.where(columns, server.row, shared)
         return gap
@@ -60,6 +61,17 @@ class FedSA(Strategy):
         whole = layout.payload(self.adapters.state())
         whole[~layout.payload(self._personal_columns())] = payload
         return layout.from_payload(whole)
+
+    def download(self, server: ServerState) -> Tensor:
+        return self.upload(server.row)
+
+    def adopt(self, server: ServerState, numbers: Tensor) -> None:
+        if BYTES_PER_NUMBER * numbers.numel() != self.bytes_up():
+            raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {self.bytes_up() // 4}")
+        server.row = self.received(numbers)
+
+    def remember(self, server: ServerState, client: int, row: Tensor) -> None:
+        server.tensors[_PERSONAL][client] = row.to(server.tensors[_PERSONAL])
 
     def bytes_up(self, client: int | None = None) -> int:
         return BYTES_PER_NUMBER * sum(p.size for p in self.adapters.layout.places if p.tensor != "lora_B")

@@ -34,6 +34,9 @@ class HetLoRA(Ranked):
         server.tensors[_RANKS] = torch.tensor(self.ranks)
         return server
 
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        return {_RANKS: (self.clients,)}
+
     def begin_round(self, server: ServerState) -> None:
         super().begin_round(server)
         self.ranks = server.tensors[_RANKS].tolist()

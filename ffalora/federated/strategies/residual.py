@@ -34,6 +34,11 @@ class BaseResidual:
         tensors[_PREFIX + layer] = (old + scale * product).float()
         return (tensors[_PREFIX + layer].to(product) - old) / scale
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes ``[N,K]`` of the residuals among the server's tensors."""
+        layers = self._adapters.layers.items()
+        return {_PREFIX + name: (layer.lora_B.shape[0], layer.lora_A.shape[1]) for name, layer in layers}
+
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Writes untouched weights plus residuals into the model."""

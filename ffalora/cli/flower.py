@@ -1,0 +1,52 @@
+"""``ffalora flower``: a real federation of processes, on this machine or prepared for several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import ConfigCommand
+
+
+@click.command("flower", cls=ConfigCommand, short_help="A real federation: server and clients as separate processes.")
+@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), default="runs/flower", show_default=True,
+    help="The server's folder.",
+)  # fmt: skip
+@click.option("--secagg", is_flag=True, help="Aggregate securely (SecAgg+): the server sees the average only.")
+@click.option(
+    "--secagg-range", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True,
+    help="Quantise numbers within ± this.",
+)  # fmt: skip
+@click.option("--shared-streams", is_flag=True, help="Seeded noise that the server knows: for comparisons only.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a round waits for answers.")
+@click.option("--app-only", is_flag=True, help="Write the app folder for `flwr run` and start nothing.")
+def command(
+    config: Path | None, output: Path, secagg: bool, secagg_range: float, shared_streams: bool, timeout: float,
+    app_only: bool, overrides: dict[str, Any],
+) -> None:  # fmt: skip
+    """Run the federation of CONFIG with Flower: a SuperLink and one SuperNode a client, as processes on loopback.
+
+    The same configuration and methods as `ffalora simulate`; each client draws its own noise and keeps its own ledger
+    under OUTPUT/clients/ID. From here to several machines, with TLS and authentication: docs/flower.md.
+    """
+    from ..config import ConfigError, load_config
+    from ..federated.checks import find_strategy
+    from ..federated.flower.loopback import run_on_loopback, write_app
+    from ..federated.flower.rounds import check_secure_aggregation
+
+    values = load_config(config, overrides)
+    if values.methods:
+        raise ConfigError("methods: a federation runs one method; give its keys directly")
+    if secagg:
+        check_secure_aggregation(find_strategy(values.federation.strategy), values)
+    limit = secagg_range if secagg else None
+    if app_only:
+        write_app(output / "app", values, output, limit, shared_streams, timeout)
+        click.echo(f"app {output / 'app'}")
+        return
+    run_on_loopback(values, output, limit, shared_streams, timeout)
+    click.echo((output / "summary.json").read_text())

@@ -1,0 +1,88 @@
+"""``ClientApp`` and ``ServerApp`` of a federation; Flower loads them by name from a generated app folder.
+
+The run's configuration holds ``ffalora`` (the configuration as YAML), ``output`` (the server's folder), ``secagg``,
+``secagg-range``, ``shared-streams`` and ``timeout`` (seconds that a round waits for answers). A node's configuration
+holds ``client`` (its id), ``folder`` (where its ledger lives) and, for data of its own, ``data``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.client.mod import secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.compat.common import recorddict_compat
+from flwr.serverapp import Grid, ServerApp
+
+from ...config import Config, from_mapping
+from .rounds import check_range
+from .server import serve
+from .site import Site
+
+
+def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Secure aggregation where the run asks for it: the app is then called for the one stage that trains."""
+    if context.run_config["secagg"]:
+        return secaggplus_mod(message, context, call_next)
+    return call_next(message, context)
+
+
+client_app = ClientApp(mods=[_mask])
+server_app = ServerApp()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """One client's share of a round."""
+    run, node = context.run_config, context.node_config
+    site = Site(
+        run_configuration(context),
+        int(node["client"]),
+        Path(str(node["folder"])),
+        data=str(node["data"]) if node.get("data") else None,
+        shared_streams=bool(run["shared-streams"]),
+    )
+    if run["secagg"]:
+        given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
+        (numbers,) = parameters_to_ndarrays(given.parameters)
+        answer = site.train(int(given.config["round"]), numbers, str(given.config["fingerprint"]))
+        sent = np.asarray(answer.numbers, dtype=np.float64)
+        expected = site.experiment.strategy.bytes_up(site.client) // 4
+        check_range(sent, float(run["secagg-range"]), expected)
+        metrics = {"client": answer.client, "samples": answer.samples, "loss": answer.loss}
+        if answer.epsilon is not None:
+            metrics["epsilon"] = answer.epsilon
+        result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([sent]), 1, metrics)
+        return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
+    (numbers,) = message.content.array_records["numbers"].to_numpy_ndarrays()
+    task = message.content.config_records["task"]
+    answer = site.train(int(task["round"]), numbers, str(task["fingerprint"]))
+    report = {"client": answer.client, "samples": answer.samples, "loss": answer.loss}
+    if answer.epsilon is not None:
+        report["epsilon"] = answer.epsilon
+    content = RecordDict({"numbers": ArrayRecord([answer.numbers]), "report": ConfigRecord(report)})
+    return Message(content, reply_to=message)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """The server's rounds."""
+    run = context.run_config
+    serve(
+        grid,
+        context,
+        run_configuration(context),
+        Path(str(run["output"])),
+        timeout=float(run["timeout"]),
+        secagg_range=float(run["secagg-range"]) if run["secagg"] else None,
+    )
+
+
+def run_configuration(context: Context) -> Config:
+    """The federation's configuration, as every participant gets it."""
+    return from_mapping(yaml.safe_load(str(context.run_config["ffalora"])))

@@ -1,0 +1,224 @@
+"""A whole federation on this machine: a SuperLink, one SuperNode a client, each a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ...config import Config, ConfigError, to_yaml
+
+_LINK = "loopback"
+_APP = """[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "ffalora-federation"
+version = "1.0.0"
+description = "A federation of ffalora"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "local"
+
+[tool.flwr.app.components]
+serverapp = "federation_app:server_app"
+clientapp = "federation_app:client_app"
+
+[tool.flwr.app.config]
+"""
+_MODULE = """\"\"\"The apps of ffalora.\"\"\"
+
+from ffalora.federated.flower import app
+
+client_app = app.client_app
+server_app = app.server_app
+"""
+
+
+def write_app(
+    folder: Path, config: Config, output: Path, secagg_range: float | None, shared_streams: bool, timeout: float
+) -> None:
+    """The Flower app folder of a federation, for ``flwr run``: the configuration, and where the server writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {
+        "ffalora": to_yaml(config),
+        "output": str(output.resolve()),
+        "secagg": secagg_range is not None,
+        "secagg-range": float(secagg_range or 0.0),
+        "shared-streams": shared_streams,
+        "timeout": float(timeout),
+    }
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in run.items()]
+    (folder / "pyproject.toml").write_text(_APP + "".join(lines))
+    (folder / "federation_app.py").write_text(_MODULE)
+
+
+def run_on_loopback(
+    config: Config,
+    output: Path,
+    secagg_range: float | None = None,
+    shared_streams: bool = False,
+    timeout: float = 600.0,
+    wait: float = 3600.0,
+) -> None:
+    """Runs a federation to its end in separate processes; logs are in the output's ``logs`` folder.
+
+    Args:
+        config: its ``clients.count`` says how many SuperNodes.
+        output: the server's folder; each client's is ``output/clients/ID``.
+        secagg_range: aggregate securely, quantising within ± this.
+        shared_streams: seeded noise that all sides know, for comparisons with the simulator.
+        timeout: seconds that a round waits for answers.
+        wait: seconds for the whole run.
+
+    Raises:
+        ConfigError: Flower is not installed, or ``clients.count`` is not set. RuntimeError: the run failed; says where
+        the logs are.
+    """
+    count = config.clients.count
+    if count is None:
+        raise ConfigError("clients.count is not set: it says how many SuperNodes to start")
+    with ExitStack() as stack:
+        federation = stack.enter_context(loopback(output, count))
+        federation.submit(config, output, secagg_range, shared_streams, timeout)
+        federation.wait_for(output / "summary.json", wait)
+
+
+class Loopback:
+    """The running processes: submits runs, waits for files, kills a SuperNode on request (for tests of faults)."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder, self.environment = folder, environment
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def start(self, name: str, command: list[str]) -> None:
+        """Starts a process of this federation, in a process group of its own."""
+        log = open(self.folder / "logs" / f"{name}.log", "ab")
+        self.processes[name] = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment,
+            start_new_session=True,
+        )  # fmt: skip
+        log.close()
+
+    def stop(self, name: str, signal: int = 15) -> None:
+        """Ends a process and everything it started."""
+        process = self.processes.pop(name)
+        try:
+            os.killpg(process.pid, signal)
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+        except ProcessLookupError:
+            process.wait()
+
+    def submit(
+        self, config: Config, output: Path, secagg_range: float | None, shared_streams: bool, timeout: float
+    ) -> None:
+        """Hands the run to the SuperLink."""
+        app = self.folder / "app"
+        write_app(app, config, output, secagg_range, shared_streams, timeout)
+        done = subprocess.run(
+            [_tool("flwr"), "run", str(app), _LINK], env=self.environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"flwr run failed: {(done.stdout + done.stderr)[-2000:]}")
+
+    def wait_for(self, file: Path, seconds: float) -> None:
+        """Waits until the run has written ``file``.
+
+        Raises:
+            RuntimeError: it did not in time, or the server app ended with an error.
+        """
+        deadline = time.monotonic() + seconds
+        log = self.folder / "logs" / "superlink.log"
+        while not file.exists():
+            failed = log.exists() and "Traceback" in log.read_text(errors="replace")
+            if failed or time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
+                tail = log.read_text(errors="replace")[-1500:]
+                raise RuntimeError(
+                    f"the federation did not finish; see {log.parent}. Last lines of the server:\n{tail}"
+                )
+            time.sleep(0.5)
+
+
+@contextmanager
+def loopback(folder: Path, clients: int) -> Iterator[Loopback]:
+    """A SuperLink and ``clients`` SuperNodes; all of them are stopped at the end of the block."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    home = folder / "flower-home"
+    home.mkdir(exist_ok=True)
+    link, *ports = _free_ports(clients + 1)
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    tools = os.path.dirname(_tool("flwr"))
+    environment = os.environ | {
+        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PYTHONPATH": paths,
+        "PATH": tools + os.pathsep + os.environ.get("PATH", ""),
+    }  # fmt: skip
+    federation = Loopback(folder, environment)
+    try:
+        federation.start(
+            "superlink",
+            [_tool("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(link),
+             "--disable-runtime-dependency-installation"],
+        )  # fmt: skip
+        _wait_for_port(link)
+        for client, port in enumerate(ports):
+            own = (folder / "clients" / str(client)).resolve()
+            own.mkdir(parents=True, exist_ok=True)
+            federation.start(
+                f"supernode-{client}",
+                [_tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1",
+                 "--port", str(port), "--node-config", f'client={client} folder="{own}"'],
+            )  # fmt: skip
+        yield federation
+    finally:
+        for name in list(federation.processes)[::-1]:
+            federation.stop(name)
+
+
+def _tool(name: str) -> str:
+    """One of Flower's commands: beside this Python, or on the path."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise ConfigError(f"{name} was not found; install Flower: pip install 'ffalora[flower]'")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _wait_for_port(port: int, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"the SuperLink did not open 127.0.0.1:{port} within {seconds:g} s; see its log")

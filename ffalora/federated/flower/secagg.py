@@ -1,0 +1,102 @@
+"""Secure aggregation (SecAgg+; Bell et al., CCS 2020) by Flower's workflow: the server learns the uniform average only.
+
+Numbers are quantised to 2²² levels of ±range, with stochastic rounding: each client's error is below one level,
+``range · 2⁻²¹``, and so is the average's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.common import FitIns, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.client_manager import ClientManager
+from flwr.server.compat.legacy_context import LegacyContext
+from flwr.server.strategy import Strategy as LegacyStrategy
+from flwr.server.workflow import SecAggPlusWorkflow
+from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
+from flwr.serverapp import Grid
+
+from .rounds import Exchange
+from .server import answer_of
+
+LEVELS = 2**22
+_THRESHOLD = 0.5
+
+
+@dataclass
+class _Node:
+    """What the workflow wants to know of a client."""
+
+    node_id: int
+
+
+@dataclass
+class _OneRound:
+    """What the workflow wants of a strategy and of a client manager: whom to ask what, and where the result goes."""
+
+    nodes: list[int]
+    instructions: FitIns
+    results: list[Any] = field(default_factory=list)
+    failures: list[Any] = field(default_factory=list)
+
+    def num_available(self) -> int:
+        return len(self.nodes)
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: Any
+    ) -> list[tuple[_Node, FitIns]]:
+        return [(_Node(node), self.instructions) for node in self.nodes]
+
+    def aggregate_fit(self, server_round: int, results: list[Any], failures: list[Any]) -> tuple[None, dict]:
+        self.results, self.failures = results, failures
+        return None, {}
+
+
+def secure_exchange(
+    grid: Grid, context: Context, nodes: list[int], round_number: int, numbers: np.ndarray, fingerprint: str,
+    timeout: float, limit: float,
+) -> Exchange:  # fmt: skip
+    """A round in which the server learns the average of what clients send, and no client's own numbers.
+
+    Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was. What
+    clients say of themselves (id, samples, ε, loss) is not hidden.
+    """
+    task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "fingerprint": fingerprint})
+    one = _OneRound(nodes, task)
+    context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
+    context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
+    legacy = LegacyContext(context, strategy=cast(LegacyStrategy, one), client_manager=cast(ClientManager, one))
+    counted = _Counting(grid)
+    workflow = SecAggPlusWorkflow(
+        1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=timeout
+    )
+    workflow(cast(Grid, counted), legacy)
+    got = Exchange([], failed=[str(failure) for failure in one.failures])
+    got.bytes_up, got.bytes_down = counted.bytes_up, counted.bytes_down
+    if not one.results:
+        got.failed.append("secure aggregation was halted: too few clients stayed")
+        return got
+    got.answers = [answer_of(dict(result.metrics), None) for _, result in one.results]
+    (average,) = parameters_to_ndarrays(one.results[0][1].parameters)
+    got.sum_only = average.astype(np.float32)
+    return got
+
+
+class _Counting:
+    """The grid, counting the bytes of what passes."""
+
+    def __init__(self, grid: Grid):
+        self._grid = grid
+        self.bytes_up = self.bytes_down = 0
+
+    def send_and_receive(self, messages: list[Any], *, timeout: float | None = None) -> list[Any]:
+        from flwr.common.serde import recorddict_to_proto
+
+        messages = list(messages)
+        self.bytes_down += sum(recorddict_to_proto(message.content).ByteSize() for message in messages)
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        self.bytes_up += sum(recorddict_to_proto(r.content).ByteSize() for r in replies if not r.has_error())
+        return replies

@@ -1,0 +1,131 @@
+"""The server's rounds over Flower's grid: messages out, answers in, the folder of a run at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
+
+from ...bundle import save_bundle
+from ...config import Config, to_yaml
+from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from ..experiment import build
+from ..records import summary
+from .rounds import Exchange, check_secure_aggregation, remote_round
+from .site import Answer
+
+CHECKPOINT, METRICS = "checkpoint/checkpoint.safetensors", "metrics.jsonl"
+_POLL_SECONDS = 0.5
+
+
+class TooFewClients(RuntimeError):
+    """Fewer clients are connected than a round needs."""
+
+
+def serve(
+    grid: Grid, context: Context, config: Config, folder: Path, timeout: float, secagg_range: float | None = None
+) -> None:
+    """All rounds of a federation, from the last completed one where the folder holds a checkpoint.
+
+    Args:
+        grid: Flower's way to the clients.
+        context: of the ServerApp.
+        config: the federation's.
+        folder: made if missing; receives what ``simulate`` writes, but for the clients' privacy, which they state
+            themselves.
+        timeout: seconds to wait for connections, and for the answers of a round.
+        secagg_range: quantise numbers within ± this and aggregate securely; None aggregates in the open.
+
+    Raises:
+        ConfigError: what secure aggregation cannot do. TooFewClients: fewer than ``federation.min_available``.
+    """
+    experiment = build(config)
+    strategy = experiment.strategy
+    if secagg_range is not None:
+        check_secure_aggregation(type(strategy), config)
+    server, rows = strategy.begin(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CHECKPOINT).exists():
+        load_checkpoint(folder / CHECKPOINT, config, server, [], {})
+        rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()][: server.round]
+    write_atomically(folder / "config.yaml", to_yaml(config).encode())
+    wanted = max(config.federation.min_available, config.clients.count or 1)
+
+    def send(round_number: int, numbers: np.ndarray, fingerprint: str) -> Exchange:
+        nodes = connected(grid, wanted, config.federation.min_available, timeout)
+        if secagg_range is None:
+            return exchange(grid, nodes, round_number, numbers, fingerprint, timeout)
+        from .secagg import secure_exchange
+
+        return secure_exchange(grid, context, nodes, round_number, numbers, fingerprint, timeout, secagg_range)
+
+    while server.round < config.federation.rounds:
+        rows.append(remote_round(experiment, server, send))
+        save_checkpoint(folder / CHECKPOINT, config, server, [], {})
+        write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    strategy.export(server)
+    save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data.label_names)
+    write_atomically(folder / "summary.json", json.dumps(summary(experiment, rows), indent=2).encode())
+
+
+def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]:
+    """The nodes of a round: waits for ``wanted``, and after ``timeout`` seconds goes on with ``needed``.
+
+    Raises:
+        TooFewClients: fewer than ``needed``.
+    """
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    if len(nodes) < needed:
+        raise TooFewClients(
+            f"{len(nodes)} clients are connected after {timeout:g} s, federation.min_available={needed} are needed; "
+            "start more SuperNodes, wait longer, or lower it"
+        )
+    return nodes
+
+
+def exchange(
+    grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, fingerprint: str, timeout: float
+) -> Exchange:
+    """Sends the round to every node and gathers what comes back in time."""
+    content = RecordDict(
+        {
+            "numbers": ArrayRecord([numbers]),
+            "task": ConfigRecord({"round": round_number, "fingerprint": fingerprint}),
+        }
+    )
+    messages = [
+        Message(content, dst_node_id=node, message_type="train", group_id=str(round_number + 1)) for node in nodes
+    ]
+    got = Exchange([], bytes_down=len(nodes) * recorddict_to_proto(content).ByteSize())
+    silent = set(nodes)
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        node = reply.metadata.src_node_id
+        silent.discard(node)
+        if reply.has_error():
+            got.failed.append(f"node {node}: {reply.error.reason}")
+            continue
+        got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
+        (answer,) = reply.content.array_records["numbers"].to_numpy_ndarrays()
+        got.answers.append(answer_of(dict(reply.content.config_records["report"]), answer))
+    got.failed += [f"node {node}: no answer within {timeout:g} s" for node in sorted(silent)]
+    return got
+
+
+def answer_of(report: dict[str, Any], numbers: np.ndarray | None) -> Answer:
+    """A client's answer from its report and its numbers."""
+    epsilon = report.get("epsilon")
+    return Answer(
+        int(report["client"]),
+        int(report["samples"]),
+        numbers,
+        None if epsilon is None else float(epsilon),
+        float(report["loss"]),
+    )

@@ -1,0 +1,68 @@
+"""A real federation of processes on loopback: equal to the simulator, masked sums, a killed client. Needs Flower."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import PRIVATE
+
+from ffalora.federated.simulate import simulate
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
+from ffalora.federated.flower.loopback import loopback, run_on_loopback
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def furthest(a, b):
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("private", [{}, PRIVATE], ids=["plain", "private"])
+def test_processes_on_loopback_end_where_the_simulator_ends(small, tmp_path, private):
+    config = small(clients__count=2, federation__rounds=2, federation__one_pass="never", **private)
+    run_on_loopback(config, tmp_path / "flower", shared_streams=True, timeout=300, wait=800)
+    simulated = simulate(config, tmp_path / "simulated", progress=False)
+    assert furthest(adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")) <= 1e-6
+    rows = [json.loads(line) for line in (tmp_path / "flower/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["metrics"] == pytest.approx(simulated.rounds[-1]["metrics"], abs=1e-5)
+    payload = simulated.summary["bytes_up_per_client_round"]
+    assert 2 * payload < rows[0]["bytes_up"] < 2 * (payload + 600)
+    if private:
+        ledger = json.loads((tmp_path / "flower/clients/1/1.json").read_text())
+        assert ledger["steps_taken"] == 4
+        assert rows[-1]["epsilon"] == pytest.approx(simulated.rounds[-1]["epsilon"], abs=1e-4)
+
+
+def test_secure_aggregation_gives_the_average_within_its_quantisation(small, tmp_path):
+    config = small(
+        clients__count=3, federation__rounds=1, federation__one_pass="never", federation__weighting="uniform"
+    )
+    run_on_loopback(config, tmp_path / "flower", secagg_range=4.0, timeout=300, wait=800)
+    simulate(config, tmp_path / "simulated", progress=False)
+    masked, plain = adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")
+    assert 0 < furthest(masked, plain) <= 4.0 * 2**-21
+    assert all(value.isfinite().all() for value in masked.values()) and any(value.any() for value in masked.values())
+
+
+def test_a_killed_client_leaves_the_round_to_the_others_and_has_paid(small, tmp_path):
+    config = small(clients__count=2, federation__rounds=2, federation__one_pass="never", **PRIVATE)
+    output = tmp_path / "flower"
+    with loopback(output, 2) as federation:
+        federation.submit(config, output, None, True, 60)
+        deadline = time.monotonic() + 300
+        while not (output / "clients/1/1.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        federation.stop("supernode-1", signal=9)
+        federation.wait_for(output / "summary.json", 500)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["round"] == 2 and "0" in rows[-1]["epsilon_per_client"]
+    assert any(row["failed"] or "1" not in row["epsilon_per_client"] for row in rows)
+    assert 1 <= json.loads((output / "clients/1/1.json").read_text())["steps_taken"] <= 4
+    assert torch.isfinite(torch.cat([value.flatten() for value in adapter_of(output).values()])).all()

@@ -1,0 +1,190 @@
+"""Clients at their own sites against the simulator, in one process: equal adapters, own accounts, faults by name."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_runs import PRIVATE
+
+from ffalora.config import ConfigError
+from ffalora.federated.experiment import build
+from ffalora.federated.flower.rounds import Exchange, check_range, check_secure_aggregation, remote_round
+from ffalora.federated.flower.site import Site
+from ffalora.federated.simulate import run_round
+from ffalora.federated.strategies import STRATEGIES
+from ffalora.privacy.accounting import PrivacyBudgetSpent
+
+
+def sites_of(config, folder, **options):
+    return [Site(config, client, folder / str(client), shared_streams=True, **options) for client in range(3)]
+
+
+def send_to(sites, change=lambda answer: answer):
+    def send(round_number, numbers, fingerprint):
+        answers, failed = [], []
+        for site in sites:
+            try:
+                answers.append(change(site.train(round_number, numbers, fingerprint)))
+            except Exception as error:
+                failed.append(str(error))
+        return Exchange(answers, failed=failed)
+
+    return send
+
+
+def run_remote(config, folder, rounds, **options):
+    experiment = build(config)
+    server = experiment.strategy.begin()
+    rows = [remote_round(experiment, server, send_to(sites_of(config, folder, **options))) for _ in range(rounds)]
+    return experiment, server, rows
+
+
+def run_simulator(config, rounds):
+    experiment = build(config)
+    server = experiment.strategy.begin()
+    rows = [run_round(experiment, server) for _ in range(rounds)]
+    return experiment, server, rows
+
+
+@pytest.mark.parametrize(
+    "name,private", [*((name, {}) for name in STRATEGIES), ("ffa", PRIVATE), ("rolora", PRIVATE), ("fedsa", PRIVATE)]
+)
+def test_every_method_ends_where_the_simulator_ends_though_clients_restart_each_round(small, tmp_path, name, private):
+    ranks = {"clients__ranks": [1, 2, 2]} if STRATEGIES[name].takes_ranks else {}
+    config = small(federation__strategy=name, federation__one_pass="never", **private, **ranks)
+    _, there, remote = run_remote(config, tmp_path, 2)
+    _, here, local = run_simulator(config, 2)
+    torch.testing.assert_close(there.row, here.row, rtol=0, atol=1e-6)
+    if name != "fedsa":
+        assert remote[-1]["metrics"] == pytest.approx(local[-1]["metrics"], abs=1e-5)
+    assert remote[-1]["epsilon"] == pytest.approx(local[-1]["epsilon"], abs=1e-4)
+
+
+def test_kept_moments_stay_with_the_client_across_restarts(small, tmp_path):
+    config = small(optimizer__momentum=0.9, optimizer__keep_moments=True, federation__one_pass="never")
+    _, there, _ = run_remote(config, tmp_path, 3)
+    _, here, _ = run_simulator(config, 3)
+    torch.testing.assert_close(there.row, here.row, rtol=0, atol=1e-6)
+
+
+def test_ffa_sends_exactly_its_trained_numbers_both_ways(small, tmp_path):
+    config = small()
+    experiment = build(config)
+    server = experiment.strategy.begin()
+    seen = []
+
+    def send(round_number, numbers, fingerprint):
+        seen.append(numbers)
+        return send_to(sites_of(config, tmp_path), lambda answer: (seen.append(answer.numbers), answer)[1])(
+            round_number, numbers, fingerprint
+        )
+
+    remote_round(experiment, server, send)
+    assert [each.shape for each in seen] == [(experiment.adapters.layout.size,)] * 4
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape"])
+def test_a_client_that_sends_nonsense_is_named_and_the_round_goes_on(small, tmp_path, fault):
+    from dataclasses import replace
+
+    config = small()
+    experiment = build(config)
+    server = experiment.strategy.begin()
+
+    def spoil(answer):
+        if answer.client != 1:
+            return answer
+        bad = np.full_like(answer.numbers, np.nan) if fault == "nan" else answer.numbers[:-1]
+        return replace(answer, numbers=bad)
+
+    row = remote_round(experiment, server, send_to(sites_of(config, tmp_path), spoil))
+    assert row["rejected"] == [1]
+    assert server.row.isfinite().all() and server.row.any()
+
+
+def test_another_frozen_a_is_refused_by_the_client_that_has_it(small, tmp_path):
+    sites = [*sites_of(small(), tmp_path)[:2], Site(small(adapter__seed=1), 2, tmp_path / "2")]
+    experiment = build(small())
+    row = remote_round(experiment, experiment.strategy.begin(), send_to(sites))
+    assert len(row["failed"]) == 1 and "client 2: its frozen factors differ" in row["failed"][0]
+    assert row["metrics"]
+
+
+def test_a_round_without_answers_leaves_the_state_and_is_written_down(small):
+    experiment = build(small())
+    server = experiment.strategy.begin()
+    before = server.row.clone()
+    row = remote_round(experiment, server, lambda *_: Exchange([], failed=["all gone"]))
+    assert torch.equal(server.row, before) and row["failed"] == ["all gone"] and row["round"] == 1
+
+
+def test_a_client_killed_in_mid_round_has_paid_for_the_steps_it_took(small, tmp_path):
+    config = small(federation__local_steps=4, **PRIVATE)
+    experiment = build(config)
+    server = experiment.strategy.begin()
+    numbers, mark = experiment.strategy.download(server).numpy(), experiment.strategy.fingerprint()
+    site = Site(config, 1, tmp_path, shared_streams=True)
+    original = site.experiment.engine.train
+
+    def die(*arguments, **options):
+        def stop(step):
+            if step == 2:
+                raise KeyboardInterrupt
+
+        return original(*arguments, on_step=stop, **options)
+
+    site.experiment.engine.train = die
+    with pytest.raises(KeyboardInterrupt):
+        site.train(0, numbers, mark)
+    again = Site(config, 1, tmp_path, shared_streams=True)
+    assert again.experiment.ledgers["1"].steps_taken == 3
+    again.train(0, numbers, mark)
+    assert again.experiment.ledgers["1"].steps_taken == 7
+    assert json.loads((tmp_path / "1.json").read_text())["steps_taken"] == 7
+
+
+def test_a_client_without_budget_for_a_round_refuses_it(small, tmp_path):
+    config = small(federation__rounds=1, federation__local_steps=2, **PRIVATE)
+    experiment = build(config)
+    server = experiment.strategy.begin()
+    numbers, mark = experiment.strategy.download(server).numpy(), experiment.strategy.fingerprint()
+    Site(config, 0, tmp_path, shared_streams=True).train(0, numbers, mark)
+    with pytest.raises(PrivacyBudgetSpent, match="client 0"):
+        Site(config, 0, tmp_path, shared_streams=True).train(1, numbers, mark)
+
+
+def test_real_clients_refuse_noise_that_the_server_could_subtract(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"privacy\.noise='seeded'"):
+        Site(small(**PRIVATE), 0, tmp_path)
+
+
+def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
+    from small_runs import save_texts
+
+    data = save_texts(tmp_path / "own.csv", rows=50)
+    config = small(**PRIVATE | {"privacy__noise": "secure"})
+    site = Site(config, 2, tmp_path / "state", data=str(data))
+    strategy = site.experiment.strategy
+    answer = site.train(0, strategy.download(site.server).numpy(), strategy.fingerprint())
+    assert answer.client == 2 and 30 <= answer.samples <= 50 and answer.epsilon > 0
+    assert site.experiment.ledgers["2"].dataset_size == answer.samples
+
+
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if not s.linear])
+def test_secure_aggregation_is_refused_by_name_where_single_rows_are_needed(small, name):
+    with pytest.raises(ConfigError, match=rf"{name}.*ffa, fedsvd"):
+        check_secure_aggregation(STRATEGIES[name], small(federation__weighting="uniform"))
+
+
+def test_secure_aggregation_refuses_weights_by_size(small):
+    with pytest.raises(ConfigError, match=r"federation\.weighting='size'"):
+        check_secure_aggregation(STRATEGIES["ffa"], small())
+
+
+@pytest.mark.parametrize(
+    "numbers,message", [([1.0, np.nan], "NaN"), ([1.0], "expected"), ([1.0, 9.0], "outside the quantised range")]
+)
+def test_what_cannot_be_masked_is_stopped_at_the_client(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        check_range(np.array(numbers, dtype=np.float32), 8.0, 2)
