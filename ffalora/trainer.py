@@ -24,8 +24,9 @@ from transformers import Trainer
 from .adapters import Adapters
 from .privacy.accountants import noise_multiplier_for
 from .privacy.accounting import PrivacyLedger
+from .privacy.admission import check_trained_tensors
 from .privacy.noise import SecureNoise, SeededNoise
-from .privacy.private_gradient import PrivateGradient, refuse_unprotected
+from .privacy.private_gradient import PrivateGradient
 from .privacy.sampling import SeededDraw, SystemDraw, physical_batches
 from .privacy.statement import PrivacyStatement
 from .trainer_terms import PrivacyArguments, check_arguments, default_losses
@@ -65,7 +66,7 @@ class PrivateTrainer(Trainer):
             from .adapters import convert
 
             adapters = convert(model)
-        refuse_unprotected(model, adapters)
+        check_trained_tensors(model, adapters, private=True)
         check_arguments(args, others)
         self.privacy, self.adapters = privacy, adapters
         self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps

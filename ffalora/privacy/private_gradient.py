@@ -12,8 +12,10 @@ from ffalora_kernels import clip_reduce_, privatize_step_
 
 from ..adapters import Adapters, TrainingPass
 from .accounting import PrivacyLedger
+from .admission import check_trained_tensors
 from .arena import Arena
 from .clipping import sensitivity
+from .detectors import check_attached
 from .noise import NoiseSource, SeededNoise
 from .probe import check_independence, check_losses, check_losses_independence
 
@@ -42,10 +44,11 @@ class PrivateGradient:
         max_grad_norm: float,
         noise: NoiseSource,
     ):
-        refuse_unprotected(model, adapters)
+        check_trained_tensors(model, adapters, private=True)
         self.model, self.adapters, self.losses = model, adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
         self.device = adapters.state().device
+        check_attached(model, adapters, self.device)
         self._arena = Arena(adapters, self.device)
         self._counted = self._probed = False
         self.clipped = self.nonfinite = 0
@@ -147,18 +150,3 @@ class PrivateGradient:
 
     def _row(self, value: float) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=self.device)
-
-
-def refuse_unprotected(model: nn.Module, adapters: Adapters) -> None:
-    """Every tensor that requires grad must have a place in the state: nothing else is clipped and noised.
-
-    Raises:
-        ValueError: names the first that has none.
-    """
-    placed = {id(adapters.layout.parameter(place)) for place in adapters.layout.places}
-    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in placed]
-    if outside:
-        raise ValueError(
-            f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
-            "neither clipped nor noised; freeze them with requires_grad_(False)"
-        )

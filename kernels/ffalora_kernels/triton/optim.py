@@ -66,8 +66,8 @@ def _privatize_step_kernel(
     index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream,
     BLOCKS: tl.constexpr, ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, WEIGHT_DECAY: tl.constexpr, MU: tl.constexpr,
-    DP_CORRECTION: tl.constexpr, DP_FLOOR: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr, SQ_UNIT: tl.constexpr,
-    TOTAL_UNIT: tl.constexpr, ANCHOR_UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    DP_CORRECTION: tl.constexpr, DP_FLOOR: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr,
+    SQ_UNIT: tl.constexpr, TOTAL_UNIT: tl.constexpr, ANCHOR_UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``grad = (total + std·z)/denominator + mu·(state - anchor)``, then SGD, momentum or AdamW, all in float64."""
     owner = (tl.program_id(0) // BLOCKS).to(tl.int64)
