@@ -182,7 +182,8 @@ def test_sizes_and_intervals_are_written_as_people_write_them():
     assert [bytes_text(n) for n in (12, 1180, 590_000, 999_700, 1_769_472, 2.5e9)] == [
         "12 B", "1.18 kB", "590 kB", "1000 kB", "1.77 MB", "2.5 GB",
     ]  # fmt: skip
-    assert epsilon_text(None) == "not private" and epsilon_text(5.996) == "6.00"
+    assert epsilon_text(None) == "not private" and epsilon_text(5.991) == "6.00"
+    assert epsilon_text(5.99) == "5.99" and epsilon_text(1.1) == "1.10"
     assert interval([0.5]) == (0.5, None)
 
 

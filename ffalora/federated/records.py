@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..environment import describe_environment
+from ..plain import rounded_up
 from ..privacy.engine import TrainingReport
 from ..privacy.statement import PrivacyStatement
 from .experiment import Experiment
@@ -16,14 +17,14 @@ def metrics_row(
     experiment: Experiment, server: ServerState, report: TrainingReport, metrics: dict[str, float],
     gap: float, seconds: float, bytes_up: int, bytes_down: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The row of ``metrics.jsonl`` for the round just completed."""
+    """The row of ``metrics.jsonl`` for the round just completed; each ε is rounded up."""
     epsilons = {name: ledger.epsilon() for name, ledger in experiment.ledgers.items()}
     return {
         "round": server.round,
         "seconds": round(seconds, 3),
         "metrics": metrics,
-        "epsilon": round(max(epsilons.values()), 4) if epsilons else None,
-        "epsilon_per_client": {name: round(value, 4) for name, value in epsilons.items()},
+        "epsilon": rounded_up(max(epsilons.values())) if epsilons else None,
+        "epsilon_per_client": {name: rounded_up(value) for name, value in epsilons.items()},
         "bytes_up": bytes_up,
         "bytes_down": bytes_down,
         "update_gap": gap,

@@ -18,6 +18,7 @@ from ..atomic import write_atomically
 from ..bundle import save_bundle
 from ..config import Config, to_yaml
 from ..evaluation import evaluate_examples
+from ..plain import restored, to_json
 from ..privacy.engine import TrainingReport
 from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from .cohort import client_weights, draw_cohort, train_cohort
@@ -80,8 +81,9 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         while server.round < config.federation.rounds and not _is_spent(experiment, server):
             row = run_round(experiment, server)
             rows.append(row)
+            # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
+            _write_rows(folder / METRICS, rows)
             save_checkpoint(checkpoint, config, server, experiment.participants, experiment.ledgers)
-            write_atomically(folder / METRICS, "".join(json.dumps(r) + "\n" for r in rows).encode())
             bar.set_postfix(
                 {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")} | {"ε": row["epsilon"]}
             )
@@ -145,6 +147,9 @@ def _is_spent(experiment: Experiment, server: ServerState) -> bool:
 
 
 def _finish(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
+    if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
+        rows[-1]["metrics"] = evaluate_views(experiment, server)
+        _write_rows(folder / METRICS, rows)
     experiment.strategy.export(server)
     save_bundle(
         folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names
@@ -161,8 +166,13 @@ def _completed_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
     """Rows of the rounds that the checkpoint covers; a row that was written after it is run again."""
     if not path.exists() or rounds == 0:
         return []
-    return [row for row in map(json.loads, path.read_text().splitlines()) if row["round"] <= rounds]
+    found = [restored(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in found if row["round"] <= rounds]
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(to_json(row) + "\n" for row in rows).encode())
 
 
 def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str).encode())
+    write_atomically(path, to_json(value, indent=2, default=str).encode())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..plain import plain, rounded_up
 from .accounting import PrivacyLedger
 
 NOISE_MODES = ("seeded", "secure")
@@ -57,14 +58,14 @@ class PrivacyStatement:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite ε is the string 'infinity'."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
     def to_text(self) -> str:
-        """A page for people."""
+        """A page for people; every ε is rounded up."""
         if not self.private:
             return "\n".join(["This run is NOT private: ε is infinite.", *(f"  - {c}" for c in self.caveats)]) + "\n"
         lines = [
-            f"Privacy of this run: ε = {self.max_epsilon:.4g} at most, at δ = {self.delta:g}",
+            f"Privacy of this run: ε = {rounded_up(self.max_epsilon):.4g} at most, at δ = {self.delta:g}",
             f"  unit        {self.unit}",
             f"  adjacency   {self.adjacency}",
             f"  sampling    {self.sampling}",
@@ -78,9 +79,10 @@ class PrivacyStatement:
         for c in self.clients:
             target = "-" if c.target_epsilon is None else f"{c.target_epsilon:.4g}"
             steps = f"{c.steps_taken} / {c.max_steps}"
+            spent, final = rounded_up(c.epsilon), rounded_up(c.final_epsilon)
             lines.append(
                 f"  {c.client_id:>6} {c.dataset_size:>10}  {c.sample_rate:>11.5f}  {c.noise_multiplier:>7.4f}"
-                f"    {steps:>21}    {c.epsilon:>7.4g}    {c.final_epsilon:>11.4g}    {target:>6}"
+                f"    {steps:>21}    {spent:>7.4g}    {final:>11.4g}    {target:>6}"
             )
         lines += ["", "  Treated as public:", *(f"  - {p}" for p in self.public)]
         lines += ["  Not covered:", *(f"  - {c}" for c in self.caveats)]
@@ -191,11 +193,3 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
     if any(ledger.prior for ledger in ledgers):
         said.append("ε includes what earlier runs spent on the same data.")
     return tuple(said)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return "infinity" if isinstance(value, float) and math.isinf(value) else value

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ..plain import restored
+
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 _SEED = "seed-"
 
@@ -108,7 +110,7 @@ def _read_run(top: Path, place: Path) -> Run:
         label="/".join(names) or config["federation"]["strategy"],
         top=top,
         config=config,
-        rounds=_read(place / METRICS, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]),
+        rounds=_read(place / METRICS, lambda text: [restored(json.loads(x)) for x in text.splitlines() if x.strip()]),
         partition=_read(place / "partition.json", json.loads, []),
         environment=_read(place / "environment.json", json.loads, {}),
         privacy_text=_read(place / "privacy.txt", str, ""),

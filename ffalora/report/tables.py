@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from .runs import Run, by_label
@@ -112,10 +113,10 @@ def interval_text(values: Sequence[float]) -> str:
 
 
 def epsilon_text(value: float | None) -> str:
-    """ε, or that there is none."""
+    """ε rounded up, or that there is none."""
     if value is None:
         return "not private"
-    return "∞" if math.isinf(value) else f"{value:.2f}"
+    return "∞" if math.isinf(value) else str(Decimal(repr(value)).quantize(Decimal("0.01"), ROUND_CEILING))
 
 
 def bytes_text(count: float) -> str:

@@ -351,3 +351,71 @@ def test_two_runs_of_one_seed_agree_in_every_number_but_the_time(small, tmp_path
     for name in ("first", "second"):
         simulate(small(federation__rounds=1), tmp_path / name, progress=False)
     assert rows_of(tmp_path / "first") == rows_of(tmp_path / "second")
+
+
+@pytest.mark.parametrize("last", ["metrics", "checkpoint"])
+def test_a_kill_between_the_two_writes_of_a_round_loses_its_row(small, tmp_path, monkeypatch, last):
+    config, run = small(**PRIVATE), tmp_path / "run"
+    simulate(config, tmp_path / "whole", progress=False)
+    written = []
+
+    def then_die(write, is_it):
+        def wrapped(*arguments):
+            write(*arguments)
+            written.append(is_it(arguments[0]))
+            if sum(written) == 2:
+                raise KeyboardInterrupt
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if last == "metrics":
+            patch.setattr(module, "write_atomically", then_die(module.write_atomically, lambda p: p.name == METRICS))
+        else:
+            patch.setattr(module, "save_checkpoint", then_die(module.save_checkpoint, lambda p: True))
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, run, progress=False)
+    result = simulate(config, run, resume=True, progress=False)
+    assert rows_of(run) == rows_of(tmp_path / "whole") and [row["round"] for row in rows_of(run)] == [1, 2, 3]
+    assert result.summary["rounds"] == 3
+
+
+def test_a_run_that_spent_budgets_cut_short_has_no_metrics(small, tmp_path, monkeypatch):
+    config = small(federation__evaluate_every=3, **CLIENT_LEVEL)
+    real = module.run_round
+
+    def charge_once_more(experiment, server):
+        if server.round == 1:
+            experiment.client_level.ledger.charge()  # as for a round that was killed
+        return real(experiment, server)
+
+    monkeypatch.setattr(module, "run_round", charge_once_more)
+    with pytest.warns(UserWarning, match="ends the run after 2 of 3"):
+        result = simulate(config, tmp_path / "run", progress=False)
+    assert [bool(row["metrics"]) for row in rows_of(tmp_path / "run")] == [False, True]
+    assert result.summary["metrics"]["accuracy"] >= 0
+
+
+@pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
+def test_infinite_epsilon_makes_files_that_are_no_json(small, tmp_path, unit):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    config = small(**unit | {"privacy__noise_multiplier": 0.0, "federation__rounds": 2})
+    simulate(config, tmp_path / "run", progress=False)
+    simulate(config, tmp_path / "run", resume=True, progress=False)
+    for line in (tmp_path / "run" / METRICS).read_text().splitlines():
+        assert json.loads(line, parse_constant=refuse)["epsilon"] == "infinity"
+    for name in ("summary.json", "privacy.json", "environment.json", "partition.json"):
+        json.loads((tmp_path / "run" / name).read_text(), parse_constant=refuse)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["epsilon"] == "infinity"
+
+
+def test_stated_epsilon_of_a_round_is_below_the_ledgers(small):
+    experiment = build(small(**PRIVATE))
+    server = experiment.strategy.begin()
+    for _ in range(3):
+        row = run_round(experiment, server)
+        spent = {name: ledger.epsilon() for name, ledger in experiment.ledgers.items()}
+        assert row["epsilon"] >= max(spent.values())
+        assert all(row["epsilon_per_client"][name] >= value for name, value in spent.items())

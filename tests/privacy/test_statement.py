@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from ffalora.plain import rounded_up
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.statement import PrivacyStatement
 
@@ -52,7 +53,7 @@ def test_statement_omits_a_term():
     assert record["max_epsilon"] == max(book.epsilon() for book in books) == books[1].epsilon()
     assert [c["epsilon"] for c in record["clients"]] == [book.epsilon() for book in books]
     assert record["clients"][0]["final_epsilon"] > record["clients"][0]["epsilon"]
-    assert f"{record['max_epsilon']:.4g}" in text
+    assert f"{rounded_up(record['max_epsilon']):.4g}" in text
 
 
 def test_shuffled_loader_is_stated_with_amplification():
@@ -85,3 +86,14 @@ def test_unlike_ledgers_share_a_statement():
         PrivacyStatement.from_ledgers([], noise="seeded", max_grad_norm=1.0)
     with pytest.raises(ValueError, match="noise"):
         PrivacyStatement.from_ledgers(ledgers(), noise="white", max_grad_norm=1.0)
+
+
+def test_printed_epsilon_is_below_the_spent_one():
+    for sigma in (0.7, 0.9, 1.0, 1.3, 2.0, 3.1):
+        books = ledgers(noise_multiplier=sigma)
+        said = PrivacyStatement.from_ledgers(books, noise="seeded", max_grad_norm=1.0)
+        text = said.to_text()
+        assert float(text.split("ε = ")[1].split()[0]) >= said.max_epsilon
+        rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"])]
+        for row, client in zip(rows, said.clients, strict=True):
+            assert float(row[7]) >= client.epsilon and float(row[8]) >= client.final_epsilon

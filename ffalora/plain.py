@@ -1,0 +1,44 @@
+"""Numbers on the way to a file or a page: JSON that every reader accepts, and upper bounds that stay upper bounds."""
+
+from __future__ import annotations
+
+import json
+import math
+from decimal import ROUND_CEILING, Context, Decimal
+from typing import Any
+
+_WORDS = {"infinity": math.inf, "-infinity": -math.inf, "nan": math.nan}
+
+
+def plain(value: Any) -> Any:
+    """The value with its infinite numbers as 'infinity' and '-infinity', and NaN as 'nan'; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
+    return value
+
+
+def restored(value: Any) -> Any:
+    """What :func:`plain` was given, where no text in it is one of its words."""
+    if isinstance(value, dict):
+        return {key: restored(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [restored(each) for each in value]
+    return _WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def to_json(value: Any, indent: int | None = None, default: Any = None) -> str:
+    """Valid JSON (RFC 8259), with non-finite numbers as :func:`plain` writes them."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, default=default, allow_nan=False)
+
+
+def rounded_up(value: float, digits: int = 4) -> float:
+    """The smallest number of ``digits`` significant decimal digits that is not below ``value``: what an upper bound
+    such as ε may be printed as. Infinity and NaN stay what they are.
+    """
+    if not math.isfinite(value):
+        return value
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(Decimal(repr(float(value)))))
