@@ -7,6 +7,7 @@ holds ``client`` (its id), ``folder`` (where its ledger lives) and, for data of 
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ...config import Config, from_mapping
 from .rounds import check_range
-from .server import serve
+from .server import FAILURE, serve
 from .site import Site
 
 
@@ -71,16 +72,16 @@ def train(message: Message, context: Context) -> Message:
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """The server's rounds."""
+    """The server's rounds; what stops them is written into the output folder too."""
     run = context.run_config
-    serve(
-        grid,
-        context,
-        run_configuration(context),
-        Path(str(run["output"])),
-        timeout=float(run["timeout"]),
-        secagg_range=float(run["secagg-range"]) if run["secagg"] else None,
-    )
+    output = Path(str(run["output"]))
+    try:
+        limit = float(run["secagg-range"]) if run["secagg"] else None
+        serve(grid, context, run_configuration(context), output, float(run["timeout"]), limit)
+    except Exception:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / FAILURE).write_text(traceback.format_exc())
+        raise
 
 
 def run_configuration(context: Context) -> Config:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ...config import Config, ConfigError, to_yaml
+from .rounds import FAILURE
 
 _LINK = "loopback"
 _APP = """[build-system]
@@ -142,24 +143,23 @@ class Loopback:
         """Waits until the run has written ``file``.
 
         Raises:
-            RuntimeError: it did not in time, or the server app ended with an error.
+            RuntimeError: it did not in time, the SuperLink ended, or the server app was stopped by an error.
         """
-        deadline = time.monotonic() + seconds
-        log = self.folder / "logs" / "superlink.log"
+        deadline, failure = time.monotonic() + seconds, file.with_name(FAILURE)
         while not file.exists():
-            failed = log.exists() and "Traceback" in log.read_text(errors="replace")
-            if failed or time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
-                tail = log.read_text(errors="replace")[-1500:]
-                raise RuntimeError(
-                    f"the federation did not finish; see {log.parent}. Last lines of the server:\n{tail}"
-                )
+            if failure.exists():
+                raise RuntimeError(f"the federation was stopped: {failure.read_text().strip().splitlines()[-1]}")
+            if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
+                raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
             time.sleep(0.5)
 
 
 @contextmanager
 def loopback(folder: Path, clients: int) -> Iterator[Loopback]:
     """A SuperLink and ``clients`` SuperNodes; all of them are stopped at the end of the block."""
+    tools = os.path.dirname(_tool("flwr"))
     (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
     home = folder / "flower-home"
     home.mkdir(exist_ok=True)
     link, *ports = _free_ports(clients + 1)
@@ -167,7 +167,6 @@ def loopback(folder: Path, clients: int) -> Iterator[Loopback]:
         f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
     )
     paths = os.pathsep.join(path for path in sys.path if path)
-    tools = os.path.dirname(_tool("flwr"))
     environment = os.environ | {
         "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PYTHONPATH": paths,
         "PATH": tools + os.pathsep + os.environ.get("PATH", ""),

@@ -41,6 +41,8 @@ class Exchange:
     bytes_down: int = 0
 
 
+#: Where a server that was stopped by an error says which, in its output folder.
+FAILURE = "failure.txt"
 #: (round, numbers, fingerprint) -> what came back.
 Send = Callable[[int, np.ndarray, str], Exchange]
 

@@ -17,8 +17,10 @@ from ...config import Config, to_yaml
 from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from ..experiment import build
 from ..records import summary
-from .rounds import Exchange, check_secure_aggregation, remote_round
+from .rounds import FAILURE, Exchange, check_secure_aggregation, remote_round
 from .site import Answer
+
+__all__ = ["FAILURE", "TooFewClients", "connected", "exchange", "serve"]
 
 CHECKPOINT, METRICS = "checkpoint/checkpoint.safetensors", "metrics.jsonl"
 _POLL_SECONDS = 0.5
