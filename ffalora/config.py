@@ -19,6 +19,19 @@ from .config_messages import ConfigError, explain_errors
 from .config_values import merge
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only: no tags that run code, and no aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not read; write the value again")
+        return super().compose_node(parent, index)
+
+
+#: What reading a file may raise, and what the YAML reader lets through for values that only look like dates or numbers.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, yaml.YAMLError)
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
@@ -176,7 +189,7 @@ class PrivacyConfig(Section):
         1.0, gt=0, description="clipping norm C, of a sample's gradient or of a client's update"
     )
     clipping: Literal["flat", "per-layer", "automatic", "adaptive"] = Field(
-        "flat", description="how per-sample gradients are clipped; adaptive: C follows a quantile of their norms"
+        "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
     )
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
     accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
@@ -195,6 +208,11 @@ class PrivacyConfig(Section):
                     f"set privacy.unit to 'sample', or privacy.{asked[0]} to null"
                 )
             return self
+        if self.unit == "client" and self.clipping == "per-layer":
+            raise ValueError(
+                "clipping='per-layer' is for samples' gradients; a client's whole update is clipped at the server: set "
+                "privacy.clipping to flat, automatic or adaptive for unit='client'"
+            )
         if self.target_epsilon is not None and self.noise_multiplier == 0:
             raise ValueError(
                 f"noise_multiplier=0 spends infinite ε and cannot meet target_epsilon={self.target_epsilon}; leave "
@@ -251,9 +269,9 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
+            loaded = yaml.load(Path(path).read_text(), Loader=_Loader)
+        except _UNREADABLE as error:
+            raise ConfigError(f"cannot read {path}: {str(error)[:1000] or type(error).__name__}") from None
         if not isinstance(loaded or {}, dict):
             raise ConfigError(f"{path} must hold keys and values, got a {type(loaded).__name__}")
         values = loaded or {}

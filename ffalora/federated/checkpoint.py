@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ..atomic import write_atomically
 from ..config import Config
 from ..config_values import differences
 from ..privacy.accounting import LedgerMismatch, PrivacyLedger
+from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.engine import Participant
 from .strategies import ServerState
@@ -35,9 +35,9 @@ _FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples
 
 def save_checkpoint(
     path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger],
+    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None,
 ) -> None:  # fmt: skip
-    """Everything that the next round depends on."""
+    """Everything that the next round depends on; ``level`` is the client-level mechanism, where there is one."""
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
@@ -45,7 +45,7 @@ def save_checkpoint(
         "round": server.round,
         "config": _essence(config),
         "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
-        "clipping": {str(p.client_id): p.adaptive.state_dict() for p in participants if p.adaptive is not None},
+        "clipping": {name: each.adaptive.state_dict() for name, each in _adaptive(participants, level).items()},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
     }
     header["digest"] = _digest(header, tensors)
@@ -55,9 +55,9 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger],
+    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None,
 ) -> None:  # fmt: skip
-    """Continues from a checkpoint: changes ``server``, ``participants`` and ``ledgers`` in place.
+    """Continues from a checkpoint: changes ``server``, ``participants``, ``ledgers`` and ``level`` in place.
 
     Raises:
         CheckpointError: unreadable or changed since it was written, or of a run with another configuration (each
@@ -74,21 +74,26 @@ def load_checkpoint(
             f"{path}: the state holds {row.numel()} numbers ({row.dtype}), this model has {server.row.numel()} "
             f"({server.row.dtype})"
         )
+    steps = [header["steps_taken"].get(str(p.client_id)) for p in participants] if _is_counts(header) else [None]
+    if not 0 <= header["round"] <= config.federation.rounds or None in steps or not bool(row.isfinite().all()):
+        raise CheckpointError(
+            f"{path}: round {header['round']} of {config.federation.rounds}, the steps of its clients, or its numbers "
+            "(NaN or Inf) cannot be those of a run; use an earlier copy, or start the run anew"
+        )
     try:
         for name, ledger in ledgers.items():
             ledger.resume(header["ledgers"][name])
         for participant in participants:
-            participant.steps_taken = operator.index(header["steps_taken"][str(participant.client_id)])
-            if participant.adaptive is not None:
-                stored = header["clipping"][str(participant.client_id)]
-                participant.adaptive = AdaptiveQuantileClipping.from_state_dict(stored)
+            participant.steps_taken = header["steps_taken"][str(participant.client_id)]
+        for name, each in _adaptive(participants, level).items():
+            each.adaptive = AdaptiveQuantileClipping.from_state_dict(header["clipping"][name])
     except LedgerMismatch:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks what this run needs ({type(error).__name__}: {error})") from None
     server.row = row.to(server.row.device)
     server.round = header["round"]
-    server.tensors = {name.removeprefix("tensor."): value for name, value in tensors.items()}
+    server.tensors = {name.removeprefix("tensor."): value.to(server.row.device) for name, value in tensors.items()}
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -132,6 +137,18 @@ def resume_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
         ledger.resume(stored)
+
+
+def _adaptive(participants: Sequence[Participant], level: ClientLevel | None) -> dict[str, Any]:
+    """Whoever has a clipping norm that moves, by name: clients, or the population."""
+    everyone: dict[str, Any] = {str(p.client_id): p for p in participants} | {"population": level}
+    return {name: each for name, each in everyone.items() if each is not None and each.adaptive is not None}
+
+
+def _is_counts(header: Mapping[str, Any]) -> bool:
+    """Whether the header holds a whole number of steps for each client."""
+    counts = header.get("steps_taken")
+    return isinstance(counts, dict) and all(type(n) is int and 0 <= n < 2**63 for n in counts.values())
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

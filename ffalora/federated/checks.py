@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import Config, ConfigError
 from .strategies import STRATEGIES, Strategy
 
@@ -32,7 +34,7 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             "partition the data among more"
         )
     if ranks is not None:
-        _need(strategy.takes_ranks, "clients.ranks", ranks, "takes_ranks", strategy)
+        _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
         if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.rank:
             raise ConfigError(
                 f"clients.ranks={ranks} must hold one rank for each of {clients} clients, between 1 and "
@@ -40,16 +42,16 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             )
     if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
         wanted = federation.server_optimizer
-        _need(strategy.linear, "federation.server_optimizer", wanted, "linear", strategy)
+        _need(lambda s: s.linear, "federation.server_optimizer", wanted, strategy)
     if strategy.random_init and config.adapter.init not in ("kaiming", "gaussian", "orthonormal"):
         raise ConfigError(
             f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with "
             f"federation.strategy={strategy.name!r}; use kaiming, gaussian or orthonormal"
         )
     if config.optimizer.keep_moments:
-        _need(strategy.steady, "optimizer.keep_moments", True, "steady", strategy)
+        _need(lambda s: s.steady, "optimizer.keep_moments", True, strategy)
     if config.privacy.unit == "client":
-        _need(strategy.linear, "privacy.unit", "client", "linear", strategy)
+        _need(_sums_hold_everything, "privacy.unit", "client", strategy)
         if federation.weighting != "uniform":
             raise ConfigError(
                 f"federation.weighting={federation.weighting!r}: under client-level privacy every client weighs the "
@@ -57,9 +59,14 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             )
 
 
-def _need(can: bool, key: str, value: object, trait: str, strategy: type[Strategy]) -> None:
-    if not can:
-        able = ", ".join(name for name, other in STRATEGIES.items() if getattr(other, trait))
+def _sums_hold_everything(strategy: type[Strategy]) -> bool:
+    """Whether nothing but weighted sums of what clients send is evaluated or saved: what noise at the server covers."""
+    return strategy.linear and not strategy.personal
+
+
+def _need(can: Callable[[type[Strategy]], bool], key: str, value: object, strategy: type[Strategy]) -> None:
+    if not can(strategy):
+        able = ", ".join(name for name, other in STRATEGIES.items() if can(other))
         raise ConfigError(
             f"{key}={value!r} does not go with federation.strategy={strategy.name!r}; the methods that can: {able}"
         )

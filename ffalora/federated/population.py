@@ -9,6 +9,7 @@ from torch import Tensor
 from ..config import Config
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.client_level import ClientLevel, population_ledger
+from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
 from .strategies import Strategy
@@ -29,13 +30,18 @@ def make_client_level(config: Config, clients: int) -> ClientLevel:
         clients, federation.participation, float(sigma or 0.0), privacy.delta, federation.rounds,
         privacy.target_epsilon, privacy.accountant, sampling,
     )  # fmt: skip
-    return ClientLevel(
+    level = ClientLevel(
         ledger,
         privacy.max_grad_norm,
         SecureNoise() if is_secure else SeededNoise.from_seed(config.seed),
         SystemDraw() if is_secure else SeededDraw(config.seed),
-        clipping=privacy.clipping,
+        clipping="flat" if privacy.clipping == "adaptive" else privacy.clipping,
     )
+    if privacy.clipping == "adaptive":
+        level.adaptive = AdaptiveQuantileClipping(
+            ledger.noise_multiplier, level.expected_cohort, privacy.max_grad_norm, privacy.clipping_quantile
+        )
+    return level
 
 
 def client_level_mean(level: ClientLevel, strategy: Strategy) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

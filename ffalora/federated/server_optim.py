@@ -41,12 +41,14 @@ def server_step(
         return (start.double() + lr * delta).float()
     beta1, beta2, tau = federation.server_beta1, federation.server_beta2, federation.server_tau
     first, second = f"{_PREFIX}m.{factor}", f"{_PREFIX}v.{factor}"
-    m = beta1 * tensors.get(first, torch.zeros_like(delta)) + (delta if name == "fedavgm" else (1 - beta1) * delta)
+    m = beta1 * tensors.get(first, torch.zeros_like(delta)).to(delta.device) + (
+        delta if name == "fedavgm" else (1 - beta1) * delta
+    )
     tensors[first] = m
     if name == "fedavgm":
         return (start.double() + lr * m).float()
     square = delta.square()
-    v = tensors.get(second, torch.full_like(delta, tau**2))
+    v = tensors.get(second, torch.full_like(delta, tau**2)).to(delta.device)
     if name == "fedadagrad":
         v = v + square
     elif name == "fedadam":

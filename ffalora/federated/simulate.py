@@ -61,7 +61,9 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
     experiment = build(config)
     server = experiment.strategy.begin()
     if resume and checkpoint.exists():
-        load_checkpoint(checkpoint, config, server, experiment.participants, experiment.ledgers)
+        load_checkpoint(
+            checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
+        )
     if resume and is_secure:
         resume_ledgers(folder / LEDGERS, experiment.ledgers)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,9 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
             rows.append(row)
             # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
             _write_rows(folder / METRICS, rows)
-            save_checkpoint(checkpoint, config, server, experiment.participants, experiment.ledgers)
+            save_checkpoint(
+                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
+            )
             bar.set_postfix(
                 {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")} | {"ε": row["epsilon"]}
             )

@@ -80,6 +80,8 @@ class ClientLevel:
                 f"sampling={self.ledger.sampling!r} with sample_rate={self.ledger.sample_rate} is no way to "
                 "draw clients: use 'poisson', 'without-replacement', or 'full' with sample_rate=1"
             )
+        if self.clipping not in ("flat", "automatic"):
+            raise ValueError(f"clipping={self.clipping!r}: an update is clipped as a whole, 'flat' or 'automatic'")
         if not self.max_update_norm > 0:
             raise ValueError(f"max_update_norm must be positive, got {self.max_update_norm}")
         if self.ledger.noise_multiplier > 0 and not isinstance(self.noise, SeededNoise) and not self.draw.secure:

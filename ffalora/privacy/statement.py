@@ -147,7 +147,7 @@ class PrivacyStatement:
             accountant=accountant or first.accountant,
             delta=first.delta,
             noise=_describe_noise(noise),
-            clipping=f"{clipping}, norm at most {max_grad_norm:g}",
+            clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
             clients=clients,
             max_epsilon=max_epsilon,
             public=(*PUBLIC, *public),

@@ -69,3 +69,13 @@ def test_a_federation_runs_on_every_server_optimiser(small, name):
 def test_the_documented_table_of_methods_is_the_one_the_classes_give(pytestconfig):
     page = (pytestconfig.rootpath / "docs" / "strategies.md").read_text()
     assert table() in page, "write ffalora.federated.strategies.table.table() into docs/strategies.md"
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_moments_from_another_device_stop_the_next_round(name):
+    federation = FederationConfig(server_optimizer=name, server_lr=0.1)
+    tensors = {}
+    server_step(tensors, torch.zeros(3), torch.ones(3), federation, "b")
+    start = torch.zeros(3, device="meta")  # stands for any device but the processor
+    assert server_step(tensors, start, start + 1, federation, "b").device.type == "meta"
+    assert {value.device.type for value in tensors.values()} == {"meta"}

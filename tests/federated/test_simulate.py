@@ -96,9 +96,10 @@ def test_packing_a_model_that_pools_by_position_is_refused(small, tmp_path):
         {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01, "optimizer__schedule": "cosine"},
         CLIENT_LEVEL,
         {**PRIVATE, "privacy__clipping": "adaptive"},
+        {**CLIENT_LEVEL, "privacy__clipping": "adaptive", "clients__count": 6},
         {"federation__participation": 0.7, "federation__dropout_rate": 0.3, "adapter__dropout": 0.1},
     ],
-    ids=["plain", "private-adamw", "server-adam", "client-level", "adaptive", "faults"],
+    ids=["plain", "private-adamw", "server-adam", "client-level", "adaptive", "client-level-adaptive", "faults"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small, tmp_path, monkeypatch, changes):
     config = small(federation__one_pass="always", **changes)
@@ -291,6 +292,30 @@ def test_client_level_privacy_charges_the_population_each_round_and_caps_the_upd
     assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
 
 
+def test_client_level_privacy_clips_to_a_norm_that_does_not_follow_the_updates(small):
+    experiment = build(small(clients__count=12, **CLIENT_LEVEL | {"privacy__clipping": "adaptive"}))
+    level, server = experiment.client_level, experiment.strategy.begin()
+    norms = [level.limit]
+    for _ in range(3):
+        run_round(experiment, server)
+        norms.append(level.limit)
+    assert len(set(norms)) == 4 and norms[0] == 0.5
+    assert level.noise_std == pytest.approx(level.adaptive.sum_noise_multiplier * level.limit, rel=1e-4)
+    assert level.adaptive.sum_noise_multiplier > level.ledger.noise_multiplier
+
+
+def test_client_level_privacy_with_layers_clipped_apart_is_refused_after_a_round_was_charged(small):
+    with pytest.raises(ConfigError, match=r"privacy.*clipping='per-layer'.*flat, automatic or adaptive"):
+        small(**CLIENT_LEVEL | {"privacy__clipping": "per-layer"})
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "adaptive"])
+def test_a_clipping_policy_that_is_accepted_breaks_the_first_client_level_round(small, clipping):
+    experiment = build(small(**CLIENT_LEVEL | {"privacy__clipping": clipping}))
+    server = experiment.strategy.begin()
+    assert run_round(experiment, server)["epsilon"] > 0 and server.row.isfinite().all()
+
+
 def test_client_level_privacy_with_weights_by_size_is_refused(small):
     with pytest.raises(ConfigError, match=r"federation\.weighting='size'"):
         build(small(**CLIENT_LEVEL | {"federation__weighting": "size"}))
@@ -419,3 +444,14 @@ def test_stated_epsilon_of_a_round_is_below_the_ledgers(small):
         spent = {name: ledger.epsilon() for name, ledger in experiment.ledgers.items()}
         assert row["epsilon"] >= max(spent.values())
         assert all(row["epsilon_per_client"][name] >= value for name, value in spent.items())
+
+
+def test_a_checkpoint_leaves_the_servers_tensors_on_another_device_than_its_row(small, tmp_path):
+    config = small(federation__rounds=1, federation__server_optimizer="fedadam", federation__server_lr=0.1)
+    simulate(config, tmp_path / "run", progress=False)
+    experiment = build(config)
+    server = experiment.strategy.begin()
+    server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
+    module.load_checkpoint(tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers)
+    assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
+    assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}

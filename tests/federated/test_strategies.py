@@ -335,7 +335,7 @@ def test_interrupted_runs_of_every_method_resume_bit_for_bit_and_their_adapter_g
         assert evaluate(tmp_path / "whole") == pytest.approx(whole.rounds[-1]["metrics"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if s.linear])
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if s.linear and not s.personal])
 def test_linear_methods_take_client_level_privacy(small, name):
     experiment = build(small(federation__strategy=name, clients__count=6, **CLIENT_LEVEL))
     server = experiment.strategy.begin()
@@ -351,6 +351,13 @@ def test_linear_methods_take_client_level_privacy(small, name):
 def test_methods_whose_server_needs_single_rows_refuse_what_needs_sums(small, name, changes, key):
     with pytest.raises(ConfigError, match=rf"{key}.*{name}"):
         build(small(federation__strategy=name, **changes))
+
+
+def test_client_level_privacy_evaluates_or_saves_personal_factors_without_noise(small):
+    assert [n for n, s in STRATEGIES.items() if s.personal] == ["fedsa"]
+    with pytest.raises(ConfigError, match=r"privacy\.unit='client'.*fedsa.*can: lora, ffa, fedsvd, fedsb, rolora$"):
+        build(small(federation__strategy="fedsa", **CLIENT_LEVEL))
+    assert "client level" not in STRATEGIES["fedsa"].privacy
 
 
 def test_methods_that_give_columns_another_meaning_refuse_to_keep_moments(small):

@@ -49,6 +49,8 @@ class Strategy:
         exact: what the server ends with is the weighted average of the clients' updates.
         linear: the server needs only a weighted sum of what clients send: what secure aggregation, client-level
             privacy and server optimisers can work with.
+        personal: clients keep factors that never leave them; noise on what is shared does not cover these, nor what is
+            made of them.
         takes_ranks: clients may have ranks of their own.
         steady: columns keep their meaning from round to round, so that moments may be kept.
         random_init: works with a random ``a`` and an unchanged base weight only.
@@ -62,6 +64,7 @@ class Strategy:
     kept: ClassVar[str] = ""
     exact: ClassVar[bool]
     linear: ClassVar[bool] = True
+    personal: ClassVar[bool] = False
     takes_ranks: ClassVar[bool] = False
     steady: ClassVar[bool] = True
     random_init: ClassVar[bool] = False

@@ -15,16 +15,19 @@ _PERSONAL = "personal"
 
 class FedSA(Strategy):
     """Clients are evaluated with their own ``b``, and the metrics are averaged. The saved adapter holds the shared
-    ``a`` and the mean of the personal ``b``, which only a simulation knows.
+    ``a`` and the mean of the personal ``b``, which only a simulation knows: sample-level noise covers every ``b``,
+    client-level noise at the server would not, and is refused.
     """
 
     name = "fedsa"
     trained = "both"
     exact = False
+    personal = True
     summary = "FedSA-LoRA: a shared and averaged, b personal"
     up = "a"
     down = "a"
     aggregation = "average of a"
+    privacy = "sample level"
 
     def begin(self) -> ServerState:
         server = super().begin()
