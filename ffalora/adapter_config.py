@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both", "core"]
 Method = Literal["lora", "vera", "loha", "lokr", "bottleneck"]
+#: A bound for what a file may ask for before its tensors are looked at; far above any use.
+MAX_RANK = 65_536
 
 
 class AdapterConfig(BaseModel):
@@ -20,13 +22,13 @@ class AdapterConfig(BaseModel):
     alternating method.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Method = Field(
         "lora", description="lora, or another adapter whose random factors are frozen: vera, loha, lokr, bottleneck"
     )
-    rank: int = Field(8, ge=1, description="rank R of the adapters")
-    alpha: float = Field(8.0, gt=0, description="numerator of the scale alpha/R")
+    rank: int = Field(8, ge=1, le=MAX_RANK, description="rank R of the adapters")
+    alpha: float = Field(8.0, gt=0, lt=1e30, description="numerator of the scale alpha/R")
     target_modules: str | list[str] = Field(
         "auto",
         description="names or suffixes of the linear layers to adapt, a regular expression, 'all-linear', or 'auto' "
@@ -38,7 +40,9 @@ class AdapterConfig(BaseModel):
         None,
         description="name of the layer stack that layers_to_transform counts in (default: the innermost numbered one)",
     )
-    rank_pattern: dict[str, int] = Field(default_factory=dict, description="rank by suffix or regular expression")
+    rank_pattern: dict[str, Annotated[int, Field(le=MAX_RANK)]] = Field(
+        default_factory=dict, description="rank by suffix or regular expression"
+    )
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="alpha by suffix or regular expression")
     use_rslora: bool = Field(False, description="scale alpha/sqrt(R) instead of alpha/R")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")

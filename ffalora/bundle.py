@@ -78,7 +78,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
         names = terms["label_names"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise
         raise CheckpointError(

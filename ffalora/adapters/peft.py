@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE, OWN_FILE = "adapter_config.json", "adapter_model.safetensors", "ffalora_config.json"
 _PREFIX = "base_model.model."
+_ORDINARY_RANK = 1024
 
 
 class CheckpointError(ValueError):
@@ -65,6 +66,7 @@ def load_adapters(model: nn.Module, folder: str | Path, root: str = "") -> Adapt
     config = read_config(folder)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     _check_tensors(tensors, folder)
+    _check_ranks(config, tensors, folder)
     try:
         adapters = attach(model, config)
     except ValueError as error:
@@ -101,6 +103,14 @@ def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: {len(broken)} tensors hold NaN or Inf (first: {broken[0]}); the training diverged"
         )
+
+
+def _check_ranks(config: AdapterConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """No layer is made far larger than the tensors that are to fill it: memory is asked for before any comparison."""
+    most = max((len(value) for key, value in tensors.items() if "lora_A" in key and value.dim()), default=0)
+    asked = max([config.rank, *config.rank_pattern.values()])
+    if asked > max(most, _ORDINARY_RANK):
+        raise CheckpointError(f"{folder}: the configuration asks for rank {asked}, but no tensor has more than {most}")
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -205,7 +215,7 @@ def _copy(tensors: dict[str, Tensor], targets: dict[str, Tensor], folder: Path) 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")

@@ -132,7 +132,7 @@ def init_of(config: Mapping[str, Any]) -> str:
             f"way that cannot "
             "be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
         )
-    return INITS.get(value, "kaiming") if not isinstance(value, list) else "kaiming"
+    return INITS.get(value, "kaiming") if not isinstance(value, (list, dict)) else "kaiming"
 
 
 def to_peft(config: AdapterConfig) -> dict[str, Any]:

@@ -235,4 +235,6 @@ def _fits(value: Any, kind: str) -> bool:
         return isinstance(value, str)
     if kind.startswith("int"):
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < _WHOLE_LIMIT**4  # no NaN, no Inf, nothing that a float cannot hold
