@@ -205,6 +205,34 @@ def test_saving_keeps_residuals_in_adapters_of_a_greater_rank(small, name):
         close(case.effective(layer), total)
 
 
+@pytest.mark.parametrize("name", ["fedex", "flora"])
+def test_exact_methods_lose_updates_in_a_base_of_few_digits(small, name):
+    with pytest.raises(ConfigError, match=rf"{name}.*bfloat16.*set model\.dtype=float32"):
+        build(small(federation__strategy=name, model__dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("name", ["fedex", "flora"])
+def test_the_stated_gap_is_not_that_of_the_weights_the_model_uses(small, name, monkeypatch):
+    case = Case(small, name)
+    layers = case.adapters.layers
+    kind = type(next(iter(layers.values())))
+    original = kind.add_to_base
+
+    def coarse(layer, delta):
+        original(layer, delta)
+        layer.base_layer.weight.data = layer.base_layer.weight.data.bfloat16().float()
+
+    monkeypatch.setattr(kind, "add_to_base", coarse)
+    case.round()
+    before = {n: layer.base_weight().double() for n, layer in layers.items()}
+    gap, missing, total = case.round(move=0.01), 0.0, 0.0
+    for n, layer in layers.items():
+        got = layer.base_weight().double() - before[n] + layer.delta().detach().double()
+        missing += float((case.mean_product(n) - got).square().sum())
+        total += float(case.mean_product(n).square().sum())
+    assert gap == pytest.approx((missing / total) ** 0.5, rel=1e-3) and gap > 1e-3
+
+
 def test_fedex_sends_the_residual_to_every_client_as_factors_or_whole(small):
     case = Case(small, "fedex", clients__count=7, adapter__rank=1)
     payload = case.strategy.bytes_down(case.server, [0, 1, 2])

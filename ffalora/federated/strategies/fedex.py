@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...adapters import Adapters
-from ...config import Config
-from .base import BYTES_PER_NUMBER, ServerState, Strategy
+from .base import BYTES_PER_NUMBER, ServerState
 from .factors import factors, relative_gap, stacked
-from .residual import BaseResidual
+from .residual import MergesIntoBase
 
 _SENT = "sent"
 
 
-class FedEx(Strategy):
+class FedEx(MergesIntoBase):
     """Exact: ``mean(b_k) mean(a_k)`` plus the residual ``mean(b_k a_k) - mean(b_k) mean(a_k)`` is the mean update.
 
     Every client of the federation receives every residual, drawn or not: as factors of rank C·R, or whole where that is
@@ -24,43 +22,23 @@ class FedEx(Strategy):
     """
 
     name = "fedex"
-    trained = "both"
-    exact = True
-    random_init = True
-    linear = False
     summary = "FedEx-LoRA: LoRA + FedAvg with the lost part added to the base; exact, heavy"
     up = "a, b"
     down = "a, b, and the residual (rank C·R)"
     aggregation = "average of each factor, residual into the base"
-    privacy = "sample level"
-
-    def __init__(self, adapters: Adapters, config: Config, clients: int):
-        super().__init__(adapters, config, clients)
-        self._base = BaseResidual(adapters)
 
     def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
         server.row = self.average(server, server.row, rows, weights)
-        parts, sent = [], 0
+        wanted, averaged, sent = {}, {}, 0
         for name in self.adapters.layers:
             b, a = factors(self.adapters, name, rows)
             up, down = stacked(b, a, weights)
             mean_b, mean_a = factors(self.adapters, name, server.row[None])
-            wanted, averaged = up @ down, mean_b[0] @ mean_a[0]
-            parts.append((wanted, averaged + self._base.add(server.tensors, name, wanted - averaged)))
-            sent += min(wanted.numel(), down.shape[0] * sum(wanted.shape))
+            wanted[name], averaged[name] = up @ down, mean_b[0] @ mean_a[0]
+            sent += min(wanted[name].numel(), down.shape[0] * sum(wanted[name].shape))
         server.tensors[_SENT] = torch.tensor([sent])
-        return relative_gap(parts)
-
-    def shared(self) -> dict[str, tuple[int, ...]]:
-        return self._base.shapes()
-
-    def finish(self, server: ServerState) -> None:
-        self._base.load(server.tensors)
-        super().finish(server)
-
-    def export(self, server: ServerState) -> None:
-        super().finish(server)
-        self._base.export(server.tensors)
+        added = self._base.add(server.tensors, {name: wanted[name] - averaged[name] for name in wanted})
+        return relative_gap([(wanted[name], averaged[name] + added[name]) for name in wanted])
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         residual = int(server.tensors.get(_SENT, torch.zeros(1))[0])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from ...adapters import Adapters
+from ...config import Config, ConfigError
+from .base import ServerState, Strategy
 from .factors import low_rank_svd
 
 _PREFIX = "residual."
@@ -23,16 +27,23 @@ class BaseResidual:
         self._adapters = adapters
         self._untouched: dict[str, Tensor] = {}
 
-    def add(self, tensors: dict[str, Tensor], layer: str, product: Tensor) -> Tensor:
-        """Puts ``scale · product`` on top of a layer's residual; the model is changed by :meth:`load`.
+    @torch.no_grad()
+    def add(self, tensors: dict[str, Tensor], products: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Puts ``scale · product`` (float64 ``[N,K]``, by layer) on top of the residuals and loads the model anew.
 
         Returns:
-            the product that was added once the sum was rounded to float32.
+            by how much ``weight / scale`` really changed, float64 ``[N,K]`` by layer: measured on the model's weights.
         """
-        scale = self._adapters.layers[layer].scale
-        old = tensors.get(_PREFIX + layer, torch.zeros_like(product)).to(product)
-        tensors[_PREFIX + layer] = (old + scale * product).float()
-        return (tensors[_PREFIX + layer].to(product) - old) / scale
+        before = {name: self._adapters.layers[name].base_weight().double() for name in products}
+        for name, product in products.items():
+            old = tensors.get(_PREFIX + name, torch.zeros_like(product)).to(product)
+            tensors[_PREFIX + name] = (old + self._adapters.layers[name].scale * product).float()
+        self.load(tensors)
+        return {
+            name: (layer.base_weight().double() - before[name]) / layer.scale
+            for name, layer in self._adapters.layers.items()
+            if name in products
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes ``[N,K]`` of the residuals among the server's tensors."""
@@ -73,3 +84,40 @@ class BaseResidual:
             layer.lora_A = torch.nn.Parameter(torch.nn.functional.pad(a, (0, 0, 0, missing)))
             layer.scale = 1.0
         self._adapters.train_factors("both")
+
+
+class MergesIntoBase(Strategy):
+    """What methods share whose server adds products to the base weight. They send the residual beside the row.
+
+    Raises:
+        ConfigError: a base that is not float32: its weights are too coarse for the updates of a round.
+    """
+
+    trained = "both"
+    exact = True
+    random_init = True
+    linear = False
+    privacy = "sample level"
+
+    def __init__(self, adapters: Adapters, config: Config, clients: int):
+        super().__init__(adapters, config, clients)
+        for name, layer in adapters.layers.items():
+            dtype = layer.base_layer.weight.dtype
+            if dtype != torch.float32:
+                raise ConfigError(
+                    f"federation.strategy={self.name!r} adds updates to the base weight, and {name} is "
+                    f"{str(dtype).removeprefix('torch.')}, which would round them away (model.dtype="
+                    f"{config.model.dtype}); set model.dtype=float32"
+                )
+        self._base = BaseResidual(adapters)
+
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        return self._base.shapes()
+
+    def finish(self, server: ServerState) -> None:
+        self._base.load(server.tensors)
+        super().finish(server)
+
+    def export(self, server: ServerState) -> None:
+        super().finish(server)
+        self._base.export(server.tensors)
