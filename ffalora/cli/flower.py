@@ -36,11 +36,12 @@ def command(
     from ..config import ConfigError, load_config
     from ..federated.checks import find_strategy
     from ..federated.flower.loopback import run_on_loopback, write_app
-    from ..federated.flower.rounds import check_secure_aggregation
+    from ..federated.flower.rounds import check_remote, check_secure_aggregation
 
     values = load_config(config, overrides)
     if values.methods:
         raise ConfigError("methods: a federation runs one method; give its keys directly")
+    check_remote(values)
     if secagg:
         check_secure_aggregation(find_strategy(values.federation.strategy), values)
     limit = secagg_range if secagg else None

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_runs import PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
-from ffalora.federated.flower.rounds import Exchange, check_range, check_secure_aggregation, remote_round
+from ffalora.federated.flower.rounds import Exchange, check_range, check_remote, check_secure_aggregation, remote_round
 from ffalora.federated.flower.site import Site
 from ffalora.federated.simulate import run_round
 from ffalora.federated.strategies import STRATEGIES
@@ -175,6 +175,12 @@ def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
 def test_secure_aggregation_is_refused_by_name_where_single_rows_are_needed(small, name):
     with pytest.raises(ConfigError, match=rf"{name}.*ffa, fedsvd"):
         check_secure_aggregation(STRATEGIES[name], small(federation__weighting="uniform"))
+
+
+@pytest.mark.parametrize("changes", [CLIENT_LEVEL, {"federation__dropout_rate": 0.1}])
+def test_what_only_simulations_can_do_is_refused_for_real_clients(small, changes):
+    with pytest.raises(ConfigError, match=r"privacy\.unit='client'|federation\.dropout_rate=0\.1"):
+        check_remote(small(**changes))
 
 
 def test_secure_aggregation_refuses_weights_by_size(small):

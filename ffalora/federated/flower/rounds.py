@@ -82,6 +82,25 @@ def remote_round(experiment: Experiment, server: ServerState, send: Send) -> dic
     return row | {"epsilon": max(spent.values(), default=None), "epsilon_per_client": spent, "failed": got.failed}
 
 
+def check_remote(config: Config) -> None:
+    """Refuses what belongs to simulations only.
+
+    Raises:
+        ConfigError: client-level privacy (its Poisson draw needs to know the whole population), or simulated faults.
+    """
+    if config.privacy.unit == "client":
+        raise ConfigError(
+            "privacy.unit='client': the server would have to draw clients from the whole population, connected or not; "
+            "simulate it (ffalora simulate), or protect samples (privacy.unit: sample)"
+        )
+    for key in ("dropout_rate", "straggler_rate"):
+        if getattr(config.federation, key):
+            raise ConfigError(
+                f"federation.{key}={getattr(config.federation, key)} simulates faults; real clients have their own: "
+                "set it to 0"
+            )
+
+
 def check_secure_aggregation(strategy: type[Strategy], config: Config) -> None:
     """Refuses what a server that sees nothing but a uniform sum cannot do.
 
@@ -96,10 +115,6 @@ def check_secure_aggregation(strategy: type[Strategy], config: Config) -> None:
         )
     if config.federation.weighting != "uniform":
         raise ConfigError("federation.weighting='size': secure aggregation sums with equal weights; set it to uniform")
-    if config.privacy.unit == "client":
-        raise ConfigError(
-            "privacy.unit='client' clips each update at the server, which secure aggregation hides from it"
-        )
 
 
 def check_range(numbers: np.ndarray, limit: float, expected: int) -> None:

@@ -17,13 +17,13 @@ from ...config import Config, to_yaml
 from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from ..experiment import build
 from ..records import summary
-from .rounds import FAILURE, Exchange, check_secure_aggregation, remote_round
+from .rounds import FAILURE, Exchange, check_remote, check_secure_aggregation, remote_round
 from .site import Answer
 
 __all__ = ["FAILURE", "TooFewClients", "connected", "exchange", "serve"]
 
 CHECKPOINT, METRICS = "checkpoint/checkpoint.safetensors", "metrics.jsonl"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _DRAW = 0.5, 7
 
 
 class TooFewClients(RuntimeError):
@@ -45,8 +45,10 @@ def serve(
         secagg_range: quantise numbers within ± this and aggregate securely; None aggregates in the open.
 
     Raises:
-        ConfigError: what secure aggregation cannot do. TooFewClients: fewer than ``federation.min_available``.
+        ConfigError: what remote clients or secure aggregation cannot do.
+        TooFewClients: fewer than ``federation.min_available``.
     """
+    check_remote(config)
     experiment = build(config)
     strategy = experiment.strategy
     if secagg_range is not None:
@@ -60,7 +62,7 @@ def serve(
     wanted = max(config.federation.min_available, config.clients.count or 1)
 
     def send(round_number: int, numbers: np.ndarray, fingerprint: str) -> Exchange:
-        nodes = connected(grid, wanted, config.federation.min_available, timeout)
+        nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
         if secagg_range is None:
             return exchange(grid, nodes, round_number, numbers, fingerprint, timeout)
         from .secagg import secure_exchange
@@ -91,6 +93,16 @@ def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]
             "start more SuperNodes, wait longer, or lower it"
         )
     return nodes
+
+
+def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
+    """The nodes of a round: all, or the configured share, drawn from the seed and the round."""
+    count = max(1, round(config.federation.participation * len(nodes)))
+    if count == len(nodes):
+        return nodes
+    words = np.random.SeedSequence([config.seed, round_number], spawn_key=(_DRAW,))
+    chosen = np.random.Generator(np.random.Philox(words)).choice(len(nodes), count, replace=False)
+    return [nodes[i] for i in sorted(chosen)]
 
 
 def exchange(
