@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...config import Config, ConfigError
+from ...plain import rounded_up
 from ...privacy.engine import TrainingReport
 from ..experiment import Experiment
 from ..records import metrics_row
@@ -76,7 +77,7 @@ def remote_round(experiment: Experiment, server: ServerState, send: Send) -> dic
         metrics = evaluate_views(experiment, server)
     seconds = time.perf_counter() - started
     row = metrics_row(experiment, server, report, metrics, gap, seconds, got.bytes_up, got.bytes_down)
-    spent = {str(answer.client): answer.epsilon for answer in got.answers if answer.epsilon is not None}
+    spent = {str(answer.client): rounded_up(answer.epsilon) for answer in got.answers if answer.epsilon is not None}
     losses = [answer.loss for answer in got.answers if np.isfinite(answer.loss)]
     row["train_loss"] = round(float(np.mean(losses)), 6) if losses else None
     return row | {"epsilon": max(spent.values(), default=None), "epsilon_per_client": spent, "failed": got.failed}

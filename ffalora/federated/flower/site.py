@@ -12,7 +12,7 @@ from ...config import Config, ConfigError, from_mapping, merge
 from ...privacy.engine import Participant
 from ..checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from ..cohort import Cohort, train_cohort
-from ..experiment import Experiment, build, make_ledger
+from ..experiment import Experiment, build, data_fingerprint, make_ledger
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def _build(config: Config, client: int, data: str | None) -> Experiment:
         experiment.strategy = type(experiment.strategy)(experiment.adapters, config, config.clients.count or client + 1)
         samples = experiment.participants[0].samples
         steps = config.federation.rounds * config.federation.local_steps
-        ledger = make_ledger(config, client, len(samples), steps) if config.privacy.unit == "sample" else None
+        ledger = None
+        if config.privacy.unit == "sample":
+            fingerprint = data_fingerprint(experiment.config, experiment.train, samples)
+            ledger = make_ledger(config, client, len(samples), steps, fingerprint)
         experiment.participants = [Participant(client, samples, ledger)]
         return experiment
     experiment = build(config)
