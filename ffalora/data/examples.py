@@ -7,6 +7,7 @@ the longest of the batch only, and what the task's losses compare its outputs wi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -56,6 +57,22 @@ class Ragged:
         out = np.full(mask.shape, value, dtype=np.int64)
         out[mask] = self.flat[(self.offsets[rows][:, None] + columns)[mask]]
         return out, mask
+
+
+def fingerprint(examples: Examples, samples: Sequence[int] | np.ndarray) -> str:
+    """SHA-256 over what these samples hold, in this order: tokens and lengths or pixels, and labels."""
+    rows, digest = np.asarray(samples, dtype=np.int64), hashlib.sha256()
+    for name, value in sorted(vars(examples).items()):
+        if isinstance(value, Ragged):
+            parts = [value.lengths[rows], *(value[row] for row in rows)]
+        elif isinstance(value, np.ndarray):
+            parts = [value[rows]]
+        else:
+            continue
+        digest.update(f"{name} {len(rows)} {parts[-1].dtype}".encode())
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 class TokenizedDataset:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from ..adapters import Adapters, attach
 from ..config import Config, ConfigError
-from ..data.examples import Examples
+from ..data.errors import DataError
+from ..data.examples import Examples, fingerprint
 from ..data.load import LoadedData, load_data
 from ..data.tasks import Task, find_task
 from ..data.tokenize import prepare
@@ -28,6 +30,13 @@ from .population import client_level_mean, make_client_level
 from .strategies import Strategy
 
 _DEFAULT_CLIENTS = 3
+#: What the data room calls its parameters, and what these are called in a configuration.
+_KEYS = {
+    "input_columns": "data.text",
+    "label_column": "data.label",
+    "client_column": "clients.column",
+    "max_samples": "data.max_samples",
+}
 
 
 @dataclass
@@ -84,7 +93,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
     strategy = strategy_class(adapters, config, len(partition))
     client_level = None
     if config.privacy.unit == "client":
-        client_level = make_client_level(config, len(partition))
+        client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
         strategy.mean = client_level_mean(client_level, strategy)
     return Experiment(
         config=config,
@@ -96,7 +105,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
         evaluation=evaluation,
         partition=partition,
         partition_table=describe(partition, train.labels, data.label_names),
-        participants=make_participants(config, partition),
+        participants=make_participants(config, partition, train),
         strategy=strategy,
         engine=engine,
         client_level=client_level,
@@ -109,16 +118,24 @@ def load_run_data(config: Config) -> LoadedData:
     held_out = data.validation_fraction + data.test_fraction
     if held_out >= 1:
         raise ConfigError(f"data.validation_fraction + data.test_fraction = {held_out}: nothing is left to train on")
-    return load_data(
-        data.name,
-        task=data.task,
-        input_columns=data.text,
-        label_column=data.label,
-        client_column=config.clients.column,
-        fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
-        max_samples=data.max_samples,
-        seed=config.seed,
-    )
+    try:
+        return load_data(
+            data.name,
+            task=data.task,
+            input_columns=data.text,
+            label_column=data.label,
+            client_column=config.clients.column,
+            fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
+            max_samples=data.max_samples,
+            seed=config.seed,
+        )
+    except DataError as error:
+        raise DataError(_in_keys(str(error))) from error
+
+
+def _in_keys(message: str) -> str:
+    """A message of the data room in the words of the configuration; what stands in quotes stays as it is."""
+    return re.sub(rf"(?<!['\w])({'|'.join(_KEYS)})(?!['\w])", lambda found: _KEYS[found[1]], message)
 
 
 def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedModel) -> Examples:
@@ -157,12 +174,14 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
     )
 
 
-def make_participants(config: Config, partition: Partition) -> list[Participant]:
+def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
     """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
     steps = config.federation.rounds * config.federation.local_steps
     participants = []
     for client_id, samples in enumerate(partition.indices):
-        ledger = None if config.privacy.unit != "sample" else make_ledger(config, client_id, len(samples), steps)
+        ledger = None
+        if config.privacy.unit == "sample":
+            ledger = make_ledger(config, client_id, len(samples), steps, data_fingerprint(config, train, samples))
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=_policy(config, ledger)))
     return participants
 
@@ -180,9 +199,19 @@ def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileCli
     )
 
 
-def make_ledger(config: Config, client_id: int, samples: int, steps: int) -> PrivacyLedger:
+def data_fingerprint(config: Config, train: Examples, samples: Sequence[int] | np.ndarray) -> str:
+    """What a ledger is keyed to: the name of the data, and what the ledger's own samples hold."""
+    return f"{config.data.name} sha256:{fingerprint(train, samples)}"
+
+
+def make_ledger(config: Config, client_id: int, samples: int, steps: int, fingerprint: str) -> PrivacyLedger:
     """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling
     rates.
+
+    Args:
+        config: of the run; client_id: whose data.
+        samples: their number; steps: the most that all rounds together take.
+        fingerprint: from :func:`data_fingerprint`; a ledger of other data is refused on resume.
     """
     privacy = config.privacy
     rate = min(1.0, config.optimizer.batch_size / samples)
@@ -201,7 +230,7 @@ def make_ledger(config: Config, client_id: int, samples: int, steps: int) -> Pri
         target_epsilon=privacy.target_epsilon,
         accountant=privacy.accountant,
         sampling=privacy.sampling,
-        fingerprint=config.data.name,
+        fingerprint=fingerprint,
     )
 
 

@@ -15,8 +15,10 @@ from ..privacy.sampling import SeededDraw, SystemDraw
 from .strategies import Strategy
 
 
-def make_client_level(config: Config, clients: int) -> ClientLevel:
-    """The client-level mechanism of a run: its population's ledger, with noise for all rounds."""
+def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientLevel:
+    """The client-level mechanism of a run: its population's ledger, with noise for all rounds. The ledger is keyed to
+    the ``fingerprint`` of everybody's data.
+    """
     privacy, federation = config.privacy, config.federation
     is_secure = privacy.noise == "secure"
     sampling = "poisson" if privacy.sampling == "poisson" else "without-replacement"
@@ -28,7 +30,7 @@ def make_client_level(config: Config, clients: int) -> ClientLevel:
         )  # fmt: skip
     ledger = population_ledger(
         clients, federation.participation, float(sigma or 0.0), privacy.delta, federation.rounds,
-        privacy.target_epsilon, privacy.accountant, sampling,
+        privacy.target_epsilon, privacy.accountant, sampling, fingerprint,
     )  # fmt: skip
     level = ClientLevel(
         ledger,

@@ -227,17 +227,19 @@ def population_ledger(
     target_epsilon: float | None = None,
     accountant: str = "prv",
     sampling: str = "poisson",
+    fingerprint: str = "",
 ) -> PrivacyLedger:
     """The one ledger of client-level privacy: each of its steps is a round.
 
     Args:
         clients: their number.
         participation: probability with which each client is drawn in a round.
-        noise_multiplier, delta, target_epsilon, accountant, sampling: as in :class:`PrivacyLedger`.
+        noise_multiplier, delta, target_epsilon, accountant, sampling, fingerprint: as in
+            :class:`PrivacyLedger`.
         rounds: the most rounds there will ever be.
     """
     return PrivacyLedger(
         client_id=SERVER_ID, dataset_size=clients, sample_rate=participation, noise_multiplier=noise_multiplier,
         delta=delta, max_steps=rounds, target_epsilon=target_epsilon, accountant=accountant, sampling=sampling,
-        unit="client",
+        unit="client", fingerprint=fingerprint,
     )  # fmt: skip

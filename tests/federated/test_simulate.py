@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import CLIENT_LEVEL, PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
 
 from ffalora.adapters import CheckpointError
 from ffalora.bundle import evaluate, load_bundle
 from ffalora.config import ConfigError, from_mapping, merge
+from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
 from ffalora.federated.checks import find_strategy
 from ffalora.federated.cohort import client_weights, draw_cohort
-from ffalora.federated.experiment import build
+from ffalora.federated.experiment import build, make_participants
 from ffalora.federated.simulate import CHECKPOINT, METRICS, run_round, simulate
 from ffalora.local import train
 from ffalora.privacy.accounting import LedgerMismatch
@@ -455,3 +456,48 @@ def test_a_checkpoint_leaves_the_servers_tensors_on_another_device_than_its_row(
     module.load_checkpoint(tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers)
     assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}
+
+
+@pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
+@pytest.mark.parametrize("noise", ["seeded", "secure"])
+def test_ledgers_are_resumed_on_texts_that_have_changed(small, tmp_path, unit, noise):
+    texts = save_texts(tmp_path / "texts.csv")
+    config = small(**unit | {"federation__rounds": 2, "data__name": str(texts), "privacy__noise": noise})
+    simulate(config, tmp_path / "run", progress=False)
+    simulate(config, tmp_path / "run", resume=True, progress=False)
+    lines = texts.read_text().splitlines()
+    texts.write_text("\n".join(line.replace("word1 ", "word2 ") for line in lines) + "\n")
+    with pytest.raises(LedgerMismatch, match="fingerprint was"):
+        simulate(config, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_clients_ledger_depends_on_other_clients_data(small, tmp_path):
+    texts = save_texts(tmp_path / "texts.csv", rows=90)
+    changes = {"data__name": str(texts), "data__validation_fraction": 0.0, **PRIVATE}
+    before = build(small(**changes))
+    first = before.participants[0]
+    experiment = build(small(**changes))
+    flat = experiment.train.input_ids
+    flat.flat[flat.offsets[experiment.participants[1].samples[0]] + 1] += 1
+    again = make_participants(experiment.config, experiment.partition, experiment.train)
+    assert [p.ledger.fingerprint == q.ledger.fingerprint for p, q in zip(before.participants, again, strict=True)] == [
+        True, False, True,
+    ]  # fmt: skip
+    assert first.ledger.fingerprint.startswith(f"{texts} sha256:")
+    assert len({p.ledger.fingerprint for p in again}) == 3
+
+
+@pytest.mark.parametrize(
+    "changes,said",
+    [
+        ({"data__label": "mood"}, r"data\.label='mood': .* no such column; its columns are text, label"),
+        ({"data__text": ["body"]}, r"data\.text='body'"),
+        ({"clients__partition": "column", "clients__column": "who", "clients__count": None}, r"clients\.column='who'"),
+        ({"data__label": "text"}, r"choose another data\.label"),
+        ({"data__label": "label_column"}, r"data\.label='label_column'"),
+    ],
+)
+def test_a_data_error_names_a_parameter_that_the_configuration_does_not_have(small, changes, said):
+    with pytest.raises(DataError, match=said) as error:
+        build(small(**changes))
+    assert not any(word in str(error.value) for word in ("input_columns", "client_column", "label_column="))
