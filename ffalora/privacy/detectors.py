@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Adapters
+from ..adapters import Adapters, TrainingPass
 from ..config import OptimizerConfig
 
 #: Changes below this share of a parameter may vanish in its float32 rounding (2⁻²⁴); smaller ones are not expected.
@@ -74,6 +74,26 @@ def _holders(model: nn.Module) -> dict[int, list[str]]:
     return found
 
 
+def check_reads_state(current: TrainingPass, state: Tensor) -> None:
+    """The state that the forward pass reads is the memory that the optimiser updates.
+
+    Raises:
+        StorageParted: it is a copy, so that training would never move what the model computes with.
+    """
+    if current.state.data_ptr() != state.data_ptr() or current.state.stride() != state.stride():
+        raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
+
+
+def check_reads_state(current: TrainingPass, state: Tensor) -> None:
+    """The state that the forward pass reads is the memory that the optimiser updates.
+
+    Raises:
+        StorageParted: it is a copy, so that training would never move what the model computes with.
+    """
+    if current.state.data_ptr() != state.data_ptr() or current.state.stride() != state.stride():
+        raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
+
+
 class UpdateWatch:
     """Looks at one logical step: every tensor that had to move, moved.
 
@@ -86,10 +106,10 @@ class UpdateWatch:
         self, adapters: Adapters, optimizer: OptimizerConfig, state: Tensor, total: Tensor, denominator: Tensor,
         lr: Tensor, fresh: Tensor, mask: Tensor | None,
     ):  # fmt: skip
-        """ Args:
-            state: float32 ``[C,P]`` before the step; total: float64 ``[C,P]``, clipped sums before noise.
-            denominator, lr: float64 ``[C]``.
-            fresh: bool ``[C]``, rows whose moments are zero; mask: bool ``[C,P]``, columns that a client has, or None.
+        """Args:
+        state: float32 ``[C,P]`` before the step; total: float64 ``[C,P]``, clipped sums before noise.
+        denominator, lr: float64 ``[C]``.
+        fresh: bool ``[C]``, rows whose moments are zero; mask: bool ``[C,P]``, columns that a client has, or None.
         """
         self._layout, self._before, self._state = adapters.layout, state.clone(), state
         gradient = total.abs() / denominator[:, None]

@@ -33,7 +33,7 @@ from .admission import (
 )
 from .arena import Arena
 from .clipping import AdaptiveQuantileClipping, per_layer_thresholds, sensitivity
-from .detectors import UpdateWatch, check_attached
+from .detectors import UpdateWatch, check_attached, check_reads_state
 from .noise import NoiseSource, SecureNoise, SeededNoise
 from .optim import Moments
 from .parallel import Workers, check_same_state
@@ -383,6 +383,8 @@ class _LogicalStep:
             longest=int(counts.max()),
             merged=merged,
         )
+        check_reads_state(current, self.state)
+        check_reads_state(current, self.state)
         attention: AbstractContextManager = nullcontext()
         if engine.packed:
             inputs = pack(inputs)
