@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -20,6 +21,7 @@ from .adapters.peft import head_tensors
 from .atomic import write_atomically
 from .config import Config, ConfigError, from_mapping, merge
 from .data.examples import Ragged, TokenizedDataset
+from .data.load import LoadedData
 from .data.tasks import find_task
 from .data.tokenize import pad_token_of
 from .evaluation import evaluate_examples, predict_examples
@@ -95,13 +97,18 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, float]:
     """The task's metrics of a finished adapter on the configuration's evaluation split (``data.*`` keys may be
-    overridden).
+    overridden). Classes are matched by name.
+
+    Raises:
+        ConfigError: the data holds classes that the adapter was not trained for.
     """
     from .federated.experiment import evaluation_split, load_run_data, prepare_split
 
     bundle = load_bundle(folder, overrides)
     data = load_run_data(bundle.config)
     examples = prepare_split(bundle.config, data, evaluation_split(bundle.config, data), bundle.loaded)
+    if bundle.label_names is not None:
+        examples.labels = _own_numbers(bundle.label_names, data)[examples.labels]
     limit = bundle.config.data.max_evaluation_samples
     return evaluate_examples(bundle.loaded.model, examples, find_task(bundle.config.data.task), bundle.device, limit)
 
@@ -112,17 +119,15 @@ def predict(
     """Labels and probabilities (or numbers, for regression) of texts or pairs of texts.
 
     Raises:
-        ConfigError: the adapter's task does not take texts, or a text is empty.
+        ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
+            are mixed.
     """
     bundle = load_bundle(folder, overrides)
     task = bundle.config.data.task
     if task not in ("classification", "regression"):
         raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
-    columns = list(zip(*texts, strict=True)) if texts and not isinstance(texts[0], str) else [tuple(texts)]
-    for position, text in enumerate(columns[0] if columns else ()):
-        if not str(text).strip():
-            raise ConfigError(f"text {position} is empty; give one text or pair a prediction")
-    encoded = bundle.loaded.tokenizer(*map(list, columns), truncation=True, max_length=bundle.config.data.max_length)
+    columns = _columns(texts)
+    encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=bundle.config.data.max_length)
     types = encoded.get("token_type_ids")
     examples = TokenizedDataset(
         Ragged(encoded["input_ids"]),
@@ -138,6 +143,35 @@ def predict(
         {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
         for row in logits
     ]
+
+
+def _columns(texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[list[str]]:
+    """First texts, and second ones where there are pairs; all with something in them."""
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if not rows:
+        raise ConfigError("texts is empty; give one text or pair a prediction")
+    for position, row in enumerate(rows):
+        if len(row) != len(rows[0]) or len(row) not in (1, 2):
+            raise ConfigError(
+                f"text {position} has {len(row)} parts, text 0 has {len(rows[0])}; give all texts or all pairs"
+            )
+        for part, text in enumerate(row):
+            if not str(text).strip():
+                which = "" if len(row) == 1 else f" (the {('first', 'second')[part]} of the pair)"
+                raise ConfigError(f"text {position}{which} is empty; give one text or pair a prediction")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _own_numbers(names: Sequence[str], data: LoadedData) -> np.ndarray:
+    """The adapter's number of each class of the data, int64."""
+    unknown = [name for name in data.label_names or () if name not in names]
+    if unknown or not data.label_names:
+        held = f"the classes {', '.join(unknown)}" if unknown else "no classes"
+        raise ConfigError(
+            f"data.name={data.name!r} holds {held}, but the adapter was trained for {', '.join(names)}; "
+            "evaluate it on data with classes of these names"
+        )
+    return np.array([list(names).index(name) for name in data.label_names], dtype=np.int64)
 
 
 @torch.no_grad()
