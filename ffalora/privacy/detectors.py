@@ -84,16 +84,6 @@ def check_reads_state(current: TrainingPass, state: Tensor) -> None:
         raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
 
 
-def check_reads_state(current: TrainingPass, state: Tensor) -> None:
-    """The state that the forward pass reads is the memory that the optimiser updates.
-
-    Raises:
-        StorageParted: it is a copy, so that training would never move what the model computes with.
-    """
-    if current.state.data_ptr() != state.data_ptr() or current.state.stride() != state.stride():
-        raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
-
-
 class UpdateWatch:
     """Looks at one logical step: every tensor that had to move, moved.
 

@@ -384,7 +384,6 @@ class _LogicalStep:
             merged=merged,
         )
         check_reads_state(current, self.state)
-        check_reads_state(current, self.state)
         attention: AbstractContextManager = nullcontext()
         if engine.packed:
             inputs = pack(inputs)
