@@ -50,7 +50,7 @@ def save_checkpoint(
     }
     header["digest"] = _digest(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header)}))
+    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, allow_nan=False)}))
 
 
 def load_checkpoint(

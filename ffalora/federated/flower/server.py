@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from ...bundle import save_bundle
 from ...config import Config, to_yaml
+from ...plain import restored, to_json
 from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from ..experiment import build
 from ..records import summary
@@ -57,7 +58,7 @@ def serve(
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / CHECKPOINT).exists():
         load_checkpoint(folder / CHECKPOINT, config, server, [], {})
-        rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()][: server.round]
+        rows = [restored(json.loads(line)) for line in (folder / METRICS).read_text().splitlines()][: server.round]
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted = max(config.federation.min_available, config.clients.count or 1)
 
@@ -71,11 +72,11 @@ def serve(
 
     while server.round < config.federation.rounds:
         rows.append(remote_round(experiment, server, send))
+        write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows).encode())
         save_checkpoint(folder / CHECKPOINT, config, server, [], {})
-        write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     strategy.export(server)
     save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data.label_names)
-    write_atomically(folder / "summary.json", json.dumps(summary(experiment, rows), indent=2).encode())
+    write_atomically(folder / "summary.json", to_json(summary(experiment, rows), indent=2).encode())
 
 
 def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]:
