@@ -17,14 +17,14 @@ from ffalora.federated.simulate import simulate
 
 TABLE = Path(__file__).parent / "data" / "demo_tuning.csv"
 COLUMNS = ("method", "lr", "max_grad_norm", "rounds", "seed", "validation_accuracy", "validation_loss", "epsilon")
-GRID = {"ffa": (2.0, 4.0, 8.0, 16.0), "lora": (0.5, 1.0, 2.0, 4.0)}
+GRID = {"ffa": (100.0, 200.0, 400.0), "lora": (10.0, 30.0, 90.0)}
 SEED = 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="ffalora/configs/demo.yaml", help="the demo's configuration")
-    parser.add_argument("--clip", type=float, nargs="+", default=[1.0], help="clipping norms to try")
+    parser.add_argument("--clip", type=float, nargs="+", default=[0.1], help="clipping norms to try")
     parser.add_argument("--method", nargs="+", default=list(GRID), choices=list(GRID), help="methods to tune")
     options = parser.parse_args()
     done = {tuple(row[c] for c in COLUMNS[:5]) for row in _rows()}
