@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_engine.py", "test_audit.py", "test_refusals.py", "test_detectors.py", "test_accounting.py",
-         "test_sampling.py")  # fmt: skip
+TESTS = ("test_engine.py", "test_audit.py", "test_accounting.py", "test_sampling.py", "test_refusals.py")
 MUTANTS = (
     "noise halved", "clipping removed", "head without noise", "accounting reset each round",
     "poisson replaced by a fixed batch", "steps are not charged", "empty draws add no noise",
