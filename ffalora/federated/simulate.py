@@ -4,38 +4,23 @@ round.
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ..adapters import CheckpointError
-from ..atomic import write_atomically
-from ..bundle import save_bundle
-from ..config import Config, to_yaml
+from ..config import Config
 from ..evaluation import evaluate_examples
-from ..plain import restored, to_json
 from ..privacy.engine import TrainingReport
 from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from .cohort import client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
-from .records import environment, metrics_row, privacy_statement, summary
+from .records import metrics_row
+from .run_folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, finish_folder, open_folder, write_rows
 from .strategies import ServerState
-
-CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
-
-
-@dataclass
-class RunResult:
-    """A finished run: its folder, its last metrics and costs, and the rows of ``metrics.jsonl``."""
-
-    folder: Path
-    summary: dict[str, Any]
-    rounds: list[dict[str, Any]]
 
 
 def simulate(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:
@@ -66,13 +51,10 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         )
     if resume and is_secure:
         resume_ledgers(folder / LEDGERS, experiment.ledgers)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.yaml", to_yaml(config).encode())
-    _write_json(folder / "environment.json", environment(experiment))
-    _write_json(folder / "partition.json", experiment.partition_table)
+    open_folder(experiment, folder)
     if is_secure:
         experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
-    rows = _completed_rows(folder / METRICS, server.round)
+    rows = completed_rows(folder, server.round)
     with tqdm(
         total=config.federation.rounds,
         initial=server.round,
@@ -84,7 +66,7 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
             row = run_round(experiment, server)
             rows.append(row)
             # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
-            _write_rows(folder / METRICS, rows)
+            write_rows(folder, rows)
             save_checkpoint(
                 checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
             )
@@ -92,7 +74,11 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
                 {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")} | {"ε": row["epsilon"]}
             )
             bar.update()
-    return _finish(experiment, server, folder, rows)
+    if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
+        rows[-1]["metrics"] = evaluate_views(experiment, server)
+        write_rows(folder, rows)
+    experiment.strategy.export(server)
+    return finish_folder(experiment, folder, rows)
 
 
 def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
@@ -148,35 +134,3 @@ def _is_spent(experiment: Experiment, server: ServerState) -> bool:
         stacklevel=2,
     )
     return True
-
-
-def _finish(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
-    if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
-        rows[-1]["metrics"] = evaluate_views(experiment, server)
-        _write_rows(folder / METRICS, rows)
-    experiment.strategy.export(server)
-    save_bundle(
-        folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names
-    )
-    statement = privacy_statement(experiment)
-    _write_json(folder / "privacy.json", statement.as_dict())
-    write_atomically(folder / "privacy.txt", statement.to_text().encode())
-    result = summary(experiment, rows)
-    _write_json(folder / "summary.json", result)
-    return RunResult(folder, result, rows)
-
-
-def _completed_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the rounds that the checkpoint covers; a row that was written after it is run again."""
-    if not path.exists() or rounds == 0:
-        return []
-    found = [restored(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in found if row["round"] <= rounds]
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(to_json(row) + "\n" for row in rows).encode())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, to_json(value, indent=2, default=str).encode())

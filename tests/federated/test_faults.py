@@ -13,7 +13,8 @@ from ffalora.adapters import CheckpointError
 from ffalora.atomic import write_atomically
 from ffalora.federated import simulate as simulate_module
 from ffalora.federated.checkpoint import read_checkpoint
-from ffalora.federated.simulate import CHECKPOINT, LEDGERS, METRICS, simulate
+from ffalora.federated.run_folder import CHECKPOINT, LEDGERS, METRICS
+from ffalora.federated.simulate import simulate
 from ffalora.privacy.accounting import PrivacyLedger
 
 _FULL = Path("/dev/full")

@@ -16,7 +16,8 @@ from ffalora.federated import simulate as module
 from ffalora.federated.checks import find_strategy
 from ffalora.federated.cohort import client_weights, draw_cohort
 from ffalora.federated.experiment import build, make_participants
-from ffalora.federated.simulate import CHECKPOINT, METRICS, run_round, simulate
+from ffalora.federated.run_folder import CHECKPOINT, METRICS
+from ffalora.federated.simulate import run_round, simulate
 from ffalora.local import train
 from ffalora.privacy.accounting import LedgerMismatch
 
@@ -385,20 +386,20 @@ def test_a_kill_between_the_two_writes_of_a_round_loses_its_row(small, tmp_path,
     simulate(config, tmp_path / "whole", progress=False)
     written = []
 
-    def then_die(write, is_it):
+    def then_die(write):
         def wrapped(*arguments):
             write(*arguments)
-            written.append(is_it(arguments[0]))
-            if sum(written) == 2:
+            written.append(arguments[0])
+            if len(written) == 2:
                 raise KeyboardInterrupt
 
         return wrapped
 
     with monkeypatch.context() as patch:
         if last == "metrics":
-            patch.setattr(module, "write_atomically", then_die(module.write_atomically, lambda p: p.name == METRICS))
+            patch.setattr(module, "write_rows", then_die(module.write_rows))
         else:
-            patch.setattr(module, "save_checkpoint", then_die(module.save_checkpoint, lambda p: True))
+            patch.setattr(module, "save_checkpoint", then_die(module.save_checkpoint))
         with pytest.raises(KeyboardInterrupt):
             simulate(config, run, progress=False)
     result = simulate(config, run, resume=True, progress=False)

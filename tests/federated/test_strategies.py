@@ -11,7 +11,8 @@ from ffalora.bundle import evaluate
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.experiment import build
-from ffalora.federated.simulate import METRICS, run_round, simulate
+from ffalora.federated.run_folder import METRICS
+from ffalora.federated.simulate import run_round, simulate
 from ffalora.federated.strategies import STRATEGIES, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
 from ffalora.privacy.engine import Engine
