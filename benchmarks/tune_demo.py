@@ -17,7 +17,7 @@ from ffalora.federated.simulate import simulate
 
 TABLE = Path(__file__).parent / "data" / "demo_tuning.csv"
 COLUMNS = ("method", "lr", "max_grad_norm", "rounds", "seed", "validation_accuracy", "validation_loss", "epsilon")
-GRID = {"ffa": (100.0, 200.0, 400.0), "lora": (10.0, 30.0, 90.0)}
+GRID = {"ffa": (50.0, 100.0, 200.0, 400.0, 800.0), "lora": (10.0, 30.0, 90.0, 270.0, 810.0)}
 SEED = 100
 
 

@@ -17,8 +17,8 @@ MAX_RANK = 65_536
 class AdapterConfig(BaseModel):
     """LoRA with a choice of which factor is trained. The defaults are FFA-LoRA: ``a`` random and frozen, ``b`` trained.
 
-    ``b`` starts at zero, so that the adapted model starts as the base model; training ``b`` alone is FFA-LoRA (Sun
-    et al., ICLR 2024), training both is LoRA (Hu et al., ICLR 2022), training ``a`` alone is the other half of an
+    ``b`` starts at zero, so that the adapted model starts as the base model; training ``b`` alone is FFA-LoRA (Sun et
+    al., ICLR 2024), training both is LoRA (Hu et al., ICLR 2022), training ``a`` alone is the other half of an
     alternating method.
     """
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def read_hub(spec: str) -> dict[str, Dataset]:
     """Splits of "name", "owner/name", either with ":config", or the short form "name/config" (as in "glue/sst2").
 
-    A name with one slash is tried as owner/name first. A folder laid out like a repository of the hub may
-    stand in for the name. Raises ``DataError`` when nothing of that name can be loaded.
+    A name with one slash is tried as owner/name first. A folder laid out like a repository of the hub may stand in for
+    the name. Raises ``DataError`` when nothing of that name can be loaded.
     """
     from datasets import DatasetDict, load_dataset
 

@@ -29,8 +29,8 @@ def encode_classes(
 ) -> tuple[dict[str, Dataset], list[str]]:
     """Each part with its label column as class numbers (int64), and the names of the classes.
 
-    ``parts`` maps roles to data; its first entry is what the model learns from, and no other part may hold a class
-    that it does not. ``names``, or else those of a ``ClassLabel`` column, are kept where the labels are already their
+    ``parts`` maps roles to data; its first entry is what the model learns from, and no other part may hold a class that
+    it does not. ``names``, or else those of a ``ClassLabel`` column, are kept where the labels are already their
     numbers; otherwise classes are numbered in sorted order. Raises ``DataError``.
     """
     values = {role: _class_values(data, column, describe(source, role)) for role, data in parts.items()}

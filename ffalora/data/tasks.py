@@ -1,8 +1,8 @@
 """What each task minimises and reports: losses per sample for training, metrics for evaluation.
 
-A sample's loss depends on its own outputs and targets only, is float32 and is never averaged over the batch: the
-sum of the losses is what differential privacy differentiates. Metrics are computed from what ``gather`` keeps of each
-batch, which is small (never the logits of a vocabulary).
+A sample's loss depends on its own outputs and targets only, is float32 and is never averaged over the batch: the sum of
+the losses is what differential privacy differentiates. Metrics are computed from what ``gather`` keeps of each batch,
+which is small (never the logits of a vocabulary).
 """
 
 from __future__ import annotations

@@ -205,8 +205,7 @@ def data_fingerprint(config: Config, train: Examples, samples: Sequence[int] | n
 
 
 def make_ledger(config: Config, client_id: int, samples: int, steps: int, fingerprint: str) -> PrivacyLedger:
-    """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling
-    rates.
+    """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling rates.
 
     Args:
         config: of the run; client_id: whose data.

@@ -234,8 +234,7 @@ def population_ledger(
     Args:
         clients: their number.
         participation: probability with which each client is drawn in a round.
-        noise_multiplier, delta, target_epsilon, accountant, sampling, fingerprint: as in
-            :class:`PrivacyLedger`.
+        noise_multiplier, delta, target_epsilon, accountant, sampling, fingerprint: as in :class:`PrivacyLedger`.
         rounds: the most rounds there will ever be.
     """
     return PrivacyLedger(

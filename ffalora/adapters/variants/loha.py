@@ -11,9 +11,8 @@ from .base import Variant
 class LoHa(Variant):
     """``theta [N,R]`` is the method's ``w2_a``, the factor that starts at zero.
 
-    The Hadamard product with a matrix of rank R is a sum of R rescaled low-rank products, so that every token
-    stands for
-    R tokens of the segment kernels: R times the memory of LoRA's output. Meant for small R.
+    The Hadamard product with a matrix of rank R is a sum of R rescaled low-rank products, so that every token stands
+    for R tokens of the segment kernels: R times the memory of LoRA's output. Meant for small R.
     """
 
     def make_factors(self, n: int, k: int) -> tuple[int, ...]:

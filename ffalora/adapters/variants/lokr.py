@@ -13,8 +13,7 @@ class LoKr(Variant):
     """``theta [O,I]`` is the method's ``w1``, zero at first; ``w2 [N/O, K/I]`` is random and frozen.
 
     O and I are the largest divisors of N and K that do not exceed the rank. A token stands for N/O tokens of the
-    segment
-    kernels, with I features and O outputs: the same memory as one output.
+    segment kernels, with I features and O outputs: the same memory as one output.
     """
 
     def make_factors(self, n: int, k: int) -> tuple[int, ...]:

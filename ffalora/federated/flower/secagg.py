@@ -1,7 +1,7 @@
 """Secure aggregation (SecAgg+; Bell et al., CCS 2020) by Flower's workflow: the server learns the uniform average only.
 
-Numbers are quantised to 2²² levels of ±range, with stochastic rounding: each client's error is below one level,
-``range · 2⁻²¹``, and so is the average's.
+Numbers are quantised to 2²² levels of ±range, with stochastic rounding: each client's error is below one level, ``range
+· 2⁻²¹``, and so is the average's.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class Strategy:
         trained: the factor trained in the first round ('b', 'a', 'both' or 'core').
         kept: the factors that change from round to round, trained or not; '' for the trained ones.
         exact: what the server ends with is the weighted average of the clients' updates.
-        linear: the server needs only a weighted sum of what clients send: what secure aggregation, client-level
-            privacy and server optimisers can work with.
+        linear: the server needs only a weighted sum of what clients send: what secure aggregation, client-level privacy
+            and server optimisers can work with.
         personal: clients keep factors that never leave them; noise on what is shared does not cover these, nor what is
             made of them.
         takes_ranks: clients may have ranks of their own.
@@ -198,8 +198,8 @@ class Strategy:
         return BYTES_PER_NUMBER * self.adapters.layout.size
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        """What all clients together receive in the round about to begin. In the first, a seed stands for what is
-        random and frozen.
+        """What all clients together receive in the round about to begin. In the first, a seed stands for what is random
+        and frozen.
         """
         return len(cohort) * BYTES_PER_NUMBER * self.adapters.layout.size
 
