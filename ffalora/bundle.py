@@ -135,7 +135,7 @@ def predict(
         pad_token_of(bundle.loaded.tokenizer),
         Ragged(types) if types is not None else None,
     )
-    logits, _ = predict_examples(bundle.loaded.model, examples, bundle.device)
+    logits = predict_examples(bundle.loaded.model, examples, bundle.device)
     if bundle.label_names is None:
         return [{"value": float(row[0])} for row in logits]
     names = bundle.label_names

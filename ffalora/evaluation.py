@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,24 +17,13 @@ _TOKENS = 8192
 
 
 @torch.inference_mode()
-def predict_examples(
-    model: nn.Module, examples: Examples, device: torch.device, samples: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and targets of the first ``samples`` examples, in their order.
-
-    Returns:
-        logits ``[n, ...]`` float32 and targets ``[n, ...]``, on the CPU; longer dimensions are padded with the batch.
-    """
-    count = len(examples) if samples is None else min(samples, len(examples))
-    plan = physical_batches(examples.lengths[:count], _TOKENS, overhead=256)
-    outputs: list[Tensor] = [torch.empty(0)] * count
-    targets: list[Tensor] = [torch.empty(0)] * count
-    for batch in plan.batches:
-        inputs, wanted = examples.collate(batch)
-        logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float().cpu()
-        for position, index in enumerate(batch):
-            outputs[index], targets[index] = logits[position], wanted[position]
-    return torch.stack(outputs), torch.stack(targets)
+def predict_examples(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
+    """Logits ``[n, labels]`` float32 of all examples, in their order, on the CPU."""
+    outputs: list[Tensor] = [torch.empty(0)] * len(examples)
+    for batch, output, _ in _passes(model, examples, device, len(examples)):
+        for index, logits in zip(batch, output.logits.float().cpu(), strict=True):
+            outputs[index] = logits
+    return torch.stack(outputs)
 
 
 @torch.inference_mode()
@@ -40,10 +32,13 @@ def evaluate_examples(
 ) -> dict[str, float]:
     """The task's metrics on the first ``samples`` examples (all by default)."""
     count = len(examples) if samples is None else min(samples, len(examples))
-    plan = physical_batches(examples.lengths[:count], _TOKENS, overhead=256)
-    gathered = []
-    for batch in plan.batches:
-        inputs, targets = examples.collate(np.asarray(batch))
-        output = model(**{name: value.to(device) for name, value in inputs.items()})
-        gathered.append(task.gather(output, targets.to(device)))
-    return task.metrics(gathered)
+    return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+
+
+def _passes(
+    model: nn.Module, examples: Examples, device: torch.device, count: int
+) -> Iterator[tuple[np.ndarray, Any, Tensor]]:
+    """Indices, output and targets of one batch after another: the first ``count`` examples, sorted by length."""
+    for batch in physical_batches(examples.lengths[:count], _TOKENS, overhead=256).batches:
+        inputs, targets = examples.collate(batch)
+        yield batch, model(**{name: value.to(device) for name, value in inputs.items()}), targets.to(device)
