@@ -23,6 +23,7 @@ VERBS = (
     "data",
     "epsilon",
     "audit",
+    "study",
     "profile",
     "flower",
     "info",

@@ -15,6 +15,7 @@ from .experiment import Experiment
 from .records import environment, privacy_statement, summary
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
+SUMMARY = "summary.json"
 
 
 @dataclass
@@ -57,7 +58,7 @@ def finish_folder(experiment: Experiment, folder: Path, rows: list[dict[str, Any
     _write_json(folder / "privacy.json", statement.as_dict())
     write_atomically(folder / "privacy.txt", statement.to_text().encode())
     result = summary(experiment, rows)
-    _write_json(folder / "summary.json", result)
+    _write_json(folder / SUMMARY, result)
     return RunResult(folder, result, rows)
 
 
