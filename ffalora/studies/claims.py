@@ -29,7 +29,7 @@ class Claim(Section):
 
     Attributes:
         contrast: weight by term. A term is ``method@condition``; ``mean method@*`` and ``range method@*`` are the mean
-            and the largest difference over the conditions that a pattern matches.
+            and the largest difference over the conditions that a pattern (or one of several, ``a|b-*``) matches.
         above: the claim holds where the contrast is above this (0, or 1 for a ratio).
         ratio: the terms are multiplied, with the weights as exponents, instead of added.
         metric: where it is not the study's.
@@ -51,7 +51,7 @@ class Claim(Section):
         """Raises ``ValueError`` where a term names a method or condition that the study does not have."""
         for term in self.contrast:
             _, method, pattern = _parse(term)
-            if method not in methods or not any(fnmatchcase(name, pattern) for name in conditions):
+            if method not in methods or not any(_matches(name, pattern) for name in conditions):
                 raise ValueError(f"claim {self.says!r}: {term!r} names nothing in the grid")
 
 
@@ -126,7 +126,7 @@ def _p_value(values: Sequence[float], threshold: float) -> float:
 def _term(term: str, values: Values, seed: int) -> float | None:
     """A term's value for one seed; None where one of its cells is missing."""
     kind, method, pattern = _parse(term)
-    conditions = dict.fromkeys(condition for _, condition, _ in values if fnmatchcase(condition, pattern))
+    conditions = dict.fromkeys(condition for _, condition, _ in values if _matches(condition, pattern))
     found = [values.get((method, condition, seed)) for condition in conditions]
     known = [value for value in found if value is not None]
     if not known or len(known) < len(found):
@@ -134,6 +134,10 @@ def _term(term: str, values: Values, seed: int) -> float | None:
     if kind == "range":
         return max(known) - min(known)
     return statistics.fmean(known)
+
+
+def _matches(condition: str, pattern: str) -> bool:
+    return any(fnmatchcase(condition, one) for one in pattern.split("|"))
 
 
 def _parse(term: str) -> tuple[str, str, str]:
