@@ -72,6 +72,7 @@ class Study(Section):
     question: str = Field(description="what is asked, in a sentence or two")
     source: str = Field(description="who claims what, and where")
     metric: str = Field("accuracy", description="the metric that tables and claims use")
+    counts_costs: bool = Field(False, description="count the operations and bytes of a local step of every cell, too")
     axis: str = Field("condition", description="what the conditions vary, for the axis of the plot")
     methods: dict[str, dict[str, Any]] = Field(description="a name, and the dotted keys in which the method differs")
     conditions: dict[str, Condition]

@@ -22,11 +22,12 @@ from ..atomic import write_atomically
 from ..config import ConfigError
 from ..federated.run_folder import CHECKPOINT, SUMMARY
 from ..federated.simulate import simulate
-from ..plain import restored
+from ..plain import restored, to_json
 from .claims import Values, Verdict, judge
+from .costs import step_costs
 from .grid import Cell, Chosen, Grid
 
-MANIFEST, TUNING, RESULTS = "study.yaml", "tuning.csv", "results.csv"
+MANIFEST, TUNING, RESULTS, COUNTS = "study.yaml", "tuning.csv", "results.csv", "costs.json"
 _COSTS = ("bytes_up_per_client_round", "bytes_up", "bytes_down", "trained_numbers", "seconds_per_round", "seconds")
 
 
@@ -135,7 +136,16 @@ def _run_cell(grid: Grid, cell: Cell, folder: Path, bar: tqdm) -> CellResult:
     numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS}
     if summary["epsilon"] is not None:
         numbers["epsilon"] = summary["epsilon"]
+    if grid.study.counts_costs:
+        numbers |= _counted(grid, cell, place / COUNTS)
     return CellResult(cell, numbers, place)
+
+
+def _counted(grid: Grid, cell: Cell, path: Path) -> dict[str, float]:
+    """Costs of a local step, counted once and kept beside the run."""
+    if not path.exists():
+        write_atomically(path, to_json(step_costs(grid.config(cell)), indent=2).encode())
+    return restored(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _best(cells: Sequence[Cell], results: Sequence[CellResult], metric: str) -> Chosen:
