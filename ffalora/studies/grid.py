@@ -51,12 +51,25 @@ class GridSize(Section):
     tried: Tried = Field(default_factory=dict, description="by method, instead of the scale's")
 
 
+class OtherBase(Section):
+    """What differs where a scale is run on another model or other data."""
+
+    metric: str | None = Field(None, description="instead of the study's")
+    conditions: dict[str, Condition] = Field(default_factory=dict, description="instead of those of the same names")
+    tried: Tried = Field(default_factory=dict, description="by method, instead of the scale's")
+
+
 class StudyScale(Section):
     """A study at one scale: what its cells share, what is tried, how much is run."""
 
     base: str = Field(description="configuration in bases/ that all cells share")
+    other_bases: dict[str, OtherBase] = Field(
+        default_factory=dict, description="other configurations in bases/ for which the same is asked"
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="dotted keys that differ from the base")
-    conditions: dict[str, Condition] = Field(default_factory=dict, description="instead of the study's own")
+    conditions: dict[str, Condition] = Field(
+        default_factory=dict, description="instead of the study's own of the same names"
+    )
     tried: Tried = Field(
         default_factory=dict,
         description="by method, dotted keys and the values among which the validation split chooses for each condition",
@@ -82,7 +95,10 @@ class Study(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Study:
         for scale, at in self.scales.items():
-            conditions = at.conditions or self.conditions
+            named = {name for part in [at, *at.other_bases.values()] for name in part.conditions}
+            if unknown := sorted(named - set(self.conditions)):
+                raise ValueError(f"scales.{scale}: {unknown[0]!r} is not one of {', '.join(self.conditions)}")
+            conditions = self.conditions | at.conditions
             for name, condition in conditions.items():
                 if condition.like is not None and condition.like not in conditions:
                     raise ValueError(f"conditions.{name}.like={condition.like!r} is not one of {', '.join(conditions)}")
@@ -94,6 +110,31 @@ class Study(Section):
             for claim in self.claims:
                 claim.check_names(list(self.methods), list(conditions))
         return self
+
+    def on_base(self, scale: Scale, base: str | None) -> Study:
+        """The study as it is run on one base: the base, and what differs there, are its scale's own.
+
+        Args:
+            scale: one of ``scales``.
+            base: the scale's own where None.
+
+        Raises:
+            ConfigError: the scale has no such base.
+        """
+        at = self.scales[scale]
+        if base is None or base == at.base:
+            return self
+        if base not in at.other_bases:
+            known = ", ".join([at.base, *at.other_bases])
+            raise ConfigError(f"--base {base!r}: {self.title} at scale {scale} has the bases {known}")
+        other = at.other_bases[base]
+        changes = {"base": base, "conditions": at.conditions | other.conditions, "tried": at.tried | other.tried}
+        scales = self.scales | {scale: at.model_copy(update=changes)}
+        return self.model_copy(update={"scales": scales, "metric": other.metric or self.metric})
+
+    def conditions_at(self, scale: Scale) -> dict[str, Condition]:
+        """Every condition by name, as it is at a scale."""
+        return self.conditions | self.scales[scale].conditions
 
 
 @dataclass(frozen=True)
@@ -145,8 +186,13 @@ class Grid:
         return list(dict.fromkeys(c.like or name for name, c in self.conditions.items()))
 
     def tuning_cells(self, method: str, condition: str) -> list[Cell]:
-        """The runs among which a method's values are chosen for a condition: every combination of what is tried."""
-        tried = self.tried[method]
+        """The runs among which a method's values are chosen for a condition: every combination of what is tried.
+
+        Keys of ``privacy`` are not tried where nothing is private: they would change nothing.
+        """
+        tried = dict(self.tried[method])
+        if self.config(Cell(method, condition, TUNING_SEED, ())).privacy.unit == "none":
+            tried = {key: values for key, values in tried.items() if not key.startswith("privacy.")}
         combinations = product(*(((key, float(value)) for value in values) for key, values in tried.items()))
         return [Cell(method, condition, TUNING_SEED, chosen) for chosen in combinations]
 
@@ -182,7 +228,7 @@ class Grid:
 
     def _condition(self, name: str) -> Condition:
         """A condition of the study's scale, run or not: values may be chosen in one that is not."""
-        return (self.study.scales[self.scale].conditions or self.study.conditions)[name]
+        return self.study.conditions_at(self.scale)[name]
 
 
 def study_names() -> list[str]:
@@ -206,28 +252,36 @@ def load_study(name: str) -> Study:
         raise ConfigError(f"study {name}: {said}") from None
 
 
-def load_grid(name: str, scale: Scale, size: Size, overrides: Mapping[str, Any] | None = None) -> Grid:
+def load_grid(
+    name: str, scale: Scale, size: Size, overrides: Mapping[str, Any] | None = None, base: str | None = None
+) -> Grid:
     """The part of a study that is to be run; ``overrides`` change the configuration that all cells share.
 
+    Args:
+        name: of the study; scale, size: which part of it.
+        overrides: dotted keys and values.
+        base: one of the scale's other bases; its own where None.
+
     Raises:
-        ConfigError: no such study or scale, or an override that does not fit.
+        ConfigError: no such study, scale or base, or an override that does not fit.
     """
     study = load_study(name)
     if scale not in study.scales:
         raise ConfigError(f"study {name} has no scale {scale!r}; choose one of {', '.join(study.scales)}")
+    study = study.on_base(scale, base)
     at = study.scales[scale]
     part: GridSize = getattr(at, size)
-    base = yaml.safe_load((files(__package__) / "bases" / f"{at.base}.yaml").read_text(encoding="utf-8"))
+    shared = yaml.safe_load((files(__package__) / "bases" / f"{at.base}.yaml").read_text(encoding="utf-8"))
     for changes in (at.set, part.set, overrides or {}):
-        base = merge(base, changes)
-    conditions = at.conditions or study.conditions
+        shared = merge(shared, changes)
+    conditions = study.conditions_at(scale)
     kept = part.conditions or list(conditions)
     return Grid(
         name=name,
         study=study,
         scale=scale,
         size=size,
-        base=base,
+        base=shared,
         methods=part.methods or list(study.methods),
         conditions={key: conditions[key] for key in kept},
         tried=at.tried | part.tried,
