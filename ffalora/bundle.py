@@ -24,7 +24,7 @@ from .data.examples import Ragged, TokenizedDataset
 from .data.load import LoadedData
 from .data.tasks import find_task
 from .data.tokenize import pad_token_of
-from .evaluation import evaluate_examples, predict_examples
+from .evaluation import evaluate_answers, evaluate_examples, predict_examples
 from .models import LoadedModel, choose_device, load_model
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
@@ -106,11 +106,14 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
     bundle = load_bundle(folder, overrides)
     data = load_run_data(bundle.config)
-    examples = prepare_split(bundle.config, data, evaluation_split(bundle.config, data), bundle.loaded)
+    split = evaluation_split(bundle.config, data)
+    examples = prepare_split(bundle.config, data, split, bundle.loaded)
     if bundle.label_names is not None:
         examples.labels = _own_numbers(bundle.label_names, data)[examples.labels]
     limit = bundle.config.data.max_evaluation_samples
-    return evaluate_examples(bundle.loaded.model, examples, find_task(bundle.config.data.task), bundle.device, limit)
+    task = find_task(bundle.config.data.task)
+    metrics = evaluate_examples(bundle.loaded.model, examples, task, bundle.device, limit)
+    return metrics | evaluate_answers(bundle.loaded, data, bundle.config.data, split)
 
 
 def predict(

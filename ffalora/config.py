@@ -68,6 +68,12 @@ class DataConfig(Section):
     )
     text: list[str] | None = Field(None, description="text columns, one or two (default: the data set's own)")
     label: str | None = Field(None, description="label column (default: the data set's own)")
+    splits: dict[Literal["train", "validation", "test"], str] | None = Field(
+        None,
+        description="which of the source's splits play which roles, such as {train: train, test: validation}; other "
+        "roles are cut from the training data (default: splits called so)",
+    )
+    drop_empty: bool = Field(False, description="leave out rows with an empty text instead of refusing them")
     max_length: int = Field(128, ge=2, description="tokens after which a text is cut")
     max_samples: int | None = Field(None, ge=1, description="use at most this many training samples")
     validation_fraction: float = Field(
@@ -76,6 +82,21 @@ class DataConfig(Section):
     test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
     max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
+    answer_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="causal-lm: also generate answers of at most this many tokens, and report how many end in the "
+        "right number (exact_match)",
+    )
+
+    @model_validator(mode="after")
+    def _answers_are_for_language_models(self) -> DataConfig:
+        if self.answer_tokens is not None and self.task != "causal-lm":
+            raise ValueError(
+                f"answer_tokens={self.answer_tokens} is given, but task={self.task!r} generates no answers; set it to "
+                "null, or data.task to causal-lm"
+            )
+        return self
 
 
 class ClientsConfig(Section):

@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .config import DataConfig
 from .data.examples import Examples
+from .data.generation import exact_match, generate_answers
+from .data.load import LoadedData
 from .data.tasks import Task
+from .models import LoadedModel
 from .privacy.sampling import physical_batches
 
 _TOKENS = 8192
@@ -33,6 +37,20 @@ def evaluate_examples(
     """The task's metrics on the first ``samples`` examples (all by default)."""
     count = len(examples) if samples is None else min(samples, len(examples))
     return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+
+
+def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> dict[str, float]:
+    """``exact_match`` of the numbers in which generated answers end with those of ``split``; empty where the
+    configuration asks for no answers.
+    """
+    if config.answer_tokens is None:
+        return {}
+    rows = data.splits[split]
+    if config.max_evaluation_samples is not None:
+        rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
+    prompts, references = (list(rows[column]) for column in data.input_columns)
+    answers = generate_answers(loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens)
+    return {"exact_match": exact_match(answers, references)}
 
 
 def _passes(

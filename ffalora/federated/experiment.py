@@ -36,6 +36,8 @@ _KEYS = {
     "label_column": "data.label",
     "client_column": "clients.column",
     "max_samples": "data.max_samples",
+    "split_names": "data.splits",
+    "drop_empty": "data.drop_empty",
 }
 
 
@@ -125,9 +127,11 @@ def load_run_data(config: Config) -> LoadedData:
             input_columns=data.text,
             label_column=data.label,
             client_column=config.clients.column,
+            split_names=data.splits,
             fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
             max_samples=data.max_samples,
             seed=config.seed,
+            drop_empty=data.drop_empty,
         )
     except DataError as error:
         raise DataError(_in_keys(str(error))) from error

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from ..adapters import CheckpointError
 from ..config import Config
-from ..evaluation import evaluate_examples
+from ..evaluation import evaluate_answers, evaluate_examples
 from ..privacy.engine import TrainingReport
 from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from .cohort import client_weights, draw_cohort, train_cohort
-from .experiment import Experiment, build
+from .experiment import Experiment, build, evaluation_split
 from .records import metrics_row
 from .run_folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, finish_folder, open_folder, write_rows
 from .strategies import ServerState
@@ -110,16 +110,16 @@ def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
     found: list[dict[str, float]] = []
+    config, split = experiment.config.data, evaluation_split(experiment.config, experiment.data)
     for _ in experiment.strategy.views(server):
-        found.append(
-            evaluate_examples(
-                experiment.engine.model,
-                experiment.evaluation,
-                experiment.task,
-                experiment.engine.device,
-                experiment.config.data.max_evaluation_samples,
-            )
+        metrics = evaluate_examples(
+            experiment.engine.model,
+            experiment.evaluation,
+            experiment.task,
+            experiment.engine.device,
+            config.max_evaluation_samples,
         )
+        found.append(metrics | evaluate_answers(experiment.loaded, experiment.data, config, split))
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 

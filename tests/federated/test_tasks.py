@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, ViTConfig
 
 from ffalora.bundle import evaluate
 from ffalora.config import ConfigError
+from ffalora.data.errors import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import evaluate_views, simulate
 
@@ -113,6 +114,52 @@ def test_a_task_trains_and_its_saved_adapter_gives_its_metrics(small, tmp_path, 
     else:
         assert result.rounds[-1]["epsilon"] > 0
     assert evaluate(tmp_path / "run") == pytest.approx(result.rounds[-1]["metrics"], rel=1e-4, abs=1e-5)
+
+
+def test_generated_answers_of_a_language_model_are_scored_in_its_run_and_again_from_its_adapter(small, tmp_path):
+    changes = prompts(tmp_path)
+    rows = [(f"{words(3)} {i}", f"word1 #### {i % 2 + 1}") for i in range(90)]
+    save_csv(tmp_path / "prompts.csv", ("question", "answer"), rows)
+    config = small(
+        **changes, data__answer_tokens=3, data__max_evaluation_samples=6, federation__rounds=1, optimizer__lr=0.5
+    )
+    metrics = simulate(config, tmp_path / "run", progress=False).rounds[-1]["metrics"]
+    assert metrics["exact_match"] == 0  # a model of 40 words cannot write a number
+    experiment = build(config)
+    answered = dict(zip(experiment.data.test["question"], experiment.data.test["answer"], strict=True))
+    asked = []
+
+    def answer(model, tokenizer, questions, **options):
+        asked.extend(questions)
+        assert options["max_new_tokens"] == 3
+        return [answered[question] if i % 2 else "none" for i, question in enumerate(questions)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ffalora.evaluation.generate_answers", answer)
+        assert evaluate(tmp_path / "run")["exact_match"] == 0.5
+        assert evaluate_views(experiment, experiment.strategy.begin())["exact_match"] == 0.5
+    assert asked == list(experiment.data.test["question"])[:6] * 2
+
+
+def test_answers_are_not_asked_of_a_classifier(small):
+    with pytest.raises(ConfigError, match=r"answer_tokens=8"):
+        small(data__answer_tokens=8)
+
+
+def test_a_split_of_the_source_plays_the_role_that_the_configuration_gives_it(small, tmp_path):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for name, rows in (("train", 60), ("validation", 20), ("test", 10)):
+        lines = [(f"{words(4)} {name}{i}", i % 2) for i in range(rows)]
+        save_csv(folder / f"{name}.csv", ("text", "label"), [*lines, ("", 1)] if name == "train" else lines)
+    changes = {"data__name": str(folder), "data__splits": {"train": "train", "test": "validation"}}
+    with pytest.raises(DataError, match=r"data\.drop_empty=true"):
+        build(small(**changes))
+    data = build(small(**changes, data__drop_empty=True)).data
+    assert all("validation" in text for text in data.test["text"]) and len(data.test) == 20
+    assert all("train" in text for text in [*data.train["text"], *data.validation["text"]])
+    with pytest.raises(DataError, match=r"data\.splits\.test='unknown'.*train, validation, test"):
+        build(small(**changes | {"data__splits": {"train": "train", "test": "unknown"}}))
 
 
 def test_the_privacy_unit_of_causal_text_is_a_whole_sequence_with_its_own_tokens_only(small, tmp_path):
