@@ -158,7 +158,7 @@ def test_a_split_of_the_source_plays_the_role_that_the_configuration_gives_it(sm
     data = build(small(**changes, data__drop_empty=True)).data
     assert all("validation" in text for text in data.test["text"]) and len(data.test) == 20
     assert all("train" in text for text in [*data.train["text"], *data.validation["text"]])
-    with pytest.raises(DataError, match=r"data\.splits\.test='unknown'.*train, validation, test"):
+    with pytest.raises(DataError, match=r"data\.splits\.test='unknown'.*test, train, validation"):
         build(small(**changes | {"data__splits": {"train": "train", "test": "unknown"}}))
 
 
