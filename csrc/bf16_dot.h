@@ -28,6 +28,35 @@ FFALORA_INLINE Vec<uint16_t, 32> load_32(const bf16* from) {
   return v;
 }
 
+// Two vectors of 32 as 32 pairs: x0 y0 x1 y1 …
+class Interleaving {
+ public:
+  FFALORA_INLINE Interleaving() {
+    for (int i = 0; i < 32; ++i) {
+      low_[i] = i / 2 + 32 * (i % 2);
+      high_[i] = low_[i] + 16;
+    }
+    keep(low_);
+    keep(high_);
+  }
+
+  FFALORA_INLINE Vec<uint16_t, 32> low(const Vec<uint16_t, 32>& x, const Vec<uint16_t, 32>& y) const {
+    return pick(x, y, low_);
+  }
+  FFALORA_INLINE Vec<uint16_t, 32> high(const Vec<uint16_t, 32>& x, const Vec<uint16_t, 32>& y) const {
+    return pick(x, y, high_);
+  }
+
+ private:
+  FFALORA_INLINE static Vec<uint16_t, 32> pick(Vec<uint16_t, 32> x, const Vec<uint16_t, 32>& y,
+                                               const Vec<uint16_t, 32>& from) {
+    __asm__("vpermt2w %2, %1, %0" : "+v"(x) : "v"(from), "v"(y));
+    return x;
+  }
+
+  Vec<uint16_t, 32> low_, high_;
+};
+
 // Tokens in pairs: chunk.narrow holds words (narrow[2m, r], narrow[2m+1, r]), [⌈tokens/2⌉, padded].
 struct DotProducts {
   static constexpr ptrdiff_t kPackedBytes = kChunkTokens * 32 * 2;
@@ -35,10 +64,11 @@ struct DotProducts {
   template <int L>
   FFALORA_INLINE static void add(const GradientChunk<bf16>& c, ptrdiff_t n, ptrdiff_t r,
                                  Vec<float, L> (&sum)[2][kRanks<L>]) {
+    Interleaving order;
     for (ptrdiff_t m = 0; m < c.tokens; m += 2) {
-      Vec<uint16_t, 32> pairs[2];
-      interleave_rows(c, m, n, pairs);
-      add_pair(pairs[0], pairs[1], c, m, r, sum);
+      Vec<uint16_t, 32> even, odd;
+      load_rows(c, m, n, even, odd);
+      add_pair(order.low(even, odd), order.high(even, odd), c, m, r, sum);
     }
   }
 
@@ -53,41 +83,36 @@ struct DotProducts {
   template <int L>
   FFALORA_INLINE static void pack(const GradientChunk<bf16>& c, ptrdiff_t n, ptrdiff_t columns, void* packed) {
     auto* to = static_cast<bf16*>(packed);
-    for (ptrdiff_t m = 0; m < c.tokens; m += 2) {
-      if (columns == 32) {
-        Vec<uint16_t, 32> pairs[2];
-        interleave_rows(c, m, n, pairs);
-        std::memcpy(to + m * 32, pairs, sizeof(pairs));
-        continue;
+    if (columns == 32) {
+      Interleaving order;
+      for (ptrdiff_t m = 0; m < c.tokens; m += 2) {
+        Vec<uint16_t, 32> even, odd;
+        load_rows(c, m, n, even, odd);
+        const Vec<uint16_t, 32> low = order.low(even, odd), high = order.high(even, odd);
+        std::memcpy(to + m * 32, &low, sizeof(low));
+        std::memcpy(to + m * 32 + 32, &high, sizeof(high));
       }
+      return;
+    }
+    for (ptrdiff_t m = 0; m < c.tokens; m += 2)
       for (ptrdiff_t j = 0; j < 32; ++j)
         for (int half = 0; half < 2; ++half) {
           const bool there = j < columns && m + half < c.tokens;
           to[m * 32 + 2 * j + half] = there ? c.wide[(m + half) * c.wide_stride + n + j] : bf16{0};
         }
-    }
   }
 
  private:
-  // Columns n … n+31 of tokens m and m+1 as 32 pairs; zeros stand for a token beyond the last.
-  FFALORA_INLINE static void interleave_rows(const GradientChunk<bf16>& c, ptrdiff_t m, ptrdiff_t n,
-                                             Vec<uint16_t, 32> (&pairs)[2]) {
+  // Columns n … n+31 of tokens m and m+1; zeros stand for a token beyond the last.
+  FFALORA_INLINE static void load_rows(const GradientChunk<bf16>& c, ptrdiff_t m, ptrdiff_t n, Vec<uint16_t, 32>& even,
+                                       Vec<uint16_t, 32>& odd) {
     const bf16* row = c.wide + m * c.wide_stride + n;
-    const Vec<uint16_t, 32> even = load_32(row);
+    even = load_32(row);
     __builtin_prefetch(row + 32);
-    Vec<uint16_t, 32> odd{};
+    odd = Vec<uint16_t, 32>{};
     if (m + 1 < c.tokens) {
       odd = load_32(row + c.wide_stride);
       __builtin_prefetch(row + c.wide_stride + 32);
-    }
-    for (int half = 0; half < 2; ++half) {
-#if defined(__clang__)
-      for (int i = 0; i < 32; ++i) pairs[half][i] = i % 2 == 0 ? even[i / 2 + 16 * half] : odd[i / 2 + 16 * half];
-#else
-      Vec<uint16_t, 32> from{};
-      for (int i = 0; i < 32; ++i) from[i] = i / 2 + 16 * half + 32 * (i % 2);
-      pairs[half] = __builtin_shuffle(even, odd, from);
-#endif
     }
   }
 
@@ -103,46 +128,6 @@ struct DotProducts {
   }
 };
 
-// b in bfloat16, rank-major.
-struct DotFactors {
-  using Turned = bf16;
-  template <int L>
-  using Wide = Vec<uint16_t, 32>;
-  template <int L>
-  static constexpr int kColumns = 32;
-
-  template <int L>
-  FFALORA_INLINE static Wide<L> load_wide(const bf16* from) {
-    return load_32(from);
-  }
-  template <int L>
-  FFALORA_INLINE static Wide<L> load_turned(const bf16* from) {
-    return load_32(from);
-  }
-  template <int L>
-  FFALORA_INLINE static void add_product(Vec<float, L>& sum, const Wide<L>& w, const Wide<L>& t) {
-    add_dot(sum, w, t);
-  }
-};
-
-inline void run_gradient(const GradientChunk<bf16>& chunk) {
-  if (bf16_dot()) return run_avx512<Gradient<bf16, DotProducts>>(&chunk);
-  dispatch<Gradient<bf16>>(&chunk);
-}
-
-inline void run_input_gradient(const InputChunk<bf16>& chunk) {
-  if (bf16_dot()) return run_avx512<InputGradient<bf16, DotFactors>>(&chunk);
-  dispatch<InputGradient<bf16>>(&chunk);
-}
-
-#else
-
-inline void run_gradient(const GradientChunk<bf16>& chunk) { dispatch<Gradient<bf16>>(&chunk); }
-inline void run_input_gradient(const InputChunk<bf16>& chunk) { dispatch<InputGradient<bf16>>(&chunk); }
-
 #endif
-
-inline void run_gradient(const GradientChunk<float>& chunk) { dispatch<Gradient<float>>(&chunk); }
-inline void run_input_gradient(const InputChunk<float>& chunk) { dispatch<InputGradient<float>>(&chunk); }
 
 }  // namespace ffalora

@@ -62,7 +62,7 @@ struct Expand {
 };
 
 template <class T>
-void expand_run(const Activations& y, const Activations& h, const Turned<float>& turned, const Run& run, float scale) {
+void expand_run(const Activations& y, const Activations& h, const Turned& turned, const Run& run, float scale) {
   static thread_local Scratch<float> narrow_scratch;
   const ptrdiff_t padded = padded_to(h.columns, kPad);
   float* narrow = narrow_scratch.get(kRunTokens * padded);
@@ -78,7 +78,7 @@ void expand_run(const Activations& y, const Activations& h, const Turned<float>&
 void expand(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
             int threads) {
   static thread_local Scratch<float> turned_scratch;
-  const Turned<float> turned = turn(b, y.columns, h.columns, turned_scratch, threads);
+  const Turned turned = turn(b, y.columns, h.columns, turned_scratch, threads);
   const std::vector<Run> runs = token_runs(segments, kRunTokens);
   parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
     y.half ? expand_run<bf16>(y, h, turned, runs[i], scale) : expand_run<float>(y, h, turned, runs[i], scale);

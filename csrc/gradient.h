@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "bf16_dot.h"
+#include "rank_lanes.h"
 #include "segments.h"
 
 namespace ffalora {
@@ -19,6 +19,7 @@ class SegmentGradients {
         segments_(segments),
         arena_(arena),
         scale_(scale),
+        rank_lanes_(rank_contiguous && narrow.columns > 1 && wide.half && bf16_dot()),
         column_stride_(rank_contiguous ? narrow.columns : 1),
         rank_stride_(rank_contiguous ? 1 : wide.columns),
         groups_((wide.columns + kGroup - 1) / kGroup),
@@ -62,11 +63,17 @@ class SegmentGradients {
   static constexpr ptrdiff_t kGroup = 128;
 
   void copy(ptrdiff_t at, ptrdiff_t stop, float* narrow) const {
+#ifdef FFALORA_BF16_DOT
+    if (rank_lanes_)
+      return run_avx512<NarrowWords>(narrow_.row<const bf16>(at), narrow_.stride, narrow_.columns, stop - at,
+                                     reinterpret_cast<uint32_t*>(narrow));
     if (wide_.half && bf16_dot()) return copy_pairs(at, stop, reinterpret_cast<bf16*>(narrow));
+#endif
     if (narrow_.data != nullptr) return copy_rows(narrow_, at, stop, padded_, narrow);
     for (ptrdiff_t j = 0; j < (stop - at) * padded_; ++j) narrow[j] = j % padded_ == 0 ? 1.0f : 0.0f;
   }
 
+#ifdef FFALORA_BF16_DOT
   // Tokens in pairs, as DotProducts reads them; zeros stand for a token beyond the last.
   void copy_pairs(ptrdiff_t at, ptrdiff_t stop, bf16* narrow) const {
     constexpr bf16 kOne{0x3f80};
@@ -77,6 +84,16 @@ class SegmentGradients {
         for (ptrdiff_t r = 0; r < narrow_.columns; ++r) narrow[2 * r + half] = row[r];
       }
     }
+  }
+#endif
+
+  void run(const GradientChunk<float>& chunk) const { dispatch<Gradient<float>>(&chunk); }
+  void run(const GradientChunk<bf16>& chunk) const {
+#ifdef FFALORA_BF16_DOT
+    if (rank_lanes_) return run_avx512<RankGradient>(&chunk);
+    if (bf16_dot()) return run_avx512<Gradient<bf16, DotProducts>>(&chunk);
+#endif
+    dispatch<Gradient<bf16>>(&chunk);
   }
 
   template <class T>
@@ -99,13 +116,14 @@ class SegmentGradients {
     chunk.rank_stride = rank_stride_;
     chunk.accumulate = arena_.accumulate;
     chunk.square = &squares_[i * groups_ + k];
-    run_gradient(chunk);
+    run(chunk);
   }
 
   Activations wide_, narrow_;  // narrow_.data null: one column of ones
   Segments segments_;
   ArenaColumns arena_;
   float scale_;
+  bool rank_lanes_;  // g is rank-contiguous, and the processor has the dot instruction
   ptrdiff_t column_stride_, rank_stride_, groups_, padded_, chunk_;
   std::vector<double> squares_;
 };

@@ -44,33 +44,31 @@ inline void copy_rows(const Activations& from, ptrdiff_t first, ptrdiff_t last, 
   from.half ? copy_rows<bf16>(from, first, last, padded, to) : copy_rows<float>(from, first, last, padded, to);
 }
 
-// b of every client as [clients, padded rank, padded columns] of float32 or bfloat16, rank-major, padded by zeros.
-template <class To>
+// b of every client as float32 [clients, padded rank, padded columns], rank-major, padded by zeros.
 struct Turned {
-  const To* data;
+  const float* data;
   ptrdiff_t stride, client_stride;
 
-  const To* client(ptrdiff_t c) const { return data + c * client_stride; }
+  const float* client(ptrdiff_t c) const { return data + c * client_stride; }
 };
 
-template <class From, class To>
-void turn_client(const From* b, ptrdiff_t columns, ptrdiff_t rank, ptrdiff_t stride, To* to) {
+template <class From>
+void turn_client(const From* b, ptrdiff_t columns, ptrdiff_t rank, ptrdiff_t stride, float* to) {
   for (ptrdiff_t r = 0; r < padded_to(rank, kPad); ++r, to += stride) {
     const ptrdiff_t filled = r < rank ? columns : 0;
-    for (ptrdiff_t n = 0; n < filled; ++n) from_float(to_float(b[n * rank + r]), to + n);
-    for (ptrdiff_t n = filled; n < stride; ++n) from_float(0.0f, to + n);
+    for (ptrdiff_t n = 0; n < filled; ++n) to[n] = to_float(b[n * rank + r]);
+    for (ptrdiff_t n = filled; n < stride; ++n) to[n] = 0.0f;
   }
 }
 
-template <class To>
-Turned<To> turn(const AdapterB& b, ptrdiff_t columns, ptrdiff_t rank, Scratch<To>& scratch, int threads) {
+inline Turned turn(const AdapterB& b, ptrdiff_t columns, ptrdiff_t rank, Scratch<float>& scratch, int threads) {
   // An odd number of cache lines a row: a power of two would put all rows into the same few sets of the cache.
-  const ptrdiff_t stride = padded_to(columns, 128 / sizeof(To)) + 64 / sizeof(To);
-  Turned<To> turned{nullptr, stride, stride * padded_to(rank, kPad)};
-  To* data = scratch.get(b.clients * turned.client_stride);
+  const ptrdiff_t stride = padded_to(columns, 32) + 16;
+  Turned turned{nullptr, stride, stride * padded_to(rank, kPad)};
+  float* data = scratch.get(b.clients * turned.client_stride);
   turned.data = data;
   parallel_for(b.clients, threads, [&](ptrdiff_t c) {
-    To* to = data + c * turned.client_stride;
+    float* to = data + c * turned.client_stride;
     if (b.half) {
       turn_client(static_cast<const bf16*>(b.data) + c * b.stride, columns, rank, stride, to);
     } else {

@@ -63,6 +63,13 @@ FFALORA_INLINE void emit(const Chunk& c, Vec<float, V> sum, float* to, ptrdiff_t
   square += wide * wide;
 }
 
+// The lines of the arena that a panel will write: fetching them takes as long as the panel's products.
+template <class T>
+FFALORA_INLINE void prefetch_target(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns) {
+  const float* first = c.target + n * c.column_stride;
+  for (ptrdiff_t at = 0; at < columns * c.rank; at += 16) __builtin_prefetch(first + at, 1);
+}
+
 // Products of wide and narrow in float32 lanes, whatever the activations are.
 template <class T>
 struct FloatProducts {
@@ -156,12 +163,6 @@ struct Gradient {
   }
 
  private:
-  // The lines of the arena that a panel will write: fetching them takes as long as the panel's products.
-  FFALORA_INLINE static void prefetch_target(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns) {
-    const float* first = c.target + n * c.column_stride;
-    for (ptrdiff_t at = 0; at < columns * c.rank; at += 16) __builtin_prefetch(first + at, 1);
-  }
-
   template <int L, int B>
   FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[2][B], ptrdiff_t n,
                                     ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
@@ -194,36 +195,13 @@ template <class T>
 struct InputChunk {
   const T* wide;
   ptrdiff_t wide_stride, width;
-  const void* turned;  // Factors::Turned [padded rank, turned_stride]
+  const float* turned;  // [padded rank, turned_stride]
   ptrdiff_t turned_stride, padded, rank, tokens;
   float* sum;
   bool first;
 };
 
-// Factors of the input's gradient in float32 lanes.
 template <class T>
-struct FloatFactors {
-  using Turned = float;
-  template <int L>
-  using Wide = Vec<float, L>;
-  template <int L>
-  static constexpr int kColumns = L;
-
-  template <int L>
-  FFALORA_INLINE static Wide<L> load_wide(const T* from) {
-    return load<L>(from);
-  }
-  template <int L>
-  FFALORA_INLINE static Wide<L> load_turned(const float* from) {
-    return load<L>(from);
-  }
-  template <int L>
-  FFALORA_INLINE static void add_product(Vec<float, L>& sum, const Wide<L>& w, const Wide<L>& t) {
-    sum += w * t;
-  }
-};
-
-template <class T, class Factors = FloatFactors<T>>
 struct InputGradient {
   template <int L>
   FFALORA_INLINE static void run(const InputChunk<T>* chunk) {
@@ -233,34 +211,32 @@ struct InputGradient {
   }
 
  private:
-  using Turned = typename Factors::Turned;
   static constexpr int kAhead = 16;  // rows between the one in use and the one asked of the memory
 
   template <int L, int ROWS>
   FFALORA_INLINE static void rows(const InputChunk<T>& c, ptrdiff_t m) {
-    constexpr int B = kRanks<L>, kColumns = Factors::template kColumns<L>;
-    using Wide = typename Factors::template Wide<L>;
+    constexpr int B = kRanks<L>;
     const T* wide = c.wide + m * c.wide_stride;
-    const ptrdiff_t whole = c.width / kColumns * kColumns;
+    const ptrdiff_t whole = c.width / L * L;
     for (ptrdiff_t r = 0; r < c.rank; r += B) {
-      const Turned* turned = static_cast<const Turned*>(c.turned) + r * c.turned_stride;
+      const float* turned = c.turned + r * c.turned_stride;
       Vec<float, L> sum[ROWS][B];
       for (auto& row : sum)
         for (auto& v : row) v = Vec<float, L>{};
-      for (ptrdiff_t n = 0; n < whole; n += kColumns) {
-        Wide w[ROWS];
+      for (ptrdiff_t n = 0; n < whole; n += L) {
+        Vec<float, L> w[ROWS];
         for (int i = 0; i < ROWS; ++i) {
-          w[i] = Factors::template load_wide<L>(wide + i * c.wide_stride + n);
+          w[i] = load<L>(wide + i * c.wide_stride + n);
           __builtin_prefetch(wide + (i + kAhead) * c.wide_stride + n);
         }
         add<L, ROWS>(w, turned + n, c.turned_stride, sum);
       }
       if (whole < c.width) {
-        Wide w[ROWS];
+        Vec<float, L> w[ROWS];
         for (int i = 0; i < ROWS; ++i) {
-          alignas(64) T edge[kColumns] = {};
+          alignas(64) T edge[L] = {};
           std::memcpy(edge, wide + i * c.wide_stride + whole, (c.width - whole) * sizeof(T));
-          w[i] = Factors::template load_wide<L>(edge);
+          w[i] = load<L>(edge);
         }
         add<L, ROWS>(w, turned + whole, c.turned_stride, sum);
       }
@@ -277,13 +253,13 @@ struct InputGradient {
     }
   }
 
-  template <int L, int ROWS, class Wide>
-  FFALORA_INLINE static void add(const Wide (&w)[ROWS], const Turned* turned, ptrdiff_t stride,
+  template <int L, int ROWS>
+  FFALORA_INLINE static void add(const Vec<float, L> (&w)[ROWS], const float* turned, ptrdiff_t stride,
                                  Vec<float, L> (&sum)[ROWS][kRanks<L>]) {
     for (int r = 0; r < kRanks<L>; ++r) {
-      Wide t = Factors::template load_turned<L>(turned + r * stride);
+      Vec<float, L> t = load<L>(turned + r * stride);
       keep(t);
-      for (int i = 0; i < ROWS; ++i) Factors::template add_product<L>(sum[i][r], w[i], t);
+      for (int i = 0; i < ROWS; ++i) sum[i][r] += w[i] * t;
     }
   }
 };
