@@ -54,6 +54,11 @@ class ModelConfig(Section):
         "auto", description="attention implementation; auto: eager on a CPU"
     )
     packed: bool = Field(False, description="train on samples laid end to end, without padding (pooling: mean)")
+    cache_frozen_layers: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="compute the layers below the first adapted one once a sample (encoders such as BERT); auto: where "
+        "training repeats samples and their states take at most 2 GiB",
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..adapters import Adapters, attach
+from ..cached_layers import CachedLayers, cache_frozen_layers
 from ..config import Config, ConfigError
 from ..data.errors import DataError
 from ..data.examples import Examples, fingerprint
@@ -43,7 +44,12 @@ _KEYS = {
 
 @dataclass
 class Experiment:
-    """Everything a run needs. ``partition_table`` says who holds what."""
+    """Everything a run needs.
+
+    ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
+    samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
+    holds what.
+    """
 
     config: Config
     loaded: LoadedModel
@@ -57,6 +63,7 @@ class Experiment:
     participants: list[Participant]
     strategy: Strategy
     engine: Engine
+    cached_layers: int = 0
     client_level: ClientLevel | None = None
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
 
@@ -73,12 +80,17 @@ class Experiment:
         self.charged = save
 
 
-def build(config: Config, strategy_class: type[Strategy] | None = None) -> Experiment:
+def build(config: Config, strategy_class: type[Strategy] | None = None, caches_layers: bool = True) -> Experiment:
     """Loads, attaches and partitions; nothing is trained or written.
+
+    Args:
+        config: of one method.
+        strategy_class: instead of the one that ``config`` names.
+        caches_layers: False where most of the data never passes through the model, whatever ``config`` says.
 
     Raises:
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
-            not.
+            not. SamplesNotIndependent: layers are cached, samples are protected, and the model mixes them.
     """
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
@@ -91,7 +103,10 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
     check_fit(strategy_class, config, len(partition))
     adapter_config = config.adapter.model_copy(update={"trained": strategy_class.trained})
     adapters = attach(loaded.model, adapter_config)
-    engine = make_engine(config, loaded, adapters, train, task.losses, device)
+    cached = CachedLayers(0, train, evaluation)
+    if caches_layers:
+        cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
+    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
     client_level = None
     if config.privacy.unit == "client":
@@ -104,7 +119,8 @@ def build(config: Config, strategy_class: type[Strategy] | None = None) -> Exper
         data=data,
         task=task,
         train=train,
-        evaluation=evaluation,
+        evaluation=cached.evaluation,
+        cached_layers=cached.count,
         partition=partition,
         partition_table=describe(partition, train.labels, data.label_names),
         participants=make_participants(config, partition, train),

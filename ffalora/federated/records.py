@@ -74,7 +74,10 @@ def summary(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any
 def environment(experiment: Experiment) -> dict[str, Any]:
     """Versions and device: what a reader needs to repeat the run."""
     dtype = next(iter(experiment.adapters.layers.values())).base_weight().dtype
-    return describe_environment(experiment.engine.device) | {"base_dtype": str(dtype).removeprefix("torch.")}
+    return describe_environment(experiment.engine.device) | {
+        "base_dtype": str(dtype).removeprefix("torch."),
+        "cached_layers": experiment.cached_layers,
+    }
 
 
 def _finite(value: float) -> float | None:

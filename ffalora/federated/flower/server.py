@@ -50,7 +50,7 @@ def serve(
         TooFewClients: fewer than ``federation.min_available``.
     """
     check_remote(config)
-    experiment = build(config)
+    experiment = build(config, caches_layers=False)
     strategy = experiment.strategy
     if secagg_range is not None:
         check_secure_aggregation(type(strategy), config)

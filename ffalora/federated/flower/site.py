@@ -126,7 +126,7 @@ def _build(config: Config, client: int, data: str | None) -> Experiment:
             ledger = make_ledger(config, client, len(samples), steps, fingerprint)
         experiment.participants = [Participant(client, samples, ledger)]
         return experiment
-    experiment = build(config)
+    experiment = build(config, caches_layers=False)
     if not 0 <= client < len(experiment.participants):
         raise ConfigError(f"client={client}: the configuration has clients 0 … {len(experiment.participants) - 1}")
     experiment.participants = [experiment.participants[client]]
