@@ -28,18 +28,29 @@ def command(name: str, scale: Any, size: Any, options: RunOptions, overrides: di
 
     Learning rates are chosen for each method and condition on the validation split; every seed is then run and judged
     on the test split. The folder holds every run, results.csv and study.html. Interrupt it at any time; --resume goes
-    on. Configuration flags change what all cells share, such as --federation.rounds 5.
+    on. Configuration flags change what all cells share, such as --federation.rounds 5; --seeds
+    says how many runs every cell has.
     """
-    from ..studies.grid import load_grid
+    from ..config import ConfigError
+    from ..report import plain_text
+    from ..studies.grid import load_grid, with_seeds
+    from ..studies.page import study_command, write_page
     from ..studies.runner import run_study
+    from ..studies.tables import metric_table
 
+    if "seed" in overrides:
+        raise ConfigError("--seed: a study runs the seeds 0, 1, 2, …; say how many with --seeds")
+    seeds = overrides.pop("seeds", None)
     grid = load_grid(name, scale, size, overrides)
+    grid = grid if seeds is None else with_seeds(grid, seeds)
     folder = options.output or Path("runs") / f"study-{name}-{scale}-{size}"
     hide_loading_bars()
     try:
         result = run_study(grid, folder, options.resume, options.progress)
     except KeyboardInterrupt:
-        again = f"ffalora study {name} --scale {scale} --size {size} --resume --output {shlex.quote(str(folder))}"
+        again = f"{study_command(grid)} --resume --output {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; every finished run is in {folder}. To go on:\n  {again}") from None
+    click.echo(plain_text(metric_table(result)) + "\n")
     for verdict in result.verdicts:
         click.echo(verdict.to_text())
+    click.echo(f"\npage {write_page(result)}")

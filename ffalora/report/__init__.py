@@ -1,7 +1,10 @@
 """Run folders in, one self-contained page out: table, plots, privacy statement, how to do it again."""
 
-from .page import Page, render, run_page, write_report
+from .page import Finding, Page, render, run_page, write_report
 from .runs import ReportError, Run, read_runs
-from .tables import Table, table_text
+from .tables import Table, plain_text, table_text
 
-__all__ = ["Page", "ReportError", "Run", "Table", "read_runs", "render", "run_page", "table_text", "write_report"]
+__all__ = [
+    "Finding", "Page", "ReportError", "Run", "Table", "plain_text", "read_runs", "render", "run_page", "table_text",
+    "write_report",
+]  # fmt: skip

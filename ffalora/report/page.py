@@ -19,12 +19,22 @@ FILE = "report.html"
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What was found about one claim: a sentence, its outcome in a word or two, and a remark on the claim."""
+
+    text: str
+    outcome: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """What a page shows, from top to bottom; empty parts are left out.
 
     Attributes:
         asked: paragraphs: the question, or what the run was to do.
-        verdict: the answer in a sentence or two.
+        verdict: the answer in a sentence or two; findings: one sentence for each claim that was tested.
+        tables: beside the plots; details: below them.
         statements: text blocks by heading (privacy statements).
         commands: shell lines that repeat the result, with the configurations that they need in ``configs``.
         configs: YAML by file name.
@@ -36,6 +46,8 @@ class Page:
     tables: Sequence[Table]
     plots: Sequence[Plot]
     verdict: str = ""
+    findings: Sequence[Finding] = ()
+    details: Sequence[Table] = ()
     statements: dict[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ()
     configs: dict[str, str] = field(default_factory=dict)

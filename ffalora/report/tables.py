@@ -77,7 +77,11 @@ def difference_table(runs: Sequence[Run]) -> Table | None:
 
 def table_text(runs: Sequence[Run]) -> str:
     """The result table for a terminal."""
-    table = result_table(runs)
+    return plain_text(result_table(runs))
+
+
+def plain_text(table: Table) -> str:
+    """A table for a terminal: columns in line, without the caption."""
     lines = [table.head, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
     return "\n".join(

@@ -1,0 +1,131 @@
+"""The page of a study: question, verdicts, tables, plots, privacy, how to do it again, in one file."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..atomic import write_atomically
+from ..config import Config
+from ..report.page import Finding, Page, describe_run, render
+from ..report.plots import save_plots
+from ..report.tables import flatten
+from .claims import Verdict
+from .grid import Grid, load_grid, load_study
+from .labels import condition_labels
+from .plots import study_plots
+from .runner import CellResult, StudyResult
+from .tables import chosen_table, claims_table, cost_table, metric_table, training_seconds
+
+FILE = "study.html"
+
+
+def write_page(result: StudyResult) -> Path:
+    """Writes ``study.html`` and ``plots/`` into the study's folder, beside ``results.csv``; returns the page's path."""
+    page = study_page(result)
+    save_plots(page.plots, result.folder / "plots")
+    write_atomically(result.folder / FILE, render(page).encode())
+    return result.folder / FILE
+
+
+def study_page(result: StudyResult) -> Page:
+    """The page of what is finished of a study."""
+    grid, verdicts = result.grid, result.verdicts
+    others = dict.fromkeys(v.claim.metric for v in verdicts if v.claim.metric and v.outcome != "not measured")
+    details = [claims_table(verdicts), chosen_table(result), cost_table(result)]
+    return Page(
+        title=f"Study: {grid.study.title}",
+        asked=[grid.study.question, f"Source: {grid.study.source}", size_in_words(result), _setting(grid)],
+        findings=[finding(verdict) for verdict in verdicts],
+        tables=[metric_table(result), *(metric_table(result, name) for name in others)],
+        plots=study_plots(result),
+        details=[table for table in details if table is not None],
+        statements=_statements(result),
+        commands=[study_command(grid), *_alone(result)],
+        environment=flatten(_environment(result)),
+    )
+
+
+def finding(verdict: Verdict) -> Finding:
+    """The verdict in one sentence, marked where the claim is the paper's."""
+    return Finding(verdict.to_text(), verdict.outcome, "claim of the paper" if verdict.claim.paper else "")
+
+
+def size_in_words(result: StudyResult) -> str:
+    """Scale, size, how many runs are finished and what they took."""
+    grid = result.grid
+    asked = len(grid.methods) * len(grid.conditions) * len(grid.seeds)
+    done = len(result.results)
+    runs = f"{done} runs" if done == asked else f"only {done} of {asked} runs are finished"
+    seeds = f"{len(grid.seeds)} seed{'s' if len(grid.seeds) > 1 else ''}"
+    chosen = f", {len(result.tuning)} more to choose values on the validation split" if result.tuning else ""
+    seconds = training_seconds(result)
+    took = f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
+    return (
+        f"Scale {grid.scale}, size {grid.size}: {len(grid.methods)} methods × {len(grid.conditions)} conditions × "
+        f"{seeds}, {runs}{chosen}; {took} of training."
+    )
+
+
+def study_command(grid: Grid) -> str:
+    """The shell line that repeats the study, with what was changed on the command line."""
+    command = ["ffalora", "study", grid.name, "--scale", grid.scale, "--size", grid.size]
+    base = grid.study.scales[grid.scale].base
+    if base != load_study(grid.name).scales[grid.scale].base:
+        command += ["--base", base]
+    usual = load_grid(grid.name, grid.scale, grid.size, base=base)
+    if len(usual.seeds) != len(grid.seeds):
+        command += ["--seeds", str(len(grid.seeds))]
+    before, now = flatten(usual.base), flatten(grid.base)
+    for key in now:
+        if key not in before or before[key] != now[key]:
+            command += [f"--{key}", yaml.safe_dump(now[key], default_flow_style=True).split("\n")[0]]
+    return shlex.join(command)
+
+
+def _setting(grid: Grid) -> str:
+    """What all cells share, told by one of them."""
+    first = {(m, c): grid.tuning_cells(m, c)[0].chosen for m in grid.methods for c in grid.tuned_conditions()}
+    cell = grid.verdict_cells(first)[0]
+    config: Config = grid.config(cell)
+    label = condition_labels(grid)[cell.condition]
+    about = describe_run(config.model_dump())
+    return f"Runs differ in method, {grid.study.axis} and seed alone. That of {cell.method}, {label}: {about}"
+
+
+def _representatives(result: StudyResult) -> dict[str, CellResult]:
+    """One run of each condition, by its label: of FFA-LoRA where it takes part."""
+    labels = condition_labels(result.grid)
+    found: dict[str, CellResult] = {}
+    for r in sorted(result.results, key=lambda r: (r.cell.method != "ffa", r.cell.seed)):
+        found.setdefault(r.cell.condition, r)
+    return {f"{found[c].cell.method}, {labels[c]}, seed {found[c].cell.seed}": found[c] for c in labels if c in found}
+
+
+def _statements(result: StudyResult) -> dict[str, str]:
+    """The privacy statement of one run of each condition; equal ones once."""
+    texts = {label: _read(r.folder / "privacy.txt") for label, r in _representatives(result).items()}
+    return {
+        label: text for i, (label, text) in enumerate(texts.items()) if text and text not in list(texts.values())[:i]
+    }
+
+
+def _environment(result: StudyResult) -> dict[str, Any]:
+    places = [result.folder, *(r.folder for r in _representatives(result).values())]
+    return next((json.loads(text) for place in places if (text := _read(place / "environment.json"))), {})
+
+
+def _alone(result: StudyResult) -> list[str]:
+    """How to repeat one run of the study; empty where the run folders are not at hand."""
+    for r in _representatives(result).values():
+        if (r.folder / "config.yaml").exists():
+            return [f"ffalora simulate {shlex.quote(str(r.folder / 'config.yaml'))}  # one run alone"]
+    return []
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
