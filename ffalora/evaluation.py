@@ -14,6 +14,7 @@ from .data.examples import Examples
 from .data.generation import exact_match, generate_answers
 from .data.load import LoadedData
 from .data.tasks import Task
+from .data.validate import column_values
 from .models import LoadedModel
 from .privacy.sampling import physical_batches
 
@@ -48,7 +49,7 @@ def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, 
     rows = data.splits[split]
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
-    prompts, references = (list(rows[column]) for column in data.input_columns)
+    prompts, references = (column_values(rows, column) for column in data.input_columns)
     answers = generate_answers(loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens)
     return {"exact_match": exact_match(answers, references)}
 

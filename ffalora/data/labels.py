@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import DataError
 from .splits import ALL
-from .validate import is_missing, name_rows
+from .validate import column_values, is_missing, name_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +73,7 @@ def _class_values(data: Dataset, column: str, source: str) -> list[Any]:
 
     Raises ``DataError`` for missing values and for numbers that are no classes.
     """
-    values = list(data[column])
+    values = column_values(data, column)
     missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
         raise DataError(
@@ -108,7 +108,7 @@ def _check_classes(values: Sequence[Any], column: str, source: str) -> None:
 
 def _numbers(data: Dataset, column: str, source: str) -> np.ndarray:
     """The column as float64 numbers; ``DataError`` names rows that are missing, not finite or not numbers."""
-    values = list(data[column])
+    values = column_values(data, column)
     bad = [
         row
         for row, value in enumerate(values)

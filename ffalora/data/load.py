@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,9 +173,9 @@ def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | N
 def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool:
     """Benchmarks publish test splits whose labels are all -1; such a split is of no use here."""
     column = loaded.label_column
-    if role in ("train", ALL) or column not in data.column_names or loaded.task == "regression":
+    if role in ("train", ALL) or column is None or column not in data.column_names or loaded.task == "regression":
         return False
-    if any(value != -1 for value in data[column]):
+    if any(value != -1 for value in validate.column_values(data, column)):
         return False
     loaded.notes.append(f"split {role} of {spec} has no labels (all -1) and is not used")
     logger.warning("%s", loaded.notes[-1])
@@ -214,12 +215,25 @@ def _fill_roles(
     _, validation, test = fractions
     validation, test = (0.0 if "validation" in filled else validation), (0.0 if "test" in filled else test)
     if group_column is not None:
-        keys = [str(value) for value in whole[group_column]]
+        keys = _keys(whole, group_column)
     else:
-        keys = ["\x1f".join(map(str, values)) for values in zip(*(whole[column] for column in inputs), strict=True)]
+        keys = ["\x1f".join(values) for values in zip(*(_keys(whole, column) for column in inputs), strict=True)]
     rows = split_rows(keys, (1 - validation - test, validation, test), seed)
     cut = {role: whole.select(part) for role, part in rows.items()}
     return {role: (filled | cut)[role] for role in ROLES if role in filled or role in cut}
+
+
+def _keys(data: Dataset, column: str) -> list[str]:
+    """What tells the values of a column apart, alike in every process: text, or a digest of an image's file."""
+    from datasets import Image
+
+    if not isinstance(data.features[column], Image):
+        return [str(value) for value in validate.column_values(data, column)]
+    stored = data.select_columns(column).cast_column(column, Image(decode=False))
+    return [
+        hashlib.blake2b(row[column]["bytes"] or str(row[column]["path"]).encode(), digest_size=16).hexdigest()
+        for row in stored
+    ]
 
 
 def _check_splits(loaded: LoadedData, fractions: Sequence[float]) -> None:
@@ -232,7 +246,7 @@ def _check_splits(loaded: LoadedData, fractions: Sequence[float]) -> None:
                 f"fraction (fractions={list(fractions)}), a larger max_samples, or fraction 0 to do without it"
             )
     if loaded.label_names:
-        here = len(set(loaded.splits["train"][loaded.label_column]))
+        here = len(set(validate.column_values(loaded.splits["train"], str(loaded.label_column))))
         if here < 2:
             raise DataError(
                 f"split train of {loaded.name} holds one class only; give more data or a larger max_samples"

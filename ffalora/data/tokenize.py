@@ -10,6 +10,7 @@ import numpy as np
 from .errors import DataError
 from .examples import CausalDataset, Examples, ImageDataset, Ragged, TokenizedDataset
 from .load import LoadedData
+from .validate import column_values
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +87,7 @@ def tokenize(
     if max_length is None and tokenizer.model_max_length < _NO_LIMIT:
         max_length = tokenizer.model_max_length
     encoded = tokenizer(
-        *(list(rows[column]) for column in input_columns),
+        *(column_values(rows, column) for column in input_columns),
         truncation=max_length is not None,
         max_length=max_length,
         return_attention_mask=False,
@@ -98,7 +99,7 @@ def tokenize(
     types = encoded["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None
     return TokenizedDataset(
         Ragged(ids),
-        np.asarray(list(rows[label_column]), dtype=np.float32 if regression else np.int64),
+        np.asarray(column_values(rows, label_column), dtype=np.float32 if regression else np.int64),
         pad_token_of(tokenizer),
         Ragged(types, np.int8) if types is not None else None,
         pad_to_multiple,
@@ -123,8 +124,8 @@ def tokenize_causal(
     end = tokenizer.eos_token_id
     if end is None:
         raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
-    prompts = encode_prompts(rows[prompt_column], tokenizer, template)
-    answers = tokenizer(list(rows[answer_column]), add_special_tokens=False, return_attention_mask=False)
+    prompts = encode_prompts(column_values(rows, prompt_column), tokenizer, template)
+    answers = tokenizer(column_values(rows, answer_column), add_special_tokens=False, return_attention_mask=False)
     sequences, starts = [], []
     for row, (prompt, answer) in enumerate(zip(prompts, answers["input_ids"], strict=True)):
         answer = [*answer, end]
@@ -184,7 +185,7 @@ def images(
             f"patch_size={patch_size} does not divide images of {height} x {width}; choose another or image_size"
         )
     tokens = (height // patch_size) * (width // patch_size) + 1
-    return ImageDataset(np.stack(pixels), np.asarray(list(rows[label_column]), dtype=np.int64), tokens)
+    return ImageDataset(np.stack(pixels), np.asarray(column_values(rows, label_column), dtype=np.int64), tokens)
 
 
 def pad_token_of(tokenizer: Any) -> int:

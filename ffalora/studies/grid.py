@@ -95,7 +95,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Study:
         for scale, at in self.scales.items():
-            named = {name for part in [at, *at.other_bases.values()] for name in part.conditions}
+            named = set(at.conditions).union(*(other.conditions for other in at.other_bases.values()))
             if unknown := sorted(named - set(self.conditions)):
                 raise ValueError(f"scales.{scale}: {unknown[0]!r} is not one of {', '.join(self.conditions)}")
             conditions = self.conditions | at.conditions

@@ -7,6 +7,7 @@ import torch
 from ffalora.data import DataError, LoadedData, TokenizedDataset, prepare
 from ffalora.data.examples import IGNORE_INDEX, ImageDataset, Ragged
 from ffalora.data.generation import generate_answers
+from ffalora.data.load import load_data
 
 ADD = [{"question": f"{a} plus {b}?", "answer": f"It is\n#### {a + b}"} for a in range(6) for b in range(a + 1)]
 
@@ -66,6 +67,20 @@ def test_pairs_carry_the_segment_of_each_token(minilm_folder):
     expected = tokenizer(["why so", "is it?"], ["no", "yes it is indeed"], padding=True, return_tensors="pt")
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
     assert inputs["token_type_ids"].any()
+
+
+def test_held_out_images_are_the_same_ones_in_every_run(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as Picture
+
+    random = np.random.default_rng(0)
+    pictures = [Picture.fromarray(random.integers(0, 255, (6, 5 + i % 3, 3)).astype(np.uint8)) for i in range(60)]
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    rows = Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(60)]}, features=features)
+    rows.add_column("id", list(range(60))).save_to_disk(str(tmp_path / "images"))
+    first, again = (load_data(str(tmp_path / "images"), task="image-classification") for _ in range(2))
+    assert [first.test["id"][:], first.validation["id"][:]] == [again.test["id"][:], again.validation["id"][:]]
+    assert prepare(first, "test", image_size=8, patch_size=4, channels=3).pixels.shape == (6, 3, 8, 8)
 
 
 def test_causal_targets_are_the_answer_and_its_end_only(sums, byte_tokenizer):
