@@ -73,7 +73,7 @@ class DataConfig(Section):
     )
     text: list[str] | None = Field(None, description="text columns, one or two (default: the data set's own)")
     label: str | None = Field(None, description="label column (default: the data set's own)")
-    splits: dict[Literal["train", "validation", "test"], str] | None = Field(
+    splits: dict[str, str] | None = Field(
         None,
         description="which of the source's splits play which roles, such as {train: train, test: validation}; other "
         "roles are cut from the training data (default: splits called so)",
