@@ -28,6 +28,17 @@ FFALORA_INLINE Vec<uint16_t, 32> load_32(const bf16* from) {
   return v;
 }
 
+FFALORA_INLINE Vec<uint16_t, 32> load_words(const uint32_t* words) {
+  return load_32(reinterpret_cast<const bf16*>(words));
+}
+
+FFALORA_INLINE uint32_t bits_of(bf16 x) { return x.bits; }
+FFALORA_INLINE uint32_t bits_of(float x) {
+  bf16 rounded;
+  from_float(x, &rounded);
+  return rounded.bits;
+}
+
 // Two vectors of 32 as 32 pairs: x0 y0 x1 y1 …
 class Interleaving {
  public:

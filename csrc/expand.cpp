@@ -1,5 +1,6 @@
 // expand_: y[m] += scale · h[m] b_cᵀ, in place.
 #include "contract.h"
+#include "expand_dot.h"
 #include "segments.h"
 
 namespace ffalora {
@@ -73,10 +74,42 @@ void expand_run(const Activations& y, const Activations& h, const Turned& turned
   dispatch<Expand<T>>(&chunk);
 }
 
+#ifdef FFALORA_BF16_DOT
+void expand_by_dot(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
+                   int threads) {
+  static thread_local Scratch<uint32_t> word_scratch;
+  const ptrdiff_t size = ExpandWords::size(y.columns, h.columns);
+  uint32_t* words = word_scratch.get(b.clients * size);
+  const auto turn = [&](const auto* factors, ptrdiff_t c) {
+    run_avx512<ExpandWords>(factors + c * b.stride, y.columns, h.columns, words + c * size);
+  };
+  parallel_for(b.clients, threads, [&](ptrdiff_t c) {
+    b.half ? turn(static_cast<const bf16*>(b.data), c) : turn(static_cast<const float*>(b.data), c);
+  });
+  const std::vector<Run> runs = token_runs(segments, kRunTokens);
+  parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
+    const Run& run = runs[i];
+    const ExpandDotChunk chunk{y.row<bf16>(run.first),
+                               y.stride,
+                               y.columns,
+                               h.row<const bf16>(run.first),
+                               h.stride,
+                               h.columns,
+                               run.last - run.first,
+                               words + run.client * size,
+                               scale};
+    run_avx512<ExpandDot>(&chunk);
+  });
+}
+#endif
+
 }  // namespace
 
 void expand(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
             int threads) {
+#ifdef FFALORA_BF16_DOT
+  if (y.half && bf16_dot()) return expand_by_dot(y, h, b, segments, scale, threads);
+#endif
   static thread_local Scratch<float> turned_scratch;
   const Turned turned = turn(b, y.columns, h.columns, turned_scratch, threads);
   const std::vector<Run> runs = token_runs(segments, kRunTokens);

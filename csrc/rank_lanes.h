@@ -16,13 +16,6 @@ constexpr int kLanes = 16;
 inline ptrdiff_t rank_blocks(ptrdiff_t rank) { return (rank + kLanes - 1) / kLanes; }
 inline bool copied_twice(ptrdiff_t rank, ptrdiff_t r) { return rank - r <= kLanes / 2; }
 
-FFALORA_INLINE uint32_t bits_of(bf16 x) { return x.bits; }
-FFALORA_INLINE uint32_t bits_of(float x) {
-  bf16 rounded;
-  from_float(x, &rounded);
-  return rounded.bits;
-}
-
 // words[COPIES·j + p] = (row 2p, row 2p+1) at rank j; zeros stand for a row that is null and for ranks beyond `ranks`.
 template <int COPIES, class From>
 FFALORA_INLINE void fill_words(const From* const (&rows)[2 * COPIES], ptrdiff_t ranks, uint32_t* words) {
@@ -101,10 +94,6 @@ FFALORA_INLINE Vec<uint16_t, 32> spread(const void* at) {
     std::memcpy(&words, at, sizeof(words));
     return bit_cast<Vec<uint16_t, 32>>(Vec<uint64_t, 8>{} + words);
   }
-}
-
-FFALORA_INLINE Vec<uint16_t, 32> load_words(const uint32_t* words) {
-  return load_32(reinterpret_cast<const bf16*>(words));
 }
 
 // The chunk's target is rank-contiguous, and its narrow holds NarrowWords.

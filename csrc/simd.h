@@ -13,11 +13,14 @@
 #define FFALORA_X86 1
 #endif
 #define FFALORA_INLINE inline __attribute__((always_inline))
-// Before a loop whose iterations do not depend on each other.
+// INDEPENDENT: before a loop whose iterations do not depend on each other. UNROLL: before a short loop over vectors
+// that are to stay in registers.
 #if defined(__clang__)
 #define FFALORA_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define FFALORA_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define FFALORA_INDEPENDENT _Pragma("GCC ivdep")
+#define FFALORA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace ffalora {
@@ -86,13 +89,18 @@ FFALORA_INLINE void store(float* at, const Vec<float, L>& v) {
   std::memcpy(at, &v, sizeof(v));
 }
 
-// Rounds to nearest, ties to even; a NaN stays one (as torch's conversion does).
+// v rounded to bfloat16, to nearest, ties to even, in the high half of each word; a NaN stays one (as torch's
+// conversion does). The low halves are left to be cut off.
+template <int L>
+FFALORA_INLINE Vec<uint32_t, L> rounded_high(const Vec<float, L>& v) {
+  const auto x = bit_cast<Vec<uint32_t, L>>(v);
+  const auto nan = bit_cast<Vec<uint32_t, L>>((x & 0x7fffffffu) > 0x7f800000u);
+  return ((x + 0x7fffu + ((x >> 16) & 1u)) & ~nan) | (nan & 0x7fc00000u);
+}
+
 template <int L>
 FFALORA_INLINE void store(bf16* at, const Vec<float, L>& v) {
-  const auto x = bit_cast<Vec<uint32_t, L>>(v);
-  const auto rounded = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;
-  const auto nan = bit_cast<Vec<uint32_t, L>>((x & 0x7fffffffu) > 0x7f800000u);
-  const auto half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Vec<uint16_t, L>);
+  const auto half = __builtin_convertvector(rounded_high<L>(v) >> 16, Vec<uint16_t, L>);
   std::memcpy(at, &half, sizeof(half));
 }
 
