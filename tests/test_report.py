@@ -1,14 +1,13 @@
 """Reports: what the tables say follows from the run folders, and the page needs nothing but itself."""
 
-import html
 import json
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+from browser import check, look_at
 from fabricated import write_run
 
 from ffalora.config import from_mapping, load_config, to_yaml
@@ -187,22 +186,43 @@ def test_sizes_and_intervals_are_written_as_people_write_them():
     assert interval([0.5]) == (0.5, None)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-@pytest.mark.parametrize("width", [390, 1100])
-def test_a_browser_draws_the_page_within_its_width_without_complaint(demo, width, tmp_path):
+FAULTS = {
+    "too wide": "<style>body { width: 900px }</style>",
+    "loads a file": "<img src='other.png'>",
+    "loads from elsewhere": "<img src='http://example.org/other.png'>",
+    "broken script": "<script>nothing()</script>",
+    "dark ink on dark paper": "<style>body { color: black !important }</style>",
+    "empty drawing": "<svg></svg>",
+}
+
+
+def test_a_browser_draws_the_page_whole_on_phone_and_desk_in_both_schemes_and_notices_what_is_wrong(demo):
     write_report(read_runs([demo]), demo)
-    inside = html.escape((demo / "report.html").read_text(), quote=True)
-    # in a frame, since a headless window is never narrower than 500; the outer title brings back what was found
-    (tmp_path / "probe.html").write_text(
-        f'<iframe id="f" style="border:0" width="{width}" height="2000" srcdoc="{inside}"></iframe><script>'
-        "f.onload = () => { const d = f.contentDocument, e = d.documentElement;"
-        "document.title = `${e.scrollWidth - e.clientWidth} ${d.querySelectorAll('svg').length}` }</script>"
-    )
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    overhang, drawn = re.findall(r"<title>(\d+) (\d+)</title>", done.stdout)[-1]
-    assert (int(overhang), int(drawn)) == (0, 4)
-    assert "CONSOLE" not in done.stderr
+    empty = render(Page("Title", ["Asked?"], [], []))
+    faulty = [empty.replace("</body>", fault + "</body>") for fault in FAULTS.values()]
+    whole, sound, *wrong = look_at([(demo / "report.html").read_text(), empty, *faulty])
+    check(whole, drawings=4)
+    check(sound, drawings=0)
+    for name, look in zip(FAULTS, wrong, strict=True):
+        with pytest.raises(AssertionError):
+            check(look, drawings=0)
+            pytest.fail(f"not noticed: {name}")
+
+
+def test_a_part_of_a_study_is_laid_out_by_condition_and_a_whole_study_is_sent_to_its_page(tmp_path):
+    for condition in ("iid", "severe"):
+        for seed in range(2):
+            place = tmp_path / "runs" / condition / "ffa" / "lr=50" / f"seed-{seed}"
+            write_run(from_mapping(PRIVATE | {"seed": seed}), place)
+    (tmp_path / "study.yaml").write_text("study: heterogeneity\n")
+    runs = read_runs(tmp_path / "runs" / condition for condition in ("iid", "severe"))
+    assert list(dict.fromkeys(run.label for run in runs)) == ["iid/ffa/lr=50", "severe/ffa/lr=50"]
+    cells = [tmp_path / "runs" / condition / "ffa" / "lr=50" / "seed-0" for condition in ("iid", "severe")]
+    assert len({run.label for run in read_runs(cells)}) == 2, "two conditions pass for two seeds of one method"
+    with pytest.raises(ReportError, match=r"study\.html.*ffalora report .*iid .*severe"):
+        read_runs([tmp_path])
+
+
+def test_a_folder_that_is_given_twice_does_not_pass_for_two_seeds(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path)
+    assert len(read_runs([tmp_path, tmp_path])) == 1

@@ -47,13 +47,14 @@ def run_plots(runs: Sequence[Run]) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def save_plots(plots: Sequence[Plot], folder: Path) -> None:
-    """Writes every plot as SVG and PNG, on white."""
+def save_plots(plots: Sequence[Plot], folder: Path, formats: Sequence[str] = ("svg", "png")) -> None:
+    """Writes every plot in every format, on white."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
         for plot in plots:
-            plot.figure.savefig(folder / f"{plot.name}.svg", facecolor="white", metadata={"Date": None})
-            plot.figure.savefig(folder / f"{plot.name}.png", facecolor="white", dpi=160)
+            for name in formats:
+                undated = {"metadata": {"Date": None}} if name == "svg" else {"dpi": 160}
+                plot.figure.savefig(folder / f"{plot.name}.{name}", facecolor="white", **undated)
 
 
 def inline_svg(plot: Plot) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from ..plain import restored
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG, METRICS, STUDY = "config.yaml", "metrics.jsonl", "study.yaml"
 _SEED = "seed-"
 
 
@@ -60,17 +61,19 @@ class Run:
 def read_runs(folders: Iterable[str | Path]) -> list[Run]:
     """All runs in the given folders; a folder is a single run, or holds one for each method and seed.
 
+    Parts of a study are such folders, too: a cell, or all cells of a condition.
+
     Raises:
-        ReportError: no completed round in a folder, or a file of it cannot be read.
+        ReportError: no completed round in a folder, or a file of it cannot be read; a whole study.
     """
-    tops = [Path(folder) for folder in folders]
+    tops = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     found = [_read_top(top) for top in tops]
     labels = [{run.label for run in runs} for runs in found]
     is_ambiguous = sum(map(len, labels)) > len(set().union(*labels))
     if is_ambiguous:
         found = [
-            [replace(run, label=f"{top.resolve().name}/{run.label}") for run in runs]
-            for top, runs in zip(tops, found, strict=True)
+            [replace(run, label=f"{name}/{run.label}") for run in runs]
+            for name, runs in zip(_distinct_names(tops), found, strict=True)
         ]
     return [run for runs in found for run in runs]
 
@@ -93,8 +96,22 @@ def read_top_config(top: Path) -> dict[str, Any]:
     return _read(top / CONFIG, yaml.safe_load)
 
 
+def _distinct_names(tops: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths below the folder that holds them all where names are the same."""
+    if len({top.name for top in tops}) == len(tops):
+        return [top.name for top in tops]
+    common = Path(os.path.commonpath(tops))
+    return [str(top.relative_to(common)) if top != common else top.name for top in tops]
+
+
 def _read_top(top: Path) -> list[Run]:
-    places = [file.parent for depth in ("", "*/", "*/*/") for file in sorted(top.glob(depth + METRICS))]
+    if (top / STUDY).exists():
+        each = " ".join(str(folder) for folder in sorted((top / "runs").glob("*")))
+        raise ReportError(
+            f"{top} holds a whole study, whose page is study.html; to lay its runs side by side, give their folders: "
+            f"ffalora report {each or top / 'runs' / '…'}"
+        )
+    places = [file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in sorted(top.glob(depth + METRICS))]
     runs = [_read_run(top, place) for place in places]
     runs = [run for run in runs if run.rounds]
     if not runs:

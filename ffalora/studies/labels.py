@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..report.tables import bytes_text, epsilon_text, interval, metric_title
@@ -71,7 +72,8 @@ def spread_text(name: str, values: Sequence[float]) -> str:
         return "–"
     mean, half = interval(values)
     if half and "seconds" in name:
-        return f"{mean:.3g} ± {half:.2g} s"
+        digits = max(0, min(3, 1 - math.floor(math.log10(half))))
+        return f"{mean:.{digits}f} ± {half:.{digits}f} s"
     return f"{number_text(name, mean)} ± {number_text(name, half)}" if half else number_text(name, mean)
 
 

@@ -39,7 +39,7 @@ def study_page(result: StudyResult) -> Page:
     details = [claims_table(verdicts), chosen_table(result), cost_table(result)]
     return Page(
         title=f"Study: {grid.study.title}",
-        asked=[grid.study.question, f"Source: {grid.study.source}", size_in_words(result), _setting(grid)],
+        asked=[grid.study.question, f"Source: {grid.study.source}", size_in_words(result), setting_in_words(grid)],
         findings=[finding(verdict) for verdict in verdicts],
         tables=[metric_table(result), *(metric_table(result, name) for name in others)],
         plots=study_plots(result),
@@ -87,7 +87,7 @@ def study_command(grid: Grid) -> str:
     return shlex.join(command)
 
 
-def _setting(grid: Grid) -> str:
+def setting_in_words(grid: Grid) -> str:
     """What all cells share, told by one of them."""
     first = {(m, c): grid.tuning_cells(m, c)[0].chosen for m in grid.methods for c in grid.tuned_conditions()}
     cell = grid.verdict_cells(first)[0]
