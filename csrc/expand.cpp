@@ -80,8 +80,9 @@ void expand_by_dot(const Activations& y, const Activations& h, const AdapterB& b
   static thread_local Scratch<uint32_t> word_scratch;
   const ptrdiff_t size = ExpandWords::size(y.columns, h.columns);
   uint32_t* words = word_scratch.get(b.clients * size);
+  const std::unique_ptr<bool[]> subnormal(new bool[b.clients]);
   const auto turn = [&](const auto* factors, ptrdiff_t c) {
-    run_avx512<ExpandWords>(factors + c * b.stride, y.columns, h.columns, words + c * size);
+    run_avx512<ExpandWords>(factors + c * b.stride, y.columns, h.columns, words + c * size, &subnormal[c]);
   };
   parallel_for(b.clients, threads, [&](ptrdiff_t c) {
     b.half ? turn(static_cast<const bf16*>(b.data), c) : turn(static_cast<const float*>(b.data), c);
@@ -97,6 +98,7 @@ void expand_by_dot(const Activations& y, const Activations& h, const AdapterB& b
                                h.columns,
                                run.last - run.first,
                                words + run.client * size,
+                               subnormal[run.client],
                                scale};
     run_avx512<ExpandDot>(&chunk);
   });
