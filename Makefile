@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow test-gpu lint format compile-report bench-cpu bench-bytes setup clean
+.PHONY: demo test test-slow test-gpu lint format compile-report bench-quick bench-cpu bench-bytes setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -43,12 +43,16 @@ format: setup  ## put everything into the house's format
 compile-report: setup  ## compile every GPU kernel for every architecture and record what came out (no GPU needed)
 	$(BIN)/python benchmarks/compile_report.py
 
+bench-quick: setup  ## the GPU benchmark from end to end on this processor, with tiny shapes; keeps nothing
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/gpu.py --device cpu --quick --output "$$folder/gpu.csv"
+
 bench-cpu: setup  ## private training steps against rivals, and the C++ kernels against torch, on this processor
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/cpu_kernels.py
 
 bench-bytes: setup  ## least bytes of every operation beside what was counted, and the memory of a private step (no GPU needed)
-	$(BIN)/python benchmarks/bytes.py --check
+	$(BIN)/python benchmarks/bytes.py --check --count
 	$(BIN)/python benchmarks/memory.py
 
 setup: .venv/.installed

@@ -17,6 +17,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import arena_peers
 import op_peers
 import torch
 from harness import Clock, copy_bandwidth, interleave
@@ -92,12 +93,12 @@ def cases(quick: bool) -> list[OpCase]:
             made += [backward, op_peers.outer_case(where, layer, dtype, device, 3, compiled=False)]
     for s, p in ARENAS[: 1 if quick else None]:
         for given in (True, False):
-            clip = op_peers.clip_case(s, p, device, 2, compiled=False, given=given)
+            clip = arena_peers.clip_case(s, p, device, 2, compiled=False, given=given)
             clip.candidates["torch float64"] = _clip_float64
             if given:
                 clip.candidates["torch"] = _clip_given_float32
             made.append(clip)
-        made.append(op_peers.step_case(p, device, 2, compiled=False))
+        made.append(arena_peers.step_case(p, device, 2, compiled=False))
     return made
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ import torch
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
 from ffalora_kernels.triton import configs
-from ffalora_kernels.triton.gemm import seeded_linear
+from ffalora_kernels.triton.gemm import seeded_dx, seeded_linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from emulator import emulated
@@ -31,20 +32,43 @@ COLUMNS = (
 RAGGED = [100, 3, 0, 77, 128, 61, 128, 90]
 
 
-def count(
-    op: str, shape: str, variant: str, cap: int, floor: int, extra: int, lockstep: bool, call: Callable,
-    fill: int = 0,
-) -> dict:  # fmt: skip
-    """Runs ``call`` on the emulated part and returns its row."""
-    with emulated(cap, lockstep=lockstep) as reports, ffk.use_backend("triton"):
-        call()
+@dataclass(frozen=True)
+class CountCase:
+    """One call of an operation and what it may move.
+
+    Attributes:
+        op, shape, variant: of its row.
+        cap: 80 or 90, the emulated part.
+        floor: least bytes of the operation.
+        extra: what the derivation allows above it.
+        lockstep: whether all its programs take one path, so that the emulator may advance them together.
+        call: runs it.
+        fill: bytes that torch zeroes for it.
+    """
+
+    op: str
+    shape: str
+    variant: str
+    cap: int
+    floor: int
+    extra: int
+    lockstep: bool
+    call: Callable[[], object]
+    fill: int = 0
+
+
+def count(case: CountCase) -> dict:
+    """Runs a case on the emulated part and returns its row."""
+    with emulated(case.cap, lockstep=case.lockstep) as reports, ffk.use_backend("triton"):
+        case.call()
     total = {name: sum(r.get(name, 0) for _, r in reports) for name in _COUNTERS}
     unique = total["dram_read_bytes_min"] + total["dram_write_bytes_min"]
     # The emulator counts an atomic update as a store of its sectors; they are reported apart.
     sectors = total["gld_sectors"] + total["gst_sectors"]
+    allowed = case.floor + case.extra
     row = (
-        op, shape, variant, f"sm_{cap}", reports[0][1]["programs"], floor, floor + extra, unique,
-        round(unique / (floor + extra), 4), round(unique / floor, 4), fill, round(32 * sectors / unique, 4),
+        case.op, case.shape, case.variant, f"sm_{case.cap}", reports[0][1]["programs"], case.floor, allowed, unique,
+        round(unique / allowed, 4), round(unique / case.floor, 4), case.fill, round(32 * sectors / unique, 4),
         total["atomics"],
     )  # fmt: skip
     print(dict(zip(COLUMNS, row, strict=True)), flush=True)
@@ -54,7 +78,7 @@ def count(
 _COUNTERS = ("dram_read_bytes_min", "dram_write_bytes_min", "gld_sectors", "gst_sectors", "atomics")
 
 
-def backward(cap: int, lengths: list[int], n: int, r: int, deterministic: bool, shape: str) -> dict:
+def backward(cap: int, lengths: list[int], n: int, r: int, deterministic: bool, shape: str) -> CountCase:
     """One bf16 ``backward`` with its dh reduction."""
     segments, dtype = Segments.from_lengths(lengths), torch.bfloat16
     m, s = segments.n_tokens, len(lengths)
@@ -62,44 +86,47 @@ def backward(cap: int, lengths: list[int], n: int, r: int, deterministic: bool, 
     arena, squares = torch.empty(s, n * r), torch.empty(s, 1, dtype=torch.float64)
     config = configs.choose("backward", f"sm_{cap}", 2, r)
     extra = traffic.backward_partials(m, n, r, 2, config.block_n, deterministic) if deterministic else 0
-    return count(
+    chunk, programs = configs.chunk_tokens(r), s * -(-n // config.block_n)
+    if configs.walk_chunks(f"sm_{cap}", programs, -(-segments.longest // chunk)) == "split":
+        extra += traffic.backward_chunks(m, n, r, s, chunk)
+    return CountCase(
         "backward", shape, "deterministic" if deterministic else "atomic", cap,
         traffic.backward_floor(m, n, r, s, 2), extra,
-        len(set(lengths)) == 1 and segments.longest <= configs.chunk_tokens(r),
+        len(set(lengths)) == 1 and (segments.longest <= chunk or segments.longest % chunk == 0),
         lambda: ffk.backward(dy, h, b, segments, 1.0, arena, 0, squares, deterministic=deterministic),
         fill=0 if deterministic else m * r * 4,
     )  # fmt: skip
 
 
-def expand(cap: int, m: int, n: int, r: int) -> dict:
+def expand(cap: int, m: int, n: int, r: int, shape: str = "") -> CountCase:
     """One bf16 ``expand_``."""
     y, h, b = torch.randn(m, n).bfloat16(), torch.randn(m, r).bfloat16(), torch.randn(1, n, r).bfloat16()
-    return count(
-        "expand_", f"M{m} N{n} R{r}", "", cap, traffic.expand_floor(m, n, r, 2), 0, True,
+    return CountCase(
+        "expand_", shape or f"M{m} N{n} R{r}", "", cap, traffic.expand_floor(m, n, r, 2), 0, True,
         lambda: ffk.expand_(y, h, b, Segments.uniform(1, m), 1.0),
     )  # fmt: skip
 
 
-def clip(cap: int, s: int, p: int, c: int, given: bool) -> dict:
+def clip(cap: int, s: int, p: int, c: int, given: bool, shape: str = "") -> CountCase:
     """One flat ``clip_reduce_``."""
     arena, total = torch.randn(s, p), torch.zeros(c, p, dtype=torch.float64)
     limit, squares = torch.ones(c, 1, dtype=torch.float64), arena.double().square().sum(1, keepdim=True)
     client, columns = torch.arange(s, dtype=torch.int32) % c, torch.tensor([0, p], dtype=torch.int32)
-    return count(
-        "clip_reduce_", f"S{s} P{p} C{c}", "norms given" if given else "norms from the arena", cap,
+    return CountCase(
+        "clip_reduce_", shape or f"S{s} P{p} C{c}", "norms given" if given else "norms from the arena", cap,
         traffic.clip_reduce_floor(s, p, c, 1, given), 0, False,
         lambda: ffk.clip_reduce_(total, arena, client, limit, columns, squares if given else None),
     )  # fmt: skip
 
 
-def privatize(cap: int, c: int, p: int, moments: int) -> dict:
+def privatize(cap: int, c: int, p: int, moments: int, shape: str = "") -> CountCase:
     """One noisy step: SGD, momentum or AdamW."""
     state, total = torch.randn(c, p), torch.randn(c, p, dtype=torch.float64)
     one, ids = torch.ones(c, dtype=torch.float64), torch.arange(c)
     rows = {name: torch.zeros(c, p) for name in ("exp_avg", "exp_avg_sq")[:moments]}
     optimizer = "adamw" if moments == 2 else "sgd"
-    return count(
-        "privatize_step_", f"C{c} P{p}", ("sgd", "momentum", "adamw")[moments], cap,
+    return CountCase(
+        "privatize_step_", shape or f"C{c} P{p}", ("sgd", "momentum", "adamw")[moments], cap,
         traffic.privatize_step_floor(c, p, moments), 0, True,
         lambda: ffk.privatize_step_(
             state, total, client_id=ids, step=ids, noise_std=one, denominator=one, lr=one, key=1, optimizer=optimizer,
@@ -108,45 +135,62 @@ def privatize(cap: int, c: int, p: int, moments: int) -> dict:
     )  # fmt: skip
 
 
-def outer(cap: int, lengths: list[int], n: int, k: int) -> dict:
+def outer(cap: int, lengths: list[int], n: int, k: int, shape: str = "") -> CountCase:
     """One bf16 ``outer`` (the gradient of a trained ``a`` has n = R)."""
     segments = Segments.from_lengths(lengths)
     p, q = torch.randn(segments.n_tokens, n).bfloat16(), torch.randn(segments.n_tokens, k).bfloat16()
     arena = torch.empty(len(lengths), n * k)
-    return count(
-        "outer", f"{len(lengths)}x{lengths[0]} N{n} K{k}", "", cap,
+    return CountCase(
+        "outer", shape or f"{len(lengths)}x{lengths[0]} N{n} K{k}", "", cap,
         traffic.outer_floor(segments.n_tokens, n, k, len(lengths), 2), 0, True,
         lambda: ffk.outer(p, q, segments, 1.0, arena, 0),
     )  # fmt: skip
 
 
-def seeded(cap: int, m: int, n: int, k: int, r: int) -> dict:
+def seeded(cap: int, m: int, n: int, k: int, r: int, shape: str = "") -> CountCase:
     """The whole adapted forward in one bf16 GEMM; its tiles read x and w again from the caches."""
     x, w, h = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
     b, segments = torch.randn(1, n, r).bfloat16(), Segments.uniform(1, m)
-    return count(
-        "seeded_linear", f"M{m} N{n} K{k} R{r}", "", cap, (m * k + n * k + m * r + n * r + m * n) * 2, 0, True,
+    return CountCase(
+        "seeded_linear", shape or f"M{m} N{n} K{k} R{r}", "", cap, traffic.seeded_linear_floor(m, n, k, r, 2), 0, True,
         lambda: seeded_linear(x, w, None, h, b, segments.offsets, segments.client, 1.0, m),
     )  # fmt: skip
 
 
-def main() -> None:
-    """Counts every case on sm_80 and sm_90 and writes the table."""
-    rows = []
+def input_gradient(cap: int, m: int, n: int, k: int, r: int, shape: str = "") -> CountCase:
+    """The whole adapted input gradient in one bf16 GEMM."""
+    dy, w, dh = torch.randn(m, n).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
+    a = torch.randn(r, k).bfloat16()
+    return CountCase(
+        "seeded_dx", shape or f"M{m} N{n} K{k} R{r}", "", cap, traffic.seeded_dx_floor(m, n, k, r, 2), 0, True,
+        lambda: seeded_dx(dy, w, dh, a),
+    )  # fmt: skip
+
+
+def cases() -> list[CountCase]:
+    """Every case on sm_80 and sm_90."""
+    made = []
     for cap in (80, 90):
         for deterministic in (True, False):
-            rows.append(backward(cap, [128] * 8, 768, 8, deterministic, "B8 T128 N768 R8"))
-            rows.append(backward(cap, [128] * 2, 4096, 16, deterministic, "B2 T128 N4096 R16"))
-            rows.append(backward(cap, RAGGED, 768, 8, deterministic, f"ragged {sum(RAGGED)} tokens N768 R8"))
-        rows.append(backward(cap, [128] * 2, 1024, 128, True, "B2 T128 N1024 R128"))
-        rows.append(expand(cap, 1024, 768, 8))
-        rows.append(expand(cap, 256, 4096, 16))
-        rows.append(clip(cap, 32, 20480, 1, True))
-        rows.append(clip(cap, 32, 20480, 1, False))
-        rows.append(clip(cap, 12, 8192, 3, True))
-        rows += [privatize(cap, 2, 8192, moments) for moments in range(3)]
-        rows.append(seeded(cap, 256, 512, 512, 16))
-        rows.append(outer(cap, [128] * 4, 8, 1024))
+            made.append(backward(cap, [128] * 8, 768, 8, deterministic, "B8 T128 N768 R8"))
+            made.append(backward(cap, [128] * 2, 4096, 16, deterministic, "B2 T128 N4096 R16"))
+            made.append(backward(cap, RAGGED, 768, 8, deterministic, f"ragged {sum(RAGGED)} tokens N768 R8"))
+        made.append(backward(cap, [128] * 2, 1024, 128, True, "B2 T128 N1024 R128"))
+        made.append(expand(cap, 1024, 768, 8))
+        made.append(expand(cap, 256, 4096, 16))
+        made.append(clip(cap, 32, 20480, 1, True))
+        made.append(clip(cap, 32, 20480, 1, False))
+        made.append(clip(cap, 12, 8192, 3, True))
+        made += [privatize(cap, 2, 8192, moments) for moments in range(3)]
+        made.append(seeded(cap, 256, 512, 512, 16))
+        made.append(input_gradient(cap, 256, 768, 512, 16))
+        made.append(outer(cap, [128] * 4, 8, 1024))
+    return made
+
+
+def main() -> None:
+    """Counts every case and writes the table."""
+    rows = [count(case) for case in cases()]
     with CSV.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

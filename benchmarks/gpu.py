@@ -23,6 +23,8 @@ from report import short_table
 from session import Session, add_options, check_results, exit_status, measure_steps, open_session, run_sections
 
 SECTIONS = ("device", "gate", "ops", "layer", "steps", "memory", "counters", "plots")
+#: How the sections divide the minutes among them.
+SHARES = {"ops": 0.42, "layer": 0.08, "steps": 0.28, "memory": 0.12, "counters": 0.1}
 
 
 def measure_device(session: Session) -> None:
@@ -73,7 +75,8 @@ def count_bytes(session: Session) -> None:
     """Bytes of the kernels by hardware counters."""
     from counters import measure
 
-    session.keep(measure(session.device, session.gate))
+    for row in measure(session.device, session.gate, lambda: session.end > time.monotonic()):
+        session.keep([row])
 
 
 def draw_plots(session: Session) -> None:
@@ -108,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"--device {options.device}: this machine has no CUDA device; try the script with --device cpu --quick"
         )
     session = open_session(options, device)
-    run_sections(session, RUN, options.section)
+    run_sections(session, RUN, options.section, SHARES)
     print(short_table(session.rows))
     return exit_status(session)
 

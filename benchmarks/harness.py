@@ -142,10 +142,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """RMS(actual - expected)/RMS(expected) in float64; NaN where ``actual`` has one."""
+    """RMS(actual - expected)/RMS(expected) in float64, on the device of ``expected``; NaN where ``actual`` has one."""
     if expected.numel() == 0:
         return 0.0
-    a, e = actual.detach().double().cpu().reshape(-1), expected.detach().double().cpu().reshape(-1)
+    e = expected.detach().double().reshape(-1)
+    a = actual.detach().to(e.device).double().reshape(-1)
     return float((a - e).square().mean().sqrt() / e.square().mean().sqrt().clamp(min=1e-300))
 
 

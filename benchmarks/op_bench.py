@@ -18,7 +18,7 @@ def run_case(
     """One row a provider; a provider with a wrong result gets an error and no time."""
     rows = {}
     for name, candidate in case.candidates.items():
-        row = Row(section, case.name, name, gate=gate, bytes=case.bytes)
+        row = Row(section, case.name, name, gate=gate, bytes=case.bytes, config={"flops": case.flops})
         status, error = check(case, candidate)
         rows[name] = replace(row, status=status, error=error)
     sound = {name: _call(case, case.candidates[name]) for name, row in rows.items() if row.status == OK}

@@ -1,4 +1,4 @@
-"""Single operations, ours and the best torch formulations, on shapes of real layers.
+"""Single operations of adapted layers, ours, rivals' and the best torch formulations, on shapes of real layers.
 
 Every case has rotating inputs, candidates as functions of one set of inputs that return what they computed, the float64
 result of the definition to compare with, and the bytes that must move.
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
+from peer_ops import HAVE_OPACUS, HAVE_OPAKE, opacus_gradients, opacus_norms, opake_product
 from torch import Tensor
 
 import ffalora_kernels as ffk
@@ -42,6 +44,7 @@ class OpCase:
         inputs: several sets, for rotation.
         expected: results in float64 for the first set.
         tolerance: RMS(error)/RMS(reference) that a result may have.
+        flops: products and sums of the formula.
     """
 
     name: str
@@ -50,6 +53,7 @@ class OpCase:
     inputs: list[Inputs]
     expected: tuple[Tensor, ...]
     tolerance: float
+    flops: int = 0
 
 
 def layer_of(name: str, s: int, t: int, r: int, dtype: torch.dtype) -> Layer:
@@ -77,7 +81,7 @@ def _rotation(q: Layer, dtype: torch.dtype, device: torch.device, copies: int) -
     return [_draw(q, dtype, device, seed) for seed in range(copies)]
 
 
-def _compiled(candidates: dict[str, Candidate], plain: Candidate, wanted: bool) -> dict[str, Candidate]:
+def with_compiled(candidates: dict[str, Candidate], plain: Candidate, wanted: bool) -> dict[str, Candidate]:
     return candidates | ({"torch.compile": torch.compile(plain, dynamic=False)} if wanted else {})
 
 
@@ -105,7 +109,7 @@ def expand_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, 
     candidates = {"ours": _expand_ours, "addmm_": _expand_addmm, "PEFT eager": _expand_peft}
     return OpCase(
         _label("expand_", where, q, dtype), traffic.expand_floor(q.m, q.n, q.r, q.e),
-        _compiled(candidates, _expand_peft, compiled), inputs, (expected,), TOLERANCE[dtype],
+        with_compiled(candidates, _expand_peft, compiled), inputs, (expected,), TOLERANCE[dtype], 2 * q.m * q.n * q.r,
     )  # fmt: skip
 
 
@@ -134,16 +138,18 @@ def _backward_einsum(i: Inputs) -> tuple[Tensor, ...]:
     return (i.dy @ i.b[0]) * SCALE, g.reshape(len(g), -1), g.square().sum((1, 2))
 
 
+def _backward_hooks(i: Inputs) -> tuple[Tensor, ...]:
+    return opacus_gradients(*_split(i), i.b[0], SCALE)
+
+
 def _backward_ghost(i: Inputs) -> tuple[Tensor, ...]:
-    dy, h = _split(i)
-    grams = torch.bmm(dy, dy.transpose(1, 2)).float() * torch.bmm(h, h.transpose(1, 2)).float()
-    return (i.dy @ i.b[0]) * SCALE, i.arena[:0], grams.sum((1, 2)) * SCALE**2
+    return opacus_norms(*_split(i), i.b[0], SCALE)
 
 
 def backward_case(
     where: str, q: Layer, dtype: torch.dtype, device: torch.device, copies: int, compiled: bool
 ) -> OpCase:
-    """Gradient of h, segment gradients and their squared norms. Ghost norms form no gradients (another backward
+    """Gradient of h, segment gradients and their squared norms. Ghost clipping forms no gradients (another backward
     does).
     """
     inputs = _rotation(q, dtype, device, copies)
@@ -158,11 +164,13 @@ def backward_case(
     }
     if device.type == "cuda":
         candidates["ours, atomic"] = lambda i: _backward_ours(i, deterministic=False)
-    if q.t**2 * q.s < 2**28:
-        candidates["ghost norms"] = _backward_ghost
+    if HAVE_OPACUS:
+        candidates["Opacus hooks"] = _backward_hooks
+    if HAVE_OPACUS and q.t**2 * q.s < 2**28:
+        candidates["Opacus ghost"] = _backward_ghost
     return OpCase(
         _label("backward", where, q, dtype), traffic.backward_floor(q.m, q.n, q.r, q.s, q.e),
-        _compiled(candidates, _backward_bmm, compiled), inputs, expected, TOLERANCE[dtype],
+        with_compiled(candidates, _backward_bmm, compiled), inputs, expected, TOLERANCE[dtype], 4 * q.m * q.n * q.r,
     )  # fmt: skip
 
 
@@ -189,79 +197,60 @@ def outer_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, c
     g = SCALE * torch.bmm(h.transpose(1, 2), dy)
     return OpCase(
         _label("outer", where, q, dtype), traffic.outer_floor(q.m, q.r, q.n, q.s, q.e),
-        _compiled({"ours": _outer_ours, "bmm": _outer_bmm}, _outer_bmm, compiled), inputs,
-        (g.reshape(q.s, -1), g.square().sum((1, 2))), TOLERANCE[dtype],
+        with_compiled({"ours": _outer_ours, "bmm": _outer_bmm}, _outer_bmm, compiled), inputs,
+        (g.reshape(q.s, -1), g.square().sum((1, 2))), TOLERANCE[dtype], 2 * q.m * q.n * q.r,
     )  # fmt: skip
 
 
-# ---- clip_reduce_ and privatize_step_ ------------------------------------------------------------------------------
+# ---- the whole adapted products --------------------------------------------------------------------------------------
 
 
-def _clip_ours(i: Inputs) -> tuple[Tensor, ...]:
-    i.total.zero_()
-    ffk.clip_reduce_(i.total, i.arena, i.client, i.limit, i.columns, i.squares if i.given else None)
-    return (i.total,)
+def _product_ours(i: Inputs) -> tuple[Tensor, ...]:
+    return (ffk.adapted_product(i.x, i.w, None, i.x @ i.a.T, i.b, i.segments, SCALE),)
 
 
-def _clip_torch(i: Inputs) -> tuple[Tensor, ...]:
-    factors = (i.limit[0] / (torch.linalg.vector_norm(i.arena, dim=1) + 1e-6)).clamp(max=1.0).float()
-    return ((factors @ i.arena)[None],)
+def _product_seeded(i: Inputs) -> tuple[Tensor, ...]:
+    from ffalora_kernels.triton.gemm import seeded_linear
+
+    s = i.segments
+    return (seeded_linear(i.x, i.w, None, i.x @ i.a.T, i.b, s.offsets, s.client, SCALE, s.longest),)
 
 
-def clip_case(s: int, p: int, device: torch.device, copies: int, compiled: bool, given: bool) -> OpCase:
-    """Clip factors and the clipped sum of an arena ``[S,P]``; torch computes both in float32."""
-    inputs = []
-    for seed in range(copies):
-        arena = torch.randn(s, p, generator=torch.Generator(device).manual_seed(seed), device=device)
-        squares = arena.double().square().sum(1, keepdim=True)
-        inputs.append(
-            Inputs(
-                arena=arena,
-                squares=squares,
-                given=given,
-                total=torch.zeros(1, p, dtype=torch.float64, device=device),
-                client=torch.zeros(s, dtype=torch.int32, device=device),
-                limit=squares.mean().sqrt().reshape(1, 1) * 0.9999,
-                columns=torch.tensor([0, p], dtype=torch.int32, device=device),
-            )
-        )
-    first = inputs[0]
-    factors = (first.limit[0] / first.squares[:, 0].sqrt()).clamp(max=1.0)
-    expected = (factors @ first.arena.double())[None]
-    name = f"clip_reduce_ S{s} P{p} {'norms given' if given else 'norms from the arena'}"
-    candidates = _compiled({"ours": _clip_ours, "torch": _clip_torch}, _clip_torch, compiled)
-    return OpCase(name, traffic.clip_reduce_floor(s, p, 1, 1, given), candidates, inputs, (expected,), 1e-5)
+def _product_addmm(i: Inputs) -> tuple[Tensor, ...]:
+    return (F.linear(i.x, i.w).addmm_(i.x @ i.a.T, i.b[0].T, alpha=SCALE),)
 
 
-def _step_ours(i: Inputs) -> tuple[Tensor, ...]:
-    ffk.privatize_step_(
-        i.state, i.total, client_id=i.whole, step=i.whole, noise_std=i.std, denominator=i.one, lr=i.lr, key=1
-    )
-    return (i.state,)
+def _product_peft(i: Inputs) -> tuple[Tensor, ...]:
+    return (F.linear(i.x, i.w) + F.linear(F.linear(i.x, i.a), i.b[0]) * SCALE,)
 
 
-def _step_torch(i: Inputs) -> tuple[Tensor, ...]:
-    noisy = i.total.float() + i.std.float() * torch.randn_like(i.state)
-    return (i.state.add_(noisy / i.one.float(), alpha=-1e-3),)
+def _product_merged(i: Inputs) -> tuple[Tensor, ...]:
+    return (F.linear(i.x, torch.addmm(i.w, i.b[0], i.a, alpha=SCALE)),)
 
 
-def step_case(p: int, device: torch.device, copies: int, compiled: bool) -> OpCase:
-    """Noise, division and an SGD step on a state ``[1,P]``; noise 0 in the comparison of results."""
+def product_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, copies: int, compiled: bool) -> OpCase:
+    """The forward pass of an adapted layer from x, its base product included; 'LoRA merged' merges at each call.
+
+    The bytes are those of ``seeded_linear``: h counts as read once, a is left out.
+    """
     inputs = []
     for seed in range(copies):
         generator = torch.Generator(device).manual_seed(seed)
-        one = torch.ones(1, dtype=torch.float64, device=device)
-        inputs.append(
-            Inputs(
-                state=torch.randn(1, p, generator=generator, device=device),
-                std=one * (1.0 if seed else 0.0),
-                one=one,
-                total=torch.randn(1, p, generator=generator, device=device).double(),
-                lr=one * 1e-3,
-                whole=torch.zeros(1, dtype=torch.int64, device=device),
-            )
-        )
-    expected = inputs[0].state.double() - 1e-3 * inputs[0].total
-    candidates = _compiled({"ours": _step_ours, "torch": _step_torch}, _step_torch, compiled)
-    name = f"privatize_step_ P{p} sgd"
-    return OpCase(name, traffic.privatize_step_floor(1, p), candidates, inputs, (expected,), 1e-6)
+        draw = lambda *shape, g=generator: torch.randn(*shape, generator=g, device=device)  # noqa: E731
+        x, w = draw(q.m, q.k).to(dtype), (draw(q.n, q.k) / q.k**0.5).to(dtype)
+        a, b = (draw(q.r, q.k) / q.k**0.5).to(dtype), draw(1, q.n, q.r).to(dtype)
+        inputs.append(Inputs(x=x, w=w, a=a, b=b, segments=Segments.uniform(q.s, q.t, device=device)))
+    x, w, a, b = (t.double() for t in (inputs[0].x, inputs[0].w, inputs[0].a, inputs[0].b[0]))
+    expected = x @ w.T + SCALE * (x @ a.T) @ b.T
+    candidates: dict[str, Candidate] = {
+        "ours": _product_ours, "addmm_": _product_addmm, "PEFT eager": _product_peft, "LoRA merged": _product_merged,
+    }  # fmt: skip
+    if device.type == "cuda":
+        candidates["ours, seeded"] = _product_seeded
+        if HAVE_OPAKE:
+            candidates["opake"] = lambda i: opake_product(i, SCALE)
+    flops = 2 * q.m * (q.n * (q.k + q.r) + q.k * q.r)
+    return OpCase(
+        _label("adapted_product", where, q, dtype), traffic.seeded_linear_floor(q.m, q.n, q.k, q.r, q.e),
+        with_compiled(candidates, _product_peft, compiled), inputs, (expected,), TOLERANCE[dtype], flops,
+    )  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from op_peers import LAYERS, OpCase, backward_case, clip_case, expand_case, layer_of, outer_case, step_case
+from arena_peers import clip_case, step_case
+from op_peers import LAYERS, OpCase, backward_case, expand_case, layer_of, outer_case, product_case
 from peers import STEPS
 from torch import Tensor, nn
 from workload import Workload, llama, roberta
@@ -36,23 +38,31 @@ _LAYER_PEERS = [
 
 
 def ops(device: torch.device, quick: bool) -> Iterator[Make]:
-    """Makers of all operation cases. torch.compile takes part once an operation and dtype: it compiles for seconds."""
+    """Makers of all operation cases. torch.compile takes part once an operation: it compiles for seconds."""
     copies = 2 if quick else 4
-    compiled: set[tuple[str, torch.dtype]] = set()
+    compiled: set[str] = set()
+
+    def once(op: str, dtype: torch.dtype = BF16) -> bool:
+        first = op not in compiled and dtype == BF16 and not quick
+        compiled.update([op] if first else [])
+        return first
+
     for where, s, t, r, dtype in QUICK if quick else SWEEP:
         q = layer_of(where, s, t, r, dtype)
-        for op, make in (("expand_", expand_case), ("backward", backward_case), ("outer", outer_case)):
+        for op, make in (
+            ("expand_", expand_case), ("backward", backward_case), ("outer", outer_case), ("product", product_case)
+        ):  # fmt: skip
             if op == "outer" and not where.startswith("roberta"):
                 continue
-            first = (op, dtype) not in compiled and not quick
-            compiled.add((op, dtype))
-            yield lambda make=make, where=where, q=q, dtype=dtype, first=first: make(
-                where, q, dtype, device, copies, first
-            )
-    for s, p in ((4, 6000),) if quick else ARENAS:
+            if op == "product" and not quick and (s, t, r) != (32, 128, 8):
+                continue
+            yield partial(make, where, q, dtype, device, copies, once(op, dtype))
+    arenas = ((4, 6000),) if quick else ARENAS
+    for s, p in arenas:
         for given in (True, False):
-            yield lambda s=s, p=p, given=given: clip_case(s, p, device, copies, not quick and given, given)
-        yield lambda p=p: step_case(p, device, copies, not quick)
+            yield partial(clip_case, s, p, device, copies, once("clip_reduce_"), given)
+    for p in dict.fromkeys(p for _, p in arenas):
+        yield partial(step_case, p, device, copies, once("privatize_step_"))
 
 
 class OneLinear(nn.Module):

@@ -37,17 +37,26 @@ def draw(table: Path, folder: Path) -> list[Path]:
 
 
 def roofline(rows: list[Row], device: str) -> plt.Figure | None:
-    """GB/s of each operation over the bytes it moves, under the copy bandwidth of the same run."""
-    copy = next((row.gb_per_s for row in reversed(rows) if row.section == "device"), None)
-    points = [row for row in rows if row.section.startswith("ops") and row.provider == "ours" and row.bytes]
-    if copy is None or not points:
+    """Each operation of ours under the copy bandwidth and the rate of matrix products that the same run measured."""
+    machine = next((row for row in reversed(rows) if row.section == "device"), None)
+    points = [r for r in rows if r.section.startswith("ops") and r.provider == "ours" and r.bytes and r.ms > 0]
+    points = [row for row in points if row.config.get("flops")]
+    if machine is None or not points:
         return None
     figure, axes = plt.subplots(figsize=(8, 5))
     for name in sorted({row.case.split()[0] for row in points}):
         chosen = [row for row in points if row.case.split()[0] == name]
-        axes.loglog([row.bytes for row in chosen], [row.gb_per_s for row in chosen], "o", label=name, alpha=0.7)
-    axes.axhline(copy, color="black", label=f"copy, {copy:.0f} GB/s")
-    axes.set(xlabel="least bytes moved", ylabel="GB/s (least bytes over time)", title=f"Operations, {device}")
+        at = [row.config["flops"] / row.bytes for row in chosen]
+        axes.loglog(at, [row.config["flops"] / row.ms / 1e6 for row in chosen], "o", label=name, alpha=0.7)
+    reach = [2.0**i for i in range(-3, 12)]
+    for dtype, tflops in machine.config.get("tflops", {}).items():
+        roof = [min(1e3 * tflops, machine.gb_per_s * x) for x in reach]
+        axes.loglog(reach, roof, label=f"copy {machine.gb_per_s:.0f} GB/s, {dtype} products {tflops:.3g} TFLOP/s")
+    axes.set(
+        xlabel="flops a byte, at the least bytes that the operation moves",
+        ylabel="GFLOP/s",
+        title=f"Roofline, {device}",
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3, which="both")
     return figure

@@ -43,7 +43,7 @@ def is_rival(row: Row) -> bool:
     """Whether a provider is somebody else's way to the same result."""
     if row.section in ("layer", "steps", "memory"):
         return row.provider.startswith(("opacus", "opake"))
-    return not row.provider.startswith("ours") and row.provider != "ghost norms"
+    return not row.provider.startswith("ours") and row.provider != "Opacus ghost"
 
 
 def number(value: float, form: str, unit: str = "") -> str:

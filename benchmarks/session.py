@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from gate import run_gate
@@ -26,7 +27,7 @@ class Session:
         output: CSV that rows are appended to.
         quick: tiny shapes.
         again: measure cases again that the output holds already, of this commit and device.
-        end: ``time.monotonic()`` after which no further case starts.
+        end: ``time.monotonic()`` after which no further case of the current section starts.
         gate: of the rows to come.
         copy_gb_per_s: copy bandwidth of this run.
         rows: of this sitting, those found in the output included.
@@ -109,13 +110,31 @@ def open_session(options: argparse.Namespace, device: torch.device) -> Session:
     return Session(device, options.output, options.quick, options.again, time.monotonic() + 60 * options.minutes)
 
 
-def run_sections(session: Session, run: dict[str, Callable[[Session], None]], wanted: Sequence[str]) -> None:
-    """Runs sections in their order; 'device' and 'gate' come first whenever anything is measured."""
+def run_sections(
+    session: Session,
+    run: dict[str, Callable[[Session], None]],
+    wanted: Sequence[str],
+    shares: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Runs sections in their order; 'device' and 'gate' come first whenever anything is measured.
+
+    ``shares`` divides the time that is left among the wanted sections that it names, so that none can use up the
+    others'; what one of them leaves over is for those after it. A section that it does not name has all the time.
+    """
     measures = set(wanted) - {"plots"}
+    last = session.end
     for name, section in run.items():
         if name in wanted or (measures and name in ("device", "gate")):
+            rest = sum(share for other, share in shares.items() if other in wanted)
+            left, session.end = last - time.monotonic(), last
+            if name in shares:
+                session.end = last - left * (1 - shares[name] / rest)
+                shares = {other: share for other, share in shares.items() if other != name}
+            started = time.monotonic()
             print(name, flush=True)
             section(session)
+            print(f"  {name} took {time.monotonic() - started:.0f} s", flush=True)
+    session.end = last
 
 
 def exit_status(session: Session) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from harness import Clock, PeakMemory, Timing, interleave, relative_error, release, survived, synchronize, verdict
 from peers import STEPS
 from peft_steps import expected_sums
 from provider import Factory, Provider, Sums
-from record import OK, Row
+from record import OK, OUT_OF_MEMORY, Row
 from workload import Workload
 
 #: RMS(error)/RMS(reference) of a step's gradients by the number format of the base. In bfloat16 the error is that of
@@ -32,41 +32,80 @@ def run_steps(
 ) -> list[Row]:
     """One row a provider: time of a step, on a GPU its peak memory above what is in use before it, error of
     gradients.
+
+    Everybody's model is kept while steps take turns. Who runs out of memory beside the others is measured once more,
+    alone, and its row says so (``alone``).
     """
-    providers: dict[str, Provider] = {}
-    rows: dict[str, Row] = {}
-    expected: dict[tuple[str, bool], Sums] = {}
-    for name in names:
-        timing, memory, error = Timing(), math.nan, math.nan
-        with survived(timing):
-            provider = factories[name](work)
-            if check and provider.sums is not None:
-                kind = provider.trained, provider.clips
-                if kind not in expected:
-                    expected[kind] = expected_sums(work, 0, *kind)
-                error = sums_error(provider.sums(0), expected[kind])
-                timing.status = verdict(error, TOLERANCE[provider.dtype or work.dtype])
-            if clock.device.type == "cuda":
-                memory = peak_of_a_step(provider, clock.device)
-            if timing.status == OK:
-                providers[name] = provider
-        rows[name] = Row(
-            section, work.name, name, timing.status, gate, peak_mib=memory, error=error, config=settings(work)
-        )
-        release()
-    calls = {name: provider.step for name, provider in providers.items()}
-    timings = interleave(calls, clock, repeats, seconds, warmup=1)
-    for name, timing in timings.items():
-        rows[name] = replace(
-            rows[name],
-            status=timing.status,
-            ms=timing.median,
-            ms_low=timing.quantile(0.2),
-            ms_high=timing.quantile(0.8),
-            repeats=len(timing.samples),
-            config=rows[name].config | paired(timing, timings.get("floor")),
-        )
+    chosen = list(names)
+    bench = StepBench(work, section, clock, repeats, seconds, gate, factories, check)
+    rows = {row.provider: row for row in bench.measure(chosen)}
+    release()
+    for name in chosen:
+        if rows[name].status == OUT_OF_MEMORY and len(chosen) > 1:
+            (alone,) = bench.measure([name])
+            rows[name] = replace(alone, config=alone.config | {"alone": True})
+            release()
     return list(rows.values())
+
+
+@dataclass
+class StepBench:
+    """Settings of :func:`run_steps`, and the expected gradients that were computed so far."""
+
+    work: Workload
+    section: str
+    clock: Clock
+    repeats: int
+    seconds: float
+    gate: str
+    factories: dict[str, Factory]
+    check: bool
+    expected: dict[tuple[str, bool], Sums] = field(default_factory=dict)
+
+    def measure(self, names: list[str]) -> list[Row]:
+        """Rows of these providers, whose models live together and whose steps take turns."""
+        providers: dict[str, Provider] = {}
+        rows: dict[str, Row] = {}
+        for name in names:
+            timing, memory, error = Timing(), math.nan, math.nan
+            with survived(timing):
+                provider = self.factories[name](self.work)
+                error = self.error(provider)
+                if not math.isnan(error):
+                    timing.status = verdict(error, TOLERANCE[provider.dtype or self.work.dtype])
+                if self.clock.device.type == "cuda":
+                    memory = peak_of_a_step(provider, self.clock.device)
+                if timing.status == OK:
+                    providers[name] = provider
+            rows[name] = Row(
+                self.section, self.work.name, name, timing.status, self.gate, peak_mib=memory, error=error,
+                config=settings(self.work),
+            )  # fmt: skip
+            provider = None
+            release()
+        calls = {name: provider.step for name, provider in providers.items()}
+        timings = interleave(calls, self.clock, self.repeats, self.seconds, warmup=1)
+        for name, timing in timings.items():
+            rows[name] = replace(
+                rows[name],
+                status=timing.status,
+                ms=timing.median,
+                ms_low=timing.quantile(0.2),
+                ms_high=timing.quantile(0.8),
+                repeats=len(timing.samples),
+                config=rows[name].config | paired(timing, timings.get("floor")),
+            )
+        return list(rows.values())
+
+    def error(self, provider: Provider) -> float:
+        """Error of a provider's gradients of the first batch; NaN where there are none to compare."""
+        if not self.check or provider.sums is None:
+            return math.nan
+        kind = provider.trained, provider.clips
+        if kind not in self.expected:
+            self.expected[kind] = expected_sums(self.work, 0, *kind)
+        found = sums_error(provider.sums(0), self.expected[kind])
+        return math.inf if math.isnan(found) else found
 
 
 def settings(work: Workload) -> dict:

@@ -106,6 +106,11 @@ def starting_factors(name: str, n: int, k: int, r: int) -> tuple[Tensor, Tensor]
     return torch.randn(r, k, generator=generator) / k**0.5, 0.05 * torch.randn(n, r, generator=generator)
 
 
+def _initialised_on(device: torch.device) -> torch.device:
+    """Where random weights are drawn: on a GPU itself, which takes seconds off a large model; else on the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def roberta(
     device: torch.device,
     hidden: int = 1024,
@@ -138,7 +143,8 @@ def roberta(
 
     def build(dtype: torch.dtype, attention: str) -> nn.Module:
         torch.manual_seed(0)
-        made = RobertaForSequenceClassification(RobertaConfig(**config, attn_implementation=attention))
+        with _initialised_on(device):
+            made = RobertaForSequenceClassification(RobertaConfig(**config, attn_implementation=attention))
         return made.requires_grad_(False).to(device=device, dtype=dtype)
 
     return Workload(
@@ -176,7 +182,8 @@ def llama(
 
     def build(dtype: torch.dtype, attention: str) -> nn.Module:
         torch.manual_seed(0)
-        made = LlamaForCausalLM(LlamaConfig(**config, attn_implementation=attention))
+        with _initialised_on(device):
+            made = LlamaForCausalLM(LlamaConfig(**config, attn_implementation=attention))
         made.config.use_cache = False
         return made.requires_grad_(False).to(device=device, dtype=dtype)
 

@@ -58,6 +58,16 @@ def privatize_step_floor(c: int, p: int, moments: int = 0, anchor: bool = False,
     return c * p * rows + (p * INT32 if index else 0) + c * (3 * INT64 + 3 * FP64)
 
 
+def seeded_linear_floor(m: int, n: int, k: int, r: int, e: int, c: int = 1, bias: bool = False) -> int:
+    """``seeded_linear``, the whole adapted forward: x, w, h, b (and a bias) read, y written."""
+    return (m * k + n * k + m * r + c * n * r + m * n + (n if bias else 0)) * e
+
+
+def seeded_dx_floor(m: int, n: int, k: int, r: int, e: int) -> int:
+    """``seeded_dx``, the whole input gradient: dy, w, dh and a read, dx written."""
+    return (m * n + n * k + m * r + r * k + m * k) * e
+
+
 @dataclass(frozen=True)
 class Layer:
     """One adapted linear layer and its batch: S segments of T tokens, e bytes an element."""

@@ -1,12 +1,20 @@
 """The benchmark commands from end to end on a CPU with tiny shapes: they finish, resume, and say what is red."""
 
+import weakref
+
 import bench_path  # noqa: F401
 import cpu
 import gate
 import gpu
+import peers
+import plan
 import pytest
 import torch
 from record import read
+from session import Session, run_sections
+from workload import roberta
+
+from ffalora_kernels.ops import SCHEMAS
 
 QUICK = ["--device", "cpu", "--quick"]
 
@@ -22,11 +30,12 @@ def one_thread():
 def test_gpu_command_measures_what_the_output_holds_already(tmp_path, monkeypatch, capsys):
     output = tmp_path / "gpu.csv"
     command = [*QUICK, "--section", "device", "ops", "--output", str(output)]
+    monkeypatch.setattr(plan, "QUICK", plan.QUICK[1:])
     monkeypatch.setattr(gate, "CASES", {name: gate.CASES[name] for name in ("expand-plain", "clip-flat")})
     assert gpu.main(command) == 0
     rows = read(output)
     ops = [row for row in rows if row.section == "ops"]
-    assert {row.case.split()[0] for row in ops} == {"expand_", "backward", "outer", "clip_reduce_", "privatize_step_"}
+    assert {row.case.split()[0] for row in ops} == set(SCHEMAS) | {"adapted_product"}
     assert all(row.status == "ok" and row.gate == "green" and row.ms > 0 and row.bytes > 0 for row in ops)
     assert all(row.device and row.versions and row.commit and row.date for row in rows)
     assert gpu.main(command) == 0
@@ -44,6 +53,73 @@ def test_red_gate_is_not_in_the_exit_status(tmp_path, monkeypatch):
     output = tmp_path / "gpu.csv"
     assert gpu.main([*QUICK, "--section", "gate", "--output", str(output)]) == 1
     assert read(output)[-1].gate == "red"
+
+
+def small_model(device, quick):
+    work = roberta(device, 32, 1, 4, 100, samples=4, batch=4, length=8, rank=4)
+    return [(work, ["floor", "peft, a frozen", "opacus hooks, a frozen", "ours"])]
+
+
+def out_of_memory(work):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_rival_out_of_memory_ends_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "models", small_model)
+    monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})
+    monkeypatch.setitem(peers.STEPS, "opacus hooks, a frozen", out_of_memory)
+    output = tmp_path / "gpu.csv"
+    assert gpu.main([*QUICK, "--section", "steps", "--output", str(output)]) == 0
+    status = {row.provider: row.status for row in read(output) if row.section == "steps"}
+    assert status.pop("opacus hooks, a frozen") == "out of memory"
+    assert set(status) == {"floor", "peft, a frozen", "ours"} and set(status.values()) == {"ok"}
+
+
+def test_who_runs_out_of_memory_beside_others_gets_no_second_chance(tmp_path, monkeypatch):
+    made: list[str] = []
+
+    def hungry(work):
+        if made:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ours(work)
+
+    def counted(work):
+        made.append("peft")
+        provider = peft(work)
+        weakref.finalize(provider, made.remove, "peft")
+        return provider
+
+    ours, peft = peers.STEPS["ours"], peers.STEPS["peft, a frozen"]
+    monkeypatch.setattr(plan, "models", small_model)
+    monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})
+    monkeypatch.setitem(peers.STEPS, "ours", hungry)
+    monkeypatch.setitem(peers.STEPS, "peft, a frozen", counted)
+    output = tmp_path / "gpu.csv"
+    assert gpu.main([*QUICK, "--section", "steps", "--output", str(output)]) == 0
+    rows = {row.provider: row for row in read(output) if row.section == "steps"}
+    assert rows["ours"].status == "ok" and rows["ours"].config["alone"] and rows["ours"].ms > 0
+    assert rows["ours"].error == rows["ours"].error, "the result of the second try was not checked"
+    assert "alone" not in rows["peft, a frozen"].config
+
+
+def test_one_section_uses_up_the_time_of_the_others(tmp_path, monkeypatch):
+    now, ends = [0.0], {}
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def spending(name, seconds):
+        def section(session):
+            ends[name] = session.end
+            now[0] += seconds
+
+        return section
+
+    session = Session(torch.device("cpu"), tmp_path / "rows.csv", True, False, end=100.0)
+    run = {name: spending(name, seconds) for name, seconds in (("gate", 20), ("a", 60), ("b", 1), ("c", 1))}
+    run_sections(session, run, ["gate", "a", "b", "c"], {"a": 0.5, "b": 0.25, "c": 0.25})
+    assert ends["gate"] == 100.0
+    assert ends["a"] == 60.0, "half of the 80 seconds that the gate left"
+    assert ends["b"] == 90.0, "half of the 20 seconds that are left to the last two"
+    assert ends["c"] == 100.0, "what b did not use"
 
 
 @pytest.mark.slow
