@@ -1,0 +1,240 @@
+"""From the rows of every method and seed to one verdict a question, a table and a plot, with intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from ...report.plots import _STYLE, Plot, _axes, _line
+from ...report.tables import Table
+from .convergence import Fit, fit_curve
+from .gradients import QUANTILES
+from .words import compared, multiple, percent, text
+
+_factors, _weights, _bound = itemgetter("factors"), itemgetter("weights"), itemgetter("bound")
+Rows = list[dict[str, Any]]
+Runs = Mapping[tuple[str, int], Rows]
+
+_PLOTS: dict[str, tuple[str, str, bool, Callable[[dict[str, Any]], float | None]]] = {
+    "theory-discordance": (
+        "Averaging factors: what is missed of a round's move", "missed / moved", False,
+        lambda row: _relative(row) if row["discordance"] else None,
+    ),
+    "theory-smoothness": (
+        "Largest |eigenvalue| of the Hessian over the trained factors", "|eigenvalue|", True,
+        lambda row: row["smoothness"]["factors"] if row.get("smoothness") else None,
+    ),
+    "theory-bound": (
+        "What bounds it, from the same measurements", "bound", True,
+        lambda row: row["smoothness"]["bound"] if row.get("smoothness") else None,
+    ),
+    "theory-noise": (
+        "Quadratic share of the noise in ΔW, all steps so far", "share", False,
+        lambda row: row["noise"]["share"] if row.get("noise") else None,
+    ),
+    "theory-gradients": (
+        "Spread of per-sample gradient norms", "standard deviation / mean", False,
+        lambda row: row["gradients"]["all"]["variation"] if row.get("gradients") else None,
+    ),
+    "theory-loss": ("Training loss of the probe samples", "loss", False, lambda row: row["loss"]),
+}  # fmt: skip
+
+
+def answer(runs: Runs) -> tuple[list[Table], list[Plot], list[str]]:
+    """Tables, plots and verdicts of measured runs, by (method, seed)."""
+    methods: dict[str, list[Rows]] = {}
+    for (method, _), rows in runs.items():
+        methods.setdefault(method, []).append(rows)
+    questions = (_discordance, _noise, _smoothness, _gradients, _convergence)
+    found = [question(methods) for question in questions]
+    tables = [table for table, _ in found if table is not None]
+    return tables, _plots(methods), [verdict for _, verdict in found]
+
+
+def _discordance(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
+    lines, said = [], []
+    for method, seeds in methods.items():
+        rounds = [[row for row in rows if row["discordance"]] for rows in seeds]
+        count, zero = sum(map(len, rounds)), sum(row["discordance"]["total"] == 0 for rows in rounds for row in rows)
+        mean = [float(np.mean([_relative(row) for row in rows])) for rows in rounds if rows]
+        most = [max(_relative(row) for row in rows) for rows in rounds if rows]
+        largest = [max(row["discordance"]["total"] for row in rows) for rows in rounds if rows]
+        lines.append((method, text(largest), percent(mean), percent(most), f"{zero} of {count}"))
+        said.append(
+            f"{method} averages exactly, in all {count} rounds"
+            if zero == count
+            else f"{method} misses {percent(mean)} of a round's move, on average over rounds, by averaging its factors "
+            "one by one"
+        )
+    head = ("method", "‖D‖, largest", "‖D‖ / move, mean", "‖D‖ / move, largest", "rounds with exactly 0")
+    return Table("Discordance of the average, D.", head, tuple(lines)), _sentence("Discordance", said)
+
+
+def _noise(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
+    lines, said = [], []
+    for method, seeds in methods.items():
+        last = [rows[-1]["noise"] for rows in seeds if rows[-1].get("noise")]
+        if not last:
+            continue
+        share, ratio = [each["share"] for each in last], [each["ratio"] for each in last]
+        energy = [(each["expected"]["linear"] + each["expected"]["quadratic"]) ** 0.5 for each in last]
+        one = [each["one_step_share"] for each in last]
+        lines.append((method, text(energy), percent(share), percent(one), text(ratio)))
+        said.append(
+            f"{method}'s noise in ΔW is linear in the noise on its factors, without a quadratic part"
+            if not any(share)
+            else f"{percent(share)} of what {method}'s puts into ΔW is quadratic at the end ({percent(one)} in one "
+            "client's last step)"
+        )
+    if not lines:
+        return None, "Noise: no privacy was asked for, so there is none."
+    head = ("method", "root of E‖noise in ΔW‖²", "quadratic share", "the same, one step", "drawn / expected")
+    caption = "Noise of all steps, averaged over clients, at the final factors: closed form, and drawn again."
+    return Table(caption, head, tuple(lines)), _sentence("Noise", said)
+
+
+def _smoothness(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
+    lines, said = [], []
+    growths: dict[str, list[float]] = {}
+    for method, seeds in methods.items():
+        points = [[row["smoothness"] for row in rows if row.get("smoothness")] for rows in seeds]
+        if not any(len(each) > 1 for each in points):
+            continue
+        trains_a = seeds[0][0]["trained"] == "both"
+        growth, base, size, bound = (
+            [_end_over_start(each, value) for each in points]
+            for value in (_factors, _weights, _both_norms if trains_a else _a_norm, _bound)
+        )
+        tight = [point["factors"] / point["bound"] for each in points for point in each]
+        first, final = ([each[i]["factors"] for each in points if each] for i in (0, -1))
+        growths[method] = growth
+        grown = [multiple(ratios) for ratios in (growth, base, size, bound)]
+        lines.append((method, text(first), text(final), *grown, f"{max(tight):.2g}"))
+        said.append(
+            f"over training {method}'s constant is multiplied by {grown[0]}, that of the weights by {grown[1]}, the "
+            f"factors' part of the bound by {grown[2]}; the constant is within its bound at "
+            f"{sum(value <= 1 for value in tight)} of {len(tight)} points"
+        )
+    if not lines:
+        return None, "Smoothness: measured at fewer than two points."
+    said += _pairs("growth", methods, growths)
+    head = (
+        "method", "at the start", "at the end", "constant", "L of the weights", "factors' part", "bound",
+        "measured / bound, largest",
+    )  # fmt: skip
+    caption = "Local smoothness over the trained factors; from the fourth column on what training multiplied it by."
+    return Table(caption, head, tuple(lines)), _sentence("Smoothness", said)
+
+
+def _gradients(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
+    lines, said = [], []
+    spreads: dict[str, list[float]] = {}
+    for method, seeds in methods.items():
+        for when, i in (("start", 0), ("end", -1)):
+            measured = [[row["gradients"]["all"] for row in rows if row.get("gradients")][i] for rows in seeds]
+            middle = QUANTILES.index(0.5)
+            tails = [each["quantiles"][-1] / each["quantiles"][middle] for each in measured]
+            variation, clipped = ([each[key] for each in measured] for key in ("variation", "clipped"))
+            median = [each["quantiles"][middle] for each in measured]
+            lines.append((f"{method}, {when}", text(median), text(variation), text(tails), percent(clipped)))
+        spreads[method] = variation
+        said.append(
+            f"at the end the standard deviation of {method}'s norms is {text(variation)} of their mean, and "
+            f"{percent(clipped)} are above C"
+        )
+    said += _pairs("spread", methods, spreads)
+    head = ("method", "median norm", "deviation / mean", "95% quantile / median", "share above C")
+    return Table("Norms of single samples' gradients (private data).", head, tuple(lines)), _sentence("Gradients", said)
+
+
+def _convergence(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
+    lines, said = [], []
+    for method, seeds in methods.items():
+        fits = [fit_rows(rows) for rows in seeds]
+        best = [each[0] for each in fits if each]
+        if not best:
+            said.append(f"{method}: too few rounds, or no law settled")
+            continue
+        shown = sum(fit.determined for fit in best)
+        laws = ", ".join(f"{law} {sum(f.law == law for f in best)}" for law in sorted({f.law for f in best}))
+        rates = [next((f.rate.value for f in each if f.law == "power"), float("nan")) for each in fits]
+        lines.append(
+            (method, laws, text(rates), f"{shown} of {len(seeds)}", text([f.r2 for f in best]),
+             text([f.autocorrelation for f in best]))
+        )  # fmt: skip
+        said.append(
+            f"{method}'s loss determines the rate of a law in {shown} of {len(seeds)} runs"
+            f" (R² {text([f.r2 for f in best])})"
+        )
+    head = ("method", "better law (runs)", "power law's rate", "rates determined", "R²", "neighbouring residuals")
+    table = Table(
+        "Laws fitted to the loss by round; a rate is determined where its interval excludes 0.", head, tuple(lines)
+    )
+    return table if lines else None, _sentence("Convergence", said)
+
+
+def fit_rows(rows: Rows) -> list[Fit]:
+    """Both laws fitted to the loss after each round, the better first; none where there are fewer than five rounds."""
+    after = [row for row in rows if row["round"] > 0 and np.isfinite(row["loss"])]
+    if len(after) < 5:
+        return []
+    return fit_curve([row["round"] for row in after], [row["loss"] for row in after])
+
+
+def _plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
+    plots = []
+    with matplotlib.rc_context(_STYLE):
+        for name, (title, unit, is_log, value) in _PLOTS.items():
+            figure, axes = _axes("round", unit)
+            shown = 0
+            for i, (method, seeds) in enumerate(methods.items()):
+                points = [{row["round"]: found for row in rows if (found := value(row)) is not None} for rows in seeds]
+                if all(points):
+                    _line(axes, i, method, points)
+                    shown += 1
+            if shown:
+                if is_log:
+                    axes.set_yscale("log")
+                axes.legend()
+                plots.append(Plot(name, title, figure))
+    return plots
+
+
+def _relative(row: dict[str, Any]) -> float:
+    found = row["discordance"]
+    return found["total"] / found["update"] if found["update"] else 0.0
+
+
+def _a_norm(point: Mapping[str, float]) -> float:
+    """``s‖a‖²``, FFA-LoRA's factors' part of the bound up to the constant s."""
+    return point["a_norm"] ** 2
+
+
+def _both_norms(point: Mapping[str, float]) -> float:
+    """``s(‖a‖² + ‖b‖²)``, LoRA's."""
+    return point["a_norm"] ** 2 + point["b_norm"] ** 2
+
+
+def _end_over_start(points: Rows, value: Callable[[Mapping[str, float]], float]) -> float:
+    """What training multiplied a value by; NaN where it was measured at one point only."""
+    return value(points[-1]) / value(points[0]) if len(points) > 1 else math.nan
+
+
+def _pairs(what: str, methods: Mapping[str, list[Rows]], values: Mapping[str, list[float]]) -> list[str]:
+    """Every method that trains both factors beside every one that trains b, where both have the same seeds."""
+    kinds = {method: seeds[0][0]["trained"] for method, seeds in methods.items() if method in values}
+    return [
+        compared(what, one, values[one], other, values[other])
+        for one, kind in kinds.items()
+        for other, other_kind in kinds.items()
+        if (kind, other_kind) == ("both", "b") and len(values[one]) == len(values[other])
+    ]
+
+
+def _sentence(question: str, said: Sequence[str]) -> str:
+    return f"{question}: {'; '.join(said)}."

@@ -1,0 +1,165 @@
+"""LoRA and FFA-LoRA trained side by side, with the measurements of this folder taken every few rounds.
+
+One file a method and seed, ``METHOD/seed-N/theory.jsonl``, is written round by round; a method that is complete is read
+back, one that is not is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...atomic import write_atomically
+from ...config import Config, ConfigError, load_config, to_yaml
+from ...federated.checks import find_strategy
+from ...plain import restored, to_json
+from ...report.plots import Plot
+from ...report.tables import Table
+from .answers import Rows, answer
+from .measurements import Effort, Measurements
+
+RESULT, CONFIG = "theory.jsonl", "config.yaml"
+_LAPTOP: dict[str, Any] = {
+    "seeds": 3,
+    "model.dtype": "float32",
+    "model.packed": False,
+    "privacy.accountant": "rdp",
+    "federation.rounds": 15,
+    "federation.evaluate_every": 15,
+    "data.max_evaluation_samples": 32,
+}
+_SMOKE: dict[str, Any] = {
+    "seeds": 1,
+    "federation.rounds": 5,
+    "federation.local_steps": 1,
+    "data.max_samples": 300,
+    "optimizer.batch_size": 16,
+}
+
+
+@dataclass(frozen=True)
+class TheoryResult:
+    """What the measurements say.
+
+    Attributes:
+        tables, plots: for a page.
+        verdicts: one sentence a question, with 95% intervals over seeds.
+        rows: by (method, seed), one row a round, as in the files.
+    """
+
+    tables: list[Table]
+    plots: list[Plot]
+    verdicts: list[str]
+    rows: dict[tuple[str, int], Rows]
+
+
+def theory_config(smoke: bool = False) -> Config:
+    """The demo's two methods with what the measurements need (a float32 base); ``smoke`` for a run under a minute."""
+    with resources.as_file(resources.files("ffalora") / "configs" / "demo.yaml") as path:
+        return load_config(path, _LAPTOP | (_SMOKE if smoke else {}))
+
+
+def measure(
+    config: Config, folder: Path, progress: bool = True, effort: Effort | None = None, resume: bool = True
+) -> TheoryResult:
+    """Runs every method of ``config`` with every seed, measures, and answers.
+
+    Args:
+        config: with ``methods`` (or one method); strategies ffa and lora, SGD without momentum, float32 base.
+        folder: made if missing.
+        progress: show a bar with the time left.
+        effort: how much is measured and how often; by default twice in the run, and at its start.
+        resume: read back what is complete; False runs everything again.
+
+    Raises:
+        ConfigError: a method that the formulas do not describe, or a folder with results of another configuration.
+    """
+    effort = effort or Effort.of(config)
+    runs = config.runs()
+    for name, run in runs.items():
+        _check_described(name, run)
+    wanted = {
+        (name, seed): run.model_copy(update={"seed": seed, "seeds": 1})
+        for seed in range(config.seed, config.seed + config.seeds)
+        for name, run in runs.items()
+    }
+    rows: dict[tuple[str, int], Rows] = {}
+    with tqdm(
+        total=sum(run.federation.rounds for run in wanted.values()), desc="theory", unit="round", disable=not progress
+    ) as bar:
+        for (name, seed), run in wanted.items():
+            place = folder / name / f"seed-{seed}"
+            found = _completed(place, run, effort) if resume else None
+            if found is None:
+                found = _run(run, place, effort, bar)
+            else:
+                bar.update(run.federation.rounds)
+            rows[name, seed] = found
+    tables, plots, verdicts = answer(rows)
+    return TheoryResult(tables, plots, verdicts, rows)
+
+
+def _run(config: Config, place: Path, effort: Effort, bar: Any) -> Rows:
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / CONFIG, _described(config, effort).encode())
+    measurements = Measurements(config, effort)
+    rows = [measurements.before()]
+    while measurements.server.round < config.federation.rounds:
+        rows.append(measurements.next_round())
+        write_atomically(place / RESULT, "".join(to_json(row) + "\n" for row in rows).encode())
+        bar.update()
+    return _read(place)
+
+
+def _read(place: Path) -> Rows:
+    return [restored(json.loads(line)) for line in (place / RESULT).read_text(encoding="utf-8").splitlines()]
+
+
+def _completed(place: Path, config: Config, effort: Effort) -> Rows | None:
+    """The rows of a finished method; None where there is none yet.
+
+    Raises:
+        ConfigError: the folder holds another configuration's.
+    """
+    if not (place / RESULT).exists():
+        return None
+    if (place / CONFIG).read_text(encoding="utf-8") != _described(config, effort):
+        raise ConfigError(f"{place} holds measurements of another configuration; choose another folder or remove it")
+    rows = _read(place)
+    return rows if rows and rows[-1]["round"] == config.federation.rounds else None
+
+
+def _described(config: Config, effort: Effort) -> str:
+    return f"{to_yaml(config)}# {effort}\n"
+
+
+def _check_described(name: str, config: Config) -> None:
+    """Refuses what the formulas are not about."""
+    federation, optimizer, privacy = config.federation, config.optimizer, config.privacy
+    wanted: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+        "federation.strategy": (federation.strategy, ("ffa", "lora")),
+        "federation.server_optimizer": (federation.server_optimizer, ("fedavg",)),
+        "federation.server_lr": (federation.server_lr, (1.0,)),
+        "federation.participation": (federation.participation, (1.0,)),
+        "federation.dropout_rate": (federation.dropout_rate, (0.0,)),
+        "federation.straggler_rate": (federation.straggler_rate, (0.0,)),
+        "optimizer.name": (optimizer.name, ("sgd",)),
+        "optimizer.momentum": (optimizer.momentum, (0.0,)),
+        "model.dtype": (config.model.dtype, ("float32",)),
+        "privacy.unit": (privacy.unit, ("none", "sample")),
+        "privacy.clipping": (privacy.clipping, ("flat", "per-layer", "automatic")),
+        "privacy.noise": (privacy.noise, ("seeded",)),
+    }
+    find_strategy(federation.strategy)
+    for key, (value, allowed) in wanted.items():
+        if value not in allowed:
+            raise ConfigError(
+                f"{name}: {key}={value!r} is outside what the measurements describe; use "
+                f"{' or '.join(repr(each) for each in allowed)}"
+            )

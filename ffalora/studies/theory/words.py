@@ -1,0 +1,47 @@
+"""Numbers over seeds as text: mean and 95% interval by Student's t, on the scale that suits them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ...report.tables import interval
+
+
+def text(values: Sequence[float], unit: str = "") -> str:
+    """``0.712 ± 0.013``, three significant digits; values that are not finite are left out and counted."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "–"
+    mean, half = interval(finite)
+    said = f"{mean:.3g}{unit}" if half is None else f"{mean:.3g} ± {half:.2g}{unit}"
+    return said if len(finite) == len(values) else f"{said} ({len(values) - len(finite)} not finite)"
+
+
+def percent(values: Sequence[float]) -> str:
+    """As :func:`text`, for shares."""
+    return text([100 * value for value in values], "%")
+
+
+def multiple(values: Sequence[float]) -> str:
+    """``2.31 (1.8 to 2.9)``: geometric mean of ratios, and its interval, which is symmetric in the logarithm."""
+    logs = [math.log(value) for value in values if value > 0 and math.isfinite(value)]
+    if not logs:
+        return "–"
+    mean, half = interval(logs)
+    if half is None or half < 5e-4:
+        return f"{math.exp(mean):.3g}"
+    return f"{math.exp(mean):.3g} ({math.exp(mean - half):.2g} to {math.exp(mean + half):.2g})"
+
+
+def compared(what: str, one: str, ones: Sequence[float], other: str, others: Sequence[float]) -> str:
+    """Whether ``one``'s positive numbers are larger than ``other``'s, seed by seed, by the ratio's 95% interval."""
+    ratios = [a / b for a, b in zip(ones, others, strict=True)]
+    logs = [math.log(ratio) for ratio in ratios if ratio > 0 and math.isfinite(ratio)]
+    if not logs:
+        return f"{what} of {one} and {other} cannot be compared"
+    mean, half = interval(logs)
+    if half is None:
+        return f"with one seed {one}'s {what} is {math.exp(mean):.3g} times {other}'s, without an interval"
+    said = f"{one}'s {what} is {multiple(ratios)} times {other}'s, seed by seed"
+    return f"{said}: {'larger' if mean > half else 'smaller' if mean < -half else 'undecided'}"
