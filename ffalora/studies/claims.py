@@ -124,7 +124,7 @@ def _p_value(values: Sequence[float], threshold: float) -> float:
 
 
 def _term(term: str, values: Values, seed: int) -> float | None:
-    """A term's value for one seed; None where one of its cells is missing."""
+    """A term's value for one seed; None where one of its cells is missing, or a range has one condition alone."""
     kind, method, pattern = _parse(term)
     conditions = dict.fromkeys(condition for _, condition, _ in values if _matches(condition, pattern))
     found = [values.get((method, condition, seed)) for condition in conditions]
@@ -132,6 +132,8 @@ def _term(term: str, values: Values, seed: int) -> float | None:
     if not known or len(known) < len(found):
         return None
     if kind == "range":
+        if len(known) < 2:
+            return None
         return max(known) - min(known)
     return statistics.fmean(known)
 

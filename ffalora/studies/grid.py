@@ -193,7 +193,7 @@ class Grid:
         tried = dict(self.tried[method])
         if self.config(Cell(method, condition, TUNING_SEED, ())).privacy.unit == "none":
             tried = {key: values for key, values in tried.items() if not key.startswith("privacy.")}
-        combinations = product(*(((key, float(value)) for value in values) for key, values in tried.items()))
+        combinations = product(*([(key, float(value)) for value in values] for key, values in tried.items()))
         return [Cell(method, condition, TUNING_SEED, chosen) for chosen in combinations]
 
     def verdict_cells(self, chosen: Mapping[tuple[str, str], Chosen]) -> list[Cell]:

@@ -78,12 +78,12 @@ def run_study(grid: Grid, folder: Path, resume: bool = False, progress: bool = T
     Raises:
         ConfigError: a cell's configuration does not fit (before anything is run), or the folder holds another study.
     """
-    _claim_folder(grid, folder, resume)
     tuned = [(method, condition) for condition in grid.tuned_conditions() for method in grid.methods]
     tuning = {key: grid.tuning_cells(*key) for key in tuned}
     first = {key: cells[0].chosen for key, cells in tuning.items()}
     for cell in [*(cell for cells in tuning.values() for cell in cells), *grid.verdict_cells(first)]:
         grid.config(cell)
+    _claim_folder(grid, folder, resume)
     result = StudyResult(grid, folder)
     total = sum(len(cells) for cells in tuning.values() if len(cells) > 1) + len(grid.verdict_cells(first))
     with tqdm(total=total, desc=f"{grid.name} ({grid.scale}, {grid.size})", unit="run", disable=not progress) as bar:

@@ -1,0 +1,69 @@
+"""A study of two methods under two conditions, on whatever model and data it is given; and a stand-in for training."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from ffalora.federated.run_folder import CHECKPOINT, SUMMARY
+from ffalora.studies.grid import Grid, Study
+
+DEFINITION = {
+    "title": "A small study",
+    "question": "Is b harder than a?",
+    "source": "nobody",
+    "axis": "hardness",
+    "methods": {"lora": {"federation.strategy": "lora"}, "ffa": {"federation.strategy": "ffa"}},
+    "conditions": {
+        "a": {"says": "easy"},
+        "b": {"says": "hard: noisy", "set": {"federation.local_steps": 1}},
+        "c": {"says": "easy, off", "like": "a", "factor": {"optimizer.lr": 4, "adapter.alpha": 0.5}},
+    },
+    "claims": [{"says": "Hard costs LoRA more", "contrast": {"lora@a": 1, "lora@b": -1}, "paper": True}],
+    "scales": {
+        "laptop": {
+            "base": "laptop",
+            "tried": {"lora": {"optimizer.lr": [1, 2, 4]}, "ffa": {"optimizer.lr": [8]}},
+            "smoke": {"seeds": 1, "methods": ["lora"], "conditions": ["a"]},
+            "verdict": {"seeds": 2},
+        }
+    },
+}
+BASE = {"adapter": {"alpha": 8, "rank": 2}, "federation": {"rounds": 2}}
+
+
+def small_grid(base=None, **changes) -> Grid:
+    """The study's verdict grid; ``changes`` replace parts of its definition."""
+    study = Study.model_validate(DEFINITION | changes)
+    at = study.scales["laptop"]
+    return Grid(
+        "small", study, "laptop", "verdict", base or BASE, list(study.methods), study.conditions, at.tried,
+        range(at.verdict.seeds),
+    )  # fmt: skip
+
+
+class Trainer:
+    """Stands in for ``simulate``: writes a run's summary and counts the runs of each folder.
+
+    Accuracy is highest at learning rate 2, and falls with fewer local steps; ``stop_at`` is the run that Ctrl-C ends.
+    """
+
+    def __init__(self, stop_at: int = 0):
+        self.stop_at, self.runs, self.configs = stop_at, Counter(), {}
+
+    def __call__(self, config, folder: Path, resume: bool = False, progress: bool = True) -> None:
+        self.runs[folder] += 1
+        self.configs[folder] = config
+        if self.stop_at and sum(self.runs.values()) == self.stop_at:
+            (folder / CHECKPOINT).parent.mkdir(parents=True)
+            (folder / CHECKPOINT).write_text("a round")
+            raise KeyboardInterrupt
+        assert resume == (folder / CHECKPOINT).exists(), "a run that was interrupted has to go on, a new one to begin"
+        folder.mkdir(parents=True, exist_ok=True)
+        off = abs(config.optimizer.lr - 2) if config.federation.strategy == "lora" else 0
+        accuracy = 0.7 + 0.01 * config.federation.local_steps + 0.001 * (config.seed % 7) - 0.02 * off
+        summary = {
+            "metrics": {"loss": 1 - accuracy, "accuracy": accuracy}, "epsilon": None, "seconds": 3.5,
+            "bytes_up_per_client_round": 64, "bytes_up": 640, "bytes_down": 640, "trained_numbers": 16,
+            "seconds_per_round": 1.75,
+        }  # fmt: skip
+        (folder / SUMMARY).write_text(json.dumps(summary))

@@ -1,0 +1,125 @@
+"""Claims: contrasts are what they say, intervals and tests are Student's, and nothing is found where nothing is."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ffalora.studies.claims import Claim, judge
+
+PAIR = {"a@x": 1, "b@x": -1}
+
+
+def table(**cells):
+    """Values by (method, condition, seed) of ``a_x=[...]``, one a seed."""
+    return {(*name.split("_"), seed): value for name, values in cells.items() for seed, value in enumerate(values)}
+
+
+def claim(contrast, **more):
+    return Claim(says="It is so", contrast=contrast, **more)
+
+
+def test_interval_and_p_differ_from_scipy_on_known_numbers():
+    a, b = [0.71, 0.74, 0.69, 0.75, 0.72], [0.70, 0.70, 0.68, 0.71, 0.70]
+    verdict = judge(claim(PAIR), table(a_x=a, b_x=b))
+    paired = stats.ttest_rel(a, b)
+    interval = paired.confidence_interval(0.95)
+    assert verdict.seeds == 5 and verdict.outcome == "holds"
+    np.testing.assert_allclose(
+        [verdict.mean, verdict.low, verdict.high, verdict.p],
+        [np.mean(np.subtract(a, b)), interval.low, interval.high, paired.pvalue],
+        rtol=1e-9,
+    )
+
+
+def test_a_ratio_is_not_the_geometric_mean_with_its_own_threshold():
+    a, b = [2.0, 2.2, 2.1, 1.9], [1.0, 1.0, 1.1, 1.0]
+    verdict = judge(claim(PAIR, ratio=True, above=1.5), table(a_x=a, b_x=b))
+    logs = np.log(np.divide(a, b))
+    test = stats.ttest_1samp(logs, math.log(1.5))
+    interval = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(
+        [verdict.mean, verdict.low, verdict.high, verdict.p],
+        [stats.gmean(np.divide(a, b)), math.exp(interval.low), math.exp(interval.high), test.pvalue],
+        rtol=1e-9,
+    )
+    assert verdict.outcome == "holds"
+    assert judge(claim(PAIR, ratio=True, above=3), table(a_x=a, b_x=b)).outcome == "contradicted"
+
+
+def test_an_interaction_is_not_a_difference_of_differences():
+    values = table(a_x=[0.9, 0.8], a_y=[0.5, 0.6], b_x=[0.8, 0.8], b_y=[0.7, 0.7])
+    verdict = judge(claim({"a@x": 1, "a@y": -1, "b@x": -1, "b@y": 1}), values)
+    assert verdict.mean == pytest.approx(((0.4 - 0.1) + (0.2 - 0.1)) / 2)
+
+
+def test_mean_and_range_are_taken_over_other_conditions_than_the_pattern_names():
+    values = table(**{"a_lr-low": [0.5, 0.6], "a_lr-high": [0.7, 0.6], "a_other": [0.1, 0.1], "a_base": [0.8, 0.9]})
+    assert judge(claim({"mean a@lr-*": 1}), values).mean == pytest.approx(0.6)
+    assert judge(claim({"range a@lr-*": 1}), values).mean == pytest.approx((0.2 + 0.0) / 2)
+    assert judge(claim({"range a@base|lr-*": 1}), values).mean == pytest.approx((0.3 + 0.3) / 2)
+
+
+def test_a_range_over_a_single_condition_passes_for_no_difference():
+    assert judge(claim({"range a@x*": 1}), table(a_x1=[0.5, 0.6])).outcome == "not measured"
+
+
+def test_seeds_that_lack_a_cell_are_counted():
+    values = table(a_x=[0.7, 0.8, 0.9, 0.9], b_x=[0.6, 0.7])
+    assert judge(claim(PAIR), values).seeds == 2
+    assert judge(claim({"a@x": 1, "c@x": -1}), values).outcome == "not measured"
+
+
+def test_a_single_seed_is_given_a_verdict():
+    verdict = judge(claim(PAIR), table(a_x=[0.9], b_x=[0.1]))
+    assert verdict.outcome == "undecided" and math.isnan(verdict.p) and "one seed" in verdict.to_text()
+
+
+def test_seeds_that_agree_exactly_break_the_test():
+    even = judge(claim(PAIR), table(a_x=[0.5, 0.5, 0.5], b_x=[0.5, 0.5, 0.5]))
+    assert (even.outcome, even.p, even.low, even.high) == ("undecided", 1.0, 0.0, 0.0)
+    above = judge(claim(PAIR, ratio=True, above=1.9), table(a_x=[98304.0] * 3, b_x=[49152.0] * 3))
+    assert (above.outcome, above.p) == ("holds", 0.0) and above.low == pytest.approx(2) == above.high
+
+
+@pytest.mark.parametrize(
+    ("sign", "outcome", "words"), [(1, "holds", ": holds;"), (-1, "contradicted", ": is contradicted;")]
+)
+def test_the_sentence_says_something_else_than_the_interval(sign, outcome, words):
+    verdict = judge(claim(PAIR), table(a_x=[0.5 + sign * 0.2, 0.5 + sign * 0.21, 0.5 + sign * 0.19], b_x=[0.5] * 3))
+    assert verdict.outcome == outcome and words in verdict.to_text() and "3 seeds" in verdict.to_text()
+
+
+def test_more_than_the_stated_share_of_claims_is_decided_where_nothing_is_to_be_found():
+    """Two-sided 95% intervals: 2.5% of true nulls may pass for holding, and 2.5% for contradicted.
+
+    3,000 studies of five seeds whose methods are equal, with a seed effect that both share four times as large as the
+    noise. Each count is binomial(3000, 0.025): mean 75, and above 115 or below 41 with probability below 1e-5.
+    """
+    rng = np.random.default_rng(7)
+    outcomes = []
+    for _ in range(3000):
+        seeds = 0.04 * rng.standard_normal(5)
+        a, b = seeds + 0.01 * rng.standard_normal((2, 5))
+        outcomes.append(judge(claim(PAIR), table(a_x=a.tolist(), b_x=b.tolist())).outcome)
+    assert 41 <= outcomes.count("holds") <= 115 and 41 <= outcomes.count("contradicted") <= 115
+
+
+def test_a_shared_seed_effect_hides_a_difference():
+    rng = np.random.default_rng(3)
+    seeds = 0.2 * rng.standard_normal(5)
+    a, b = seeds + 0.02 + 0.002 * rng.standard_normal(5), seeds + 0.002 * rng.standard_normal(5)
+    assert judge(claim(PAIR), table(a_x=a.tolist(), b_x=b.tolist())).outcome == "holds"
+    assert stats.ttest_ind(a, b).pvalue > 0.5
+
+
+@pytest.mark.parametrize("term", ["nobody@x", "a@nowhere", "mean a@z*"])
+def test_a_term_that_names_nothing_is_accepted(term):
+    with pytest.raises(ValueError, match="names nothing in the grid"):
+        claim({term: 1}).check_names(["a", "b"], ["x", "y"])
+
+
+def test_a_term_of_an_unknown_kind_is_accepted():
+    with pytest.raises(ValueError, match="write method@condition"):
+        claim({"median a@x": 1}).check_names(["a"], ["x"])

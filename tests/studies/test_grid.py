@@ -1,0 +1,129 @@
+"""Grids: which runs a study consists of, what each is configured to do, and what is refused."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from small_grid import DEFINITION, small_grid
+
+from ffalora.config import ConfigError
+from ffalora.studies.grid import TUNING_SEED, Cell, Study, load_grid, load_study, study_names, with_seeds
+
+CHOSEN = {(m, c): (("optimizer.lr", v),) for m, v in (("lora", 2.0), ("ffa", 8.0)) for c in "ab"}
+
+
+def changed(path, value):
+    """The definition with one part replaced."""
+    definition = yaml.safe_load(yaml.safe_dump(DEFINITION))
+    *parents, last = path.split("/")
+    at = definition
+    for part in parents:
+        at = at[int(part) if part.isdigit() else part]
+    at[last] = value
+    return definition
+
+
+def test_a_cell_is_missing_or_run_twice():
+    cells = small_grid().verdict_cells(CHOSEN)
+    places = {(cell.method, cell.condition, cell.seed) for cell in cells}
+    assert len(cells) == len(places) == len({cell.place for cell in cells}) == 2 * 3 * 2
+    assert {seed for _, _, seed in places} == {0, 1}
+    assert {cell.seed for cell in with_seeds(small_grid(), 4).verdict_cells(CHOSEN)} == {0, 1, 2, 3}
+
+
+def test_every_combination_of_what_is_tried_is_not_run():
+    tried = {"lora": {"optimizer.lr": [1, 2], "adapter.alpha": [4, 8, 16]}, "ffa": {"optimizer.lr": [8]}}
+    grid = small_grid(scales=changed("scales/laptop/tried", tried)["scales"])
+    chosen = [dict(cell.chosen) for cell in grid.tuning_cells("lora", "a")]
+    assert len(chosen) == 6 and {"optimizer.lr": 2, "adapter.alpha": 16} in chosen
+    assert len(grid.tuning_cells("ffa", "a")) == 1
+
+
+def test_a_condition_chooses_for_itself_although_it_is_like_another():
+    grid = small_grid()
+    assert grid.tuned_conditions() == ["a", "b"]
+    (cell, *_) = [c for c in grid.verdict_cells(CHOSEN) if (c.method, c.condition) == ("lora", "c")]
+    assert cell.chosen == CHOSEN["lora", "a"]
+
+
+def test_a_factor_multiplies_something_else_than_what_was_chosen_or_configured():
+    grid = small_grid()
+    plain, off = (grid.config(Cell("lora", name, 1, CHOSEN["lora", "a"])) for name in "ac")
+    assert (plain.optimizer.lr, off.optimizer.lr) == (2, 8)
+    assert (plain.adapter.alpha, off.adapter.alpha) == (8, 4)
+    assert grid.config(Cell("lora", "b", 1, CHOSEN["lora", "b"])).federation.local_steps == 1
+
+
+def test_values_are_chosen_on_what_verdicts_are_made_of():
+    grid = small_grid({"data": {"evaluate_on": "test"}})
+    for cell in grid.tuning_cells("lora", "a"):
+        assert cell.seed == TUNING_SEED and grid.config(cell).data.evaluate_on == "validation"
+    for cell in grid.verdict_cells(CHOSEN):
+        config = grid.config(cell)
+        assert cell.seed != TUNING_SEED and config.data.evaluate_on == "test"
+        assert config.seed == config.adapter.seed == cell.seed, "methods of one seed do not share their draws"
+
+
+def test_methods_of_one_seed_differ_in_more_than_the_method():
+    grid = small_grid()
+    one, other = (grid.config(Cell(m, "a", 1, CHOSEN[m, "a"])).model_dump() for m in ("lora", "ffa"))
+    for config in (one, other):
+        config["federation"].pop("strategy")
+        config["optimizer"].pop("lr")
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("conditions/c/like", "z", "is not one of a, b, c"),
+        ("conditions/b/like", "c", "takes its values elsewhere"),
+        ("scales/laptop/tried", {"lora": {"optimizer.lr": [1]}}, "tried.ffa has no values for optimizer.lr"),
+        ("claims/0/contrast", {"nobody@a": 1}, "names nothing in the grid"),
+        ("questions", "?", "Extra inputs"),
+        ("conditions/a/sets", {}, "Extra inputs"),
+    ],
+)
+def test_a_study_that_names_nothing_there_is_accepted(path, value, said):
+    with pytest.raises(ValidationError, match=said):
+        Study.model_validate(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("conditions/b/set", {"federation.steps": 1}, r"small, b.*|federation\.steps"),
+        ("conditions/b/set", {"federation.local_steps": "many"}, "local_steps"),
+        ("conditions/c/factor", {"federation.strategy": 2}, r"factor\.federation\.strategy needs a number"),
+    ],
+)
+def test_a_key_or_value_that_does_not_fit_is_run(path, value, said):
+    grid = small_grid(conditions=changed(path, value)["conditions"])
+    with pytest.raises(ConfigError, match=said):
+        for cell in grid.verdict_cells(CHOSEN):
+            grid.config(cell)
+
+
+def test_unknown_names_get_no_helpful_answer():
+    with pytest.raises(ConfigError, match="no study 'nothing'; choose one of alpha, "):
+        load_study("nothing")
+    with pytest.raises(ConfigError, match="has no scale 'moon'"):
+        load_grid("alpha", "moon", "smoke")
+    grid = load_grid("alpha", "laptop", "smoke", {"federation.round": 3})
+    with pytest.raises(ConfigError, match=r"federation\.round"):
+        grid.config(grid.tuning_cells("lora", "alpha-8")[0])
+
+
+@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("size", ["smoke", "verdict"])
+def test_a_study_of_the_package_holds_a_cell_that_cannot_be_configured(name, size):
+    grid = load_grid(name, "laptop", size)
+    chosen = {(m, c): grid.tuning_cells(m, c)[0].chosen for m in grid.methods for c in grid.tuned_conditions()}
+    for cell in grid.verdict_cells(chosen):
+        if cell.seed == 0:
+            assert grid.config(cell).data.evaluate_on == "test"
+    assert size == "smoke" or len(grid.seeds) >= 5
+
+
+def test_a_claim_of_the_paper_has_no_study():
+    paper = {name: [c for c in load_study(name).claims if c.paper] for name in study_names()}
+    assert {name for name, claims in paper.items() if claims} == {"heterogeneity", "privacy", "alpha", "cost"}

@@ -1,0 +1,160 @@
+"""The runner: nothing is run twice, values are chosen where no verdict looks, a folder belongs to one study."""
+
+import csv
+import io
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from small_grid import BASE, Trainer, small_grid
+
+from ffalora.config import ConfigError
+from ffalora.federated import simulate as training
+from ffalora.studies import runner
+from ffalora.studies.folder import read_study
+from ffalora.studies.grid import TUNING_SEED, with_seeds
+from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, read_csv, run_study, to_csv
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
+from small_runs import save_model, save_texts, small_config
+
+RUNS = 2 * 3 * 2 + 2 * 3  # methods, conditions, seeds; and LoRA's three learning rates for the two conditions tuned
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    made = Trainer()
+    monkeypatch.setattr(runner, "simulate", made)
+    return made
+
+
+def rows(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_a_cell_is_left_out_or_a_fixed_value_is_tuned(trainer, tmp_path):
+    result = run_study(small_grid(), tmp_path / "study", progress=False)
+    assert len(trainer.runs) == RUNS and set(trainer.runs.values()) == {1}
+    assert len(rows(tmp_path / "study" / RESULTS)) == len(result.results) == 12
+    assert {row["method"] for row in rows(tmp_path / "study" / TUNING)} == {"lora"}, (
+        "FFA has one value: nothing to tune"
+    )
+    assert all(r.folder.is_relative_to(tmp_path / "study") for r in result.results)
+
+
+def test_another_value_is_chosen_than_the_best_of_the_validation_split(trainer, tmp_path):
+    result = run_study(small_grid(), tmp_path / "study", progress=False)
+    assert dict(result.chosen["lora", "a"]) == {"optimizer.lr": 2} == dict(result.chosen["lora", "b"])
+    for folder, config in trainer.configs.items():
+        is_tuning = "tuning" in folder.parts
+        assert (config.data.evaluate_on == "validation") == is_tuning == (config.seed == TUNING_SEED)
+    assert {c.optimizer.lr for f, c in trainer.configs.items() if "runs" in f.parts and "c/lora" in str(f)} == {8}
+
+
+def test_of_two_equally_accurate_values_the_one_with_the_higher_loss_is_chosen(tmp_path):
+    grid = small_grid()
+    cells = grid.tuning_cells("lora", "a")
+    found = [
+        runner.CellResult(cell, {"accuracy": 0.7, "loss": loss}, tmp_path)
+        for cell, loss in zip(cells, (0.5, 0.4, 0.6), strict=True)
+    ]
+    assert runner._best(cells, found, "accuracy") == cells[1].chosen
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 6, 7, RUNS - 1])
+def test_an_interrupted_study_runs_something_twice_or_never(stop_at, tmp_path, monkeypatch):
+    first, second = Trainer(stop_at), Trainer()
+    monkeypatch.setattr(runner, "simulate", first)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(small_grid(), tmp_path / "study", progress=False)
+    monkeypatch.setattr(runner, "simulate", second)
+    resumed = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    twice = {folder for folder in first.runs if folder in second.runs}
+    assert len(twice) == 1, "only the run that was interrupted goes on"
+    assert len(first.runs) + len(second.runs) == RUNS + 1
+    whole = run_study(small_grid(), tmp_path / "whole", progress=False)
+    assert to_csv(resumed.results) == to_csv(whole.results) and resumed.chosen == whole.chosen
+
+
+def test_a_finished_study_is_run_again(trainer, tmp_path):
+    run_study(small_grid(), tmp_path / "study", progress=False)
+    before = (tmp_path / "study" / RESULTS).read_text()
+    again = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    assert set(trainer.runs.values()) == {1} and (tmp_path / "study" / RESULTS).read_text() == before
+    assert again.verdicts[0].seeds == 2
+
+
+def test_a_folder_of_another_study_is_taken_over(trainer, tmp_path):
+    run_study(small_grid(), tmp_path / "study", progress=False)
+    before = Counter(trainer.runs)
+    with pytest.raises(ConfigError, match="holds a study already; give --resume"):
+        run_study(small_grid(), tmp_path / "study", progress=False)
+    others = [
+        small_grid(BASE | {"optimizer": {"batch_size": 4}}),
+        small_grid(question="Another one?"),
+        with_seeds(small_grid(), 3),
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match="another definition or configuration"):
+            run_study(other, tmp_path / "study", resume=True, progress=False)
+    assert trainer.runs == before
+
+
+def test_something_is_run_or_the_folder_taken_before_a_wrong_cell_is_noticed(trainer, tmp_path):
+    wrong = small_grid(conditions={"a": {}, "b": {"set": {"federation.local_steps": -1}}, "c": {}})
+    with pytest.raises(ConfigError, match="local_steps"):
+        run_study(wrong, tmp_path / "study", progress=False)
+    assert not trainer.runs and not (tmp_path / "study").exists()
+
+
+def test_tables_read_back_differ_from_what_was_written(trainer, tmp_path):
+    result = run_study(small_grid(), tmp_path / "study", progress=False)
+    back = read_csv(tmp_path / "study" / RESULTS, result.grid.tried)
+    assert [(r.cell, dict(r.numbers)) for r in back] == [(r.cell, dict(r.numbers)) for r in result.results]
+
+
+def test_a_folder_read_back_says_something_else_than_its_study(trainer, tmp_path):
+    result = run_study(small_grid(), tmp_path / "study", progress=False)
+    back = read_study(tmp_path / "study")
+    assert back.verdicts == result.verdicts and back.chosen == result.chosen and back.values() == result.values()
+    assert [r.folder for r in back.results] == [r.folder for r in result.results]
+    assert (list(back.grid.methods), list(back.grid.conditions)) == (["lora", "ffa"], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("content", [None, "", "study: small\n", "{", "study: small\nscale: x\ndefinition: {}\n"])
+def test_a_folder_without_a_readable_study_is_not_named(content, tmp_path):
+    if content is not None:
+        (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        read_study(tmp_path)
+
+
+def test_a_real_study_that_is_interrupted_in_a_round_trains_a_round_twice_or_ends_elsewhere(tmp_path, monkeypatch):
+    model, data = save_model(tmp_path / "model"), save_texts(tmp_path / "texts.csv")
+    base = small_config(model, data, federation__rounds=2).model_dump()
+    part = {"seeds": 1}
+    scale = {"base": "laptop", "tried": {"ffa": {"optimizer.lr": [0.1, 0.5]}}, "smoke": part, "verdict": part}
+    grid = small_grid(
+        base, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale}
+    )  # fmt: skip
+    real, rounds = training.run_round, []
+
+    def run_round(experiment, server):
+        if len(rounds) == 3:
+            rounds.append(None)
+            raise KeyboardInterrupt
+        rounds.append((experiment.config.optimizer.lr, experiment.config.seed, server.round))
+        return real(experiment, server)
+
+    monkeypatch.setattr(training, "run_round", run_round)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(grid, tmp_path / "study", progress=False)
+    resumed = run_study(grid, tmp_path / "study", resume=True, progress=False)
+    trained = [each for each in rounds if each is not None]
+    assert len(trained) == len(set(trained)) == 3 * 2, "two runs that choose and one that is reported, two rounds each"
+    monkeypatch.setattr(training, "run_round", real)
+    whole = run_study(grid, tmp_path / "whole", progress=False)
+    assert resumed.values() == whole.values() and resumed.values("loss") == whole.values("loss")
+    assert resumed.chosen == whole.chosen
+    assert set(resumed.results[0].numbers) >= {"accuracy", "bytes_up_per_client_round", "trained_numbers", "seconds"}
