@@ -31,7 +31,7 @@ def small(tmp_path_factory):
 
 def test_it_measures_answers_and_reads_back_what_is_complete(small, tmp_path, monkeypatch):
     result = measure(small, tmp_path, progress=False, effort=EFFORT)
-    assert len(result.verdicts) == 5 and len(result.tables) == 5 and len(result.plots) == 6
+    assert len(result.verdicts) == 5 and len(result.tables) == 5 and len(result.plots) == 5
     assert "ffa averages exactly, in all 10 rounds" in result.verdicts[0]
     assert "lora misses" in result.verdicts[0] and "±" in result.verdicts[0]
     for (method, _), rows in result.rows.items():

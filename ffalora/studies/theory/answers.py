@@ -20,28 +20,28 @@ _factors, _weights, _bound = itemgetter("factors"), itemgetter("weights"), itemg
 Rows = list[dict[str, Any]]
 Runs = Mapping[tuple[str, int], Rows]
 
-_PLOTS: dict[str, tuple[str, str, bool, Callable[[dict[str, Any]], float | None]]] = {
+#: By name: title, unit, whether the scale is logarithmic, and what each line shows of a row (None: nothing).
+_PLOTS: dict[str, tuple[str, str, bool, dict[str, Callable[[dict[str, Any]], float | None]]]] = {
     "theory-discordance": (
         "Averaging factors: what is missed of a round's move", "missed / moved", False,
-        lambda row: _relative(row) if row["discordance"] else None,
-    ),
-    "theory-smoothness": (
-        "Largest |eigenvalue| of the Hessian over the trained factors", "|eigenvalue|", True,
-        lambda row: row["smoothness"]["factors"] if row.get("smoothness") else None,
-    ),
-    "theory-bound": (
-        "What bounds it, from the same measurements", "bound", True,
-        lambda row: row["smoothness"]["bound"] if row.get("smoothness") else None,
+        {"": lambda row: _relative(row) if row["discordance"] else None},
     ),
     "theory-noise": (
         "Quadratic share of the noise in ΔW, all steps so far", "share", False,
-        lambda row: row["noise"]["share"] if row.get("noise") else None,
+        {"": lambda row: row["noise"]["share"] if row.get("noise") else None},
+    ),
+    "theory-smoothness": (
+        "Largest |eigenvalue| of the Hessian over the trained factors, and its bound", "|eigenvalue|", True,
+        {
+            "": lambda row: row["smoothness"]["factors"] if row.get("smoothness") else None,
+            ", bound": lambda row: row["smoothness"]["bound"] if row.get("smoothness") else None,
+        },
     ),
     "theory-gradients": (
         "Spread of per-sample gradient norms", "standard deviation / mean", False,
-        lambda row: row["gradients"]["all"]["variation"] if row.get("gradients") else None,
+        {"": lambda row: row["gradients"]["all"]["variation"] if row.get("gradients") else None},
     ),
-    "theory-loss": ("Training loss of the probe samples", "loss", False, lambda row: row["loss"]),
+    "theory-loss": ("Training loss of the probe samples", "loss", False, {"": lambda row: row["loss"]}),
 }  # fmt: skip
 
 
@@ -189,19 +189,24 @@ def fit_rows(rows: Rows) -> list[Fit]:
 def _plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
     plots = []
     with matplotlib.rc_context(_STYLE):
-        for name, (title, unit, is_log, value) in _PLOTS.items():
+        for name, (title, unit, is_log, values) in _PLOTS.items():
+            lines = {
+                method + suffix: [
+                    {row["round"]: found for row in rows if (found := value(row)) is not None} for rows in seeds
+                ]
+                for suffix, value in values.items()
+                for method, seeds in methods.items()
+            }
+            lines = {label: points for label, points in lines.items() if all(points)}
+            if not lines:
+                continue
             figure, axes = _axes("round", unit)
-            shown = 0
-            for i, (method, seeds) in enumerate(methods.items()):
-                points = [{row["round"]: found for row in rows if (found := value(row)) is not None} for rows in seeds]
-                if all(points):
-                    _line(axes, i, method, points)
-                    shown += 1
-            if shown:
-                if is_log:
-                    axes.set_yscale("log")
-                axes.legend()
-                plots.append(Plot(name, title, figure))
+            for i, (label, points) in enumerate(lines.items()):
+                _line(axes, i, label, points)
+            if is_log:
+                axes.set_yscale("log")
+            axes.legend()
+            plots.append(Plot(name, title, figure))
     return plots
 
 
