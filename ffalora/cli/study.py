@@ -22,8 +22,24 @@ from .running import RunOptions, hide_loading_bars, run_options
     default="smoke",
     help="smoke: minutes, to see it work; verdict: all cells with all seeds, hours.  [smoke]",
 )
+@click.option("--base", help="Another model or other data of this scale, such as paper-qnli.  [the study's own]")
+@click.option(
+    "--dry-run",
+    "is_dry_run",
+    is_flag=True,
+    help="Take every cell of the study through two steps on small stand-ins, without network, and count what a "
+    "full-size run trains and sends. Nothing is kept. NAME may be all.",
+)
 @run_options
-def command(name: str, scale: Any, size: Any, options: RunOptions, overrides: dict[str, Any]) -> None:
+def command(
+    name: str,
+    scale: Any,
+    size: Any,
+    base: str | None,
+    is_dry_run: bool,
+    options: RunOptions,
+    overrides: dict[str, Any],
+) -> None:
     """Run study NAME: heterogeneity, privacy, alpha, sensitivity, rank, init, cost or methods.
 
     Learning rates are chosen for each method and condition on the validation split; every seed is then run and judged
@@ -35,16 +51,22 @@ def command(name: str, scale: Any, size: Any, options: RunOptions, overrides: di
     from ..report import plain_text
     from ..studies.grid import load_grid, with_seeds
     from ..studies.page import study_command, write_page
+    from ..studies.requirements import check_requirements
     from ..studies.runner import run_study
     from ..studies.tables import metric_table
 
     if "seed" in overrides:
         raise ConfigError("--seed: a study runs the seeds 0, 1, 2, …; say how many with --seeds")
     seeds = overrides.pop("seeds", None)
-    grid = load_grid(name, scale, size, overrides)
-    grid = grid if seeds is None else with_seeds(grid, seeds)
-    folder = options.output or Path("runs") / f"study-{name}-{scale}-{size}"
     hide_loading_bars()
+    if is_dry_run:
+        _dry_run(name, scale, base, overrides)
+        return
+    grid = load_grid(name, scale, size, overrides, base)
+    grid = grid if seeds is None else with_seeds(grid, seeds)
+    if scale == "paper":
+        check_requirements(grid)
+    folder = options.output or Path("runs") / "-".join(["study", name, base or scale, size])
     try:
         result = run_study(grid, folder, options.resume, options.progress)
     except KeyboardInterrupt:
@@ -54,3 +76,20 @@ def command(name: str, scale: Any, size: Any, options: RunOptions, overrides: di
     for verdict in result.verdicts:
         click.echo(verdict.to_text())
     click.echo(f"\npage {write_page(result)}")
+
+
+def _dry_run(name: str, scale: Any, base: str | None, overrides: dict[str, Any]) -> None:
+    """Every cell of a study, whatever the size asked for, or those that try a whole scale."""
+    from ..config import ConfigError
+    from ..studies.dry_run import dry_run, rehearsals
+    from ..studies.grid import load_grid
+
+    if name == "all" and (base or overrides):
+        raise ConfigError("all with --dry-run tries every study as it is; name one study to change its base or a key")
+    grids = rehearsals(scale) if name == "all" else [load_grid(name, scale, "verdict", overrides, base)]
+    cells = 0
+    for grid in grids:
+        checked = dry_run(grid)
+        cells += checked.cells
+        click.echo(checked.to_text())
+    click.echo(f"{cells} cells of scale {scale} ran; no result of theirs means anything")
