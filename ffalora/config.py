@@ -53,7 +53,11 @@ class ModelConfig(Section):
     attention: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="attention implementation; auto: eager on a CPU"
     )
-    packed: bool = Field(False, description="train on samples laid end to end, without padding (pooling: mean)")
+    packed: bool | Literal["auto"] = Field(
+        "auto",
+        description="train on samples laid end to end, without padding (pooling: mean); auto: on a CPU, where the "
+        "model's outputs stay the same",
+    )
     cache_frozen_layers: Literal["auto", "always", "never"] = Field(
         "auto",
         description="compute the layers below the first adapted one once a sample (encoders such as BERT); auto: where "

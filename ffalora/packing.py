@@ -1,8 +1,8 @@
 """Batches without padding: samples laid end to end in one row of tokens, with attention kept inside each sample.
 
-Every linear layer then computes on real tokens only; attention alone pads, sample by sample. The inputs use the names
-that transformers gives packed batches (``position_ids``, ``cu_seq_lens_q`` …), which its FlashAttention understands
-too.
+Every linear layer then computes on real tokens only; attention alone pads (see ``packed_attention``). The inputs use
+the names that transformers gives packed batches (``position_ids``, ``cu_seq_lens_q`` …), which its FlashAttention
+understands too.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from ffalora_kernels import Segments
 
 from .adapters import TrainingPass
-
-ATTENTION = "ffalora_packed"
+from .packed_attention import ATTENTION, PaddedGroups
 
 
 def pack(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -30,7 +28,8 @@ def pack(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Returns:
         The same names as ``[1,M]`` without the mask; ``position_ids`` (from 0 in each sample), ``cu_seq_lens_q/k``
-        (int32 ``[S+1]``, where each sample starts) and ``max_length_q/k``.
+        (int32 ``[S+1]``, where each sample starts), ``max_length_q/k``, and ``packed_groups`` for this package's
+        attention.
     """
     real = inputs["attention_mask"].bool()
     lengths = real.sum(1)
@@ -38,6 +37,7 @@ def pack(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     packed: dict[str, Any] = {name: value[real][None] for name, value in inputs.items() if name != "attention_mask"}
     packed["position_ids"] = torch.arange(real.shape[1], device=real.device).expand(real.shape)[real][None]
     packed |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    packed["packed_groups"] = PaddedGroups(lengths.tolist(), real.device)
     return packed | {"max_length_q": real.shape[1], "max_length_k": real.shape[1]}
 
 
@@ -84,14 +84,18 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callab
 
     Raises:
         ValueError: they differ: the model's attention looks beyond a sample, or its positions do not begin at 0. Its
-            samples would be mixed, or it would be trained on other numbers than it is evaluated on.
+            samples would be mixed, or it would be trained on other numbers than it is evaluated on. Or it does not take
+            the inputs of packed batches.
     """
     few = {name: value[:8] for name, value in inputs.items()}
     if len(few["attention_mask"]) < 2:
         return False
     padded = logits(model(**few)).double()
-    with packed_attention(model):
-        packed = logits(model(**pack(few))).double()
+    try:
+        with packed_attention(model):
+            packed = logits(model(**pack(few))).double()
+    except TypeError as error:
+        raise ValueError(f"this model does not take packed batches ({error}); set model.packed to false") from error
     difference = float((packed - padded).square().mean().sqrt() / padded.square().mean().sqrt())
     narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     if not difference <= (0.05 if narrow else 1e-3):
@@ -100,27 +104,3 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callab
             "positions do not follow packed samples; set model.packed to false"
         )
     return True
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None, dropout: float = 0.0, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention of ``[1,H,M,d]`` within each sample: scattered to ``[S,H,T,d]``, computed, gathered back."""
-    lengths = cu_seq_lens_q.diff().long()
-    column = torch.arange(max_length_q, device=query.device)
-    real = column < lengths[:, None]  # [S,T]
-    token = (cu_seq_lens_q[:-1, None].long() + column).clamp(max=query.shape[2] - 1)
-    q, k, v = (
-        t[0].repeat_interleave(query.shape[1] // t.shape[1], 0)[:, token].transpose(0, 1) for t in (query, key, value)
-    )
-    scores = (q @ k.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    hidden = ~real[:, None, None, :]
-    if getattr(module, "is_causal", False):
-        hidden = hidden | (column[None, :] > column[:, None])
-    weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32).to(v.dtype)
-    weights = nn.functional.dropout(weights, dropout, module.training)
-    return (weights @ v).transpose(1, 2)[real][None], None
-
-
-AttentionInterface.register(ATTENTION, _attention)

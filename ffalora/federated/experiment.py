@@ -18,6 +18,7 @@ from ..data.load import LoadedData, load_data
 from ..data.tasks import Task, find_task
 from ..data.tokenize import prepare
 from ..models import LoadedModel, MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
+from ..packing import check_packing
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
@@ -276,22 +277,31 @@ def make_engine(
         device=device,
         token_budget=config.optimizer.token_budget,
         merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
-        packed=_packed(config, loaded),
+        packed=_packed(config, loaded, train, device),
     )
 
 
-def _packed(config: Config, loaded: LoadedModel) -> bool:
-    """Whether samples are laid end to end.
+def _packed(config: Config, loaded: LoadedModel, train: Examples, device: torch.device) -> bool:
+    """Whether samples are laid end to end. A compiled model is given padded batches: packed ones vary in too much.
 
     Raises:
         ConfigError: the model's head would not know where a sample starts.
     """
-    if config.model.packed and not isinstance(loaded.model, MeanPooledClassifier):
+    choice, pools = config.model.packed, isinstance(loaded.model, MeanPooledClassifier)
+    if choice is True and not pools:
         raise ConfigError(
             f"model.packed=true needs model.pooling=mean and a task with one output a sample, got pooling="
             f"{config.model.pooling} and task {config.data.task}; set model.packed to false"
         )
-    return config.model.packed
+    if choice != "auto":
+        return choice
+    if not pools or config.model.compile or device.type != "cpu":
+        return False
+    inputs, _ = train.collate(np.arange(min(8, len(train))))
+    try:
+        return check_packing(loaded.model, inputs, lambda output: output.logits)
+    except ValueError:
+        return False
 
 
 def evaluation_split(config: Config, data: LoadedData) -> str:

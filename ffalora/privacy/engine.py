@@ -38,9 +38,8 @@ from .noise import NoiseSource, SecureNoise, SeededNoise
 from .optim import Moments
 from .parallel import Workers, check_same_state
 from .probe import check_independence, check_losses, check_losses_independence
-from .sampling import Draw, SeededDraw, physical_batches, shuffled_batches
-
-_TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 32768
+from .sampling import Draw, SeededDraw, packed_batches, physical_batches, shuffled_batches
+from .token_budget import token_budget
 
 
 class Data(Protocol):
@@ -142,7 +141,7 @@ class Engine:
         optimizer, privacy: configuration.
         noise, draw: sources of noise and of Poisson samples.
         seed: of shuffled batches and dropout.
-        token_budget: most padded tokens in one physical batch; None chooses for the device.
+        token_budget: most tokens in one physical batch, padding included; None takes what suits model and memory.
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
         workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
@@ -178,7 +177,7 @@ class Engine:
         self.check_model()
         self.arena = Arena(self.adapters, self.device)
         if self.token_budget is None:
-            self.token_budget = _TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS_ON_GPU
+            self.token_budget = token_budget(self.model, self.data, self.device)
 
     @property
     def private(self) -> bool:
@@ -309,12 +308,14 @@ class _LogicalStep:
             if engine.charged is not None and (engine.workers is None or engine.workers.rank == 0):
                 engine.charged(self.cohort)
         drawn, workers = [engine.sample(participant) for participant in self.cohort], engine.workers
-        if workers is not None:
-            drawn = workers.same_for_all(drawn)
+        budget = engine.token_budget or 1
+        if workers is not None:  # their free memory, and so the budget, may differ
+            drawn, [[budget]] = (workers.same_for_all(each) for each in (drawn, [np.array([budget])]))
         row_of = np.repeat(np.arange(len(drawn)), [len(d) for d in drawn])
         samples = np.concatenate(drawn)
         most = engine.arena.most_rows if engine.private else None
-        plan = physical_batches(engine.data.lengths[samples], engine.token_budget or 1, max_samples=most)
+        cut = packed_batches if engine.packed else physical_batches
+        plan = cut(engine.data.lengths[samples], int(budget), max_samples=most)
         self.total.zero_()
         merged = self._merged_weights()
         losses, norms, rows = [], [torch.empty(0, dtype=torch.float64)], [np.empty(0, dtype=np.int64)]
@@ -346,7 +347,10 @@ class _LogicalStep:
         """
         first = self.cohort[0]
         words = np.random.SeedSequence([self.engine.seed, first.client_id, first.steps_taken, self.physical])
-        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+        seed = int(words.generate_state(1, np.uint64)[0] >> 1)
+        torch.default_generator.manual_seed(seed)
+        if self.engine.device.type == "cuda":  # torch.manual_seed would write down the stack where there is no GPU
+            torch.cuda.manual_seed(seed)
 
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor] | None:

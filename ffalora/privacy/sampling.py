@@ -126,13 +126,9 @@ def physical_batches(
         overhead: what one more forward and backward pass costs, in tokens; large values give the fewest batches.
     """
     length = np.asarray(lengths, dtype=np.int64).reshape(-1)
-    if token_budget < 1 or overhead < 0 or (max_samples is not None and max_samples < 1):
-        raise ValueError(
-            "token_budget and max_samples must be at least 1 and overhead not negative, "
-            f"got {token_budget}, {max_samples}, {overhead}"
-        )
-    if length.size and length.min() < 0:
-        raise ValueError(f"lengths must not be negative, got {int(length.min())}")
+    _check_limits(length, token_budget, max_samples)
+    if overhead < 0:
+        raise ValueError(f"overhead must not be negative, got {overhead}")
     order = np.argsort(-length, kind="stable").astype(np.int64)
     descending = length[order]
     count = descending.size
@@ -151,6 +147,38 @@ def physical_batches(
         start = int(stop[start])
     padded = sum(int(length[batch].max()) * len(batch) for batch in batches)
     return PhysicalBatches(tuple(batches), int(length.sum()), padded)
+
+
+def packed_batches(
+    lengths: NDArray[np.integer] | list[int], token_budget: int, max_samples: int | None = None
+) -> PhysicalBatches:
+    """Cuts a logical batch, sorted by length, into physical ones where samples lie end to end, each as full as
+    its order allows: there is no padding, so nothing is gained by more of them.
+
+    Args:
+        lengths: tokens of each sample, ``[S]``; may be empty. A sample longer than the budget is a batch of its own.
+        token_budget: most tokens in one physical batch.
+        max_samples: most samples in one physical batch.
+    """
+    length = np.asarray(lengths, dtype=np.int64).reshape(-1)
+    _check_limits(length, token_budget, max_samples)
+    order = np.argsort(-length, kind="stable").astype(np.int64)
+    batches, start, held = [], 0, 0
+    for i, tokens in enumerate(length[order].tolist()):
+        if i > start and (held + tokens > token_budget or i - start == max_samples):
+            batches.append(order[start:i])
+            start, held = i, 0
+        held += tokens
+    if len(order):
+        batches.append(order[start:])
+    return PhysicalBatches(tuple(batches), int(length.sum()), int(length.sum()))
+
+
+def _check_limits(length: NDArray[np.int64], token_budget: int, max_samples: int | None) -> None:
+    if token_budget < 1 or (max_samples is not None and max_samples < 1):
+        raise ValueError(f"token_budget and max_samples must be at least 1, got {token_budget} and {max_samples}")
+    if length.size and length.min() < 0:
+        raise ValueError(f"lengths must not be negative, got {int(length.min())}")
 
 
 def _check(n: int, rate: float) -> None:

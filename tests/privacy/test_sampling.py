@@ -13,6 +13,7 @@ from ffalora.privacy.sampling import (
     SeededDraw,
     SystemDraw,
     fixed_size_draw,
+    packed_batches,
     physical_batches,
     poisson_draw,
     shuffled_batches,
@@ -144,10 +145,27 @@ def test_large_overhead_does_not_give_the_fewest_batches():
     assert len(plan.batches) == greedy
 
 
+@given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_packed_batches_lose_a_sample_break_the_budget_or_stop_early(lengths, budget, max_samples):
+    plan = packed_batches(lengths, budget, max_samples)
+    assert sorted(i for batch in plan.batches for i in batch.tolist()) == list(range(len(lengths)))
+    sizes = [sum(lengths[i] for i in batch) for batch in plan.batches]
+    for number, batch in enumerate(plan.batches):
+        assert len(batch) == 1 or sizes[number] <= budget
+        assert max_samples is None or len(batch) <= max_samples
+        if number + 1 < len(plan.batches):
+            first = plan.batches[number + 1][0]
+            assert sizes[number] + lengths[first] > budget or len(batch) == max_samples
+    assert plan.padding == 0.0 and plan.padded_tokens == plan.tokens == sum(lengths)
+
+
 def test_empty_batch_or_bad_budget_is_mishandled():
     empty = physical_batches([], 100)
     assert empty.batches == () and empty.padding == 0.0
-    with pytest.raises(ValueError, match="token_budget"):
-        physical_batches([3], 0)
+    assert packed_batches([], 100).batches == ()
+    for cut in (physical_batches, packed_batches):
+        with pytest.raises(ValueError, match="token_budget"):
+            cut([3], 0)
     with pytest.raises(ValueError, match="lengths"):
         physical_batches([3, -1], 10)
