@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow test-gpu lint format compile-report bench-quick bench-cpu bench-bytes setup clean
+.PHONY: demo test test-slow dry-run test-gpu lint format compile-report bench-quick bench-cpu bench-bytes setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -25,6 +25,9 @@ test: setup  ## all tests but the slow ones and those that need a GPU
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/ffalora data fetch --all
 	$(PYTEST) $(TESTS) -m "slow and not gpu"
+
+dry-run: setup  ## every cell of the studies at the paper's scale, on stand-ins: two steps each, no network
+	OMP_NUM_THREADS=1 $(BIN)/ffalora study all --scale paper --dry-run
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(PYTEST) $(TESTS) -m gpu

@@ -19,6 +19,7 @@ from .models import LoadedModel
 from .privacy.sampling import physical_batches
 
 _TOKENS = 8192
+_ANSWERS = 32
 
 
 @torch.inference_mode()
@@ -50,7 +51,9 @@ def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, 
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
     prompts, references = (column_values(rows, column) for column in data.input_columns)
-    answers = generate_answers(loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens)
+    answers = generate_answers(
+        loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
+    )
     return {"exact_match": exact_match(answers, references)}
 
 

@@ -165,13 +165,15 @@ def images(
 
     ``image_size`` resizes (bilinear); left out, all images must agree. ``channels`` is 1 (grey) or 3.
     """
+    import datasets
     from PIL import Image
 
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise DataError(f"channels={channels}: must be 1 (grey) or 3 (colour)")
+    of_files = isinstance(rows.features[image_column], datasets.Image)
     pixels = []
-    for value in rows.with_format("numpy")[image_column]:
+    for value in (rows if of_files else rows.with_format("numpy"))[image_column]:
         image = value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, dtype=np.uint8))
         image = image.convert(mode)
         if image_size is not None and image.size != (image_size, image_size):
