@@ -90,7 +90,15 @@ class TestSmoothness:
         assert found.b_alone == pytest.approx(b_alone, rel=1e-4)
         assert found.factors == pytest.approx(whole, rel=1e-4)
         assert found.factors <= found.bound and found.b_alone <= found.bound_b
-        assert (found.bound == found.bound_b) == (trained == "b")
+        weights = [(layer.base_weight() + layer.delta()).detach().requires_grad_() for _, layer in layers]
+        loss = plain_loss(*tiny.terms, dict(zip(tiny.adapters.layers, weights, strict=True)))
+        slopes = torch.autograd.grad(loss, weights)
+        s = layers[0][1].scale
+        norm_a, norm_b, norm_g = ([np.linalg.norm(t.numpy(), 2) for t in each] for each in (az, bs, slopes))
+        fixed = s**2 * max(norm_a) ** 2 * found.weights
+        both = s**2 * max(a**2 + b**2 for a, b in zip(norm_a, norm_b, strict=True)) * found.weights + s * max(norm_g)
+        assert found.bound_b == pytest.approx(fixed, rel=1e-6)
+        assert found.bound == pytest.approx(fixed if trained == "b" else both, rel=1e-6)
 
     def test_the_bounds_are_reached_by_a_quadratic_loss(self):
         """loss = L/2·‖ΔW‖² with orthonormal a: the Hessian over b is exactly s²‖a‖²L."""
