@@ -45,6 +45,8 @@ KERNELS = {
 }
 #: Public functions that are no operations of their own: the rows of the kernels that serve them.
 ENTRIES = {"adapted_product": "seeded_linear", "adapted_input_gradient": "seeded_dx"}
+#: Public functions that are torch's own product and no kernel of ours: what ``to_base_gemm`` divides by.
+VENDOR = {"base_product", "base_input_gradient"}
 #: Unique bytes over what the derivation allows (floor, partials) that a count may reach: sector rounding, atomics.
 ALLOWED = 1.05
 Row = dict[str, Any]

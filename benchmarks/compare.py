@@ -1,10 +1,11 @@
 """Compares two benchmark tables and flags what became slower.
 
-    python benchmarks/compare.py BEFORE.csv AFTER.csv [--threshold 0.2]
+    python benchmarks/compare.py BEFORE.csv AFTER.csv [--threshold 0.15]
 
 Only rows of the same section, case, provider and device are compared, and only where the correctness gate was green. A
 row counts as slower when its median grew by the threshold and its fast quantile exceeds the old slow one too (what
-both runs scatter over is no change). Exit status: 0 nothing slower, 1 something slower, 2 the tables cannot be
+both runs scatter over is no change); the threshold lies below 20% so that a slow-down of 20% cannot slip through by a
+percent of noise. Exit status: 0 nothing slower, 1 something slower, 2 the tables cannot be
 compared.
 """
 
@@ -32,7 +33,7 @@ class Change:
     slower: bool
 
 
-def compare(before: list[Row], after: list[Row], threshold: float = 0.2, provider: str = "ours") -> list[Change]:
+def compare(before: list[Row], after: list[Row], threshold: float = 0.15, provider: str = "ours") -> list[Change]:
     """Changes of every case that both tables timed, the slowest first.
 
     Args:
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="CSV of the old run")
     parser.add_argument("after", type=Path, help="CSV of the new run")
-    parser.add_argument("--threshold", type=float, default=0.2, help="growth of the median that is flagged [0.2]")
+    parser.add_argument("--threshold", type=float, default=0.15, help="growth of the median that is flagged [0.15]")
     parser.add_argument("--provider", default="ours", help="whose rows; '' for all [ours and its variants]")
     options = parser.parse_args(arguments)
     try:

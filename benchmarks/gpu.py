@@ -3,8 +3,9 @@
 Prints device and versions, measures copy bandwidth and matrix products, runs the correctness gate, times every
 operation and whole private steps against rivals, compares bytes with hardware counters where ncu is installed, appends
 rows to a CSV, draws plots and prints a short table. Sections can be run in several sittings (--section); a case that
-the output holds already, of this commit and device, is not measured again (--again does). Needs torch and triton; no
-network.
+the output holds already, of this commit and device, is not measured again (--again does). No network. Operations need
+torch and triton alone; layers, models and plots need what the package depends on, and rivals are measured where they
+are installed: rows say what was missing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
+import checkout  # noqa: F401
 import plan
 import torch
 from harness import copy_bandwidth, launch_floor, matmul_rate, release
@@ -81,6 +84,9 @@ def count_bytes(session: Session) -> None:
 
 def draw_plots(session: Session) -> None:
     """Roofline, speed-ups and memory, from the output alone."""
+    if find_spec("matplotlib") is None:
+        print("  matplotlib is not installed; draw them elsewhere: python benchmarks/plot.py FILE.csv")
+        return
     from plot import draw
 
     for path in draw(session.output, session.output.parent):

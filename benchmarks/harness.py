@@ -23,7 +23,8 @@ from torch import Tensor
 
 Call = Callable[[int], object]
 _FLUSH_BYTES = {"cuda": 2**28, "cpu": 2**26}
-_QUEUED_CYCLES = 400_000
+#: About a millisecond: a candidate's launches, however many, are queued before the first of them starts.
+_QUEUED_CYCLES = 2_000_000
 
 
 class Unavailable(RuntimeError):
@@ -119,6 +120,9 @@ def survived(timing: Timing) -> Iterator[None]:
         yield
     except Unavailable as reason:
         timing.status, timing.samples = f"{UNAVAILABLE}: {reason}", []
+    except ModuleNotFoundError as missing:
+        package = (missing.name or str(missing)).partition(".")[0]
+        timing.status, timing.samples = f"{UNAVAILABLE}: {package} is not installed", []
     except (torch.cuda.OutOfMemoryError, MemoryError):
         timing.status, timing.samples = OUT_OF_MEMORY, []
         release()

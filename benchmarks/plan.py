@@ -47,6 +47,12 @@ def ops(device: torch.device, quick: bool) -> Iterator[Make]:
         compiled.update([op] if first else [])
         return first
 
+    arenas = ((4, 6000),) if quick else ARENAS
+    for s, p in arenas:
+        for given in (True, False):
+            yield partial(clip_case, s, p, device, copies, once("clip_reduce_"), given)
+    for p in dict.fromkeys(p for _, p in arenas):
+        yield partial(step_case, p, device, copies, once("privatize_step_"))
     for where, s, t, r, dtype in QUICK if quick else SWEEP:
         q = layer_of(where, s, t, r, dtype)
         for op, make in (
@@ -57,12 +63,6 @@ def ops(device: torch.device, quick: bool) -> Iterator[Make]:
             if op == "product" and not quick and (s, t, r) != (32, 128, 8):
                 continue
             yield partial(make, where, q, dtype, device, copies, once(op, dtype))
-    arenas = ((4, 6000),) if quick else ARENAS
-    for s, p in arenas:
-        for given in (True, False):
-            yield partial(clip_case, s, p, device, copies, once("clip_reduce_"), given)
-    for p in dict.fromkeys(p for _, p in arenas):
-        yield partial(step_case, p, device, copies, once("privatize_step_"))
 
 
 class OneLinear(nn.Module):

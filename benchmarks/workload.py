@@ -125,8 +125,6 @@ def roberta(
     targets: Sequence[str] = (),
 ) -> Workload:
     """A classifier of RoBERTa's shape (large unless told otherwise) with random weights and random tokens."""
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
     config = dict(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -142,6 +140,8 @@ def roberta(
     )
 
     def build(dtype: torch.dtype, attention: str) -> nn.Module:
+        from transformers import RobertaConfig, RobertaForSequenceClassification
+
         torch.manual_seed(0)
         with _initialised_on(device):
             made = RobertaForSequenceClassification(RobertaConfig(**config, attn_implementation=attention))
@@ -167,8 +167,6 @@ def llama(
     dtype: torch.dtype = torch.float32,
 ) -> Workload:
     """A language model of Llama-1B's shape (unless told otherwise) with random weights and random tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = dict(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -181,6 +179,8 @@ def llama(
     )
 
     def build(dtype: torch.dtype, attention: str) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
         torch.manual_seed(0)
         with _initialised_on(device):
             made = LlamaForCausalLM(LlamaConfig(**config, attn_implementation=attention))

@@ -1,8 +1,12 @@
 """The benchmark commands from end to end on a CPU with tiny shapes: they finish, resume, and say what is red."""
 
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
-import bench_path  # noqa: F401
+import bench_path
 import cpu
 import gate
 import gpu
@@ -100,6 +104,28 @@ def test_who_runs_out_of_memory_beside_others_gets_no_second_chance(tmp_path, mo
     assert rows["ours"].status == "ok" and rows["ours"].config["alone"] and rows["ours"].ms > 0
     assert rows["ours"].error == rows["ours"].error, "the result of the second try was not checked"
     assert "alone" not in rows["peft, a frozen"].config
+
+
+def test_package_that_is_not_installed_ends_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "models", small_model)
+    monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})
+    for name in ("transformers", "peft"):
+        monkeypatch.setitem(sys.modules, name, None)
+    output = tmp_path / "gpu.csv"
+    assert gpu.main([*QUICK, "--section", "steps", "--output", str(output)]) == 0
+    status = {row.provider: row.status for row in read(output) if row.section == "steps"}
+    assert status["floor"] == "unavailable: transformers is not installed"
+    assert status["peft, a frozen"] == "unavailable: peft is not installed"
+    assert status["ours"].startswith("unavailable")
+
+
+def test_benchmark_needs_an_installed_package():
+    """``-S`` leaves out what makes an editable installation importable; torch comes by the path."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(torch.__file__).parents[1])}
+    program = (
+        f"import sys; sys.path.insert(0, {str(bench_path.BENCHMARKS)!r}); import checkout, ffalora_kernels, ffalora"
+    )
+    subprocess.run([sys.executable, "-S", "-c", program], env=environment, check=True)
 
 
 def test_one_section_uses_up_the_time_of_the_others(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """The harness: wrong results get no time, one provider's failure costs nobody else, rows survive the CSV."""
 
+import csv
 import math
 from types import SimpleNamespace
 
 import bench_path  # noqa: F401
+import plot
 import pytest
 import torch
-from counters import bytes_moved
+from counters import SAMPLES, bytes_moved, ratios, shapes
 from gate import fresh_inputs, run_gate
 from harness import Clock, PeakMemory, Timing, Unavailable, interleave, relative_error, verdict
 from op_bench import run_case
@@ -14,7 +16,17 @@ from op_peers import OpCase
 from record import COLUMNS, Row, append, read
 from report import short_table
 
+from ffalora_kernels.ops import SCHEMAS
+
 CPU = torch.device("cpu")
+#: The cases of ``counters.shapes``, which would take gigabytes to make.
+COUNTED = {
+    "expand_": "llama-7b q S32 T256 R8 bfloat16",
+    "backward": "llama-7b q S32 T256 R8 bfloat16",
+    "outer": "roberta-large q S256 T128 R8 bfloat16",
+    "clip_reduce_": "S8 P4194304 norms given",
+    "privatize_step_": "P4194304 sgd",
+}
 CLOCK = Clock(CPU, flush=False)
 
 
@@ -134,8 +146,46 @@ def test_profilers_table_is_summed_in_wrong_units():
         '"0","_backward_kernel","dram__bytes_read.sum","Mbyte","1.5"',
         '"0","_backward_kernel","dram__bytes_write.sum","Kbyte","2,000"',
         '"1","_sum_parts_kernel","dram__bytes_read.sum","byte","500"',
+        '"2","void at::native::vectorized_elementwise_kernel","dram__bytes_write.sum","Mbyte","9"',
         '"1","_sum_parts_kernel","other","byte","9"',
     ]
     assert bytes_moved("\n".join(lines)) == {"dram__bytes_read.sum": 1_500_500.0, "dram__bytes_write.sum": 2e6}
     with pytest.raises(ValueError, match="no table"):
         bytes_moved("==ERROR== no permission")
+
+
+def test_hardware_is_not_compared_with_the_emulators_count():
+    """Every operation under the profiler has a committed sample of the emulator to be held against."""
+    with SAMPLES.open(newline="") as file:
+        counted = {(row["op"], row["case"]): int(row["unique_bytes"]) for row in csv.DictReader(file)}
+    moved = {"dram__bytes_read.sum": 3e6, "dram__bytes_write.sum": 1e6}
+    for op, name in COUNTED.items():
+        made = OpCase(f"{op} {name}", 2_000_000, {}, [], (), 1e-5)
+        found = ratios(moved, made)
+        assert found["to_floor"] == 2.0
+        assert found["to_emulator"] == pytest.approx(4e6 / counted[op, name], abs=1e-4)
+    assert "to_emulator" not in ratios(moved, OpCase("backward of no sample", 2_000_000, {}, [], (), 1e-5))
+    assert set(COUNTED) == set(shapes(CPU)) == set(SCHEMAS)
+
+
+def test_plot_leaves_out_an_operation_or_a_batch(tmp_path):
+    ops = [
+        Row("ops", f"{op} layer S4 T16 R4 bfloat16", "ours", ms=1.0, bytes=1000, gb_per_s=1.0, config={"flops": 5000})
+        for op in SCHEMAS
+    ]
+    machine = Row("device", "copy", "torch", gb_per_s=2000.0, config={"tflops": {"bfloat16": 700.0}})
+    steps = [
+        Row("memory", f"roberta 24x1024 B{batch} T128 R8", name, ms=1.0, peak_mib=10.0 * batch)
+        for batch in (8, 16) for name in ("ours", "opacus hooks")
+    ]  # fmt: skip
+    drawn = plot.roofline([machine, *ops], "a card")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn.axes[0].lines}
+    assert all(lines[op] == [[5.0, 5e-3]] for op in SCHEMAS), "5 flops a byte, 5000 flops in a millisecond"
+    (roof,) = (points for label, points in lines.items() if "700 TFLOP/s" in label)
+    assert roof[0][1] == 2000.0 * roof[0][0] and roof[-1][1] == 700e3
+    drawn = plot.memory(steps, "a card")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn.axes[0].lines}
+    assert lines["ours"] == lines["opacus hooks"] == [[8.0, 80.0], [16.0, 160.0]]
+    append(tmp_path / "gpu.csv", [machine, *ops, *steps])
+    names = {path.name for path in plot.draw(tmp_path / "gpu.csv", tmp_path)}
+    assert {"gpu-roofline.png", "gpu-memory.png"} <= names

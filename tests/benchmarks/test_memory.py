@@ -4,6 +4,7 @@ import csv
 
 import bench_path  # noqa: F401
 import memory
+import memory_batches
 import pytest
 import torch
 from memory import LiveBytes, broken_bars, measure, saved_bytes
@@ -64,6 +65,24 @@ def test_committed_table_breaks_the_bars():
     committed = list(csv.DictReader(memory.TABLE.open(newline="")))
     assert {row["provider"] for row in committed} == set(memory.PROVIDERS)
     assert broken_bars(committed) == []
+
+
+def test_picture_or_table_leaves_out_a_batch_or_a_provider(tmp_path):
+    with memory_batches.TABLE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = {(int(row["batch"]), row["provider"]) for row in rows}
+    assert pairs == {(batch, name) for batch in memory_batches.BATCHES for name in memory_batches.COMPARED}
+    for batch in memory_batches.BATCHES:
+        assert broken_bars([row for row in rows if int(row["batch"]) == batch]) == []
+    memory_batches.draw(rows, tmp_path / "memory.png")
+    assert (tmp_path / "memory.png").stat().st_size > 0
+    assert memory_batches.drift(rows) == []
+    assert len(memory_batches.drift([rows[0] | {"peak_mib": "1"}])) == 1
+
+
+@pytest.mark.slow
+def test_committed_memory_of_a_batch_drifted():
+    assert memory_batches.drift(memory_batches.measure_batches((8,))) == []
 
 
 @pytest.mark.slow
