@@ -14,19 +14,30 @@ constexpr ptrdiff_t kBlockColumns = 8192;
 constexpr ptrdiff_t kCacheBytes = 4 << 20;
 constexpr int kRowsAtOnce = 8;
 
+// Vectors of doubles have half the lanes, so that each is one register.
+template <int L>
+FFALORA_INLINE Vec<double, L / 2> load_double(const float* at) {
+  return __builtin_convertvector(load<L / 2>(at), Vec<double, L / 2>);
+}
+
 // Σ row² in float64.
 struct RowSquare {
   template <int L>
   FFALORA_INLINE static void run(const float* row, ptrdiff_t columns, double* result) {
-    Vec<double, L> sum[4] = {};
+    constexpr int kStep = L / 2, kSums = 8;
+    Vec<double, kStep> sum[kSums];
+    for (auto& v : sum) v = Vec<double, kStep>{};
     ptrdiff_t p = 0;
-    for (; p + 4 * L <= columns; p += 4 * L)
-      for (int part = 0; part < 4; ++part) {
-        const auto wide = __builtin_convertvector(load<L>(row + p + part * L), Vec<double, L>);
+    for (; p + kSums * kStep <= columns; p += kSums * kStep) {
+      FFALORA_UNROLL
+      for (int part = 0; part < kSums; ++part) {
+        const auto wide = load_double<L>(row + p + part * kStep);
         sum[part] += wide * wide;
       }
+    }
     double total = 0;
-    for (int i = 0; i < L; ++i) total += (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
+    for (const auto& v : sum)
+      for (int i = 0; i < kStep; ++i) total += v[i];
     for (; p < columns; ++p) total += static_cast<double>(row[p]) * row[p];
     *result = total;
   }
@@ -41,27 +52,38 @@ struct WeightedRow {
 struct AddRows {
   template <int L>
   FFALORA_INLINE static void run(double* total, const WeightedRow* rows, int count, ptrdiff_t columns) {
-    if (count == kRowsAtOnce) {
-      add<L, kRowsAtOnce>(total, rows, columns);
-    } else {
-      for (int i = 0; i < count; ++i) add<L, 1>(total, rows + i, columns);
-    }
+    if (count == kRowsAtOnce) return add<L, kRowsAtOnce>(total, rows, columns);
+    for (; count >= 4; count -= 4, rows += 4) add<L, 4>(total, rows, columns);
+    for (int i = 0; i < count; ++i) add<L, 1>(total, rows + i, columns);
   }
 
  private:
   template <int L, int ROWS>
   FFALORA_INLINE static void add(double* total, const WeightedRow* rows, ptrdiff_t columns) {
+    constexpr int kStep = L / 2, kSums = 4;
+    const float* row[ROWS];
+    Vec<double, kStep> factor[ROWS];
+    for (int i = 0; i < ROWS; ++i) {
+      row[i] = rows[i].row;
+      factor[i] = Vec<double, kStep>{} + rows[i].factor;
+    }
     ptrdiff_t p = 0;
-    for (; p + L <= columns; p += L) {
-      Vec<double, L> sum;
-      std::memcpy(&sum, total + p, sizeof(sum));
-      for (int i = 0; i < ROWS; ++i)
-        sum += __builtin_convertvector(load<L>(rows[i].row + p), Vec<double, L>) * rows[i].factor;
-      std::memcpy(total + p, &sum, sizeof(sum));
+    for (; p + kSums * kStep <= columns; p += kSums * kStep) {
+      Vec<double, kStep> sum[kSums];
+      std::memcpy(sum, total + p, sizeof(sum));
+      FFALORA_UNROLL
+      for (int i = 0; i < ROWS; ++i) {
+        for (int at = 0; at < kSums * kStep; at += 16) __builtin_prefetch(row[i] + p + kAhead + at);
+        FFALORA_UNROLL
+        for (int part = 0; part < kSums; ++part) sum[part] += load_double<L>(row[i] + p + part * kStep) * factor[i];
+      }
+      std::memcpy(total + p, sum, sizeof(sum));
     }
     for (; p < columns; ++p)
       for (int i = 0; i < ROWS; ++i) total[p] += rows[i].factor * rows[i].row[p];
   }
+
+  static constexpr ptrdiff_t kAhead = 512;  // numbers between those in use and those asked of the memory
 };
 
 double factor_of(double norm, double limit, const Clipping& clipping) {
