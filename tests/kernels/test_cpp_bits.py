@@ -28,7 +28,7 @@ def gradients(dy, h, b, lengths, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("n,r", [(384, 8), (300, 5), (1000, 16), (7, 1)])
+@pytest.mark.parametrize("n,r", [(384, 8), (300, 5), (1000, 16), (7, 1), (200, 24)])
 def test_gradient_bits_depend_on_batch_or_threads(dtype, n, r):
     torch.manual_seed(0)
     lengths = (31, 0, 700, 1, 64, 2, 33, 8, 5, 6)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, TOLERANCE, assert_close, check_arena, make_segments, rows
+from cases import CASES, TOLERANCE, assert_close, check_arena, check_backward, make_segments, rows
 
 import ffalora_kernels as ffk
 
@@ -77,3 +77,30 @@ def test_float16_and_float64_are_refused_or_computed_wrongly():
         with ffk.use_backend("cpp"):
             dh = ffk.backward(dy, h, b, segments, 1.0, arena, 0)
         assert_close("dh", dh, dy.double() @ b[0].double(), TOLERANCE.get(dtype, 1e-12))
+
+
+@pytest.mark.parametrize("r", [2, 4, 9, 24, 40])
+@pytest.mark.parametrize("lengths", [RAGGED, (301, 3)], ids=["one_chunk", "several_chunks"])
+def test_bfloat16_backward_of_a_rank_between_the_lane_counts_is_wrong(r, lengths, instructions):
+    for n in (7, 100, 264):
+        for accumulate in (False, True):
+            check_backward("cpp", lengths=lengths, n=n, r=r, dtype=torch.bfloat16, n_clients=2, accumulate=accumulate)
+
+
+def test_subnormal_number_of_h_is_lost_or_changes_the_bits_of_other_tokens(instructions):
+    torch.manual_seed(0)
+    y, h, b = torch.randn(9, 70).bfloat16(), torch.randn(9, 5).bfloat16(), torch.randn(1, 70, 5).bfloat16()
+    y[6:8], h[6:8] = 0.0, 3e-39
+    expected = (y[6:8].double() + h[6:8].double() @ b[0].double().T).bfloat16()
+    alone = torch.cat([expand_one(y[m : m + 1], h[m : m + 1], b) for m in range(9)])
+    together = expand_one(y, h, b)
+    assert_close("y", together[6:8].double() * 2.0**126, expected.double() * 2.0**126, TOLERANCE[torch.bfloat16])
+    assert torch.equal(together, alone)
+
+
+def expand_one(y, h, b):
+    """``y + h bᵀ`` as one segment on the C++ backend; y is left alone."""
+    y = y.clone()
+    with ffk.use_backend("cpp"):
+        ffk.expand_(y, h, b, make_segments((len(y),)), 1.0)
+    return y
