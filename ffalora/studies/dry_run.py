@@ -80,10 +80,13 @@ class DryRun:
         """In a few lines: what ran, and what a client sends by method (of conditions that agree, once)."""
         at = self.grid.study.scales[self.grid.scale]
         config = self.grid.config(_first_cells(self.grid)[0])
+        choosing, judging = planned_runs(self.grid)
         lines = [
             f"{self.grid.name}, scale {self.grid.scale}, {at.base}: {self.cells} cells "
             f"({len(self.grid.methods)} methods × {len(self.grid.conditions)} conditions) took {_STEPS} local steps "
-            f"each on stand-ins for {config.model.name} and {config.data.name}, were evaluated and saved."
+            f"each on stand-ins for {config.model.name} and {config.data.name}, were evaluated and saved. In full: "
+            f"{choosing} runs to choose values and {judging} to report, of {config.federation.rounds} rounds unless a "
+            "condition says otherwise."
         ]
         grouped: dict[tuple[str, FullSize], list[str]] = {}
         for (method, condition), size in self.sizes.items():
@@ -111,6 +114,13 @@ def dry_run(grid: Grid) -> DryRun:
         _check_metrics(result)
         sizes = _sizes(grid, small)
     return DryRun(grid, len(result.results), sizes)
+
+
+def planned_runs(grid: Grid) -> tuple[int, int]:
+    """How many runs choose values, and how many are reported."""
+    tried = [grid.tuning_cells(method, condition) for condition in grid.tuned_conditions() for method in grid.methods]
+    reported = len(grid.methods) * len(grid.conditions) * len(grid.seeds)
+    return sum(len(cells) for cells in tried if len(cells) > 1), reported
 
 
 def rehearsals(scale: Scale) -> Iterator[Grid]:

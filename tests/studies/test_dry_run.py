@@ -55,6 +55,7 @@ def test_cells_that_cannot_run_are_found_without_their_model_and_data(study, sca
     checked = dry_run(grid)
     assert checked.cells == len(checked.sizes) == len(methods) * len(conditions)
     assert (base or scale) in checked.to_text() and f"{checked.cells} cells" in checked.to_text()
+    assert f"{5 * checked.cells} to report" in checked.to_text()
     assert datasets.config.HF_DATASETS_CACHE == cache
 
 
@@ -136,6 +137,19 @@ def test_the_reported_split_of_glue_is_not_the_one_whose_labels_are_public(stand
     assert rows == sorted(public["train"][column]) and 0 < len(data.validation) < len(data.train)
     assert data.label_names == public["train"].features["label"].names
     assert list(data.input_columns) == config.data.text
+
+
+@pytest.mark.parametrize(
+    ("base", "split", "column"), [("paper-gsm8k", "test", "answer"), ("paper-food101", "validation", "label")]
+)
+def test_the_reported_split_of_answers_and_images_is_not_the_one_that_is_published(stand_ins, base, split, column):
+    config = config_of("privacy", base, "ffa", "eps-6")
+    repository, _, part = write_data(config, stand_ins).rpartition(":")
+    public = datasets.load_dataset(repository, part)
+    data = load_run_data(on_stand_ins(config, stand_ins))
+    assert sorted(data.test[column]) == sorted(public[split][column])
+    assert len(data.train) + len(data.validation) == len(public["train"])
+    assert data.num_labels == (101 if base == "paper-food101" else 1)
 
 
 def test_the_mismatched_half_of_mnli_cannot_be_evaluated(stand_ins):
