@@ -1,7 +1,7 @@
 // The products of tile.h by the processor's bfloat16 dot instruction (AVX512_BF16): two products of bfloat16 a lane,
 // added in float32. It takes subnormal numbers (below 1.2e-38) as zero, in its factors and in its sums: backward and
-// outer leave it so, expand_ works around subnormal factors. Both factors are bfloat16, so a float32 b is rounded, as it
-// is for a GPU's tensor cores. Include contract.h first.
+// outer leave it so, expand_ works around subnormal factors. Both factors are bfloat16, so a float32 b is rounded, as
+// it is for a GPU's tensor cores. Include contract.h first.
 #pragma once
 
 #include "tile.h"
