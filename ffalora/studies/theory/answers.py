@@ -5,44 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
 
-import matplotlib
 import numpy as np
 
-from ...report.plots import _STYLE, Plot, _axes, _line
+from ...report.plots import Plot
 from ...report.tables import Table
 from .convergence import Fit, fit_curve
 from .gradients import QUANTILES
+from .plots import Rows, relative, theory_plots
 from .words import compared, multiple, percent, text
 
 _factors, _weights, _bound = itemgetter("factors"), itemgetter("weights"), itemgetter("bound")
-Rows = list[dict[str, Any]]
+_first, _last = itemgetter(0), itemgetter(-1)
 Runs = Mapping[tuple[str, int], Rows]
-
-#: By name: title, unit, whether the scale is logarithmic, and what each line shows of a row (None: nothing).
-_PLOTS: dict[str, tuple[str, str, bool, dict[str, Callable[[dict[str, Any]], float | None]]]] = {
-    "theory-discordance": (
-        "Averaging factors: what is missed of a round's move", "missed / moved", False,
-        {"": lambda row: _relative(row) if row["discordance"] else None},
-    ),
-    "theory-noise": (
-        "Quadratic share of the noise in ΔW, all steps so far", "share", False,
-        {"": lambda row: row["noise"]["share"] if row.get("noise") else None},
-    ),
-    "theory-smoothness": (
-        "Largest |eigenvalue| of the Hessian over the trained factors, and its bound", "|eigenvalue|", True,
-        {
-            "": lambda row: row["smoothness"]["factors"] if row.get("smoothness") else None,
-            ", bound": lambda row: row["smoothness"]["bound"] if row.get("smoothness") else None,
-        },
-    ),
-    "theory-gradients": (
-        "Spread of per-sample gradient norms", "standard deviation / mean", False,
-        {"": lambda row: row["gradients"]["all"]["variation"] if row.get("gradients") else None},
-    ),
-    "theory-loss": ("Training loss of the probe samples", "loss", False, {"": lambda row: row["loss"]}),
-}  # fmt: skip
 
 
 def answer(runs: Runs) -> tuple[list[Table], list[Plot], list[str]]:
@@ -53,7 +28,7 @@ def answer(runs: Runs) -> tuple[list[Table], list[Plot], list[str]]:
     questions = (_discordance, _noise, _smoothness, _gradients, _convergence)
     found = [question(methods) for question in questions]
     tables = [table for table, _ in found if table is not None]
-    return tables, _plots(methods), [verdict for _, verdict in found]
+    return tables, theory_plots(methods), [verdict for _, verdict in found]
 
 
 def _discordance(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
@@ -61,8 +36,8 @@ def _discordance(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
     for method, seeds in methods.items():
         rounds = [[row for row in rows if row["discordance"]] for rows in seeds]
         count, zero = sum(map(len, rounds)), sum(row["discordance"]["total"] == 0 for rows in rounds for row in rows)
-        mean = [float(np.mean([_relative(row) for row in rows])) for rows in rounds if rows]
-        most = [max(_relative(row) for row in rows) for rows in rounds if rows]
+        mean = [float(np.mean([relative(row) for row in rows])) for rows in rounds if rows]
+        most = [max(relative(row) for row in rows) for rows in rounds if rows]
         largest = [max(row["discordance"]["total"] for row in rows) for rows in rounds if rows]
         lines.append((method, text(largest), percent(mean), percent(most), f"{zero} of {count}"))
         said.append(
@@ -86,14 +61,14 @@ def _noise(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         one = [each["one_step_share"] for each in last]
         lines.append((method, text(energy), percent(share), percent(one), text(ratio)))
         said.append(
-            f"{method}'s noise in ΔW is linear in the noise on its factors, without a quadratic part"
+            f"the noise that {method} puts into ΔW has no quadratic part"
             if not any(share)
-            else f"{percent(share)} of what {method}'s puts into ΔW is quadratic at the end ({percent(one)} in one "
-            "client's last step)"
+            else f"of the noise that {method} puts into ΔW {percent(share)} is quadratic at the end ({percent(one)} of "
+            "what a single step of one client puts there)"
         )
     if not lines:
         return None, "Noise: no privacy was asked for, so there is none."
-    head = ("method", "root of E‖noise in ΔW‖²", "quadratic share", "the same, one step", "drawn / expected")
+    head = ("method", "root of E‖noise in ΔW‖²", "quadratic share", "one client, one step", "drawn / expected")
     caption = "Noise of all steps, averaged over clients, at the final factors: closed form, and drawn again."
     return Table(caption, head, tuple(lines)), _sentence("Noise", said)
 
@@ -162,20 +137,26 @@ def _convergence(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
             continue
         shown = sum(fit.determined for fit in best)
         laws = ", ".join(f"{law} {sum(f.law == law for f in best)}" for law in sorted({f.law for f in best}))
-        rates = [next((f.rate.value for f in each if f.law == "power"), float("nan")) for each in fits]
+        rates = [next((f.rate.value for f in each if f.law == "power"), math.nan) for each in fits]
+        first, last, highest = (
+            [value([row["loss"] for row in rows]) for rows in seeds] for value in (_first, _last, max)
+        )
+        over = sum(high > start for high, start in zip(highest, first, strict=True))
+        fit = text([each.r2 for each in best])
         lines.append(
-            (method, laws, text(rates), f"{shown} of {len(seeds)}", text([f.r2 for f in best]),
-             text([f.autocorrelation for f in best]))
+            (method, text(first), text(highest), text(last), laws, text(rates), f"{shown} of {len(seeds)}", fit,
+             text([each.autocorrelation for each in best]))
         )  # fmt: skip
         said.append(
-            f"{method}'s loss determines the rate of a law in {shown} of {len(seeds)} runs"
-            f" (R² {text([f.r2 for f in best])})"
+            f"{method}'s loss determines the rate of a law in {shown} of {len(seeds)} runs (R² {fit})"
+            + (f", but in {over} it first rises above its start, and the law is that of the way back" if over else "")
         )
-    head = ("method", "better law (runs)", "power law's rate", "rates determined", "R²", "neighbouring residuals")
-    table = Table(
-        "Laws fitted to the loss by round; a rate is determined where its interval excludes 0.", head, tuple(lines)
-    )
-    return table if lines else None, _sentence("Convergence", said)
+    head = (
+        "method", "loss at the start", "highest", "at the end", "better law (runs)", "power law's rate",
+        "rates determined", "R²", "neighbouring residuals",
+    )  # fmt: skip
+    caption = "Laws fitted to the loss after each round; a rate is determined where its interval excludes 0."
+    return Table(caption, head, tuple(lines)) if lines else None, _sentence("Convergence", said)
 
 
 def fit_rows(rows: Rows) -> list[Fit]:
@@ -184,35 +165,6 @@ def fit_rows(rows: Rows) -> list[Fit]:
     if len(after) < 5:
         return []
     return fit_curve([row["round"] for row in after], [row["loss"] for row in after])
-
-
-def _plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
-    plots = []
-    with matplotlib.rc_context(_STYLE):
-        for name, (title, unit, is_log, values) in _PLOTS.items():
-            lines = {
-                method + suffix: [
-                    {row["round"]: found for row in rows if (found := value(row)) is not None} for rows in seeds
-                ]
-                for suffix, value in values.items()
-                for method, seeds in methods.items()
-            }
-            lines = {label: points for label, points in lines.items() if all(points)}
-            if not lines:
-                continue
-            figure, axes = _axes("round", unit)
-            for i, (label, points) in enumerate(lines.items()):
-                _line(axes, i, label, points)
-            if is_log:
-                axes.set_yscale("log")
-            axes.legend()
-            plots.append(Plot(name, title, figure))
-    return plots
-
-
-def _relative(row: dict[str, Any]) -> float:
-    found = row["discordance"]
-    return found["total"] / found["update"] if found["update"] else 0.0
 
 
 def _a_norm(point: Mapping[str, float]) -> float:

@@ -125,7 +125,9 @@ class Measurements:
         return float(torch.cat(losses).double().mean())
 
     def _noise(self) -> dict[str, Any] | None:
-        """Noise that all steps so far have put into the server's average, expected and drawn again; None without."""
+        """Noise that all steps so far have put into the server's average, expected and drawn again, and that of the
+        first client's noisiest step alone; None without noise.
+        """
         experiment, taken = self.experiment, self.server.round * self.experiment.config.federation.local_steps
         if not experiment.engine.private or not taken:
             return None
@@ -134,7 +136,7 @@ class Measurements:
         variance = averaged_variance([sum(s * s for s in each) for each in stds], weights)
         drawn = [self._drawn(stds, weights, draw) for draw in range(self._effort.draws)]
         sampled = sum(drawn, NoiseParts(0.0, 0.0)) / len(drawn)
-        one = self._expected(stds[0][-1] ** 2)
+        one = self._expected(max(stds[0]) ** 2)
         expected = self._expected(variance)
         return {
             "expected": asdict(expected), "sampled": asdict(sampled), "share": expected.quadratic_share,

@@ -21,8 +21,9 @@ from ...federated.checks import find_strategy
 from ...plain import restored, to_json
 from ...report.plots import Plot
 from ...report.tables import Table
-from .answers import Rows, answer
+from .answers import answer
 from .measurements import Effort, Measurements
+from .plots import Rows
 
 RESULT, CONFIG = "theory.jsonl", "config.yaml"
 _LAPTOP: dict[str, Any] = {
