@@ -172,22 +172,25 @@ def images(
     if mode is None:
         raise DataError(f"channels={channels}: must be 1 (grey) or 3 (colour)")
     of_files = isinstance(rows.features[image_column], datasets.Image)
-    pixels = []
-    for value in (rows if of_files else rows.with_format("numpy"))[image_column]:
+    pixels: np.ndarray = np.empty(0, dtype=np.uint8)
+    for row, value in enumerate((rows if of_files else rows.with_format("numpy"))[image_column]):
         image = value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, dtype=np.uint8))
         image = image.convert(mode)
         if image_size is not None and image.size != (image_size, image_size):
             image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        pixels.append(np.asarray(image, dtype=np.uint8).reshape(*image.size[::-1], channels).transpose(2, 0, 1))
-    if len({image.shape for image in pixels}) != 1:
-        raise DataError(f"column {image_column!r} holds images of several sizes; give image_size")
-    _, height, width = pixels[0].shape
+        array = np.asarray(image, dtype=np.uint8).reshape(*image.size[::-1], channels).transpose(2, 0, 1)
+        if row == 0:
+            pixels = np.empty((len(rows), *array.shape), dtype=np.uint8)
+        if array.shape != pixels.shape[1:]:
+            raise DataError(f"column {image_column!r} holds images of several sizes; give image_size")
+        pixels[row] = array
+    height, width = pixels.shape[2:]
     if height % patch_size or width % patch_size:
         raise DataError(
             f"patch_size={patch_size} does not divide images of {height} x {width}; choose another or image_size"
         )
     tokens = (height // patch_size) * (width // patch_size) + 1
-    return ImageDataset(np.stack(pixels), np.asarray(column_values(rows, label_column), dtype=np.int64), tokens)
+    return ImageDataset(pixels, np.asarray(column_values(rows, label_column), dtype=np.int64), tokens)
 
 
 def pad_token_of(tokenizer: Any) -> int:
