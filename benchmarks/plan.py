@@ -58,8 +58,6 @@ def ops(device: torch.device, quick: bool) -> Iterator[Make]:
         for op, make in (
             ("expand_", expand_case), ("backward", backward_case), ("outer", outer_case), ("product", product_case)
         ):  # fmt: skip
-            if op == "outer" and not where.startswith("roberta"):
-                continue
             if op == "product" and not quick and (s, t, r) != (32, 128, 8):
                 continue
             yield partial(make, where, q, dtype, device, copies, once(op, dtype))
