@@ -9,11 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ffalora_kernels import Segments, adapted_input_gradient, adapted_product, backward, expand_, outer
+from ffalora_kernels import (
+    Segments,
+    adapted_input_gradient,
+    adapted_product,
+    backward,
+    base_input_gradient,
+    base_product,
+    expand_,
+    outer,
+)
 
 from .training_pass import one_segment
 
@@ -105,7 +113,7 @@ class _AdaptedLinear(torch.autograd.Function):
             y = x.new_zeros(x.shape[0], b.shape[1])
             expand_(y, h, b, segments, scale)
         else:
-            y = F.linear(x, w, bias) if merged else adapted_product(x, w, bias, h, b, segments, scale)
+            y = base_product(x, w, bias) if merged else adapted_product(x, w, bias, h, b, segments, scale)
         trains_a = ctx.needs_input_grad[4] if arena is None else column_a is not None
         ctx.save_for_backward(h, w, narrow_a, b, source if trains_a else None)
         ctx.segments, ctx.arena, ctx.squares = segments, arena, squares
@@ -127,7 +135,8 @@ class _AdaptedLinear(torch.autograd.Function):
             dh = _segment_gradients(ctx, dy, h, b, source, needs_dh=needs_dx or needs_dx_adapter)
         adapter_dx = dh @ a if needs_dx_adapter or (needs_dx and w is None) else None
         if needs_dx and w is not None:
-            dx = dy @ w if ctx.separate or ctx.merged else adapted_input_gradient(dy, w, dh, a)
+            plain = ctx.separate or ctx.merged
+            dx = base_input_gradient(dy, w) if plain else adapted_input_gradient(dy, w, dh, a)
         elif needs_dx and not ctx.separate:
             dx = adapter_dx
         dx_adapter = adapter_dx if needs_dx_adapter else None

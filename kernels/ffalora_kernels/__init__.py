@@ -6,7 +6,7 @@ C++ kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md
 
 from .dispatch import BackendUnavailable, explain, use_backend
 from .ops import backward, clip_reduce_, expand_, outer, privatize_step_
-from .products import adapted_input_gradient, adapted_product
+from .products import adapted_input_gradient, adapted_product, base_input_gradient, base_product
 from .segments import Segments
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "adapted_input_gradient",
     "adapted_product",
     "backward",
+    "base_input_gradient",
+    "base_product",
     "clip_reduce_",
     "expand_",
     "explain",

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ffalora_kernels import Segments, adapted_input_gradient, adapted_product, products
+from ffalora_kernels import (
+    Segments,
+    adapted_input_gradient,
+    adapted_product,
+    base_input_gradient,
+    base_product,
+    products,
+)
 
 
 def _case():
@@ -37,6 +44,36 @@ def test_the_seeded_gemm_gets_everything_where_the_table_names_it(monkeypatch):
     adapted_input_gradient(x, w, h, b[0])
     assert seen[0] == (x, w, bias, h, b, segments.offsets, segments.client, 0.5, segments.longest)
     assert len(seen[1]) == 4
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 33])
+@pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
+def test_onednn_and_torch_disagree(monkeypatch, tokens, transposed):
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: torch.backends.mkldnn.is_available())
+    torch.manual_seed(0)
+    x, dy, bias = torch.randn(tokens, 24), torch.randn(tokens, 40), torch.randn(40)
+    w = torch.randn(24, 40).T if transposed else torch.randn(40, 24)
+    assert products._takes_onednn(x, w) == (tokens > 0 and torch.backends.mkldnn.is_available())
+    for found, exact in (
+        (base_product(x, w, bias), x.double() @ w.double().T + bias.double()),
+        (base_product(x, w, None), x.double() @ w.double().T),
+        (base_input_gradient(dy, w), dy.double() @ w.double()),
+    ):
+        torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_turning_onednn_off_does_not_leave_products_to_torch(monkeypatch):
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not products._takes_onednn(x, w)
+        assert torch.equal(base_product(x, w, None), torch.nn.functional.linear(x, w))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_number_formats_leave_torchs_product(monkeypatch, dtype):
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    assert not products._takes_onednn(torch.ones(2, 3, dtype=dtype), torch.ones(4, 3, dtype=dtype))
 
 
 @pytest.mark.gpu
