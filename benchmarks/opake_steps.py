@@ -17,13 +17,17 @@ def opake(work: Workload, trained: str = "both") -> Provider:
     try:
         from opake.dpsgd.clipping import clipped_grad
         from opake.dpsgd.noise import gaussian_noise
+        from opake.exceptions import ConfigurationError
         from opake.patches import apply_model_patches, apply_runtime_patches
         from opake.random import key
     except ImportError as missing:
         raise Unavailable(f"opake is not installed ({missing})") from None
     apply_runtime_patches()
     model = peft_model(work, trained)
-    apply_model_patches(model)
+    try:
+        apply_model_patches(model)
+    except ConfigurationError as refusal:
+        raise Unavailable(str(refusal).splitlines()[0][:160]) from None
     model.train()
     names = {name: canonical(name) for name, p in model.named_parameters() if p.requires_grad}
     parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
