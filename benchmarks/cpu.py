@@ -18,7 +18,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import copy_bandwidth, launch_floor, matmul_rate, peak_resident_bytes, resident_bytes
@@ -27,7 +29,7 @@ from opacus_steps import opacus
 from own_steps import cohort, ours
 from peers import STEPS
 from peft_steps import peft
-from provider import Factory, given
+from provider import Factory, Provider, given
 from record import FAILED, OK, Row
 from report import short_table
 from session import Session, add_options, check_results, exit_status, measure_steps, open_session, run_sections
@@ -36,7 +38,6 @@ from workload import Workload
 SECTIONS = ("device", "gate", "equal", "job", "ablation", "cohort", "rss", "plots")
 FP32, BF16 = torch.float32, torch.bfloat16
 HOOKS = "opacus hooks, a frozen"
-_SMALLEST = {"dtype": FP32, "attention": "sdpa"}
 
 
 def job_factories(work: Workload) -> dict[str, Factory]:
@@ -51,28 +52,36 @@ def job_factories(work: Workload) -> dict[str, Factory]:
         "opacus ghost, a frozen": STEPS["opacus ghost, a frozen"],
         "opacus hooks, a frozen, our format and attention": given(lambda w: opacus(w, "hooks", "b"), **chosen),
         "peft, our format and attention": given(peft, **chosen),
-        "ours": given(lambda w: ours(w, merged=merged), **chosen),
+        "ours": given(lambda w: ours(w, merged=merged, packed=True), **chosen),
     }
 
 
 def ablation_factories(work: Workload) -> dict[str, Factory]:
     """Ours from the plainest form up, one feature more each time; then the whole with one feature less."""
     fast = ours_as_chosen(work)["dtype"]
+    merged = fast == FP32
+    plain: dict[str, Any] = {"merged": False, "cut": False, "packed": False}
+    whole: dict[str, Any] = {"merged": merged, "cut": True, "packed": True}
+
+    def made(dtype: torch.dtype = fast, attention: str = "eager", **features: Any) -> Factory:
+        return given(lambda w: ours(w, **features), dtype=dtype, attention=attention)
+
     steps: dict[str, Factory] = {
-        "ours, plain: float32, sdpa, one padded batch": given(lambda w: ours(w, cut=False), **_SMALLEST),
-        "ours, + sorted and cut": given(ours, **_SMALLEST),
-        "ours, + eager attention": given(ours, dtype=FP32, attention="eager"),
-        "ours, + merged weights": given(lambda w: ours(w, merged=True), dtype=FP32, attention="eager"),
+        "ours, plain: float32, sdpa, one padded batch": made(FP32, "sdpa", **plain),
+        "ours, + sorted and cut": made(FP32, "sdpa", **plain | {"cut": True}),
+        "ours, + eager attention": made(FP32, **plain | {"cut": True}),
+        "ours, + merged weights": made(FP32, **plain | {"cut": True, "merged": True}),
     }
     if fast == BF16:
-        steps |= {
-            "ours, + bfloat16 base, weights not merged": given(ours, dtype=BF16, attention="eager"),
-            "ours, all but sorted and cut": given(lambda w: ours(w, cut=False), dtype=BF16, attention="eager"),
-            "ours, all but eager attention": given(ours, dtype=BF16, attention="sdpa"),
-        }
-    steps["ours, + packed"] = given(lambda w: ours(w, packed=True), dtype=fast, attention="eager")
-    compiled = given(lambda w: ours(w, compiled=True), dtype=fast, attention="eager")
-    return steps | {"ours, + torch.compile": compiled}
+        steps["ours, + bfloat16 base, weights not merged"] = made(**plain | {"cut": True})
+        steps["ours, all but the bfloat16 base"] = made(FP32, **whole | {"merged": True})
+    return steps | {
+        "ours, + packed: the whole": made(**whole),
+        "ours, all but packed and cut": made(**whole | {"packed": False, "cut": False}),
+        "ours, all but packed and eager attention": made(fast, "sdpa", **whole | {"packed": False}),
+        "ours, passes of 4096 tokens": made(token_budget=4096, **whole),
+        "ours, not packed, compiled": made(compiled=True, **whole | {"packed": False}),
+    }
 
 
 def measure_device(session: Session) -> None:
@@ -86,12 +95,28 @@ def measure_device(session: Session) -> None:
 
 def measure_equal(session: Session) -> None:
     """Equal shapes, over the floor."""
-    names = ["floor", "peft", "peft, a frozen", HOOKS, "ours", "ours, merged"]
+    plain = {f"{name}, torch's products": torchs_products(STEPS[name]) for name in ("ours", "ours, merged")}
+    names = ["floor", "peft", "peft, a frozen", HOOKS, "ours", "ours, merged", *plain]
     jobs = [
         (equal_shapes(QUERY_VALUE, 8, session.quick), names),
         (equal_shapes(ALL_LINEAR, 16, session.quick), names),
     ]
-    measure_steps(session, "equal", jobs, 3 if session.quick else 30, 35.0)
+    measure_steps(session, "equal", jobs, 3 if session.quick else 30, 45.0, STEPS | plain)
+
+
+def torchs_products(factory: Factory) -> Factory:
+    """The factory with all products where torch has them: what its adapters cost, whatever computes the base."""
+
+    def make(work: Workload) -> Provider:
+        provider = factory(work)
+
+        def step(number: int) -> None:
+            with torch.backends.mkldnn.flags(enabled=False):
+                provider.step(number)
+
+        return replace(provider, step=step)
+
+    return make
 
 
 def measure_job(session: Session) -> None:
@@ -106,7 +131,7 @@ def measure_ablation(session: Session) -> None:
     work = movie_reviews(session.quick)
     factories = ablation_factories(work)
     if session.quick:
-        del factories["ours, + torch.compile"]
+        del factories["ours, not packed, compiled"]
     measure_steps(session, "ablation", [(work, list(factories))], 2 if session.quick else 16, 50.0, factories)
 
 

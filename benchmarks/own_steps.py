@@ -21,6 +21,7 @@ def make_engine(
     cut: bool = True,
     compiled: bool = False,
     packed: bool = False,
+    token_budget: int | None = None,
 ) -> Any:
     """The engine on a workload, its adapters at the common starting point; arguments as in :func:`ours`."""
     from ffalora.adapters import AdapterConfig, attach
@@ -53,7 +54,7 @@ def make_engine(
         noise=SeededNoise.from_seed(0),
         draw=SeededDraw(0),
         device=work.device,
-        token_budget=None if cut else 2**40,
+        token_budget=token_budget if cut else 2**40,
         merge_weights=merged,
         packed=packed,
     )
@@ -67,6 +68,7 @@ def ours(
     cut: bool = True,
     compiled: bool = False,
     packed: bool = False,
+    token_budget: int | None = None,
 ) -> Provider:
     """The engine of this package.
 
@@ -77,11 +79,12 @@ def ours(
         cut: sort a logical batch by length and cut it; else one physical batch, padded to the longest.
         compiled: compile the model.
         packed: lay samples end to end instead of padding them.
+        token_budget: most tokens of a physical batch; None takes what suits model and memory.
     """
     from ffalora.privacy.accounting import PrivacyLedger
     from ffalora.privacy.engine import Participant
 
-    engine = make_engine(work, trained, private, merged, cut, compiled, packed)
+    engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget)
     adapters = engine.adapters
     current = [0]
     engine.sample = lambda participant: np.sort(work.draws[current[0] % len(work.draws)])
@@ -130,7 +133,7 @@ def cohort(work: Workload, clients: int, one_pass: bool) -> Provider:
     from ffalora.privacy.accounting import PrivacyLedger
     from ffalora.privacy.engine import Participant
 
-    engine = make_engine(work)
+    engine = make_engine(work, packed=True)
     number_of_step = [0]
     engine.sample = lambda p: np.sort(work.draws[(number_of_step[0] * clients + p.client_id) % len(work.draws)])
     samples = np.arange(len(work.data.lengths))

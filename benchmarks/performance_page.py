@@ -1,4 +1,4 @@
-"""Fills the three tables of docs/performance.md from the committed data: python benchmarks/performance_page.py
+"""Fills the tables of docs/performance.md from the committed data: python benchmarks/performance_page.py
 
 Measured, modelled and unknown stay apart: a row comes from a CSV of times, or from a CSV of counts, or says that
 nobody has measured it yet. ``--check`` writes nothing and fails where the page differs.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from number_format import compare
 from record import OK, Row, latest, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "data"
-TABLES = ("measured", "modelled", "unknown")
+TABLES = ("measured", "accuracy", "modelled", "unknown")
 #: What a GPU's owner can find out with one command, and where its rows would come from.
 QUESTIONS = {
     "ops": "time of each operation on a GPU, and its share of the copy bandwidth",
@@ -42,6 +44,25 @@ def measured(rows: list[Row]) -> str:
         memory = "" if row.peak_mib != row.peak_mib else f"{row.peak_mib:.0f} MiB"
         where = f"{row.device}; {row.commit}; {row.date}"
         lines.append(f"| {row.section}: {row.case} | {row.provider} | {time} | {floor} | {memory} | {where} |")
+    return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
+
+
+def accuracy(rows: Sequence[dict[str, str]]) -> str:
+    """Test accuracy with a bfloat16 base beside a float32 one, over seeds that differ in nothing else."""
+    lines = [
+        "| what | seeds | float32 base | bfloat16 base | difference (95% interval) | standard deviation over seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    by_case: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        by_case.setdefault((row["method"], row["rounds"]), []).append(row)
+    for (method, rounds), group in by_case.items():
+        if len(group) > 1:
+            found = compare(group)
+            lines.append(
+                f"| demo, {method}, {rounds} rounds | {found.seeds} | {found.float32:.4f} | {found.bfloat16:.4f} | "
+                f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}) | {found.spread:.4f} |"
+            )
     return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
 
 
@@ -84,10 +105,11 @@ def unknown(rows: list[Row]) -> str:
 
 
 def fill(page: str) -> str:
-    """The page with its three tables written afresh."""
+    """The page with its tables written afresh."""
     on_gpu = read(DATA / "gpu.csv")
     tables = {
         "measured": measured([*read(DATA / "cpu.csv"), *read(DATA / "cpu_kernels.csv"), *on_gpu]),
+        "accuracy": accuracy(_table("number_format.csv")),
         "modelled": modelled(),
         "unknown": unknown(on_gpu),
     }

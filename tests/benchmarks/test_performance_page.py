@@ -31,6 +31,17 @@ def test_measured_question_stays_unknown():
     assert page.QUESTIONS["ops"] in after
 
 
+def test_formats_are_compared_over_other_seeds_or_rounds_than_their_own():
+    def row(rounds, seed, wide, narrow):
+        return {
+            "method": "ffa", "rounds": rounds, "seed": seed, "float32_accuracy": wide, "bfloat16_accuracy": narrow,
+        }  # fmt: skip
+
+    text = page.accuracy([row("8", "0", "0.60", "0.61"), row("8", "1", "0.70", "0.69"), row("25", "0", "0.9", "0.1")])
+    assert "demo, ffa, 8 rounds | 2 | 0.6500 | 0.6500 | +0.0000 (-0.1271 to +0.1271) | 0.0707" in text
+    assert "25 rounds" not in text
+
+
 def test_page_without_marks_is_filled():
     with pytest.raises(ValueError, match="lacks the marks"):
         page.fill("# Performance\n")
