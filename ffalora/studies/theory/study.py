@@ -27,12 +27,12 @@ from .plots import Rows
 
 RESULT, CONFIG = "theory.jsonl", "config.yaml"
 _LAPTOP: dict[str, Any] = {
-    "seeds": 3,
+    "seeds": 5,
     "model.dtype": "float32",
     "model.packed": False,
     "privacy.accountant": "rdp",
-    "federation.rounds": 15,
-    "federation.evaluate_every": 15,
+    "federation.rounds": 10,
+    "federation.evaluate_every": 10,
     "data.max_evaluation_samples": 32,
 }
 _SMOKE: dict[str, Any] = {
