@@ -45,7 +45,7 @@ class Effort:
 
     every: int = 10
     samples: int = 96
-    curvature_samples: int = 24
+    curvature_samples: int = 16
     draws: int = 8
 
     @classmethod
