@@ -80,6 +80,11 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
         "where the whole interval of its mean lies above the threshold (0, or that of a ratio). p: paired t-test, "
         "two-sided, of this claim alone."
     )
+    if any(term.startswith("range ") for v in verdicts for term in v.claim.contrast):
+        caption += (
+            " A claim of what moves accuracy compares ranges, largest minus smallest over conditions; the noisier "
+            "method has the larger range even where no condition matters."
+        )
     if any(v.claim.paper for v in verdicts):
         caption += " †: a claim of the paper that introduced FFA-LoRA."
     return Table(caption, ("claim", "contrast", "95% interval", "p", "seeds", "verdict"), rows)

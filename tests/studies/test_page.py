@@ -1,0 +1,210 @@
+"""The page of a study: its numbers follow from the runs, it needs nothing but itself, and nothing on it overlaps."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from browser import check, look_at
+from click.testing import CliRunner
+from fabricated_study import fabricate
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy import stats
+from small_grid import Trainer, small_grid
+
+from ffalora.cli.study import command
+from ffalora.report import render
+from ffalora.studies import runner
+from ffalora.studies.folder import read_study
+from ffalora.studies.grid import load_grid, study_names
+from ffalora.studies.labels import condition_labels, number_text, spread_text
+from ffalora.studies.page import study_command, study_page, write_page
+from ffalora.studies.plots import study_plots
+from ffalora.studies.runner import run_study
+from ffalora.studies.tables import chosen_table, claims_table, cost_table, metric_table
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Four methods, three conditions, five seeds."""
+    return fabricate(tmp_path_factory.mktemp("study") / "heterogeneity")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The small grid, as the runner leaves it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "simulate", Trainer())
+        return run_study(small_grid(), tmp_path_factory.mktemp("small") / "study", progress=False)
+
+
+def row(table, name):
+    return dict(zip(table.head, next(r for r in table.rows if r[0] == name), strict=True))
+
+
+def test_the_table_gives_something_else_than_mean_and_interval_over_seeds(study):
+    values = [r.numbers["accuracy"] for r in study.results if (r.cell.method, r.cell.condition) == ("ffa", "severe")]
+    half = stats.t.ppf(0.975, 4) * stats.sem(values)
+    assert row(metric_table(study), "ffa")["severe"] == f"{np.mean(values):.3f} ± {half:.3f}"
+    assert row(metric_table(study, "loss"), "ffa")["severe"] == f"{np.mean(1.3 - np.array(values)):.3f} ± {half:.3f}"
+
+
+def test_a_value_at_the_edge_of_what_was_tried_is_not_marked(study, small):
+    edge = replace(study, chosen=dict(study.chosen))
+    edge.chosen["lora", "iid"] = (("optimizer.lr", max(study.grid.tried["lora"]["optimizer.lr"])),)
+    edge.chosen["ffa", "iid"] = (("optimizer.lr", min(study.grid.tried["ffa"]["optimizer.lr"])),)
+    table = chosen_table(edge)
+    assert row(table, "i.i.d.")["lora"].endswith(" ↑") and row(table, "i.i.d.")["ffa"].endswith(" ↓")
+    assert not re.search("[↑↓]", row(chosen_table(study), "i.i.d.")["lora"])
+    assert row(chosen_table(small), "easy")["ffa"] == "8", "a single value is no edge"
+
+
+def test_a_condition_that_takes_values_from_another_shows_them_without_its_factor(small):
+    assert row(chosen_table(small), "easy, off (of “easy”)")["lora"] == "8"
+    assert row(chosen_table(small), "easy")["lora"] == "2"
+
+
+def test_claims_lose_their_numbers_or_the_mark_of_the_paper(study):
+    verdict = study.verdicts[0]
+    (first, second, *_) = claims_table(study.verdicts).rows
+    assert first[0].endswith(" †") and not second[0].endswith("†")
+    assert first[1:] == (
+        f"{verdict.mean:+.4f}", f"{verdict.low:+.4f} to {verdict.high:+.4f}", f"{verdict.p:.2g}", "5", verdict.outcome,
+    )  # fmt: skip
+    page = study_page(study)
+    assert [finding.text for finding in page.findings] == [v.to_text() for v in study.verdicts]
+    assert [bool(finding.remark) for finding in page.findings] == [True, False, False, False]
+
+
+def test_costs_lack_a_number_that_was_counted(tmp_path):
+    costs = cost_table(fabricate(tmp_path / "cost", "cost"))
+    ffa = row(costs, "ffa")
+    assert (ffa["up, a client and round"], ffa["trained numbers"], ffa["largest ε"]) == ("49.2 kB", "12,288", "6.00")
+    assert {"flops a sample", "memory of a step", "kept for backward", "time a round"} <= set(costs.head)
+
+
+def test_costs_that_differ_by_condition_are_averaged(study):
+    for r in study.results:
+        if r.cell.condition == "severe":
+            r.numbers["trained_numbers"] = 7
+    assert [r[0] for r in cost_table(study).rows][:3] == ["lora, i.i.d.", "ffa, i.i.d.", "fedsvd, i.i.d."]
+
+
+def test_a_page_of_the_tables_alone_differs_from_that_of_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "simulate", Trainer())
+    result = run_study(load_grid("heterogeneity", "laptop", "smoke"), tmp_path / "study", progress=False)
+    run, stored = study_page(result), study_page(read_study(result.folder))
+    assert (run.asked, run.findings, run.tables, run.details) == (
+        stored.asked, stored.findings, stored.tables, stored.details,
+    )  # fmt: skip
+
+
+def test_one_seed_is_given_an_interval(tmp_path):
+    result = fabricate(tmp_path / "study", "methods", size="smoke")
+    texts = str(metric_table(result)) + str(claims_table(result.verdicts))
+    assert not re.search(r"\d ± |\d to ", texts) and "one seed" in texts
+    assert "±" not in render(study_page(result)).partition("In detail")[0]
+
+
+def test_an_unfinished_study_passes_for_a_finished_one(tmp_path):
+    page = study_page(fabricate(tmp_path / "study", cells=7))
+    assert any("only 7 of 60 runs are finished" in text for text in page.asked)
+    assert "–" in page.tables[0].rows[0]
+
+
+def test_the_command_repeats_another_study(tmp_path):
+    changes = {"federation.rounds": 3, "clients.proportions": [[0.5, 0.5]], "model.name": "my model"}
+    grid = replace(load_grid("privacy", "laptop", "verdict", changes), seeds=range(7))
+    words = shlex.split(study_command(grid))
+    context = command.make_context("study", words[2:])
+    assert words[:2] == ["ffalora", "study"]
+    given = context.params["overrides"]
+    assert given.pop("seeds") == 7
+    assert load_grid("privacy", context.params["scale"], context.params["size"], given).base == grid.base
+    assert study_command(load_grid("cost", "laptop", "smoke")) == "ffalora study cost --scale laptop --size smoke"
+
+
+def test_the_page_lacks_its_question_statement_environment_or_table_file(study):
+    page = write_page(study)
+    text = page.read_text()
+    for part in (
+        study.grid.study.question, "20 rounds of 3 local steps", "Privacy of this run (severe): none was asked for",
+        "caveat &lt;b&gt;", "ffalora study heterogeneity --scale laptop --size verdict", "<dt>device</dt>",
+        "claim of the paper", "ffalora simulate ", "5/95",
+    ):  # fmt: skip
+        assert part in text, part
+    assert not re.search(r"@import|url\((?!#)|<script|src=|href=\"(?!#|data:)", text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)), "two plots share an id: one would be drawn with the other's parts"
+    assert (page.parent / "results.csv").exists() and (page.parent / "plots" / "metric-accuracy.png").exists()
+
+
+def test_the_same_study_gives_two_pages(study):
+    assert render(study_page(study)) == render(study_page(study))
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Every study of the package, with made-up figures."""
+    return {name: fabricate(tmp_path_factory.mktemp("all") / name, name) for name in study_names()}
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_words_on_a_plot_overlap_or_are_cut_off(everything, name):
+    for plot in study_plots(everything[name]):
+        canvas = FigureCanvasAgg(plot.figure)
+        canvas.draw()
+        frame = plot.figure.bbox
+        (axes,) = plot.figure.axes
+        for texts in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts):
+            boxes = [t.get_window_extent() for t in texts if t.get_text() and t.get_visible()]
+            shown = [box for box in boxes if box.overlaps(frame)]
+            pairs = [(a, b) for i, a in enumerate(shown) for b in shown[i + 1 :] if a.overlaps(b)]
+            assert pairs == [], f"{plot.name}: labels overlap"
+        words = [t for t in axes.texts if t.get_text()] + ([axes.get_legend()] if axes.get_legend() else [])
+        for box in (word.get_window_extent() for word in words):
+            assert box.x0 >= 0 and box.x1 <= frame.x1 and box.y1 <= frame.y1, f"{plot.name}: cut off"
+
+
+def test_labels_are_ambiguous(everything):
+    for result in everything.values():
+        labels = condition_labels(result.grid)
+        assert len(set(labels.values())) == len(labels) and max(map(len, labels.values())) <= 30
+
+
+def test_a_browser_finds_a_page_too_wide_empty_unreadable_or_noisy(everything):
+    names = ["heterogeneity", "methods", "cost", "alpha"]
+    pages = [study_page(everything[name]) for name in names]
+    for page, look in zip(pages, look_at([render(page) for page in pages]), strict=True):
+        check(look, drawings=len(page.plots))
+
+
+def test_numbers_are_written_otherwise_than_people_write_them():
+    assert number_text("bytes_up", 98304) == "98.3 kB" and number_text("seconds", 3.456) == "3.46 s"
+    assert number_text("flops_per_sample", 2.1e8) == "210 M" and number_text("trained_numbers", 24576) == "24,576"
+    assert spread_text("seconds", [3.0, 3.1, 3.2]) == "3.10 ± 0.25 s" and spread_text("accuracy", []) == "–"
+    assert spread_text("bytes_up", [5e6, 5e6]) == "5 MB"
+
+
+def test_the_command_line_ends_without_table_verdicts_or_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "simulate", Trainer())
+    folder = tmp_path / "study"
+    words = ["heterogeneity", "--output", str(folder), "--no-progress", "--seeds", "3"]
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^lora +0\.\d{3} ± ", done.output, re.MULTILINE) and "3 seeds, p =" in done.output
+    assert done.output.strip().endswith(f"page {folder / 'study.html'}") and (folder / "study.html").exists()
+    again = CliRunner().invoke(command, words)
+    assert again.exit_code != 0
+    assert CliRunner().invoke(command, ["heterogeneity", "--seed", "3"]).exit_code != 0
+
+
+def test_an_interrupted_study_does_not_say_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "simulate", Trainer(stop_at=3))
+    words = ["heterogeneity", "--output", str(tmp_path / "s"), "--no-progress", "--federation.rounds", "2"]
+    stopped = CliRunner().invoke(command, words)
+    assert stopped.exit_code == 130
+    (again,) = re.findall(r"^  ffalora study (.*)$", stopped.output, re.MULTILINE)
+    monkeypatch.setattr(runner, "simulate", Trainer())
+    assert CliRunner().invoke(command, [*shlex.split(again), "--no-progress"]).exit_code == 0
