@@ -7,12 +7,13 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 TESTS ?= tests
 WORKERS ?= 2
+STUDIES ?= $(basename $(notdir $(wildcard ffalora/studies/grids/*.yaml)))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow dry-run test-gpu lint format compile-report bench-quick bench-cpu bench-bytes setup clean
+.PHONY: demo test test-slow dry-run test-gpu lint format compile-report bench-quick bench-cpu bench-bytes results setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -57,6 +58,11 @@ bench-cpu: setup  ## private training steps against rivals, and the C++ kernels 
 bench-bytes: setup  ## least bytes of every operation beside what was counted, and the memory of a private step (no GPU needed)
 	$(BIN)/python benchmarks/bytes.py --check --count
 	$(BIN)/python benchmarks/memory.py
+
+results: setup  ## every study at laptop scale, then docs/results.md: hours, and it goes on where it was stopped
+	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
+	for study in $(STUDIES); do $(BIN)/ffalora study $$study --size verdict --resume || exit 1; done
+	$(BIN)/python benchmarks/results_page.py --collect runs
 
 setup: .venv/.installed
 
