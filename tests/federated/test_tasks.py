@@ -16,6 +16,12 @@ from ffalora.federated.experiment import build
 from ffalora.federated.simulate import evaluate_views, simulate
 
 RNG = np.random.default_rng(1)
+_START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _the_same_data_whatever_ran_before():
+    RNG.bit_generator.state = _START
 
 
 def words(count):
