@@ -40,7 +40,7 @@ def command(
     options: RunOptions,
     overrides: dict[str, Any],
 ) -> None:
-    """Run study NAME: heterogeneity, privacy, alpha, sensitivity, rank, init, cost or methods.
+    """Run study NAME: heterogeneity, privacy, alpha, sensitivity, rank, init, cost, methods or theory.
 
     Learning rates are chosen for each method and condition on the validation split; every seed is then run and judged
     on the test split. The folder holds every run, results.csv and study.html. Interrupt it at any time; --resume goes
@@ -59,6 +59,11 @@ def command(
         raise ConfigError("--seed: a study runs the seeds 0, 1, 2, …; say how many with --seeds")
     seeds = overrides.pop("seeds", None)
     hide_loading_bars()
+    if name == "theory":
+        if scale != "laptop" or base or is_dry_run:
+            raise ConfigError("study theory is for the laptop scale alone: leave --scale, --base and --dry-run out")
+        _theory(size, options, overrides | ({} if seeds is None else {"seeds": seeds}))
+        return
     if is_dry_run:
         _dry_run(name, scale, base, overrides)
         return
@@ -76,6 +81,24 @@ def command(
     for verdict in result.verdicts:
         click.echo(verdict.to_text())
     click.echo(f"\npage {write_page(result)}")
+
+
+def _theory(size: str, options: RunOptions, overrides: dict[str, Any]) -> None:
+    from ..studies.page import FILE, changed_flags
+    from ..studies.theory import run_theory, theory_config
+
+    folder = options.output or Path("runs") / f"study-theory-{size}"
+    config = theory_config(size == "smoke", overrides)
+    changed = changed_flags(theory_config(size == "smoke").model_dump(), config.model_dump())
+    command = shlex.join(["ffalora", "study", "theory", "--size", size, *changed])
+    try:
+        result = run_theory(config, folder, options.resume, options.progress, command)
+    except KeyboardInterrupt:
+        again = f"{command} --resume --output {shlex.quote(str(folder))}"
+        raise Interrupted(f"interrupted; every finished method is in {folder}. To go on:\n  {again}") from None
+    for sentence in result.verdicts:
+        click.echo(sentence)
+    click.echo(f"\npage {folder / FILE}")
 
 
 def _dry_run(name: str, scale: Any, base: str | None, overrides: dict[str, Any]) -> None:

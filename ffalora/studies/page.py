@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,16 @@ def study_command(grid: Grid) -> str:
     usual = load_grid(grid.name, grid.scale, grid.size, base=base)
     if len(usual.seeds) != len(grid.seeds):
         command += ["--seeds", str(len(grid.seeds))]
-    before, now = flatten(usual.base), flatten(grid.base)
-    for key in now:
-        if key not in before or before[key] != now[key]:
-            command += [f"--{key}", yaml.safe_dump(now[key], default_flow_style=True).split("\n")[0]]
-    return shlex.join(command)
+    return shlex.join([*command, *changed_flags(usual.base, grid.base)])
+
+
+def changed_flags(usual: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The flags that make ``now`` of ``usual``; both nested."""
+    before, after = flatten(usual), flatten(now)
+    changed = [key for key in after if key not in before or before[key] != after[key]]
+    return [
+        x for key in changed for x in (f"--{key}", yaml.safe_dump(after[key], default_flow_style=True).split("\n")[0])
+    ]
 
 
 def setting_in_words(grid: Grid) -> str:

@@ -1,5 +1,6 @@
 """The study of theory: what it measures on a tiny federation, what it says, what it reads back, what it refuses."""
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from ffalora.config import ConfigError
 from ffalora.federated.simulate import simulate
-from ffalora.studies.theory import Effort, measure, study, theory_config
+from ffalora.studies.theory import Effort, measure, run_theory, study, theory_config
 from ffalora.studies.theory.answers import fit_rows
 from ffalora.studies.theory.words import compared, multiple, percent, text
 
@@ -116,3 +117,14 @@ def test_words_say_means_with_intervals_and_own_up_to_what_is_missing():
 )
 def test_a_comparison_decides_only_where_the_interval_of_the_ratio_leaves_out_one(ones, others, said):
     assert compared("growth", "lora", ones, "ffa", others).endswith(said)
+
+
+def test_its_page_holds_every_verdict_and_how_to_repeat_it(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Effort, "of", classmethod(lambda cls, config: EFFORT))
+    result = run_theory(small, tmp_path, progress=False, command="ffalora study theory --seeds 2")
+    page = html.unescape((tmp_path / "study.html").read_text())
+    assert all(verdict in page for verdict in result.verdicts) and "ffalora study theory --seeds 2" in page
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == len(result.plots) == page.count("<svg")
+    with pytest.raises(ConfigError, match="--resume"):
+        run_theory(small, tmp_path, progress=False)
+    assert run_theory(small, tmp_path, resume=True, progress=False).verdicts == result.verdicts

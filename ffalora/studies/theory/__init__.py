@@ -5,6 +5,7 @@ works on tensors. Derivations are in ``docs/theory.md``.
 """
 
 from .measurements import Effort
+from .page import run_theory
 from .study import TheoryResult, measure, theory_config
 
-__all__ = ["Effort", "TheoryResult", "measure", "theory_config"]
+__all__ = ["Effort", "TheoryResult", "measure", "run_theory", "theory_config"]

@@ -61,10 +61,15 @@ class TheoryResult:
     rows: dict[tuple[str, int], Rows]
 
 
-def theory_config(smoke: bool = False) -> Config:
-    """The demo's two methods with what the measurements need (a float32 base); ``smoke`` for a run under a minute."""
+def theory_config(smoke: bool = False, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The demo's two methods with what the measurements need (a float32 base).
+
+    Args:
+        smoke: for a run under a minute.
+        overrides: dotted keys that are to be otherwise.
+    """
     with resources.as_file(resources.files("ffalora") / "configs" / "demo.yaml") as path:
-        return load_config(path, _LAPTOP | (_SMOKE if smoke else {}))
+        return load_config(path, _LAPTOP | (_SMOKE if smoke else {}) | dict(overrides or {}))
 
 
 def measure(
