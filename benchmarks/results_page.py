@@ -21,10 +21,10 @@ from ffalora.report.plots import save_plots
 from ffalora.report.tables import Table
 from ffalora.studies.claims import Verdict
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import study_names
 from ffalora.studies.page import setting_in_words, size_in_words, study_command
 from ffalora.studies.plots import study_plots
 from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, StudyResult
+from ffalora.studies.study import study_names
 from ffalora.studies.tables import (
     chosen_table,
     contrast_text,

@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 from ..config import Config, ConfigError, from_mapping, merge
 from ..data.load import load_data
 from .architectures import FullSize, full_size
-from .grid import Cell, Grid, Scale, load_grid, load_study, study_names
+from .grid import Cell, Grid, load_grid
 from .runner import StudyResult, run_study
 from .stand_ins import write_data, write_model
+from .study import Scale, load_study, study_names
 
 _STEPS, _BATCH, _EVALUATED, _ANSWER = 2, 8, 4, 4
 

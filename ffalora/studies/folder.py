@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from ..config import ConfigError
-from .grid import Grid, GridSize, Study
+from .grid import Grid
 from .runner import MANIFEST, RESULTS, TUNING, CellResult, StudyResult, _best, read_csv
+from .study import GridSize, Study
 
 
 def read_study(folder: Path) -> StudyResult:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ..report.tables import bytes_text, epsilon_text, interval, metric_title
-from .grid import Condition, Grid
+from .grid import Grid
+from .study import Condition
 
 _LONGEST = 30
 _KEYS = {"optimizer.lr": "learning rate", "privacy.max_grad_norm": "clipping norm"}

@@ -16,10 +16,11 @@ from ..report.page import Finding, Page, describe_run, render
 from ..report.plots import save_plots
 from ..report.tables import flatten
 from .claims import Verdict
-from .grid import Grid, load_grid, load_study
+from .grid import Grid, load_grid
 from .labels import condition_labels
 from .plots import study_plots
 from .runner import CellResult, StudyResult
+from .study import load_study
 from .tables import chosen_table, claims_table, cost_table, metric_table, training_seconds
 
 FILE = "study.html"

@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from ffalora.federated.run_folder import CHECKPOINT, SUMMARY
-from ffalora.studies.grid import Grid, Study
+from ffalora.studies.grid import Grid
+from ffalora.studies.study import Study
 
 DEFINITION = {
     "title": "A small study",

@@ -13,9 +13,10 @@ from ffalora.config_values import differences
 from ffalora.federated.experiment import load_run_data
 from ffalora.studies.architectures import full_size
 from ffalora.studies.dry_run import _apart, dry_run, on_stand_ins, rehearsals
-from ffalora.studies.grid import load_grid, load_study, study_names
+from ffalora.studies.grid import load_grid
 from ffalora.studies.requirements import check_requirements
 from ffalora.studies.stand_ins import write_data
+from ffalora.studies.study import load_study, study_names
 
 LORA, FFA, NORMS = [0.01, 0.02, 0.05, 0.1], [0.1, 0.2, 0.5, 1], [2, 5, 10]
 GLUE = ["paper-sst2", "paper-mnli", "paper-qqp", "paper-qnli"]

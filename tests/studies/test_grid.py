@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from small_grid import DEFINITION, small_grid
 
 from ffalora.config import ConfigError
-from ffalora.studies.grid import TUNING_SEED, Cell, Study, load_grid, load_study, study_names, with_seeds
+from ffalora.studies.grid import TUNING_SEED, Cell, load_grid, with_seeds
+from ffalora.studies.study import Study, load_study, study_names
 
 CHOSEN = {(m, c): (("optimizer.lr", v),) for m, v in (("lora", 2.0), ("ffa", 8.0)) for c in "ab"}
 

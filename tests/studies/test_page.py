@@ -17,11 +17,12 @@ from ffalora.cli.study import command
 from ffalora.report import render
 from ffalora.studies import runner
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import load_grid, study_names
+from ffalora.studies.grid import load_grid
 from ffalora.studies.labels import condition_labels, number_text, spread_text
 from ffalora.studies.page import study_command, study_page, write_page
 from ffalora.studies.plots import study_plots
 from ffalora.studies.runner import run_study
+from ffalora.studies.study import study_names
 from ffalora.studies.tables import chosen_table, claims_table, cost_table, metric_table
 
 
