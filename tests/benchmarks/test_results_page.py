@@ -7,6 +7,8 @@ import pytest
 import results_page as page
 from fabricated_study import fabricate
 
+from ffalora.studies.grid import load_grid
+
 
 @pytest.fixture
 def runs(tmp_path):
@@ -20,6 +22,13 @@ def runs(tmp_path):
 
 def test_page_differs_from_the_committed_tables():
     assert page.main(["--check"]) == 0
+
+
+def test_a_committed_study_asks_what_the_package_does_not_ask_today():
+    for result in page.read_all(page.PAGE.with_suffix("")):
+        then, now = result.grid, load_grid(result.grid.name, "laptop", "verdict")
+        assert then.study.model_dump(exclude={"scales"}) == now.study.model_dump(exclude={"scales"})
+        assert then.study.scales["laptop"] == now.study.scales["laptop"] and dict(then.base) == dict(now.base)
 
 
 def test_numbers_on_the_page_are_not_those_of_the_runs(runs, tmp_path):
