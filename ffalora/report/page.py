@@ -119,7 +119,9 @@ def describe_run(config: dict[str, Any]) -> str:
         return asked + "No privacy was asked for."
     target, sigma = privacy["target_epsilon"], privacy["noise_multiplier"]
     if sigma == 0:
-        return asked + f"Gradients are clipped to norm {privacy['max_grad_norm']:g} without noise: nothing is protected."
+        return (
+            asked + f"Gradients are clipped to {privacy['max_grad_norm']:g} and no noise is added: nothing is private."
+        )
     budget = f"at most ε = {target:g}" if target is not None else f"noise multiplier {sigma:g}"
     return asked + (
         f"Every {privacy['unit']} of every client is protected: {budget} at δ = {privacy['delta']:g} "
