@@ -38,7 +38,8 @@ def step_costs(config: Config) -> dict[str, float]:
     rows = strategy.start(server, [0])
     experiment.engine.train(experiment.participants[:1], rows, 1)  # the first step also probes the model
     kept = _KeptBytes(experiment.engine.model)
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter, kept.counting(experiment):
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    with torch.backends.mkldnn.flags(enabled=False), counter, kept.counting(experiment):  # it cannot see into oneDNN
         report = experiment.engine.train(experiment.participants[:1], rows, 1)
     samples = max(report.samples, 1)
     arena = 4 * experiment.adapters.layout.width * (kept.samples if experiment.engine.private else 1)
