@@ -20,6 +20,7 @@ def costs(tmp_path_factory):
         (strategy, targets): step_costs(
             small_config(
                 model, texts, federation__strategy=strategy, adapter__target_modules=targets, model__dtype="float32",
+                adapter__exclude_modules=".*pooler.*",
                 **PRIVATE,
             )
         )
