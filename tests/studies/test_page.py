@@ -131,7 +131,8 @@ def test_the_page_lacks_its_question_statement_environment_or_table_file(study):
     text = page.read_text()
     rounds = study.grid.base["federation"]
     for part in (
-        study.grid.study.question, f"{rounds['rounds']} rounds of {rounds['local_steps']} local steps", "Privacy of this run (severe): none was asked for",
+        study.grid.study.question, f"{rounds['rounds']} rounds of {rounds['local_steps']} local steps",
+        "Privacy of this run (severe): none was asked for",
         "caveat &lt;b&gt;", "ffalora study heterogeneity --scale laptop --size verdict", "<dt>device</dt>",
         "claim of the paper", "ffalora simulate ", "5/95",
     ):  # fmt: skip
