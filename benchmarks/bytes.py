@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from op_peers import LAYERS, layer_of
 from plan import ARENAS, SWEEP
+from record import write_table
 
 from ffalora_kernels import traffic
 from ffalora_kernels.traffic import SCHEMES, Layer
@@ -171,10 +172,7 @@ def draw(path: Path) -> None:
 def write() -> None:
     """Writes table and picture."""
     DATA.mkdir(exist_ok=True)
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(op_rows())
+    write_table(TABLE, COLUMNS, op_rows())
     draw(PICTURE)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import triton
 from launches import Launch, all_launches
+from record import write_table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -143,10 +144,7 @@ def write_rows(rows: list[dict]) -> None:
         rows, key=lambda r: [str(r[c]) for c in ("kernel", "arch", "case", "dtype")] + [int(r["rank"]), r["key"]]
     )
     CSV.parent.mkdir(exist_ok=True)
-    with CSV.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(CSV, COLUMNS, rows)
 
 
 def update(launches: list[Launch], minutes: float) -> None:

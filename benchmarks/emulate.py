@@ -8,13 +8,13 @@ the project.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from record import write_table
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
@@ -191,10 +191,7 @@ def cases() -> list[CountCase]:
 def main() -> None:
     """Counts every case and writes the table."""
     rows = [count(case) for case in cases()]
-    with CSV.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(CSV, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import FAILED, OK, OUT_OF_MEMORY, UNAVAILABLE, WRONG
@@ -51,6 +52,16 @@ class Timing:
     @property
     def median(self) -> float:
         return statistics.median(self.samples) if self.samples else math.nan
+
+    def columns(self) -> dict[str, Any]:
+        """What a row of measurements says of the samples."""
+        return {
+            "status": self.status,
+            "ms": self.median,
+            "ms_low": self.quantile(0.2),
+            "ms_high": self.quantile(0.8),
+            "repeats": len(self.samples),
+        }
 
 
 class Clock:

@@ -28,6 +28,7 @@ from opacus_steps import opacus
 from own_steps import ours
 from peft_steps import floor, peft
 from provider import Factory
+from record import write_table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -185,10 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{row['provider']:24}" + "".join(f"{row[c]:12.1f}" for c in COLUMNS[2:]))
     found = broken_bars(rows)
     if options.write:
-        with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(TABLE, COLUMNS, rows)
     if options.check:
         committed = list(csv.DictReader(TABLE.open(newline="")))
         now = [{k: str(v) for k, v in row.items()} for row in rows]

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from memory import COLUMNS, PROVIDERS, measure
+from record import write_table
 from workload import roberta
 
 DATA = Path(__file__).parent / "data"
@@ -82,10 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print(f"B{row['batch']:<5}{row['provider']:24}" + "".join(f"{row[c]:12.1f}" for c in COLUMNS[2:]))
     if options.write:
-        with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ("batch", *COLUMNS), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(TABLE, ("batch", *COLUMNS), rows)
         draw(rows, PICTURE)
     found = drift(rows) if options.check else []
     print("\n".join(found))

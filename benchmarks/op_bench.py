@@ -26,11 +26,7 @@ def run_case(
         speed = case.bytes / timing.median / 1e6 if timing.samples else math.nan
         rows[name] = replace(
             rows[name],
-            status=timing.status,
-            ms=timing.median,
-            ms_low=timing.quantile(0.2),
-            ms_high=timing.quantile(0.8),
-            repeats=len(timing.samples),
+            **timing.columns(),
             gb_per_s=speed,
             copy_share=speed / copy_gb_per_s,
         )

@@ -8,6 +8,7 @@ import math
 import platform
 import subprocess
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
@@ -117,6 +118,14 @@ def stamp(row: Row, device: torch.device) -> Row:
     """The row with device, versions, commit and date of now."""
     date = time.strftime("%Y-%m-%d")
     return Row(**asdict(row) | dict(device=device_name(device), versions=versions(), commit=commit(), date=date))
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a whole CSV anew."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def append(path: Path, rows: list[Row]) -> None:

@@ -49,11 +49,8 @@ def main() -> None:
         rate = options.count / timing.median / 1e3
         config = {"million_a_second": round(rate, 1), "count": options.count, "load": round(os.getloadavg()[0], 1)}
         rows.append(
-            Row(
-                "secure_noise", f"{options.count} numbers, one thread", name, status=timing.status, ms=timing.median,
-                ms_low=timing.quantile(0.2), ms_high=timing.quantile(0.8), repeats=len(timing.samples), config=config,
-            )
-        )  # fmt: skip
+            Row("secure_noise", f"{options.count} numbers, one thread", name, config=config, **timing.columns())
+        )
         low, high = (options.count / timing.quantile(q) / 1e3 for q in (0.8, 0.2))
         print(f"{name:36} {rate:7.1f} million/s ({low:.1f} … {high:.1f})")
     append(options.out, [stamp(row, clock.device) for row in rows])

@@ -88,11 +88,7 @@ class StepBench:
         for name, timing in timings.items():
             rows[name] = replace(
                 rows[name],
-                status=timing.status,
-                ms=timing.median,
-                ms_low=timing.quantile(0.2),
-                ms_high=timing.quantile(0.8),
-                repeats=len(timing.samples),
+                **timing.columns(),
                 config=rows[name].config | paired(timing, timings.get("floor")),
             )
         return list(rows.values())
