@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import Config
-from ..privacy.engine import Participant, TrainingReport
+from ..privacy.engine import Participant
 from ..privacy.optim import Moments, lr_factor
+from ..privacy.training_report import TrainingReport
 from .experiment import Experiment
 from .strategies import ServerState
 
@@ -62,21 +64,40 @@ def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
     return Cohort([everyone[i] for i in able], [int(steps[i]) for i in able], [bool(arrives[i]) for i in able])
 
 
+@dataclass(frozen=True)
+class LocalWork:
+    """What a run has its cohort do in a round: train ``rows [C,P]``, which change in place."""
+
+    experiment: Experiment
+    server: ServerState
+    cohort: Cohort
+    rows: Tensor
+
+
 def train_cohort(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> TrainingReport:
     """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another.
 
     Moments that outlive rounds are kept among the server's tensors, one row a client of the federation.
     """
+    return train_cohorts([LocalWork(experiment, server, cohort, rows)])[0]
+
+
+def train_cohorts(work: Sequence[LocalWork]) -> list[TrainingReport]:
+    """Local training of the cohorts of several runs on one engine, in the same round of each: as one large cohort.
+
+    Returns:
+        one report a run.
+    """
+    experiment, server = work[0].experiment, work[0].server
     federation, optimizer = experiment.config.federation, experiment.config.optimizer
-    everyone = torch.tensor(cohort.ids)
-    moments = _kept_moments(experiment, server.tensors, rows) if optimizer.keep_moments else None
-    own = None if moments is None else moments.rows(everyone)
+    cohort = Cohort(*([each for one in work for each in getattr(one.cohort, f.name)] for f in fields(Cohort)))
+    rows = work[0].rows if len(work) == 1 else torch.cat([one.rows for one in work])
     anchor = rows.clone() if federation.prox_mu else None
+    own = Moments.stacked([_own_moments(one) for one in work])
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    mask = experiment.strategy.mask(server, cohort.ids)
-    report = TrainingReport()
-    own = own or Moments.zeros(optimizer, len(cohort), rows.shape[1], rows.device)
+    masks = [one.experiment.strategy.mask(one.server, one.cohort.ids) for one in work]
+    report = TrainingReport.of(len(cohort))
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(cohort))):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, own) if is_all else (rows[index], own.rows(index))
@@ -89,16 +110,19 @@ def train_cohort(experiment: Experiment, server: ServerState, cohort: Cohort, ro
                 mu=federation.prox_mu,
                 moments=part_moments,
                 lr_factors=factors[begin:end],
-                mask=None if mask is None else mask[index].to(rows.device),
-            )
+                mask=None if masks[0] is None else torch.cat(masks)[index].to(rows.device),
+            ),
+            index,
         )
         if not is_all:
             rows[index] = part
             own.put_(index, part_moments)
-    if moments is not None:
-        moments.put_(everyone, own)
-        server.tensors |= {_MOMENTS + name: value for name, value in moments.tensors().items()}
-    return report
+    ends = list(accumulate((len(one.cohort) for one in work), initial=0))
+    for one, begin, end in zip(work, ends, ends[1:], strict=False):
+        one.rows.copy_(rows[begin:end])
+        if optimizer.keep_moments:
+            _keep_moments(one, own.rows(torch.arange(begin, end)))
+    return [report.part(begin, end) for begin, end in pairwise(ends)]
 
 
 def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
@@ -130,11 +154,27 @@ def _groups(cohort: Cohort, one_pass: bool) -> list[tuple[Tensor, int, int]]:
     return groups
 
 
-def _kept_moments(experiment: Experiment, tensors: dict[str, Tensor], rows: Tensor) -> Moments:
+def _own_moments(work: LocalWork) -> Moments:
+    """The moments that the cohort's rows start from: fresh ones, unless they outlive rounds."""
+    optimizer, rows = work.experiment.config.optimizer, work.rows
+    if not optimizer.keep_moments:
+        return Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
+    return _kept_moments(work).rows(torch.tensor(work.cohort.ids, dtype=torch.int64))
+
+
+def _keep_moments(work: LocalWork, rows: Moments) -> None:
+    everyone = _kept_moments(work)
+    everyone.put_(torch.tensor(work.cohort.ids, dtype=torch.int64), rows)
+    work.server.tensors |= {_MOMENTS + name: value for name, value in everyone.tensors().items()}
+
+
+def _kept_moments(work: LocalWork) -> Moments:
+    """Of all clients of the federation, drawn or not."""
+    tensors, rows, config = work.server.tensors, work.rows, work.experiment.config
     kept = {n.removeprefix(_MOMENTS): value for n, value in tensors.items() if n.startswith(_MOMENTS)}
     if kept:
         return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
-    return Moments.zeros(experiment.config.optimizer, experiment.strategy.clients, rows.shape[1], rows.device)
+    return Moments.zeros(config.optimizer, work.experiment.strategy.clients, rows.shape[1], rows.device)
 
 
 def _faults(config: Config, round_number: int, clients: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..environment import describe_environment
 from ..plain import rounded_up
-from ..privacy.engine import TrainingReport
 from ..privacy.statement import PrivacyStatement
+from ..privacy.training_report import TrainingReport
 from .experiment import Experiment
 from .strategies import ServerState
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,68 @@ from tqdm import tqdm
 from ..adapters import CheckpointError
 from ..config import Config
 from ..evaluation import evaluate_answers, evaluate_examples
-from ..privacy.engine import TrainingReport
+from ..privacy.training_report import TrainingReport
 from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
-from .cohort import client_weights, draw_cohort, train_cohort
+from .cohort import LocalWork, client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build, evaluation_split
 from .records import metrics_row
 from .run_folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, finish_folder, open_folder, write_rows
 from .strategies import ServerState
+
+
+@dataclass
+class Run:
+    """A run in progress: what it is made of, where it stands, its folder, and the rows of ``metrics.jsonl``."""
+
+    experiment: Experiment
+    server: ServerState
+    folder: Path
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
+        """Begins a run, or continues it after the last completed round.
+
+        Raises:
+            CheckpointError, LedgerMismatch: nothing that this run can continue from.
+        """
+        config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
+        is_secure = config.privacy.noise == "secure"
+        if resume and checkpoint.exists():
+            load_checkpoint(
+                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
+            )
+        if resume and is_secure:
+            resume_ledgers(folder / LEDGERS, experiment.ledgers)
+        open_folder(experiment, folder)
+        if is_secure:
+            experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
+        return cls(experiment, server, folder, completed_rows(folder, server.round))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rounds are done, or no budget allows another."""
+        return self.server.round >= self.experiment.config.federation.rounds or _is_spent(self.experiment, self.server)
+
+    def complete_round(self, row: dict[str, Any]) -> None:
+        """Writes down a round that was run."""
+        experiment = self.experiment
+        self.rows.append(row)
+        # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
+        write_rows(self.folder, self.rows)
+        save_checkpoint(
+            self.folder / CHECKPOINT, experiment.config, self.server, experiment.participants, experiment.ledgers,
+            experiment.client_level,
+        )  # fmt: skip
+
+    def finish(self) -> RunResult:
+        """Writes down everything else, after the last round."""
+        rows = self.rows
+        if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
+            rows[-1]["metrics"] = evaluate_views(self.experiment, self.server)
+            write_rows(self.folder, rows)
+        self.experiment.strategy.export(self.server)
+        return finish_folder(self.experiment, self.folder, rows)
 
 
 def simulate(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:
@@ -37,74 +93,93 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         ConfigError, DataError, PartitionError: before anything is written. CheckpointError, LedgerMismatch: nothing to
         resume, or something else. KeyboardInterrupt leaves the last completed round on disk.
     """
-    checkpoint = folder / CHECKPOINT
-    is_secure = config.privacy.noise == "secure"
-    if not resume and (checkpoint.exists() or (folder / LEDGERS).exists()):
-        raise CheckpointError(
-            f"{folder} holds a run already; continue it with resume (--resume), or choose another folder"
-        )
-    experiment = build(config)
-    server = experiment.strategy.begin()
-    if resume and checkpoint.exists():
-        load_checkpoint(
-            checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
-        )
-    if resume and is_secure:
-        resume_ledgers(folder / LEDGERS, experiment.ledgers)
-    open_folder(experiment, folder)
-    if is_secure:
-        experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
-    rows = completed_rows(folder, server.round)
+    check_unused(folder, resume)
+    run = Run.open(build(config), folder, resume)
     with tqdm(
         total=config.federation.rounds,
-        initial=server.round,
+        initial=run.server.round,
         desc=config.federation.strategy,
         unit="round",
         disable=not progress,
     ) as bar:
-        while server.round < config.federation.rounds and not _is_spent(experiment, server):
-            row = run_round(experiment, server)
-            rows.append(row)
-            # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
-            write_rows(folder, rows)
-            save_checkpoint(
-                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
-            )
+        while not run.is_over:
+            row = run_round(run.experiment, run.server)
+            run.complete_round(row)
             bar.set_postfix(
                 {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")} | {"ε": row["epsilon"]}
             )
             bar.update()
-    if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
-        rows[-1]["metrics"] = evaluate_views(experiment, server)
-        write_rows(folder, rows)
-    experiment.strategy.export(server)
-    return finish_folder(experiment, folder, rows)
+    return run.finish()
+
+
+def check_unused(folder: Path, resume: bool) -> None:
+    """Refuses a folder that holds a run, unless that is to be continued.
+
+    Raises:
+        CheckpointError: with the remedy.
+    """
+    if not resume and ((folder / CHECKPOINT).exists() or (folder / LEDGERS).exists()):
+        raise CheckpointError(
+            f"{folder} holds a run already; continue it with resume (--resume), or choose another folder"
+        )
+
+
+@dataclass
+class OpenRound:
+    """A communication round whose clients have been drawn and sent their rows, before they train.
+
+    Attributes:
+        work: what they are to train. bytes_up, bytes_down: what travels.
+    """
+
+    work: LocalWork
+    bytes_up: int
+    bytes_down: int
+
+    @classmethod
+    def begin(cls, experiment: Experiment, server: ServerState) -> OpenRound:
+        """Draws the cohort and brings the model to where the round starts."""
+        strategy = experiment.strategy
+        cohort = draw_cohort(experiment, server.round)
+        strategy.begin_round(server)
+        rows = strategy.start(server, cohort.ids)
+        down = strategy.bytes_down(server, cohort.ids)
+        up = sum(strategy.bytes_up(c) for c, arrives in zip(cohort.ids, cohort.arrives, strict=True) if arrives)
+        return cls(LocalWork(experiment, server, cohort, rows), up, down)
+
+    def end(self, report: TrainingReport, seconds: float) -> dict[str, Any]:
+        """Aggregates and evaluates; changes the server's state and returns the row of ``metrics.jsonl``.
+
+        Args:
+            report: of the cohort's training.
+            seconds: what the round took until now.
+        """
+        started = time.perf_counter()
+        experiment, server, cohort, rows = self.work.experiment, self.work.server, self.work.cohort, self.work.rows
+        config, strategy = experiment.config, experiment.strategy
+        finite = rows.isfinite().all(1).tolist()
+        kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
+        report.rejected = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
+        report.dropped = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
+        gap = 0.0
+        if kept or experiment.client_level is not None:
+            clients = [cohort.clients[i] for i in kept]
+            weights = client_weights(clients, config)
+            gap = strategy.aggregate(server, [p.client_id for p in clients], rows[kept], weights)
+        server.round += 1
+        metrics = {}
+        if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
+            metrics = evaluate_views(experiment, server)
+        seconds += time.perf_counter() - started
+        return metrics_row(experiment, server, report, metrics, gap, seconds, self.bytes_up, self.bytes_down)
 
 
 def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
     """One communication round; changes ``server`` and returns the row of ``metrics.jsonl``."""
     started = time.perf_counter()
-    config, strategy = experiment.config, experiment.strategy
-    cohort = draw_cohort(experiment, server.round)
-    strategy.begin_round(server)
-    rows = strategy.start(server, cohort.ids)
-    down = strategy.bytes_down(server, cohort.ids)
-    up = sum(strategy.bytes_up(c) for c, arrives in zip(cohort.ids, cohort.arrives, strict=True) if arrives)
-    report = train_cohort(experiment, server, cohort, rows) if len(cohort) else TrainingReport()
-    finite = rows.isfinite().all(1).tolist()
-    kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
-    report.rejected = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
-    report.dropped = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
-    gap = 0.0
-    if kept or experiment.client_level is not None:
-        clients = [cohort.clients[i] for i in kept]
-        gap = strategy.aggregate(server, [p.client_id for p in clients], rows[kept], client_weights(clients, config))
-    server.round += 1
-    metrics = {}
-    if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
-        metrics = evaluate_views(experiment, server)
-    seconds = time.perf_counter() - started
-    return metrics_row(experiment, server, report, metrics, gap, seconds, up, down)
+    opened = OpenRound.begin(experiment, server)
+    report = train_cohort(experiment, server, opened.work.cohort, opened.work.rows)
+    return opened.end(report, time.perf_counter() - started)
 
 
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:

@@ -62,7 +62,8 @@ def check_cohort(cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: 
         privacy: the engine's configuration.
         seeded: noise is a function of client and step: a step that was taken must not be taken again.
     """
-    repeated = [client_id for client_id, times in Counter(p.client_id for p in cohort).items() if times > 1]
+    ids = Counter((p.run if seeded else 0, p.client_id) for p in cohort)
+    repeated = [client_id for (_, client_id), times in ids.items() if times > 1]
     if repeated:
         raise ValueError(
             f"client_id={repeated[0]} is in the cohort more than once: rows of one id would get the same noise, and "

@@ -40,6 +40,7 @@ from .parallel import Workers, check_same_state
 from .probe import check_independence, check_losses, check_losses_independence
 from .sampling import Draw, SeededDraw, packed_batches, physical_batches, shuffled_batches
 from .token_budget import token_budget
+from .training_report import TrainingReport
 
 
 class Data(Protocol):
@@ -64,6 +65,8 @@ class Participant:
         lr: its learning rate, where it differs from the configuration's.
         max_grad_norm: its clipping norm, likewise.
         adaptive: the policy that moves its clipping norm after each step; None keeps the norm.
+        run: which of several simulated runs it belongs to, where these train on one engine: a client that takes part in
+            two of them draws the same samples and the same noise in both, as it would if they were trained apart.
     """
 
     client_id: int
@@ -73,59 +76,7 @@ class Participant:
     lr: float | None = None
     max_grad_norm: float | None = None
     adaptive: AdaptiveQuantileClipping | None = None
-
-
-@dataclass
-class TrainingReport:
-    """What happened in a call of :meth:`Engine.train`; numbers marked private are computed on private data without
-    noise.
-
-    Attributes:
-        samples: samples passed through the model.
-        tokens, padded_tokens: their tokens, without and with padding.
-        nonfinite: samples whose gradient held NaN or Inf and contributed zero (private).
-        losses, norms: of the samples of the last logical step, float64 (private); norms are empty without privacy.
-        above: how many of those norms were above the clipping norm (private).
-        rejected: clients whose row came back with NaN or Inf and was left out.
-        dropped: clients that vanished before their row arrived; they have spent the steps they took.
-    """
-
-    samples: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    nonfinite: int = 0
-    losses: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    norms: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    above: int = 0
-    rejected: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-
-    def add(self, other: TrainingReport) -> None:
-        """What other clients did, trained after these: counts add up, and so do the samples of the last steps."""
-        for name in ("samples", "tokens", "padded_tokens", "nonfinite", "above"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.losses = torch.cat([self.losses, other.losses])
-        self.norms = torch.cat([self.norms, other.norms])
-
-    @property
-    def loss(self) -> float:
-        """Mean training loss of the last logical step; NaN without samples."""
-        return float(self.losses.mean()) if len(self.losses) else math.nan
-
-    @property
-    def median_norm(self) -> float:
-        """Median gradient norm of the last logical step; NaN without privacy or samples."""
-        return float(self.norms.median()) if len(self.norms) else math.nan
-
-    @property
-    def clipped(self) -> float:
-        """Share of the last logical step's gradients whose norm was above the clipping norm."""
-        return self.above / len(self.norms) if len(self.norms) else 0.0
-
-    @property
-    def padding(self) -> float:
-        """Share of the computed tokens that were padding."""
-        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+    run: int = 0
 
 
 @dataclass
@@ -225,7 +176,7 @@ class Engine:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = _LogicalStep(self, cohort, state, anchor, mu, moments, mask)
-        report = TrainingReport()
+        report = TrainingReport.of(len(cohort))
         for number in range(steps):
             step.run(report, 1.0 if lr_factors is None else lr_factors[number])
             if on_step is not None:
@@ -337,7 +288,7 @@ class _LogicalStep:
         self._adapt_clipping(torch.cat(norms), np.concatenate(rows))
         for participant in self.cohort:
             participant.steps_taken += 1
-        report.samples += len(samples)
+        report.samples_by_row += torch.tensor([len(d) for d in drawn])
         report.tokens += plan.tokens
         report.padded_tokens += plan.padded_tokens
 
@@ -363,7 +314,9 @@ class _LogicalStep:
     def _accumulate(
         self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """One physical batch: forward, backward, clip, add to the clients' sums. Returns losses and norms."""
+        """One physical batch: forward, backward, clip, add to the clients' sums. Returns losses ``[S]`` and norms
+        ``[S]``: without privacy, those of the sums that the samples went into.
+        """
         engine = self.engine
         inputs, targets = engine.data.collate(samples)
         check_batch(inputs, targets, len(samples))
@@ -409,7 +362,10 @@ class _LogicalStep:
             squares=squares if groups > 1 else squares.sum(1, keepdim=True),
             mode="automatic" if engine.private and engine.privacy.clipping == "automatic" else "flat",
         )
-        return losses.detach(), norms.square().sum(1).sqrt()
+        norms = norms.square().sum(1).sqrt()
+        if not engine.private:
+            norms = norms.cpu().repeat_interleave(torch.as_tensor(counts))
+        return losses.detach(), norms
 
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
@@ -473,13 +429,12 @@ class _LogicalStep:
 
     def _describe(self, report: TrainingReport, losses: list[Tensor], norms: Tensor, rows: np.ndarray) -> None:
         """The last step's losses and norms, against the clipping norms that it used."""
-        finite = norms.isfinite()
-        report.nonfinite += int((~finite).sum())
+        report.rows = torch.from_numpy(rows)
+        report.nonfinite_by_row += torch.bincount(report.rows[~norms.isfinite()], minlength=len(self.cohort))
         report.losses = torch.cat([torch.empty(0), *(loss.cpu() for loss in losses)]).double()
         if self.engine.private:
             limits = torch.tensor([_max_grad_norm(p, self.engine.privacy) for p in self.cohort]).double()
-            report.norms = norms[finite]
-            report.above = int((norms > limits[torch.from_numpy(rows)])[finite].sum())
+            report.norms, report.above = norms, norms > limits[report.rows]
 
 
 def _noise_std(participant: Participant, max_grad_norm: float) -> float:

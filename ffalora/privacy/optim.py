@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,12 @@ class Moments:
     def tensors(self) -> dict[str, Tensor]:
         """What is there, by name (for checkpoints)."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Moments]) -> Moments:
+        """The rows of all parts, one below the other."""
+        names = parts[0].tensors()
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def rows(self, index: Tensor) -> Moments:
         """A copy of some clients' rows, int64 ``index``."""

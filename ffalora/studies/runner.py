@@ -1,7 +1,8 @@
 """Runs a study cell by cell: values are chosen on the validation split, then every seed is run and its results kept.
 
 A cell is a run folder of ``ffalora simulate``. What is finished is never run again, and what was interrupted goes on
-after its last completed round.
+after its last completed round. Cells that differ in nothing but values of a client's row (learning rate, clipping norm,
+noise) train together, where the method allows it; not where a study counts costs, for their time is shared.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tqdm import tqdm
 
 from ..atomic import write_atomically
 from ..config import ConfigError
-from ..federated.run_folder import CHECKPOINT, SUMMARY
-from ..federated.simulate import simulate
+from ..federated.run_folder import SUMMARY
+from ..federated.together import shared_setting, simulate_together
 from ..plain import restored, to_json
 from .claims import Values, Verdict, judge
 from .costs import step_costs
@@ -89,12 +90,10 @@ def run_study(grid: Grid, folder: Path, resume: bool = False, progress: bool = T
     with tqdm(total=total, desc=f"{grid.name} ({grid.scale}, {grid.size})", unit="run", disable=not progress) as bar:
         for key, cells in tuning.items():
             if len(cells) > 1:
-                result.tuning += [_run_cell(grid, cell, folder / "tuning", bar) for cell in cells]
+                result.tuning += _run_cells(grid, cells, folder / "tuning", bar)
                 write_atomically(folder / TUNING, to_csv(result.tuning).encode())
             result.chosen[key] = _best(cells, result.tuning, grid.study.metric)
-        for cell in grid.verdict_cells(result.chosen):
-            result.results.append(_run_cell(grid, cell, folder / "runs", bar))
-            write_atomically(folder / RESULTS, to_csv(result.results).encode())
+        result.results = _run_cells(grid, grid.verdict_cells(result.chosen), folder / "runs", bar, folder / RESULTS)
     return result
 
 
@@ -125,13 +124,31 @@ def read_csv(path: Path, tried: Mapping[str, Mapping[str, Any]]) -> list[CellRes
     return found
 
 
-def _run_cell(grid: Grid, cell: Cell, folder: Path, bar: tqdm) -> CellResult:
-    """The cell's numbers: from its summary where it is finished, else by running what is missing."""
+def _run_cells(
+    grid: Grid, cells: Sequence[Cell], folder: Path, bar: tqdm, table: Path | None = None
+) -> list[CellResult]:
+    """Runs what is missing of the cells, those together that can be; ``table`` holds at any time what is finished."""
+    found = {cell: _finished(grid, cell, folder) for cell in cells if (folder / cell.place / SUMMARY).exists()}
+    bar.update(len(found))
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell not in found:
+            shared = None if grid.study.counts_costs else shared_setting(grid.config(cell))
+            groups.setdefault(shared or cell.place, []).append(cell)
+    for group in groups.values():
+        first, others = group[0], f" and {len(group) - 1} more" if group[1:] else ""
+        bar.set_postfix_str(f"{first.method}, {first.condition}, seed {first.seed}{others}")
+        simulate_together({folder / cell.place: grid.config(cell) for cell in group}, resume=True)
+        bar.update(len(group))
+        found |= {cell: _finished(grid, cell, folder) for cell in group}
+        if table is not None:
+            write_atomically(table, to_csv([found[cell] for cell in cells if cell in found]).encode())
+    return [found[cell] for cell in cells]
+
+
+def _finished(grid: Grid, cell: Cell, folder: Path) -> CellResult:
+    """The numbers of a cell that was run, from its summary."""
     place = folder / cell.place
-    if not (place / SUMMARY).exists():
-        bar.set_postfix_str(f"{cell.method}, {cell.condition}, seed {cell.seed}")
-        simulate(grid.config(cell), place, resume=(place / CHECKPOINT).exists(), progress=False)
-    bar.update()
     summary = restored(json.loads((place / SUMMARY).read_text(encoding="utf-8")))
     numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS}
     if summary["epsilon"] is not None:

@@ -14,8 +14,9 @@ from ffalora.config import PrivacyConfig
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.arena import GradientMissing
 from ffalora.privacy.clipping import AdaptiveQuantileClipping
-from ffalora.privacy.engine import Participant, TrainingReport
+from ffalora.privacy.engine import Participant
 from ffalora.privacy.probe import SamplesNotIndependent
+from ffalora.privacy.training_report import TrainingReport
 
 
 class _PlainAdapter(nn.Module):
@@ -314,9 +315,9 @@ def test_adapter_dropout_changes_training_and_not_evaluation():
 def test_the_report_covers_every_client_however_they_were_trained():
     engine, adapters = tiny_engine()
     together = engine.train(participants(3), adapters.state().repeat(3, 1), steps=1)
-    apart = TrainingReport()
-    for client in participants(3):
-        apart.add(engine.train([client], adapters.state()[None], steps=1))
+    apart = TrainingReport.of(3)
+    for row, client in enumerate(participants(3)):
+        apart.add(engine.train([client], adapters.state()[None], steps=1), [row])
     assert together.loss == pytest.approx(apart.loss, rel=1e-5)
     assert together.median_norm == pytest.approx(apart.median_norm, rel=1e-5)
     assert (together.clipped, together.samples) == (pytest.approx(apart.clipped), apart.samples)

@@ -2,8 +2,10 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from ffalora.config import Config
 from ffalora.federated.run_folder import CHECKPOINT, SUMMARY
 from ffalora.studies.grid import Grid
 from ffalora.studies.study import Study
@@ -43,7 +45,7 @@ def small_grid(base=None, **changes) -> Grid:
 
 
 class Trainer:
-    """Stands in for ``simulate``: writes a run's summary and counts the runs of each folder.
+    """Stands in for ``simulate_together``: writes a run's summary and counts the runs of each folder.
 
     Accuracy is highest at learning rate 2, and falls with fewer local steps; ``stop_at`` is the run that Ctrl-C ends.
     """
@@ -51,14 +53,18 @@ class Trainer:
     def __init__(self, stop_at: int = 0):
         self.stop_at, self.runs, self.configs = stop_at, Counter(), {}
 
-    def __call__(self, config, folder: Path, resume: bool = False, progress: bool = True) -> None:
+    def __call__(self, configs: Mapping[Path, Config], resume: bool = False) -> None:
+        for folder, config in configs.items():
+            self._run(config, folder, resume)
+
+    def _run(self, config: Config, folder: Path, resume: bool) -> None:
         self.runs[folder] += 1
         self.configs[folder] = config
         if self.stop_at and sum(self.runs.values()) == self.stop_at:
             (folder / CHECKPOINT).parent.mkdir(parents=True)
             (folder / CHECKPOINT).write_text("a round")
             raise KeyboardInterrupt
-        assert resume == (folder / CHECKPOINT).exists(), "a run that was interrupted has to go on, a new one to begin"
+        assert resume or not (folder / CHECKPOINT).exists(), "a run that was interrupted has to go on"
         folder.mkdir(parents=True, exist_ok=True)
         off = abs(config.optimizer.lr - 2) if config.federation.strategy == "lora" else 0
         accuracy = 0.7 + 0.01 * config.federation.local_steps + 0.001 * (config.seed % 7) - 0.02 * off

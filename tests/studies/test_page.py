@@ -36,7 +36,7 @@ def study(tmp_path_factory):
 def small(tmp_path_factory):
     """The small grid, as the runner leaves it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "simulate", Trainer())
+        patch.setattr(runner, "simulate_together", Trainer())
         return run_study(small_grid(), tmp_path_factory.mktemp("small") / "study", progress=False)
 
 
@@ -93,7 +93,7 @@ def test_costs_that_differ_by_condition_are_averaged(study):
 
 
 def test_a_page_of_the_tables_alone_differs_from_that_of_the_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "simulate", Trainer())
+    monkeypatch.setattr(runner, "simulate_together", Trainer())
     result = run_study(load_grid("heterogeneity", "laptop", "smoke"), tmp_path / "study", progress=False)
     run, stored = study_page(result), study_page(read_study(result.folder))
     assert (run.asked, run.findings, run.tables, run.details) == (
@@ -191,7 +191,7 @@ def test_numbers_are_written_otherwise_than_people_write_them():
 
 
 def test_the_command_line_ends_without_table_verdicts_or_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "simulate", Trainer())
+    monkeypatch.setattr(runner, "simulate_together", Trainer())
     folder = tmp_path / "study"
     words = ["heterogeneity", "--output", str(folder), "--no-progress", "--seeds", "3"]
     done = CliRunner().invoke(command, words)
@@ -204,10 +204,10 @@ def test_the_command_line_ends_without_table_verdicts_or_page(tmp_path, monkeypa
 
 
 def test_an_interrupted_study_does_not_say_how_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "simulate", Trainer(stop_at=3))
+    monkeypatch.setattr(runner, "simulate_together", Trainer(stop_at=3))
     words = ["heterogeneity", "--output", str(tmp_path / "s"), "--no-progress", "--federation.rounds", "2"]
     stopped = CliRunner().invoke(command, words)
     assert stopped.exit_code == 130
     (again,) = re.findall(r"^  ffalora study (.*)$", stopped.output, re.MULTILINE)
-    monkeypatch.setattr(runner, "simulate", Trainer())
+    monkeypatch.setattr(runner, "simulate_together", Trainer())
     assert CliRunner().invoke(command, [*shlex.split(again), "--no-progress"]).exit_code == 0

@@ -25,7 +25,7 @@ RUNS = 2 * 3 * 2 + 2 * 3  # methods, conditions, seeds; and LoRA's three learnin
 @pytest.fixture
 def trainer(monkeypatch):
     made = Trainer()
-    monkeypatch.setattr(runner, "simulate", made)
+    monkeypatch.setattr(runner, "simulate_together", made)
     return made
 
 
@@ -65,10 +65,10 @@ def test_of_two_equally_accurate_values_the_one_with_the_higher_loss_is_chosen(t
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 7, RUNS - 1])
 def test_an_interrupted_study_runs_something_twice_or_never(stop_at, tmp_path, monkeypatch):
     first, second = Trainer(stop_at), Trainer()
-    monkeypatch.setattr(runner, "simulate", first)
+    monkeypatch.setattr(runner, "simulate_together", first)
     with pytest.raises(KeyboardInterrupt):
         run_study(small_grid(), tmp_path / "study", progress=False)
-    monkeypatch.setattr(runner, "simulate", second)
+    monkeypatch.setattr(runner, "simulate_together", second)
     resumed = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
     twice = {folder for folder in first.runs if folder in second.runs}
     assert len(twice) == 1, "only the run that was interrupted goes on"
@@ -138,22 +138,24 @@ def test_a_real_study_that_is_interrupted_in_a_round_trains_a_round_twice_or_end
     grid = small_grid(
         base, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale}
     )  # fmt: skip
-    real, rounds = training.run_round, []
+    real, rounds = training.OpenRound.end, []
 
-    def run_round(experiment, server):
+    def end(opened, report, seconds):
+        """The second of two runs that train together is interrupted in its second round."""
+        config = opened.work.experiment.config
         if len(rounds) == 3:
             rounds.append(None)
             raise KeyboardInterrupt
-        rounds.append((experiment.config.optimizer.lr, experiment.config.seed, server.round))
-        return real(experiment, server)
+        rounds.append((config.optimizer.lr, config.seed, opened.work.server.round))
+        return real(opened, report, seconds)
 
-    monkeypatch.setattr(training, "run_round", run_round)
+    monkeypatch.setattr(training.OpenRound, "end", end)
     with pytest.raises(KeyboardInterrupt):
         run_study(grid, tmp_path / "study", progress=False)
     resumed = run_study(grid, tmp_path / "study", resume=True, progress=False)
     trained = [each for each in rounds if each is not None]
     assert len(trained) == len(set(trained)) == 3 * 2, "two runs that choose and one that is reported, two rounds each"
-    monkeypatch.setattr(training, "run_round", real)
+    monkeypatch.setattr(training.OpenRound, "end", real)
     whole = run_study(grid, tmp_path / "whole", progress=False)
     assert resumed.values() == whole.values() and resumed.values("loss") == whole.values("loss")
     assert resumed.chosen == whole.chosen

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import Config, ConfigError
 from ...plain import rounded_up
-from ...privacy.engine import TrainingReport
+from ...privacy.training_report import TrainingReport
 from ..experiment import Experiment
 from ..records import metrics_row
 from ..simulate import evaluate_views

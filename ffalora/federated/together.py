@@ -1,0 +1,101 @@
+"""Several runs of one method on one model: what differs between them is in the clients' rows alone, so that a step of
+all is one pass.
+
+Runs of FFA-LoRA with one seed share the base, the frozen ``a``, the partition, the samples of every step and the noise.
+Learning rate, clipping norm and noise multiplier belong to a client's row (``Participant``), so runs that differ in
+these are more rows of one cohort. Each ends as it would have ended alone, to rounding: the factors of the other rows
+do not enter a row's gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import Config
+from .checks import find_strategy
+from .cohort import train_cohorts
+from .experiment import Experiment, build, make_participants
+from .run_folder import RunResult
+from .simulate import OpenRound, Run, check_unused, simulate
+
+#: Sections and keys that belong to a client's row.
+_OF_A_ROW = {"optimizer": {"lr"}, "privacy": {"max_grad_norm", "target_epsilon", "noise_multiplier"}}
+
+
+def shared_setting(config: Config) -> str | None:
+    """What runs have in common that can be trained together: equal strings can. None for a run that has to be alone.
+
+    These are methods whose rounds move nothing but the rows of ``b`` (or of a core): a trained ``a``, a base weight
+    that the server adds to, or a factor that it replaces, would differ between the runs. Secure noise and client-level
+    privacy keep one ledger file a run; dropout masks depend on the whole batch.
+    """
+    strategy, privacy = find_strategy(config.federation.strategy), config.privacy
+    moves_rows_only = strategy.trained in ("b", "core") and not strategy.kept
+    is_secure = privacy.unit != "none" and privacy.noise == "secure"
+    if not moves_rows_only or is_secure or privacy.unit == "client" or config.adapter.dropout:
+        return None
+    return json.dumps(config.model_dump(mode="json", exclude=_OF_A_ROW), sort_keys=True)
+
+
+def simulate_together(configs: Mapping[Path, Config], resume: bool = False) -> list[RunResult]:
+    """Runs of one :func:`shared_setting`, each in a folder of its own, as :func:`simulate` would leave it.
+
+    All of them take each round together; ``federation.one_pass`` says whether in one pass (``auto``: where single
+    batches would be small). The seconds of a round are divided among them. A single run may have any configuration.
+
+    Args:
+        configs: by folder.
+        resume: continue those that have begun, each after its last completed round; those that are behind train first.
+
+    Raises:
+        ValueError: their settings differ. All that :func:`simulate` raises.
+    """
+    (folder, first), *others = configs.items()
+    if not others:
+        return [simulate(first, folder, resume, progress=False)]
+    shared = shared_setting(first)
+    apart = [str(path) for path, config in configs.items() if shared is None or shared_setting(config) != shared]
+    if apart:
+        raise ValueError(
+            f"configs: {', '.join(apart)} cannot be trained together with {folder}: only runs of a method that trains "
+            f"b alone, which differ in nothing but {_names()}, can; simulate them one by one"
+        )
+    for path in configs:
+        check_unused(path, resume)
+    experiment = build(first)
+    runs = [
+        Run.open(_member(experiment, config, number), path, resume)
+        for number, (path, config) in enumerate(configs.items())
+    ]
+    while going := [run for run in runs if not run.is_over]:
+        behind = min(run.server.round for run in going)
+        _round([run for run in going if run.server.round == behind])
+    return [run.finish() for run in runs]
+
+
+def _member(experiment: Experiment, config: Config, number: int) -> Experiment:
+    """One run's view of what all share: its own configuration, and clients that carry its values."""
+    participants = make_participants(config, experiment.partition, experiment.train)
+    for participant in participants:
+        participant.run = number
+        participant.lr, participant.max_grad_norm = config.optimizer.lr, config.privacy.max_grad_norm
+    return replace(experiment, config=config, participants=participants)
+
+
+def _round(runs: Sequence[Run]) -> None:
+    """One communication round of every run."""
+    started = time.perf_counter()
+    opened = [OpenRound.begin(run.experiment, run.server) for run in runs]
+    reports = train_cohorts([one.work for one in opened])
+    seconds = (time.perf_counter() - started) / len(runs)
+    for run, one, report in zip(runs, opened, reports, strict=True):
+        run.experiment.strategy.begin_round(run.server)  # the model is where the last of them began
+        run.complete_round(one.end(report, seconds))
+
+
+def _names() -> str:
+    return ", ".join(f"{section}.{key}" for section, keys in _OF_A_ROW.items() for key in sorted(keys))
