@@ -5,9 +5,9 @@
 Sections: 'equal' (all providers on the same shapes, over the floor: forward pass and input gradients of the frozen
 model without adapters), 'job' (the same private training job; rivals as their users run them, and once more given this
 package's number format and attention), 'ablation' (our own features switched on one by one, then each switched off),
-'cohort' (all clients in one pass or one after another), 'rss' (peak resident memory, every provider in a process of
-its own). Rivals take turns step by step in one process; times are medians with 20% and 80% quantiles. The machine
-should do nothing else.
+'cohort' (all clients in one pass or one after another), 'runs' (whole runs of a study, likewise), 'rss' (peak
+resident memory, every provider in a process of its own). Rivals take turns step by step in one process; times are
+medians with 20% and 80% quantiles. The machine should do nothing else.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from peft_steps import peft
 from provider import Factory, Provider, given
 from record import FAILED, OK, Row
 from report import short_table
+from run_bench import gain_together, measure_runs
 from session import Session, add_options, check_results, exit_status, measure_steps, open_session, run_sections
 from workload import Workload
 
-SECTIONS = ("device", "gate", "equal", "job", "ablation", "cohort", "rss", "plots")
+SECTIONS = ("device", "gate", "equal", "job", "ablation", "cohort", "runs", "rss", "plots")
 FP32, BF16 = torch.float32, torch.bfloat16
 HOOKS = "opacus hooks, a frozen"
 
@@ -190,7 +191,8 @@ def draw_plots(session: Session) -> None:
 
 RUN: dict[str, Callable[[Session], None]] = {
     "device": measure_device, "gate": check_results, "equal": measure_equal, "job": measure_job,
-    "ablation": measure_ablation, "cohort": measure_cohort, "rss": measure_rss, "plots": draw_plots,
+    "ablation": measure_ablation, "cohort": measure_cohort, "runs": measure_runs, "rss": measure_rss,
+    "plots": draw_plots,
 }  # fmt: skip
 
 
@@ -214,6 +216,8 @@ def ratios(rows: list[Row]) -> str:
         elif section == "cohort" and len(found) == 2:
             gain = found["ours, one after another"].ms / found["ours, one pass"].ms
             lines.append(f"{case}: one after another takes {gain:.2f} times as long as one pass")
+        elif section == "runs" and len(found) == 2:
+            lines.append(f"{case}: one run after another takes {gain_together(found):.2f} times as long as together")
         elif section == "rss":
             lines += [f"{case}: {name} peaks at {row.peak_mib:.0f} MiB resident" for name, row in found.items()]
     return "\n".join(lines)
