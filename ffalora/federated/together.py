@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .checks import find_strategy
 from .cohort import train_cohorts
 from .experiment import Experiment, build, make_participants
 from .run_folder import RunResult
-from .simulate import OpenRound, Run, check_unused, simulate
+from .simulate import OpenRound, Run, check_unused, run_round
 
 #: Sections and keys that belong to a client's row.
 _OF_A_ROW = {"optimizer": {"lr"}, "privacy": {"max_grad_norm", "target_epsilon", "noise_multiplier"}}
@@ -41,8 +41,10 @@ def shared_setting(config: Config) -> str | None:
     return json.dumps(config.model_dump(mode="json", exclude=_OF_A_ROW), sort_keys=True)
 
 
-def simulate_together(configs: Mapping[Path, Config], resume: bool = False) -> list[RunResult]:
-    """Runs of one :func:`shared_setting`, each in a folder of its own, as :func:`simulate` would leave it.
+def simulate_together(
+    configs: Mapping[Path, Config], resume: bool = False, on_rounds: Callable[[int], None] = lambda rounds: None
+) -> list[RunResult]:
+    """Runs of one :func:`shared_setting`, each in a folder of its own, as ``simulate`` would leave it.
 
     All of them take each round together; ``federation.one_pass`` says whether in one pass (``auto``: where single
     batches would be small). The seconds of a round are divided among them. A single run may have any configuration.
@@ -50,16 +52,16 @@ def simulate_together(configs: Mapping[Path, Config], resume: bool = False) -> l
     Args:
         configs: by folder.
         resume: continue those that have begun, each after its last completed round; those that are behind train first.
+        on_rounds: called with how many rounds, of all runs together, have been completed since the last call; first
+            with those that were completed before.
 
     Raises:
-        ValueError: their settings differ. All that :func:`simulate` raises.
+        ValueError: their settings differ. All that ``simulate`` raises.
     """
-    (folder, first), *others = configs.items()
-    if not others:
-        return [simulate(first, folder, resume, progress=False)]
+    folder, first = next(iter(configs.items()))
     shared = shared_setting(first)
     apart = [str(path) for path, config in configs.items() if shared is None or shared_setting(config) != shared]
-    if apart:
+    if apart and len(configs) > 1:
         raise ValueError(
             f"configs: {', '.join(apart)} cannot be trained together with {folder}: only runs of a method that trains "
             f"b alone, which differ in nothing but {_names()}, can; simulate them one by one"
@@ -67,17 +69,20 @@ def simulate_together(configs: Mapping[Path, Config], resume: bool = False) -> l
     for path in configs:
         check_unused(path, resume)
     experiment = build(first)
-    runs = [
-        Run.open(_member(experiment, config, number), path, resume)
-        for number, (path, config) in enumerate(configs.items())
-    ]
+    members = (
+        [experiment] if len(configs) == 1 else [_member(experiment, *each) for each in enumerate(configs.values())]
+    )
+    runs = [Run.open(member, path, resume) for member, path in zip(members, configs, strict=True)]
+    on_rounds(sum(run.server.round for run in runs))
     while going := [run for run in runs if not run.is_over]:
         behind = min(run.server.round for run in going)
-        _round([run for run in going if run.server.round == behind])
+        last = [run for run in going if run.server.round == behind]
+        _take_round(last)
+        on_rounds(len(last))
     return [run.finish() for run in runs]
 
 
-def _member(experiment: Experiment, config: Config, number: int) -> Experiment:
+def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
     """One run's view of what all share: its own configuration, and clients that carry its values."""
     participants = make_participants(config, experiment.partition, experiment.train)
     for participant in participants:
@@ -86,8 +91,11 @@ def _member(experiment: Experiment, config: Config, number: int) -> Experiment:
     return replace(experiment, config=config, participants=participants)
 
 
-def _round(runs: Sequence[Run]) -> None:
+def _take_round(runs: Sequence[Run]) -> None:
     """One communication round of every run."""
+    if len(runs) == 1:
+        runs[0].complete_round(run_round(runs[0].experiment, runs[0].server))
+        return
     started = time.perf_counter()
     opened = [OpenRound.begin(run.experiment, run.server) for run in runs]
     reports = train_cohorts([one.work for one in opened])

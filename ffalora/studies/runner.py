@@ -74,7 +74,7 @@ def run_study(grid: Grid, folder: Path, resume: bool = False, progress: bool = T
     Args:
         grid: the part of a study to run.
         folder: made if missing; with ``resume`` it may hold an unfinished study of the same configuration.
-        progress: show a bar over cells with the time left.
+        progress: show a bar over rounds with the time left.
 
     Raises:
         ConfigError: a cell's configuration does not fit (before anything is run), or the folder holds another study.
@@ -86,8 +86,9 @@ def run_study(grid: Grid, folder: Path, resume: bool = False, progress: bool = T
         grid.config(cell)
     _claim_folder(grid, folder, resume)
     result = StudyResult(grid, folder)
-    total = sum(len(cells) for cells in tuning.values() if len(cells) > 1) + len(grid.verdict_cells(first))
-    with tqdm(total=total, desc=f"{grid.name} ({grid.scale}, {grid.size})", unit="run", disable=not progress) as bar:
+    choosing = [cell for cells in tuning.values() if len(cells) > 1 for cell in cells]
+    total = sum(grid.config(cell).federation.rounds for cell in [*choosing, *grid.verdict_cells(first)])
+    with tqdm(total=total, desc=f"{grid.name} ({grid.scale}, {grid.size})", unit="round", disable=not progress) as bar:
         for key, cells in tuning.items():
             if len(cells) > 1:
                 result.tuning += _run_cells(grid, cells, folder / "tuning", bar)
@@ -129,7 +130,7 @@ def _run_cells(
 ) -> list[CellResult]:
     """Runs what is missing of the cells, those together that can be; ``table`` holds at any time what is finished."""
     found = {cell: _finished(grid, cell, folder) for cell in cells if (folder / cell.place / SUMMARY).exists()}
-    bar.update(len(found))
+    bar.update(sum(grid.config(cell).federation.rounds for cell in found))
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell not in found:
@@ -138,8 +139,7 @@ def _run_cells(
     for group in groups.values():
         first, others = group[0], f" and {len(group) - 1} more" if group[1:] else ""
         bar.set_postfix_str(f"{first.method}, {first.condition}, seed {first.seed}{others}")
-        simulate_together({folder / cell.place: grid.config(cell) for cell in group}, resume=True)
-        bar.update(len(group))
+        simulate_together({folder / cell.place: grid.config(cell) for cell in group}, True, bar.update)
         found |= {cell: _finished(grid, cell, folder) for cell in group}
         if table is not None:
             write_atomically(table, to_csv([found[cell] for cell in cells if cell in found]).encode())

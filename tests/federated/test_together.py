@@ -128,7 +128,9 @@ def test_runs_interrupted_in_different_rounds_end_elsewhere(stop_at, small, tmp_
         patch.setattr(training.OpenRound, "end", end)
         with pytest.raises(KeyboardInterrupt):
             simulate_together({tmp_path / name: config for name, config in configs.items()})
-    simulate_together({tmp_path / name: config for name, config in configs.items()}, resume=True)
+    said = []
+    simulate_together({tmp_path / name: config for name, config in configs.items()}, True, said.append)
+    assert said[0] == stop_at and sum(said) == 2 * 3, "rounds done before count, and all of them are counted once"
     for name, config in configs.items():
         simulate(config, tmp_path / f"whole-{name}", progress=False)
         assert_same_runs(tmp_path / name, tmp_path / f"whole-{name}", bitwise=True)

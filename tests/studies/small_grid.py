@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ffalora.config import Config
@@ -53,9 +53,13 @@ class Trainer:
     def __init__(self, stop_at: int = 0):
         self.stop_at, self.runs, self.configs = stop_at, Counter(), {}
 
-    def __call__(self, configs: Mapping[Path, Config], resume: bool = False) -> None:
+    def __call__(
+        self, configs: Mapping[Path, Config], resume: bool = False, on_rounds: Callable[[int], None] | None = None
+    ) -> None:
         for folder, config in configs.items():
             self._run(config, folder, resume)
+            if on_rounds is not None:
+                on_rounds(config.federation.rounds)
 
     def _run(self, config: Config, folder: Path, resume: bool) -> None:
         self.runs[folder] += 1
