@@ -42,7 +42,7 @@ def shared_setting(config: Config) -> str | None:
 
 
 def simulate_together(
-    configs: Mapping[Path, Config], resume: bool = False, on_rounds: Callable[[int], None] = lambda rounds: None
+    configs: Mapping[Path, Config], resume: bool = False, on_rounds: Callable[[int], object] = lambda rounds: None
 ) -> list[RunResult]:
     """Runs of one :func:`shared_setting`, each in a folder of its own, as ``simulate`` would leave it.
 
