@@ -1,12 +1,19 @@
 // Per segment scale · wideᵀ narrow into arena columns: what backward and outer share.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
-#include "rank_lanes.h"
+#include "rank_gradient.h"
+#include "rank_input.h"
 #include "segments.h"
 
 namespace ffalora {
+
+// Tokens first … last-1 and wide columns column … end-1 of a segment.
+struct Part {
+  ptrdiff_t first, last, column, end;
+};
 
 // One product per segment. Its columns are cut into groups of kGroup; each group's squared norm is kept apart and the
 // groups are added in order, so the result does not depend on which thread made which group.
@@ -19,35 +26,37 @@ class SegmentGradients {
         segments_(segments),
         arena_(arena),
         scale_(scale),
-        rank_lanes_(rank_contiguous && narrow.columns > 1 && wide.half && bf16_dot()),
-        column_stride_(rank_contiguous ? narrow.columns : 1),
-        rank_stride_(rank_contiguous ? 1 : wide.columns),
+        rank_lanes_(rank_contiguous && narrow.columns > 1),
         groups_((wide.columns + kGroup - 1) / kGroup),
-        padded_(padded_to(narrow.columns, kPad)),
-        chunk_(chunk_tokens(wide.columns * (wide.half ? 2 : 4))),
+        padded_(padded_to(narrow.columns, rank_lanes_ ? lanes() : kPad)),
         squares_(segments.count * groups_) {}
 
   ptrdiff_t groups() const { return groups_; }
 
-  // Groups first … last-1 of segment i, chunk by chunk; before(token, end) is called ahead of each chunk.
+  // Groups first … last-1 of segment i, a few groups and a chunk of tokens at a time: what is read for one group is
+  // found in the cache for the next. before(part) is called ahead of each.
   template <class Before>
   void segment(ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, const Before& before) {
     static thread_local Scratch<float> narrow_scratch, partial_scratch;
     const ptrdiff_t start = segments_.offsets[i], end = segments_.offsets[i + 1];
     const size_t group_size = partial_size(kGroup, narrow_.columns);
-    float* narrow = narrow_scratch.get(chunk_ * padded_);
-    float* partial = end - start > chunk_ ? partial_scratch.get((last - first) * group_size) : nullptr;
-    ptrdiff_t at = start;
-    do {
-      const ptrdiff_t stop = end - at < chunk_ ? end : at + chunk_;
-      before(at, stop);
-      copy(at, stop, narrow);
-      for (ptrdiff_t k = first; k < last; ++k) {
-        float* sums = partial == nullptr ? nullptr : partial + (k - first) * group_size;
-        wide_.half ? group<bf16>(i, k, at, stop, narrow, sums) : group<float>(i, k, at, stop, narrow, sums);
-      }
-      at = stop;
-    } while (at < end);
+    float* narrow = narrow_scratch.get(padded_to(end - start, 2) * padded_);
+    float* partial = end - start > kChunkTokens ? partial_scratch.get(kGroupsAtOnce * group_size) : nullptr;
+    copy(start, end, narrow);
+    for (ptrdiff_t k = first; k < last; k += kGroupsAtOnce) {
+      const ptrdiff_t stop = last - k < kGroupsAtOnce ? last : k + kGroupsAtOnce;
+      ptrdiff_t at = start;
+      do {
+        const ptrdiff_t until = end - at < kChunkTokens ? end : at + kChunkTokens;
+        before(Part{at, until, k * kGroup, stop == groups_ ? wide_.columns : stop * kGroup});
+        for (ptrdiff_t j = k; j < stop; ++j) {
+          float* sums = partial == nullptr ? nullptr : partial + (j - k) * group_size;
+          const float* rows = narrow + (at - start) / rows_a_word() * padded_;
+          wide_.half ? group<bf16>(i, j, at, until, rows, sums) : group<float>(i, j, at, until, rows, sums);
+        }
+        at = until;
+      } while (at < end);
+    }
   }
 
   void write_squares() const {
@@ -60,17 +69,27 @@ class SegmentGradients {
   }
 
  private:
-  static constexpr ptrdiff_t kGroup = 128;
+  static constexpr ptrdiff_t kGroup = 128, kGroupsAtOnce = kBlockColumns / kGroup;
+
+  bool dot() const { return wide_.half && bf16_dot(); }
+  ptrdiff_t rows_a_word() const { return dot() ? 2 : 1; }
 
   void copy(ptrdiff_t at, ptrdiff_t stop, float* narrow) const {
+    auto* words = reinterpret_cast<uint32_t*>(narrow);
 #ifdef FFALORA_BF16_DOT
-    if (rank_lanes_)
-      return run_avx512<NarrowWords>(narrow_.row<const bf16>(at), narrow_.stride, narrow_.columns, stop - at,
-                                     reinterpret_cast<uint32_t*>(narrow));
-    if (wide_.half && bf16_dot()) return copy_pairs(at, stop, reinterpret_cast<bf16*>(narrow));
+    if (rank_lanes_ && dot()) return copy_words<DotWord, bf16>(at, stop, words);
+    if (dot()) return copy_pairs(at, stop, reinterpret_cast<bf16*>(narrow));
 #endif
+    if (rank_lanes_)
+      return wide_.half ? copy_words<FloatWord, bf16>(at, stop, words) : copy_words<FloatWord, float>(at, stop, words);
     if (narrow_.data != nullptr) return copy_rows(narrow_, at, stop, padded_, narrow);
     for (ptrdiff_t j = 0; j < (stop - at) * padded_; ++j) narrow[j] = j % padded_ == 0 ? 1.0f : 0.0f;
+  }
+
+  template <class Word, class From>
+  void copy_words(ptrdiff_t at, ptrdiff_t stop, uint32_t* words) const {
+    dispatch_words<Word, NarrowWords<Word>>(narrow_.row<const From>(at), narrow_.stride, narrow_.columns, stop - at,
+                                            words);
   }
 
 #ifdef FFALORA_BF16_DOT
@@ -87,13 +106,15 @@ class SegmentGradients {
   }
 #endif
 
-  void run(const GradientChunk<float>& chunk) const { dispatch<Gradient<float>>(&chunk); }
-  void run(const GradientChunk<bf16>& chunk) const {
+  template <class T>
+  void run(const GradientChunk<T>& chunk) const {
 #ifdef FFALORA_BF16_DOT
-    if (rank_lanes_) return run_avx512<RankGradient>(&chunk);
-    if (bf16_dot()) return run_avx512<Gradient<bf16, DotProducts>>(&chunk);
+    if constexpr (std::is_same<T, bf16>::value) {
+      if (rank_lanes_ && dot()) return run_avx512<RankGradient<bf16, DotWord>>(&chunk);
+      if (dot()) return run_avx512<Gradient<bf16, DotProducts>>(&chunk);
+    }
 #endif
-    dispatch<Gradient<bf16>>(&chunk);
+    rank_lanes_ ? dispatch<RankGradient<T, FloatWord>>(&chunk) : dispatch<Gradient<T>>(&chunk);
   }
 
   template <class T>
@@ -111,9 +132,8 @@ class SegmentGradients {
     chunk.first = at == segments_.offsets[i];
     chunk.last = stop == segments_.offsets[i + 1];
     chunk.scale = scale_;
-    chunk.target = arena_.data + i * arena_.stride + n * column_stride_;
-    chunk.column_stride = column_stride_;
-    chunk.rank_stride = rank_stride_;
+    chunk.target = arena_.data + i * arena_.stride + n * (rank_lanes_ ? narrow_.columns : 1);
+    chunk.rank_stride = wide_.columns;
     chunk.accumulate = arena_.accumulate;
     chunk.square = &squares_[i * groups_ + k];
     run(chunk);
@@ -123,8 +143,8 @@ class SegmentGradients {
   Segments segments_;
   ArenaColumns arena_;
   float scale_;
-  bool rank_lanes_;  // g is rank-contiguous, and the processor has the dot instruction
-  ptrdiff_t column_stride_, rank_stride_, groups_, padded_, chunk_;
+  bool rank_lanes_;  // g is rank-contiguous
+  ptrdiff_t groups_, padded_;
   std::vector<double> squares_;
 };
 

@@ -9,7 +9,7 @@ void outer(const Activations& p, const Activations& q, const Segments& segments,
   const bool q_is_wide = q.data != nullptr && q.columns >= p.columns;
   SegmentGradients gradients(q_is_wide ? q : p, q_is_wide ? p : q, !q_is_wide, scale, segments, arena);
   const ptrdiff_t groups = gradients.groups();
-  const auto nothing = [](ptrdiff_t, ptrdiff_t) {};
+  const auto nothing = [](const Part&) {};
   if (by_segment(segments, threads)) {
     parallel_for(segments.count, threads, [&](ptrdiff_t i) { gradients.segment(i, 0, groups, nothing); });
   } else {

@@ -78,11 +78,4 @@ inline Turned turn(const AdapterB& b, ptrdiff_t columns, ptrdiff_t rank, Scratch
   return turned;
 }
 
-// Tokens of one segment that are worked on at once: about what a second-level cache keeps between two passes.
-inline ptrdiff_t chunk_tokens(ptrdiff_t row_bytes) {
-  constexpr ptrdiff_t kCache = 256 << 10;
-  const ptrdiff_t fitting = kCache / (row_bytes > 0 ? row_bytes : 1);
-  return fitting < 32 ? 32 : fitting > kChunkTokens ? kChunkTokens : fitting / 2 * 2;
-}
-
 }  // namespace ffalora

@@ -31,6 +31,8 @@ Level detected_level();
 Level level();               // detected_level() unless a test lowered it
 bool set_level(int wanted);  // false where the processor lacks it
 
+inline int lanes() { return level() >= kAvx512 ? 16 : level() == kAvx2 ? 8 : 4; }  // of the leaf that dispatch calls
+
 #ifdef FFALORA_X86
 template <class Leaf, class... Args>
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void run_avx512(Args... args) {
@@ -114,37 +116,22 @@ FFALORA_INLINE void from_float(float x, bf16* to) {
   to->bits = nan ? 0x7fc0 : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// The even or odd half of two interleaved vectors: x0 y0 x1 y1 …
-template <int L, bool High>
-FFALORA_INLINE Vec<float, L> interleave(const Vec<float, L>& x, const Vec<float, L>& y) {
+// The even lanes, then the odd ones.
+template <int L>
+FFALORA_INLINE Vec<float, L> even_then_odd(const Vec<float, L>& v) {
 #if defined(__clang__)
   if constexpr (L == 16) {
-    return High ? __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-                : __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return __builtin_shufflevector(v, v, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
   } else if constexpr (L == 8) {
-    return High ? __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15)
-                : __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+    return __builtin_shufflevector(v, v, 0, 2, 4, 6, 1, 3, 5, 7);
   } else {
-    return High ? __builtin_shufflevector(x, y, 2, 6, 3, 7) : __builtin_shufflevector(x, y, 0, 4, 1, 5);
+    return __builtin_shufflevector(v, v, 0, 2, 1, 3);
   }
 #else
   Vec<int32_t, L> from{};
-  for (int i = 0; i < L; ++i) from[i] = (i % 2) * L + i / 2 + (High ? L / 2 : 0);
-  return __builtin_shuffle(x, y, from);
+  for (int i = 0; i < L; ++i) from[i] = 2 * i % L + 2 * i / L;
+  return __builtin_shuffle(v, from);
 #endif
-}
-
-// ROWS vectors [ROWS][L] become [L][ROWS]: each pass riffles the halves, which rotates the index bits by one.
-template <int L, int ROWS>
-FFALORA_INLINE void transpose(Vec<float, L> (&v)[ROWS]) {
-  for (int stage = 1; stage < ROWS; stage *= 2) {
-    Vec<float, L> riffled[ROWS];
-    for (int j = 0; j < ROWS / 2; ++j) {
-      riffled[2 * j] = interleave<L, false>(v[j], v[j + ROWS / 2]);
-      riffled[2 * j + 1] = interleave<L, true>(v[j], v[j + ROWS / 2]);
-    }
-    for (int j = 0; j < ROWS; ++j) v[j] = riffled[j];
-  }
 }
 
 }  // namespace ffalora

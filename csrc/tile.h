@@ -36,7 +36,7 @@ struct GradientChunk {
   bool first, last;  // of its segment
   float scale;
   float* target;
-  ptrdiff_t column_stride, rank_stride;  // one of them is 1
+  ptrdiff_t rank_stride;  // of the target [rank, width], columns contiguous; a target [width, rank] has none
   bool accumulate;
   double* square;  // receives Σ target² when last
 };
@@ -63,10 +63,10 @@ FFALORA_INLINE void emit(const Chunk& c, Vec<float, V> sum, float* to, ptrdiff_t
   square += wide * wide;
 }
 
-// The lines of the arena that a panel will write: fetching them takes as long as the panel's products.
+// The lines of a rank-contiguous target that a panel will write: fetching them takes as long as the panel's products.
 template <class T>
 FFALORA_INLINE void prefetch_target(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns) {
-  const float* first = c.target + n * c.column_stride;
+  const float* first = c.target + n * c.rank;
   for (ptrdiff_t at = 0; at < columns * c.rank; at += 16) __builtin_prefetch(first + at, 1);
 }
 
@@ -126,7 +126,6 @@ struct Gradient {
     constexpr int kColumns = 2 * L;
     const GradientChunk<T>& c = *chunk;
     Vec<double, L> square{};
-    Vec<double, B> short_square{};
     float* partial = c.partial;
     alignas(64) char packed[Products::kPackedBytes];
     for (ptrdiff_t n = 0; n < c.width; n += kColumns) {
@@ -134,7 +133,6 @@ struct Gradient {
       // Packed, the panel is read again for each block of ranks; a narrow one is padded by zeros.
       const bool pack = c.rank > B || columns < kColumns;
       if (pack) Products::template pack<L>(c, n, columns, packed);
-      if (c.last && c.column_stride != 1) prefetch_target(c, n, columns);
       for (ptrdiff_t r = 0; r < c.rank; r += B) {
         Vec<float, L> sum[2][B];
         for (auto& half : sum)
@@ -152,114 +150,25 @@ struct Gradient {
               partial += L;
             }
         }
-        if (c.last) finish<L>(c, sum, n, columns, r, square, short_square);
+        if (c.last) finish<L>(c, sum, n, columns, r, square);
       }
     }
     if (!c.last) return;
     double total = 0;
     for (int i = 0; i < L; ++i) total += square[i];
-    for (int i = 0; i < B; ++i) total += short_square[i];
     *c.square = total;
   }
 
  private:
   template <int L, int B>
   FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[2][B], ptrdiff_t n,
-                                    ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
-                                    Vec<double, B>& short_square) {
+                                    ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square) {
     const ptrdiff_t ranks = c.rank - r < B ? c.rank - r : B;
-    float* target = c.target + n * c.column_stride + r * c.rank_stride;
-    for (int half = 0; half < 2; ++half) {
+    float* target = c.target + n + r * c.rank_stride;
+    for (int half = 0; half < 2; ++half, target += L) {
       const ptrdiff_t left = columns - half * L;
       if (left <= 0) return;
-      float* to = target + half * L * c.column_stride;
-      if (c.column_stride == 1) {
-        for (ptrdiff_t i = 0; i < ranks; ++i) emit<L>(c, sum[half][i], to + i * c.rank_stride, left, square);
-        continue;
-      }
-      transpose<L, B>(sum[half]);
-      if (c.rank == B && left >= L) {
-        for (int i = 0; i < B; ++i) emit<L>(c, sum[half][i], to + i * L, L, square);
-        continue;
-      }
-      alignas(64) float rows[L * B];
-      for (int i = 0; i < B; ++i) store<L>(rows + i * L, sum[half][i]);
-      for (ptrdiff_t i = 0; i < left && i < L; ++i)
-        emit<B>(c, load<B>(rows + i * B), to + i * c.column_stride, ranks, short_square);
-    }
-  }
-};
-
-// For a range of tokens and of wide columns: sum[m, r] (+)= Σ_n wide[m, n] turned[r, n], turned padded by zeros.
-template <class T>
-struct InputChunk {
-  const T* wide;
-  ptrdiff_t wide_stride, width;
-  const float* turned;  // [padded rank, turned_stride]
-  ptrdiff_t turned_stride, padded, rank, tokens;
-  float* sum;
-  bool first;
-};
-
-template <class T>
-struct InputGradient {
-  template <int L>
-  FFALORA_INLINE static void run(const InputChunk<T>* chunk) {
-    ptrdiff_t m = 0;
-    for (; m + 2 <= chunk->tokens; m += 2) rows<L, 2>(*chunk, m);
-    if (m < chunk->tokens) rows<L, 1>(*chunk, m);
-  }
-
- private:
-  static constexpr int kAhead = 16;  // rows between the one in use and the one asked of the memory
-
-  template <int L, int ROWS>
-  FFALORA_INLINE static void rows(const InputChunk<T>& c, ptrdiff_t m) {
-    constexpr int B = kRanks<L>;
-    const T* wide = c.wide + m * c.wide_stride;
-    const ptrdiff_t whole = c.width / L * L;
-    for (ptrdiff_t r = 0; r < c.rank; r += B) {
-      const float* turned = c.turned + r * c.turned_stride;
-      Vec<float, L> sum[ROWS][B];
-      for (auto& row : sum)
-        for (auto& v : row) v = Vec<float, L>{};
-      for (ptrdiff_t n = 0; n < whole; n += L) {
-        Vec<float, L> w[ROWS];
-        for (int i = 0; i < ROWS; ++i) {
-          w[i] = load<L>(wide + i * c.wide_stride + n);
-          __builtin_prefetch(wide + (i + kAhead) * c.wide_stride + n);
-        }
-        add<L, ROWS>(w, turned + n, c.turned_stride, sum);
-      }
-      if (whole < c.width) {
-        Vec<float, L> w[ROWS];
-        for (int i = 0; i < ROWS; ++i) {
-          alignas(64) T edge[L] = {};
-          std::memcpy(edge, wide + i * c.wide_stride + whole, (c.width - whole) * sizeof(T));
-          w[i] = load<L>(edge);
-        }
-        add<L, ROWS>(w, turned + whole, c.turned_stride, sum);
-      }
-      for (int i = 0; i < ROWS; ++i) {
-        float* to = c.sum + (m + i) * c.padded + r;
-        alignas(64) float lanes[L * B];
-        transpose<L, B>(sum[i]);
-        for (int j = 0; j < B; ++j) store<L>(lanes + j * L, sum[i][j]);
-        Vec<float, B> total = load<B>(lanes);
-        for (int j = 1; j < L; ++j) total += load<B>(lanes + j * B);
-        if (!c.first) total += load<B>(to);
-        store<B>(to, total);
-      }
-    }
-  }
-
-  template <int L, int ROWS>
-  FFALORA_INLINE static void add(const Vec<float, L> (&w)[ROWS], const float* turned, ptrdiff_t stride,
-                                 Vec<float, L> (&sum)[ROWS][kRanks<L>]) {
-    for (int r = 0; r < kRanks<L>; ++r) {
-      Vec<float, L> t = load<L>(turned + r * stride);
-      keep(t);
-      for (int i = 0; i < ROWS; ++i) sum[i][r] += w[i] * t;
+      for (ptrdiff_t i = 0; i < ranks; ++i) emit<L>(c, sum[half][i], target + i * c.rank_stride, left, square);
     }
   }
 };
