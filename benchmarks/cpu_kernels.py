@@ -10,15 +10,19 @@ to bfloat16 (see the column ``error``), norms and sums are float32 unless the na
 
 What bounds the ratios, to be read beside the copy and the read of the same run:
 
+* ``backward`` cannot do less than its products: ``flops`` of a row divided by ``core_gflop_per_s`` (products that stay
+  in registers, ``cpu_peak.py``) is the least time on one core. In bfloat16 both sides use the same dot instruction, so
+  the most that can be gained on a rival is that rival's own distance from the peak. What keeps ours from the peak at
+  short segments is work per column, not per token: words of two tokens are made, sums are scaled, squared in float64
+  and stored, in float32 where ``kept`` writes bfloat16 into memory that its allocator has just used. ``bmm(hT, dy)
+  float32`` is the rival that keeps what ours keeps.
 * ``clip_reduce_`` with norms given is one read of the arena for both sides, and ours also zeroes, reads and writes
-  float64 totals (24 bytes a column where an ``mv`` writes 4). Beyond the caches the most it can gain on a rival that
-  reads at x GB/s is the measured read divided by x, less those totals.
+  float64 totals (24 bytes a column where an ``mv`` writes 4): with few segments that is a large share. Beyond the
+  caches the most it can gain on a rival that reads at x GB/s is the measured read divided by x, less those totals.
 * Without norms the fair rival is what people write: ``vector_norm``, ``clamp``, ``coef @ g``, two reads of the arena.
   Ours reads it once where a few rows fit the caches; rows of 4 MiB and more are read twice by both.
-* ``backward`` in bfloat16: with AVX512_BF16 both sides use the same dot instruction, and at rank 16 and short segments
-  ours writes twice the bytes, float32 ``g`` into an arena that is not in the cache, where ``kept`` writes bfloat16 into
-  memory that its allocator has just used. ``bmm(hT, dy) float32`` is the rival that keeps what ours keeps.
-* A call through the dispatcher takes some microseconds more than a torch operation: seen in the smallest shapes only.
+* The checks and the dispatcher of a call take tens of microseconds where other code has run in between, a torch
+  operation a few: seen in the smallest shapes, whose whole call takes 100 to 200.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import arena_peers
+import cpu_peak
 import op_peers
 import torch
 from harness import Clock, copy_bandwidth, interleave
@@ -130,6 +135,12 @@ def read_bandwidth(clock: Clock, bytes_read: int) -> float:
     return bytes_read / interleave({"sum": lambda _: source.sum()}, clock, 15)["sum"].median / 1e6
 
 
+def share_of_peak(case: OpCase, ms: float, threads: int, peak: dict[str, float]) -> float:
+    """What a product of matrices reaches of the arithmetic peak of its dtype on that many cores; NaN where unknown."""
+    rate = peak.get(case.name.rpartition(" ")[2], math.nan)
+    return case.flops / ms / 1e6 / (rate * threads)
+
+
 def main() -> None:
     """Runs all cases, appends them to the CSV and prints one line a case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,6 +153,8 @@ def main() -> None:
     if dispatch.load("cpp")[0] is None:
         raise SystemExit(f"no C++ kernels to measure: {dispatch.load('cpp')[1]}")
     clock = Clock(torch.device("cpu"), flush=False)
+    peak = cpu_peak.gflop_per_s()
+    print(", ".join(f"one core: {rate:.0f} GFLOP/s in {name}" for name, rate in peak.items()) or "no peak measured")
     for threads in options.threads:
         torch.set_num_threads(threads)
         copied = copy_bandwidth(clock, 64)
@@ -152,12 +165,14 @@ def main() -> None:
             rows = run_case(case, f"cpu_kernels {threads} threads", clock, copied, options.repeats, options.seconds)
             load = {"threads": threads, "load": round(os.getloadavg()[0], 1), "copy_gb_per_s": round(copied, 1)}
             load["read_gb_per_s"] = [round(rate, 1) for rate in reads.values()]
+            load |= {"flops": case.flops, "core_gflop_per_s": {name: round(rate) for name, rate in peak.items()}}
             append(options.out, [stamp(replace(row, config=load), clock.device) for row in rows])
             ours, (ratio, best) = next(row for row in rows if row.provider == "ours"), ratio_to_best(rows)
             spread = f"{ours.ms_low:.3f}…{ours.ms_high:.3f}"
+            at_peak = share_of_peak(case, ours.ms, threads, peak)
             print(
                 f"{case.name:48} {ours.ms:8.3f} ms ({spread}) {ours.gb_per_s:6.1f} GB/s  {ratio:5.2f} x {best}  "
-                f"{'' if ours.status == OK else ours.status}",
+                f"{'' if math.isnan(at_peak) else f'{at_peak:.0%} of peak '}{'' if ours.status == OK else ours.status}",
                 flush=True,
             )
 

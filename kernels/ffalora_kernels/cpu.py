@@ -24,7 +24,7 @@ _WORD32, _WORD64 = 2**32 - 1, 2**64 - 1
 
 
 def _activations(t: Tensor) -> _cpu.Activations:
-    return _cpu.Activations(t.data_ptr(), t.shape[1], t.stride(0), t.dtype == torch.bfloat16)
+    return _cpu.Activations(t.data_ptr(), t.size(1), t.stride(0), t.dtype == torch.bfloat16)
 
 
 def _segments(offsets: Tensor, client: Tensor) -> _cpu.Segments:
@@ -32,15 +32,15 @@ def _segments(offsets: Tensor, client: Tensor) -> _cpu.Segments:
 
 
 def _adapter(b: Tensor) -> _cpu.AdapterB:
-    return _cpu.AdapterB(b.data_ptr(), b.shape[0], b.stride(0), b.dtype == torch.bfloat16)
+    return _cpu.AdapterB(b.data_ptr(), b.size(0), b.stride(0), b.dtype == torch.bfloat16)
 
 
 def _columns(arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool) -> _cpu.ArenaColumns:
     first = arena.data_ptr() + 4 * column
     if squares is None:
         return _cpu.ArenaColumns(first, arena.stride(0), accumulate, 0, 0)
-    norms = squares[:, slot]
-    return _cpu.ArenaColumns(first, arena.stride(0), accumulate, norms.data_ptr(), norms.stride(0))
+    row, column_stride = squares.stride()
+    return _cpu.ArenaColumns(first, arena.stride(0), accumulate, squares.data_ptr() + 8 * slot * column_stride, row)
 
 
 def _matrix(t: Tensor | None) -> _cpu.Matrix:
