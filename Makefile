@@ -7,7 +7,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 TESTS ?= tests
 WORKERS ?= 2
-STUDIES ?= $(basename $(notdir $(wildcard ffalora/studies/grids/*.yaml)))
+STUDIES ?= $(basename $(notdir $(wildcard ffalora/studies/grids/*.yaml))) theory
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -9,13 +9,24 @@ docs/results/remarks.yaml.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from page_parts import (
+    ENVIRONMENT,
+    command_part,
+    device_words,
+    heading_part,
+    list_part,
+    plots_part,
+    remark_part,
+    table_part,
+)
+from theory_section import NAME as THEORY
+from theory_section import collect_theory, committed_theory, draw_theory, theory_section
 
 from ffalora.report.plots import save_plots
 from ffalora.report.tables import Table
@@ -37,7 +48,7 @@ from ffalora.studies.tables import (
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-ENVIRONMENT, REMARKS = "environment.json", "remarks.yaml"
+REMARKS = "remarks.yaml"
 #: Studies with claims of the paper come first, in the paper's order.
 _ORDER = ("heterogeneity", "privacy", "alpha", "cost")
 _HEAD = """# Results at laptop scale
@@ -88,20 +99,17 @@ def read_all(data: Path) -> list[StudyResult]:
 
 def make_page(data: Path) -> str:
     """The whole page, from tables and remarks alone."""
-    results = read_all(data)
-    remarks = yaml.safe_load((data / REMARKS).read_text(encoding="utf-8")) or {} if (data / REMARKS).exists() else {}
-    unknown = set(remarks) - set(study_names())
-    if unknown:
-        raise ValueError(f"{REMARKS}: {', '.join(sorted(unknown))} is no study; there are {', '.join(study_names())}")
-    hours = sum(training_seconds(result) for result in results) / 3600
-    took = f"{hours:.1f} hours of training for the studies below" if results else "hours"
+    results, theory, remarks = read_all(data), committed_theory(data), _remarks(data)
+    seconds = sum(training_seconds(result) for result in results) + (theory.seconds if theory else 0)
+    took = f"{seconds / 3600:.1f} hours for the studies below" if seconds else "hours"
     parts = [_HEAD.format(hours=took)]
-    if not results:
+    if results:
+        parts += ["## The paper's claims\n", _paper_table(results)]
+    parts += [_section(result, data, remarks.get(result.grid.name, "")) for result in results]
+    if theory:
+        parts.append(theory_section(data, remarks.get(THEORY, "")))
+    if len(parts) == 1:
         parts.append("No study has been run to its end and committed yet.\n")
-        return "\n".join(parts)
-    parts += ["## The paper's claims\n", _paper_table(results)]
-    for result in results:
-        parts.append(_section(result, data, str(remarks.get(result.grid.name, "")).strip()))
     return "\n".join(parts)
 
 
@@ -109,6 +117,15 @@ def draw(data: Path) -> None:
     """Draws every study's plots beside its tables."""
     for result in read_all(data):
         save_plots(study_plots(result), data / result.grid.name, formats=("svg",))
+    draw_theory(data)
+
+
+def _remarks(data: Path) -> dict[str, str]:
+    path, known = data / REMARKS, [*study_names(), THEORY]
+    said = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+    if unknown := set(said) - set(known):
+        raise ValueError(f"{REMARKS}: {', '.join(sorted(unknown))} is no study; there are {', '.join(known)}")
+    return {name: str(remark).strip() for name, remark in said.items()}
 
 
 def _paper_table(results: Sequence[StudyResult]) -> str:
@@ -120,42 +137,29 @@ def _paper_table(results: Sequence[StudyResult]) -> str:
         if v.claim.paper
     ]
     head = ("claim", "study", "verdict", "contrast", "95% interval", "seeds", "p")
-    return _markdown(Table("Contrasts are differences (of accuracy, unless a ratio ×) over seeds.", head, tuple(rows)))
+    return table_part(Table("Contrasts are differences (of accuracy, unless a ratio ×) over seeds.", head, tuple(rows)))
 
 
 def _section(result: StudyResult, data: Path, remark: str) -> str:
-    grid = result.grid
-    others = dict.fromkeys(c.metric for c in grid.study.claims if c.metric)
-    parts = [f"## {grid.study.title}\n", f"{grid.study.question} ({grid.study.source.strip().rstrip('.')}.)\n"]
-    parts.append("\n".join(f"* {_marked(verdict)}" for verdict in result.verdicts) + "\n")
-    parts += [_markdown(metric_table(result, name)) for name in (None, *others)]
+    grid, study = result.grid, result.grid.study
+    others = dict.fromkeys(c.metric for c in study.claims if c.metric)
     plots = [plot for plot in study_plots(result) if plot.name.startswith(("metric", "claims"))]
-    parts.append("\n".join(f"![{p.title}]({data.name}/{grid.name}/{p.name}.svg)" for p in plots) + "\n")
-    if remark:
-        parts.append(f"**What agrees, what does not, and why we think so.** {remark}\n")
-    chosen = chosen_table(result)
-    parts += [_markdown(table) for table in (chosen, cost_table(result)) if table is not None]
-    parts.append(f"{size_in_words(result)} {_device(result)}{setting_in_words(grid)}\n")
-    parts.append(f"```\n{study_command(grid)}\n```\n")
+    details = [table for table in (chosen_table(result), cost_table(result)) if table is not None]
+    parts = [
+        heading_part(study.title, study.question, study.source),
+        list_part([_marked(verdict) for verdict in result.verdicts]),
+        *[table_part(metric_table(result, name)) for name in (None, *others)],
+        plots_part(plots, f"{data.name}/{grid.name}"),
+        *remark_part(remark),
+        *map(table_part, details),
+        f"{size_in_words(result)} {device_words(result.folder)}{setting_in_words(grid)}\n",
+        command_part(study_command(grid)),
+    ]
     return "\n".join(parts)
 
 
 def _marked(verdict: Verdict) -> str:
     return f"{verdict.to_text()}{' *(the paper’s claim)*' if verdict.claim.paper else ''}"
-
-
-def _device(result: StudyResult) -> str:
-    path = result.folder / ENVIRONMENT
-    if not path.exists():
-        return ""
-    known = json.loads(path.read_text(encoding="utf-8"))
-    return f"Device {known.get('device', 'unknown')}, {known.get('threads', '?')} threads. "
-
-
-def _markdown(table: Table) -> str:
-    lines = [table.head, ("---",) * len(table.head), *table.rows]
-    rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{rows}\n\n{table.caption}\n"
 
 
 def _anchor(title: str) -> str:
@@ -190,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("up to date" if is_true else f"{page.name} is out of date: python benchmarks/results_page.py")
         return int(not is_true)
     if options.collect:
-        print("\n".join(collect(options.collect, data)) or f"--collect {options.collect}: no study in its folders")
+        said = [*collect(options.collect, data), *collect_theory(options.collect, data)]
+        print("\n".join(said) or f"--collect {options.collect}: no study in its folders")
     page.write_text(make_page(data), encoding="utf-8")
     draw(data)
     return 0

@@ -84,13 +84,12 @@ def command(
 
 
 def _theory(size: str, options: RunOptions, overrides: dict[str, Any]) -> None:
-    from ..studies.page import FILE, changed_flags
-    from ..studies.theory import run_theory, theory_config
+    from ..studies.page import FILE
+    from ..studies.theory import run_theory, theory_command, theory_config
 
     folder = options.output or Path("runs") / f"study-theory-{size}"
     config = theory_config(size == "smoke", overrides)
-    changed = changed_flags(theory_config(size == "smoke").model_dump(), config.model_dump())
-    command = shlex.join(["ffalora", "study", "theory", "--size", size, *changed])
+    command = theory_command(config, size)
     try:
         result = run_theory(config, folder, options.resume, options.progress, command)
     except KeyboardInterrupt:

@@ -65,12 +65,17 @@ def size_in_words(result: StudyResult) -> str:
     runs = f"{done} runs" if done == asked else f"only {done} of {asked} runs are finished"
     seeds = f"{len(grid.seeds)} seed{'s' if len(grid.seeds) > 1 else ''}"
     chosen = f", {len(result.tuning)} more to choose values on the validation split" if result.tuning else ""
-    seconds = training_seconds(result)
-    took = f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
     return (
         f"Scale {grid.scale}, size {grid.size}: {len(grid.methods)} methods × {len(grid.conditions)} conditions × "
-        f"{seeds}, {runs}{chosen}; {took} of training."
+        f"{seeds}, {runs}{chosen}; {time_in_words(training_seconds(result))} of training."
     )
+
+
+def time_in_words(seconds: float) -> str:
+    """``1.6 hours``; minutes below ninety of them, seconds below ninety."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 
 def study_command(grid: Grid) -> str:

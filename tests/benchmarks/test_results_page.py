@@ -4,11 +4,15 @@ import csv
 import shutil
 
 import bench_path  # noqa: F401
+import numpy as np
 import pytest
 import results_page as page
 from fabricated_study import fabricate
+from fabricated_theory import SECONDS, fabricate_theory
+from scipy import stats
 
 from ffalora.studies.grid import load_grid
+from ffalora.studies.theory import read_theory, theory_config
 
 
 @pytest.fixture
@@ -21,6 +25,12 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
+@pytest.fixture
+def theory(tmp_path):
+    """Finished measurements of the theory."""
+    return fabricate_theory(tmp_path / "runs" / "study-theory-verdict")
+
+
 def test_page_differs_from_the_committed_tables():
     assert page.main(["--check"]) == 0
 
@@ -30,6 +40,12 @@ def test_a_committed_study_asks_what_the_package_does_not_ask_today():
         then, now = result.grid, load_grid(result.grid.name, "laptop", "verdict")
         assert then.study.model_dump(exclude={"scales"}) == now.study.model_dump(exclude={"scales"})
         assert then.study.scales["laptop"] == now.study.scales["laptop"] and dict(then.base) == dict(now.base)
+
+
+def test_the_committed_theory_asks_what_the_package_does_not_ask_today():
+    if (page.PAGE.with_suffix("") / page.THEORY).exists():
+        config, result = read_theory(page.PAGE.with_suffix("") / page.THEORY)
+        assert config == theory_config() and len(result.rows) == 2 * config.seeds
 
 
 def test_numbers_on_the_page_are_not_those_of_the_runs(runs, tmp_path):
@@ -45,12 +61,49 @@ def test_numbers_on_the_page_are_not_those_of_the_runs(runs, tmp_path):
         assert f"(results/{picture})" in text and (tmp_path / "results" / picture).exists()
 
 
-def test_a_changed_number_goes_unnoticed(runs, tmp_path, capsys):
+def test_numbers_of_the_theory_are_not_those_of_its_rows(theory, tmp_path):
+    target = tmp_path / "results.md"
+    assert page.main(["--collect", str(tmp_path / "runs"), "--page", str(target)]) == 0
+    text, result = target.read_text(), read_theory(tmp_path / "results" / "theory")[1]
+    seeds = [theory["lora", seed] for seed in range(5)]
+    missed = [100 * np.mean([row["discordance"]["total"] / 8 for row in rows[1:]]) for rows in seeds]
+    share = [100 * rows[-1]["noise"]["share"] for rows in seeds]
+    spread = [rows[-1]["gradients"]["all"]["variation"] for rows in seeds]
+    for values, unit in ((missed, "%"), (share, "%"), (spread, "")):
+        assert f"{np.mean(values):.3g} ± {stats.t.ppf(0.975, 4) * stats.sem(values):.2g}{unit}" in text
+    growth = np.log([rows[-1]["smoothness"]["factors"] / rows[0]["smoothness"]["factors"] for rows in seeds])
+    half = stats.t.ppf(0.975, 4) * stats.sem(growth)
+    low, high = np.exp(np.mean(growth) - half), np.exp(np.mean(growth) + half)
+    assert f"{np.exp(np.mean(growth)):.3g} ({low:.2g} to {high:.2g})" in text
+    assert len(result.verdicts) == 5 and all(f"* {verdict}\n" in text for verdict in result.verdicts)
+    assert all(table.caption in text for table in result.tables) and len(result.tables) == 5
+    for plot in ("discordance", "noise", "smoothness", "gradients", "loss"):
+        assert f"(results/theory/theory-{plot}.svg)" in text
+        assert (tmp_path / "results" / "theory" / f"theory-{plot}.svg").exists()
+    assert f"2 methods × 5 seeds, 10 runs; {10 * SECONDS / 60:.0f} minutes" in text and "cpu, 3 threads" in text
+    assert "```\nffalora study theory --size verdict\n```" in text
+
+
+def test_theory_of_another_size_or_unfinished_is_collected_or_left_out_in_silence(tmp_path):
+    fabricate_theory(tmp_path / "runs" / "smoke", theory_config(smoke=True))
+    fabricate_theory(tmp_path / "runs" / "stopped")
+    fabricate_theory(tmp_path / "runs" / "short")
+    (tmp_path / "runs" / "stopped" / "config.yaml").unlink()
+    table = tmp_path / "runs" / "short" / "results.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    short, smoke, stopped = page.collect_theory(tmp_path / "runs", tmp_path / "results")
+    assert "9 of the 10 runs" in short and "no config.yaml" in stopped
+    assert "verdict's size" in smoke and "--federation.rounds 5" in smoke
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("study", "column"), [("privacy", "accuracy"), ("theory", "discordance/total")])
+def test_a_changed_number_goes_unnoticed(runs, theory, tmp_path, capsys, study, column):
     target = tmp_path / "results.md"
     page.main(["--collect", str(runs), "--page", str(target)])
-    table = tmp_path / "results" / "privacy" / "results.csv"
+    table = tmp_path / "results" / study / "results.csv"
     rows = list(csv.DictReader(table.open()))
-    rows[0]["accuracy"] = str(float(rows[0]["accuracy"]) + 0.1)
+    rows[-1][column] = str(float(rows[-1][column]) + 1.0)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
@@ -72,10 +125,18 @@ def test_one_of_two_folders_of_a_study_is_taken_at_will(runs, tmp_path):
         page.collect(runs, tmp_path / "results")
 
 
-def test_a_remark_is_lost_or_about_nothing(runs, tmp_path):
+def test_one_of_two_folders_of_theory_is_taken_at_will(theory, tmp_path):
+    shutil.copytree(tmp_path / "runs" / "study-theory-verdict", tmp_path / "runs" / "again")
+    with pytest.raises(ValueError, match="two folders hold study theory"):
+        page.collect_theory(tmp_path / "runs", tmp_path / "results")
+
+
+def test_a_remark_is_lost_or_about_nothing(runs, theory, tmp_path):
     page.collect(runs, tmp_path / "results")
-    (tmp_path / "results" / "remarks.yaml").write_text("privacy: As in the paper.\n")
-    assert "why we think so.** As in the paper." in page.make_page(tmp_path / "results")
+    page.collect_theory(runs, tmp_path / "results")
+    (tmp_path / "results" / "remarks.yaml").write_text("privacy: As in the paper.\ntheory: As derived.\n")
+    text = page.make_page(tmp_path / "results")
+    assert "why we think so.** As in the paper." in text and "why we think so.** As derived." in text
     (tmp_path / "results" / "remarks.yaml").write_text("privacies: As in the paper.\n")
     with pytest.raises(ValueError, match="privacies is no study"):
         page.make_page(tmp_path / "results")

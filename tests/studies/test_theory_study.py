@@ -9,8 +9,9 @@ import pytest
 
 from ffalora.config import ConfigError
 from ffalora.federated.simulate import simulate
-from ffalora.studies.theory import Effort, measure, run_theory, study, theory_config
+from ffalora.studies.theory import Effort, measure, read_theory, run_theory, study, theory_command, theory_config
 from ffalora.studies.theory.answers import fit_rows
+from ffalora.studies.theory.folder import read_csv, to_csv
 from ffalora.studies.theory.words import compared, multiple, percent, text
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
@@ -125,6 +126,28 @@ def test_its_page_holds_every_verdict_and_how_to_repeat_it(small, tmp_path, monk
     page = html.unescape((tmp_path / "study.html").read_text())
     assert all(verdict in page for verdict in result.verdicts) and "ffalora study theory --seeds 2" in page
     assert len(list((tmp_path / "plots").glob("*.svg"))) == len(result.plots) == page.count("<svg")
+    stored, read = read_theory(tmp_path)
+    assert stored == small and (read.verdicts, read.tables) == (result.verdicts, result.tables)
+    assert read.seconds == result.seconds > 0 and f"4 runs; {result.seconds:.0f} seconds of training" in page
+    assert json.loads((tmp_path / "environment.json").read_text())["device"] in page
     with pytest.raises(ConfigError, match="--resume"):
         run_theory(small, tmp_path, progress=False)
     assert run_theory(small, tmp_path, resume=True, progress=False).verdicts == result.verdicts
+
+
+def test_a_number_changes_on_its_way_through_the_table(tmp_path):
+    row = {
+        "round": 1, "trained": "b", "loss": 0.1 + 0.2, "epsilon": float("inf"),
+        "discordance": {"layers": {"0.query": 1e-300, "1": 3.0}, "total": 0.0},
+        "gradients": {"all": {"quantiles": [1 / 3, 2.0]}},
+    }  # fmt: skip
+    first = {"round": 0, "trained": "b", "loss": 0.5, "epsilon": None, "discordance": None}
+    (tmp_path / "results.csv").write_text(to_csv({("ffa", 3): [first, row], ("lora", 4): [row]}))
+    assert read_csv(tmp_path / "results.csv") == {("ffa", 3): [first | {"gradients": None}, row], ("lora", 4): [row]}
+
+
+def test_its_command_repeats_other_measurements():
+    assert theory_command(theory_config()) == "ffalora study theory --size verdict"
+    assert theory_command(theory_config(smoke=True), "smoke") == "ffalora study theory --size smoke"
+    changed = theory_config(overrides={"federation.rounds": 12})
+    assert theory_command(changed) == "ffalora study theory --size verdict --federation.rounds 12"

@@ -4,8 +4,9 @@
 works on tensors. Derivations are in ``docs/theory.md``.
 """
 
+from .folder import read_theory
 from .measurements import Effort
-from .page import run_theory
+from .page import run_theory, theory_command
 from .study import TheoryResult, measure, theory_config
 
-__all__ = ["Effort", "TheoryResult", "measure", "run_theory", "theory_config"]
+__all__ = ["Effort", "TheoryResult", "measure", "read_theory", "run_theory", "theory_command", "theory_config"]

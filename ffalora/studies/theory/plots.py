@@ -64,6 +64,6 @@ def theory_plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
                 _line(axes, i, label, points)
             if is_log:
                 axes.set_yscale("log")
-            axes.legend()
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
             plots.append(Plot(name, title, figure))
     return plots

@@ -52,13 +52,18 @@ class TheoryResult:
     Attributes:
         tables, plots: for a page.
         verdicts: one sentence a question, with 95% intervals over seeds.
-        rows: by (method, seed), one row a round, as in the files.
+        rows: by (method, seed), one row a round, as in the files; the last one has the run's ``seconds``.
     """
 
     tables: list[Table]
     plots: list[Plot]
     verdicts: list[str]
     rows: dict[tuple[str, int], Rows]
+
+    @property
+    def seconds(self) -> float:
+        """Training and measuring, all runs together."""
+        return sum(rows[-1]["seconds"] for rows in self.rows.values())
 
 
 def theory_config(smoke: bool = False, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -125,7 +130,12 @@ def _run(config: Config, place: Path, effort: Effort, bar: Any) -> Rows:
 
 
 def _read(place: Path) -> Rows:
-    return [restored(json.loads(line)) for line in (place / RESULT).read_text(encoding="utf-8").splitlines()]
+    """The rows; the last one with the time from the configuration's file to its own."""
+    rows = [restored(json.loads(line)) for line in (place / RESULT).read_text(encoding="utf-8").splitlines()]
+    if rows:
+        seconds = (place / RESULT).stat().st_mtime - (place / CONFIG).stat().st_mtime
+        rows[-1]["seconds"] = round(seconds, 1)
+    return rows
 
 
 def _completed(place: Path, config: Config, effort: Effort) -> Rows | None:

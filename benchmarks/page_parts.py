@@ -1,0 +1,54 @@
+"""The pieces that every section of docs/results.md is made of, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ffalora.report.plots import Plot
+from ffalora.report.tables import Table
+
+ENVIRONMENT = "environment.json"
+
+
+def heading_part(title: str, question: str, source: str) -> str:
+    """The section's title, what it asks and who says so."""
+    return f"## {title}\n\n{question} ({source.strip().rstrip('.')}.)\n"
+
+
+def list_part(sentences: Sequence[str]) -> str:
+    """One line a sentence."""
+    return "\n".join(f"* {sentence}" for sentence in sentences) + "\n"
+
+
+def table_part(table: Table) -> str:
+    """The table, and its caption below it."""
+    lines = [table.head, ("---",) * len(table.head), *table.rows]
+    rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{rows}\n\n{table.caption}\n"
+
+
+def plots_part(plots: Sequence[Plot], folder: str) -> str:
+    """Links to the plots' files in ``folder``, as seen from the page."""
+    return "\n".join(f"![{plot.title}]({folder}/{plot.name}.svg)" for plot in plots) + "\n"
+
+
+def remark_part(remark: str) -> list[str]:
+    """What people have to say; nothing where they are silent."""
+    return [f"**What agrees, what does not, and why we think so.** {remark}\n"] if remark else []
+
+
+def device_words(folder: Path) -> str:
+    """Where the tables of ``folder`` were measured; empty where it does not say."""
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        return ""
+    known = json.loads(path.read_text(encoding="utf-8"))
+    threads = known.get("threads", "?")
+    return f"Device {known.get('device', 'unknown')}, {threads} thread{'s' * (threads != 1)}. "
+
+
+def command_part(command: str) -> str:
+    """The shell line that measures it again."""
+    return f"```\n{command}\n```\n"

@@ -1,0 +1,63 @@
+"""Measurements of the theory with made-up figures, as ``run_theory`` leaves them: for tests of what reads them."""
+
+import json
+import random
+from pathlib import Path
+
+from ffalora.config import Config, to_yaml
+from ffalora.plain import to_json
+from ffalora.studies.theory import theory_config
+from ffalora.studies.theory.folder import to_csv
+from ffalora.studies.theory.plots import Rows
+
+SECONDS = 90.0
+
+
+def fabricate_theory(folder: Path, config: Config | None = None) -> dict[tuple[str, int], Rows]:
+    """A folder of finished measurements (by default of the verdict's size); its rows by (method, seed)."""
+    config = config or theory_config()
+    seeds = range(config.seed, config.seed + config.seeds)
+    runs = {(m, seed): rows(m, seed, config.federation.rounds) for seed in seeds for m in config.runs()}
+    for (method, seed), each in runs.items():
+        place = folder / method / f"seed-{seed}"
+        place.mkdir(parents=True)
+        (place / "theory.jsonl").write_text("".join(to_json(row) + "\n" for row in each))
+    (folder / "results.csv").write_text(to_csv(runs))
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "environment.json").write_text(json.dumps({"ffalora": "0.1.0", "device": "cpu", "threads": 3}))
+    return runs
+
+
+def rows(method: str, seed: int, rounds: int) -> Rows:
+    """One row a round; FFA-LoRA's noise and averages are without their second part."""
+    rng, is_lora = random.Random(f"{method} {seed}"), method == "lora"
+    found: Rows = []
+    for number in range(rounds + 1):
+        row = {
+            "round": number, "trained": "both" if is_lora else "b",
+            "loss": 0.5 + 0.3 / (number + 1) + rng.gauss(0, 0.01), "discordance": None, "epsilon": None,
+        }  # fmt: skip
+        if number:
+            total = rng.uniform(1.0, 2.0) if is_lora else 0.0
+            row |= {
+                "epsilon": 0.5 * number,
+                "discordance": {"layers": {"0.query": total}, "total": total, "update": 8.0},
+            }
+        if number in (0, rounds):
+            constant = rng.uniform(1.0, 2.0) * (1 + is_lora * number)
+            row["gradients"] = {
+                "all": {"mean": 1.0, "variation": rng.uniform(0.4, 0.6), "quantiles": [0.2, 0.5, 0.9, 1.1, 2.5],
+                        "clipped": 0.75}
+            }  # fmt: skip
+            row["smoothness"] = {
+                "factors": constant, "b_alone": constant, "weights": 3.0, "a_norm": 0.7, "b_norm": 0.1 * number,
+                "gradient": 0.5, "bound": 20.0, "bound_b": 9.0,
+            }  # fmt: skip
+            quadratic = is_lora * rng.uniform(0.1, 0.2)
+            row["noise"] = None if number == 0 else {
+                "expected": {"linear": 1.0 - quadratic, "quadratic": quadratic}, "share": quadratic,
+                "sampled": {"linear": 1.0, "quadratic": quadratic}, "one_step_share": quadratic / 4, "ratio": 1.01,
+            }  # fmt: skip
+        found.append(row)
+    found[-1]["seconds"] = SECONDS
+    return found
