@@ -49,7 +49,7 @@ def saved_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
         storage = t.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return t
+        return t.detach()  # with its graph, it and what saved it would keep each other alive for ever
 
     eager = getattr(model, "_orig_mod", model)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda t: t):

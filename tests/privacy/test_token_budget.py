@@ -1,5 +1,7 @@
 """The token budget of a physical batch follows from the model's activations and the memory that is free."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,18 @@ def test_saved_bytes_count_parameters_or_miss_an_activation():
     x = torch.randn(3, 5, 8)
     # The input (for the first weight's gradient) and the tanh's output, which two operations save.
     assert saved_bytes(_TwoLinears(), {"x": x}) == 4 * 15 * (8 + 16)
+
+
+def _live_tensors() -> set[int]:
+    gc.collect()
+    return {id(each) for each in gc.get_objects() if isinstance(each, torch.Tensor)}
+
+
+def test_the_measured_pass_stays_in_memory_for_ever():
+    model, x = _TwoLinears(), torch.randn(3, 5, 8)
+    before = _live_tensors()
+    saved_bytes(model, {"x": x})
+    assert not _live_tensors() - before
 
 
 def test_a_frozen_layer_costs_what_it_does_not_save():
