@@ -34,6 +34,7 @@ def _live_tensors() -> set[int]:
     return {id(each) for each in gc.get_objects() if isinstance(each, torch.Tensor)}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of a torch object that is asked for its class
 def test_the_measured_pass_stays_in_memory_for_ever():
     model, x = _TwoLinears(), torch.randn(3, 5, 8)
     before = _live_tensors()
