@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ffalora.config import Config, to_yaml
 from ffalora.plain import to_json
+from ffalora.privacy.optim import lr_factor
 from ffalora.studies.theory import theory_config
 from ffalora.studies.theory.folder import to_csv
 from ffalora.studies.theory.plots import Rows
@@ -17,7 +18,7 @@ def fabricate_theory(folder: Path, config: Config | None = None) -> dict[tuple[s
     """A folder of finished measurements (by default of the verdict's size); its rows by (method, seed)."""
     config = config or theory_config()
     seeds = range(config.seed, config.seed + config.seeds)
-    runs = {(m, seed): rows(m, seed, config.federation.rounds) for seed in seeds for m in config.runs()}
+    runs = {(m, seed): rows(m, seed, run) for seed in seeds for m, run in config.runs().items()}
     for (method, seed), each in runs.items():
         place = folder / method / f"seed-{seed}"
         place.mkdir(parents=True)
@@ -28,9 +29,13 @@ def fabricate_theory(folder: Path, config: Config | None = None) -> dict[tuple[s
     return runs
 
 
-def rows(method: str, seed: int, rounds: int) -> Rows:
-    """One row a round; FFA-LoRA's noise and averages are without their second part."""
+def rows(method: str, seed: int, config: Config) -> Rows:
+    """One row a round; FFA-LoRA's noise and averages are without their second part. Clients are of equal size."""
     rng, is_lora = random.Random(f"{method} {seed}"), method == "lora"
+    rounds = config.federation.rounds
+    total_steps = rounds * config.federation.local_steps
+    squares = [lr_factor(config.optimizer, step, total_steps) ** 2 for step in range(total_steps)]
+    averaged_over_one = sum(squares) / max(squares) / config.clients.count
     found: Rows = []
     for number in range(rounds + 1):
         row = {
@@ -57,6 +62,7 @@ def rows(method: str, seed: int, rounds: int) -> Rows:
             row["noise"] = None if number == 0 else {
                 "expected": {"linear": 1.0 - quadratic, "quadratic": quadratic}, "share": quadratic,
                 "sampled": {"linear": 1.0, "quadratic": quadratic}, "one_step_share": quadratic / 4, "ratio": 1.01,
+                "one_step": {"linear": 0.1, "quadratic": quadratic / averaged_over_one**2},
             }  # fmt: skip
         found.append(row)
     found[-1]["seconds"] = SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,19 +158,22 @@ def _axes(x: str, y: str, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(axes: Axes, i: int, label: str, points: Sequence[dict[int, float]]) -> None:
-    """Mean over seeds with its 95% interval, at the rounds that every seed has."""
+def _line(axes: Axes, i: int, label: str, points: Sequence[dict[int, float]], is_geometric: bool = False) -> None:
+    """Mean over seeds with its 95% interval, at the rounds that every seed has; the geometric mean of positive numbers
+    has its interval from their logarithms.
+    """
+    there, back = (math.log, math.exp) if is_geometric else (float, float)
     rounds = sorted(set.intersection(*(set(p) for p in points))) if points else []
     if not rounds:
         return
-    at_round = [interval([p[r] for p in points]) for r in rounds]
+    at_round = [interval([there(p[r]) for p in points]) for r in rounds]
     means = [mean for mean, _ in at_round]
     colour = COLOURS[i % len(COLOURS)]
     marker, line = _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)]
-    axes.plot(rounds, means, color=colour, marker=marker, linestyle=line, label=label)
+    axes.plot(rounds, [back(mean) for mean in means], color=colour, marker=marker, linestyle=line, label=label)
     if len(points) > 1:
         halves = [half or 0.0 for _, half in at_round]
-        low, high = zip(*((m - h, m + h) for m, h in zip(means, halves, strict=True)), strict=True)
+        low, high = zip(*((back(m - h), back(m + h)) for m, h in zip(means, halves, strict=True)), strict=True)
         axes.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

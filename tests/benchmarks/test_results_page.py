@@ -13,6 +13,8 @@ from scipy import stats
 
 from ffalora.studies.grid import load_grid
 from ffalora.studies.theory import read_theory, theory_config
+from ffalora.studies.theory.noise_alone import discordance_by_noise
+from ffalora.studies.theory.words import span
 
 
 @pytest.fixture
@@ -68,13 +70,22 @@ def test_numbers_of_the_theory_are_not_those_of_its_rows(theory, tmp_path):
     seeds = [theory["lora", seed] for seed in range(5)]
     missed = [100 * np.mean([row["discordance"]["total"] / 8 for row in rows[1:]]) for rows in seeds]
     share = [100 * rows[-1]["noise"]["share"] for rows in seeds]
-    spread = [rows[-1]["gradients"]["all"]["variation"] for rows in seeds]
-    for values, unit in ((missed, "%"), (share, "%"), (spread, "")):
+    for values, unit in ((missed, "%"), (share, "%")):
         assert f"{np.mean(values):.3g} ± {stats.t.ppf(0.975, 4) * stats.sem(values):.2g}{unit}" in text
-    growth = np.log([rows[-1]["smoothness"]["factors"] / rows[0]["smoothness"]["factors"] for rows in seeds])
-    half = stats.t.ppf(0.975, 4) * stats.sem(growth)
-    low, high = np.exp(np.mean(growth) - half), np.exp(np.mean(growth) + half)
-    assert f"{np.exp(np.mean(growth)):.3g} ({low:.2g} to {high:.2g})" in text
+    spread = [rows[-1]["gradients"]["all"]["variation"] for rows in seeds]
+    constant = [rows[-1]["smoothness"]["factors"] for rows in seeds]
+    growth = [rows[-1]["smoothness"]["factors"] / rows[0]["smoothness"]["factors"] for rows in seeds]
+    last = [rows[-1]["loss"] for rows in seeds]
+    for logs in map(np.log, (spread, constant, growth, last)):
+        half = stats.t.ppf(0.975, 4) * stats.sem(logs)
+        low, high = np.exp(np.mean(logs) - half), np.exp(np.mean(logs) + half)
+        assert f"{np.exp(np.mean(logs)):.3g} ({low:.2g} to {high:.2g})" in text
+    run = read_theory(tmp_path / "results" / "theory")[0].runs()["lora"]
+    alone = [discordance_by_noise(rows, run) for rows in seeds]
+    times = [
+        r["discordance"]["total"] / each[r["round"]] for rows, each in zip(seeds, alone, strict=True) for r in rows[1:]
+    ]
+    assert len(times) == 50 and f"| {span(times)} |" in text
     assert len(result.verdicts) == 5 and all(f"* {verdict}\n" in text for verdict in result.verdicts)
     assert all(table.caption in text for table in result.tables) and len(result.tables) == 5
     for plot in ("discordance", "noise", "smoothness", "gradients", "loss"):

@@ -12,7 +12,9 @@ from ffalora.federated.simulate import simulate
 from ffalora.studies.theory import Effort, measure, read_theory, run_theory, study, theory_command, theory_config
 from ffalora.studies.theory.answers import fit_rows
 from ffalora.studies.theory.folder import read_csv, to_csv
-from ffalora.studies.theory.words import compared, multiple, percent, text
+from ffalora.studies.theory.noise_alone import discordance_by_noise
+from ffalora.studies.theory.plots import theory_plots
+from ffalora.studies.theory.words import compared, multiple, percent, span, text
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
 from small_runs import PRIVATE, save_model, save_texts, small_config
@@ -22,12 +24,12 @@ EFFORT = Effort(every=5, samples=12, curvature_samples=6, draws=4)
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Both methods on the tiny model, two seeds, private."""
+    """Both methods on the tiny model, two seeds, private, clients of equal weight."""
     folder = tmp_path_factory.mktemp("theory")
     methods = {name: {"federation.strategy": name} for name in ("ffa", "lora")}
     return small_config(
         save_model(folder / "model"), save_texts(folder / "texts.csv"), seeds=2, methods=methods,
-        federation__rounds=5, **PRIVATE,
+        federation__rounds=5, federation__weighting="uniform", **PRIVATE,
     )  # fmt: skip
 
 
@@ -37,6 +39,8 @@ def test_it_measures_answers_and_reads_back_what_is_complete(small, tmp_path, mo
     assert "ffa averages exactly, in all 10 rounds" in result.verdicts[0]
     assert "lora misses" in result.verdicts[0] and "±" in result.verdicts[0]
     for (method, _), rows in result.rows.items():
+        alone = discordance_by_noise(rows, small.runs()[method])
+        assert list(alone) == [1, 2, 3, 4, 5] and all((value == 0) == (method == "ffa") for value in alone.values())
         assert [row["round"] for row in rows] == list(range(6))
         assert 0.5 < rows[-1]["noise"]["ratio"] < 2
         assert (rows[-1]["noise"]["share"] == 0) == (method == "ffa")
@@ -104,6 +108,9 @@ def test_words_say_means_with_intervals_and_own_up_to_what_is_missing():
     assert text([1.0, 2.0, 3.0]) == "2 ± 2.5" and text([2.0, float("inf")]) == "2 (1 not finite)"
     assert percent([0.5, 0.5]) == "50 ± 0%"
     assert multiple([2.0, 8.0]) == "4 (0.0006 to 2.7e+04)" and multiple([1.0, 1.0]) == "1" and multiple([0.0]) == "–"
+    assert multiple([2.0, 0.0]) == "2 (1 without a logarithm)" and multiple([8999.0]) == "9000"
+    assert text([1234.0, 1240.0]) == "1240 ± 38" and text([2e5]) == "2e+05"
+    assert span([3.0, 1.0, 2.0]) == "1 to 3" and span([]) == "–"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +125,18 @@ def test_words_say_means_with_intervals_and_own_up_to_what_is_missing():
 )
 def test_a_comparison_decides_only_where_the_interval_of_the_ratio_leaves_out_one(ones, others, said):
     assert compared("growth", "lora", ones, "ffa", others).endswith(said)
+
+
+def test_an_interval_of_a_positive_quantity_reaches_below_zero_in_its_plot():
+    seeds = [[{"round": r, "loss": loss, "discordance": None} for r in (0, 1)] for loss in (0.1, 0.1, 8.0, 0.0)]
+    (plot,) = theory_plots({"lora": seeds[:3]})
+    axes = plot.figure.axes[0]
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    middle = 0.8 ** (1 / 3) / 10 ** (1 / 3)
+    assert "geometric" in plot.title and axes.get_yscale() == "log" and heights.min() > 0
+    assert heights.min() * heights.max() == pytest.approx(middle**2)
+    assert axes.lines[0].get_ydata() == pytest.approx([middle] * 2)
+    assert theory_plots({"lora": seeds}) == []  # without a logarithm there is nothing to draw
 
 
 def test_its_page_holds_every_verdict_and_how_to_repeat_it(small, tmp_path, monkeypatch):

@@ -5,33 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
+from statistics import geometric_mean
 
 import numpy as np
 
+from ...config import Config
 from ...report.plots import Plot
 from ...report.tables import Table
 from .convergence import Fit, fit_curve
 from .gradients import QUANTILES
+from .noise_alone import discordance_by_noise
 from .plots import Rows, relative, theory_plots
-from .words import compared, multiple, percent, text
+from .words import compared, multiple, percent, span, text
 
 _factors, _weights, _bound = itemgetter("factors"), itemgetter("weights"), itemgetter("bound")
 _first, _last = itemgetter(0), itemgetter(-1)
 Runs = Mapping[tuple[str, int], Rows]
 
 
-def answer(runs: Runs) -> tuple[list[Table], list[Plot], list[str]]:
-    """Tables, plots and verdicts of measured runs, by (method, seed)."""
+def answer(runs: Runs, config: Config) -> tuple[list[Table], list[Plot], list[str]]:
+    """Tables, plots and verdicts of measured runs, by (method, seed), of the study's configuration."""
     methods: dict[str, list[Rows]] = {}
     for (method, _), rows in runs.items():
         methods.setdefault(method, []).append(rows)
-    questions = (_discordance, _noise, _smoothness, _gradients, _convergence)
-    found = [question(methods) for question in questions]
+    questions = (_noise, _smoothness, _gradients, _convergence)
+    found = [_discordance(methods, config.runs()), *(question(methods) for question in questions)]
     tables = [table for table, _ in found if table is not None]
     return tables, theory_plots(methods), [verdict for _, verdict in found]
 
 
-def _discordance(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
+def _discordance(methods: Mapping[str, list[Rows]], configs: Mapping[str, Config]) -> tuple[Table | None, str]:
     lines, said = [], []
     for method, seeds in methods.items():
         rounds = [[row for row in rows if row["discordance"]] for rows in seeds]
@@ -39,15 +42,33 @@ def _discordance(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         mean = [float(np.mean([relative(row) for row in rows])) for rows in rounds if rows]
         most = [max(relative(row) for row in rows) for rows in rounds if rows]
         largest = [max(row["discordance"]["total"] for row in rows) for rows in rounds if rows]
-        lines.append((method, text(largest), percent(mean), percent(most), f"{zero} of {count}"))
+        first = [row["discordance"]["total"] for rows in rounds for row in rows[:1]]
+        alone = [discordance_by_noise(rows, configs[method]) for rows in seeds]
+        times = [
+            [row["discordance"]["total"] / noise[row["round"]] for row in rows if noise.get(row["round"])]
+            for rows, noise in zip(rounds, alone, strict=True)
+        ]
+        over = multiple([geometric_mean(each) for each in times if each])
+        lines.append(
+            (method, text(largest), text(first), text([next(iter(noise.values())) for noise in alone if noise]), over,
+             span([ratio for each in times for ratio in each]), percent(mean), percent(most), f"{zero} of {count}")
+        )  # fmt: skip
         said.append(
             f"{method} averages exactly, in all {count} rounds"
             if zero == count
             else f"{method} misses {percent(mean)} of a round's move, on average over rounds, by averaging its factors "
-            "one by one"
+            "one by one" + (f"; its ‖D‖ is {over} times what noise alone would make" if any(times) else "")
         )
-    head = ("method", "‖D‖, largest", "‖D‖ / move, mean", "‖D‖ / move, largest", "rounds with exactly 0")
-    return Table("Discordance of the average, D.", head, tuple(lines)), _sentence("Discordance", said)
+    head = (
+        "method", "‖D‖, largest", "‖D‖, first round", "by noise alone, first round", "‖D‖ / by noise alone",
+        "in single rounds", "‖D‖ / move, mean", "‖D‖ / move, largest", "rounds with exactly 0",
+    )  # fmt: skip
+    caption = (
+        "Discordance of the average, D. By noise alone: the root of E‖D‖² in closed form, for clients of equal weight "
+        "that differ by the round's noise and nothing else; ‖D‖ over it is a geometric mean over rounds and seeds with "
+        "its interval over seeds, beside the smallest and the largest of single rounds."
+    )
+    return Table(caption, head, tuple(lines)), _sentence("Discordance", said)
 
 
 def _noise(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
@@ -89,7 +110,7 @@ def _smoothness(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         first, final = ([each[i]["factors"] for each in points if each] for i in (0, -1))
         growths[method] = growth
         grown = [multiple(ratios) for ratios in (growth, base, size, bound)]
-        lines.append((method, text(first), text(final), *grown, f"{max(tight):.2g}"))
+        lines.append((method, multiple(first), multiple(final), *grown, f"{max(tight):.2g}"))
         said.append(
             f"over training {method}'s constant is multiplied by {grown[0]}, that of the weights by {grown[1]}, the "
             f"factors' part of the bound by {grown[2]}; the constant is within its bound at "
@@ -102,7 +123,10 @@ def _smoothness(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         "method", "at the start", "at the end", "constant", "L of the weights", "factors' part", "bound",
         "measured / bound, largest",
     )  # fmt: skip
-    caption = "Local smoothness over the trained factors; from the fourth column on what training multiplied it by."
+    caption = (
+        "Local smoothness over the trained factors; from the fourth column on what training multiplied it by. "
+        "Geometric means with their intervals over seeds."
+    )
     return Table(caption, head, tuple(lines)), _sentence("Smoothness", said)
 
 
@@ -116,15 +140,17 @@ def _gradients(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
             tails = [each["quantiles"][-1] / each["quantiles"][middle] for each in measured]
             variation, clipped = ([each[key] for each in measured] for key in ("variation", "clipped"))
             median = [each["quantiles"][middle] for each in measured]
-            lines.append((f"{method}, {when}", text(median), text(variation), text(tails), percent(clipped)))
+            figures = map(multiple, (median, variation, tails))
+            lines.append((f"{method}, {when}", *figures, percent(clipped)))
         spreads[method] = variation
         said.append(
-            f"at the end the standard deviation of {method}'s norms is {text(variation)} of their mean, and "
+            f"at the end the standard deviation of {method}'s norms is {multiple(variation)} of their mean, and "
             f"{percent(clipped)} are above C"
         )
     said += _pairs("spread", methods, spreads)
     head = ("method", "median norm", "deviation / mean", "95% quantile / median", "share above C")
-    return Table("Norms of single samples' gradients (private data).", head, tuple(lines)), _sentence("Gradients", said)
+    caption = "Norms of single samples' gradients (private data); geometric means but for the last column."
+    return Table(caption, head, tuple(lines)), _sentence("Gradients", said)
 
 
 def _convergence(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
@@ -144,7 +170,7 @@ def _convergence(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         over = sum(high > start for high, start in zip(highest, first, strict=True))
         fit = text([each.r2 for each in best])
         lines.append(
-            (method, text(first), text(highest), text(last), laws, text(rates), f"{shown} of {len(seeds)}", fit,
+            (method, *map(multiple, (first, highest, last)), laws, text(rates), f"{shown} of {len(seeds)}", fit,
              text([each.autocorrelation for each in best]))
         )  # fmt: skip
         said.append(
@@ -155,7 +181,10 @@ def _convergence(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         "method", "loss at the start", "highest", "at the end", "better law (runs)", "power law's rate",
         "rates determined", "R²", "neighbouring residuals",
     )  # fmt: skip
-    caption = "Laws fitted to the loss after each round; a rate is determined where its interval excludes 0."
+    caption = (
+        "Laws fitted to the loss after each round; a rate is determined where its interval excludes 0. Means of losses "
+        "are geometric."
+    )
     return Table(caption, head, tuple(lines)) if lines else None, _sentence("Convergence", said)
 
 

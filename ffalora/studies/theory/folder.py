@@ -62,7 +62,7 @@ def read_theory(folder: Path) -> tuple[Config, TheoryResult]:
             f"{folder / RESULTS}: {len(asked & done)} of the {len(asked)} runs of {CONFIG} are finished; go on with "
             "--resume"
         )
-    return config, TheoryResult(*answer(rows), rows)
+    return config, TheoryResult(*answer(rows, config), rows)
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The plots of the measurements, by round: mean and 95% interval over seeds."""
+"""The plots of the measurements, by round: mean and 95% interval over seeds.
+
+Positive quantities are drawn on a logarithmic axis with geometric means, whose intervals are those of the logarithms.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ...report.plots import _STYLE, Plot, _axes, _line
 
@@ -19,7 +24,7 @@ def relative(row: dict[str, Any]) -> float:
     return found["total"] / found["update"] if found["update"] else 0.0
 
 
-#: By name: title, unit, whether the scale is logarithmic, and what each line shows of a row (None: nothing).
+#: By name: title, unit, whether it is positive, and what each line shows of a row (None: nothing).
 _PLOTS: dict[str, tuple[str, str, bool, dict[str, Callable[[dict[str, Any]], float | None]]]] = {
     "theory-discordance": (
         "Averaging factors: what is missed of a round's move", "missed / moved", False,
@@ -37,10 +42,10 @@ _PLOTS: dict[str, tuple[str, str, bool, dict[str, Callable[[dict[str, Any]], flo
         },
     ),
     "theory-gradients": (
-        "Spread of per-sample gradient norms", "standard deviation / mean", False,
+        "Spread of per-sample gradient norms", "standard deviation / mean", True,
         {"": lambda row: row["gradients"]["all"]["variation"] if row.get("gradients") else None},
     ),
-    "theory-loss": ("Training loss of the probe samples", "loss", False, {"": lambda row: row["loss"]}),
+    "theory-loss": ("Training loss of the probe samples", "loss", True, {"": lambda row: row["loss"]}),
 }  # fmt: skip
 
 
@@ -48,10 +53,15 @@ def theory_plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
     """One plot a question; those without data are left out."""
     plots = []
     with matplotlib.rc_context(_STYLE):
-        for name, (title, unit, is_log, values) in _PLOTS.items():
+        for name, (title, unit, is_positive, values) in _PLOTS.items():
             lines = {
                 method + suffix: [
-                    {row["round"]: found for row in rows if (found := value(row)) is not None} for rows in seeds
+                    {
+                        row["round"]: found
+                        for row in rows
+                        if (found := value(row)) is not None and (found > 0 or not is_positive)
+                    }
+                    for rows in seeds
                 ]
                 for suffix, value in values.items()
                 for method, seeds in methods.items()
@@ -61,9 +71,19 @@ def theory_plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
                 continue
             figure, axes = _axes("round", unit)
             for i, (label, points) in enumerate(lines.items()):
-                _line(axes, i, label, points)
-            if is_log:
-                axes.set_yscale("log")
+                _line(axes, i, label, points, is_geometric=is_positive)
+            if is_positive:
+                _logarithmic(axes)
+                title += " (geometric means)"
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
             plots.append(Plot(name, title, figure))
     return plots
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, also between the powers of ten where there are few of these."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -113,7 +113,7 @@ def measure(
             else:
                 bar.update(run.federation.rounds)
             rows[name, seed] = found
-    tables, plots, verdicts = answer(rows)
+    tables, plots, verdicts = answer(rows, config)
     return TheoryResult(tables, plots, verdicts, rows)
 
 

@@ -14,7 +14,7 @@ def text(values: Sequence[float], unit: str = "") -> str:
     if not finite:
         return "–"
     mean, half = interval(finite)
-    said = f"{mean:.3g}{unit}" if half is None else f"{mean:.3g} ± {half:.2g}{unit}"
+    said = f"{_short(mean, 3)}{unit}" if half is None else f"{_short(mean, 3)} ± {_short(half, 2)}{unit}"
     return said if len(finite) == len(values) else f"{said} ({len(values) - len(finite)} not finite)"
 
 
@@ -24,14 +24,22 @@ def percent(values: Sequence[float]) -> str:
 
 
 def multiple(values: Sequence[float]) -> str:
-    """``2.31 (1.8 to 2.9)``: geometric mean of ratios, and its interval, which is symmetric in the logarithm."""
+    """``2.31 (1.8 to 2.9)``: geometric mean of positive numbers, and its interval, which is symmetric in the logarithm;
+    values that have none are left out and counted.
+    """
     logs = [math.log(value) for value in values if value > 0 and math.isfinite(value)]
     if not logs:
         return "–"
     mean, half = interval(logs)
-    if half is None or half < 5e-4:
-        return f"{math.exp(mean):.3g}"
-    return f"{math.exp(mean):.3g} ({math.exp(mean - half):.2g} to {math.exp(mean + half):.2g})"
+    said = _short(math.exp(mean), 3)
+    if half is not None and half >= 5e-4:
+        said += f" ({_short(math.exp(mean - half), 2)} to {_short(math.exp(mean + half), 2)})"
+    return said if len(logs) == len(values) else f"{said} ({len(values) - len(logs)} without a logarithm)"
+
+
+def span(values: Sequence[float]) -> str:
+    """``1.04 to 1.49``: the smallest and the largest."""
+    return f"{_short(min(values), 3)} to {_short(max(values), 3)}" if values else "–"
 
 
 def compared(what: str, one: str, ones: Sequence[float], other: str, others: Sequence[float]) -> str:
@@ -45,3 +53,9 @@ def compared(what: str, one: str, ones: Sequence[float], other: str, others: Seq
         return f"with one seed {one}'s {what} is {math.exp(mean):.3g} times {other}'s, without an interval"
     said = f"{one}'s {what} is {multiple(ratios)} times {other}'s, seed by seed"
     return f"{said}: {'larger' if mean > half else 'smaller' if mean < -half else 'undecided'}"
+
+
+def _short(value: float, digits: int) -> str:
+    """With so many significant digits; without an exponent below 10,000."""
+    said = f"{value:.{digits}g}"
+    return f"{float(said):.0f}" if "e+" in said and abs(float(said)) < 1e4 else said
