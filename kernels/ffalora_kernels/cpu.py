@@ -24,7 +24,7 @@ _WORD32, _WORD64 = 2**32 - 1, 2**64 - 1
 
 
 def _activations(t: Tensor) -> _cpu.Activations:
-    return _cpu.Activations(t.data_ptr(), t.size(1), t.stride(0), t.dtype == torch.bfloat16)
+    return _cpu.Activations(t.data_ptr(), t.shape[1], t.stride()[0], t.dtype is torch.bfloat16)
 
 
 def _segments(offsets: Tensor, client: Tensor) -> _cpu.Segments:
@@ -32,19 +32,19 @@ def _segments(offsets: Tensor, client: Tensor) -> _cpu.Segments:
 
 
 def _adapter(b: Tensor) -> _cpu.AdapterB:
-    return _cpu.AdapterB(b.data_ptr(), b.size(0), b.stride(0), b.dtype == torch.bfloat16)
+    return _cpu.AdapterB(b.data_ptr(), b.shape[0], b.stride()[0], b.dtype is torch.bfloat16)
 
 
 def _columns(arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool) -> _cpu.ArenaColumns:
     first = arena.data_ptr() + 4 * column
     if squares is None:
-        return _cpu.ArenaColumns(first, arena.stride(0), accumulate, 0, 0)
+        return _cpu.ArenaColumns(first, arena.stride()[0], accumulate, 0, 0)
     row, column_stride = squares.stride()
-    return _cpu.ArenaColumns(first, arena.stride(0), accumulate, squares.data_ptr() + 8 * slot * column_stride, row)
+    return _cpu.ArenaColumns(first, arena.stride()[0], accumulate, squares.data_ptr() + 8 * slot * column_stride, row)
 
 
 def _matrix(t: Tensor | None) -> _cpu.Matrix:
-    return _cpu.Matrix(0, 0) if t is None else _cpu.Matrix(t.data_ptr(), t.stride(0))
+    return _cpu.Matrix(0, 0) if t is None else _cpu.Matrix(t.data_ptr(), t.stride()[0])
 
 
 def expand(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int) -> None:
@@ -90,14 +90,14 @@ def clip_reduce(
     max_grad_norm: Tensor, group_columns: Tensor, mode: str, gamma: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``clip_reduce_`` in C++: float64 sums, the arena read once (twice where the squared norms are not given)."""
-    if arena.dtype != torch.float32 or (total.shape[1] > 1 and total.stride(1) != 1):
+    if arena.dtype is not torch.float32 or (total.shape[1] > 1 and total.stride()[1] != 1):
         return reference.clip_reduce_ref(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
     limits, given = max_grad_norm.contiguous(), None if squares is None else squares.contiguous()
     client, group_columns = client.contiguous(), group_columns.contiguous()
     shape = (arena.shape[0], limits.shape[1])
     factors, norms = total.new_empty(shape), total.new_empty(shape)
     _cpu.clip_reduce(
-        total.data_ptr(), total.stride(0), arena.data_ptr(), arena.stride(0),
+        total.data_ptr(), total.stride()[0], arena.data_ptr(), arena.stride()[0],
         0 if given is None else given.data_ptr(), shape[1], client.data_ptr(), shape[0],
         limits.data_ptr(), group_columns.data_ptr(), shape[1], mode == "automatic", gamma,
         factors.data_ptr(), norms.data_ptr(), torch.get_num_threads(),
@@ -112,7 +112,7 @@ def privatize_step(
     beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp_bias_correction: bool,
 ) -> None:  # fmt: skip
     """``privatize_step_`` in C++: noise, division, proximal term and optimiser in one pass over the state."""
-    if total.shape[1] > 1 and total.stride(1) != 1:
+    if total.shape[1] > 1 and total.stride()[1] != 1:
         return reference.privatize_step_ref(
             state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr,
             index, key, stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,

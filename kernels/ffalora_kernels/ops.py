@@ -2,7 +2,8 @@
 
 Sizes: M tokens, K in-features, N out-features, R rank, S segments, C clients, P columns of arena and state, G clipping
 groups. ``offsets`` and ``client`` come from :class:`~ffalora_kernels.segments.Segments`, which has checked their
-values; here only shapes, dtypes and devices are checked, so that no call waits for the device.
+values; here only shapes, dtypes and devices are checked, so that no call waits for the device. The checks run once a
+layer and step and are plain comparisons; tensors are named, and messages made, only where one is refused.
 
 Activations (``y, h, dy, p, q``) are float32, bfloat16 or float16 and share one dtype in a call; ``b`` has that dtype or
 is float32. Rows may have any stride, elements of a row must be adjacent. ``arena`` and ``state`` are contiguous
@@ -12,7 +13,8 @@ float64 arena, are accepted by the reference backend only: gradient checks need 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -51,11 +53,8 @@ def expand_(y: Tensor, h: Tensor, b: Tensor, segments: Segments, scale: float) -
         segments: covers the M tokens.
         scale: ``alpha/R`` or ``alpha/√R``.
     """
-    _refuse_grad("expand_", y=y, h=h, b=b)
-    _check_activations("expand_", y=y, h=h)
-    _check_b(b, n=y.shape[1], r=h.shape[1], like=y, segments=segments)
-    _check_tokens("expand_", segments, y=y, h=h)
-    torch.ops.ffalora.expand_(y, h, b, segments.offsets, segments.client, scale, segments.longest)
+    _check_layer("expand_", "y", y, h, b, segments)
+    _expand(y, h, b, segments.offsets, segments.client, scale, segments.longest)
 
 
 def backward(
@@ -89,12 +88,9 @@ def backward(
     Returns:
         ``dh [M,R]`` in the dtype of ``h``.
     """
-    _refuse_grad("backward", dy=dy, h=h, b=b)
-    _check_activations("backward", dy=dy, h=h)
-    _check_b(b, n=dy.shape[1], r=h.shape[1], like=dy, segments=segments)
-    _check_tokens("backward", segments, dy=dy, h=h)
-    _check_arena(arena, column, dy.shape[1] * h.shape[1], squares, slot, segments, like=dy)
-    return torch.ops.ffalora.backward(
+    width = _check_layer("backward", "dy", dy, h, b, segments)
+    _check_arena(arena, column, width, squares, slot, segments, like=dy)
+    return _backward(
         dy, h, b, segments.offsets, segments.client, scale, segments.longest,
         arena, column, squares, slot, accumulate, deterministic,
     )  # fmt: skip
@@ -118,12 +114,20 @@ def outer(
         q: ``[M,K]``; the product ``[N,K]`` is stored row-major. None stores the column sums ``[N]`` (a bias).
         segments, scale, arena, column, squares, slot, accumulate: as in :func:`backward`.
     """
-    given = {"p": p} if q is None else {"p": p, "q": q}
-    _refuse_grad("outer", **given)
-    _check_activations("outer", **given)
-    _check_tokens("outer", segments, **given)
-    _check_arena(arena, column, p.shape[1] * (1 if q is None else q.shape[1]), squares, slot, segments, like=p)
-    torch.ops.ffalora.outer(p, q, segments.offsets, scale, segments.longest, arena, column, squares, slot, accumulate)
+    if torch.is_grad_enabled() and (p.requires_grad or (q is not None and q.requires_grad)):
+        _refuse_grad("outer")
+    tokens, width = _activation("outer", "p", p)
+    q_tokens = tokens
+    if q is not None:
+        q_tokens, k = _activation("outer", "q", q)
+        width *= k
+        _check_alike("outer", "p", p, "q", q)
+    if not tokens == q_tokens == segments.n_tokens:
+        _refuse_tokens("outer", segments, p=p, q=q)
+    if segments.offsets.device != p.device:
+        _refuse_devices("outer", offsets=segments.offsets, p=p, q=q)
+    _check_arena(arena, column, width, squares, slot, segments, like=p)
+    _outer(p, q, segments.offsets, scale, segments.longest, arena, column, squares, slot, accumulate)
 
 
 def clip_reduce_(
@@ -166,8 +170,11 @@ def clip_reduce_(
     if squares is not None:
         _expect("squares", squares, (s, g), torch.float64)
     _check_flat("arena", arena)
-    _same_device("clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm, squares=squares)
-    return torch.ops.ffalora.clip_reduce_(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
+    if not _on_one_device(total, arena, client, max_grad_norm, squares):
+        _refuse_devices(
+            "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm, squares=squares
+        )
+    return _clip_reduce(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
 
 
 def privatize_step_(
@@ -240,10 +247,11 @@ def privatize_step_(
         _expect(name, row, (c,), torch.float64)
     if index is not None:
         _expect("index", index, (p,), torch.int32)
-    _same_device(
-        "privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg
-    )
-    torch.ops.ffalora.privatize_step_(
+    if not _on_one_device(state, total, client_id, lr, anchor, exp_avg):
+        _refuse_devices(
+            "privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg
+        )
+    _privatize_step(
         state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr, index,
         _signed(key), stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
     )  # fmt: skip
@@ -259,92 +267,122 @@ def _signed(key: int) -> int:
     return key - 2**64 if key >= 2**63 else key
 
 
-def _refuse_grad(op: str, **tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
-        raise RuntimeError(f"{op} is not differentiable: call it inside an autograd.Function or under torch.no_grad()")
+def _check_layer(op: str, name: str, t: Tensor, h: Tensor, b: Tensor, segments: Segments) -> int:
+    """What ``expand_`` and ``backward`` share; t is ``y`` or ``dy``. Returns N·R."""
+    if torch.is_grad_enabled() and (t.requires_grad or h.requires_grad or b.requires_grad):
+        _refuse_grad(op)
+    tokens, n = _activation(op, name, t)
+    h_tokens, r = _activation(op, "h", h)
+    _check_alike(op, name, t, "h", h)
+    _check_b(b, (segments.n_clients, n, r), t, segments.offsets)
+    if not tokens == h_tokens == segments.n_tokens:
+        _refuse_tokens(op, segments, **{name: t, "h": h})
+    return n * r
 
 
-def _check_activations(op: str, **tensors: Tensor) -> None:
-    (first, reference), *others = tensors.items()
-    for name, t in tensors.items():
-        if t.dim() != 2:
-            raise ValueError(f"{op}: {name} must be two-dimensional, got shape {tuple(t.shape)}")
-        if t.dtype not in ACTIVATION_DTYPES:
-            raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
-        if t.shape[1] > 1 and t.stride(1) != 1:
-            raise ValueError(
-                f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()"
-            )
-    for name, t in others:
-        if t.dtype != reference.dtype:
-            raise TypeError(f"{op}: {name} is {t.dtype} but {first} is {reference.dtype}; cast one of them")
-    _same_device(op, **tensors)
+def _refuse_grad(op: str) -> NoReturn:
+    raise RuntimeError(f"{op} is not differentiable: call it inside an autograd.Function or under torch.no_grad()")
 
 
-def _check_b(b: Tensor, n: int, r: int, like: Tensor, segments: Segments) -> None:
-    if tuple(b.shape) != (segments.n_clients, n, r):
-        raise ValueError(f"b must be [C,N,R] = {(segments.n_clients, n, r)}, got {tuple(b.shape)}")
-    if b.dtype not in (like.dtype, torch.float32):
+def _activation(op: str, name: str, t: Tensor) -> torch.Size:
+    """The shape of ``t``, checked."""
+    shape = t.shape
+    if len(shape) != 2:
+        raise ValueError(f"{op}: {name} must be two-dimensional, got shape {tuple(shape)}")
+    if t.dtype not in ACTIVATION_DTYPES:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
+    if t.stride()[1] != 1 and shape[1] > 1:
+        raise ValueError(
+            f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()"
+        )
+    return shape
+
+
+def _check_alike(op: str, first: str, reference: Tensor, name: str, t: Tensor) -> None:
+    if t.dtype is not reference.dtype:
+        raise TypeError(f"{op}: {name} is {t.dtype} but {first} is {reference.dtype}; cast one of them")
+    if t.device != reference.device:
+        _refuse_devices(op, **{first: reference, name: t})
+
+
+def _check_b(b: Tensor, shape: tuple[int, int, int], like: Tensor, offsets: Tensor) -> None:
+    if b.shape != shape:
+        raise ValueError(f"b must be [C,N,R] = {shape}, got {tuple(b.shape)}")
+    if b.dtype is not like.dtype and b.dtype is not torch.float32:
         raise TypeError(f"b must be float32 or {like.dtype} like the activations, got {b.dtype}")
-    if not b[0].is_contiguous():
+    if not (shape[0] and b.is_contiguous()) and not b[0].is_contiguous():
         raise ValueError(f"each b[c] must be contiguous, got strides {b.stride()}; call .contiguous()")
-    _same_device("b", b=b, activations=like, offsets=segments.offsets)
+    device = like.device
+    if b.device != device or offsets.device != device:
+        _refuse_devices("b", b=b, activations=like, offsets=offsets)
 
 
-def _check_tokens(op: str, segments: Segments, **tensors: Tensor) -> None:
-    for name, t in tensors.items():
-        if t.shape[0] != segments.n_tokens:
-            raise ValueError(f"{op}: {name} has {t.shape[0]} rows but the segments cover {segments.n_tokens} tokens")
-    _same_device(op, offsets=segments.offsets, **tensors)
+def _refuse_tokens(op: str, segments: Segments, **tensors: Tensor | None) -> NoReturn:
+    rows = {name: t.shape[0] for name, t in tensors.items() if t is not None}
+    name = next(name for name in rows if rows[name] != segments.n_tokens)
+    raise ValueError(f"{op}: {name} has {rows[name]} rows but the segments cover {segments.n_tokens} tokens")
 
 
 def _check_arena(
     arena: Tensor, column: int, width: int, squares: Tensor | None, slot: int, segments: Segments, like: Tensor
 ) -> None:
     rows, columns = _matrix("arena", arena)
-    expected = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if arena.dtype != expected:
+    expected = torch.float64 if like.dtype is torch.float64 else torch.float32
+    if arena.dtype is not expected:
         raise TypeError(f"arena must be {expected}, got {arena.dtype}")
     if rows != len(segments):
         raise ValueError(f"arena has {rows} rows for {len(segments)} segments; pass arena[:S]")
     if column < 0 or column + width > columns:
         raise ValueError(f"arena has {columns} columns; column={column} and width {width} do not fit")
     _check_flat("arena", arena)
+    device = like.device
     if squares is not None:
         s, slots = _matrix("squares", squares)
-        if s != rows or squares.dtype != torch.float64 or not 0 <= slot < slots:
+        if s != rows or squares.dtype is not torch.float64 or not 0 <= slot < slots:
             raise ValueError(
                 f"squares must be float64 [{rows}, slots > slot={slot}], got {squares.dtype} {tuple(squares.shape)}"
             )
-    _same_device("arena", arena=arena, squares=squares, activations=like)
+    if arena.device != device or (squares is not None and squares.device != device):
+        _refuse_devices("arena", arena=arena, squares=squares, activations=like)
 
 
 def _check_flat(name: str, t: Tensor) -> None:
-    if t.numel() and t.shape[1] > 1 and (t.stride(1) != 1 or (t.shape[0] > 1 and t.stride(0) < t.shape[1])):
-        raise ValueError(f"{name} must be row-major, got shape {tuple(t.shape)} with strides {t.stride()}")
+    if t.is_contiguous():
+        return
+    shape, strides = t.shape, t.stride()
+    if t.numel() and shape[1] > 1 and (strides[1] != 1 or (shape[0] > 1 and strides[0] < shape[1])):
+        raise ValueError(f"{name} must be row-major, got shape {tuple(shape)} with strides {strides}")
 
 
-def _matrix(name: str, t: Tensor) -> tuple[int, int]:
-    if t.dim() != 2:
-        raise ValueError(f"{name} must be two-dimensional, got shape {tuple(t.shape)}")
-    return t.shape[0], t.shape[1]
+def _matrix(name: str, t: Tensor) -> torch.Size:
+    shape = t.shape
+    if len(shape) != 2:
+        raise ValueError(f"{name} must be two-dimensional, got shape {tuple(shape)}")
+    return shape
 
 
 def _expect(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tuple(t.shape) != shape or t.dtype != dtype:
+    if t.shape != shape or t.dtype is not dtype:
         raise ValueError(f"{name} must be {dtype} of shape {shape}, got {t.dtype} {tuple(t.shape)}")
 
 
-def _same_device(op: str, **tensors: Tensor | None) -> None:
+def _on_one_device(first: Tensor, *others: Tensor | None) -> bool:
+    device = first.device
+    for t in others:
+        if t is not None and t.device != device:
+            return False
+    return True
+
+
+def _refuse_devices(op: str, **tensors: Tensor | None) -> NoReturn:
     devices = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(devices.values())) > 1:
-        raise ValueError(f"{op}: all tensors must be on one device, got {devices}")
+    raise ValueError(f"{op}: all tensors must be on one device, got {devices}")
 
 
 # ---- registration
 
 
-def _implementation(op: str, device_type: str) -> Any:
+def _implementation(op: str, device_type: str) -> Callable:
     def run(*args):
         return dispatch.choose(op, device_type)[0](*args)
 
@@ -367,3 +405,6 @@ for _op, _schema in SCHEMAS.items():
     for _device in ("cpu", "cuda"):
         _library.impl(_op, _implementation(_op, _device), _device.upper())
     torch.library.register_fake(f"ffalora::{_op}", _FAKES.get(_op, lambda *args: None), lib=_library)
+
+# looked up once: by name, a call would resolve its overload again
+_expand, _backward, _outer, _clip_reduce, _privatize_step = (getattr(torch.ops.ffalora, _op).default for _op in SCHEMAS)

@@ -57,6 +57,69 @@ def test_wrong_arguments_are_refused_before_anything_is_launched(launches: list,
     assert not launches
 
 
+def arguments_of(op: str) -> dict:
+    """Valid arguments of the other operations."""
+    wide, whole, arena = {"dtype": torch.float64}, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 20)
+    if op in ("expand_", "outer"):
+        layer = {k: v for k, v in arguments().items() if k in ("h", "b", "segments", "scale")} | {
+            "y": torch.zeros(5, 8)
+        }
+        target = {"segments": SEGMENTS, "scale": 1.0, "arena": arena, "column": 4}
+        return layer if op == "expand_" else {"p": torch.zeros(5, 8), "q": torch.zeros(5, 2)} | target
+    if op == "clip_reduce_":
+        columns = torch.tensor([0, 20], dtype=torch.int32)
+        limit = torch.ones(2, 1, **wide)
+        return {
+            "total": torch.zeros(2, 20, **wide), "arena": arena, "client": SEGMENTS.client, "max_grad_norm": limit,
+            "group_columns": columns, "squares": limit.clone(),
+        }  # fmt: skip
+    rows = {name: torch.ones(2, **wide) for name in ("noise_std", "denominator", "lr")}
+    return rows | {
+        "state": arena, "total": torch.zeros(2, 20, **wide), "client_id": whole, "step": whole, "key": 1
+    }  # fmt: skip
+
+
+META = {"device": "meta"}
+WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
+    ("expand_", RuntimeError, "expand_ is not differentiable", {"h": torch.zeros(5, 2, requires_grad=True)}),
+    ("expand_", ValueError, "expand_: y must be two-dimensional", {"y": torch.zeros(1, 5, 8)}),
+    ("expand_", ValueError, "expand_: h has 6 rows but the segments cover 5", {"h": torch.zeros(6, 2)}),
+    ("expand_", ValueError, r"each b\[c\] must be contiguous", {"b": torch.zeros(2, 2, 8).transpose(1, 2)}),
+    ("expand_", ValueError, "b: all tensors must be on one device", {"b": torch.zeros(2, 8, 2, **META)}),
+    ("outer", RuntimeError, "outer is not differentiable", {"q": torch.zeros(5, 2, requires_grad=True)}),
+    ("outer", TypeError, "outer: q is torch.float16 but p is torch.float32", {"q": torch.zeros(5, 2).half()}),
+    ("outer", ValueError, "outer: q has 4 rows but the segments cover 5", {"q": torch.zeros(4, 2)}),
+    ("outer", ValueError, "outer: all tensors must be on one device", {"q": torch.zeros(5, 2, **META)}),
+    ("outer", ValueError, "outer: .*'offsets'", {"p": torch.zeros(5, 8, **META), "q": None}),
+    ("outer", ValueError, "width 24 do not fit", {"q": torch.zeros(5, 3)}),
+    ("outer", ValueError, "arena must be row-major", {"arena": torch.zeros(20, 2).T}),
+    ("outer", ValueError, "squares must be float64", {"squares": torch.zeros(2, 1)}),
+    ("outer", ValueError, "slot=1", {"squares": torch.zeros(2, 1, dtype=torch.float64), "slot": 1}),
+    ("clip_reduce_", ValueError, "mode must be one of", {"mode": "none"}),
+    ("clip_reduce_", ValueError, "total must be torch.float64", {"total": torch.zeros(2, 20)}),
+    ("clip_reduce_", ValueError, r"client must be torch.int32 of shape \(2,\)", {"client": torch.zeros(3).int()}),
+    ("clip_reduce_", ValueError, "arena must be row-major", {"arena": torch.zeros(20, 2).T}),
+    ("clip_reduce_", ValueError, "one device", {"squares": torch.zeros(2, 1, dtype=torch.float64, **META)}),
+    ("privatize_step_", ValueError, "optimizer must be one of", {"optimizer": "adam"}),
+    ("privatize_step_", ValueError, "needs exp_avg, exp_avg_sq and age", {"optimizer": "adamw"}),
+    ("privatize_step_", ValueError, "mu=1 needs anchor", {"mu": 1}),
+    ("privatize_step_", ValueError, "state must be row-major", {"state": torch.zeros(20, 2).T}),
+    ("privatize_step_", ValueError, "exp_avg must be torch.float32", {"exp_avg": torch.zeros(2, 20).double()}),
+    ("privatize_step_", ValueError, "step must be torch.int64", {"step": torch.zeros(2)}),
+    ("privatize_step_", ValueError, "lr must be torch.float64", {"lr": torch.zeros(2)}),
+    ("privatize_step_", ValueError, r"index must be torch.int32 of shape \(20,\)", {"index": torch.zeros(19).int()}),
+    ("privatize_step_", ValueError, "one device", {"anchor": torch.zeros(2, 20, **META)}),
+    ("privatize_step_", ValueError, "key must fit into 64 bits", {"key": 2**64}),
+]
+
+
+@pytest.mark.parametrize(("op", "error", "message", "changed"), WRONG_ELSEWHERE, ids=[w[2] for w in WRONG_ELSEWHERE])
+def test_another_operation_takes_wrong_arguments(launches: list, op, error, message, changed) -> None:
+    with pytest.raises(error, match=message):
+        getattr(ffk, op)(**(arguments_of(op) | changed))
+    assert not launches
+
+
 def _calls() -> dict[str, tuple]:
     index, wide = (SEGMENTS.offsets, SEGMENTS.client), {"dtype": torch.float64}
     y, h, b, arena = torch.randn(5, 8), torch.randn(5, 2), torch.randn(2, 8, 2), torch.randn(2, 20)
