@@ -93,6 +93,8 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
     ("outer", ValueError, "outer: .*'offsets'", {"p": torch.zeros(5, 8, **META), "q": None}),
     ("outer", ValueError, "width 24 do not fit", {"q": torch.zeros(5, 3)}),
     ("outer", ValueError, "arena must be row-major", {"arena": torch.zeros(20, 2).T}),
+    ("outer", ValueError, r"arena: .*'arena': device\(type='meta'", {"arena": torch.zeros(2, 20, **META)}),
+    ("outer", ValueError, "arena: .*'squares'", {"squares": torch.zeros(2, 1, dtype=torch.float64, **META)}),
     ("outer", ValueError, "squares must be float64", {"squares": torch.zeros(2, 1)}),
     ("outer", ValueError, "slot=1", {"squares": torch.zeros(2, 1, dtype=torch.float64), "slot": 1}),
     ("clip_reduce_", ValueError, "mode must be one of", {"mode": "none"}),
