@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -41,6 +41,15 @@ class Cohort:
     @property
     def ids(self) -> list[int]:
         return [p.client_id for p in self.clients]
+
+    @classmethod
+    def joined(cls, cohorts: Sequence[Cohort]) -> Cohort:
+        """The clients of several runs, one run after another."""
+        return cls(
+            [client for each in cohorts for client in each.clients],
+            [steps for each in cohorts for steps in each.steps],
+            [arrives for each in cohorts for arrives in each.arrives],
+        )
 
 
 def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
@@ -90,39 +99,44 @@ def train_cohorts(work: Sequence[LocalWork]) -> list[TrainingReport]:
     """
     experiment, server = work[0].experiment, work[0].server
     federation, optimizer = experiment.config.federation, experiment.config.optimizer
-    cohort = Cohort(*([each for one in work for each in getattr(one.cohort, f.name)] for f in fields(Cohort)))
+    cohort = Cohort.joined([one.cohort for one in work])
     rows = work[0].rows if len(work) == 1 else torch.cat([one.rows for one in work])
     anchor = rows.clone() if federation.prox_mu else None
     own = Moments.stacked([_own_moments(one) for one in work])
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
     masks = [one.experiment.strategy.mask(one.server, one.cohort.ids) for one in work]
-    report = TrainingReport.of(len(cohort))
+    mask = None if masks[0] is None else torch.cat(masks)
+    reports = []
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(cohort))):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, own) if is_all else (rows[index], own.rows(index))
-        report.add(
-            experiment.engine.train(
-                [cohort.clients[i] for i in index],
-                part,
-                end - begin,
-                anchor=None if anchor is None else anchor[index],
-                mu=federation.prox_mu,
-                moments=part_moments,
-                lr_factors=factors[begin:end],
-                mask=None if masks[0] is None else torch.cat(masks)[index].to(rows.device),
-            ),
-            index,
+        report = experiment.engine.train(
+            [cohort.clients[i] for i in index],
+            part,
+            end - begin,
+            anchor=None if anchor is None else anchor[index],
+            mu=federation.prox_mu,
+            moments=part_moments,
+            lr_factors=factors[begin:end],
+            mask=None if mask is None else mask[index].to(rows.device),
         )
+        reports.append((index, report))
         if not is_all:
             rows[index] = part
             own.put_(index, part_moments)
-    ends = list(accumulate((len(one.cohort) for one in work), initial=0))
-    for one, begin, end in zip(work, ends, ends[1:], strict=False):
-        one.rows.copy_(rows[begin:end])
+    whole, spans = TrainingReport.merged(len(cohort), reports), _spans(work)
+    for one, (begin, end) in zip(work, spans, strict=True):
+        if len(work) > 1:
+            one.rows.copy_(rows[begin:end])
         if optimizer.keep_moments:
-            _keep_moments(one, own.rows(torch.arange(begin, end)))
-    return [report.part(begin, end) for begin, end in pairwise(ends)]
+            _keep_moments(one, own if len(work) == 1 else own.rows(torch.arange(begin, end)))
+    return [whole.part(begin, end) for begin, end in spans]
+
+
+def _spans(work: Sequence[LocalWork]) -> list[tuple[int, int]]:
+    """From which row to which each run's clients are."""
+    return list(pairwise(accumulate((len(one.cohort) for one in work), initial=0)))
 
 
 def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:

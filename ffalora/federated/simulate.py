@@ -53,9 +53,8 @@ class Run:
             experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
         return cls(experiment, server, folder, completed_rows(folder, server.round))
 
-    @property
     def is_over(self) -> bool:
-        """Whether all rounds are done, or no budget allows another."""
+        """Whether all rounds are done, or no budget allows another (which it warns of)."""
         return self.server.round >= self.experiment.config.federation.rounds or _is_spent(self.experiment, self.server)
 
     def complete_round(self, row: dict[str, Any]) -> None:
@@ -102,7 +101,7 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         unit="round",
         disable=not progress,
     ) as bar:
-        while not run.is_over:
+        while not run.is_over():
             row = run_round(run.experiment, run.server)
             run.complete_round(row)
             bar.set_postfix(

@@ -44,10 +44,11 @@ def shared_setting(config: Config) -> str | None:
 def simulate_together(
     configs: Mapping[Path, Config], resume: bool = False, on_rounds: Callable[[int], object] = lambda rounds: None
 ) -> list[RunResult]:
-    """Runs of one :func:`shared_setting`, each in a folder of its own, as ``simulate`` would leave it.
+    """Runs of one :func:`shared_setting`, each in a folder of its own, as ``simulate`` would leave it (to rounding).
 
     All of them take each round together; ``federation.one_pass`` says whether in one pass (``auto``: where single
-    batches would be small). The seconds of a round are divided among them. A single run may have any configuration.
+    batches would be small). The rows of all runs are in memory at once, and the seconds of a round are divided among
+    them. A single run may have any configuration.
 
     Args:
         configs: by folder.
@@ -58,6 +59,8 @@ def simulate_together(
     Raises:
         ValueError: their settings differ. All that ``simulate`` raises.
     """
+    if not configs:
+        return []
     folder, first = next(iter(configs.items()))
     shared = shared_setting(first)
     apart = [str(path) for path, config in configs.items() if shared is None or shared_setting(config) != shared]
@@ -74,7 +77,7 @@ def simulate_together(
     )
     runs = [Run.open(member, path, resume) for member, path in zip(members, configs, strict=True)]
     on_rounds(sum(run.server.round for run in runs))
-    while going := [run for run in runs if not run.is_over]:
+    while going := [run for run in runs if not run.is_over()]:
         behind = min(run.server.round for run in going)
         last = [run for run in going if run.server.round == behind]
         _take_round(last)
@@ -84,7 +87,9 @@ def simulate_together(
 
 def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
     """One run's view of what all share: its own configuration, and clients that carry its values."""
-    participants = make_participants(config, experiment.partition, experiment.train)
+    participants = experiment.participants
+    if number:  # the first run's are there already
+        participants = make_participants(config, experiment.partition, experiment.train)
     for participant in participants:
         participant.run = number
         participant.lr, participant.max_grad_norm = config.optimizer.lr, config.privacy.max_grad_norm
@@ -99,10 +104,12 @@ def _take_round(runs: Sequence[Run]) -> None:
     started = time.perf_counter()
     opened = [OpenRound.begin(run.experiment, run.server) for run in runs]
     reports = train_cohorts([one.work for one in opened])
-    seconds = (time.perf_counter() - started) / len(runs)
+    seconds, rows = (time.perf_counter() - started) / len(runs), []
     for run, one, report in zip(runs, opened, reports, strict=True):
         run.experiment.strategy.begin_round(run.server)  # the model is where the last of them began
-        run.complete_round(one.end(report, seconds))
+        rows.append(one.end(report, seconds))
+    for run, row in zip(runs, rows, strict=True):  # at the end, close together: who is interrupted here falls behind
+        run.complete_round(row)
 
 
 def _names() -> str:

@@ -42,7 +42,9 @@ class Moments:
 
     @classmethod
     def stacked(cls, parts: Sequence[Moments]) -> Moments:
-        """The rows of all parts, one below the other."""
+        """The rows of all parts, one below the other; a single part itself."""
+        if len(parts) == 1:
+            return parts[0]
         names = parts[0].tensors()
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 

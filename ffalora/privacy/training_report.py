@@ -23,8 +23,8 @@ class TrainingReport:
     """What happened in a call of ``Engine.train``; numbers marked private are computed on private data without noise.
 
     Attributes:
-        tokens, padded_tokens: of all passes, without and with padding.
         samples_by_row: int64 ``[C]``, samples passed through the model, by row of the cohort.
+        tokens, padded_tokens: of all these samples, without and with the padding of their passes.
         nonfinite_by_row: int64 ``[C]``, samples whose gradient held NaN or Inf and contributed zero (private). Without
             privacy the samples of a physical batch share a client's gradient.
         rows: int64 ``[S]``, whose sample each of the last logical step is.
@@ -51,38 +51,44 @@ class TrainingReport:
         none = torch.zeros(clients, dtype=torch.int64)
         return cls(samples_by_row=none, nonfinite_by_row=none.clone())
 
-    def add(self, other: TrainingReport, rows: Sequence[int] | Tensor) -> None:
-        """What some of the clients did next: counts add up, and their last step is now the other's.
+    @classmethod
+    def merged(cls, clients: int, parts: Sequence[tuple[Tensor, TrainingReport]]) -> TrainingReport:
+        """The report of a cohort that trained in several calls: counts add up, and a client's last step is that of the
+        last call that it took part in.
 
         Args:
-            rows: which row of this report each row of the other's is.
+            clients: of the cohort.
+            parts: in the order of the calls, which row of the cohort each row of the call was (int64), and its report.
         """
-        rows = torch.as_tensor(rows)
-        self.tokens += other.tokens
-        self.padded_tokens += other.padded_tokens
-        self.samples_by_row[rows] += other.samples_by_row
-        self.nonfinite_by_row[rows] += other.nonfinite_by_row
-        stay = ~torch.isin(self.rows, rows)
-        if len(self.norms):
-            self.norms, self.above = self.norms[stay], self.above[stay]
-        self.rows = torch.cat([self.rows[stay], rows[other.rows]])
-        self.losses = torch.cat([self.losses[stay], other.losses])
-        self.norms, self.above = torch.cat([self.norms, other.norms]), torch.cat([self.above, other.above])
+        whole, last = cls.of(clients), torch.full((clients,), -1)
+        for number, (index, report) in enumerate(parts):
+            whole.tokens += report.tokens
+            whole.padded_tokens += report.padded_tokens
+            whole.samples_by_row[index] += report.samples_by_row
+            whole.nonfinite_by_row[index] += report.nonfinite_by_row
+            last[index] = number
+        kept = [report._of(last[index] == number) for number, (index, report) in enumerate(parts)]
+        whole.rows = torch.cat([whole.rows, *(index[each.rows] for (index, _), each in zip(parts, kept, strict=True))])
+        for name in ("losses", "norms", "above"):
+            setattr(whole, name, torch.cat([getattr(whole, name), *(getattr(each, name) for each in kept)]))
+        return whole
+
+    def _of(self, wanted: Tensor) -> TrainingReport:
+        """The samples of the last step whose row is ``wanted [C]``, without counts."""
+        mine = wanted[self.rows]
+        norms, above = (each[mine] if len(each) else each for each in (self.norms, self.above))
+        return TrainingReport(rows=self.rows[mine], losses=self.losses[mine], norms=norms, above=above)
 
     def part(self, begin: int, end: int) -> TrainingReport:
-        """The report of the rows from ``begin`` to ``end``; tokens are those of all passes that they took part in."""
-        mine = (self.rows >= begin) & (self.rows < end)
-        norms, above = (each[mine] if len(each) else each for each in (self.norms, self.above))
-        return TrainingReport(
-            tokens=self.tokens,
-            padded_tokens=self.padded_tokens,
-            samples_by_row=self.samples_by_row[begin:end],
-            nonfinite_by_row=self.nonfinite_by_row[begin:end],
-            rows=self.rows[mine] - begin,
-            losses=self.losses[mine],
-            norms=norms,
-            above=above,
-        )
+        """The report of the rows from ``begin`` to ``end``; tokens remain those of the whole cohort."""
+        wanted = torch.zeros(len(self.samples_by_row), dtype=torch.bool)
+        wanted[begin:end] = True
+        found = self._of(wanted)
+        found.rows = found.rows - begin
+        found.tokens, found.padded_tokens = self.tokens, self.padded_tokens
+        found.samples_by_row = self.samples_by_row[begin:end]
+        found.nonfinite_by_row = self.nonfinite_by_row[begin:end]
+        return found
 
     @property
     def samples(self) -> int:

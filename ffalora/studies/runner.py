@@ -139,7 +139,10 @@ def _run_cells(
     for group in groups.values():
         first, others = group[0], f" and {len(group) - 1} more" if group[1:] else ""
         bar.set_postfix_str(f"{first.method}, {first.condition}, seed {first.seed}{others}")
-        simulate_together({folder / cell.place: grid.config(cell) for cell in group}, True, bar.update)
+        configs, before = {folder / cell.place: grid.config(cell) for cell in group}, bar.n
+        simulate_together(configs, True, bar.update)
+        rounds = sum(config.federation.rounds for config in configs.values())
+        bar.update(before + rounds - bar.n)  # those that a spent budget left out
         found |= {cell: _finished(grid, cell, folder) for cell in group}
         if table is not None:
             write_atomically(table, to_csv([found[cell] for cell in cells if cell in found]).encode())

@@ -1,6 +1,7 @@
 """Runs of one method that differ in values of a client's row train as one cohort, and end as they would alone."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -48,13 +49,14 @@ def assert_same_runs(one, other, bitwise):
     "changes",
     [
         PRIVATE,
+        PRIVATE | {"federation__strategy": "fedsb", "adapter__init": "orthonormal"},
         PRIVATE | {"optimizer__name": "adamw", "optimizer__keep_moments": True},
         PRIVATE | {"federation__prox_mu": 0.1, "federation__straggler_rate": 0.5, "federation__local_steps": 3},
         PRIVATE | {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01},
         PRIVATE | {"privacy__clipping": "per-layer"},
         PRIVATE | {"clients__count": 4, "federation__participation": 0.5, "federation__dropout_rate": 0.3},
     ],
-    ids=["plain", "adamw with kept moments", "prox, stragglers", "fedadam", "per-layer", "drawn, dropping out"],
+    ids=["plain", "core", "adamw with kept moments", "prox, stragglers", "fedadam", "per-layer", "drawn, dropping out"],
 )
 @pytest.mark.parametrize("one_pass", ["always", "never"])
 def test_a_run_among_others_ends_elsewhere_than_alone(small, tmp_path, changes, one_pass):
@@ -94,6 +96,26 @@ def test_adaptive_clipping_norms_of_runs_mix(small, tmp_path):
         assert_same_runs(folder, alone.folder, bitwise=False)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_diverging_run_spoils_its_neighbours_or_its_losses_are_counted_as_theirs(small, tmp_path):
+    changes = {"federation__one_pass": "always", "federation__rounds": 2}
+    configs = {tmp_path / str(lr): small(**changes, optimizer__lr=lr) for lr in (0.5, 1e38)}
+    simulate_together(configs)
+    sound, lost = (rows_of(folder) for folder in configs)
+    alone = simulate(configs[tmp_path / "0.5"], tmp_path / "alone", progress=False)
+    assert_same_runs(tmp_path / "0.5", alone.folder, bitwise=False)
+    assert [row["nonfinite"] for row in sound] == [0, 0]
+    assert 0 < lost[0]["nonfinite"] <= lost[0]["samples"], "samples of passes whose gradient was not finite"
+
+
+def test_the_seconds_of_a_shared_round_are_counted_for_every_run(small, tmp_path):
+    configs = {tmp_path / str(i): small(**PRIVATE | values) for i, values in enumerate(VALUES)}
+    started = time.perf_counter()
+    simulate_together(configs)
+    passed = time.perf_counter() - started
+    assert 0 < sum(row["seconds"] for folder in configs for row in rows_of(folder)) <= passed
+
+
 def test_all_runs_of_a_round_take_a_pass_each(small, tmp_path, monkeypatch):
     passes, real = [], Engine.train
 
@@ -111,21 +133,21 @@ def test_all_runs_of_a_round_take_a_pass_each(small, tmp_path, monkeypatch):
     assert set(passes) == {3 * clients} and len(passes) == len(rows_of(tmp_path / "0"))
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 4])
+@pytest.mark.parametrize("stop_at", [1, 2, 5])
 def test_runs_interrupted_in_different_rounds_end_elsewhere(stop_at, small, tmp_path, monkeypatch):
-    """``stop_at`` is the round of any run after which everything stops: one run has it, the next does not."""
-    changes = PRIVATE | {"federation__one_pass": "never", "federation__rounds": 3}
+    """``stop_at`` rounds, of all runs together, are on the disk when everything stops: one run may be ahead."""
+    changes = PRIVATE | {"federation__one_pass": "never", "federation__rounds": 3, "optimizer__schedule": "cosine"}
     configs = {name: small(**changes | values) for name, values in zip("ab", VALUES, strict=False)}
-    real, ended = training.OpenRound.end, []
+    real, written = training.Run.complete_round, []
 
-    def end(opened, report, seconds):
-        ended.append(None)
-        if len(ended) == stop_at + 1:
+    def complete_round(run, row):
+        if len(written) == stop_at:
             raise KeyboardInterrupt
-        return real(opened, report, seconds)
+        written.append(None)
+        real(run, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.OpenRound, "end", end)
+        patch.setattr(training.Run, "complete_round", complete_round)
         with pytest.raises(KeyboardInterrupt):
             simulate_together({tmp_path / name: config for name, config in configs.items()})
     said = []

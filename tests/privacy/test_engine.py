@@ -315,9 +315,8 @@ def test_adapter_dropout_changes_training_and_not_evaluation():
 def test_the_report_covers_every_client_however_they_were_trained():
     engine, adapters = tiny_engine()
     together = engine.train(participants(3), adapters.state().repeat(3, 1), steps=1)
-    apart = TrainingReport.of(3)
-    for row, client in enumerate(participants(3)):
-        apart.add(engine.train([client], adapters.state()[None], steps=1), [row])
+    alone = [engine.train([client], adapters.state()[None], steps=1) for client in participants(3)]
+    apart = TrainingReport.merged(3, [(torch.tensor([row]), report) for row, report in enumerate(alone)])
     assert together.loss == pytest.approx(apart.loss, rel=1e-5)
     assert together.median_norm == pytest.approx(apart.median_norm, rel=1e-5)
     assert (together.clipped, together.samples) == (pytest.approx(apart.clipped), apart.samples)

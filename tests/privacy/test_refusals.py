@@ -11,6 +11,7 @@ from torch import nn
 
 from ffalora.privacy.accountants import Spent
 from ffalora.privacy.accounting import PrivacyBudgetSpent
+from ffalora.privacy.admission import check_cohort
 from ffalora.privacy.engine import Participant
 from ffalora.privacy.probe import SamplesNotIndependent, check_losses_independence
 
@@ -260,3 +261,11 @@ def test_two_rows_of_one_client_id_would_share_their_noise():
     engine, adapters = tiny_engine()
     clients = [Participant(7, half, ledger(7, 20, 4)) for half in np.array_split(np.arange(40), 2)]
     _refused(engine, adapters, clients, match="client_id=7 is in the cohort more than once")
+
+
+def test_one_client_in_two_simulated_runs_is_refused_with_seeded_noise_or_accepted_with_secure_noise():
+    cohort = [Participant(7, np.arange(20), ledger(7, 20, 4), run=run) for run in (0, 1)]
+    privacy = tiny_engine()[0].privacy
+    check_cohort(cohort, privacy, seeded=True)
+    with pytest.raises(ValueError, match="client_id=7 is in the cohort more than once"):
+        check_cohort(cohort, privacy, seeded=False)

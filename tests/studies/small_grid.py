@@ -51,11 +51,12 @@ class Trainer:
     """
 
     def __init__(self, stop_at: int = 0):
-        self.stop_at, self.runs, self.configs = stop_at, Counter(), {}
+        self.stop_at, self.runs, self.configs, self.groups = stop_at, Counter(), {}, []
 
     def __call__(
         self, configs: Mapping[Path, Config], resume: bool = False, on_rounds: Callable[[int], None] | None = None
     ) -> None:
+        self.groups.append(len(configs))
         for folder, config in configs.items():
             self._run(config, folder, resume)
             if on_rounds is not None:

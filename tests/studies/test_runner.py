@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_grid import BASE, Trainer, small_grid
+from small_grid import BASE, DEFINITION, Trainer, small_grid
 
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as training
@@ -41,6 +41,19 @@ def test_a_cell_is_left_out_or_a_fixed_value_is_tuned(trainer, tmp_path):
         "FFA has one value: nothing to tune"
     )
     assert all(r.folder.is_relative_to(tmp_path / "study") for r in result.results)
+
+
+@pytest.mark.parametrize("counts_costs", [False, True])
+def test_runs_that_could_share_passes_are_apart_or_share_the_clock_that_costs_are_read_from(
+    counts_costs, trainer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runner, "step_costs", lambda config: {})
+    scale = DEFINITION["scales"]["laptop"] | {"tried": {"ffa": {"optimizer.lr": [1, 2, 4]}}}
+    grid = small_grid(methods={"ffa": {"federation.strategy": "ffa"}}, claims=[], scales={"laptop": scale},
+                      counts_costs=counts_costs)  # fmt: skip
+    run_study(grid, tmp_path / "study", progress=False)
+    # Three learning rates for each of two conditions; then three conditions with two seeds, no two of which may share.
+    assert sorted(trainer.groups) == ([1] * 12 if counts_costs else [1] * 6 + [3] * 2)
 
 
 def test_another_value_is_chosen_than_the_best_of_the_validation_split(trainer, tmp_path):
@@ -138,24 +151,24 @@ def test_a_real_study_that_is_interrupted_in_a_round_trains_a_round_twice_or_end
     grid = small_grid(
         base, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale}
     )  # fmt: skip
-    real, rounds = training.OpenRound.end, []
+    real, rounds = training.Run.complete_round, []
 
-    def end(opened, report, seconds):
-        """The second of two runs that train together is interrupted in its second round."""
-        config = opened.work.experiment.config
+    def complete_round(run, row):
+        """The second of two runs that train together is interrupted before its second round is on the disk."""
+        config = run.experiment.config
         if len(rounds) == 3:
             rounds.append(None)
             raise KeyboardInterrupt
-        rounds.append((config.optimizer.lr, config.seed, opened.work.server.round))
-        return real(opened, report, seconds)
+        rounds.append((config.optimizer.lr, config.seed, row["round"]))
+        real(run, row)
 
-    monkeypatch.setattr(training.OpenRound, "end", end)
+    monkeypatch.setattr(training.Run, "complete_round", complete_round)
     with pytest.raises(KeyboardInterrupt):
         run_study(grid, tmp_path / "study", progress=False)
     resumed = run_study(grid, tmp_path / "study", resume=True, progress=False)
     trained = [each for each in rounds if each is not None]
     assert len(trained) == len(set(trained)) == 3 * 2, "two runs that choose and one that is reported, two rounds each"
-    monkeypatch.setattr(training.OpenRound, "end", real)
+    monkeypatch.setattr(training.Run, "complete_round", real)
     whole = run_study(grid, tmp_path / "whole", progress=False)
     assert resumed.values() == whole.values() and resumed.values("loss") == whole.values("loss")
     assert resumed.chosen == whole.chosen
