@@ -13,6 +13,7 @@ from ..config import to_yaml
 from ..plain import restored, to_json
 from .experiment import Experiment
 from .records import environment, privacy_statement, summary
+from .strategies import ServerState
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
 SUMMARY = "summary.json"
@@ -49,15 +50,16 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows).encode())
 
 
-def finish_folder(experiment: Experiment, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
-    """The adapter that the model holds now, the privacy statement, and the summary."""
+def finish_folder(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
+    """The adapter as it is saved, the privacy statement, and the summary."""
+    result = summary(experiment, rows)  # of what was trained and sent: what is saved may have another rank
+    experiment.strategy.export(server)
     save_bundle(
         folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names
     )
     statement = privacy_statement(experiment)
     _write_json(folder / "privacy.json", statement.as_dict())
     write_atomically(folder / "privacy.txt", statement.to_text().encode())
-    result = summary(experiment, rows)
     _write_json(folder / SUMMARY, result)
     return RunResult(folder, result, rows)
 

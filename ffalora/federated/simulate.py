@@ -74,8 +74,7 @@ class Run:
         if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
             rows[-1]["metrics"] = evaluate_views(self.experiment, self.server)
             write_rows(self.folder, rows)
-        self.experiment.strategy.export(self.server)
-        return finish_folder(self.experiment, self.folder, rows)
+        return finish_folder(self.experiment, self.server, self.folder, rows)
 
 
 def simulate(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:

@@ -340,6 +340,10 @@ def test_interrupted_runs_of_every_method_resume_bit_for_bit_and_their_adapter_g
 ):
     config = small(federation__strategy=name, **PRIVATE, **_ranked(name))
     whole = simulate(config, tmp_path / "whole", progress=False)
+    fresh = build(config)
+    assert whole.summary["trained_numbers"] == fresh.adapters.layout.size, "of the adapter as it was trained, not saved"
+    assert whole.summary["bytes_up"] <= 3 * 3 * whole.summary["bytes_up_per_client_round"]
+    assert whole.summary["bytes_up_per_client_round"] == fresh.strategy.bytes_up()
     original, calls = Engine.train, []
 
     def stop(*arguments, **options):
