@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import Grid, load_grid
+from ffalora.studies.grid import Grid, load_grid, with_seeds
 from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, CellResult, StudyResult, to_csv
 
 METHOD_SKILL = {"ffa": 0.02, "fedsvd": 0.03, "lora": 0.0}
@@ -17,8 +17,12 @@ BYTES = {"ffa": 49_152, "fedsvd": 49_152, "rolora": 49_152}
 def fabricate(
     folder: Path, name: str = "heterogeneity", size: str = "verdict", cells: int | None = None
 ) -> StudyResult:
-    """A study's folder with tables (the first ``cells`` runs alone, if given) and what was read back from it."""
+    """A study's folder with tables (the first ``cells`` runs alone, if given) and what was read back from it; verdicts
+    are over five seeds.
+    """
     grid = load_grid(name, "laptop", size)
+    if size == "verdict":
+        grid = with_seeds(grid, 5)
     result = StudyResult(grid, folder)
     for condition in grid.tuned_conditions():
         for method in grid.methods:
