@@ -18,26 +18,27 @@ struct RankGradient {
     Vec<double, L> square{};
     Vec<double, L / 2> short_square{};
     float* partial = c.partial;
+    // With few lanes several tiles read the same lines, and rows whole pages apart share too few sets of the cache for
+    // the lines to be still there.
+    const bool few_sets = L < 16 && c.wide_stride * sizeof(T) % 4096 == 0;
     for (ptrdiff_t n = 0; n < c.width; n += kPanel) {
       const ptrdiff_t columns = c.width - n < kPanel ? c.width - n : kPanel;
       const void* words = packed;
       ptrdiff_t stride = kPanel;
-      if (std::is_same<T, typename Word::Number>::value && Word::kRows == 1 && columns == kPanel) {
+      if (std::is_same<T, typename Word::Number>::value && Word::kRows == 1 && columns == kPanel && !few_sets) {
         words = c.wide + n;
         stride = c.wide_stride;
       } else {
         pack<L>(c, n, columns, packed);
       }
       if (c.last) prefetch_target(c, n + kPanelsAhead * kPanel, columns);
-      for (ptrdiff_t r = 0; r < c.rank; r += L) {
-        if (copied_twice<L>(c.rank, r)) {
-          columns_of<L, 2>(c, words, stride, n, columns, r, partial, square, short_square);
-        } else {
-          const void* second = static_cast<const uint32_t*>(words) + kSums<L>;
-          columns_of<L, 1>(c, words, stride, n, columns, r, partial, square, short_square);
-          columns_of<L, 1>(c, second, stride, n + kSums<L>, columns - kSums<L>, r, partial, square, short_square);
-        }
-      }
+      for (ptrdiff_t r = 0; r < c.rank;)
+        r += with_tile<L>(c.rank, r, [&](auto copies, auto blocks) __attribute__((always_inline)) {
+          constexpr int kColumns = kSums<L> / blocks * copies;
+          for (ptrdiff_t j = 0; j < columns; j += kColumns)
+            tile<L, copies, blocks>(c, static_cast<const uint32_t*>(words) + j, stride, n + j, columns - j, r, partial,
+                                    square, short_square);
+        });
     }
     if (!c.last) return;
     double total = 0;
@@ -47,8 +48,6 @@ struct RankGradient {
   }
 
  private:
-  template <int L>
-  static constexpr int kSums = L == 16 ? 16 : 8;  // vectors of sums held in registers
   static constexpr int kPanelsAhead = 2;  // between the one in use and the one whose target is asked of the memory
 
   template <int L>
@@ -59,65 +58,76 @@ struct RankGradient {
     FloatProducts<T>::template pack<kSums<L>>(c, n, columns, packed);
   }
 
-  // kSums · COPIES columns from n on, of which `columns` are real, for the block of ranks at r.
-  template <int L, int COPIES>
-  FFALORA_INLINE static void columns_of(const GradientChunk<T>& c, const void* wide, ptrdiff_t wide_stride, ptrdiff_t n,
-                                        ptrdiff_t columns, ptrdiff_t r, float*& partial, Vec<double, L>& square,
-                                        Vec<double, L / 2>& short_square) {
+  // Columns from n on, of which `columns` are real, for the blocks of ranks at r.
+  template <int L, int COPIES, int BLOCKS>
+  FFALORA_INLINE static void tile(const GradientChunk<T>& c, const uint32_t* wide, ptrdiff_t wide_stride, ptrdiff_t n,
+                                  ptrdiff_t columns, ptrdiff_t r, float*& partial, Vec<double, L>& square,
+                                  Vec<double, L / 2>& short_square) {
+    constexpr int kWide = kSums<L> / BLOCKS;
     const auto* words = reinterpret_cast<const uint32_t*>(c.narrow) + r;
-    const auto* at = static_cast<const uint32_t*>(wide);
     const ptrdiff_t stride = rank_blocks(c.rank, L) * L;
-    Vec<float, L> sum[kSums<L>] = {};
-    for (ptrdiff_t m = 0; m < c.tokens; m += Word::kRows, words += stride, at += wide_stride) {
-      Words<L> factors = load_block<L>(words);
-      keep(factors);
+    Vec<float, L> sum[kWide][BLOCKS] = {};
+    for (ptrdiff_t m = 0; m < c.tokens; m += Word::kRows, words += stride, wide += wide_stride) {
+      Words<L> factors[BLOCKS];
       FFALORA_UNROLL
-      for (int i = 0; i < kSums<L>; ++i) Word::template add<L>(sum[i], spread<COPIES, L>(at + i * COPIES), factors);
+      for (int k = 0; k < BLOCKS; ++k) {
+        factors[k] = load_block<L>(words + k * L);
+        keep(factors[k]);
+      }
+      FFALORA_UNROLL
+      for (int i = 0; i < kWide; ++i) {
+        const Words<L> word = spread_of<COPIES, L>(wide, i);
+        FFALORA_UNROLL
+        for (int k = 0; k < BLOCKS; ++k) Word::template add<L>(sum[i][k], word, factors[k]);
+      }
     }
     if (!(c.first && c.last)) {
       FFALORA_UNROLL
       for (int i = 0; i < kSums<L>; ++i, partial += L) {
-        if (!c.first) sum[i] += load<L>(partial);
-        if (!c.last) store<L>(partial, sum[i]);
+        Vec<float, L>& v = sum[i / BLOCKS][i % BLOCKS];
+        if (!c.first) v += load<L>(partial);
+        if (!c.last) store<L>(partial, v);
       }
     }
-    constexpr int kColumns = kSums<L> * COPIES;
-    if (c.last && columns > 0)
-      finish<L, COPIES>(c, sum, n, columns < kColumns ? columns : kColumns, r, square, short_square);
+    constexpr int kColumns = kWide * COPIES;
+    if (c.last) finish<L, COPIES, BLOCKS>(c, sum, n, columns < kColumns ? columns : kColumns, r, square, short_square);
   }
 
-  template <int L, int COPIES>
-  FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[kSums<L>], ptrdiff_t n,
-                                    ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
+  template <int L, int COPIES, int BLOCKS>
+  FFALORA_INLINE static void finish(const GradientChunk<T>& c, Vec<float, L> (&sum)[kSums<L> / BLOCKS][BLOCKS],
+                                    ptrdiff_t n, ptrdiff_t columns, ptrdiff_t r, Vec<double, L>& square,
                                     Vec<double, L / 2>& short_square) {
-    constexpr int kRow = L / COPIES, kNumbers = kSums<L> * L;
+    constexpr int kWide = kSums<L> / BLOCKS, kRow = BLOCKS * L / COPIES, kNumbers = kSums<L> * L;
     float* target = c.target + n * c.rank + r;
     if constexpr (COPIES == 2) {
       FFALORA_UNROLL
-      for (int i = 0; i < kSums<L>; ++i) sum[i] = even_then_odd<L>(sum[i]);
+      for (int i = 0; i < kWide; ++i) sum[i][0] = even_then_odd<L>(sum[i][0]);
     }
-    if (c.rank == kRow && columns == kSums<L> * COPIES) {
+    const auto emit_all = [&](ptrdiff_t row) __attribute__((always_inline)) {
       Vec<double, L> total[2] = {square};
       FFALORA_UNROLL
-      for (int i = 0; i < kSums<L>; ++i) emit<L>(c, sum[i], target + i * L, L, total[i % 2]);
+      for (int i = 0; i < kSums<L>; ++i)
+        emit<L>(c, sum[i / BLOCKS][i % BLOCKS], target + i / BLOCKS * COPIES * row + i % BLOCKS * L, L, total[i % 2]);
       square = total[0] + total[1];
-      return;
-    }
+    };
+    if (columns == kWide * COPIES && c.rank == kRow) return emit_all(kRow);
+    if (columns == kWide * COPIES && COPIES == 1 && c.rank - r >= kRow) return emit_all(c.rank);
     // Rows of `ranks` numbers: where they are all of g they are joined, each row over the padding of the one before.
     alignas(64) float rows[kNumbers];
     FFALORA_UNROLL
-    for (int i = 0; i < kSums<L>; ++i) store<L>(rows + i * L, sum[i]);
+    for (int i = 0; i < kSums<L>; ++i) store<L>(rows + i * L, sum[i / BLOCKS][i % BLOCKS]);
     if (c.rank > kRow || r > 0) {
       for (ptrdiff_t j = 0; j < columns; ++j)
         if constexpr (COPIES == 1) {
-          emit<kRow>(c, load<kRow>(rows + j * kRow), target + j * c.rank, c.rank - r, square);
+          for (int k = 0; k < BLOCKS; ++k)
+            emit<L>(c, load<L>(rows + j * kRow + k * L), target + j * c.rank + k * L, c.rank - r - k * L, square);
         } else {
           emit<kRow>(c, load<kRow>(rows + j * kRow), target + j * c.rank, c.rank - r, short_square);
         }
       return;
     }
     alignas(64) float joined[kNumbers + L];
-    for (ptrdiff_t j = 0; j < columns; ++j) store<kRow>(joined + j * c.rank, load<kRow>(rows + j * kRow));
+    for (ptrdiff_t j = 0; j < columns; ++j) std::memcpy(joined + j * c.rank, rows + j * kRow, kRow * sizeof(float));
     for (ptrdiff_t at = 0; at < columns * c.rank; at += L)
       emit<L>(c, load<L>(joined + at), target + at, columns * c.rank - at, square);
   }

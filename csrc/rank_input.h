@@ -50,54 +50,66 @@ struct RankInputGradient {
       ranks<L, ROWS>(c, wide, c.wide_stride, m);
     } else {
       alignas(64) Number converted[ROWS * kBlockColumns];
-      for (int i = 0; i < ROWS; ++i)
-        for (ptrdiff_t n = 0; n < c.width; ++n)
-          converted[i * kBlockColumns + n] = to_float(wide[i * c.wide_stride + n]);
+      for (int i = 0; i < ROWS; ++i) {
+        const T* from = wide + i * c.wide_stride;
+        Number* to = converted + i * kBlockColumns;
+        FFALORA_INDEPENDENT
+        for (ptrdiff_t n = 0; n < c.width; ++n) to[n] = to_float(from[n]);
+      }
       ranks<L, ROWS>(c, converted, kBlockColumns, m);
     }
   }
 
   template <int L, int ROWS>
   FFALORA_INLINE static void ranks(const InputChunk<T>& c, const Number* wide, ptrdiff_t stride, ptrdiff_t m) {
-    const uint32_t* words = c.words;
-    for (ptrdiff_t r = 0; r < c.rank; r += L, words += c.block_words)
-      copied_twice<L>(c.rank, r) ? block<L, 2, ROWS>(c, wide, stride, words, m, r)
-                                 : block<L, 1, ROWS>(c, wide, stride, words, m, r);
+    for (ptrdiff_t r = 0; r < c.rank;)
+      r += with_tile<L>(c.rank, r, [&](auto copies, auto blocks) __attribute__((always_inline)) {
+        tile<L, copies, blocks, ROWS>(c, wide, stride, m, r);
+      });
   }
 
-  template <int L, int COPIES, int ROWS>
-  FFALORA_INLINE static void block(const InputChunk<T>& c, const Number* wide, ptrdiff_t stride, const uint32_t* words,
-                                   ptrdiff_t m, ptrdiff_t r) {
-    constexpr int kStep = 2 * COPIES * Word::kRows;  // columns of two vectors of words
-    Vec<float, L> sum[ROWS][2] = {};
+  // Vectors of sums for a row: of each block of ranks, in turn over kParts parts of the columns.
+  template <int L, int COPIES, int BLOCKS, int ROWS>
+  FFALORA_INLINE static void tile(const InputChunk<T>& c, const Number* wide, ptrdiff_t stride, ptrdiff_t m,
+                                  ptrdiff_t r) {
+    constexpr int kParts = 2 / BLOCKS, kWord = COPIES * Word::kRows, kStep = kParts * kWord;
+    Vec<float, L> sum[ROWS][kParts][BLOCKS] = {};
     const ptrdiff_t whole = c.width / kStep * kStep;
-    words += c.column / (kStep / 2) * L;
-    for (ptrdiff_t n = 0; n < whole; n += kStep, words += 2 * L) add<L, COPIES, ROWS>(wide + n, stride, words, sum);
+    const uint32_t* words = c.words + r / L * c.block_words + c.column / kWord * L;
+    const auto add = [&](const Number* at, ptrdiff_t row) __attribute__((always_inline)) {
+      FFALORA_UNROLL
+      for (int p = 0; p < kParts; ++p, at += kWord, words += L) {
+        Words<L> factors[BLOCKS];
+        FFALORA_UNROLL
+        for (int k = 0; k < BLOCKS; ++k) {
+          factors[k] = load_block<L>(words + k * c.block_words);
+          keep(factors[k]);
+        }
+        FFALORA_UNROLL
+        for (int i = 0; i < ROWS; ++i) {
+          const Words<L> word = spread<COPIES, L>(at + i * row);
+          FFALORA_UNROLL
+          for (int k = 0; k < BLOCKS; ++k) Word::template add<L>(sum[i][p][k], word, factors[k]);
+        }
+      }
+    };
+    for (ptrdiff_t n = 0; n < whole; n += kStep) add(wide + n, stride);
     if (whole < c.width) {
       alignas(64) Number edge[ROWS * kStep] = {};
       for (int i = 0; i < ROWS; ++i)
         std::memcpy(edge + i * kStep, wide + i * stride + whole, (c.width - whole) * sizeof(Number));
-      add<L, COPIES, ROWS>(edge, kStep, words, sum);
+      add(edge, kStep);
     }
-    float* sums = c.sums + (m * rank_blocks(c.rank, L) + r / L) * L;
     FFALORA_UNROLL
-    for (int i = 0; i < ROWS; ++i, sums += rank_blocks(c.rank, L) * L) {
-      Vec<float, L> lanes = sum[i][0] + sum[i][1];
-      if (!c.first) lanes += load<L>(sums);
-      c.last ? put<L, COPIES>(c, lanes, m + i, r) : store<L>(sums, lanes);
-    }
-  }
-
-  template <int L, int COPIES, int ROWS>
-  FFALORA_INLINE static void add(const Number* wide, ptrdiff_t stride, const uint32_t* words,
-                                 Vec<float, L> (&sum)[ROWS][2]) {
-    FFALORA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      Words<L> factors = load_block<L>(words + half * L);
-      keep(factors);
-      const Number* at = wide + half * COPIES * Word::kRows;
+    for (int i = 0; i < ROWS; ++i) {
+      float* sums = c.sums + (m + i) * rank_blocks(c.rank, L) * L + r;
       FFALORA_UNROLL
-      for (int i = 0; i < ROWS; ++i) Word::template add<L>(sum[i][half], spread<COPIES, L>(at + i * stride), factors);
+      for (int k = 0; k < BLOCKS; ++k, sums += L) {
+        Vec<float, L> lanes = sum[i][0][k];
+        if (kParts == 2) lanes += sum[i][kParts - 1][k];
+        if (!c.first) lanes += load<L>(sums);
+        c.last ? put<L, COPIES>(c, lanes, m + i, r + k * L) : store<L>(sums, lanes);
+      }
     }
   }
 

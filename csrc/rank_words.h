@@ -2,8 +2,13 @@
 //
 // A word is a float32 number, or two bfloat16 numbers of neighbouring rows (of h or of b): one step of the dot
 // instruction. A block of more than L/2 ranks has one lane a rank (COPIES = 1); a last block of up to L/2 has two
-// (COPIES = 2), which take different columns. Include contract.h first.
+// (COPIES = 2), which take different columns.
+//
+// Sums stay in registers for a tile: BLOCKS blocks of ranks by as many vectors of words of dy as there is room for.
+// Include contract.h first.
 #pragma once
+
+#include <type_traits>
 
 #include "bf16_dot.h"
 
@@ -55,8 +60,28 @@ void dispatch_words(Args... args) {
 inline ptrdiff_t rank_blocks(ptrdiff_t rank, ptrdiff_t lanes) { return (rank + lanes - 1) / lanes; }
 
 template <int L>
+constexpr int kSums = L == 16 ? 16 : 8;  // vectors of sums in a tile
+template <int L>
+constexpr int kBlocks = L == 16 ? 1 : 2;  // most blocks of ranks in a tile; they share the words of dy
+
+template <int L>
 FFALORA_INLINE bool copied_twice(ptrdiff_t rank, ptrdiff_t r) {
   return rank - r <= L / 2;
+}
+
+// Calls tile(COPIES, BLOCKS), as integral constants, for the ranks from r on; returns how many it takes.
+template <int L, class Tile>
+FFALORA_INLINE ptrdiff_t with_tile(ptrdiff_t rank, ptrdiff_t r, const Tile& tile) {
+  using One = std::integral_constant<int, 1>;
+  if (copied_twice<L>(rank, r)) {
+    tile(std::integral_constant<int, 2>{}, One{});
+  } else if (kBlocks<L> > 1 && !copied_twice<L>(rank, r + (kBlocks<L> - 1) * L)) {
+    tile(One{}, std::integral_constant<int, kBlocks<L>>{});
+    return kBlocks<L> * L;
+  } else {
+    tile(One{}, One{});
+  }
+  return L;
 }
 
 template <int L>
@@ -78,6 +103,21 @@ FFALORA_INLINE Words<L> spread(const void* at) {
     std::memcpy(&words, at, sizeof(words));
     return bit_cast<Words<L>>(Vec<uint64_t, L / 2>{} + words);
   }
+}
+
+// Word i of a row in all lanes, or words 2i and 2i + 1 in turn; the row has a multiple of L words. The baseline, which
+// has no load to all lanes, loads four words at once.
+template <int COPIES, int L>
+FFALORA_INLINE Words<L> spread_of(const uint32_t* row, int i) {
+#if !defined(__clang__)
+  if constexpr (L == 4) {
+    const int first = i * COPIES % L;
+    const auto four = bit_cast<Vec<uint32_t, 4>>(load_block<L>(row + i * COPIES / L * L));
+    const Vec<int32_t, 4> from{first, first + COPIES - 1, first, first + COPIES - 1};
+    return bit_cast<Words<L>>(__builtin_shuffle(four, from));
+  }
+#endif
+  return spread<COPIES, L>(row + i * COPIES);
 }
 
 // Sums of two copies: those of the first, then those of the second.

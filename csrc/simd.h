@@ -83,6 +83,14 @@ template <int L>
 FFALORA_INLINE Vec<float, L> load(const bf16* at) {
   Vec<uint16_t, L> half;
   std::memcpy(&half, at, sizeof(half));
+#ifdef FFALORA_X86
+  // GCC 12 converts a vector by halves.
+  if constexpr (L == 16) {
+    Vec<uint32_t, L> words;
+    __asm__("vpmovzxwd %1, %0" : "=v"(words) : "v"(half));
+    return bit_cast<Vec<float, L>>(words << 16);
+  }
+#endif
   return bit_cast<Vec<float, L>>(__builtin_convertvector(half, Vec<uint32_t, L>) << 16);
 }
 

@@ -87,6 +87,13 @@ def test_bfloat16_backward_of_a_rank_between_the_lane_counts_is_wrong(r, lengths
             check_backward("cpp", lengths=lengths, n=n, r=r, dtype=torch.bfloat16, n_clients=2, accumulate=accumulate)
 
 
+@pytest.mark.parametrize("r", [3, 6, 12, 16, 40])
+@pytest.mark.parametrize("n", [100, 1024], ids=["rows_apart", "rows_whole_pages_apart"])
+def test_float32_backward_is_wrong_in_some_tile_of_ranks_and_columns(n, r, instructions):
+    for lengths in (RAGGED, (133, 3)):
+        check_backward("cpp", lengths=lengths, n=n, r=r, n_clients=2, accumulate=n == 100)
+
+
 def test_subnormal_number_of_h_is_lost_or_changes_the_bits_of_other_tokens(instructions):
     torch.manual_seed(0)
     y, h, b = torch.randn(9, 70).bfloat16(), torch.randn(9, 5).bfloat16(), torch.randn(1, 70, 5).bfloat16()
