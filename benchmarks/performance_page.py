@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cpu_kernels import ratio_to_best
 from number_format import compare
 from record import OK, Row, latest, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "data"
-TABLES = ("measured", "accuracy", "modelled", "unknown")
+TABLES = ("measured", "kernels", "accuracy", "modelled", "unknown")
 #: What a GPU's owner can find out with one command, and where its rows would come from.
 QUESTIONS = {
     "ops": "time of each operation on a GPU, and its share of the copy bandwidth",
@@ -44,6 +45,25 @@ def measured(rows: list[Row]) -> str:
         memory = "" if row.peak_mib != row.peak_mib else f"{row.peak_mib:.0f} MiB"
         where = f"{row.device}; {row.commit}; {row.date}"
         lines.append(f"| {row.section}: {row.case} | {row.provider} | {time} | {floor} | {memory} | {where} |")
+    return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
+
+
+def kernels(rows: list[Row]) -> str:
+    """The C++ kernels beside the fastest form in torch of the same case; every rival's row is in the CSV."""
+    lines = [
+        "| threads | operation and shape | ours (20% to 80%) | GB/s | of the peak | fastest torch form | times ours |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    by_case: dict[tuple[int, str], list[Row]] = {}
+    for row in latest(rows).values():
+        by_case.setdefault((row.config["threads"], row.case), []).append(row)
+    for (threads, case), group in by_case.items():
+        ours = next(row for row in group if row.provider == "ours")
+        ratio, rival = ratio_to_best(group)
+        time = f"{ours.ms:.3f} ms ({ours.ms_low:.3f} to {ours.ms_high:.3f})"
+        peak = ours.config["core_gflop_per_s"].get(case.rpartition(" ")[2])
+        share = f"{ours.config['flops'] / (1e4 * ours.ms * threads * peak):.0f}%" if peak else ""
+        lines.append(f"| {threads} | {case} | {time} | {ours.gb_per_s:.0f} | {share} | {rival} | {ratio:.2f} |")
     return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
 
 
@@ -108,7 +128,8 @@ def fill(page: str) -> str:
     """The page with its tables written afresh."""
     on_gpu = read(DATA / "gpu.csv")
     tables = {
-        "measured": measured([*read(DATA / "cpu.csv"), *read(DATA / "cpu_kernels.csv"), *on_gpu]),
+        "measured": measured([*read(DATA / "cpu.csv"), *on_gpu]),
+        "kernels": kernels(read(DATA / "cpu_kernels.csv")),
         "accuracy": accuracy(_table("number_format.csv")),
         "modelled": modelled(),
         "unknown": unknown(on_gpu),
