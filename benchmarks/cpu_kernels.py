@@ -135,10 +135,10 @@ def read_bandwidth(clock: Clock, bytes_read: int) -> float:
     return bytes_read / interleave({"sum": lambda _: source.sum()}, clock, 15)["sum"].median / 1e6
 
 
-def share_of_peak(case: OpCase, ms: float, threads: int, peak: dict[str, float]) -> float:
-    """What a product of matrices reaches of the arithmetic peak of its dtype on that many cores; NaN where unknown."""
-    rate = peak.get(case.name.rpartition(" ")[2], math.nan)
-    return case.flops / ms / 1e6 / (rate * threads)
+def share_of_peak(row: Row) -> float:
+    """What a product of matrices reaches of the arithmetic peak of its dtype on its cores; NaN where unknown."""
+    rate = row.config["core_gflop_per_s"].get(row.case.rpartition(" ")[2], math.nan)
+    return row.config["flops"] / row.ms / 1e6 / (rate * row.config["threads"])
 
 
 def main() -> None:
@@ -166,10 +166,11 @@ def main() -> None:
             load = {"threads": threads, "load": round(os.getloadavg()[0], 1), "copy_gb_per_s": round(copied, 1)}
             load["read_gb_per_s"] = [round(rate, 1) for rate in reads.values()]
             load |= {"flops": case.flops, "core_gflop_per_s": {name: round(rate) for name, rate in peak.items()}}
-            append(options.out, [stamp(replace(row, config=load), clock.device) for row in rows])
+            rows = [stamp(replace(row, config=load), clock.device) for row in rows]
+            append(options.out, rows)
             ours, (ratio, best) = next(row for row in rows if row.provider == "ours"), ratio_to_best(rows)
             spread = f"{ours.ms_low:.3f}…{ours.ms_high:.3f}"
-            at_peak = share_of_peak(case, ours.ms, threads, peak)
+            at_peak = share_of_peak(ours)
             print(
                 f"{case.name:48} {ours.ms:8.3f} ms ({spread}) {ours.gb_per_s:6.1f} GB/s  {ratio:5.2f} x {best}  "
                 f"{'' if math.isnan(at_peak) else f'{at_peak:.0%} of peak '}{'' if ours.status == OK else ours.status}",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpu_kernels import ratio_to_best
+from cpu_kernels import ratio_to_best, share_of_peak
 from number_format import compare
 from record import OK, Row, latest, read
 
@@ -61,9 +62,9 @@ def kernels(rows: list[Row]) -> str:
         ours = next(row for row in group if row.provider == "ours")
         ratio, rival = ratio_to_best(group)
         time = f"{ours.ms:.3f} ms ({ours.ms_low:.3f} to {ours.ms_high:.3f})"
-        peak = ours.config["core_gflop_per_s"].get(case.rpartition(" ")[2])
-        share = f"{ours.config['flops'] / (1e4 * ours.ms * threads * peak):.0f}%" if peak else ""
-        lines.append(f"| {threads} | {case} | {time} | {ours.gb_per_s:.0f} | {share} | {rival} | {ratio:.2f} |")
+        share = share_of_peak(ours)
+        peak = "" if math.isnan(share) else f"{share:.0%}"
+        lines.append(f"| {threads} | {case} | {time} | {ours.gb_per_s:.0f} | {peak} | {rival} | {ratio:.2f} |")
     return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
 
 

@@ -1,9 +1,12 @@
-"""Numbers on the way to a file or a page: JSON that every reader accepts, and upper bounds that stay upper bounds."""
+"""Numbers on the way to a file or a page: JSON that every reader accepts, CSV, upper bounds that stay upper bounds."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
@@ -42,3 +45,12 @@ def rounded_up(value: float, digits: int = 4) -> float:
     if not math.isfinite(value):
         return value
     return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(Decimal(repr(float(value)))))
+
+
+def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV, with every column that any of them has, in the order in which they first appear."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

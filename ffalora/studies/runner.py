@@ -23,7 +23,7 @@ from ..atomic import write_atomically
 from ..config import ConfigError
 from ..federated.run_folder import SUMMARY
 from ..federated.together import shared_setting, simulate_together
-from ..plain import restored, to_json
+from ..plain import restored, rows_to_csv, to_json
 from .claims import Values, Verdict, judge
 from .costs import step_costs
 from .grid import Cell, Chosen, Grid
@@ -106,11 +106,7 @@ def to_csv(results: Sequence[CellResult]) -> str:
         | dict(r.numbers)
         for r in results
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return rows_to_csv(rows)
 
 
 def read_csv(path: Path, tried: Mapping[str, Mapping[str, Any]]) -> list[CellResult]:

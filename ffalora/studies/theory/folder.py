@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Config, ConfigError, load_config
-from ...plain import restored, to_json
+from ...plain import restored, rows_to_csv, to_json
 from ..runner import RESULTS
 from .answers import Runs, answer
 from .plots import Rows
@@ -24,11 +24,7 @@ from .study import CONFIG, TheoryResult
 def to_csv(runs: Runs) -> str:
     """One row a round, in the order of ``runs``; numbers with all their digits."""
     rows = [{"method": method, "seed": seed} | _flat(row) for (method, seed), rows in runs.items() for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return rows_to_csv(rows)
 
 
 def read_csv(path: Path) -> dict[tuple[str, int], Rows]:
