@@ -20,7 +20,7 @@ OWN = ("ffalora", "kernels/ffalora_kernels")
 
 
 class Trace:
-    """Collects every function of the package that is entered, all of them and those below a function of a given name."""
+    """Collects every function of the package that is entered, and apart those below a function of a given name."""
 
     def __init__(self, below: str):
         self.below, self.depth = below, 0
