@@ -8,8 +8,6 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pytest
-
 from ffalora.cli import VERBS
 from ffalora.config import fields
 
