@@ -53,9 +53,7 @@ config = transformers.BertConfig(**sizes)
 model = transformers.AutoModelForSequenceClassification.from_config(config)
 assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (ROOT / "kernels" / "__init__.py").exists()
 

@@ -108,12 +108,20 @@ def test_a_diverging_run_spoils_its_neighbours_or_its_losses_are_counted_as_thei
     assert 0 < lost[0]["nonfinite"] <= lost[0]["samples"], "samples of passes whose gradient was not finite"
 
 
-def test_the_seconds_of_a_shared_round_are_counted_for_every_run(small, tmp_path):
+def test_the_seconds_of_a_shared_round_are_divided_among_its_runs(small, tmp_path, monkeypatch):
+    """The clock moves only while somebody trains: 6 s a cohort."""
+    now, train = [0.0], Engine.train
+
+    def six_seconds(engine, *args, **options):
+        now[0] += 6.0
+        return train(engine, *args, **options)
+
+    monkeypatch.setattr(Engine, "train", six_seconds)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     configs = {tmp_path / str(i): small(**PRIVATE | values) for i, values in enumerate(VALUES)}
-    started = time.perf_counter()
     simulate_together(configs)
-    passed = time.perf_counter() - started
-    assert 0 < sum(row["seconds"] for folder in configs for row in rows_of(folder)) <= passed
+    seconds = [row["seconds"] for folder in configs for row in rows_of(folder)]
+    assert seconds == pytest.approx([now[0] / len(seconds)] * len(seconds), abs=1e-3) and now[0] > 0
 
 
 def test_all_runs_of_a_round_take_a_pass_each(small, tmp_path, monkeypatch):

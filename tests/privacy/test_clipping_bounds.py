@@ -86,7 +86,7 @@ def exceeds(arena, factors, columns, limit) -> bool:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["flat", "automatic"])
 @given(arenas(bad=True), norms_of_c)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_clipped_row_is_longer_than_c_or_a_finite_row_is_dropped(backend, mode, arena, limit):
     with ffalora_kernels.use_backend(backend):
         total, factors, _ = run_clip(arena, [limit], mode)
@@ -100,7 +100,7 @@ def test_clipped_row_is_longer_than_c_or_a_finite_row_is_dropped(backend, mode, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(arenas(bad=True), norms_of_c, st.integers(1, 5), st.booleans(), st.integers(0, 2**16))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_per_layer_clipping_lets_a_whole_row_exceed_c(backend, arena, limit, groups, by_size, seed):
     p = arena.shape[1]
     inner = np.sort(np.random.default_rng(seed).integers(0, p + 1, groups - 1)).tolist()
@@ -129,7 +129,7 @@ def neighbours_differ(arena, limit, clip=clip_reduce_, mode="flat"):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(arenas(bad=True, max_rows=12).filter(len), norms_of_c, st.sampled_from(["flat", "automatic"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_adding_a_row_moves_the_sum_by_more_than_the_sensitivity(backend, arena, limit, mode):
     with ffalora_kernels.use_backend(backend):
         exact, computed = neighbours_differ(arena, limit, mode=mode)
@@ -147,7 +147,7 @@ def test_adding_a_row_moves_the_sum_by_more_than_the_sensitivity(backend, arena,
     norms_of_c,
     st.integers(0, 2**32),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_gradients_of_a_layer_exceed_c_in_some_dtype_rank_or_magnitude(
     backend, dtype, rank, lengths, exponent, other_exponent, limit, seed
 ):

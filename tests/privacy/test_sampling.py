@@ -107,7 +107,7 @@ lengths_strategy = st.lists(st.integers(0, 90), max_size=60)
 
 
 @given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9), st.integers(0, 200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_physical_batches_lose_a_sample_or_break_the_budget(lengths, budget, max_samples, overhead):
     plan = physical_batches(lengths, budget, max_samples, overhead)
     assert sorted(i for batch in plan.batches for i in batch.tolist()) == list(range(len(lengths)))
@@ -122,7 +122,7 @@ def test_physical_batches_lose_a_sample_or_break_the_budget(lengths, budget, max
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(1, 60), st.integers(0, 30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_another_cut_of_the_sorted_batch_is_cheaper(lengths, budget, overhead):
     plan = physical_batches(lengths, budget, overhead=overhead)
     ordered = sorted(lengths, reverse=True)
@@ -146,7 +146,7 @@ def test_large_overhead_does_not_give_the_fewest_batches():
 
 
 @given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_packed_batches_lose_a_sample_break_the_budget_or_stop_early(lengths, budget, max_samples):
     plan = packed_batches(lengths, budget, max_samples)
     assert sorted(i for batch in plan.batches for i in batch.tolist()) == list(range(len(lengths)))
