@@ -23,7 +23,7 @@ needs_extension = pytest.mark.skipif(
 
 
 @needs_extension
-def test_loading_the_library_flushes_denormals_or_loses_nan():
+def test_loading_the_library_keeps_denormals_and_nan():
     output = run("""
         import torch, threading
         import ffalora_kernels as ffk
@@ -45,7 +45,7 @@ def test_loading_the_library_flushes_denormals_or_loses_nan():
 
 
 @needs_extension
-def test_a_second_openmp_runtime_is_loaded():
+def test_no_second_openmp_runtime_is_loaded():
     output = run("""
         import torch, ffalora_kernels as ffk
         def runtimes():
@@ -62,7 +62,7 @@ def test_a_second_openmp_runtime_is_loaded():
 
 
 @needs_extension
-def test_extension_holds_the_lock_of_the_interpreter():
+def test_extension_gives_the_lock_of_the_interpreter_away():
     output = run("""
         import threading, time, torch
         import ffalora_kernels as ffk
@@ -89,7 +89,7 @@ def test_extension_holds_the_lock_of_the_interpreter():
     assert int(output) > 5, "the other thread did not move within any call"
 
 
-def test_missing_extension_breaks_import_or_gives_no_reason():
+def test_missing_extension_leaves_the_import_whole_and_gives_its_reason():
     output = run("""
         import sys
         sys.modules["ffalora_kernels._cpu"] = None
@@ -105,7 +105,7 @@ def test_missing_extension_breaks_import_or_gives_no_reason():
     assert "FFALORA_NO_EXTENSION" in output and "C++17 compiler" in output and "backend='cpp'" in output
 
 
-def test_operations_are_not_all_compiled():
+def test_all_operations_are_compiled():
     if dispatch.load("cpp")[0] is None:
         pytest.skip(dispatch.load("cpp")[1])
     module, _ = dispatch.load("cpp")
