@@ -6,7 +6,7 @@ Names that need torch are imported at first use, so that the command line and th
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .adapter_config import AdapterConfig
+from .config.adapter import AdapterConfig
 
 if TYPE_CHECKING:
     from .adapters import Adapters, attach, convert, get_peft_model, load_adapters

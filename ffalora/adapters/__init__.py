@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..adapter_config import AdapterConfig
+from ..config.adapter import AdapterConfig
 from .attach import Adapters, attach
 from .layers import AdaptedLinear, TrainedLinear
 from .peft import CheckpointError, load_adapters

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter_config import AdapterConfig
+from ..config.adapter import AdapterConfig
 from .base_layers import has_plain_weight, plain_weight, size_of
 from .core import CoreLinear
 from .init import FROM_BASE, factors_from_base, initial_a

@@ -16,7 +16,7 @@ from peft.tuners.lora import layer as peft_lora
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from ..adapter_config import AdapterConfig
+from ..config.adapter import AdapterConfig
 from .attach import Adapters
 from .init import initial_a
 from .peft_config import from_peft, refusals

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adapter_config import AdapterConfig
+from ..config.adapter import AdapterConfig
 from .peft_config import from_peft, to_peft
 from .targets import find_head, head_names, output_embeddings
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..adapter_config import AdapterConfig
+from ..config.adapter import AdapterConfig
 
 #: PEFT's name and ours.
 HONOURED = {

@@ -8,7 +8,7 @@ import re
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..adapter_config import AdapterConfig
+from ..config.adapter import AdapterConfig
 
 #: Suffixes of the query and value projections, by family; 'auto' takes the first row that a model has.
 QUERY_VALUE = (

@@ -43,8 +43,8 @@ def command(
     ffalora audit
     ffalora audit --target-epsilon 3 --steps 50 --sample-rate 0.1 --output audits/poisson
     """
+    from ..audits.audit import audit_many_runs, audit_one_run, format_audits
     from ..privacy.accountants import noise_multiplier_for
-    from ..privacy.audit import audit_many_runs, audit_one_run, format_audits
 
     audits = []
     for target in target_epsilon:
@@ -56,7 +56,7 @@ def command(
             audits.append(audit_many_runs(*terms, runs, seed, noise, confidence))
     click.echo(format_audits(audits))
     if output is not None:
-        from ..report.audits import write_audits
+        from ..audits.plot import write_audits
 
         click.echo(f"\nwritten {', '.join(map(str, write_audits(audits, output)))}")
     if not all(audit.holds for audit in audits):

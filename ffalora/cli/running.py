@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from ..atomic import write_atomically
 from ..config import Config, ConfigError, load_config, to_yaml
-from ..config_values import differences
+from ..config.values import differences
+from ..files.atomic import write_atomically
 from .errors import Interrupted
 
 CONFIG = "config.yaml"

@@ -15,7 +15,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
+from ..files.atomic import write_atomically
 from .accountants import ACCOUNTANTS, SAMPLINGS, Spent, affordable_steps, epsilon_of
 
 UNITS = ("sample", "client")

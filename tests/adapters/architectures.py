@@ -26,7 +26,7 @@ from ffalora.adapters import AdapterConfig, attach
 from ffalora.data.tasks import causal_losses, classification_losses
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.private_gradient import PrivateGradient
+from ffalora.training.private_gradient import PrivateGradient
 
 V, D, SAMPLES, LENGTH = 60, 16, 3, 8
 DOCUMENT = Path(__file__).parents[2] / "docs" / "coverage.md"

@@ -7,7 +7,7 @@ from adapter_cases import one_at_a_time, relative_error, run_pass, sample_losses
 from ffalora.adapters import AdapterConfig, attach, load_adapters
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.private_gradient import PrivateGradient
+from ffalora.training.private_gradient import PrivateGradient
 
 METHODS = ["vera", "loha", "lokr", "bottleneck"]
 WEIGHTS = ["vera", "loha", "lokr"]

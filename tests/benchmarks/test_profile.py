@@ -3,15 +3,11 @@ over.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-from ffalora.profile import PARTS, part_of, profile_run
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
 from small_runs import PRIVATE, save_model, save_texts, small_config
+
+from ffalora.federated.profile import PARTS, part_of, profile_run
 
 RANKS = {8}
 

@@ -10,12 +10,12 @@ import pytest
 from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.adapters import CheckpointError
-from ffalora.atomic import write_atomically
 from ffalora.federated import simulate as simulate_module
 from ffalora.federated.checkpoint import read_checkpoint
-from ffalora.federated.run_folder import CHECKPOINT, LEDGERS, METRICS
 from ffalora.federated.simulate import simulate
+from ffalora.files.atomic import write_atomically
 from ffalora.privacy.accounting import PrivacyLedger
+from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS
 
 _FULL = Path("/dev/full")
 

@@ -9,17 +9,17 @@ from safetensors.torch import load_file, save_file
 from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
 
 from ffalora.adapters import CheckpointError
-from ffalora.bundle import evaluate, load_bundle
 from ffalora.config import ConfigError, from_mapping, merge
 from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
 from ffalora.federated.checks import find_strategy
 from ffalora.federated.cohort import client_weights, draw_cohort
 from ffalora.federated.experiment import build, make_participants
-from ffalora.federated.run_folder import CHECKPOINT, METRICS
+from ffalora.federated.one_site import train
 from ffalora.federated.simulate import run_round, simulate
-from ffalora.local import train
 from ffalora.privacy.accounting import LedgerMismatch
+from ffalora.runs.bundle import evaluate, load_bundle
+from ffalora.runs.folder import CHECKPOINT, METRICS
 
 
 def adapter_of(folder):

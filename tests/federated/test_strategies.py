@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file
 from small_runs import CLIENT_LEVEL, PRIVATE
 
-from ffalora.bundle import evaluate
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.experiment import build
-from ffalora.federated.run_folder import METRICS
 from ffalora.federated.simulate import run_round, simulate
 from ffalora.federated.strategies import STRATEGIES, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
-from ffalora.privacy.engine import Engine
+from ffalora.runs.bundle import evaluate
+from ffalora.runs.folder import METRICS
+from ffalora.training.engine import Engine
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 RANKS = [1, 2, 3]

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.federated import simulate as training
-from ffalora.federated.run_folder import METRICS
 from ffalora.federated.simulate import simulate
 from ffalora.federated.together import shared_setting, simulate_together
-from ffalora.privacy.engine import Engine
+from ffalora.runs.folder import METRICS
+from ffalora.training.engine import Engine
 
 #: What differs between three runs that share everything else.
 VALUES = [

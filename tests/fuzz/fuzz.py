@@ -37,7 +37,7 @@ from ffalora.federated import checkpoint as checkpoint_module
 from ffalora.federated.checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from ffalora.federated.strategies import ServerState
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
-from ffalora.privacy.engine import Participant
+from ffalora.training.participant import Participant
 
 SECONDS, MEGABYTES = 10, 300
 _FORBIDDEN = ("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class",

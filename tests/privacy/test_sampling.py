@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
-from ffalora.privacy.sampling import (
-    SeededDraw,
-    SystemDraw,
-    fixed_size_draw,
-    packed_batches,
-    physical_batches,
-    poisson_draw,
-    shuffled_batches,
-)
+from ffalora.privacy.sampling import SeededDraw, SystemDraw, fixed_size_draw, poisson_draw, shuffled_batches
+from ffalora.training.batches import packed_batches, physical_batches
 
 #: Each statistical test below fails by chance with at most this probability (seeded ones: decided once, for ever).
 FALSE_ALARM = 1e-6

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ffalora.plain import rounded_up
+from ffalora.files.numbers import rounded_up
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.statement import PrivacyStatement
 

@@ -5,24 +5,20 @@ Each case trains privately through the engine, with clipping that bites and nois
 rule says and why is in docs/theory.md, section 4.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from tiny import losses, participants, tiny_data, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import OptimizerConfig, PrivacyConfig
-from ffalora.privacy import engine as engine_module
 from ffalora.privacy.clipping import AUTO_GAMMA
-from ffalora.privacy.engine import Engine
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.optim import Moments
 from ffalora.privacy.sampling import SeededDraw
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "privacy"))
-from tiny import losses, participants, tiny_data, tiny_model
+from ffalora.training import engine as engine_module
+from ffalora.training.engine import Engine
+from ffalora.training.optim import Moments
 
 ALPHA, C, LR, STEPS = 8.0, 0.05, 4.0, 3
 ADAM_LR, EPS = 0.05, 1e-3

@@ -1,14 +1,9 @@
 """The counted costs of a local step: what is adapted and trained more must count more."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from small_runs import PRIVATE, save_model, save_texts, small_config
 
 from ffalora.studies.costs import step_costs
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
-from small_runs import PRIVATE, save_model, save_texts, small_config
 
 
 @pytest.fixture(scope="module")

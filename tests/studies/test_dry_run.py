@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from ffalora.cli.study import command
 from ffalora.config import ConfigError
-from ffalora.config_values import differences
-from ffalora.federated.experiment import load_run_data
+from ffalora.config.values import differences
+from ffalora.runs.data import load_run_data
 from ffalora.studies.architectures import full_size
 from ffalora.studies.dry_run import _apart, dry_run, on_stand_ins, rehearsals
 from ffalora.studies.grid import load_grid

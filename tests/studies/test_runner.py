@@ -2,12 +2,11 @@
 
 import csv
 import io
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from small_grid import BASE, DEFINITION, Trainer, small_grid
+from small_runs import save_model, save_texts, small_config
 
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as training
@@ -15,9 +14,6 @@ from ffalora.studies import runner
 from ffalora.studies.folder import read_study
 from ffalora.studies.grid import TUNING_SEED, with_seeds
 from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, read_csv, run_study, to_csv
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
-from small_runs import save_model, save_texts, small_config
 
 RUNS = 2 * 3 * 2 + 2 * 3  # methods, conditions, seeds; and LoRA's three learning rates for the two conditions tuned
 

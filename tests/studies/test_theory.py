@@ -1,20 +1,16 @@
 """Every measurement against a closed form, a dense matrix or a drawn sample, on models small enough for it."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import losses, tiny_data, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.studies.theory.convergence import LAWS, fit_curve, fit_law
 from ffalora.studies.theory.gradients import layer_norms, sample_squares, spread
 from ffalora.studies.theory.smoothness import largest_eigenvalue, plain_loss, smoothness
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "privacy"))
-from tiny import losses, tiny_data, tiny_model
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from ffalora.privacy.optim import lr_factor
 from ffalora.studies.theory import theory_config
 from ffalora.studies.theory.noise import averaged_variance, expected_square_of_discordance, step_variance
 from ffalora.studies.theory.noise_alone import discordance_by_noise
+from ffalora.training.optim import lr_factor
 
 N, K, RANK, SCALE, STD, BATCH = 12, 9, 3, 0.7, 0.05, 64.0
 

@@ -2,10 +2,10 @@
 
 import html
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from small_runs import PRIVATE, save_model, save_texts, small_config
 
 from ffalora.config import ConfigError
 from ffalora.federated.simulate import simulate
@@ -15,9 +15,6 @@ from ffalora.studies.theory.folder import read_csv, to_csv
 from ffalora.studies.theory.noise_alone import discordance_by_noise
 from ffalora.studies.theory.plots import theory_plots
 from ffalora.studies.theory.words import compared, multiple, percent, span, text
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
-from small_runs import PRIVATE, save_model, save_texts, small_config
 
 EFFORT = Effort(every=5, samples=12, curvature_samples=6, draws=4)
 

@@ -2,28 +2,23 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
+from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
 
 import ffalora
 from ffalora.data.tasks import classification_losses
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.private_gradient import PrivateGradient
-from ffalora.privacy.probe import SamplesNotIndependent
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
+from ffalora.training.private_gradient import PrivateGradient
+from ffalora.training.probe import SamplesNotIndependent
 
 N = 24
 

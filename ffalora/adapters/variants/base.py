@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ffalora_kernels import Segments
 
-from ...adapter_config import AdapterConfig
+from ...config.adapter import AdapterConfig
 from ..autograd import Sink
 from ..base_layers import add_to_weight, plain_weight, size_of
 from ..init import generator_for

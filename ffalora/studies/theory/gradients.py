@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...adapters import Adapters, TrainingPass
 from ...adapters.state import Layout
-from ...privacy.arena import Arena
+from ...training.arena import Arena
 
 #: The quantiles that a :class:`Spread` holds.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
