@@ -242,8 +242,7 @@ def _check_head(head: dict[str, nn.Module], model: nn.Module) -> None:
     if tied:
         raise ValueError(
             f"head='trained', but {tied[0]} shares its weight with the input embeddings, whose gradient is not "
-            f"computed per "
-            "sample; use head='frozen', or untie them"
+            "computed per sample; use head='frozen', or untie them"
         )
 
 

@@ -17,8 +17,7 @@ def add_to_weight(base: nn.Module, delta: Tensor, name: str) -> None:
     if not has_plain_weight(base):
         raise ValueError(
             f"{name}: a {type(base).__name__} with a {type(base.weight).__name__} weight of {base.weight.dtype} "
-            f"cannot hold "
-            "a merged adapter; keep it beside the base, or merge into an unquantised copy"
+            "cannot hold a merged adapter; keep it beside the base, or merge into an unquantised copy"
         )
     w = base.weight
     delta = delta.T if isinstance(base, Conv1D) else delta.view(w.shape)
@@ -64,9 +63,9 @@ def size_of(base: nn.Module) -> tuple[int, int]:
     if isinstance(base, nn.Conv2d):
         if base.groups != 1 or base.padding_mode != "zeros" or isinstance(base.padding, str):
             raise ValueError(
-                f"a Conv2d with groups={base.groups}, padding={base.padding!r}, padding_mode={base.padding_mode!r} "
-                f"is not a linear "
-                "layer of patches; groups=1 and numeric zero padding are needed: leave the layer out (exclude_modules)"
+                f"a Conv2d with groups={base.groups}, padding={base.padding!r}, padding_mode={base.padding_mode!r} is "
+                "not a linear layer of patches; groups=1 and numeric zero padding are needed: leave the layer out "
+                "(exclude_modules)"
             )
         return base.out_channels, base.weight[0].numel()
     if isinstance(base, Conv1D):

@@ -92,8 +92,7 @@ class PrivateTrainer(Trainer):
         if self._secure and durable.exists() and not resume_from_checkpoint:
             raise ValueError(
                 f"{durable} says that this data was trained on already; resume that run, or start in another "
-                f"output_dir "
-                "with PrivacyArguments(prior=…) naming that file"
+                "output_dir with PrivacyArguments(prior=…) naming that file"
             )
         if self._secure and durable.exists():
             self.ledger.resume(json.loads(durable.read_text()))
