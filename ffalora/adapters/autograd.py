@@ -152,7 +152,7 @@ def _parameter_gradients(ctx, dy, h, b, source):
     whole = one_segment(dy.shape[0], dy.device)
     da = db = None
     if ctx.needs_input_grad[5]:
-        arena = dy.new_empty(1, b[0].numel(), dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
+        arena = own_arena(dy, b[0].numel())
         dh = backward(dy, h, b, whole, ctx.scale, arena, 0)
         db = arena.view(b.shape).to(ctx.dtypes[1])
     else:
@@ -160,6 +160,11 @@ def _parameter_gradients(ctx, dy, h, b, source):
     if ctx.trains_a:
         da = (dh.T @ source).to(ctx.dtypes[0])
     return dh, da, db
+
+
+def own_arena(dy: Tensor, size: int) -> Tensor:
+    """An arena of one row, for the gradient of a whole batch."""
+    return dy.new_empty(1, size, dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
 
 
 def _dh(ctx, dy, b):
@@ -191,7 +196,7 @@ class _TrainedLinear(torch.autograd.Function):
     def forward(ctx, x, w, bias, segments, sink):
         y = _per_client(x, w.transpose(1, 2), segments)
         if bias is not None:
-            y += bias.to(x.dtype)[_client_of_token(segments)] if len(bias) > 1 else bias[0].to(x.dtype)
+            y += bias.to(x.dtype)[client_of_token(segments)] if len(bias) > 1 else bias[0].to(x.dtype)
         ctx.save_for_backward(x, w)
         ctx.segments, ctx.sink = segments, sink
         return y
@@ -215,9 +220,10 @@ def _per_client(x: Tensor, w: Tensor, segments: Segments) -> Tensor:
     w = w.to(x.dtype)
     if w.shape[0] == 1:
         return x @ w[0]
-    return torch.bmm(x.unsqueeze(1), w[_client_of_token(segments)]).squeeze(1)
+    return torch.bmm(x.unsqueeze(1), w[client_of_token(segments)]).squeeze(1)
 
 
-def _client_of_token(segments: Segments) -> Tensor:
+def client_of_token(segments: Segments) -> Tensor:
+    """The client of every token, int64 ``[M]``."""
     lengths = segments.offsets.diff().long()
     return segments.client.long().repeat_interleave(lengths, output_size=segments.n_tokens)

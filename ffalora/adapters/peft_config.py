@@ -128,9 +128,8 @@ def init_of(config: Mapping[str, Any]) -> str:
         return "olora"
     if value in ("loftq", "mica", *DATA_INITS):
         raise ValueError(
-            f"init_lora_weights={value!r} is not supported: it changes the base weight or the trained factor in a "
-            f"way that cannot "
-            "be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
+            f"init_lora_weights={value!r} is not supported: it changes the base weight or the trained factor in a way "
+            "that cannot be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
         )
     return INITS.get(value, "kaiming") if not isinstance(value, (list, dict)) else "kaiming"
 
