@@ -6,10 +6,9 @@ Names that need torch are imported at first use, so that the command line and th
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config.adapter import AdapterConfig
 
 if TYPE_CHECKING:
-    from .adapters import Adapters, attach, convert, get_peft_model, load_adapters
+    from .adapters import AdapterConfig, Adapters, attach, convert, get_peft_model, load_adapters
     from .trainer import PrivacyArguments, PrivateTrainer
 
 __all__ = [
@@ -30,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from . import trainer
 
         return getattr(trainer, name)
+    if name == "AdapterConfig":
+        from .config.adapter import AdapterConfig
+
+        return AdapterConfig
     if name in __all__:
         from . import adapters
 

@@ -17,7 +17,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ..config.adapter import AdapterConfig
-from .attach import Adapters
+from .handle import Adapters
 from .init import initial_a
 from .peft_config import from_peft, refusals
 from .peft_layers import Converted, ConvertedHead, FactorView, HeadView, converted_class

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,7 +66,3 @@ class AdapterConfig(BaseModel):
                 f"trained={self.trained!r}, dropout={self.dropout}, init={self.init!r}: leave them at their defaults"
             )
         return self
-
-    def scale(self, rank: int, alpha: float) -> float:
-        """``alpha/R``, or ``alpha/√R`` (rsLoRA; Kalajdzievski 2023)."""
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank

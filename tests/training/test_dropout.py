@@ -20,7 +20,10 @@ from ffalora.training.probe import SamplesNotIndependent
 C, P = 0.05, 0.3
 
 
-def keys(samples, noise=SeededNoise(3), step=0):
+SEEDED = SeededNoise(3)
+
+
+def keys(samples, noise=SEEDED, step=0):
     number = np.asarray(samples)
     return DropoutKeys.of(noise, np.zeros_like(number), np.full_like(number, step), number)
 
