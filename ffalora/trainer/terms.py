@@ -22,7 +22,8 @@ class PrivacyArguments:
         target_delta: δ; at most one over the number of samples makes sense.
         max_grad_norm: clipping norm C of a sample's gradient (``TrainingArguments.max_grad_norm`` is not used).
         accountant: 'prv', 'rdp' or 'pld'.
-        noise: 'seeded' can be reproduced, and subtracted by whoever knows the seed; 'secure' cannot.
+        noise: 'secure' comes from the operating system, for a model that may leave this machine; 'seeded', for
+            simulations, can be reproduced, and subtracted by whoever knows the seed (transformers' default is 42).
         prior: a ledger file of an earlier run on the same data, whose ε is added.
     """
 
@@ -31,7 +32,7 @@ class PrivacyArguments:
     target_delta: float = 1e-5
     max_grad_norm: float = 1.0
     accountant: Literal["prv", "rdp", "pld"] = "prv"
-    noise: Literal["seeded", "secure"] = "seeded"
+    noise: Literal["seeded", "secure"] = "secure"
     prior: str | Path | None = None
 
     def __post_init__(self) -> None:
