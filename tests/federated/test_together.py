@@ -96,7 +96,6 @@ def test_adaptive_clipping_norms_of_runs_stay_apart(small, tmp_path):
         assert_same_runs(folder, alone.folder, bitwise=False)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_diverging_run_leaves_its_neighbours_sound_and_its_losses_are_its_own(small, tmp_path):
     changes = {"federation__one_pass": "always", "federation__rounds": 2}
     configs = {tmp_path / str(lr): small(**changes, optimizer__lr=lr) for lr in (0.5, 1e38)}

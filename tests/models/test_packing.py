@@ -22,7 +22,7 @@ def _models():
     yield LlamaModel(LlamaConfig(**sizes, num_key_value_heads=2, attn_implementation="eager")).eval()
 
 
-@pytest.mark.parametrize("model", _models(), ids=["bidirectional", "causal-grouped"])
+@pytest.mark.parametrize("model", list(_models()), ids=["bidirectional", "causal-grouped"])
 def test_packed_states_equal_padded_states(model):
     inputs = _batch()
     padded = model(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
