@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config.adapter import AdapterConfig
-from .peft_config import from_peft, to_peft
+from ..config.peft_names import to_peft
 from .targets import find_head, head_names, output_embeddings
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def _read_peft_config(folder: Path) -> AdapterConfig:
     try:
-        return from_peft(_read_json(folder / CONFIG_FILE))
+        return AdapterConfig.from_peft(_read_json(folder / CONFIG_FILE), trained="both")
     except CheckpointError:
         raise
     except ValueError as error:
@@ -166,7 +166,7 @@ def _is_trained(adapters: Adapters, name: str) -> bool:
 
 def _peft_config(adapters: Adapters, root: str, heads: list[str]) -> dict[str, Any]:
     base = adapters.model.get_submodule(root) if root else adapters.model
-    return to_peft(adapters.config) | {
+    return to_peft(adapters.config.model_dump()) | {
         "peft_type": "LORA",
         "task_type": _task_type(base),
         "base_model_name_or_path": getattr(getattr(base, "config", None), "_name_or_path", None) or None,
