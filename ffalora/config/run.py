@@ -101,7 +101,7 @@ def from_mapping(values: Mapping[str, Any], where: str = "") -> Config:
 
 def fields() -> dict[str, Any]:
     """Every key of the configuration in dotted form with its pydantic field (for flags and documentation)."""
-    return keys_of(Config)
+    return keys_of(Config.model_fields)
 
 
 def to_yaml(config: Config) -> str:

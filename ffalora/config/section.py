@@ -31,7 +31,7 @@ class _AnswersInWords(ModelMetaclass):
         try:
             return super().__call__(**values)
         except ValidationError as error:
-            said = explain_errors(error.errors(), [*keys_of(cls), *cls.other_names], whole="")
+            said = explain_errors(error.errors(), [*keys_of(cls.model_fields), *cls.other_names], whole="")
             raise ConfigError("\n".join(f"{cls.__name__}: {sentence}" for sentence in said)) from None
 
 
@@ -52,13 +52,13 @@ class Section(BaseModel, metaclass=_AnswersInWords):
         return one_name_each(values, cls.other_names) if isinstance(values, Mapping) else values
 
 
-def keys_of(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Every key of a section and of those inside it, in dotted form, with its pydantic field."""
+def keys_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A section's ``model_fields`` and those of the sections inside it, by dotted key."""
     found: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
+    for name, field in fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= keys_of(kind, f"{prefix}{name}.")
+            found |= keys_of(kind.model_fields, f"{prefix}{name}.")
         else:
             found[prefix + name] = field
     return found
