@@ -36,8 +36,10 @@ class ConfigCommand(click.Command):
             parsed = super().parse_args(ctx, rest)
         except click.NoSuchOption as error:
             near = near_keys(error.option_name.lstrip("-").replace("-", "_"), self._keys.values())
-            meant = [f"--{key}" for key in near if key in self._keys.values()]
-            raise click.NoSuchOption(error.option_name, possibilities=meant or error.possibilities, ctx=ctx) from None
+            meant = " or ".join(f"'--{key}'" for key in near if key in self._keys.values())
+            if not meant:
+                raise
+            raise click.UsageError(f"No such option '{error.option_name}'; did you mean {meant}?", ctx=ctx) from None
         given = {key: ctx.params.pop(name) for name, key in self._keys.items()}
         ctx.params["overrides"] = {key: value.value for key, value in given.items() if value is not None} | methods
         return parsed
