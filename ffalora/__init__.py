@@ -1,27 +1,27 @@
 """FFA-LoRA for private, scattered data: adapters, differential privacy and federated rounds.
 
-Names that need torch are imported at first use, so that the command line and the configuration start at once.
+Names are imported at first use, so that the command line and the configuration start at once.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config import (
-    AdapterConfig,
-    ClientsConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    FederationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrivacyConfig,
-    load_config,
-)
 
 if TYPE_CHECKING:
     from .adapters import Adapters, CheckpointError, attach, convert, get_peft_model, load_adapters
+    from .config import (
+        AdapterConfig,
+        ClientsConfig,
+        Config,
+        ConfigError,
+        DataConfig,
+        FederationConfig,
+        ModelConfig,
+        OptimizerConfig,
+        PrivacyConfig,
+        load_config,
+    )
     from .data import DataError, load_data
     from .federated.one_site import train
     from .federated.simulate import simulate
@@ -71,6 +71,18 @@ __all__ = [
 #: Where the names live that are imported at first use.
 _HOMES = {
     "adapters": ("Adapters", "CheckpointError", "attach", "convert", "get_peft_model", "load_adapters"),
+    "config": (
+        "AdapterConfig",
+        "ClientsConfig",
+        "Config",
+        "ConfigError",
+        "DataConfig",
+        "FederationConfig",
+        "ModelConfig",
+        "OptimizerConfig",
+        "PrivacyConfig",
+        "load_config",
+    ),
     "data": ("DataError", "load_data"),
     "federated.one_site": ("train",),
     "federated.simulate": ("simulate",),

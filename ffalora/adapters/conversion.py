@@ -18,7 +18,7 @@ from torch import nn
 
 from ..config.adapter import AdapterConfig
 from ..config.peft_names import refusals
-from .attach import Adapters
+from .handle import Adapters
 from .init import initial_a
 from .peft_layers import Converted, ConvertedHead, FactorView, HeadView, converted_class
 from .training_pass import PassSlot

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -86,10 +85,6 @@ class AdapterConfig(Section):
                 f"trained={self.trained!r}, dropout={self.dropout}, init={self.init!r}: leave them at their defaults"
             )
         return self
-
-    def scale(self, rank: int, alpha: float) -> float:
-        """``alpha/R``, or ``alpha/√R`` (rsLoRA; Kalajdzievski 2023)."""
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     @classmethod
     def from_peft(cls, config: Any, trained: str = "b") -> AdapterConfig:

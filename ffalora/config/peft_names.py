@@ -130,8 +130,8 @@ def own_init(value: Any) -> Any:
         return "olora"
     if value in ("loftq", "mica", *DATA_INITS):
         raise ValueError(
-            f"init_lora_weights={value!r} is not supported: it changes the base weight or the trained factor in a "
-            "way that cannot be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
+            f"init_lora_weights={value!r} is not supported: it changes the base weight or the trained factor in a way "
+            "that cannot be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
         )
     return value if isinstance(value, (list, dict)) else INITS.get(value, value)
 
