@@ -68,7 +68,7 @@ def _settings(model: nn.Module, config: Any) -> AdapterConfig:
     """The configuration as it is, ours of a ``peft.LoraConfig``, or the default."""
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(config, peft.PeftConfig):
-        from .peft_config import from_peft
+        from ..config.adapter import AdapterConfig
 
         heads = head_names(model)
         wanted = getattr(config, "modules_to_save", None) or []
@@ -77,7 +77,7 @@ def _settings(model: nn.Module, config: Any) -> AdapterConfig:
                 f"modules_to_save={others!r} is not this model's task head ({', '.join(heads) or 'it has none'}), "
                 "which alone can be trained whole; leave it out"
             )
-        ours = from_peft(config.to_dict(), trained="b")
+        ours = AdapterConfig.from_peft(config)
         return ours.model_copy(update={"head": "trained" if wanted else "frozen"})
     if config is None:
         from ..config.adapter import AdapterConfig

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config.adapter import AdapterConfig
+from ..config.peft_names import to_peft
 from .base_layers import conv1d
 from .layers import LowRank
-from .peft_config import to_peft
 from .targets import find_head, head_names, output_embeddings
 
 CONFIG_FILE, WEIGHTS_FILE, OWN_FILE = "adapter_config.json", "adapter_model.safetensors", "ffalora_config.json"
@@ -80,7 +80,7 @@ def _peft_config(
     model: nn.Module, config: AdapterConfig, layers: Mapping[str, LowRank], root: str, heads: list[str]
 ) -> dict[str, Any]:
     base = model.get_submodule(root) if root else model
-    return to_peft(config) | {
+    return to_peft(config.model_dump()) | {
         "peft_type": "LORA",
         "task_type": _task_type(base),
         "base_model_name_or_path": getattr(getattr(base, "config", None), "_name_or_path", None) or None,

@@ -15,7 +15,6 @@ from ..config.adapter import AdapterConfig
 from .attach import attach
 from .handle import Adapters
 from .peft import CONFIG_FILE, OWN_FILE, PREFIX, WEIGHTS_FILE, head_tensors
-from .peft_config import from_peft
 
 _ORDINARY_RANK = 1024
 
@@ -102,7 +101,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def _read_peft_config(folder: Path) -> AdapterConfig:
     try:
-        return from_peft(_read_json(folder / CONFIG_FILE))
+        return AdapterConfig.from_peft(_read_json(folder / CONFIG_FILE), trained="both")
     except CheckpointError:
         raise
     except ValueError as error:

@@ -31,7 +31,7 @@ from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
-from .terms import PrivacyArguments, check_arguments, default_losses
+from .terms import PrivacyArguments, check_arguments, default_losses, promised
 
 LEDGER_FILE = "privacy_ledger.json"
 #: Logs that are computed on private data without noise.
@@ -46,7 +46,7 @@ class PrivateTrainer(Trainer):
     Args:
         model: with adapters: a PEFT model (converted in place, A frozen), or one that ``attach`` adapted.
         args: as for Trainer. Steps or epochs fix how many steps are accounted for; an epoch is 1/q steps.
-        privacy: what is promised.
+        privacy: what is promised; or give its fields themselves, such as ``target_epsilon=3``.
         adapters: the handle, for a model that ``attach`` adapted.
         losses: (outputs, labels) -> one loss a sample ``[S]``, from its own tokens only; default: cross-entropy of
             classes, of a sample's own next tokens (mean), or squared error, by the model's class.
@@ -61,11 +61,12 @@ class PrivateTrainer(Trainer):
         self,
         model: nn.Module,
         args: Any,
-        privacy: PrivacyArguments,
+        privacy: PrivacyArguments | None = None,
         adapters: Adapters | None = None,
         losses: Callable[[Any, Tensor], Tensor] | None = None,
         **others: Any,
     ):
+        privacy = promised(privacy, others)
         if adapters is None:
             from ..adapters import convert
 
@@ -188,7 +189,7 @@ class PrivateTrainer(Trainer):
         privacy = self.privacy
         sigma = privacy.noise_multiplier
         if privacy.target_epsilon is not None:
-            sigma = noise_multiplier_for(privacy.target_epsilon, privacy.target_delta, rate, steps, privacy.accountant)
+            sigma = noise_multiplier_for(privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant)
         prior = (
             PrivacyLedger.from_state_dict(json.loads(Path(privacy.prior).read_text())).history if privacy.prior else ()
         )
@@ -197,7 +198,7 @@ class PrivateTrainer(Trainer):
             n,
             rate,
             float(sigma or 0.0),
-            privacy.target_delta,
+            privacy.delta,
             steps,
             privacy.target_epsilon,
             privacy.accountant,

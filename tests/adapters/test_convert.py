@@ -20,7 +20,7 @@ from adapter_cases import (
 )
 
 from ffalora.adapters import AdapterConfig, attach, convert, get_peft_model
-from ffalora.adapters.peft_config import HONOURED, NEUTRAL, REFUSED
+from ffalora.config.peft_names import HONOURED, NEUTRAL, REFUSED
 
 MODELS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama}
 
