@@ -109,7 +109,9 @@ class LowRank(TrainedLayer):
 
     def _product(self, x: Tensor, w: Tensor | None, bias: Tensor | None, current: TrainingPass | None) -> Tensor:
         """The adapter's product, and ``x wᵀ + bias`` with it unless ``w`` is None."""
-        dropped = masked_dropout(x, self.p_dropout) if self.p_dropout and self.training else None
+        dropped = None
+        if self.p_dropout and (self.training or current is not None):
+            dropped = masked_dropout(x, self.p_dropout, None if current is None else current.masks)
         if self.lora_core is not None:
             y = self._core_product(x if dropped is None else dropped, self.lora_core, current)
             return y if w is None else y + linear(x, w, bias)

@@ -92,8 +92,7 @@ class PrivateTrainer(Trainer):
         if self._secure and durable.exists() and not resume_from_checkpoint:
             raise ValueError(
                 f"{durable} says that this data was trained on already; resume that run, or start in another "
-                f"output_dir "
-                "with PrivacyArguments(prior=…) naming that file"
+                "output_dir with PrivacyArguments(prior=…) naming that file"
             )
         if self._secure and durable.exists():
             self.ledger.resume(json.loads(durable.read_text()))
@@ -143,7 +142,7 @@ class PrivateTrainer(Trainer):
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)
 
-    def _physical(self, drawn: np.ndarray) -> list[tuple[dict[str, Tensor], Tensor]]:
+    def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
         dataset, collate = self.train_dataset, self.data_collator
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset, description="training")
@@ -157,7 +156,7 @@ class PrivateTrainer(Trainer):
         for rows in plan.batches:
             inputs = self._prepare_inputs(collate([features[i] for i in rows]))
             targets = inputs.pop(self.label_names[0] if self.label_names else "labels")
-            batches.append((inputs, targets))
+            batches.append((drawn[rows], inputs, targets))
         return batches
 
     def _steps_per_epoch(self) -> int:
