@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -58,6 +58,12 @@ class Config(Section):
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise ValueError(f"methods: {name!r} names a folder; use letters, digits, '-', '_', '+' and '.' only")
         return self
+
+    def with_noise(self, usual: Literal["seeded", "secure"]) -> Config:
+        """The configuration with ``privacy.noise=auto`` decided as ``usual``; as it is where it was decided."""
+        if self.privacy.noise != "auto":
+            return self
+        return self.model_copy(update={"privacy": self.privacy.model_copy(update={"noise": usual})})
 
     def runs(self) -> dict[str, Config]:
         """The configurations of all methods by name; without ``methods`` the one run, named after its strategy."""

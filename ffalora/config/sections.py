@@ -198,8 +198,10 @@ class PrivacyConfig(Section):
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
     accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
     sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
-    noise: Literal["seeded", "secure"] = Field(
-        "seeded", description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible"
+    noise: Literal["auto", "seeded", "secure"] = Field(
+        "auto",
+        description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
+        "in simulations, secure wherever a model may leave the machine (train, flower)",
     )
 
     @model_validator(mode="after")
