@@ -114,19 +114,10 @@ def segment_gradients(
     inputs = {name: value.to(device) for name, value in inputs.items()}
     targets = targets.to(device)
     (probe or Probe(adapters, packed=packed)).look(model, losses, inputs, targets)
-    client, counts = np.unique(rows, return_counts=True) if per_client else (rows, np.ones(samples, dtype=np.int64))
+    segment = np.unique(rows, return_inverse=True)[1] if per_client else np.arange(samples)
     arena = arena or Arena(adapters)
-    gradients, squares = arena.rows(len(client))
-    current = TrainingPass(
-        state=state,
-        arena=gradients,
-        squares=squares,
-        client=torch.as_tensor(client, dtype=torch.int32).to(device),
-        sample_offsets=torch.as_tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32).to(device),
-        samples=samples,
-        longest=int(counts.max(initial=1)),
-        merged=merged,
-    )
+    current = _training_pass(state, arena, rows, segment)
+    current.merged = merged
     check_reads_state(current, state)
     keys = dropout or DropoutKeys.fresh(samples)
     current.masks = DropoutMasks(torch.as_tensor(keys.samples).to(device))
@@ -141,5 +132,21 @@ def segment_gradients(
         found = losses(model(**inputs), targets)
         check_losses(found, samples)
         found.sum().backward()
-    arena.check_written(squares)
-    return SegmentGradients(gradients, squares, current.client, found.detach())
+    arena.check_written(current.squares)
+    return SegmentGradients(current.arena, current.squares, current.client, found.detach())
+
+
+def _training_pass(state: Tensor, arena: Arena, rows: np.ndarray, segment: np.ndarray) -> TrainingPass:
+    """The pass of samples that use ``rows [S]`` of the state and go into ``segment [S]`` (0, 1, …, neighbours equal)."""
+    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    offsets = np.append(starts, len(rows))
+    gradients, squares = arena.rows(len(starts))
+    return TrainingPass(
+        state=state,
+        arena=gradients,
+        squares=squares,
+        client=torch.as_tensor(rows[starts], dtype=torch.int32).to(state.device),
+        sample_offsets=torch.as_tensor(offsets, dtype=torch.int32).to(state.device),
+        samples=len(rows),
+        longest=int(np.diff(offsets).max(initial=1)),
+    )
