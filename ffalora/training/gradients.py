@@ -131,7 +131,7 @@ def segment_gradients(
 def _training_pass(
     state: Tensor, arena: Arena, rows: np.ndarray, segment: np.ndarray, merged: dict[str, Tensor] | None
 ) -> TrainingPass:
-    """The pass of samples that use ``rows [S]`` of the state and go into ``segment [S]``: 0, 1, …, equal ones adjacent."""
+    """The pass of samples that use ``rows [S]`` of the state and go into ``segment [S]``: 0, 1, …, neighbours equal."""
     starts = np.flatnonzero(np.diff(segment, prepend=-1))
     offsets = np.append(starts, len(rows))
     gradients, squares = arena.rows(len(starts))
