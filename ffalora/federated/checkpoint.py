@@ -114,31 +114,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def save_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
-    """Writes each ledger durably, before the noisy result of the step it was charged for can leave (secure noise)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, ledger in ledgers.items():
-        ledger.save(folder / f"{name}.json")
-
-
-def resume_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
-    """Charges whatever the durable ledgers say was charged after the last checkpoint, or before the first one.
-
-    Raises:
-        CheckpointError: a ledger cannot be read, or is missing although its client has taken steps.
-        LedgerMismatch: a ledger belongs to other data or other terms.
-    """
-    for name, ledger in ledgers.items():
-        file = folder / f"{name}.json"
-        if not file.exists() and ledger.steps_taken == 0:
-            continue
-        try:
-            stored = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
-        ledger.resume(stored)
-
-
 def _adaptive(participants: Sequence[Participant], level: ClientLevel | None) -> dict[str, Any]:
     """Whoever has a clipping norm that moves, by name: clients, or the population."""
     everyone: dict[str, Any] = {str(p.client_id): p for p in participants} | {"population": level}

@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from ..adapters import CheckpointError
 from ..config import Config
+from ..privacy.accounts import ACCOUNT
 from ..runs.data import evaluation_split
 from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..training.report import TrainingReport
-from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
+from .accounts import open_run_accounts
+from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import LocalWork, client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
@@ -42,16 +44,13 @@ class Run:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
         config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
-        is_secure = config.privacy.noise == "secure"
         if resume and checkpoint.exists():
             load_checkpoint(
                 checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
             )
-        if resume and is_secure:
-            resume_ledgers(folder / LEDGERS, experiment.ledgers)
+        account = checkpoint.with_name(ACCOUNT)
+        open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
-        if is_secure:
-            experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
         return cls(experiment, server, folder, completed_rows(folder, server.round))
 
     def is_over(self) -> bool:
