@@ -13,7 +13,7 @@ from .experiment import Experiment
 
 
 def open_run_accounts(
-    experiment: Experiment, folder: Path, account: Path, resume: bool, ledger: str | None = None
+    experiment: Experiment, folder: Path, account: Path, resume: bool, ledger: str | None = None, is_site: bool = False
 ) -> Accounts:
     """Opens the accounts of an experiment; with secure noise, every step is charged there from now on.
 
@@ -24,6 +24,7 @@ def open_run_accounts(
         experiment: of one method and seed.
         folder: of the ledgers' files. account: the file by which the data set's ledger knows the run.
         resume: go on from these files.
+        is_site: a site keeps its files also where noise is seeded.
         ledger: name or folder of the data set's ledger, instead of the data's own name.
 
     Raises:
@@ -33,8 +34,11 @@ def open_run_accounts(
     is_secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
     data_ledger = find_data_ledger(ledger, config.data.name) if ledgers and (is_secure or ledger) else None
     run = f"{config.federation.strategy}, seed {config.seed}, {account.parent.resolve()}"
-    accounts = open_accounts(ledgers, folder, resume, is_secure, data_ledger, _records(experiment), account, run)
-    if is_secure:
+    is_durable = is_secure or is_site
+    accounts = open_accounts(
+        ledgers, folder, resume, is_secure, is_durable, data_ledger, _records(experiment), account, run
+    )
+    if is_durable:
         experiment.on_charge(accounts.charge)
     return accounts
 

@@ -155,7 +155,8 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
     for client_id, samples in enumerate(partition.indices):
         ledger = None
         if config.privacy.unit == "sample":
-            fingerprint, label = data_fingerprint(config, train, samples), partition.names[client_id]
+            fingerprint = data_fingerprint(config, train, samples)
+            label = partition.names[client_id] if config.clients.partition == "column" else ""
             ledger = make_ledger(config, client_id, len(samples), steps, fingerprint, label)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=_policy(config, ledger)))
     return participants

@@ -109,9 +109,9 @@ class PrivacyLedger:
             raise ValueError(f"{self.name}: delta must lie between 0 and 1, got {self.delta}")
         if self.delta * self.dataset_size > 1:
             raise ValueError(
-                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.unit}s, so a "
-                f"mechanism that publishes one of them outright would meet it; take delta={0.1 / self.dataset_size:.2g} "
-                "or less"
+                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.unit}s, so "
+                "a mechanism that publishes one of them outright would meet it; take "
+                f"delta={0.1 / self.dataset_size:.2g} or less"
             )
         if not self.size_is_public and self.sampling != "poisson":
             raise ValueError(

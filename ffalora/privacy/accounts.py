@@ -60,6 +60,7 @@ def open_accounts(
     folder: Path,
     resume: bool,
     is_secure: bool,
+    is_durable: bool = True,
     data_ledger: DataLedger | None = None,
     records: Mapping[str, Records] | None = None,
     account: Path | None = None,
@@ -71,7 +72,8 @@ def open_accounts(
         ledgers: of the run, by name.
         folder: where their files are, ``NAME.json``.
         resume: go on from these files; without it they must not be there.
-        is_secure: a run with secure noise is charged, one with seeded noise only written down.
+        is_secure: a run with secure noise is charged to the data set's ledger, one with seeded noise only written down.
+        is_durable: whether there are files at all.
         data_ledger: of the data set, or None.
         records: for each name, a function that gives a digest of every record.
         account: the file by which the data set's ledger knows this run's folder.
@@ -81,15 +83,15 @@ def open_accounts(
         LedgerMismatch: files that cannot be read, of other data or terms, or that count less than was charged.
         PrivacyBudgetSpent: the data set's budget allows none of the clients a step.
     """
-    accounts = Accounts(folder, data_ledger)
-    if data_ledger is None or not ledgers:
-        if resume and is_secure:
+    if data_ledger is None or not is_secure:
+        if data_ledger is not None:
+            with data_ledger.opened():
+                data_ledger.enter(_token(account or folder / ACCOUNT), run, ledgers, records or {}, is_secure)
+        if resume and is_durable:
             resume_folder(folder, ledgers)
-        return accounts
+        return Accounts(folder)
     with data_ledger.opened():
         data_ledger.enter(_token(account or folder / ACCOUNT), run, ledgers, records or {}, is_secure)
-        if not is_secure:
-            return accounts
         if resume:
             resume_folder(folder, ledgers)
         for name, ledger in ledgers.items():
@@ -102,7 +104,7 @@ def open_accounts(
             f"the budget of {_what_is_left(data_ledger, ledgers)}. ffalora epsilon --ledger {data_ledger.name} shows "
             "who spent it, and raises it with --target-epsilon"
         )
-    return accounts
+    return Accounts(folder, data_ledger)
 
 
 def _check_not_turned_back(data_ledger: DataLedger, name: str, ledger: PrivacyLedger, folder: Path) -> None:

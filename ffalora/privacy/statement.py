@@ -97,8 +97,8 @@ class PrivacyStatement:
         ]
         width = max(6, *(len(c.name) for c in self.clients))
         lines.append(
-            f"  {'client':<{width}}    records  sample rate        σ    steps taken / allowed    ε of this run    ε spent"
-            "    ε when done    target"
+            f"  {'client':<{width}}    records  sample rate        σ    steps taken / allowed    ε of this run"
+            "    ε spent    ε when done    target"
         )
         for c in self.clients:
             target = "-" if c.target_epsilon is None else f"{c.target_epsilon:.4g}"
@@ -179,8 +179,8 @@ class PrivacyStatement:
         """The statement of a run without privacy: it says so."""
         said = ("No noise was added to what clients send: their updates can reveal their records.", *caveats)
         return cls(
-            private=False, simulation=False, unit="none", adjacency="none", sampling="none", mechanism="none", accountant="none",
-            delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
+            private=False, simulation=False, unit="none", adjacency="none", sampling="none", mechanism="none",
+            accountant="none", delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
         )  # fmt: skip
 
 
@@ -240,8 +240,8 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
     if large:
         most = max(large, key=lambda ledger: ledger.dataset_size)
         said.append(
-            f"δ = {most.delta:g} is large for {most.dataset_size} {most.unit}s: a mechanism that publishes each outright "
-            f"with probability δ would meet it, and expose {most.delta * most.dataset_size:.2g} of them on average. Take "
-            f"δ below {0.1 / most.dataset_size:.2g}."
+            f"δ = {most.delta:g} is large for {most.dataset_size} {most.unit}s: a mechanism that publishes each "
+            f"outright with probability δ would meet it, and expose {most.delta * most.dataset_size:.2g} of them on "
+            f"average. Take δ below {0.1 / most.dataset_size:.2g}."
         )
     return tuple(said)

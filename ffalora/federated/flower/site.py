@@ -67,7 +67,9 @@ class Site:
         self._config = config
         if self._checkpoint.exists():
             load_checkpoint(self._checkpoint, config, self.server, self._own, self.experiment.ledgers)
-        open_run_accounts(self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger)
+        open_run_accounts(
+            self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
+        )
         for own in self._own:  # steps that a kill cut off were charged: their noise and samples are not used again
             own.steps_taken = max(own.steps_taken, own.ledger.steps_taken if own.ledger is not None else 0)
 
