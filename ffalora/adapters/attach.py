@@ -86,18 +86,6 @@ class Adapters:
         finally:
             self._passes.current = None
 
-    @contextmanager
-    def dropping_out(self) -> Iterator[None]:
-        """Within the block the adapters' own dropout is active, whatever mode the frozen model is in."""
-        before = {layer: layer.training for layer in self.layers.values()}
-        for layer in before:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer, mode in before.items():
-                layer.training = mode
-
     def trained_layers(self) -> list[TrainedLayer]:
         return [*self.layers.values(), *self.heads.values()]
 

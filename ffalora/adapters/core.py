@@ -46,7 +46,9 @@ class CoreLinear(AdaptedLinear):
         return None
 
     def _product(self, x: Tensor, w: Tensor | None, bias: Tensor | None, current: TrainingPass | None) -> Tensor:
-        source = masked_dropout(x, self.p_dropout) if self.p_dropout and self.training else x
+        source = x
+        if self.p_dropout and (self.training or current is not None):
+            source = masked_dropout(x, self.p_dropout, None if current is None else current.masks)
         h = F.linear(source, self.lora_A.to(x.dtype))
         if current is None:
             u = F.linear(h, self.lora_core.to(x.dtype))

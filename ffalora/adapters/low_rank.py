@@ -94,7 +94,9 @@ class LowRank(TrainedLayer):
         return y + self._product(self._cast(x, y.dtype), None, None, current).to(y.dtype)
 
     def _product(self, x: Tensor, w: Tensor | None, bias: Tensor | None, current: TrainingPass | None) -> Tensor:
-        x_adapter = masked_dropout(x, self.p_dropout) if self.p_dropout and self.training else None
+        x_adapter = None
+        if self.p_dropout and (self.training or current is not None):
+            x_adapter = masked_dropout(x, self.p_dropout, None if current is None else current.masks)
         if w is None and x_adapter is not None:
             x, x_adapter = x_adapter, None
         if current is None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ffalora_kernels import Segments
 
+from .dropout import DropoutMasks
+
 
 @dataclass(eq=False)
 class TrainingPass:
@@ -31,6 +33,7 @@ class TrainingPass:
         longest: samples in the largest segment.
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
         packed: segments of the tokens where the batch is one row of tokens without padding.
+        masks: of the adapters' dropout, which is on in a pass; None draws them by position.
     """
 
     state: Tensor
@@ -42,6 +45,7 @@ class TrainingPass:
     longest: int = 1
     merged: dict[str, Tensor] | None = None
     packed: Segments | None = None
+    masks: DropoutMasks | None = None
     _by_length: dict[int, Segments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -143,7 +143,7 @@ class PrivateTrainer(Trainer):
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)
 
-    def _physical(self, drawn: np.ndarray) -> list[tuple[dict[str, Tensor], Tensor]]:
+    def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
         dataset, collate = self.train_dataset, self.data_collator
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset, description="training")
@@ -157,7 +157,7 @@ class PrivateTrainer(Trainer):
         for rows in plan.batches:
             inputs = self._prepare_inputs(collate([features[i] for i in rows]))
             targets = inputs.pop(self.label_names[0] if self.label_names else "labels")
-            batches.append((inputs, targets))
+            batches.append((drawn[rows], inputs, targets))
         return batches
 
     def _steps_per_epoch(self) -> int:

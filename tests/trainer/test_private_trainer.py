@@ -282,4 +282,4 @@ def test_routing_with_a_capacity_over_the_batch_is_refused():
         net, adapters, classification_losses, PrivacyLedger(0, 9, 0.5, 1.0, 1e-5, 9), 1.0, SeededNoise(0)
     )
     with pytest.raises(SamplesNotIndependent, match="mixes samples"):
-        private.step(0, [({"x": torch.randn(6, 5, 4)}, torch.tensor([0, 1, 2, 0, 1, 2]))])
+        private.step(0, [(range(6), {"x": torch.randn(6, 5, 4)}, torch.tensor([0, 1, 2, 0, 1, 2]))])

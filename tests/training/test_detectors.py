@@ -8,7 +8,8 @@ import torch
 from tiny import ledger, losses, participants, tiny_engine
 from torch import nn
 
-from ffalora.training import engine as engine_module
+from ffalora.training import gradients
+from ffalora.training import step as step_module
 from ffalora.training.arena import GradientMissing
 from ffalora.training.detectors import StorageParted, UpdateLost
 from ffalora.training.participant import Participant
@@ -82,12 +83,12 @@ def test_two_adapters_over_one_memory_would_overwrite_each_other():
 def test_a_pass_that_reads_a_copy_of_the_state_would_train_at_a_standstill(monkeypatch):
     engine, adapters = tiny_engine()
 
-    class CopyingPass(engine_module.TrainingPass):
+    class CopyingPass(gradients.TrainingPass):
         def __post_init__(self):
             self.state = self.state.clone()
             super().__post_init__()
 
-    monkeypatch.setattr(engine_module, "TrainingPass", CopyingPass)
+    monkeypatch.setattr(gradients, "TrainingPass", CopyingPass)
     with pytest.raises(StorageParted, match="reads a copy of the state"):
         _train(engine, adapters)
 
@@ -97,7 +98,7 @@ def test_a_pass_that_reads_a_copy_of_the_state_would_train_at_a_standstill(monke
 
 def _lossy(monkeypatch, keep=None):
     """An optimiser that writes into a copy; ``keep`` are columns that it writes back."""
-    real = engine_module.privatize_step_
+    real = step_module.privatize_step_
 
     def step(state, total, **options):
         copied = state.clone()
@@ -105,7 +106,7 @@ def _lossy(monkeypatch, keep=None):
         if keep is not None:
             state[:, keep] = copied[:, keep]
 
-    monkeypatch.setattr(engine_module, "privatize_step_", step)
+    monkeypatch.setattr(step_module, "privatize_step_", step)
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
