@@ -261,9 +261,8 @@ class PrivacyConfig(Section):
             )
         if self.public_size_bound is not None and (self.unit != "sample" or self.sampling != "poisson"):
             raise ValueError(
-                f"public_size_bound={self.public_size_bound} hides how many samples there are, which "
-                f"unit={self.unit!r} with sampling={self.sampling!r} does not; set them to sample and poisson, or leave "
-                "the bound out"
+                f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
+                f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
             )
         if self.target_epsilon is not None and self.noise_multiplier == 0:
             raise ValueError(

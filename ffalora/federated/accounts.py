@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,4 +49,4 @@ def _records(experiment: Experiment) -> dict[str, Records]:
     everything = np.arange(len(experiment.train))
     held = {name: everything for name in experiment.ledgers}
     held |= {str(p.client_id): p.samples for p in experiment.participants if str(p.client_id) in held}
-    return {name: lambda samples=samples: record_digests(experiment.data, samples) for name, samples in held.items()}
+    return {name: partial(record_digests, experiment.data, samples) for name, samples in held.items()}

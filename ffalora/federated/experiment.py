@@ -225,10 +225,6 @@ def make_engine(
 ) -> Engine:
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
-    if secure and config.optimizer.dp_bias_correction:
-        raise ConfigError(
-            "optimizer.dp_bias_correction=true is not available with privacy.noise='secure'; turn one of them off"
-        )
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model
     return Engine(
         model=model,

@@ -180,7 +180,8 @@ class PrivacyStatement:
         said = ("No noise was added to what clients send: their updates can reveal their records.", *caveats)
         return cls(
             private=False, simulation=False, unit="none", adjacency="none", sampling="none", mechanism="none",
-            accountant="none", delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
+            accountant="none", delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(),
+            caveats=said,
         )  # fmt: skip
 
 
