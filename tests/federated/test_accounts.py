@@ -79,7 +79,7 @@ def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
     terms = [[(p.ledger.sample_rate, p.ledger.noise_multiplier, p.noise_std(1.0), p.ledger.expected_batch)
               for p in one.participants] for one in bounded]  # fmt: skip
     assert terms[0] == terms[1] and bounded[0].ledgers["0"].adjacency == "add/remove one sample"
-    with pytest.raises(ConfigError, match="federation.weighting='size' shows"):
+    with pytest.raises(ConfigError, match=r"federation\.weighting='size' shows"):
         build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="size"))
     with pytest.raises(ConfigError, match=r"public_size_bound=3: client 0 holds more samples"):
         build(small(**PRIVATE, privacy__public_size_bound=3, federation__weighting="uniform"))

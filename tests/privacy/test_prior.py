@@ -87,7 +87,7 @@ def test_a_run_without_privacy_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(LedgerMismatch, match="without privacy"):
         read_prior([tmp_path / "privacy.json"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LedgerMismatch, match="neither privacy.json nor ledgers"):
+    with pytest.raises(LedgerMismatch, match=r"neither privacy\.json nor ledgers"):
         read_prior([tmp_path / "empty"])
 
 
