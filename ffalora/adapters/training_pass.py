@@ -69,8 +69,7 @@ class TrainingPass:
             raise ValueError(
                 f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the batch, "
                 "nor with windows of one sample after another (count_uses finds those), so its per-sample gradients "
-                "are "
-                "undefined; leave the layer out (exclude_modules)"
+                "are undefined; leave the layer out (exclude_modules)"
             )
         length = tokens // samples if samples else 0
         if torch.compiler.is_compiling():

@@ -84,6 +84,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
             not. SamplesNotIndependent: layers are cached, samples are protected, and the model mixes them.
     """
+    config = config.with_noise("seeded")
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
     data = load_run_data(config)

@@ -65,6 +65,7 @@ def open_accounts(
     records: Mapping[str, Records] | None = None,
     account: Path | None = None,
     run: str = "",
+    before: Accounts | None = None,
 ) -> Accounts:
     """Enters a run in its data set's ledger, continues what its folder says was charged, and says what is left.
 
@@ -78,6 +79,7 @@ def open_accounts(
         records: for each name, a function that gives a digest of every record.
         account: the file by which the data set's ledger knows this run's folder.
         run: what people call it.
+        before: accounts whose charges are in the ledgers' ``prior`` already, so that they count once.
 
     Raises:
         LedgerMismatch: files that cannot be read, of other data or terms, or that count less than was charged.
@@ -91,6 +93,8 @@ def open_accounts(
             resume_folder(folder, ledgers)
         return Accounts(folder)
     with data_ledger.opened():
+        if before is not None and before.data_ledger is not None:
+            data_ledger.in_prior |= before.data_ledger.own_entries
         data_ledger.enter(_token(account or folder / ACCOUNT), run, ledgers, records or {}, is_secure)
         if resume:
             resume_folder(folder, ledgers)

@@ -66,6 +66,7 @@ class DataLedger:
         self._log = ChargeLog(folder)
         self.entries: list[Entry] = []
         self.budget: tuple[float, float] | None = None
+        self.in_prior: set[int] = set()
         self._own: dict[str, int] = {}
         self._age = 0
         self._looked_at: dict[str, int] = {}  # how old the log was when each name was looked up
@@ -111,6 +112,11 @@ class DataLedger:
                 self._add({"entry": vars(entry) | {"steps": list(kind)}})
                 same = [len(self.entries) - 1]
             self._own[name] = same[0]
+
+    @property
+    def own_entries(self) -> set[int]:
+        """Numbers of the entries of this run, and of those that its ledgers' ``prior`` counts."""
+        return self.in_prior | set(self._own.values())
 
     def steps_of(self, name: str) -> int:
         """What has been charged to one of the own entries."""
@@ -205,7 +211,7 @@ class DataLedger:
         return [e for e in self.entries if e.noise == "secure" and e.steps.steps]
 
     def _spent_by_others(self, name: str) -> tuple[Spent, ...]:
-        own, mine = set(self._own.values()), self.entries[self._own[name]].records
+        own, mine = self.own_entries, self.entries[self._own[name]].records
         held = []
         for number, entry in enumerate(self.entries):
             if number in own or entry.noise != "secure":

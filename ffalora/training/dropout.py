@@ -169,4 +169,4 @@ def _given(kwargs: dict[str, Any], args: tuple, position: int, name: str, defaul
 
 def _is_drawn(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a layer with a training switch really drew (``F.dropout2d`` and the like)."""
-    return bool(_given(kwargs, args, 2, "training", True)) if func.__module__ == F.__name__ else True
+    return bool(_given(kwargs, args, 2, "training", True)) if getattr(func, "__module__", "") == F.__name__ else True

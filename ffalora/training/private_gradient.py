@@ -15,9 +15,8 @@ from ..adapters import Adapters
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource, SeededNoise
-from .admission import check_batch_norm, check_trained_tensors
+from .admission import check_model
 from .arena import Arena
-from .detectors import check_attached
 from .dropout import DropoutKeys
 from .gradients import segment_gradients
 from .probe import Probe
@@ -47,12 +46,10 @@ class PrivateGradient:
         max_grad_norm: float,
         noise: NoiseSource,
     ):
-        check_trained_tensors(model, adapters, private=True)
-        check_batch_norm(model)
+        self.device = adapters.state().device
+        check_model(model, adapters, self.device, private=True)
         self.model, self.adapters, self.losses = model, adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
-        self.device = adapters.state().device
-        check_attached(model, adapters, self.device)
         self._arena, self._probe = Arena(adapters, self.device), Probe(adapters)
         self.clipped = self.nonfinite = 0
 

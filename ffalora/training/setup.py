@@ -14,9 +14,8 @@ from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
 from ..privacy.noise import NoiseSource, SecureNoise
 from ..privacy.sampling import Draw, SeededDraw, shuffled_batches
-from .admission import check_batch_norm, check_draw, check_trained_tensors
+from .admission import check_draw, check_model
 from .arena import Arena
-from .detectors import check_attached
 from .dropout import DropoutKeys
 from .participant import Participant
 from .probe import Probe
@@ -91,12 +90,9 @@ class TrainingSetup:
 
     def check_model(self) -> None:
         """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
-        check_attached(self.model, self.adapters, self.device)
-        check_trained_tensors(self.model, self.adapters, self.private)
-        if self.private:
-            check_batch_norm(self.model)
-            if self.privacy.sampling == "poisson":
-                check_draw(self.draw)
+        check_model(self.model, self.adapters, self.device, self.private)
+        if self.private and self.privacy.sampling == "poisson":
+            check_draw(self.draw)
 
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""

@@ -322,13 +322,11 @@ def document(rows: list[Row]) -> str:
     head = [
         "# Models that were tried",
         "",
-        f"{worked} of {len(rows)} architectures of transformers {tf.__version__}, as tiny random models: attached, "
-        f"one private",
-        "step with its detectors (every trained column written, samples independent), saved, loaded in PEFT, merged.",
-        "`gradients`: the worst sample's gradient in the arena against that sample alone with ordinary autograd; "
-        "`PEFT` and",
-        "`merged`: logits against ours before. All three are RMS(error)/RMS(reference) in float32. Written by",
-        "`python tests/adapters/architectures.py`.",
+        f"{worked} of {len(rows)} architectures of transformers {tf.__version__}, as tiny random models: attached,",
+        "one private step with its detectors (every trained column written, samples independent), saved, loaded in",
+        "PEFT, merged. `gradients`: the worst sample's gradient in the arena against that sample alone with ordinary",
+        "autograd; `PEFT` and `merged`: logits against ours before. All three are RMS(error)/RMS(reference) in",
+        "float32. Written by `python tests/adapters/architectures.py`.",
         "",
         "| architecture | adapted layers | trained numbers | gradients | PEFT | merged |",
         "| --- | --- | --- | --- | --- | --- |",
