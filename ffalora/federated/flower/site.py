@@ -64,9 +64,11 @@ class Site:
         self.client, self.folder = client, folder
         self.experiment = _build(config, client, data)
         self.server = self.experiment.strategy.begin()
-        self._config = config
+        self._config, self._frozen = config, self.experiment.strategy.fingerprint()
         if self._checkpoint.exists():
-            load_checkpoint(self._checkpoint, config, self.server, self._own, self.experiment.ledgers)
+            load_checkpoint(
+                self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+            )
         open_run_accounts(
             self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
         )
@@ -101,7 +103,9 @@ class Site:
         report = train_cohort(self.experiment, self.server, cohort, rows)
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers)
+        save_checkpoint(
+            self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+        )
         return Answer(
             client=self.client,
             samples=len(own.samples),
