@@ -158,8 +158,9 @@ def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
     server = experiment.strategy.begin()
     with pytest.raises(LedgerMismatch, match="dataset_size"):
         module.load_checkpoint(
-            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers
-        )
+            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers,
+            frozen=experiment.strategy.fingerprint(),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE, {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1}])
@@ -465,7 +466,10 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     config = experiment.config
     server = experiment.strategy.begin()
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
-    module.load_checkpoint(tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers)
+    module.load_checkpoint(
+        tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers,
+        frozen=experiment.strategy.fingerprint(),
+    )  # fmt: skip
     assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
+from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint
 from ...training.participant import Participant
-from ..checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
+from ..accounts import open_run_accounts
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..cohort import Cohort, train_cohort
 from ..experiment import Experiment, build, make_ledger
 
@@ -43,6 +45,7 @@ class Site:
         client: its id, 0 … clients.count - 1.
         folder: where ledger and personal state are kept, durably; never sent.
         data: its own data file or folder; None takes its share of the configuration's data (simulations, tests).
+        ledger: name or folder of its data's ledger, which no server chooses; None takes the name of the data.
         shared_streams: noise and sampling from the configuration's seed, which the server knows. For equality tests.
 
     Raises:
@@ -50,8 +53,9 @@ class Site:
     """
 
     def __init__(
-        self, config: Config, client: int, folder: Path, data: str | None = None, shared_streams: bool = False
-    ):
+        self, config: Config, client: int, folder: Path, data: str | None = None, shared_streams: bool = False,
+        ledger: str | None = None,
+    ):  # fmt: skip
         if config.privacy.unit == "sample" and config.privacy.noise == "seeded" and not shared_streams:
             raise ConfigError(
                 "privacy.noise='seeded': whoever knows the configuration can subtract this noise, so real clients "
@@ -60,13 +64,16 @@ class Site:
         self.client, self.folder = client, folder
         self.experiment = _build(config, client, data)
         self.server = self.experiment.strategy.begin()
-        self._config = config
+        self._config, self._frozen = config, self.experiment.strategy.fingerprint()
         if self._checkpoint.exists():
-            load_checkpoint(self._checkpoint, config, self.server, self._own, self.experiment.ledgers)
-        resume_ledgers(folder, self.experiment.ledgers)
+            load_checkpoint(
+                self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+            )
+        open_run_accounts(
+            self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
+        )
         for own in self._own:  # steps that a kill cut off were charged: their noise and samples are not used again
             own.steps_taken = max(own.steps_taken, own.ledger.steps_taken if own.ledger is not None else 0)
-        self.experiment.on_charge(lambda ledgers: save_ledgers(folder, ledgers))
 
     def train(self, round_number: int, numbers: np.ndarray, fingerprint: str) -> Answer:
         """Local training of a round, from what the server sent.
@@ -96,7 +103,9 @@ class Site:
         report = train_cohort(self.experiment, self.server, cohort, rows)
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers)
+        save_checkpoint(
+            self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+        )
         return Answer(
             client=self.client,
             samples=len(own.samples),
