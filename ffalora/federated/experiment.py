@@ -100,7 +100,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
-    client_level, mean = None, weighted_mean
+    client_level, mean = None, None
     if config.privacy.unit == "client":
         client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
         mean = client_level_mean(client_level, adapters)
@@ -119,7 +119,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         strategy=strategy,
         engine=engine,
         client_level=client_level,
-        mean=mean,
+        mean=mean or weighted_mean,
     )
 
 

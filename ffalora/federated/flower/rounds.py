@@ -18,7 +18,7 @@ from ...training.report import TrainingReport
 from ..experiment import Experiment
 from ..records import metrics_row
 from ..simulate import evaluate_views
-from ..strategies import STRATEGIES, ServerState, Strategy
+from ..strategies import STRATEGIES, Answers, ServerState, Strategy
 from .site import Answer
 
 logger = logging.getLogger(__name__)
@@ -64,14 +64,15 @@ def remote_round(experiment: Experiment, server: ServerState, send: Send) -> dic
     report, gap = TrainingReport(), 0.0
     if got.sum_only is not None:
         mean = wire.received(server, torch.from_numpy(got.sum_only))
-        gap = strategy.aggregate(server, [got.answers[0].client], mean[None], torch.ones(1, dtype=torch.float64))
+        one = Answers([got.answers[0].client], mean[None], torch.ones(1, dtype=torch.float64))
+        gap = strategy.aggregate(server, one)
     elif got.answers:
         answers = sorted(got.answers, key=lambda answer: answer.client)
         kept = [answer for answer in answers if _is_sound(strategy, server, answer)]
         report.rejected = [answer.client for answer in answers if not _is_sound(strategy, server, answer)]
         if kept:
             rows = torch.stack([wire.received(server, torch.from_numpy(np.array(a.numbers))) for a in kept])
-            gap = strategy.aggregate(server, [a.client for a in kept], rows, _weights(kept, config))
+            gap = strategy.aggregate(server, Answers([a.client for a in kept], rows, _weights(kept, config)))
     server.round += 1
     metrics = {}
     if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:

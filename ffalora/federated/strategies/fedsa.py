@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...adapters.state import Layout
-from .base import Facts, Mean, ServerState, Strategy, weighted_mean
+from .base import Answers, Facts, ServerState, Strategy
 from .factors import aggregation_gap
 from .wire import BYTES_PER_NUMBER, Wire
 
@@ -82,14 +83,13 @@ class FedSA(Strategy):
         own = server.tensors[_PERSONAL][list(clients)].to(server.row.device)
         return torch.where(self._personal(server), own, server.row)
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
         gap = aggregation_gap(self.layout, rows, weights) if len(rows) else 0.0
         columns = self._personal(server)
         for client, row in zip(clients, rows, strict=True):
             self.remember(server, client, row)
-        shared = self.average(server, server.row, torch.where(columns, server.row, rows), weights, mean)
+        shared = self.average(server, server.row, replace(answers, rows=torch.where(columns, server.row, rows)))
         server.row = torch.where(columns, server.row, shared)
         return gap
 

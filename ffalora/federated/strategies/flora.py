@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ...adapters.init import initial_a
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
 from .ranks import Ranked, RankedWire
 from .residual import SENT, MergesIntoBase, ResidualWire
@@ -38,10 +37,9 @@ class FLoRA(MergesIntoBase, Ranked):
         privacy="sample level",
     )
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
-        row, products, sent = self.average(server, server.row, rows, weights, mean), {}, 0
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
+        row, products, sent = self.average(server, server.row, answers), {}, 0
         ranks = self.ranks(server)
         for name, layer in self.adapters.layers.items():
             b, a = factors(self.layout, name, rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
 from .ranks import RANKS, Ranked, RankedWire
 
@@ -43,12 +43,11 @@ class HetLoRA(Ranked):
         server.tensors[RANKS] = torch.tensor(self.ranks(server))
         return server
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
         if self.config.federation.rank_pruning < 1:
             self._prune(server, clients, rows)
-        row, parts = self.average(server, server.row, rows, weights, mean), []
+        row, parts = self.average(server, server.row, answers), []
         for name in self.adapters.layers:
             b, a = factors(self.layout, name, rows)
             norms = torch.linalg.matrix_norm(b @ a)
