@@ -419,3 +419,29 @@ def test_all_methods_start_from_the_unchanged_model(small):
         experiment = build(small(federation__strategy=name))
         module.evaluate_views(experiment, experiment.strategy.begin())
         assert all(not layer.delta().any() for layer in experiment.adapters.layers.values()), name
+
+
+@pytest.mark.parametrize("name", ["fedprox", "FedProx"])
+def test_fedprox_is_answered_with_the_key_that_switches_it_on(small, name):
+    with pytest.raises(ConfigError, match=r"federation\.prox_mu.*one of lora, ffa"):
+        build(small(federation__strategy=name))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_neither_starting_nor_averaging_reads_or_writes_the_trained_factors_of_the_model(small, name):
+    case, other = Case(small, name), Case(small, name)
+    for layer in other.adapters.layers.values():
+        layer.trained_before = {n: factor.detach().clone().fill_(7.0) for n, factor in layer.trained().items()}
+    with torch.no_grad():
+        for layer in other.adapters.layers.values():
+            for n, factor in layer.trained().items():
+                factor.copy_(layer.trained_before[n])
+    ended = []
+    for each in (case, other):
+        rows = each.strategy.start(each.server, [0, 1, 2])
+        rows = rows + torch.arange(3)[:, None] * 0.1 + 0.1
+        each.strategy.aggregate(each.server, Answers([0, 1, 2], rows, WEIGHTS))
+        ended.append(each.server.row)
+    assert torch.equal(*ended)
+    for layer in other.adapters.layers.values():
+        assert all(torch.equal(factor, layer.trained_before[n]) for n, factor in layer.trained().items())

@@ -48,14 +48,12 @@ class Facts:
     """What the table of methods says of one.
 
     Attributes:
-        summary: one sentence.
         up, down: what travels each way.
         aggregation: how it is put together.
         privacy: what may be said about differential privacy.
         trained: what is trained, where ``Strategy.trained`` does not say it.
     """
 
-    summary: str
     up: str
     down: str
     aggregation: str = "average"

@@ -29,7 +29,6 @@ class FedEx(MergesIntoBase):
     name = "fedex"
     wire_class = FedExWire
     facts = Facts(
-        summary="FedEx-LoRA: LoRA + FedAvg with the lost part added to the base; exact, heavy",
         up="a, b",
         down="a, b, and the residual (rank C·R)",
         aggregation="average of each factor, residual into the base",

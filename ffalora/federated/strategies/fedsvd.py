@@ -29,7 +29,6 @@ class FedSVD(KeepsBoth):
     exact = True
     wire_class = FedSVDWire
     facts = Facts(
-        summary="FedSVD: FFA-LoRA with a renewed from the SVD of the average product; exact",
         up="b",
         down="b; after a renewal also a",
         aggregation="average, then SVD of the product",

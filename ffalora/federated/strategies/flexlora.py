@@ -17,11 +17,7 @@ class FlexLoRA(Ranked):
     exact = False
     steady = False
     facts = Facts(
-        summary="FlexLoRA: the average product, cut by SVD to each client's rank; inexact where cut",
-        up="a, b of its rank",
-        down="a, b of its rank",
-        aggregation="SVD of the average product",
-        privacy="sample level",
+        up="a, b of its rank", down="a, b of its rank", aggregation="SVD of the average product", privacy="sample level"
     )
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:

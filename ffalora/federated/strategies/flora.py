@@ -30,7 +30,6 @@ class FLoRA(MergesIntoBase, Ranked):
     wire_class = FLoRAWire
     steady = False
     facts = Facts(
-        summary="FLoRA: factors stacked and merged into the base, adapters start anew; exact, any ranks",
         up="a, b",
         down="the stacked factors of the last cohort (rank Σr)",
         aggregation="stacking into the base",

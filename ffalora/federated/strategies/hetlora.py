@@ -31,7 +31,6 @@ class HetLoRA(Ranked):
     wire_class = HetLoRAWire
     exact = False
     facts = Facts(
-        summary="HetLoRA: ranks per client, zero-padded, norm-weighted, with rank pruning; inexact",
         up="a, b of its rank",
         down="a, b of its rank",
         aggregation="norm-weighted average of each factor",

@@ -1,7 +1,5 @@
 """LoRA with FedAvg (FedIT; Zhang et al., ICASSP 2024): both factors are trained, sent and averaged each by itself."""
 
-
-
 from .base import Answers, Facts, ServerState, Strategy
 from .factors import aggregation_gap
 
@@ -12,12 +10,7 @@ class LoRAFedAvg(Strategy):
     name = "lora"
     trained = "both"
     exact = False
-    facts = Facts(
-        summary="LoRA + FedAvg: a and b trained and averaged each; inexact",
-        up="a, b",
-        down="a, b",
-        aggregation="average of each factor",
-    )
+    facts = Facts(up="a, b", down="a, b", aggregation="average of each factor")
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:
         super().aggregate(server, answers)
