@@ -289,7 +289,7 @@ def test_client_level_privacy_charges_the_population_each_round_and_caps_the_upd
     experiment = build(from_mapping(silent))
     server = experiment.strategy.begin()
     before = server.row.clone()
-    drawn = len(draw_cohort(build(from_mapping(silent)), 0))
+    drawn = len(draw_cohort(build(from_mapping(silent)), 0).clients)
     run_round(experiment, server)
     assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
 
