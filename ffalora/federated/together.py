@@ -35,11 +35,11 @@ def shared_setting(config: Config) -> str | None:
 
     These are methods whose rounds move nothing but the rows of ``b`` (or of a core): a trained ``a``, a base weight
     that the server adds to, or a factor that it replaces, would differ between the runs. Secure noise and client-level
-    privacy keep one ledger file a run; dropout masks depend on the whole batch.
+    privacy keep one ledger file a run.
     """
     strategy, privacy = find_strategy(config.federation.strategy), config.privacy
     is_secure = privacy.unit != "none" and privacy.noise == "secure"
-    if not strategy.moves_rows_only or is_secure or privacy.unit == "client" or config.adapter.dropout:
+    if not strategy.moves_rows_only or is_secure or privacy.unit == "client":
         return None
     return json.dumps(config.model_dump(mode="json", exclude=_OF_A_ROW), sort_keys=True)
 
@@ -90,6 +90,7 @@ def simulate_together(
 
 def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
     """One run's view of what all share: its own configuration, and clients that carry its values."""
+    config = config.with_noise("seeded")
     participants = experiment.participants
     if number:  # the first run's are there already
         participants = make_participants(config, experiment.partition, experiment.train)
