@@ -24,7 +24,7 @@ class Answer:
 
     Attributes:
         client: its id.
-        samples: its data-set size, for weights by size.
+        samples: its data-set size, for weights by size; the public bound where the size is secret.
         numbers: float32, what ``Strategy.upload`` made of its row; None where secure aggregation hides it.
         epsilon: what it has spent, by its own ledger; None without sample-level privacy.
         loss: mean loss of its last logical step (computed on private data).
@@ -108,7 +108,7 @@ class Site:
         )
         return Answer(
             client=self.client,
-            samples=len(own.samples),
+            samples=len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size,
             numbers=strategy.upload(rows[0]).cpu().numpy(),
             epsilon=None if own.ledger is None else own.ledger.epsilon(),
             loss=report.loss,
