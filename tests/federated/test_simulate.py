@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
 
 from ffalora.adapters import CheckpointError
-from ffalora.config import ConfigError, from_mapping, merge
+from ffalora.config import ConfigError, from_mapping, load_config, merge
 from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
 from ffalora.federated.checks import find_strategy
@@ -375,6 +375,16 @@ def test_training_at_one_site_does_not_depend_on_how_it_is_cut_into_rounds(small
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_training_at_one_site_draws_secure_noise_unless_a_seed_is_asked_for(small, tmp_path):
+    train(small(federation__rounds=1, **PRIVATE), tmp_path / "site", progress=False)
+    train(small(federation__rounds=1, **PRIVATE, privacy__noise="seeded"), tmp_path / "seeded", progress=False)
+    simulate(small(federation__rounds=1, **PRIVATE), tmp_path / "simulation", progress=False)
+    noise = {
+        name: load_config(tmp_path / name / "config.yaml").privacy.noise for name in ("site", "seeded", "simulation")
+    }
+    assert noise == {"site": "secure", "seeded": "seeded", "simulation": "seeded"}
+
+
 def test_two_runs_of_one_seed_agree_in_every_number_but_the_time(small, tmp_path):
     for name in ("first", "second"):
         simulate(small(federation__rounds=1), tmp_path / name, progress=False)
@@ -453,6 +463,7 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     config = small(federation__rounds=1, federation__server_optimizer="fedadam", federation__server_lr=0.1)
     simulate(config, tmp_path / "run", progress=False)
     experiment = build(config)
+    config = experiment.config
     server = experiment.strategy.begin()
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
     module.load_checkpoint(
