@@ -15,6 +15,12 @@ def find_strategy(name: str) -> type[Strategy]:
         ConfigError: there is none; the message lists them all.
     """
     if name not in STRATEGIES:
+        if name.lower() == "fedprox":
+            raise ConfigError(
+                f"federation.strategy={name!r}: FedProx is a term of the local loss, with any method; set "
+                "federation.prox_mu to its weight (0.01, say), and federation.strategy to one of "
+                f"{', '.join(STRATEGIES)}"
+            )
         raise ConfigError(
             f"federation.strategy={name!r}: there is no such method; choose one of {', '.join(STRATEGIES)}"
         )

@@ -29,7 +29,7 @@ from ..training.participant import Participant
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .partition import Partition, describe, make_partition
-from .strategies import Strategy
+from .strategies import Mean, Strategy, weighted_mean
 
 _DEFAULT_CLIENTS = 3
 
@@ -40,7 +40,7 @@ class Experiment:
 
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
-    holds what.
+    holds what; ``mean`` is how the server averages rows.
     """
 
     config: Config
@@ -57,6 +57,7 @@ class Experiment:
     engine: Engine
     cached_layers: int = 0
     client_level: ClientLevel | None = None
+    mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
 
     @property
@@ -101,10 +102,10 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
-    client_level = None
+    client_level, mean = None, None
     if config.privacy.unit == "client":
         client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
-        strategy.mean = client_level_mean(client_level, strategy)
+        mean = client_level_mean(client_level, adapters)
     return Experiment(
         config=config,
         loaded=loaded,
@@ -120,6 +121,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         strategy=strategy,
         engine=engine,
         client_level=client_level,
+        mean=mean or weighted_mean,
     )
 
 

@@ -245,7 +245,7 @@ def test_a_client_that_drops_out_has_spent_its_steps_and_is_not_averaged(small):
     for client in experiment.participants:
         spent = client.ledger.steps_taken
         assert 1 <= spent <= 3 if client.client_id in gone else spent == 3
-    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.bytes_up()
+    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.wire.bytes_up(server)
 
 
 @pytest.mark.parametrize("one_pass", ["always", "never"])
@@ -290,7 +290,7 @@ def test_client_level_privacy_charges_the_population_each_round_and_caps_the_upd
     experiment = build(from_mapping(silent))
     server = experiment.strategy.begin()
     before = server.row.clone()
-    drawn = len(draw_cohort(build(from_mapping(silent)), 0))
+    drawn = len(draw_cohort(build(from_mapping(silent)), 0).clients)
     run_round(experiment, server)
     assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
 

@@ -21,6 +21,7 @@ from flwr.compat.common import recorddict_compat
 from flwr.serverapp import Grid, ServerApp
 
 from ...config import Config, from_mapping
+from ..strategies.wire import BYTES_PER_NUMBER
 from .rounds import check_range
 from .server import FAILURE, serve
 from .site import Site
@@ -53,7 +54,7 @@ def train(message: Message, context: Context) -> Message:
         (numbers,) = parameters_to_ndarrays(given.parameters)
         answer = site.train(int(given.config["round"]), numbers, str(given.config["fingerprint"]))
         sent = np.asarray(answer.numbers, dtype=np.float64)
-        expected = site.experiment.strategy.bytes_up(site.client) // 4
+        expected = site.experiment.strategy.wire.bytes_up(site.server, site.client) // BYTES_PER_NUMBER
         check_range(sent, float(run["secagg-range"]), expected)
         metrics = {"client": answer.client, "samples": answer.samples, "loss": answer.loss}
         if answer.epsilon is not None:

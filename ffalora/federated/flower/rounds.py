@@ -18,7 +18,7 @@ from ...training.report import TrainingReport
 from ..experiment import Experiment
 from ..records import metrics_row
 from ..simulate import evaluate_views
-from ..strategies import STRATEGIES, ServerState, Strategy
+from ..strategies import STRATEGIES, Answers, ServerState, Strategy
 from .site import Answer
 
 logger = logging.getLogger(__name__)
@@ -56,21 +56,23 @@ def remote_round(experiment: Experiment, server: ServerState, send: Send) -> dic
     """
     started = time.perf_counter()
     config, strategy = experiment.config, experiment.strategy
-    strategy.begin_round(server)
-    got = send(server.round, strategy.download(server).cpu().numpy(), strategy.fingerprint())
+    strategy.load(server, trains=True)
+    wire = strategy.wire
+    got = send(server.round, wire.download(server).cpu().numpy(), wire.fingerprint())
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
     report, gap = TrainingReport(), 0.0
     if got.sum_only is not None:
-        mean = strategy.received(torch.from_numpy(got.sum_only))
-        gap = strategy.aggregate(server, [got.answers[0].client], mean[None], torch.ones(1, dtype=torch.float64))
+        mean = wire.received(server, torch.from_numpy(got.sum_only))
+        one = Answers([got.answers[0].client], mean[None], torch.ones(1, dtype=torch.float64))
+        gap = strategy.aggregate(server, one)
     elif got.answers:
         answers = sorted(got.answers, key=lambda answer: answer.client)
-        kept = [answer for answer in answers if _is_sound(strategy, answer)]
-        report.rejected = [answer.client for answer in answers if not _is_sound(strategy, answer)]
+        kept = [answer for answer in answers if _is_sound(strategy, server, answer)]
+        report.rejected = [answer.client for answer in answers if not _is_sound(strategy, server, answer)]
         if kept:
-            rows = torch.stack([strategy.received(torch.from_numpy(np.array(a.numbers))) for a in kept])
-            gap = strategy.aggregate(server, [a.client for a in kept], rows, _weights(kept, config))
+            rows = torch.stack([wire.received(server, torch.from_numpy(np.array(a.numbers))) for a in kept])
+            gap = strategy.aggregate(server, Answers([a.client for a in kept], rows, _weights(kept, config)))
     server.round += 1
     metrics = {}
     if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
@@ -81,6 +83,18 @@ def remote_round(experiment: Experiment, server: ServerState, send: Send) -> dic
     losses = [answer.loss for answer in got.answers if np.isfinite(answer.loss)]
     row["train_loss"] = round(float(np.mean(losses)), 6) if losses else None
     return row | {"epsilon": max(spent.values(), default=None), "epsilon_per_client": spent, "failed": got.failed}
+
+
+def answer_of(report: dict[str, Any], numbers: np.ndarray | None) -> Answer:
+    """A client's answer from its report and its numbers."""
+    epsilon = report.get("epsilon")
+    return Answer(
+        int(report["client"]),
+        int(report["samples"]),
+        numbers,
+        None if epsilon is None else float(epsilon),
+        float(report["loss"]),
+    )
 
 
 def check_remote(config: Config) -> None:
@@ -133,9 +147,10 @@ def check_range(numbers: np.ndarray, limit: float, expected: int) -> None:
         raise ValueError(f"a number of {largest:.3g} lies outside the quantised range ±{limit:g}; raise secagg-range")
 
 
-def _is_sound(strategy: Strategy, answer: Answer) -> bool:
+def _is_sound(strategy: Strategy, server: ServerState, answer: Answer) -> bool:
     numbers = answer.numbers
-    wanted = strategy.upload(strategy.adapters.state()).numel()
+    wire = strategy.wire
+    wanted = wire.upload(server, torch.zeros(wire.trained_layout(server).width)).numel()
     return numbers is not None and numbers.shape == (wanted,) and bool(np.isfinite(numbers).all())
 
 

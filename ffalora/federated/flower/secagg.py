@@ -19,8 +19,7 @@ from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.serverapp import Grid
 
-from .rounds import Exchange
-from .server import answer_of
+from .rounds import Exchange, answer_of
 
 LEVELS = 2**22
 _THRESHOLD = 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -18,8 +17,7 @@ from ...runs.bundle import save_bundle
 from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from ..experiment import build
 from ..records import summary
-from .rounds import FAILURE, Exchange, check_remote, check_secure_aggregation, remote_round
-from .site import Answer
+from .rounds import FAILURE, Exchange, answer_of, check_remote, check_secure_aggregation, remote_round
 
 __all__ = ["FAILURE", "TooFewClients", "connected", "exchange", "serve"]
 
@@ -76,7 +74,7 @@ def serve(
         save_checkpoint(folder / CHECKPOINT, config, server, [], {})
     strategy.export(server)
     save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data.label_names)
-    write_atomically(folder / "summary.json", to_json(summary(experiment, rows), indent=2).encode())
+    write_atomically(folder / "summary.json", to_json(summary(experiment, server, rows), indent=2).encode())
 
 
 def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]:
@@ -132,15 +130,3 @@ def exchange(
         got.answers.append(answer_of(dict(reply.content.config_records["report"]), answer))
     got.failed += [f"node {node}: no answer within {timeout:g} s" for node in sorted(silent)]
     return got
-
-
-def answer_of(report: dict[str, Any], numbers: np.ndarray | None) -> Answer:
-    """A client's answer from its report and its numbers."""
-    epsilon = report.get("epsilon")
-    return Answer(
-        int(report["client"]),
-        int(report["samples"]),
-        numbers,
-        None if epsilon is None else float(epsilon),
-        float(report["loss"]),
-    )

@@ -24,8 +24,8 @@ class Answer:
 
     Attributes:
         client: its id.
-        samples: its data-set size, for weights by size; the public bound where the size is secret.
-        numbers: float32, what ``Strategy.upload`` made of its row; None where secure aggregation hides it.
+            samples=len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size,
+            numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
         epsilon: what it has spent, by its own ledger; None without sample-level privacy.
         loss: mean loss of its last logical step (computed on private data).
     """
@@ -80,7 +80,7 @@ class Site:
 
         Args:
             round_number: from 0.
-            numbers: float32, what ``Strategy.download`` gave.
+            numbers: float32, what ``Wire.download`` gave.
             fingerprint: of the server's frozen factors; they must be this client's too.
 
         Raises:
@@ -88,14 +88,14 @@ class Site:
             PrivacyBudgetSpent: the ledger does not cover the round; nothing was charged.
         """
         strategy, (own,) = self.experiment.strategy, self._own
-        if fingerprint != strategy.fingerprint():
+        if fingerprint != strategy.wire.fingerprint():
             raise ConfigError(
                 f"client {self.client}: its frozen factors differ from the server's, so averages would mean nothing; "
                 "give both the same adapter.seed, adapter.init, ranks and model"
             )
         self.server.round = round_number
-        strategy.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
-        strategy.begin_round(self.server)
+        strategy.wire.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
+        strategy.load(self.server, trains=True)
         rows = strategy.start(self.server, [self.client])
         cohort = Cohort([own], [self.experiment.config.federation.local_steps], [True])
         if own.ledger is not None and own.ledger.steps_left < cohort.steps[0]:
@@ -109,7 +109,7 @@ class Site:
         return Answer(
             client=self.client,
             samples=len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size,
-            numbers=strategy.upload(rows[0]).cpu().numpy(),
+            numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
             epsilon=None if own.ledger is None else own.ledger.epsilon(),
             loss=report.loss,
         )
