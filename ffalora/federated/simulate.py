@@ -48,7 +48,7 @@ class Run:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
         config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
-        frozen = experiment.strategy.fingerprint()
+        frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
             load_checkpoint(
                 checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level,

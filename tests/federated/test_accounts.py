@@ -46,7 +46,7 @@ def test_two_sites_on_one_folder_charge_every_step(small, tmp_path):
     config = small(**SECURE)
     sites = [Site(config, 0, tmp_path / "site") for _ in range(2)]
     strategy = sites[0].experiment.strategy
-    numbers, mark = strategy.download(sites[0].server).numpy(), strategy.fingerprint()
+    numbers, mark = strategy.wire.download(sites[0].server).numpy(), strategy.wire.fingerprint()
     for site in sites:
         site.train(0, numbers, mark)
     taken = 2 * config.federation.local_steps

@@ -159,7 +159,7 @@ def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
     with pytest.raises(LedgerMismatch, match="dataset_size"):
         module.load_checkpoint(
             tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers,
-            frozen=experiment.strategy.fingerprint(),
+            frozen=experiment.strategy.wire.fingerprint(),
         )  # fmt: skip
 
 
@@ -468,7 +468,7 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
     module.load_checkpoint(
         tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers,
-        frozen=experiment.strategy.fingerprint(),
+        frozen=experiment.strategy.wire.fingerprint(),
     )  # fmt: skip
     assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}

@@ -64,7 +64,7 @@ class Site:
         self.client, self.folder = client, folder
         self.experiment = _build(config, client, data)
         self.server = self.experiment.strategy.begin()
-        self._config, self._frozen = config, self.experiment.strategy.fingerprint()
+        self._config, self._frozen = config, self.experiment.strategy.wire.fingerprint()
         if self._checkpoint.exists():
             load_checkpoint(
                 self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
