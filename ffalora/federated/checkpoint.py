@@ -38,7 +38,7 @@ def save_checkpoint(
     ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None, frozen: str = "",
 ) -> None:  # fmt: skip
     """Everything that the next round depends on; ``level`` is the client-level mechanism, where there is one, and
-    ``frozen`` the digest of what was never trained (``Strategy.fingerprint`` when the run began).
+    ``frozen`` the digest of what was never trained (``Wire.fingerprint`` when the run began).
     """
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

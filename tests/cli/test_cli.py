@@ -231,6 +231,19 @@ def test_epsilon_answers_both_ways_with_all_accountants(capsys):
     assert back["pld"] == pytest.approx(rows["pld"][1], abs=2e-3) and back["rdp"] > back["pld"]
 
 
+def test_epsilon_prints_a_data_sets_ledger_and_sets_its_budget(capsys):
+    assert run("epsilon", "--ledger", "patients", "--target-epsilon", "8", "--delta", "1e-6") == 0
+    assert "Budget: ε = 8 at δ = 1e-06" in capsys.readouterr().out
+    assert run("epsilon", "--ledger", "patients") == 0
+    assert "no run yet" in capsys.readouterr().out
+    assert run("epsilon", "--ledger", "patients", "--steps", "3") == 2
+
+
+def test_the_ledger_flag_is_a_key_of_the_configuration(trained):
+    assert run("simulate", "--ledger", "patients", *SMALL) == 0
+    assert trained[0][0].privacy.ledger == "patients"
+
+
 def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_path, capsys):
     asked = []
 

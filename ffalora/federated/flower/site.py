@@ -24,8 +24,8 @@ class Answer:
 
     Attributes:
         client: its id.
-        samples: its data-set size, for weights by size.
-        numbers: float32, what ``Wire.upload`` made of its row; None where secure aggregation hides it.
+            samples=len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size,
+            numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
         epsilon: what it has spent, by its own ledger; None without sample-level privacy.
         loss: mean loss of its last logical step (computed on private data).
     """
@@ -108,7 +108,7 @@ class Site:
         )
         return Answer(
             client=self.client,
-            samples=len(own.samples),
+            samples=len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size,
             numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
             epsilon=None if own.ledger is None else own.ledger.epsilon(),
             loss=report.loss,
