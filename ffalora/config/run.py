@@ -88,7 +88,7 @@ class DataConfig(Section):
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="held out of the training data where there is no validation split"
     )
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
+    test_fraction: float = Field(0.2, ge=0, le=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
     max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
     answer_tokens: int | None = Field(
