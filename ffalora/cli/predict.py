@@ -27,8 +27,8 @@ def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, ov
     files = [text for text in texts if _names_file(text)]
     if files:
         raise click.UsageError(
-            f"{files[0]!r} is a file, not a text; label its lines with `ffalora predict {folder} < {files[0]}`, or score "
-            f" a table that has labels with `ffalora evaluate {folder} --data.name {files[0]}`"
+            f"{files[0]!r} is a file, not a text; label its lines with `ffalora predict {folder} < {files[0]}`, or "
+            f"score a table that has labels with `ffalora evaluate {folder} --data.name {files[0]}`"
         )
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not lines:

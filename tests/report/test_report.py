@@ -133,7 +133,7 @@ def test_only_a_run_with_secure_noise_is_called_protected(tmp_path):
     seeded, secure = (run_page(read_runs([tmp_path / noise])) for noise in ("seeded", "secure"))
     assert "Every sample of every client is protected: at most ε = 6" in secure.asked[0]
     assert "A simulation, in which nothing is protected" in seeded.asked[0]
-    assert "is protected:" not in seeded.asked[0]
+    assert "Every sample of every client is protected" not in seeded.asked[0]
 
 
 def test_exact_counts_of_classes_are_marked_in_a_simulation_and_not_shown_of_protected_data(tmp_path):
