@@ -71,13 +71,19 @@ class Experiment:
         self.charged = save
 
 
-def build(config: Config, strategy_class: type[Strategy] | None = None, caches_layers: bool = True) -> Experiment:
+def build(
+    config: Config,
+    strategy_class: type[Strategy] | None = None,
+    caches_layers: bool = True,
+    data: LoadedData | None = None,
+) -> Experiment:
     """Loads, attaches and partitions; nothing is trained or written.
 
     Args:
         config: of one method.
         strategy_class: instead of the one that ``config`` names.
         caches_layers: False where most of the data never passes through the model, whatever ``config`` says.
+        data: instead of what ``config`` names, already read.
 
     Raises:
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
@@ -85,7 +91,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
     """
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
-    data = load_run_data(config)
+    data = data or load_run_data(config)
     task = find_task(config.data.task)
     loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device)
     train = prepare_split(config, data, "train", loaded)
@@ -150,11 +156,13 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
         ledger = None
         if config.privacy.unit == "sample":
             ledger = make_ledger(config, client_id, len(samples), steps, data_fingerprint(config, train, samples))
-        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=_policy(config, ledger)))
+        participants.append(
+            Participant(client_id, np.asarray(samples), ledger, adaptive=clipping_policy(config, ledger))
+        )
     return participants
 
 
-def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
+def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
     """The policy that moves a client's clipping norm; None where it stays."""
     privacy = config.privacy
     if ledger is None or privacy.clipping != "adaptive":

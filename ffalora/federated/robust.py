@@ -22,8 +22,8 @@ Mean = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def coordinate_median(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """The median of each column; of an even number of clients, the mean of the middle two (Yin et al., "Byzantine-Robust
-    Distributed Learning", ICML 2018, definition 1).
+    """The median of each column; of an even number of clients, the mean of the middle two (Yin et al.,
+    "Byzantine-Robust Distributed Learning", ICML 2018, definition 1).
     """
     return trimmed_mean(start, rows, weights, hostile=(len(rows) - 1) // 2)
 
@@ -129,13 +129,13 @@ def check_robust(name: str, *, linear: bool, strategy: str, unit: str, secure_ag
         )
     if unit == "client":
         raise ConfigError(
-            f"{asked} does not go with privacy.unit='client', whose ε is that of a clipped and noised sum (which bounds "
-            "every client already); leave federation.robust_mean out"
+            f"{asked} does not go with privacy.unit='client', whose ε is that of a clipped and noised sum (which "
+            "bounds every client already); leave federation.robust_mean out"
         )
     if not linear:
         raise ConfigError(
-            f"{asked} does not go with federation.strategy={strategy!r}, which does more with clients' rows than average "
-            "them; use a method that averages, such as ffa"
+            f"{asked} does not go with federation.strategy={strategy!r}, which does more with clients' rows than "
+            "average them; use a method that averages, such as ffa"
         )
 
 
