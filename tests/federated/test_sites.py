@@ -38,9 +38,10 @@ def send_to(sites, change=lambda answer: answer):
 def run_remote(config, folder, rounds, **options):
     experiment = build(config)
     server, terms = experiment.strategy.begin(), Terms.of(experiment)
-    rows = [
-        remote_round(experiment, server, send_to(sites_of(config, folder, **options)), terms) for _ in range(rounds)
-    ]
+    rows = []
+    for _ in range(rounds):
+        sites = sites_of(config, folder, **options)
+        rows.append(remote_round(experiment, server, send_to(sites), terms, rows[-1] if rows else None))
     return experiment, server, rows
 
 
