@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "federated"))
-OWN = ("ffalora", "kernels/ffalora_kernels")
+OWN = (f"{ROOT}/ffalora/", f"{ROOT}/kernels/ffalora_kernels/")
 
 
 class Trace:
@@ -29,7 +29,7 @@ class Trace:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if not code.co_filename.startswith(str(ROOT)) or "/tests/" in code.co_filename:
+        if not code.co_filename.startswith(OWN):
             return
         if code.co_name == self.below:
             self.depth += {"call": 1, "return": -1}.get(event, 0)

@@ -6,7 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from small_runs import save_model, save_texts, small_config
+
+#: Drawing and running an example may take as long as a busy machine makes it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def _asset(name: str) -> Path:

@@ -30,8 +30,9 @@ from ..privacy.accounting import PrivacyLedger
 from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from ..training.admission import ledger_of
-from ..training.engine import Data, Engine
+from ..training.engine import Engine
 from ..training.participant import Participant
+from ..training.setup import Data
 from .bounds import gaussian_bound, many_runs_bound, one_run_bound
 
 #: Which canaries are guessed (all, those in adapters, those in the head), the share of them at each end, and whether at

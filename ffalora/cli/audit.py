@@ -12,7 +12,7 @@ import click
     "--target-epsilon", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True,
     help="Claimed ε; the noise is calibrated for it. May be given several times.",
 )  # fmt: skip
-@click.option("--delta", type=float, default=1e-7, show_default=True, help="δ.")
+@click.option("--delta", "--target-delta", "delta", type=float, default=1e-7, show_default=True, help="δ.")
 @click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True, help="Logical steps of the run.")
 @click.option(
     "--sample-rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,

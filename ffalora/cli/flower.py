@@ -38,7 +38,7 @@ def command(
     from ..federated.flower.loopback import run_on_loopback, write_app
     from ..federated.flower.rounds import check_remote, check_secure_aggregation
 
-    values = load_config(config, overrides)
+    values = load_config(config, overrides).with_noise("seeded" if shared_streams else "secure")
     if values.methods:
         raise ConfigError("methods: a federation runs one method; give its keys directly")
     check_remote(values)

@@ -2,23 +2,14 @@
 
 from .adapter import AdapterConfig
 from .messages import ConfigError
-from .run import (
-    Config,
-    DataConfig,
-    FederationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrivacyConfig,
-    Section,
-    fields,
-    from_mapping,
-    load_config,
-    to_yaml,
-)
+from .run import Config, fields, from_mapping, load_config, to_yaml
+from .section import Section
+from .sections import ClientsConfig, DataConfig, FederationConfig, ModelConfig, OptimizerConfig, PrivacyConfig
 from .values import merge
 
 __all__ = [
     "AdapterConfig",
+    "ClientsConfig",
     "Config",
     "ConfigError",
     "DataConfig",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from .messages import explain_errors
+from .names import OTHER_NAMES
+from .peft_names import own_init, to_own_names, without_neutral
+from .section import Section
 
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both", "core"]
@@ -14,15 +19,16 @@ Method = Literal["lora", "vera", "loha", "lokr", "bottleneck"]
 MAX_RANK = 65_536
 
 
-class AdapterConfig(BaseModel):
+class AdapterConfig(Section):
     """LoRA with a choice of which factor is trained. The defaults are FFA-LoRA: ``a`` random and frozen, ``b`` trained.
 
     ``b`` starts at zero, so that the adapted model starts as the base model; training ``b`` alone is FFA-LoRA (Sun et
     al., ICLR 2024), training both is LoRA (Hu et al., ICLR 2022), training ``a`` alone is the other half of an
-    alternating method.
+    alternating method. PEFT's names of the keys (``r``, ``lora_alpha``, …) and of their values are taken, too, and a
+    ``peft.LoraConfig`` in place of the section.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    other_names: ClassVar = OTHER_NAMES["adapter"]
 
     method: Method = Field(
         "lora", description="lora, or another adapter whose random factors are frozen: vera, loha, lokr, bottleneck"
@@ -59,6 +65,18 @@ class AdapterConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, description="seed of the random factor; every client needs the same one")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_peft(cls, values: Any) -> Any:
+        if hasattr(values, "peft_type") and hasattr(values, "to_dict"):
+            return to_own_names(values.to_dict())
+        return without_neutral(values) if isinstance(values, Mapping) else values
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _own_init(cls, value: Any) -> Any:
+        return own_init(value)
+
     @model_validator(mode="after")
     def _others_train_their_zero_factor(self) -> AdapterConfig:
         if self.method != "lora" and (self.trained != "b" or self.dropout or self.init != "kaiming"):
@@ -68,6 +86,15 @@ class AdapterConfig(BaseModel):
             )
         return self
 
-    def scale(self, rank: int, alpha: float) -> float:
-        """``alpha/R``, or ``alpha/√R`` (rsLoRA; Kalajdzievski 2023)."""
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+    @classmethod
+    def from_peft(cls, config: Any, trained: str = "b") -> AdapterConfig:
+        """Our configuration of a ``peft.LoraConfig``, or of the keys and values of an ``adapter_config.json``.
+
+        Raises:
+            ValueError: names every key that cannot be honoured, its value, and why.
+        """
+        values = to_own_names(config if isinstance(config, Mapping) else config.to_dict())
+        try:
+            return cls.model_validate({**values, "trained": trained})
+        except ValidationError as error:
+            raise ValueError("; ".join(explain_errors(error.errors(), list(cls.model_fields)))) from None

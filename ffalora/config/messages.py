@@ -30,11 +30,13 @@ _KINDS = {
 }
 
 
-def explain_errors(errors: Sequence[Any], keys: Collection[str]) -> list[str]:
-    """One sentence for each key that pydantic's ``errors`` complain about; ``keys`` are all that exist, dotted."""
+def explain_errors(errors: Sequence[Any], keys: Collection[str], whole: str = "configuration") -> list[str]:
+    """One sentence for each key that pydantic's ``errors`` complain about; ``keys`` are all that exist, dotted;
+    ``whole`` is the name of what has them.
+    """
     by_key: dict[str, list[Any]] = {}
     for error in errors:
-        by_key.setdefault(_key(error["loc"], keys), []).append(error)
+        by_key.setdefault(_key(error["loc"], keys) or whole, []).append(error)
     return [_sentence(key, found, keys) for key, found in by_key.items()]
 
 
@@ -50,16 +52,20 @@ def near_keys(key: str, keys: Collection[str]) -> list[str]:
     return list(dict.fromkeys([*difflib.get_close_matches(key, known, n=2, cutoff=0.8), *same_name]))[:3]
 
 
+def no_such_key(key: str, keys: Collection[str]) -> str:
+    """That ``key`` does not exist, with what may have been meant, or what there is."""
+    near = near_keys(key, keys)
+    all_of_them = "--help lists all keys" if any("." in k for k in keys) else f"there are {', '.join(keys)}"
+    return f"{key}: there is no such key; " + (f"did you mean {' or '.join(near)}?" if near else all_of_them)
+
+
 def _sentence(key: str, errors: list[Any], keys: Collection[str]) -> str:
     first = errors[0]
     value = first["input"]
     if first["type"] == "extra_forbidden":
-        near = near_keys(key, keys)
-        return f"{key}: there is no such key; " + (
-            f"did you mean {' or '.join(near)}?" if near else "--help lists all keys"
-        )
+        return no_such_key(key, keys)
     if first["type"] == "value_error":
-        return f"{key}: {first['ctx']['error']}"
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     wanted = list(dict.fromkeys(filter(None, map(_wanted, errors))))
     said = f"must be {' or '.join(wanted)}" if wanted else first["msg"]
     if first["type"] == "literal_error" and isinstance(value, str):
@@ -82,4 +88,4 @@ def _key(place: tuple[str | int, ...], keys: Collection[str]) -> str:
         key = ".".join(map(str, place[:length]))
         if key in keys:
             return key + "".join(f"[{part}]" for part in place[length:] if isinstance(part, int))
-    return ".".join(map(str, place)) or "configuration"
+    return ".".join(map(str, place))

@@ -89,6 +89,7 @@ def build(
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
             not. SamplesNotIndependent: layers are cached, samples are protected, and the model mixes them.
     """
+    config = config.with_noise("seeded")
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
     data = data or load_run_data(config)

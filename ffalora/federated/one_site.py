@@ -25,11 +25,11 @@ _ALONE = {
 
 def alone(config: Config) -> Config:
     """``config`` for one client that holds all the training data; its moments outlive rounds where the method leaves
-    the columns their meaning.
+    the columns their meaning. Noise is secure unless the configuration asks for a seed: the model may leave.
     """
     values = merge(config.model_dump(mode="json"), _ALONE)
     values["optimizer"]["keep_moments"] = find_strategy(config.federation.strategy).steady
-    return from_mapping(values)
+    return from_mapping(values).with_noise("secure")
 
 
 def train(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..adapters.memory import memory_of
 from ..config import Config
 from .cohort import trains_in_one_pass
 from .experiment import Experiment, build
@@ -178,7 +177,7 @@ def _data_marked(experiment: Experiment) -> Iterator[None]:
 
 def _memory(experiment: Experiment, trace: Any, cuda: bool) -> dict[str, int]:
     """Bytes of weights, factors, arena and state, and the peak of what the steps allocated."""
-    parts, arena = memory_of(experiment.adapters), experiment.engine.arena
+    parts, arena = experiment.adapters.memory(), experiment.engine.arena
     found = {
         "base weights": parts.base,
         "adapters": parts.frozen_factors + parts.trained,

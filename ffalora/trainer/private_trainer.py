@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
 from ..adapters import Adapters
+from ..data.examples import fingerprint_rows
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.noise import SecureNoise, SeededNoise
@@ -30,9 +31,11 @@ from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
-from .terms import PrivacyArguments, check_arguments, default_losses
+from .terms import PrivacyArguments, check_arguments, default_losses, promised
 
 LEDGER_FILE = "privacy_ledger.json"
+#: Logs that are computed on private data without noise.
+PRIVATE_LOGS = ("loss", "train_loss")
 
 __all__ = ["LEDGER_FILE", "PrivacyArguments", "PrivateTrainer", "default_losses"]
 
@@ -43,7 +46,7 @@ class PrivateTrainer(Trainer):
     Args:
         model: with adapters: a PEFT model (converted in place, A frozen), or one that ``attach`` adapted.
         args: as for Trainer. Steps or epochs fix how many steps are accounted for; an epoch is 1/q steps.
-        privacy: what is promised.
+        privacy: what is promised; or give its fields themselves, such as ``target_epsilon=3``.
         adapters: the handle, for a model that ``attach`` adapted.
         losses: (outputs, labels) -> one loss a sample ``[S]``, from its own tokens only; default: cross-entropy of
             classes, of a sample's own next tokens (mean), or squared error, by the model's class.
@@ -58,11 +61,12 @@ class PrivateTrainer(Trainer):
         self,
         model: nn.Module,
         args: Any,
-        privacy: PrivacyArguments,
+        privacy: PrivacyArguments | None = None,
         adapters: Adapters | None = None,
         losses: Callable[[Any, Tensor], Tensor] | None = None,
         **others: Any,
     ):
+        privacy = promised(privacy, others)
         if adapters is None:
             from ..adapters import convert
 
@@ -81,27 +85,33 @@ class PrivateTrainer(Trainer):
         self._private: PrivateGradient | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
-        """As Trainer's; a resumed run takes over the checkpoint's ledger.
+        """As Trainer's; a resumed run takes over the checkpoint's ledger, a second call adds to what the first spent.
+
+        With secure noise the training loss, which is private data without noise, is neither logged nor returned.
 
         Raises:
             PrivacyBudgetSpent: the steps asked for exceed what was calibrated.
             LedgerMismatch: a checkpoint of other data, or under other terms.
         """
-        self.ledger = self._new_ledger()
+        self.ledger = self._new_ledger(() if resume_from_checkpoint else self._spent())
         durable = Path(self.args.output_dir) / LEDGER_FILE
-        if self._secure and durable.exists() and not resume_from_checkpoint:
+        if self._secure and durable.exists() and not resume_from_checkpoint and self._private is None:
             raise ValueError(
                 f"{durable} says that this data was trained on already; resume that run, or start in another "
-                f"output_dir "
-                "with PrivacyArguments(prior=…) naming that file"
+                "output_dir with PrivacyArguments(prior=…) naming that file"
             )
-        if self._secure and durable.exists():
+        if self._secure and durable.exists() and resume_from_checkpoint:
             self.ledger.resume(json.loads(durable.read_text()))
         noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
+        self.model.train()
         self._private = PrivateGradient(
             self.model, self.adapters, self._losses, self.ledger, self.privacy.max_grad_norm, noise
         )
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
+        if not self._secure:
+            return result
+        kept = {name: value for name, value in result.metrics.items() if name not in PRIVATE_LOGS}
+        return result._replace(training_loss=math.nan, metrics=kept)
 
     def statement(self) -> PrivacyStatement:
         """What has been spent so far, and under which assumptions."""
@@ -138,12 +148,16 @@ class PrivateTrainer(Trainer):
         return torch.tensor(0.0 if math.isnan(loss) else loss, device=self.args.device)
 
     def log(self, logs: dict[str, float], *rest: Any, **others: Any) -> None:
-        """As Trainer's, with ε so far. The training loss is private data without noise: do not publish it."""
+        """As Trainer's, with ε so far. With secure noise the training loss (private, without noise) is left out."""
+        if self._secure and self._private is not None:
+            logs = {name: value for name, value in logs.items() if name not in PRIVATE_LOGS}
+        if "train_samples_per_second" in logs:  # a logical step is one item of the loader
+            logs = {**logs, "train_samples_per_second": logs["train_steps_per_second"] * self.expected_batch}
         if self.ledger is not None and self.ledger.steps_taken:
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)
 
-    def _physical(self, drawn: np.ndarray) -> list[tuple[dict[str, Tensor], Tensor]]:
+    def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
         dataset, collate = self.train_dataset, self.data_collator
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset, description="training")
@@ -157,13 +171,17 @@ class PrivateTrainer(Trainer):
         for rows in plan.batches:
             inputs = self._prepare_inputs(collate([features[i] for i in rows]))
             targets = inputs.pop(self.label_names[0] if self.label_names else "labels")
-            batches.append((inputs, targets))
+            batches.append((drawn[rows], inputs, targets))
         return batches
 
     def _steps_per_epoch(self) -> int:
         return max(1, math.ceil(len(self.train_dataset) / self.expected_batch))
 
-    def _new_ledger(self) -> PrivacyLedger:
+    def _spent(self) -> tuple[Any, ...]:
+        """What earlier calls of ``train`` spent on this data."""
+        return () if self.ledger is None or not self.ledger.steps_taken else self.ledger.history
+
+    def _new_ledger(self, spent: tuple[Any, ...]) -> PrivacyLedger:
         n = len(self.train_dataset)
         rate = min(1.0, self.expected_batch / n)
         epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
@@ -171,7 +189,7 @@ class PrivateTrainer(Trainer):
         privacy = self.privacy
         sigma = privacy.noise_multiplier
         if privacy.target_epsilon is not None:
-            sigma = noise_multiplier_for(privacy.target_epsilon, privacy.target_delta, rate, steps, privacy.accountant)
+            sigma = noise_multiplier_for(privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant)
         prior = (
             PrivacyLedger.from_state_dict(json.loads(Path(privacy.prior).read_text())).history if privacy.prior else ()
         )
@@ -180,11 +198,12 @@ class PrivateTrainer(Trainer):
             n,
             rate,
             float(sigma or 0.0),
-            privacy.target_delta,
+            privacy.delta,
             steps,
             privacy.target_epsilon,
             privacy.accountant,
-            prior=prior,
+            prior=spent or prior,
+            fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
         )
 
     def _charge_durably(self) -> None:

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..config.names import PRIVACY_NAMES, takes_names
 from ..data.tasks import causal_losses, classification_losses, regression_losses
 
 
+@takes_names(PRIVACY_NAMES)
 @dataclass(frozen=True)
 class PrivacyArguments:
-    """What is promised, in Opacus's words.
+    """What is promised, in Opacus's words; ``epsilon`` and ``target_delta`` are other names of their fields.
 
     Attributes:
         target_epsilon: ε that the whole run may spend; or give ``noise_multiplier``.
         noise_multiplier: σ.
-        target_delta: δ; at most one over the number of samples makes sense.
+        delta: δ; at most one over the number of samples makes sense.
         max_grad_norm: clipping norm C of a sample's gradient (``TrainingArguments.max_grad_norm`` is not used).
         accountant: 'prv', 'rdp' or 'pld'.
-        noise: 'seeded' can be reproduced, and subtracted by whoever knows the seed; 'secure' cannot.
+        noise: 'secure' comes from the operating system, for a model that may leave this machine; 'seeded', for
+            simulations, can be reproduced, and subtracted by whoever knows the seed (transformers' default is 42).
         prior: a ledger file of an earlier run on the same data, whose ε is added.
     """
 
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
-    target_delta: float = 1e-5
+    delta: float = 1e-5
     max_grad_norm: float = 1.0
     accountant: Literal["prv", "rdp", "pld"] = "prv"
-    noise: Literal["seeded", "secure"] = "seeded"
+    noise: Literal["seeded", "secure"] = "secure"
     prior: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +45,26 @@ class PrivacyArguments:
             )
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+
+
+def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> PrivacyArguments:
+    """What is promised: ``privacy``, or the arguments of its fields, which are taken out of ``others``.
+
+    Raises:
+        ValueError: both are given, or neither.
+    """
+    names = [*(field.name for field in fields(PrivacyArguments)), *PRIVACY_NAMES]
+    terms = {name: others.pop(name) for name in names if name in others}
+    if privacy is not None and terms:
+        name, value = next(iter(terms.items()))
+        raise ValueError(
+            f"{name}={value!r} and privacy are both given; put {name} into PrivacyArguments, or leave it out"
+        )
+    if privacy is None and not terms:
+        raise ValueError(
+            "PrivateTrainer is not told what it promises; give privacy=PrivacyArguments(…), or target_epsilon=…"
+        )
+    return privacy or PrivacyArguments(**terms)
 
 
 def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:

@@ -11,17 +11,32 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..adapters import Adapters
 from ..config import PrivacyConfig
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw
+from .detectors import check_attached
 from .probe import SamplesNotIndependent
 
 if TYPE_CHECKING:
     from ..privacy.accounting import PrivacyLedger
     from .participant import Participant
+
+
+def check_model(model: nn.Module, adapters: Adapters, device: torch.device, private: bool) -> None:
+    """What is trained is protected, is what the model reads, and keeps samples apart: whoever trains privately asks
+    this whenever training begins, for models change.
+
+    Raises:
+        ValueError, SamplesNotIndependent, StorageParted: with the name of what is wrong.
+    """
+    check_attached(model, adapters, device)
+    check_trained_tensors(model, adapters, private)
+    if private:
+        check_batch_norm(model)
 
 
 def check_trained_tensors(model: nn.Module, adapters: Adapters, private: bool) -> None:

@@ -24,9 +24,9 @@ class Arena:
         squares: float64 ``[capacity, slots]``.
     """
 
-    def __init__(self, adapters: Adapters, device: torch.device):
+    def __init__(self, adapters: Adapters, device: torch.device | None = None):
         self._adapters = adapters
-        self._device = device
+        self._device = device = adapters.state().device if device is None else device
         self.gradients = torch.zeros(0, adapters.layout.width, device=device)
         self.squares = torch.zeros(0, adapters.layout.slots, dtype=torch.float64, device=device)
         self.poison = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..privacy.accounting import PrivacyLedger
-from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.clipping import AdaptiveQuantileClipping, sensitivity
 
 
 @dataclass
@@ -34,3 +34,16 @@ class Participant:
     max_grad_norm: float | None = None
     adaptive: AdaptiveQuantileClipping | None = None
     run: int = 0
+
+    def clipping_norm(self, usual: float) -> float:
+        """C of the next step: the policy's, its own, or the ``usual`` one."""
+        if self.adaptive is not None:
+            return self.adaptive.max_grad_norm
+        return usual if self.max_grad_norm is None else self.max_grad_norm
+
+    def noise_std(self, clipping_norm: float) -> float:
+        """σ·C(1+η): the noise hides what one sample can change in the sum as it is computed; 0 without a ledger."""
+        if self.ledger is None:
+            return 0.0
+        sigma = self.ledger.noise_multiplier if self.adaptive is None else self.adaptive.sum_noise_multiplier
+        return sigma * sensitivity(clipping_norm, self.ledger.dataset_size)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffalora_kernels import clip_reduce_, privatize_step_
+from ffalora_kernels import privatize_step_
 
-from ..adapters import Adapters, TrainingPass
+from ..adapters import Adapters
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource, SeededNoise
-from .admission import check_trained_tensors
+from .admission import check_model
 from .arena import Arena
-from .detectors import check_attached
-from .probe import check_independence, check_losses, check_losses_independence
+from .dropout import DropoutKeys
+from .gradients import segment_gradients
+from .probe import Probe
 
 
 class PrivateGradient:
@@ -32,7 +34,7 @@ class PrivateGradient:
         noise: where the noise comes from.
 
     Raises:
-        ValueError: a trainable tensor is not the adapters'.
+        ValueError: a trainable tensor is not the adapters'. SamplesNotIndependent: batch normalisation.
     """
 
     def __init__(
@@ -44,23 +46,25 @@ class PrivateGradient:
         max_grad_norm: float,
         noise: NoiseSource,
     ):
-        check_trained_tensors(model, adapters, private=True)
+        self.device = adapters.state().device
+        check_model(model, adapters, self.device, private=True)
         self.model, self.adapters, self.losses = model, adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
-        self.device = adapters.state().device
-        check_attached(model, adapters, self.device)
-        self._arena = Arena(adapters, self.device)
-        self._counted = self._probed = False
+        self._arena, self._probe = Arena(adapters, self.device), Probe(adapters)
         self.clipped = self.nonfinite = 0
 
     def step(
-        self, number: int, batches: Sequence[tuple[Mapping[str, Tensor], Tensor]], model: nn.Module | None = None
+        self,
+        number: int,
+        batches: Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]],
+        model: nn.Module | None = None,
     ) -> tuple[Tensor, float]:
         """The noisy mean gradient of logical step ``number``.
 
         Args:
-            number: which noise a seeded source gives.
-            batches: physical batches ``(inputs, targets)`` that together are the Poisson sample; may be empty.
+            number: which noise and which dropout a seeded source gives.
+            batches: physical batches ``(samples, inputs, targets)`` that together are the Poisson sample: which samples
+                were asked for, int64 ``[S]``, and what the collator made of them; may be empty.
             model: what to call instead of the model itself (a compiled or wrapped one).
 
         Returns:
@@ -70,17 +74,30 @@ class PrivateGradient:
         Raises:
             PrivacyBudgetSpent: the ledger does not allow another step.
             GradientMissing: a trained tensor received no gradient.
-            SamplesNotIndependent: the model mixes samples.
+            SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart.
         """
         self.ledger.charge()
-        layout = self.adapters.layout
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
-        limit = torch.full((1, 1), self.max_grad_norm, dtype=torch.float64, device=self.device)
-        columns = torch.tensor([0, layout.width], dtype=torch.int32, device=self.device)
         losses: list[Tensor] = []
-        for inputs, targets in batches:
-            losses.append(self._accumulate(model or self.model, state, inputs, targets, total, limit, columns))
+        shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
+        for samples, inputs, targets in batches:
+            found = segment_gradients(
+                model or self.model,
+                self.adapters,
+                self.losses,
+                inputs,
+                targets,
+                state=state,
+                rows=np.zeros(len(samples), dtype=np.int64),
+                arena=self._arena,
+                probe=self._probe,
+                dropout=DropoutKeys.of(self.noise, *self._named(len(samples), number), samples, shared),
+            )
+            norms = found.clip_into_(total, self.max_grad_norm)
+            self.clipped += int((norms > self.max_grad_norm).sum())
+            self.nonfinite += int((~norms.isfinite()).sum())
+            losses.append(found.losses)
         gradient = self._noisy_mean(total, number)
         return gradient, float(torch.cat(losses).mean()) if losses else float("nan")
 
@@ -90,41 +107,6 @@ class PrivateGradient:
             parameter = self.adapters.layout.parameter(place)
             piece = gradient[place.start : place.start + place.size].view(parameter.shape)
             parameter.grad = piece.to(parameter.dtype)
-
-    def _accumulate(self, model, state, inputs, targets, total, limit, columns) -> Tensor:
-        self._probe(model, inputs, targets)
-        samples = len(targets)
-        gradients, squares = self._arena.rows(samples)
-        current = TrainingPass(
-            state=state,
-            arena=gradients,
-            squares=squares,
-            client=torch.zeros(samples, dtype=torch.int32, device=self.device),
-            sample_offsets=torch.arange(samples + 1, dtype=torch.int32, device=self.device),
-            samples=samples,
-        )
-        with self.adapters.training_pass(current):
-            losses = self.losses(model(**inputs), targets)
-            check_losses(losses, samples)
-            losses.sum().backward()
-        self._arena.check_written(squares)
-        factors, norms = clip_reduce_(
-            total, gradients, current.client, limit, columns, squares=squares.sum(1, keepdim=True)
-        )
-        self.nonfinite += int((~norms.isfinite()).sum())
-        self.clipped += int((factors < 1).sum())
-        return losses.detach()
-
-    def _probe(self, model: nn.Module, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
-        """Uses, independence of samples and of losses: once, on the first batch that can tell."""
-        if not self._counted:
-            self.adapters.count_uses(inputs)
-            self._counted = True
-        if not self._probed and check_independence(model, inputs, lambda output: output.logits):
-            with torch.no_grad():
-                logits = model(**inputs).logits
-            check_losses_independence(self.losses, logits, targets)
-            self._probed = True
 
     def _noisy_mean(self, total: Tensor, number: int) -> Tensor:
         """The gradient as the step of an optimiser with learning rate -1 from zero."""
@@ -147,6 +129,10 @@ class PrivateGradient:
             index=index,
         )
         return gradient[0]
+
+    def _named(self, samples: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Client and step of every sample of a batch."""
+        return np.full(samples, self.ledger.client_id), np.full(samples, number)
 
     def _row(self, value: float) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=self.device)

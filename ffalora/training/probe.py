@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters import Adapters
+from ..data.tasks import logits_of
+from ..models.packing import check_packing
+
 
 class SamplesNotIndependent(ValueError):
     """The model or the loss mixes samples: changing one changes what others contribute."""
+
+
+@dataclass
+class Probe:
+    """Looks at the first batches of a training, and no more once they have told.
+
+    Attributes:
+        adapters: of the model that is trained.
+        private: samples are protected, and must not be mixed.
+        packed: samples are laid end to end; the model must give the same outputs as for padded ones.
+    """
+
+    adapters: Adapters
+    private: bool = True
+    packed: bool = False
+    _open: set[str] = field(default_factory=lambda: {"uses", "packing", "independence"}, init=False, repr=False)
+
+    def look(
+        self, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor], targets: Tensor
+    ) -> None:
+        """Counts how often layers are used, compares packed with padded outputs, and checks that neither the model nor
+        the loss mixes samples; each once, on the first batch that can tell.
+
+        Raises:
+            SamplesNotIndependent: see :func:`check_independence`. ValueError: see ``check_packing``.
+        """
+        if "uses" in self._open:
+            self.adapters.count_uses(inputs)
+            self._open.remove("uses")
+        if not self.packed or ("packing" in self._open and check_packing(model, inputs, logits_of)):
+            self._open.discard("packing")
+        if not self.private:
+            self._open.discard("independence")
+        elif "independence" in self._open and check_independence(model, inputs, logits_of):
+            with torch.no_grad():
+                logits = logits_of(model(**inputs))
+            check_losses_independence(losses, logits, targets)
+            self._open.remove("independence")
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .batches import PhysicalBatches
+
 
 def _no_counts() -> Tensor:
     return torch.empty(0, dtype=torch.int64)
@@ -50,6 +52,26 @@ class TrainingReport:
         """An empty report of a cohort."""
         none = torch.zeros(clients, dtype=torch.int64)
         return cls(samples_by_row=none, nonfinite_by_row=none.clone())
+
+    def add_step(
+        self, losses: Sequence[Tensor], norms: Tensor, rows: Tensor, limits: Tensor | None, drawn: Sequence[int],
+        plan: PhysicalBatches,
+    ) -> None:  # fmt: skip
+        """Adds the counts of a logical step, and makes it the last one.
+
+        Args:
+            losses: float32 ``[S]`` in pieces; norms: float64 ``[S]``; rows: int64 ``[S]``.
+            limits: float64 ``[C]``, the clipping norms that the step used; None without privacy.
+            drawn: samples of each row; plan: how they were cut.
+        """
+        self.rows = rows
+        self.losses = torch.cat([torch.empty(0), *losses]).double()
+        self.nonfinite_by_row += torch.bincount(rows[~norms.isfinite()], minlength=len(drawn))
+        self.samples_by_row += torch.tensor(drawn)
+        self.tokens += plan.tokens
+        self.padded_tokens += plan.padded_tokens
+        if limits is not None:
+            self.norms, self.above = norms, norms > limits[rows]
 
     @classmethod
     def merged(cls, clients: int, parts: Sequence[tuple[Tensor, TrainingReport]]) -> TrainingReport:

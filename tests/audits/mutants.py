@@ -14,32 +14,35 @@ import torch
 
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
-from ffalora.training import engine as engine_module
-from ffalora.training.engine import Engine, _LogicalStep
+from ffalora.training import gradients
+from ffalora.training import step as step_module
+from ffalora.training.engine import Engine
+from ffalora.training.participant import Participant
+from ffalora.training.step import LogicalStep
 
 
 def noise_halved(patch) -> None:
-    real = engine_module._noise_std
-    patch.setattr(engine_module, "_noise_std", lambda *arguments: real(*arguments) / 2)
+    real = Participant.noise_std
+    patch.setattr(Participant, "noise_std", lambda *arguments: real(*arguments) / 2)
 
 
 def clipping_removed(patch) -> None:
-    real = engine_module.clip_reduce_
+    real = gradients.clip_reduce_
 
     def unclipped(total, arena, client, max_grad_norm, *rest, **options):
         return real(
             total, arena, client, torch.full_like(max_grad_norm, torch.inf), *rest, **options | {"mode": "flat"}
         )
 
-    patch.setattr(engine_module, "clip_reduce_", unclipped)
+    patch.setattr(gradients, "clip_reduce_", unclipped)
 
 
 def head_without_noise(patch) -> None:
-    real_update, real_step = _LogicalStep._update, engine_module.privatize_step_
+    real_update, real_step = LogicalStep._update, step_module.privatize_step_
 
     def update(self, *arguments):
-        head = torch.zeros(self.layout.width, dtype=torch.bool)
-        for place in self.layout.places:
+        head = torch.zeros(self.setup.adapters.layout.width, dtype=torch.bool)
+        for place in self.setup.adapters.layout.places:
             head[place.start : place.start + place.size] = place.tensor in ("weight", "bias")
         exact = self.total.clone()
 
@@ -51,10 +54,10 @@ def head_without_noise(patch) -> None:
             state[:, head] = silent[:, head]
 
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(engine_module, "privatize_step_", step)
+            inner.setattr(step_module, "privatize_step_", step)
             real_update(self, *arguments)
 
-    patch.setattr(_LogicalStep, "_update", update)
+    patch.setattr(LogicalStep, "_update", update)
 
 
 def accounting_reset_each_round(patch) -> None:
@@ -79,13 +82,13 @@ def steps_are_not_charged(patch) -> None:
 
 
 def empty_draws_add_no_noise(patch) -> None:
-    real = _LogicalStep._update
+    real = LogicalStep._update
 
     def update(self, drawn, *rest):
         if sum(drawn):
             real(self, drawn, *rest)
 
-    patch.setattr(_LogicalStep, "_update", update)
+    patch.setattr(LogicalStep, "_update", update)
 
 
 MUTANTS = {

@@ -50,7 +50,7 @@ def test_a_flag_changes_one_method_beside_what_the_file_says_of_it():
         ("lr", "optimizer.lr"),
         ("optimiser.lr", "optimizer"),
         ("adapter.ranks", "adapter.rank"),
-        ("privacy.epsilon", "privacy.target_epsilon"),
+        ("privacy.target_epsilom", "privacy.target_epsilon"),
         ("federation.epochs_local", None),
     ],
 )

@@ -19,7 +19,7 @@ SECURE = PRIVATE | {"privacy__noise": "secure", "federation__weighting": "unifor
     "changes,policy,said",
     [
         ({}, {}, r"privacy\.unit='none'.*policy"),
-        (PRIVATE, {}, r"privacy\.noise='seeded'.*policy"),
+        (PRIVATE | {"privacy__noise": "seeded"}, {}, r"privacy\.noise='seeded'.*policy"),
         (SECURE | {"privacy__delta": 1e-3}, {}, r"privacy\.delta=0\.001.*max_delta=1e-05"),
         (SECURE, {"strategies": ["lora"]}, r"federation\.strategy='ffa'.*allows lora"),
         (SECURE | {"federation__weighting": "size"}, {}, r"federation\.weighting='size'.*reports"),

@@ -161,7 +161,7 @@ def test_a_client_without_budget_for_a_round_refuses_it(small, tmp_path):
 
 def test_real_clients_refuse_noise_that_the_server_could_subtract(small, tmp_path):
     with pytest.raises(ConfigError, match=r"privacy\.noise='seeded'"):
-        Site(small(**PRIVATE), 0, tmp_path)
+        Site(small(**PRIVATE | {"privacy__noise": "seeded"}), 0, tmp_path)
 
 
 def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):

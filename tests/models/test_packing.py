@@ -22,7 +22,7 @@ def _models():
     yield LlamaModel(LlamaConfig(**sizes, num_key_value_heads=2, attn_implementation="eager")).eval()
 
 
-@pytest.mark.parametrize("model", _models(), ids=["bidirectional", "causal-grouped"])
+@pytest.mark.parametrize("model", list(_models()), ids=["bidirectional", "causal-grouped"])
 def test_packed_states_equal_padded_states(model):
     inputs = _batch()
     padded = model(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
@@ -53,7 +53,7 @@ def test_mean_pooling_of_packed_states_equals_that_of_padded_ones():
     torch.testing.assert_close(packed, model(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_means_of_samples():
+def test_means_are_taken_over_the_tokens_of_each_sample():
     states = torch.arange(6.0).view(1, 6, 1)
     assert mean_of_samples(states, torch.tensor([0, 2, 6], dtype=torch.int32)).flatten().tolist() == [0.5, 3.5]
 

@@ -246,6 +246,6 @@ def test_a_part_of_a_study_is_laid_out_by_condition_and_a_whole_study_is_sent_to
         read_runs([tmp_path])
 
 
-def test_a_folder_that_is_given_twice_does_not_pass_for_two_seeds(tmp_path):
+def test_a_folder_that_is_given_twice_counts_once(tmp_path):
     write_run(from_mapping(PRIVATE), tmp_path)
     assert len(read_runs([tmp_path, tmp_path])) == 1

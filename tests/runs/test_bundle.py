@@ -24,7 +24,7 @@ def _named(line: str, zero: str, one: str) -> str:
     return f"{text},{(zero, one)[int(label)]}"
 
 
-def test_classes_that_the_adapter_does_not_know_are_evaluated(run, tmp_path):
+def test_classes_that_the_adapter_does_not_know_are_refused(run, tmp_path):
     folder, lines, _ = run
     other = tmp_path / "texts.csv"
     other.write_text("\n".join([lines[0], *(_named(line, "awful", "good") for line in lines[1:])]) + "\n")
@@ -96,12 +96,12 @@ def test_a_run_s_own_data_is_scored_on_what_it_held_out(run):
         ([("word1", "word2", "word3")], "all texts or all pairs"),
     ],
 )
-def test_a_question_without_words_is_answered_or_not_explained(run, texts, said):
+def test_a_question_without_words_is_refused_with_its_reason(run, texts, said):
     with pytest.raises(ConfigError, match=said):
         predict(run[0], texts)
 
 
-def test_texts_and_pairs_are_not_answered(run):
+def test_texts_and_pairs_are_answered(run):
     for texts in (["word1", "word2 word3"], [("word1", "word2")]):
         answers = predict(run[0], texts)
         assert len(answers) == len(texts) and all(answer["label"] in ("bad", "good") for answer in answers)

@@ -16,7 +16,7 @@ from ffalora.config import OptimizerConfig, PrivacyConfig
 from ffalora.privacy.clipping import AUTO_GAMMA
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw
-from ffalora.training import engine as engine_module
+from ffalora.training import gradients
 from ffalora.training.engine import Engine
 from ffalora.training.optim import Moments
 
@@ -136,8 +136,8 @@ def test_adam_with_decoupled_decay_and_fedprox_keeps_the_law_with_decay_times_tw
 @pytest.mark.parametrize(("c_factor", "lr_factor"), [(1, 2), (2, 4)], ids=["C-kept", "C-twice"])
 def test_auto_s_needs_gamma_times_two_for_the_same_bits_and_mu_times_two_or_four(monkeypatch, c_factor, lr_factor):
     plain, _ = trained(ALPHA, {"lr": LR}, C, clipping="automatic", mu=0.02)
-    clip = engine_module.clip_reduce_
-    monkeypatch.setattr(engine_module, "clip_reduce_", partial(clip, gamma=2 * AUTO_GAMMA))
+    clip = gradients.clip_reduce_
+    monkeypatch.setattr(gradients, "clip_reduce_", partial(clip, gamma=2 * AUTO_GAMMA))
     mu = 0.02 * 2 * c_factor
     rescaled, _ = trained(2 * ALPHA, {"lr": LR / lr_factor}, c_factor * C, clipping="automatic", mu=mu)
     assert same_bits(plain, rescaled)

@@ -135,7 +135,7 @@ class TestGradients:
         squares = sum(norms[name].square() for name in tensors)
         torch.testing.assert_close(squares, norms["all"].square())
 
-    def test_spread_of_known_numbers(self):
+    def test_spread_of_known_numbers_is_theirs(self):
         found = spread(torch.arange(1.0, 102.0), max_grad_norm=81.0)
         assert found.quantiles == pytest.approx((6.0, 26.0, 51.0, 76.0, 96.0))
         assert found.clipped == pytest.approx(20 / 101)

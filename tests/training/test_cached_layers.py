@@ -172,7 +172,7 @@ def test_evaluation_is_limited_to_the_samples_asked_for(upper):
 
 
 @pytest.mark.parametrize("layer", [0, 3], ids=["cached", "above"])
-def test_a_layer_that_mixes_samples_would_be_hidden_by_the_table(upper, meddled, layer):
+def test_a_layer_that_mixes_samples_is_refused_although_it_is_cached(upper, meddled, layer):
     meddled(lambda states: states + states.mean((0, 1)), layer)
     with pytest.raises(SamplesNotIndependent):
         experiment = build(upper(**PRIVATE))
@@ -180,7 +180,7 @@ def test_a_layer_that_mixes_samples_would_be_hidden_by_the_table(upper, meddled,
     assert build(upper()).cached_layers == 0  # without privacy it may train, on its whole
 
 
-def test_mixing_that_only_large_batches_show_would_be_kept_in_the_table(upper, meddled):
+def test_mixing_that_only_large_batches_show_keeps_layers_out_of_the_table(upper, meddled):
     meddled(lambda states: states + states.mean((0, 1)) * (len(states) > cached_layers._PROBED))
     experiment = build(upper(**PRIVATE))
     assert experiment.cached_layers == 0 and type(experiment.engine.data).__name__ == "TokenizedDataset"

@@ -8,7 +8,8 @@ import torch
 from tiny import ledger, losses, participants, tiny_engine
 from torch import nn
 
-from ffalora.training import engine as engine_module
+from ffalora.training import gradients
+from ffalora.training import step as step_module
 from ffalora.training.arena import GradientMissing
 from ffalora.training.detectors import StorageParted, UpdateLost
 from ffalora.training.participant import Participant
@@ -26,21 +27,21 @@ def _train(engine, adapters, clients=None, steps=1, **options):
 # ---- storage that parted ---------------------------------------------------------------------------------------------
 
 
-def test_a_model_copied_after_its_adapters_would_never_be_trained():
+def test_a_model_copied_after_its_adapters_is_refused():
     engine, adapters = tiny_engine()
     engine.model = copy.deepcopy(engine.model)
     with pytest.raises(StorageParted, match=r"query of these adapters is not a module of this model"):
         _train(engine, adapters)
 
 
-def test_a_layer_put_back_would_leave_its_adapter_in_the_air():
+def test_an_adapter_whose_layer_was_put_back_is_named():
     engine, adapters = tiny_engine()
     engine.model.bert.encoder.layer[0].attention.self.query = adapters.layers[_QUERY].base_layer
     with pytest.raises(StorageParted, match=_QUERY):
         _train(engine, adapters)
 
 
-def test_a_layer_replaced_by_its_copy_would_read_its_own_parameters():
+def test_a_layer_replaced_by_its_copy_is_refused():
     engine, adapters = tiny_engine()
     twin = copy.deepcopy(adapters.layers[_QUERY])
     engine.model.bert.encoder.layer[0].attention.self.query = twin
@@ -50,14 +51,14 @@ def test_a_layer_replaced_by_its_copy_would_read_its_own_parameters():
 
 
 @pytest.mark.parametrize("cast", [torch.float16, torch.bfloat16])
-def test_a_cast_of_the_whole_model_would_round_every_update_away(cast):
+def test_a_cast_of_the_whole_model_is_refused(cast):
     engine, adapters = tiny_engine()
     engine.model.to(cast)
     with pytest.raises(StorageParted, match="trained tensors are float32"):
         _train(engine, adapters)
 
 
-def test_a_model_moved_after_the_engine_was_made_would_train_what_nobody_reads():
+def test_a_model_moved_after_the_engine_was_made_is_refused():
     engine, adapters = tiny_engine()
     state = adapters.state()[None]
     engine.model.to("meta")
@@ -65,13 +66,13 @@ def test_a_model_moved_after_the_engine_was_made_would_train_what_nobody_reads()
         engine.train(participants(1), state, 1)
 
 
-def test_moving_to_where_the_model_is_already_would_raise_the_alarm():
+def test_moving_to_where_the_model_is_already_raises_no_alarm():
     engine, adapters = tiny_engine()
     engine.model.to("cpu").float()
     assert not torch.equal(_train(engine, adapters)[0], adapters.state())
 
 
-def test_two_adapters_over_one_memory_would_overwrite_each_other():
+def test_two_adapters_over_one_memory_are_refused():
     engine, adapters = tiny_engine()
     first, second = list(adapters.layers.values())[:2]
     second.lora_B = nn.Parameter(first.lora_B.data)
@@ -79,15 +80,15 @@ def test_two_adapters_over_one_memory_would_overwrite_each_other():
         _train(engine, adapters)
 
 
-def test_a_pass_that_reads_a_copy_of_the_state_would_train_at_a_standstill(monkeypatch):
+def test_a_pass_that_reads_a_copy_of_the_state_is_refused(monkeypatch):
     engine, adapters = tiny_engine()
 
-    class CopyingPass(engine_module.TrainingPass):
+    class CopyingPass(gradients.TrainingPass):
         def __post_init__(self):
             self.state = self.state.clone()
             super().__post_init__()
 
-    monkeypatch.setattr(engine_module, "TrainingPass", CopyingPass)
+    monkeypatch.setattr(gradients, "TrainingPass", CopyingPass)
     with pytest.raises(StorageParted, match="reads a copy of the state"):
         _train(engine, adapters)
 
@@ -97,7 +98,7 @@ def test_a_pass_that_reads_a_copy_of_the_state_would_train_at_a_standstill(monke
 
 def _lossy(monkeypatch, keep=None):
     """An optimiser that writes into a copy; ``keep`` are columns that it writes back."""
-    real = engine_module.privatize_step_
+    real = step_module.privatize_step_
 
     def step(state, total, **options):
         copied = state.clone()
@@ -105,13 +106,13 @@ def _lossy(monkeypatch, keep=None):
         if keep is not None:
             state[:, keep] = copied[:, keep]
 
-    monkeypatch.setattr(engine_module, "privatize_step_", step)
+    monkeypatch.setattr(step_module, "privatize_step_", step)
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
 @pytest.mark.parametrize("trained", ["b", "a", "both"])
 @pytest.mark.parametrize("unit", ["none", "sample"])
-def test_an_optimiser_that_updates_a_copy_would_go_unseen(monkeypatch, unit, trained, optimizer):
+def test_an_optimiser_that_updates_a_copy_is_seen(monkeypatch, unit, trained, optimizer):
     privacy = {} if unit == "sample" else {"unit": "none", "noise_multiplier": None}
     engine, adapters = tiny_engine(trained, optimizer=optimizer, privacy=privacy)
     clients = participants(1) if unit == "sample" else [Participant(0, np.arange(40))]
@@ -121,7 +122,7 @@ def test_an_optimiser_that_updates_a_copy_would_go_unseen(monkeypatch, unit, tra
         _train(engine, adapters, participants(1) if unit == "sample" else clients)
 
 
-def test_a_single_tensor_left_out_of_the_update_would_go_unseen(monkeypatch):
+def test_a_single_tensor_left_out_of_the_update_is_seen_and_named(monkeypatch):
     engine, adapters = tiny_engine(head="trained")
     forgotten = adapters.layout.places[3]
     keep = torch.ones(adapters.layout.width, dtype=torch.bool)
@@ -132,7 +133,7 @@ def test_a_single_tensor_left_out_of_the_update_would_go_unseen(monkeypatch):
 
 
 @pytest.mark.parametrize("trained", ["b", "a", "both"])
-def test_a_backward_pass_that_reaches_one_factor_only_would_go_unseen(trained):
+def test_a_factor_that_backward_never_reaches_is_seen_and_named(trained):
     engine, adapters = tiny_engine(trained)
     layer = adapters.layers[_QUERY]
     layer.forward = lambda x: layer.base_layer(x)
@@ -147,7 +148,7 @@ def test_a_backward_pass_that_reaches_one_factor_only_would_go_unseen(trained):
 
 @pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}, {"name": "adamw"}])
 @pytest.mark.parametrize("unit", ["none", "sample"])
-def test_a_learning_rate_of_zero_would_raise_the_alarm(unit, optimizer):
+def test_a_learning_rate_of_zero_raises_no_alarm(unit, optimizer):
     privacy = {} if unit == "sample" else {"unit": "none", "noise_multiplier": None}
     engine, adapters = tiny_engine(optimizer=optimizer, privacy=privacy)
     clients = participants(1) if unit == "sample" else [Participant(0, np.arange(40))]
@@ -155,7 +156,7 @@ def test_a_learning_rate_of_zero_would_raise_the_alarm(unit, optimizer):
     assert torch.equal(state[0], adapters.state())
 
 
-def test_an_a_whose_b_is_still_zero_would_raise_the_alarm():
+def test_an_a_whose_b_is_still_zero_raises_no_alarm():
     engine, adapters = tiny_engine("a", privacy={"unit": "none", "noise_multiplier": None})
     for layer in adapters.layers.values():
         layer.lora_B.data.zero_()
@@ -163,14 +164,14 @@ def test_an_a_whose_b_is_still_zero_would_raise_the_alarm():
     assert torch.equal(state[0], adapters.state())
 
 
-def test_a_gradient_of_zero_would_raise_the_alarm():
+def test_a_gradient_of_zero_raises_no_alarm():
     engine, adapters = tiny_engine(privacy={"unit": "none", "noise_multiplier": None})
     engine.losses = lambda output, targets: 0.0 * losses(output, targets)
     state = _train(engine, adapters, [Participant(0, np.arange(40))])
     assert torch.equal(state[0], adapters.state())
 
 
-def test_columns_that_a_client_does_not_have_would_raise_the_alarm():
+def test_columns_that_a_client_does_not_have_raise_no_alarm():
     engine, adapters = tiny_engine()
     lacks = adapters.layout.places[2]
     mask = torch.ones(1, adapters.layout.width, dtype=torch.bool)
@@ -180,7 +181,7 @@ def test_columns_that_a_client_does_not_have_would_raise_the_alarm():
     assert not state[0, ~mask[0]].any()
 
 
-def test_empty_draws_and_rates_below_rounding_would_raise_the_alarm():
+def test_empty_draws_and_rates_below_rounding_raise_no_alarm():
     engine, adapters = tiny_engine(optimizer={"lr": 1e-12})
     _train(engine, adapters)
     engine, adapters = tiny_engine()
@@ -190,7 +191,7 @@ def test_empty_draws_and_rates_below_rounding_would_raise_the_alarm():
 # ---- updates that broke ----------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_diverged_would_spoil_the_rows_beside_it():
+def test_a_row_that_diverged_leaves_the_rows_beside_it_sound():
     engine, adapters = tiny_engine()
     clients = participants(2)
     clients[0].lr = 1e40

@@ -46,13 +46,13 @@ def _refused(engine, adapters, clients, match, error=ValueError):
         "bert.encoder.layer.0.attention.self.query.lora_A",
     ],
 )
-def test_a_tensor_thawed_after_the_engine_was_made_would_train_without_noise(thawed):
+def test_a_tensor_thawed_after_the_engine_was_made_is_refused_by_name(thawed):
     engine, adapters = tiny_engine()
     engine.model.get_parameter(thawed).requires_grad_(True)
     _refused(engine, adapters, participants(1), match=thawed.replace(".", r"\."))
 
 
-def test_a_head_tied_to_another_layer_would_follow_its_update_unclipped():
+def test_a_head_tied_to_another_layer_is_refused():
     engine, adapters = tiny_engine(head="trained")
     engine.model.bert.pooler.tied = nn.Linear(32, 3)
     engine.model.bert.pooler.tied.weight = engine.model.classifier.base_layer.weight
@@ -62,20 +62,20 @@ def test_a_head_tied_to_another_layer_would_follow_its_update_unclipped():
 # ---- loaders that are not Poisson ------------------------------------------------------------------------------------
 
 
-def test_a_fixed_batch_would_get_the_epsilon_of_poisson_sampling():
+def test_a_draw_that_is_not_known_to_be_poisson_is_refused():
     engine, adapters = tiny_engine()
     engine.draw = lambda client_id, step, n, rate: np.arange(round(n * rate))
     _refused(engine, adapters, participants(1), match="not known to be Poisson")
 
 
 @pytest.mark.parametrize("counted,used", [("poisson", "shuffled"), ("shuffled", "poisson")])
-def test_a_ledger_would_count_another_sampling_than_happens(counted, used):
+def test_a_ledger_of_another_sampling_is_refused(counted, used):
     engine, adapters = tiny_engine(privacy={"sampling": used})
     clients = [Participant(0, np.arange(40), ledger(0, 40, 8, sampling=counted))]
     _refused(engine, adapters, clients, match=f"sampling='{counted}', but privacy.sampling='{used}'")
 
 
-def test_shuffled_batches_that_were_asked_for_would_be_amplified():
+def test_shuffled_batches_that_were_asked_for_are_not_amplified():
     engine, adapters = tiny_engine(privacy={"sampling": "shuffled"})
     client = Participant(0, np.arange(40), ledger(0, 40, 8, sampling="shuffled"))
     _train(engine, adapters, [client], steps=3)
@@ -88,14 +88,14 @@ def test_shuffled_batches_that_were_asked_for_would_be_amplified():
 # ---- losses and models that mix samples ------------------------------------------------------------------------------
 
 
-def test_a_scalar_loss_would_be_differentiated_as_if_it_were_per_sample():
+def test_a_scalar_loss_is_refused():
     engine, adapters = tiny_engine()
     engine.losses = lambda output, targets: losses(output, targets).mean()
     with pytest.raises(ValueError, match=r"one loss a sample is needed, \[S\]"):
         _train(engine, adapters, participants(1))
 
 
-def test_losses_that_are_not_one_a_sample_would_be_summed_all_the_same():
+def test_losses_that_are_not_one_a_sample_are_refused():
     engine, adapters = tiny_engine(privacy={"unit": "none"})
     engine.losses = lambda output, targets: losses(output, targets)[:-1]
     with pytest.raises(ValueError, match=r"one loss a sample is needed, \[S\]"):
@@ -118,20 +118,20 @@ def _contrastive(output, targets):
 
 
 @pytest.mark.parametrize("mixing", [_averaged, _balanced, _contrastive])
-def test_a_loss_that_lets_in_the_other_samples_would_be_clipped_in_vain(mixing):
+def test_a_loss_that_lets_in_the_other_samples_is_refused(mixing):
     engine, adapters = tiny_engine()
     engine.losses = mixing
     with pytest.raises(SamplesNotIndependent, match="averages over the batch or compares samples"):
         _train(engine, adapters, participants(1))
 
 
-def test_dropout_would_be_taken_for_a_mixing_of_samples():
+def test_dropout_is_not_taken_for_a_mixing_of_samples():
     engine, adapters = tiny_engine()
     engine.model.train()
     _train(engine, adapters, participants(1))
 
 
-def test_losses_of_every_task_would_be_refused_by_mistake():
+def test_losses_of_every_task_are_accepted():
     from ffalora.data.tasks import TASKS
 
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_losses_of_every_task_would_be_refused_by_mistake():
         check_losses_independence(task.losses, *shapes[name])
 
 
-def test_batch_normalisation_in_training_would_go_unseen_where_batches_have_one_sample():
+def test_batch_normalisation_in_training_is_refused_even_for_batches_of_one_sample():
     engine, adapters = tiny_engine()
     engine.model.bert.pooler.norm = nn.BatchNorm1d(32).requires_grad_(False).train()
     _refused(engine, adapters, participants(1), match=r"bert\.pooler\.norm is a BatchNorm1d")
@@ -176,14 +176,14 @@ class _RoutesByCapacity(nn.Module):
 
 
 @pytest.mark.parametrize("mixing", [_AddsBatchMean, _RoutesByCapacity])
-def test_a_layer_that_mixes_samples_would_make_clipping_void(mixing):
+def test_a_layer_that_mixes_samples_is_refused(mixing):
     engine, adapters = tiny_engine()
     engine.model.classifier = mixing(engine.model.classifier)
     with pytest.raises(SamplesNotIndependent, match="mixes samples"):
         _train(engine, adapters, participants(1))
 
 
-def test_a_first_batch_of_one_sample_would_switch_the_probe_off():
+def test_a_first_batch_of_one_sample_leaves_the_probe_on():
     engine, adapters = tiny_engine(token_budget=1)
     engine.model.classifier = _AddsBatchMean(engine.model.classifier)
     _train(engine, adapters, participants(1))
@@ -192,7 +192,7 @@ def test_a_first_batch_of_one_sample_would_switch_the_probe_off():
         _train(engine, adapters, participants(1))
 
 
-def test_a_sample_that_reads_the_same_backwards_would_hide_the_mixing_from_the_probe():
+def test_a_sample_that_reads_the_same_backwards_does_not_hide_the_mixing():
     data = tiny_data()
     data.input_ids.flat[:] = np.repeat(np.arange(40) + 5, data.lengths)  # each sample one word over and over
     engine, adapters = tiny_engine(data=data, token_budget=1000)
@@ -204,7 +204,7 @@ def test_a_sample_that_reads_the_same_backwards_would_hide_the_mixing_from_the_p
 # ---- privacy units packed together -----------------------------------------------------------------------------------
 
 
-def test_two_samples_packed_into_one_row_would_share_one_clipped_gradient():
+def test_two_samples_packed_into_one_row_are_refused():
     engine, adapters = tiny_engine()
     plain = engine.data
 
@@ -217,7 +217,7 @@ def test_two_samples_packed_into_one_row_would_share_one_clipped_gradient():
         _train(engine, adapters, participants(1))
 
 
-def test_a_sample_listed_twice_would_move_the_sum_by_twice_the_norm():
+def test_a_sample_listed_twice_is_refused():
     engine, adapters = tiny_engine()
     clients = [Participant(0, np.array([1, 2, 3, 3]), ledger(0, 4, 2))]
     _refused(engine, adapters, clients, match="more than once")
@@ -226,19 +226,19 @@ def test_a_sample_listed_twice_would_move_the_sum_by_twice_the_norm():
 # ---- ledgers that do not fit -----------------------------------------------------------------------------------------
 
 
-def test_a_ledger_of_other_data_would_count_another_sampling_rate():
+def test_a_ledger_of_other_data_is_refused():
     engine, adapters = tiny_engine()
     clients = [Participant(0, np.arange(20), ledger(0, 40, 8))]
     _refused(engine, adapters, clients, match="dataset_size=40, but it holds 20 samples")
 
 
-def test_a_ledger_of_whole_clients_would_serve_samples():
+def test_a_ledger_of_whole_clients_is_refused_for_samples():
     engine, adapters = tiny_engine()
     clients = [Participant(0, np.arange(40), ledger(0, 40, 8, unit="client"))]
     _refused(engine, adapters, clients, match="unit='client'")
 
 
-def test_a_target_that_earlier_runs_spent_would_be_spent_again():
+def test_a_target_that_earlier_runs_spent_is_not_spent_again():
     engine, adapters = tiny_engine()
     earlier = (Spent(1.0, 0.2, 100),)
     spent = ledger(0, 40, 8, sigma=2.0, target_epsilon=3.0, prior=earlier)
@@ -248,7 +248,7 @@ def test_a_target_that_earlier_runs_spent_would_be_spent_again():
     )
 
 
-def test_a_participant_set_back_would_get_the_same_seeded_noise_twice():
+def test_a_participant_set_back_is_refused_for_its_noise_would_repeat():
     engine, adapters = tiny_engine()
     (client,) = participants(1)
     _train(engine, adapters, [client], steps=2)
@@ -257,13 +257,13 @@ def test_a_participant_set_back_would_get_the_same_seeded_noise_twice():
     )
 
 
-def test_two_rows_of_one_client_id_would_share_their_noise():
+def test_two_rows_of_one_client_id_are_refused():
     engine, adapters = tiny_engine()
     clients = [Participant(7, half, ledger(7, 20, 4)) for half in np.array_split(np.arange(40), 2)]
     _refused(engine, adapters, clients, match="client_id=7 is in the cohort more than once")
 
 
-def test_one_client_in_two_simulated_runs_is_refused_with_seeded_noise_or_accepted_with_secure_noise():
+def test_one_client_in_two_simulated_runs_is_taken_with_seeded_noise_and_refused_with_secure_noise():
     cohort = [Participant(7, np.arange(20), ledger(7, 20, 4), run=run) for run in (0, 1)]
     privacy = tiny_engine()[0].privacy
     check_cohort(cohort, privacy, seeded=True)

@@ -23,7 +23,7 @@ class _TwoLinears(nn.Module):
         return self.second(self.first(x).tanh())
 
 
-def test_saved_bytes_count_parameters_or_miss_an_activation():
+def test_saved_bytes_count_every_activation_and_no_parameter():
     x = torch.randn(3, 5, 8)
     # The input (for the first weight's gradient) and the tanh's output, which two operations save.
     assert saved_bytes(_TwoLinears(), {"x": x}) == 4 * 15 * (8 + 16)
@@ -31,25 +31,24 @@ def test_saved_bytes_count_parameters_or_miss_an_activation():
 
 def _live_tensors() -> set[int]:
     gc.collect()
-    return {id(each) for each in gc.get_objects() if isinstance(each, torch.Tensor)}
+    return {id(each) for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of a torch object that is asked for its class
-def test_the_measured_pass_stays_in_memory_for_ever():
+def test_the_measured_pass_leaves_nothing_in_memory():
     model, x = _TwoLinears(), torch.randn(3, 5, 8)
     before = _live_tensors()
     saved_bytes(model, {"x": x})
     assert not _live_tensors() - before
 
 
-def test_a_frozen_layer_costs_what_it_does_not_save():
+def test_a_frozen_layer_costs_only_what_it_saves():
     model = _TwoLinears()
     model.first.requires_grad_(False)
     assert saved_bytes(model, {"x": torch.randn(3, 5, 8)}) == 4 * 15 * 16
 
 
 @pytest.mark.parametrize("share", [1.0, 0.01])
-def test_the_budget_ignores_how_much_memory_is_free(monkeypatch, share):
+def test_the_budget_follows_how_much_memory_is_free(monkeypatch, share):
     engine, _ = tiny_engine()
     longest = int(np.argmax(engine.data.lengths))
     inputs, _ = engine.data.collate(np.array([longest]))
@@ -60,29 +59,29 @@ def test_the_budget_ignores_how_much_memory_is_free(monkeypatch, share):
     assert share * 2048 / 2 < budget <= share * 2048 + 1
 
 
-def test_plenty_of_memory_makes_passes_larger_than_is_fast(monkeypatch):
+def test_plenty_of_memory_makes_passes_no_larger_than_is_fast(monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: 2**60)
     engine, _ = tiny_engine()
     assert engine.token_budget == module.MOST_TOKENS["cpu"]
 
 
-def test_no_free_memory_at_all_gives_no_batch(monkeypatch):
+def test_no_free_memory_at_all_still_gives_a_batch(monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: 0)
     engine, _ = tiny_engine()
     assert engine.token_budget == 1
 
 
-def test_a_given_budget_is_overruled(monkeypatch):
+def test_a_given_budget_is_kept(monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: 0)
     engine, _ = tiny_engine(token_budget=77)
     assert engine.token_budget == 77
 
 
-def test_free_memory_is_not_found():
+def test_free_memory_is_found():
     assert 2**20 < free_bytes(CPU) < 2**50
 
 
-def test_a_container_with_less_memory_than_its_machine_is_not_seen(tmp_path):
+def test_a_container_with_less_memory_than_its_machine_is_seen(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
     assert module._container_bytes(tmp_path) == 600
@@ -91,7 +90,7 @@ def test_a_container_with_less_memory_than_its_machine_is_not_seen(tmp_path):
     assert module._container_bytes(tmp_path / "none") == 2**62
 
 
-def test_measuring_the_budget_changes_gradients_or_the_random_state():
+def test_measuring_the_budget_leaves_gradients_and_the_random_state_alone():
     data = tiny_data()
     engine, _ = tiny_engine(data=data)
     before = torch.random.get_rng_state()

@@ -13,7 +13,7 @@ def report(samples, rows, losses, nonfinite=None):
     )  # fmt: skip
 
 
-def test_a_client_that_trained_on_counts_twice_or_by_its_earlier_step():
+def test_a_client_that_trained_on_counts_once_by_its_last_step():
     everyone = report([2, 3, 4], [0, 1, 1, 2], [1.0, 2.0, 3.0, 4.0])
     fast = report([5, 6], [0, 1], [7.0, 8.0], [1, 0])
     whole = TrainingReport.merged(3, [(torch.arange(3), everyone), (torch.tensor([2, 0]), fast)])
@@ -23,13 +23,13 @@ def test_a_client_that_trained_on_counts_twice_or_by_its_earlier_step():
     assert whole.norms.tolist() == [20.0, 30.0, 70.0, 80.0] and whole.above.tolist() == [False, True, True, True]
 
 
-def test_a_part_holds_samples_of_others():
+def test_a_part_holds_its_own_samples_alone():
     whole = report([2, 3, 4], [0, 2, 1, 2], [1.0, 2.0, 3.0, 4.0], [0, 1, 2])
     part = whole.part(1, 3)
     assert (part.rows.tolist(), part.losses.tolist()) == ([1, 0, 1], [2.0, 3.0, 4.0])
     assert (part.samples, part.nonfinite) == (7, 3)
 
 
-def test_a_cohort_of_nobody_has_no_report():
+def test_a_cohort_of_nobody_has_an_empty_report():
     nobody = TrainingReport.merged(0, [])
     assert nobody.samples == nobody.nonfinite == 0 and nobody.loss != nobody.loss and nobody.clipped == 0.0

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from ...config import Config, ConfigError
 from ...config.messages import explain_errors
-from ...config.run import Section
+from ...config.section import Section
 from ...privacy.accounting import PrivacyLedger
 
 

@@ -48,6 +48,7 @@ def serve(
         ConfigError: what remote clients or secure aggregation cannot do.
         TooFewClients: fewer than ``federation.min_available``.
     """
+    config = config.with_noise("secure")
     check_remote(config)
     experiment = build(config, caches_layers=False)
     strategy = experiment.strategy

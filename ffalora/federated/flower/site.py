@@ -52,6 +52,7 @@ class Site:
         labels: Sequence[str] | None = None,
     ):
         self.policy = policy or SitePolicy()
+        config = config.with_noise(self.policy.noise)
         self.policy.check_run(config)
         self.client, self.folder = client, folder
         self.experiment = _build(config, client, self.policy.allowed_data(data), labels, self.policy.labels)

@@ -1,7 +1,7 @@
-"""``adapter_config.json``, key by key: what is taken over, what says nothing about the adapter, and what is refused.
+"""PEFT's ``LoraConfig``, key by key: what is taken over, what says nothing about the adapter, and what is refused.
 
-The same table answers for checkpoints (:func:`from_peft`), for live PEFT models (``convert``) and for the
-documentation.
+The same table answers for checkpoints, for configurations (``AdapterConfig.from_peft``), for live PEFT models
+(``convert``) and for the documentation.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from ..config.adapter import AdapterConfig
+from .names import OTHER_NAMES
 
 #: PEFT's name and ours.
 HONOURED = {
-    "r": "rank",
-    "lora_alpha": "alpha",
+    **OTHER_NAMES["adapter"],
     "target_modules": "target_modules",
     "exclude_modules": "exclude_modules",
     "layers_to_transform": "layers_to_transform",
@@ -24,8 +21,6 @@ HONOURED = {
     "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern",
     "use_rslora": "use_rslora",
-    "lora_dropout": "dropout",
-    "init_lora_weights": "init",
     "modules_to_save": "head",
 }
 INITS = {
@@ -76,8 +71,8 @@ REFUSED = {
 }
 
 
-def from_peft(config: Mapping[str, Any], trained: str = "both") -> AdapterConfig:
-    """Our configuration of the keys and values of an ``adapter_config.json``.
+def to_own_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys and values of an ``adapter_config.json`` in our names.
 
     Raises:
         ValueError: names every key that cannot be honoured, its value, and why.
@@ -95,10 +90,21 @@ def from_peft(config: Mapping[str, Any], trained: str = "both") -> AdapterConfig
     for key in ("target_modules", "exclude_modules"):
         if isinstance(values.get(key), (set, tuple)):
             values[key] = sorted(values[key])
-    try:
-        return AdapterConfig.model_validate({**values, "trained": trained})
-    except ValidationError as error:
-        raise ValueError("; ".join(f"{_theirs(e['loc'])}={e['input']!r}: {e['msg']}" for e in error.errors())) from None
+    return values
+
+
+def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without PEFT's keys that say nothing about the adapter, or that ask for nothing.
+
+    Raises:
+        ValueError: one that asks for something we do not do, or that another key says here.
+    """
+    if saved := values.get("modules_to_save"):
+        raise ValueError(f"modules_to_save={saved!r}: set head to 'trained', which trains the task head")
+    theirs = {key: value for key, value in values.items() if key in (*NEUTRAL, *REFUSED, "modules_to_save")}
+    if problems := refusals(theirs):
+        raise ValueError("; ".join(problems))
+    return {key: value for key, value in values.items() if key not in theirs}
 
 
 def refusals(config: Mapping[str, Any]) -> list[str]:
@@ -114,35 +120,36 @@ def refusals(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def init_of(config: Mapping[str, Any]) -> str:
-    """Our name of ``init_lora_weights``.
-
-    The randomised PiSSA is taken as the exact one; an init whose values come with the checkpoint and that leaves the
-    base weight alone is as good as any. ``False`` (PEFT's test switch) leaves both factors random, which a checkpoint
-    overwrites.
+def own_init(value: Any) -> Any:
+    """Our name of a value of ``init_lora_weights``; the randomised PiSSA is taken as the exact one. A value without
+    one comes back as it is.
     """
-    value = config.get("init_lora_weights", True)
     if isinstance(value, str) and value.startswith("pissa"):
         return "pissa"
     if isinstance(value, str) and value.lower() == "olora":
         return "olora"
     if value in ("loftq", "mica", *DATA_INITS):
         raise ValueError(
-            f"init_lora_weights={value!r} is not supported: it changes the base weight or the trained factor in a "
-            f"way that cannot "
-            "be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
+            f"init_lora_weights={value!r} is not supported: it changes the base weight or the trained factor in a way "
+            "that cannot be made again from the checkpoint; merge the adapter with PEFT and attach a new one"
         )
-    return INITS.get(value, "kaiming") if not isinstance(value, (list, dict)) else "kaiming"
+    return value if isinstance(value, (list, dict)) else INITS.get(value, value)
 
 
-def to_peft(config: AdapterConfig) -> dict[str, Any]:
-    """The keys of PEFT's ``LoraConfig`` that our configuration fixes."""
+def init_of(config: Mapping[str, Any]) -> str:
+    """Our name of a checkpoint's ``init_lora_weights``.
+
+    An init whose values come with the checkpoint and that leaves the base weight alone is as good as any; ``False``
+    (PEFT's test switch) leaves both factors random, which a checkpoint overwrites.
+    """
+    name = own_init(config.get("init_lora_weights", True))
+    return name if name in INITS.values() else "kaiming"
+
+
+def to_peft(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of PEFT's ``LoraConfig`` that the values of an adapter's configuration fix."""
     names = {ours: theirs for theirs, ours in HONOURED.items()}
     skipped = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init", "head")
-    values = {names[k]: v for k, v in config.model_dump().items() if k in names and k not in skipped}
-    return {**values, "init_lora_weights": config.init if config.init in ("pissa", "olora") else True, "bias": "none"}
-
-
-def _theirs(location: tuple[Any, ...]) -> str:
-    ours = str(location[0]) if location else "configuration"
-    return next((f"{theirs} ({ours})" for theirs, name in HONOURED.items() if name == ours), ours)
+    theirs = {names[k]: v for k, v in values.items() if k in names and k not in skipped}
+    init = values["init"]
+    return {**theirs, "init_lora_weights": init if init in ("pissa", "olora") else True, "bias": "none"}
