@@ -133,6 +133,15 @@ class FederationConfig(Section):
         le=1,
         description="hetlora: share of its rank that a client keeps when the rest shrank; 1 never prunes",
     )
+    robust_mean: Literal["median", "trimmed-mean", "krum", "multi-krum", "norm-bounded"] | None = Field(
+        None, description="average that a few hostile clients cannot move far, instead of the weighted mean"
+    )
+    hostile_clients: int = Field(
+        1, ge=0, description="robust_mean: clients of a round that may be hostile (trimmed-mean, krum, multi-krum)"
+    )
+    norm_bound: float | None = Field(
+        None, gt=0, description="robust_mean: norm-bounded; largest norm of an update (default: each round's median)"
+    )
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
         "fedavg", description="what the server makes of the average"
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
+from ..adapters import Adapters
 from ..config import Config
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.client_level import ClientLevel, population_ledger
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
-from .strategies import Strategy
+from .strategies import Mean
 
 
 def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientLevel:
@@ -46,12 +45,12 @@ def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientL
     return level
 
 
-def client_level_mean(level: ClientLevel, strategy: Strategy) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def client_level_mean(level: ClientLevel, adapters: Adapters) -> Mean:
     """The noisy average of clipped updates, in the place of the plain one. Weights are uniform and not used."""
 
     def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         state = start.clone()
-        index = strategy.adapters.layout.parameter_index()
+        index = adapters.layout.parameter_index()
         level.close_round_(
             state, rows, level.ledger.steps_taken - 1, index=None if index is None else index.to(state.device)
         )

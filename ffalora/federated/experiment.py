@@ -28,7 +28,8 @@ from ..training.participant import Participant
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .partition import Partition, describe, make_partition
-from .strategies import Strategy
+from .robust import robust_mean
+from .strategies import Mean, Strategy, weighted_mean
 
 _DEFAULT_CLIENTS = 3
 
@@ -39,7 +40,7 @@ class Experiment:
 
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
-    holds what.
+    holds what; ``mean`` is how the server averages rows.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Experiment:
     engine: Engine
     cached_layers: int = 0
     client_level: ClientLevel | None = None
+    mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
 
     @property
@@ -106,10 +108,10 @@ def build(
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
-    client_level = None
+    client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
         client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
-        strategy.mean = client_level_mean(client_level, strategy)
+        mean = client_level_mean(client_level, adapters)
     return Experiment(
         config=config,
         loaded=loaded,
@@ -125,7 +127,16 @@ def build(
         strategy=strategy,
         engine=engine,
         client_level=client_level,
+        mean=mean,
     )
+
+
+def make_mean(config: Config) -> Mean:
+    """How the server averages rows: plainly, or so that a few hostile clients cannot move the average far."""
+    federation = config.federation
+    if federation.robust_mean is None:
+        return weighted_mean
+    return robust_mean(federation.robust_mean, federation.hostile_clients, federation.norm_bound)
 
 
 def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,16 @@ def privacy_statement(experiment: Experiment) -> PrivacyStatement:
     )
 
 
-def summary(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Last metrics and the costs of the whole run."""
+    last = replace(server, round=max(server.round - 1, 0))
     evaluated = [row for row in rows if row["metrics"]]
     return {
         "strategy": experiment.strategy.name,
         "rounds": len(rows),
         "metrics": evaluated[-1]["metrics"] if evaluated else {},
         "epsilon": rows[-1]["epsilon"] if rows else None,
-        "bytes_up_per_client_round": experiment.strategy.bytes_up(),
+        "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
         "bytes_up": sum(row["bytes_up"] for row in rows),
         "bytes_down": sum(row["bytes_down"] for row in rows),
         "trained_numbers": experiment.adapters.layout.size,
@@ -95,7 +97,7 @@ def open_folder(experiment: Experiment, folder: Path) -> None:
 
 def finish_folder(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
     """The adapter as it is saved, the privacy statement, and the summary."""
-    result = summary(experiment, rows)  # of what was trained and sent: what is saved may have another rank
+    result = summary(experiment, server, rows)  # of what was trained and sent: what is saved may have another rank
     experiment.strategy.export(server)
     save_bundle(
         folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names

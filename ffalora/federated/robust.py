@@ -10,15 +10,13 @@ published, since a weight is what a client says of itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import ConfigError
-
-Mean = Callable[[Tensor, Tensor, Tensor], Tensor]
+from .strategies.base import Mean
 
 
 def coordinate_median(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -109,34 +107,6 @@ def robust_mean(name: str, hostile: int, bound: float | None = None) -> Mean:
     if name not in made:
         raise ConfigError(f"federation.robust_mean={name!r}: choose one of {', '.join(ROBUST_MEANS)}")
     return made[name]
-
-
-def check_robust(name: str, *, linear: bool, strategy: str, unit: str, secure_aggregation: bool) -> None:
-    """Refuses a robust mean where it cannot be taken, or where another guarantee needs the plain one.
-
-    Args:
-        name: of the mean. linear: whether the method averages what clients send, and does nothing else with it.
-        strategy: the method's name. unit: ``privacy.unit``.
-        secure_aggregation: whether the server sees the sum alone.
-
-    Raises:
-        ConfigError: names the key, its value and the remedy.
-    """
-    asked = f"federation.robust_mean={name!r}"
-    if secure_aggregation:
-        raise ConfigError(
-            f"{asked} compares clients' own numbers, which secure aggregation hides; leave one of the two out"
-        )
-    if unit == "client":
-        raise ConfigError(
-            f"{asked} does not go with privacy.unit='client', whose ε is that of a clipped and noised sum (which "
-            "bounds every client already); leave federation.robust_mean out"
-        )
-    if not linear:
-        raise ConfigError(
-            f"{asked} does not go with federation.strategy={strategy!r}, which does more with clients' rows than "
-            "average them; use a method that averages, such as ffa"
-        )
 
 
 def _by_krum_score(rows: Tensor, hostile: int) -> Tensor:

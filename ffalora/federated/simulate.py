@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..adapters import CheckpointError
@@ -19,7 +20,7 @@ from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..training.report import TrainingReport
 from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
-from .cohort import LocalWork, client_weights, draw_cohort, train_cohort
+from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
 from .strategies import ServerState
@@ -125,67 +126,68 @@ def check_unused(folder: Path, resume: bool) -> None:
 
 @dataclass
 class OpenRound:
-    """A communication round whose clients have been drawn and sent their rows, before they train.
+    """A communication round whose clients have been drawn and sent what they start from.
 
     Attributes:
-        work: what they are to train. bytes_up, bytes_down: what travels.
+        cohort: who trains. rows: float32 ``[C,P]``, changed by training. bytes_up, bytes_down: what travels.
     """
 
-    work: LocalWork
+    cohort: Cohort
+    rows: Tensor
     bytes_up: int
     bytes_down: int
-
-    @classmethod
-    def begin(cls, experiment: Experiment, server: ServerState) -> OpenRound:
-        """Draws the cohort and brings the model to where the round starts."""
-        strategy = experiment.strategy
-        cohort = draw_cohort(experiment, server.round)
-        strategy.begin_round(server)
-        rows = strategy.start(server, cohort.ids)
-        down = strategy.bytes_down(server, cohort.ids)
-        up = sum(strategy.bytes_up(c) for c, arrives in zip(cohort.ids, cohort.arrives, strict=True) if arrives)
-        return cls(LocalWork(experiment, server, cohort, rows), up, down)
-
-    def end(self, report: TrainingReport, seconds: float) -> dict[str, Any]:
-        """Aggregates and evaluates; changes the server's state and returns the row of ``metrics.jsonl``.
-
-        Args:
-            report: of the cohort's training.
-            seconds: what the round took until now.
-        """
-        started = time.perf_counter()
-        experiment, server, cohort, rows = self.work.experiment, self.work.server, self.work.cohort, self.work.rows
-        config, strategy = experiment.config, experiment.strategy
-        finite = rows.isfinite().all(1).tolist()
-        kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
-        report.rejected = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
-        report.dropped = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
-        gap = 0.0
-        if kept or experiment.client_level is not None:
-            clients = [cohort.clients[i] for i in kept]
-            weights = client_weights(clients, config)
-            gap = strategy.aggregate(server, [p.client_id for p in clients], rows[kept], weights)
-        server.round += 1
-        metrics = {}
-        if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
-            metrics = evaluate_views(experiment, server)
-        seconds += time.perf_counter() - started
-        return metrics_row(experiment, server, report, metrics, gap, seconds, self.bytes_up, self.bytes_down)
 
 
 def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
     """One communication round; changes ``server`` and returns the row of ``metrics.jsonl``."""
     started = time.perf_counter()
-    opened = OpenRound.begin(experiment, server)
-    report = train_cohort(experiment, server, opened.work.cohort, opened.work.rows)
-    return opened.end(report, time.perf_counter() - started)
+    opened = open_round(experiment, server)
+    report = train_cohort(experiment, server, opened.cohort, opened.rows)
+    return close_round(experiment, server, opened, report, time.perf_counter() - started)
+
+
+def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
+    """Draws the cohort and brings the model to where the round starts."""
+    strategy, cohort = experiment.strategy, draw_cohort(experiment, server.round)
+    strategy.load(server, trains=True)
+    ids, wire = cohort.ids, strategy.wire
+    up = sum(wire.bytes_up(server, c) for c, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
+    return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
+
+
+def close_round(
+    experiment: Experiment, server: ServerState, opened: OpenRound, report: TrainingReport, seconds: float
+) -> dict[str, Any]:
+    """Aggregates and evaluates; changes ``server`` and returns the row of ``metrics.jsonl``.
+
+    Args:
+        report: of the cohort's training.
+        seconds: what the round took until now.
+    """
+    started = time.perf_counter()
+    config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
+    finite = opened.rows.isfinite().all(1).tolist()
+    kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
+    report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
+    report.dropped = [ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
+    gap = 0.0
+    if kept or experiment.client_level is not None:
+        weights = client_weights([cohort.clients[i] for i in kept], config)
+        gap = experiment.strategy.aggregate(server, [ids[i] for i in kept], opened.rows[kept], weights, experiment.mean)
+    server.round += 1
+    metrics = {}
+    if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
+        metrics = evaluate_views(experiment, server)
+    seconds += time.perf_counter() - started
+    return metrics_row(experiment, server, report, metrics, gap, seconds, opened.bytes_up, opened.bytes_down)
 
 
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
     found: list[dict[str, float]] = []
     config, split = experiment.config.data, evaluation_split(experiment.config, experiment.data)
-    for _ in experiment.strategy.views(server):
+    for row in experiment.strategy.views(server):
+        experiment.strategy.load(server, row)
         metrics = evaluate_examples(
             experiment.engine.model,
             experiment.evaluation,

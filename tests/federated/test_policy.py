@@ -78,7 +78,7 @@ def test_classes_under_other_names_are_refused_until_the_policy_says_which_is_wh
     site, terms = site_on(config, tmp_path / "state", own, labels={"good": "positive", "poor": "negative"})
     texts, labels = site.experiment.data.train["text"], site.experiment.data.train["label"]
     assert [label == 1 for label in labels] == [text.split()[0] in WORDS[:20] for text in texts]
-    answer = site.train(0, site.experiment.strategy.download(site.server).numpy(), terms)
+    answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), terms)
     assert answer.client == 0
 
 
@@ -88,13 +88,13 @@ def test_a_site_with_one_class_takes_part_with_the_whole_head(small, tmp_path):
         config, tmp_path / "state", save_named(tmp_path / "own.csv", ["negative", "positive"], only=1)
     )
     assert set(site.experiment.data.train["label"]) == {1} and site.terms == terms
-    site.train(0, site.experiment.strategy.download(site.server).numpy(), terms)
+    site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), terms)
 
 
 def test_a_head_or_an_order_of_classes_that_differs_is_refused_before_training(small, tmp_path):
     config = small()
     site = Site(config, 1, tmp_path, policy=SIMULATED)
-    numbers = site.experiment.strategy.download(site.server).numpy()
+    numbers = site.experiment.strategy.wire.download(site.server).numpy()
     for change, said in (
         ({"labels": ("1", "0")}, "its classes differ .*here 0, 1, there 1, 0"),
         ({"model": "0" * 64}, "its model or head differs"),
@@ -115,14 +115,15 @@ def test_another_seed_of_the_head_gives_other_terms(small):
 def test_what_the_policy_does_not_report_does_not_leave(small, tmp_path):
     config = small(**SECURE)
     site = Site(config, 0, tmp_path, policy=SitePolicy(max_epsilon=None, reports=[]))
-    answer = site.train(0, site.experiment.strategy.download(site.server).numpy(), site.terms)
+    answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
     assert answer.report() == {"client": 0}
     site.policy = SitePolicy(max_epsilon=None)
     assert set(site.train(1, answer.numbers, site.terms).report()) == {"client", "epsilon", "final_epsilon"}
 
 
 def test_the_summary_of_a_federation_is_over_all_clients_and_all_rounds_and_it_states_its_privacy(small, tmp_path):
-    config = small(federation__rounds=2, federation__one_pass="never", **PRIVATE)
+    seeded = PRIVATE | {"privacy__noise": "seeded"}
+    config = small(federation__rounds=2, federation__one_pass="never", **seeded)
     experiment = build(config)
     server, terms = experiment.strategy.begin(), Terms.of(experiment)
     sites = [Site(config, client, tmp_path / str(client), policy=SIMULATED) for client in range(3)]

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from small_runs import CLIENT_LEVEL
 
 from ffalora.config import ConfigError
+from ffalora.federated.cohort import train_cohort
+from ffalora.federated.experiment import build
+from ffalora.federated.flower.rounds import check_secure_aggregation
 from ffalora.federated.robust import (
     ROBUST_MEANS,
-    check_robust,
     coordinate_median,
     krum,
     multi_krum,
@@ -15,6 +18,9 @@ from ffalora.federated.robust import (
     robust_mean,
     trimmed_mean,
 )
+from ffalora.federated.simulate import close_round, open_round
+from ffalora.federated.strategies import STRATEGIES
+from ffalora.federated.strategies.base import weighted_mean
 
 
 def rows_of(count, size=7, seed=0):
@@ -97,18 +103,40 @@ def test_too_few_clients_for_a_guarantee_are_refused_with_the_number_that_is_nee
 
 
 @pytest.mark.parametrize(
-    "terms,said",
+    "changes,said",
     [
-        ({"secure_aggregation": True}, "secure aggregation hides"),
-        ({"unit": "client"}, r"privacy\.unit='client'"),
-        ({"linear": False}, r"federation\.strategy='flora'"),
+        (CLIENT_LEVEL, r"does not go with privacy\.unit='client'"),
+        ({"federation__strategy": "flora"}, r"does not go with federation\.strategy='flora'"),
     ],
 )
-def test_a_robust_mean_is_refused_where_another_guarantee_needs_the_plain_sum(terms, said):
-    fits = {"linear": True, "strategy": "flora", "unit": "sample", "secure_aggregation": False}
-    check_robust("median", **fits)
-    with pytest.raises(ConfigError, match=rf"federation\.robust_mean='median'.*{said}"):
-        check_robust("median", **fits | terms)
+def test_a_robust_mean_is_refused_where_another_guarantee_needs_the_plain_sum(small, changes, said):
+    with pytest.raises(ConfigError, match=rf"federation\.robust_mean='median' {said}"):
+        build(small(federation__robust_mean="median", **changes))
+
+
+def test_a_robust_mean_is_refused_under_secure_aggregation(small):
+    config = small(federation__robust_mean="krum", federation__weighting="uniform")
+    with pytest.raises(ConfigError, match=r"federation\.robust_mean='krum' compares clients' own numbers"):
+        check_secure_aggregation(STRATEGIES["ffa"], config)
+
+
+def hostile_round(config, robust):
+    """The norm of the global row after a round in which the last client sends a million times its update."""
+    experiment = build(config)
+    server, strategy = experiment.strategy.begin(), experiment.strategy
+    opened = open_round(experiment, server)
+    report = train_cohort(experiment, server, opened.cohort, opened.rows)
+    opened.rows[-1] = server.row + 1e6 * (opened.rows[-1] - server.row)
+    close_round(experiment, server, opened, report, 0.0)
+    assert strategy.linear and (experiment.mean is weighted_mean) == (robust is None)
+    return float(server.row.norm())
+
+
+@pytest.mark.parametrize("robust", ROBUST_MEANS)
+def test_the_option_puts_the_robust_mean_in_the_place_of_the_plain_one(small, robust):
+    terms = {"clients__count": 5, "federation__rounds": 1, "federation__local_steps": 1}
+    assert hostile_round(small(**terms), None) > 1e3
+    assert hostile_round(small(federation__robust_mean=robust, **terms), robust) < 10
 
 
 def test_an_unknown_mean_is_refused_with_those_that_there_are():

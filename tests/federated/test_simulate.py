@@ -244,7 +244,7 @@ def test_a_client_that_drops_out_has_spent_its_steps_and_is_not_averaged(small):
     for client in experiment.participants:
         spent = client.ledger.steps_taken
         assert 1 <= spent <= 3 if client.client_id in gone else spent == 3
-    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.bytes_up()
+    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.wire.bytes_up(server)
 
 
 @pytest.mark.parametrize("one_pass", ["always", "never"])

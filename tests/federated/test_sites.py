@@ -128,7 +128,7 @@ def test_a_client_killed_in_mid_round_has_paid_for_the_steps_it_took(small, tmp_
     config = small(federation__local_steps=4, **PRIVATE)
     experiment = build(config)
     server = experiment.strategy.begin()
-    numbers, mark = experiment.strategy.download(server).numpy(), Terms.of(experiment)
+    numbers, mark = experiment.strategy.wire.download(server).numpy(), Terms.of(experiment)
     site = Site(config, 1, tmp_path, policy=SIMULATED)
     original = site.experiment.engine.train
 
@@ -153,7 +153,7 @@ def test_a_client_without_budget_for_a_round_refuses_it(small, tmp_path):
     config = small(federation__rounds=1, federation__local_steps=2, **PRIVATE)
     experiment = build(config)
     server = experiment.strategy.begin()
-    numbers, mark = experiment.strategy.download(server).numpy(), Terms.of(experiment)
+    numbers, mark = experiment.strategy.wire.download(server).numpy(), Terms.of(experiment)
     Site(config, 0, tmp_path, policy=SIMULATED).train(0, numbers, mark)
     with pytest.raises(PrivacyBudgetSpent, match="client 0"):
         Site(config, 0, tmp_path, policy=SIMULATED).train(1, numbers, mark)
@@ -171,7 +171,7 @@ def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
     config = small(**PRIVATE | {"privacy__noise": "secure"})
     policy = SitePolicy(max_epsilon=None, reports=["samples", "epsilon"])
     site = Site(config, 2, tmp_path / "state", data=str(data), policy=policy)
-    answer = site.train(0, site.experiment.strategy.download(site.server).numpy(), site.terms)
+    answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
     assert answer.client == 2 and answer.samples == 50 and answer.epsilon > 0
     assert site.experiment.ledgers["2"].dataset_size == answer.samples
 

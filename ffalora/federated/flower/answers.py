@@ -25,7 +25,7 @@ class Answer:
 
     Attributes:
         client: its id.
-        numbers: float32, what ``Strategy.upload`` made of its row; None where secure aggregation hides it.
+        numbers: float32, what ``Wire.upload`` made of its row; None where secure aggregation hides it.
         samples: its data-set size, for weights by size; None where its policy does not report it.
         epsilon, final_epsilon: what it has spent and what it will have spent when every allowed step is taken, by its
             own ledger; None without sample-level privacy, and where its policy does not report them.

@@ -23,6 +23,7 @@ from flwr.compat.common import recorddict_compat
 from flwr.serverapp import Grid, ServerApp
 
 from ...config import Config, from_mapping
+from ..strategies.wire import BYTES_PER_NUMBER
 from .answers import Answer
 from .policy import load_policy
 from .rounds import check_range
@@ -51,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
         (numbers,) = parameters_to_ndarrays(given.parameters)
         site, answer = _answer(context, numbers, given.config)
         sent = np.asarray(answer.numbers, dtype=np.float64)
-        expected = site.experiment.strategy.bytes_up(site.client) // 4
+        expected = site.experiment.strategy.wire.bytes_up(site.server, site.client) // BYTES_PER_NUMBER
         check_range(sent, float(run["secagg-range"]), expected)
         result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([sent]), 1, dict(answer.report()))
         return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)

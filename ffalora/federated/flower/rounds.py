@@ -62,23 +62,24 @@ def remote_round(
     """
     started = time.perf_counter()
     config, strategy = experiment.config, experiment.strategy
-    strategy.begin_round(server)
-    got = send(server.round, strategy.download(server).cpu().numpy(), terms)
+    wire = strategy.wire
+    strategy.load(server, trains=True)
+    got = send(server.round, wire.download(server).cpu().numpy(), terms)
     rejected: dict[int, str] = {}
     gap, bounded = 0.0, list[int]()
     if got.sum_only is not None:
-        mean = strategy.received(torch.from_numpy(got.sum_only))
+        mean = wire.received(server, torch.from_numpy(got.sum_only))
         gap = strategy.aggregate(server, [0], mean[None], torch.ones(1, dtype=torch.float64))  # of nobody by name
     elif got.answers:
-        wanted = strategy.upload(strategy.adapters.state()).numel()
+        wanted = wire.upload(server, torch.zeros(wire.trained_layout(server).width)).numel()
         by_size = config.federation.weighting == "size"
         kept, rejected = sound_answers(got.answers, wanted, strategy.clients, by_size)
         if kept:
             clients = [answer.client for answer in kept]
-            rows = torch.stack([strategy.received(torch.from_numpy(np.array(a.numbers))) for a in kept])
+            rows = torch.stack([wire.received(server, torch.from_numpy(np.array(a.numbers))) for a in kept])
             rows, over = bound_rows(strategy.start(server, clients), rows)
             bounded = [clients[i] for i in over]
-            gap = strategy.aggregate(server, clients, rows, answer_weights(kept, config))
+            gap = strategy.aggregate(server, clients, rows, answer_weights(kept, config), experiment.mean)
     got.failed += [f"client {client}: {reason}" for client, reason in rejected.items()]
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
@@ -146,6 +147,11 @@ def check_secure_aggregation(strategy: type[Strategy], config: Config) -> None:
         raise ConfigError(
             f"federation.strategy={strategy.name!r} needs each client's own numbers, which secure aggregation hides; "
             f"methods that need sums only: {able}"
+        )
+    if config.federation.robust_mean is not None:
+        raise ConfigError(
+            f"federation.robust_mean={config.federation.robust_mean!r} compares clients' own numbers, which secure "
+            "aggregation hides; leave one of the two out"
         )
     if config.federation.weighting != "uniform":
         raise ConfigError("federation.weighting='size': secure aggregation sums with equal weights; set it to uniform")

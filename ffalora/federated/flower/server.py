@@ -79,7 +79,7 @@ def serve(
     statement = federation_statement(config, rows)
     write_json(folder / "privacy.json", statement)
     write_atomically(folder / "privacy.txt", statement_text(statement).encode())
-    write_json(folder / SUMMARY, summary(experiment, rows))
+    write_json(folder / SUMMARY, summary(experiment, server, rows))
 
 
 def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]:

@@ -74,7 +74,7 @@ class Site:
 
         Args:
             round_number: from 0.
-            numbers: float32, what ``Strategy.download`` gave.
+            numbers: float32, what ``Wire.download`` gave.
             terms: the server's model, frozen factors, classes and data; they must be this client's too.
 
         Raises:
@@ -84,8 +84,8 @@ class Site:
         strategy, (own,) = self.experiment.strategy, self._own
         terms.check(self.terms, self.client)
         self.server.round = round_number
-        strategy.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
-        strategy.begin_round(self.server)
+        strategy.wire.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
+        strategy.load(self.server, trains=True)
         rows = strategy.start(self.server, [self.client])
         cohort = Cohort([own], [self.experiment.config.federation.local_steps], [True])
         if own.ledger is not None and own.ledger.steps_left < cohort.steps[0]:
@@ -97,7 +97,7 @@ class Site:
         reports, ledger = self.policy.reports, own.ledger if "epsilon" in self.policy.reports else None
         return Answer(
             client=self.client,
-            numbers=strategy.upload(rows[0]).cpu().numpy(),
+            numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
             samples=len(own.samples) if "samples" in reports else None,
             epsilon=None if ledger is None else ledger.epsilon(),
             final_epsilon=None if ledger is None else ledger.final_epsilon(),

@@ -48,7 +48,7 @@ class Terms:
         names = experiment.data.label_names
         return cls(
             model=model_digest(experiment.loaded.model),
-            frozen=experiment.strategy.fingerprint(),
+            frozen=experiment.strategy.wire.fingerprint(),
             labels=None if names is None else tuple(names),
             task=experiment.data.task,
             inputs=len(experiment.data.input_columns),

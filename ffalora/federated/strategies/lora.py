@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import ServerState, Strategy
+from .base import Facts, Mean, ServerState, Strategy, weighted_mean
 from .factors import aggregation_gap
 
 
@@ -14,11 +14,15 @@ class LoRAFedAvg(Strategy):
     name = "lora"
     trained = "both"
     exact = False
-    summary = "LoRA + FedAvg: a and b trained and averaged each; inexact"
-    up = "a, b"
-    down = "a, b"
-    aggregation = "average of each factor"
+    facts = Facts(
+        summary="LoRA + FedAvg: a and b trained and averaged each; inexact",
+        up="a, b",
+        down="a, b",
+        aggregation="average of each factor",
+    )
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        super().aggregate(server, clients, rows, weights)
-        return aggregation_gap(self.adapters, rows, weights)
+    def aggregate(
+        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
+    ) -> float:
+        super().aggregate(server, clients, rows, weights, mean)
+        return aggregation_gap(self.layout, rows, weights)
