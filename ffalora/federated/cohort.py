@@ -64,32 +64,23 @@ def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
     return Cohort([everyone[i] for i in able], [int(steps[i]) for i in able], [bool(arrives[i]) for i in able])
 
 
-def train_cohort(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> TrainingReport:
+def train_cohort(
+    experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments | None = None
+) -> TrainingReport:
     """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another.
 
-    Moments that outlive rounds are kept among the server's tensors, one row a client of the federation.
-    """
-    optimizer, mask = experiment.config.optimizer, experiment.strategy.mask(server, cohort.ids)
-    if not optimizer.keep_moments:
-        moments = Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
-        return train_rows(experiment, server.round, cohort, rows, moments, mask)
-    moments = kept_moments(experiment, server, cohort, rows)
-    report = train_rows(experiment, server.round, cohort, rows, moments, mask)
-    keep_moments(experiment, server, cohort, rows, moments)
-    return report
-
-
-def train_rows(
-    experiment: Experiment, round_number: int, cohort: Cohort, rows: Tensor, moments: Moments, mask: Tensor | None
-) -> TrainingReport:
-    """Local training of a round from and into ``rows [C,P]`` and their ``moments``.
-
     Args:
-        mask: bool ``[C,P]``, the columns that each client has; None where every client has them all.
+        moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that are
+            kept among the server's tensors, one row a client of the federation.
     """
-    federation, optimizer = experiment.config.federation, experiment.config.optimizer
+    federation, optimizer, strategy = experiment.config.federation, experiment.config.optimizer, experiment.strategy
+    keeps, mask = moments is None and optimizer.keep_moments, strategy.mask(server, cohort.ids)
+    if keeps:
+        moments = kept_moments(experiment, server, cohort, rows)
+    elif moments is None:
+        moments = Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
     anchor = rows.clone() if federation.prox_mu else None
-    total, first = federation.rounds * federation.local_steps, round_number * federation.local_steps
+    total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
     reports = []
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows))):
@@ -109,6 +100,8 @@ def train_rows(
         if not is_all:
             rows[index] = part
             moments.put_(index, part_moments)
+    if keeps:
+        keep_moments(experiment, server, cohort, rows, moments)
     return TrainingReport.merged(len(rows), reports)
 
 

@@ -23,7 +23,7 @@ from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_l
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
-from .strategies import ServerState
+from .strategies import Answers, ServerState
 
 
 @dataclass
@@ -173,7 +173,8 @@ def close_round(
     gap = 0.0
     if kept or experiment.client_level is not None:
         weights = client_weights([cohort.clients[i] for i in kept], config)
-        gap = experiment.strategy.aggregate(server, [ids[i] for i in kept], opened.rows[kept], weights, experiment.mean)
+        answers = Answers([ids[i] for i in kept], opened.rows[kept], weights, experiment.mean)
+        gap = experiment.strategy.aggregate(server, answers)
     server.round += 1
     metrics = {}
     if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:

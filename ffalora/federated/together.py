@@ -22,7 +22,7 @@ from ..runs.folder import RunResult
 from ..training.optim import Moments
 from ..training.report import TrainingReport
 from .checks import find_strategy
-from .cohort import Cohort, keep_moments, kept_moments, train_rows
+from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .experiment import Experiment, build, make_participants
 from .simulate import OpenRound, Run, check_unused, close_round, open_round, run_round
 
@@ -123,19 +123,19 @@ def _train(runs: Sequence[Run], opened: Sequence[OpenRound]) -> list[TrainingRep
         [steps for each in cohorts for steps in each.steps],
         [arrives for each in cohorts for arrives in each.arrives],
     )
-    moments = Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
+    moments = None
     if optimizer.keep_moments:
         own = [
             kept_moments(run.experiment, run.server, one.cohort, one.rows)
             for run, one in zip(runs, opened, strict=True)
         ]
         moments = Moments.stacked(own)
-    report = train_rows(experiment, runs[0].server.round, cohort, rows, moments, mask=None)
+    report = train_cohort(experiment, runs[0].server, cohort, rows, moments)
     reports, begin = [], 0
     for run, one in zip(runs, opened, strict=True):
         end = begin + len(one.rows)
         one.rows.copy_(rows[begin:end])
-        if optimizer.keep_moments:
+        if moments is not None:
             keep_moments(run.experiment, run.server, one.cohort, one.rows, moments.rows(torch.arange(begin, end)))
         reports.append(report.part(begin, end))
         begin = end

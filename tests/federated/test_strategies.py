@@ -11,7 +11,7 @@ from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import run_round, simulate
-from ffalora.federated.strategies import STRATEGIES, aggregation_gap
+from ffalora.federated.strategies import STRATEGIES, Answers, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
 from ffalora.runs.bundle import evaluate
 from ffalora.runs.folder import METRICS
@@ -41,7 +41,7 @@ class Case:
         rows += noise * (1 if mask is None else mask) * (1 if index is None else index >= 0)
         self.sent = {name: factors(self.adapters.layout, name, rows) for name in self.adapters.layers}
         self.rows = rows
-        gap = self.strategy.aggregate(self.server, [0, 1, 2], rows, WEIGHTS)
+        gap = self.strategy.aggregate(self.server, Answers([0, 1, 2], rows, WEIGHTS))
         self.server.round += 1
         self.strategy.load(self.server)
         return gap
@@ -300,7 +300,7 @@ def test_hetlora_prunes_ranks_that_shrank_and_keeps_those_that_grew(small):
     rows = case.strategy.start(case.server, [0, 1, 2])
     rows[0] *= 0.5
     rows[1] *= 2.0
-    case.strategy.aggregate(case.server, [0, 1, 2], rows, WEIGHTS)
+    case.strategy.aggregate(case.server, Answers([0, 1, 2], rows, WEIGHTS))
     case.strategy.load(case.server, trains=True)
     assert case.strategy.ranks(case.server) == [2, 4, 4]
     assert case.strategy.wire.bytes_up(case.server, 0) * 2 == case.strategy.wire.bytes_up(case.server, 1)
@@ -312,10 +312,7 @@ def test_a_client_never_gets_numbers_outside_its_rank(small, name, private, monk
     case = Case(small, name, clients__ranks=RANKS, adapter__rank=3, **private)
     seen = []
     original = case.strategy.aggregate
-    case.strategy.aggregate = lambda server, clients, rows, weights, mean: (
-        seen.append(rows),
-        original(server, clients, rows, weights, mean),
-    )[1]
+    case.strategy.aggregate = lambda server, answers: (seen.append(answers.rows), original(server, answers))[1]
     for _ in range(2):
         run_round(case.experiment, case.server)
     for rows in seen:
@@ -422,3 +419,29 @@ def test_all_methods_start_from_the_unchanged_model(small):
         experiment = build(small(federation__strategy=name))
         module.evaluate_views(experiment, experiment.strategy.begin())
         assert all(not layer.delta().any() for layer in experiment.adapters.layers.values()), name
+
+
+@pytest.mark.parametrize("name", ["fedprox", "FedProx"])
+def test_fedprox_is_answered_with_the_key_that_switches_it_on(small, name):
+    with pytest.raises(ConfigError, match=r"federation\.prox_mu.*one of lora, ffa"):
+        build(small(federation__strategy=name))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_neither_starting_nor_averaging_reads_or_writes_the_trained_factors_of_the_model(small, name):
+    case, other = Case(small, name), Case(small, name)
+    for layer in other.adapters.layers.values():
+        layer.trained_before = {n: factor.detach().clone().fill_(7.0) for n, factor in layer.trained().items()}
+    with torch.no_grad():
+        for layer in other.adapters.layers.values():
+            for n, factor in layer.trained().items():
+                factor.copy_(layer.trained_before[n])
+    ended = []
+    for each in (case, other):
+        rows = each.strategy.start(each.server, [0, 1, 2])
+        rows = rows + torch.arange(3)[:, None] * 0.1 + 0.1
+        each.strategy.aggregate(each.server, Answers([0, 1, 2], rows, WEIGHTS))
+        ended.append(each.server.row)
+    assert torch.equal(*ended)
+    for layer in other.adapters.layers.values():
+        assert all(torch.equal(factor, layer.trained_before[n]) for n, factor in layer.trained().items())

@@ -15,7 +15,7 @@ from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
 from ..experiment import Experiment
 from ..simulate import evaluate_views
-from ..strategies import STRATEGIES, ServerState, Strategy
+from ..strategies import STRATEGIES, Answers, ServerState, Strategy
 from .answers import Answer, answer_weights, bound_rows, sound_answers
 from .terms import Terms
 
@@ -69,7 +69,8 @@ def remote_round(
     gap, bounded = 0.0, list[int]()
     if got.sum_only is not None:
         mean = wire.received(server, torch.from_numpy(got.sum_only))
-        gap = strategy.aggregate(server, [0], mean[None], torch.ones(1, dtype=torch.float64))  # of nobody by name
+        of_nobody_by_name = Answers([0], mean[None], torch.ones(1, dtype=torch.float64))
+        gap = strategy.aggregate(server, of_nobody_by_name)
     elif got.answers:
         wanted = wire.upload(server, torch.zeros(wire.trained_layout(server).width)).numel()
         by_size = config.federation.weighting == "size"
@@ -79,7 +80,8 @@ def remote_round(
             rows = torch.stack([wire.received(server, torch.from_numpy(np.array(a.numbers))) for a in kept])
             rows, over = bound_rows(strategy.start(server, clients), rows)
             bounded = [clients[i] for i in over]
-            gap = strategy.aggregate(server, clients, rows, answer_weights(kept, config), experiment.mean)
+            sent = Answers(clients, rows, answer_weights(kept, config), experiment.mean)
+            gap = strategy.aggregate(server, sent)
     got.failed += [f"client {client}: {reason}" for client, reason in rejected.items()]
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)

@@ -1,6 +1,6 @@
 """The federated methods by name. A new one is a file here and a line in the table."""
 
-from .base import Mean, Strategy, weighted_mean
+from .base import Answers, Mean, Strategy, weighted_mean
 from .factors import aggregation_gap
 from .fedex import FedEx
 from .fedsa import FedSA
@@ -28,4 +28,4 @@ _METHODS: tuple[type[Strategy], ...] = (
 )
 STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _METHODS}
 
-__all__ = ["STRATEGIES", "Mean", "ServerState", "Strategy", "Wire", "aggregation_gap", "weighted_mean"]
+__all__ = ["STRATEGIES", "Answers", "Mean", "ServerState", "Strategy", "Wire", "aggregation_gap", "weighted_mean"]

@@ -29,18 +29,31 @@ def weighted_mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a cohort sent.
+
+    Attributes:
+        clients: their ids; rows: float32 ``[C,P]``, where each ended; weights: float64 ``[C]``, summing to 1.
+        mean: how rows are averaged: plainly, or with the noise of client-level privacy.
+    """
+
+    clients: Sequence[int]
+    rows: Tensor
+    weights: Tensor
+    mean: Mean = weighted_mean
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the table of methods says of one.
 
     Attributes:
-        summary: one sentence.
         up, down: what travels each way.
         aggregation: how it is put together.
         privacy: what may be said about differential privacy.
         trained: what is trained, where ``Strategy.trained`` does not say it.
     """
 
-    summary: str
     up: str
     down: str
     aggregation: str = "average"
@@ -103,24 +116,21 @@ class Strategy:
         """bool ``[C,P]``, the columns that each client has; None where every client has them all."""
         return None
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
-        """Puts the cohort's rows ``[C,P]`` together with ``weights [C]`` (float64, summing to 1), changing ``server``.
-
-        Args:
-            mean: how rows are averaged: plainly, or with the noise of client-level privacy.
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        """Puts the cohort's rows together, changing ``server``.
 
         Returns:
             How far the result is from the weighted average of the updates, relative to it (0 where exact).
         """
-        server.row = self.average(server, server.row, rows, weights, mean)
+        server.row = self.average(server, server.row, answers)
         return 0.0
 
-    def average(self, server: ServerState, start: Tensor, rows: Tensor, weights: Tensor, mean: Mean) -> Tensor:
-        """The row ``[P]`` that ``mean`` and the server's optimiser make of the cohort's rows, given their ``start``."""
-        trained = self.trained_in(server.round)
-        return server_step(server.tensors, start, mean(start, rows, weights), self.config.federation, trained)
+    def average(self, server: ServerState, start: Tensor, answers: Answers) -> Tensor:
+        """The row ``[P]`` that the mean and the server's optimiser make of the answers, given their ``start``."""
+        mean, federation = answers.mean(start, answers.rows, answers.weights), self.config.federation
+        if federation.server_optimizer == "fedavg" and federation.server_lr == 1.0:
+            return mean
+        return server_step(server.tensors, start, mean, federation, self.trained_in(server.round))
 
     def load(self, server: ServerState, row: Tensor | None = None, trains: bool = False) -> None:
         """Writes a row of :attr:`layout` (default: the global one) into the model.

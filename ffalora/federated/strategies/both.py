@@ -10,7 +10,7 @@ from torch import Tensor
 from ...adapters import Adapters
 from ...adapters.state import Layout
 from ...config import Config
-from .base import Mean, ServerState, Strategy, weighted_mean
+from .base import Answers, ServerState, Strategy
 from .wire import Wire
 
 
@@ -54,11 +54,9 @@ class KeepsBoth(Strategy):
     def start(self, server: ServerState, clients: Sequence[int]) -> Tensor:
         return server.row[self.columns(server)].repeat(len(clients), 1)
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
         columns = self.columns(server)
-        part = self.average(server, server.row[columns], rows, weights, mean)
+        part = self.average(server, server.row[columns], answers)
         server.row = server.row.index_copy(0, columns, part)
         return 0.0
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked
 from .residual import SENT, MergesIntoBase, ResidualWire
 from .wire import BYTES_PER_NUMBER
@@ -30,17 +29,15 @@ class FedEx(MergesIntoBase):
     name = "fedex"
     wire_class = FedExWire
     facts = Facts(
-        summary="FedEx-LoRA: LoRA + FedAvg with the lost part added to the base; exact, heavy",
         up="a, b",
         down="a, b, and the residual (rank C·R)",
         aggregation="average of each factor, residual into the base",
         privacy="sample level",
     )
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
-        server.row = self.average(server, server.row, rows, weights, mean)
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        rows, weights = answers.rows, answers.weights
+        server.row = self.average(server, server.row, answers)
         wanted, averaged, sent = {}, {}, 0
         for name in self.adapters.layers:
             b, a = factors(self.layout, name, rows)

@@ -3,55 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ...adapters import Adapters
 from ...adapters.state import Layout
-from .base import Facts, Mean, ServerState, Strategy, weighted_mean
+from ...config import Config
+from .base import Answers, Facts, ServerState, Strategy
 from .factors import aggregation_gap
 from .wire import BYTES_PER_NUMBER, Wire
 
 _PERSONAL = "personal"
 
 
-def _personal_columns(layout: Layout) -> Tensor:
-    """bool ``[P]``: the columns of every ``b``."""
-    columns = torch.zeros(layout.width, dtype=torch.bool)
-    for place in layout.places:
-        if place.tensor == "lora_B":
-            columns[place.start : place.start + place.size] = True
-    return columns
-
-
 class FedSAWire(Wire):
-    """``a`` (and a trained head) alone travels, both ways."""
+    """``a`` (and a trained head) alone travels, both ways.
+
+    Attributes:
+        personal: bool ``[P]``, the columns of every ``b``.
+    """
+
+    def __init__(self, adapters: Adapters, layout: Layout, config: Config, clients: int):
+        super().__init__(adapters, layout, config, clients)
+        self.personal = torch.zeros(layout.width, dtype=torch.bool, device=layout.gather().device)
+        for place in layout.places:
+            if place.tensor == "lora_B":
+                self.personal[place.start : place.start + place.size] = True
+        self._is_shared = ~layout.payload(self.personal)
 
     def upload(self, server: ServerState, row: Tensor) -> Tensor:
-        return self.layout.payload(row)[self._is_shared().to(row.device)]
+        return self.layout.payload(row)[self._is_shared]
 
     def received(self, server: ServerState, payload: Tensor) -> Tensor:
         whole = self.layout.payload(server.row).clone()
-        whole[self._is_shared().to(whole.device)] = payload.to(whole)
+        whole[self._is_shared] = payload.to(whole)
         return self.layout.from_payload(whole)
 
     def download(self, server: ServerState) -> Tensor:
         return self.upload(server, server.row)
 
     def adopt(self, server: ServerState, numbers: Tensor) -> None:
-        wanted = int(self._is_shared().sum())
+        wanted = int(self._is_shared.sum())
         if numbers.numel() != wanted:
             raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {wanted}")
         server.row = self.received(server, numbers)
 
     def bytes_up(self, server: ServerState, client: int | None = None) -> int:
-        return BYTES_PER_NUMBER * int(self._is_shared().sum())
+        return BYTES_PER_NUMBER * int(self._is_shared.sum())
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         return len(cohort) * self.bytes_up(server)
-
-    def _is_shared(self) -> Tensor:
-        return ~self.layout.payload(_personal_columns(self.layout))
 
 
 class FedSA(Strategy):
@@ -65,13 +68,8 @@ class FedSA(Strategy):
     exact = False
     personal = True
     wire_class = FedSAWire
-    facts = Facts(
-        summary="FedSA-LoRA: a shared and averaged, b personal",
-        up="a",
-        down="a",
-        aggregation="average of a",
-        privacy="sample level",
-    )
+    wire: FedSAWire
+    facts = Facts(up="a", down="a", aggregation="average of a", privacy="sample level")
 
     def begin(self) -> ServerState:
         server = super().begin()
@@ -80,16 +78,15 @@ class FedSA(Strategy):
 
     def start(self, server: ServerState, clients: Sequence[int]) -> Tensor:
         own = server.tensors[_PERSONAL][list(clients)].to(server.row.device)
-        return torch.where(self._personal(server), own, server.row)
+        return torch.where(self.wire.personal, own, server.row)
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
         gap = aggregation_gap(self.layout, rows, weights) if len(rows) else 0.0
-        columns = self._personal(server)
+        columns = self.wire.personal
         for client, row in zip(clients, rows, strict=True):
             self.remember(server, client, row)
-        shared = self.average(server, server.row, torch.where(columns, server.row, rows), weights, mean)
+        shared = self.average(server, server.row, replace(answers, rows=torch.where(columns, server.row, rows)))
         server.row = torch.where(columns, server.row, shared)
         return gap
 
@@ -98,10 +95,7 @@ class FedSA(Strategy):
 
     def export(self, server: ServerState) -> None:
         personal = server.tensors[_PERSONAL].to(server.row.device).mean(0)
-        self.load(server, torch.where(self._personal(server), personal, server.row))
+        self.load(server, torch.where(self.wire.personal, personal, server.row))
 
     def remember(self, server: ServerState, client: int, row: Tensor) -> None:
         server.tensors[_PERSONAL][client] = row.to(server.tensors[_PERSONAL])
-
-    def _personal(self, server: ServerState) -> Tensor:
-        return _personal_columns(self.layout).to(server.row.device)

@@ -15,8 +15,4 @@ class FedSB(Strategy):
     exact = True
     moves_rows_only = True
     random_init = True
-    facts = Facts(
-        summary="Fed-SB: an R x R core between frozen factors; exact, the least traffic",
-        up="core (R²)",
-        down="core (R²)",
-    )
+    facts = Facts(up="core (R²)", down="core (R²)")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from ..server_optim import forget_moments
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .both import BothWire, KeepsBoth
 from .factors import factors, low_rank_svd, padded, write_factors_
 from .wire import BYTES_PER_NUMBER
@@ -31,17 +29,14 @@ class FedSVD(KeepsBoth):
     exact = True
     wire_class = FedSVDWire
     facts = Facts(
-        summary="FedSVD: FFA-LoRA with a renewed from the SVD of the average product; exact",
         up="b",
         down="b; after a renewal also a",
         aggregation="average, then SVD of the product",
         privacy="sample level; client level; the renewal is post-processing",
     )
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
-        super().aggregate(server, clients, rows, weights, mean)
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        super().aggregate(server, answers)
         if (server.round + 1) % self.config.federation.refactor_every == 0:
             for name, layer in self.adapters.layers.items():
                 b, a = factors(self.layout, name, server.row[None])

@@ -10,4 +10,4 @@ class FFALoRA(Strategy):
     trained = "b"
     exact = True
     moves_rows_only = True
-    facts = Facts(summary="FFA-LoRA: frozen random a, trained b; exact averages, half the traffic", up="b", down="b")
+    facts = Facts(up="b", down="b")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .factors import factors, low_rank_svd, padded, relative_gap, stacked, write_factors_
 from .ranks import Ranked
 
@@ -21,17 +17,12 @@ class FlexLoRA(Ranked):
     exact = False
     steady = False
     facts = Facts(
-        summary="FlexLoRA: the average product, cut by SVD to each client's rank; inexact where cut",
-        up="a, b of its rank",
-        down="a, b of its rank",
-        aggregation="SVD of the average product",
-        privacy="sample level",
+        up="a, b of its rank", down="a, b of its rank", aggregation="SVD of the average product", privacy="sample level"
     )
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
-        row, parts = self.average(server, server.row, rows, weights, mean), []
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        rows, weights = answers.rows, answers.weights
+        row, parts = self.average(server, server.row, answers), []
         for name, layer in self.adapters.layers.items():
             b, a = factors(self.layout, name, rows)
             up, down = stacked(b, a, weights)

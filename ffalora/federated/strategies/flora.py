@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ...adapters.init import initial_a
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
 from .ranks import Ranked, RankedWire
 from .residual import SENT, MergesIntoBase, ResidualWire
@@ -31,17 +30,15 @@ class FLoRA(MergesIntoBase, Ranked):
     wire_class = FLoRAWire
     steady = False
     facts = Facts(
-        summary="FLoRA: factors stacked and merged into the base, adapters start anew; exact, any ranks",
         up="a, b",
         down="the stacked factors of the last cohort (rank Σr)",
         aggregation="stacking into the base",
         privacy="sample level",
     )
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
-        row, products, sent = self.average(server, server.row, rows, weights, mean), {}, 0
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
+        row, products, sent = self.average(server, server.row, answers), {}, 0
         ranks = self.ranks(server)
         for name, layer in self.adapters.layers.items():
             b, a = factors(self.layout, name, rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Facts, Mean, ServerState, weighted_mean
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
 from .ranks import RANKS, Ranked, RankedWire
 
@@ -31,7 +31,6 @@ class HetLoRA(Ranked):
     wire_class = HetLoRAWire
     exact = False
     facts = Facts(
-        summary="HetLoRA: ranks per client, zero-padded, norm-weighted, with rank pruning; inexact",
         up="a, b of its rank",
         down="a, b of its rank",
         aggregation="norm-weighted average of each factor",
@@ -43,12 +42,11 @@ class HetLoRA(Ranked):
         server.tensors[RANKS] = torch.tensor(self.ranks(server))
         return server
 
-    def aggregate(
-        self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, mean: Mean = weighted_mean
-    ) -> float:
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
         if self.config.federation.rank_pruning < 1:
             self._prune(server, clients, rows)
-        row, parts = self.average(server, server.row, rows, weights, mean), []
+        row, parts = self.average(server, server.row, answers), []
         for name in self.adapters.layers:
             b, a = factors(self.layout, name, rows)
             norms = torch.linalg.matrix_norm(b @ a)

@@ -98,8 +98,8 @@ class ResidualWire(Wire):
 
 
 class MergesIntoBase(Strategy):
-    """What methods share whose server adds products to the base weight. Their gap is measured on the
-    weights that the model then has, so that aggregating loads these.
+    """What methods share whose server adds products to the base weight. Their gap is measured on the weights that the
+    model then has, so that aggregating loads these.
 
     Raises:
         ConfigError: a base that is not float32: its weights are too coarse for the updates of a round.

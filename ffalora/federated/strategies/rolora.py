@@ -39,12 +39,7 @@ class RoLoRA(KeepsBoth):
     name = "rolora"
     exact = True
     wire_class = RoLoRAWire
-    facts = Facts(
-        summary="RoLoRA: rounds alternate between b and a; exact",
-        up="b or a",
-        down="the other factor (both to a client that sat out)",
-        trained="b, a in turn",
-    )
+    facts = Facts(up="b or a", down="the other factor (both to a client that sat out)", trained="b, a in turn")
 
     def trained_in(self, round_number: int) -> str:
         return _turn(round_number)

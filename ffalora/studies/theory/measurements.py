@@ -17,7 +17,7 @@ from ...federated.checks import find_strategy
 from ...federated.cohort import client_weights
 from ...federated.experiment import Experiment, build
 from ...federated.simulate import run_round
-from ...federated.strategies import Mean, ServerState, Strategy
+from ...federated.strategies import Answers, ServerState, Strategy
 from ...privacy.clipping import sensitivity
 from ...privacy.noise import SeededNoise
 from ...training.batches import physical_batches
@@ -188,11 +188,9 @@ class Measurements:
         outer = self
 
         class Watched(strategy):  # type: ignore[valid-type, misc]
-            def aggregate(
-                self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor, *mean: Mean
-            ) -> float:
-                outer._seen = round_discordance(self.adapters, server.row, rows, weights)
-                return super().aggregate(server, clients, rows, weights, *mean)
+            def aggregate(self, server: ServerState, answers: Answers) -> float:
+                outer._seen = round_discordance(self.adapters, server.row, answers.rows, answers.weights)
+                return super().aggregate(server, answers)
 
         return Watched
 
