@@ -105,8 +105,11 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
     return Plot("epsilon", "ε spent by round", figure)
 
 
-def _traffic_plot(runs: Sequence[Run]) -> Plot:
-    groups = by_label(runs)
+def _traffic_plot(runs: Sequence[Run]) -> Plot | None:
+    """Bytes of each method whose rows hold them: where they would tell which clients were drawn, they do not."""
+    groups = {label: group for label, group in by_label(runs).items() if "bytes_up" in group[0].rounds[0]}
+    if not groups:
+        return None
     figure, axes = _axes("MB sent in the whole run, all clients", "", height=1.3 + 0.42 * len(groups))
     left = [0.0] * len(groups)
     for colour, key, name in (
