@@ -1,9 +1,10 @@
 """Accuracy when one of five clients is hostile, with the plain average and with each robust mean.
 
-    python benchmarks/robust_means.py [--rounds 4] [--output benchmarks/data/robust_means.csv]
+    python benchmarks/robust_means.py [--rounds 6] [--output benchmarks/data/robust_means.csv]
 
 FFA-LoRA on the crowd-rated movie sentences, five equal clients, no privacy, the pretrained MiniLM encoder. The hostile
-client sends its update with the sign turned, its update a million times, or what it learns from turned labels. Rows:
+client sends its update with the sign turned, its update a million times, or what it learns from turned labels. The last
+layer is adapted and the head is trained. Rows:
 attack, mean, accuracy, loss, test rows, rounds. ``norm-bounded`` takes each round's median norm as its bound.
 """
 
@@ -25,17 +26,18 @@ ATTACKS = ("none", "sign-flipped", "times-a-million", "labels-flipped")
 _HOSTILE = 0
 _CONFIG = {
     "data": {"name": "movie-reviews", "max_samples": 1000, "max_length": 32, "max_evaluation_samples": 400},
-    "adapter": {"target_modules": ["layer.5.attention.self.query", "layer.5.attention.self.value"]},
+    "adapter": {"target_modules": ["layer.5.attention.self.query", "layer.5.attention.self.value"], "head": "trained"},
+    "model": {"head_scale": 3.0},
     "clients": {"count": 5},
     "federation": {"local_steps": 3, "weighting": "uniform", "evaluate_every": 1000},
-    "optimizer": {"lr": 8.0, "batch_size": 32},
+    "optimizer": {"name": "adamw", "lr": 0.03, "batch_size": 32},
 }
 
 
 def main() -> None:
     """Measures every pair of attack and mean, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=4, help="communication rounds of each run")
+    parser.add_argument("--rounds", type=int, default=6, help="communication rounds of each run")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data" / "robust_means.csv")
     asked = parser.parse_args()
     experiment = build(from_mapping(_CONFIG | {"federation": _CONFIG["federation"] | {"rounds": asked.rounds}}))
