@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from .federated.simulate import simulate
     from .privacy.accountants import noise_multiplier_for
     from .privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
+    from .privacy.clipping import sensitivity
+    from .privacy.noise import SecureNoise, SeededNoise
+    from .privacy.sampling import SeededDraw, SystemDraw
     from .privacy.statement import PrivacyStatement
     from .runs.bundle import evaluate, predict
     from .runs.folder import RunResult
     from .trainer import PrivacyArguments, PrivateTrainer
+    from .training.gradients import segment_gradients
     from .training.private_gradient import PrivateGradient
+    from .training.probe import Probe
 
 __all__ = [
     "AdapterConfig",
@@ -53,7 +58,12 @@ __all__ = [
     "PrivacyStatement",
     "PrivateGradient",
     "PrivateTrainer",
+    "Probe",
     "RunResult",
+    "SecureNoise",
+    "SeededDraw",
+    "SeededNoise",
+    "SystemDraw",
     "__version__",
     "attach",
     "convert",
@@ -64,6 +74,8 @@ __all__ = [
     "load_data",
     "noise_multiplier_for",
     "predict",
+    "segment_gradients",
+    "sensitivity",
     "simulate",
     "train",
 ]
@@ -88,11 +100,16 @@ _HOMES = {
     "federated.simulate": ("simulate",),
     "privacy.accountants": ("noise_multiplier_for",),
     "privacy.accounting": ("LedgerMismatch", "PrivacyBudgetSpent", "PrivacyLedger"),
+    "privacy.clipping": ("sensitivity",),
+    "privacy.noise": ("SecureNoise", "SeededNoise"),
+    "privacy.sampling": ("SeededDraw", "SystemDraw"),
     "privacy.statement": ("PrivacyStatement",),
     "runs.bundle": ("evaluate", "predict"),
     "runs.folder": ("RunResult",),
     "trainer": ("PrivacyArguments", "PrivateTrainer"),
+    "training.gradients": ("segment_gradients",),
     "training.private_gradient": ("PrivateGradient",),
+    "training.probe": ("Probe",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

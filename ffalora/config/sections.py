@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .names import OTHER_NAMES
 from .section import Section
@@ -205,13 +205,29 @@ class PrivacyConfig(Section):
         "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
     )
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
-    accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
+    accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="accountant of the stated ε")
     sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
     noise: Literal["auto", "seeded", "secure"] = Field(
         "auto",
         description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
         "in simulations, secure wherever a model may leave the machine (train, flower)",
     )
+    ledger: str | None = Field(
+        None,
+        description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
+        "data's name)",
+    )
+    prior: list[str] = Field(
+        [], description="what earlier runs spent on the same data: their privacy.json, ledger files or folders"
+    )
+    public_size_bound: int | None = Field(
+        None, ge=1, description="keeps the number of a client's samples secret: rate and noise follow from this bound"
+    )
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> PrivacyConfig:
@@ -227,6 +243,11 @@ class PrivacyConfig(Section):
             raise ValueError(
                 "clipping='per-layer' is for samples' gradients; a client's whole update is clipped at the server: set "
                 "privacy.clipping to flat, automatic or adaptive for unit='client'"
+            )
+        if self.public_size_bound is not None and (self.unit != "sample" or self.sampling != "poisson"):
+            raise ValueError(
+                f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
+                f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
             )
         if self.target_epsilon is not None and self.noise_multiplier == 0:
             raise ValueError(

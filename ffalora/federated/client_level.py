@@ -10,6 +10,7 @@ from ..privacy.accountants import noise_multiplier_for
 from ..privacy.client_level import ClientLevel, population_ledger
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from .strategies import Mean
 
@@ -21,15 +22,16 @@ def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientL
     privacy, federation = config.privacy, config.federation
     is_secure = privacy.noise == "secure"
     sampling = "poisson" if privacy.sampling == "poisson" else "without-replacement"
+    prior = read_prior(privacy.prior, is_secure)
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
             privacy.target_epsilon, privacy.delta, federation.participation, federation.rounds, privacy.accountant,
-            sampling,
+            sampling, prior=prior,
         )  # fmt: skip
     ledger = population_ledger(
         clients, federation.participation, float(sigma or 0.0), privacy.delta, federation.rounds,
-        privacy.target_epsilon, privacy.accountant, sampling, fingerprint,
+        privacy.target_epsilon, privacy.accountant, sampling, fingerprint, prior,
     )  # fmt: skip
     level = ClientLevel(
         ledger,

@@ -20,6 +20,7 @@ from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, prepare_split
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
@@ -162,15 +163,21 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
 
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
     """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
+    if config.privacy.public_size_bound is not None and len(partition) > 1 and config.federation.weighting == "size":
+        raise ConfigError(
+            "federation.weighting='size' shows how many samples each client holds, which privacy.public_size_bound "
+            "keeps secret; set federation.weighting to uniform"
+        )
     steps = config.federation.rounds * config.federation.local_steps
     participants = []
     for client_id, samples in enumerate(partition.indices):
         ledger = None
         if config.privacy.unit == "sample":
-            ledger = make_ledger(config, client_id, len(samples), steps, data_fingerprint(config, train, samples))
-        participants.append(
-            Participant(client_id, np.asarray(samples), ledger, adaptive=clipping_policy(config, ledger))
-        )
+            fingerprint = data_fingerprint(config, train, samples)
+            label = partition.names[client_id] if config.clients.partition == "column" else ""
+            ledger = make_ledger(config, client_id, len(samples), steps, fingerprint, label)
+        adaptive = clipping_policy(config, ledger)
+        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
 
 
@@ -187,24 +194,37 @@ def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQua
     )
 
 
-def make_ledger(config: Config, client_id: int, samples: int, steps: int, fingerprint: str) -> PrivacyLedger:
+def make_ledger(
+    config: Config, client_id: int, samples: int, steps: int, fingerprint: str, label: str = ""
+) -> PrivacyLedger:
     """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling rates.
 
     Args:
         config: of the run; client_id: whose data.
         samples: their number; steps: the most that all rounds together take.
         fingerprint: from :func:`data_fingerprint`; a ledger of other data is refused on resume.
+        label: what people call the client.
+
+    Raises:
+        ConfigError: more samples than ``privacy.public_size_bound`` says.
+        LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
-    rate = min(1.0, config.optimizer.batch_size / samples)
+    prior = read_prior(privacy.prior, privacy.noise == "secure")
+    size = samples if privacy.public_size_bound is None else privacy.public_size_bound
+    if samples > size:
+        raise ConfigError(
+            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more samples; raise the bound"
+        )
+    rate = min(1.0, config.optimizer.batch_size / size)
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling
+            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior=prior
         )
     return PrivacyLedger(
         client_id=client_id,
-        dataset_size=samples,
+        dataset_size=size,
         sample_rate=rate,
         noise_multiplier=float(sigma or 0.0),
         delta=privacy.delta,
@@ -213,6 +233,9 @@ def make_ledger(config: Config, client_id: int, samples: int, steps: int, finger
         accountant=privacy.accountant,
         sampling=privacy.sampling,
         fingerprint=fingerprint,
+        prior=prior,
+        size_is_public=privacy.public_size_bound is None,
+        label=label,
     )
 
 
@@ -221,10 +244,6 @@ def make_engine(
 ) -> Engine:
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
-    if secure and config.optimizer.dp_bias_correction:
-        raise ConfigError(
-            "optimizer.dp_bias_correction=true is not available with privacy.noise='secure'; turn one of them off"
-        )
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model
     return Engine(
         model=model,

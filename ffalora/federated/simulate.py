@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from ..adapters import CheckpointError
 from ..config import Config
+from ..privacy.accounts import ACCOUNT
 from ..runs.data import evaluation_split
 from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..training.report import TrainingReport
-from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
+from .accounts import open_run_accounts
+from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
@@ -28,12 +30,15 @@ from .strategies import Answers, ServerState
 
 @dataclass
 class Run:
-    """A run in progress: what it is made of, where it stands, its folder, and the rows of ``metrics.jsonl``."""
+    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, and the digest
+    of the frozen factors that it began with.
+    """
 
     experiment: Experiment
     server: ServerState
     folder: Path
     rows: list[dict[str, Any]]
+    frozen: str
 
     @classmethod
     def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
@@ -43,17 +48,16 @@ class Run:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
         config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
-        is_secure = config.privacy.noise == "secure"
+        frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
             load_checkpoint(
-                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
-            )
-        if resume and is_secure:
-            resume_ledgers(folder / LEDGERS, experiment.ledgers)
+                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level,
+                frozen,
+            )  # fmt: skip
+        account = checkpoint.with_name(ACCOUNT)
+        open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
-        if is_secure:
-            experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
-        return cls(experiment, server, folder, completed_rows(folder, server.round))
+        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen)
 
     def is_over(self) -> bool:
         """Whether all rounds are done, or no budget allows another (which it warns of)."""
@@ -67,7 +71,7 @@ class Run:
         write_rows(self.folder, self.rows)
         save_checkpoint(
             self.folder / CHECKPOINT, experiment.config, self.server, experiment.participants, experiment.ledgers,
-            experiment.client_level,
+            experiment.client_level, self.frozen,
         )  # fmt: skip
 
     def finish(self) -> RunResult:

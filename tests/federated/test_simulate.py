@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
 
 from ffalora.adapters import CheckpointError
-from ffalora.config import ConfigError, from_mapping, merge
+from ffalora.config import ConfigError, from_mapping, load_config, merge
 from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
 from ffalora.federated.checks import find_strategy
@@ -159,8 +159,9 @@ def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
     server = experiment.strategy.begin()
     with pytest.raises(LedgerMismatch, match="dataset_size"):
         module.load_checkpoint(
-            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers
-        )
+            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers,
+            frozen=experiment.strategy.fingerprint(),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE, {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1}])
@@ -290,7 +291,7 @@ def test_client_level_privacy_charges_the_population_each_round_and_caps_the_upd
     experiment = build(from_mapping(silent))
     server = experiment.strategy.begin()
     before = server.row.clone()
-    drawn = len(draw_cohort(build(from_mapping(silent)), 0))
+    drawn = len(draw_cohort(build(from_mapping(silent)), 0).clients)
     run_round(experiment, server)
     assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
 
@@ -373,6 +374,16 @@ def test_training_at_one_site_does_not_depend_on_how_it_is_cut_into_rounds(small
         train(config, tmp_path / str(rounds), progress=False)
     whole, cut = adapter_of(tmp_path / "1"), adapter_of(tmp_path / "3")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_training_at_one_site_draws_secure_noise_unless_a_seed_is_asked_for(small, tmp_path):
+    train(small(federation__rounds=1, **PRIVATE), tmp_path / "site", progress=False)
+    train(small(federation__rounds=1, **PRIVATE, privacy__noise="seeded"), tmp_path / "seeded", progress=False)
+    simulate(small(federation__rounds=1, **PRIVATE), tmp_path / "simulation", progress=False)
+    noise = {
+        name: load_config(tmp_path / name / "config.yaml").privacy.noise for name in ("site", "seeded", "simulation")
+    }
+    assert noise == {"site": "secure", "seeded": "seeded", "simulation": "seeded"}
 
 
 def test_two_runs_of_one_seed_agree_in_every_number_but_the_time(small, tmp_path):
@@ -478,9 +489,13 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     config = small(federation__rounds=1, federation__server_optimizer="fedadam", federation__server_lr=0.1)
     simulate(config, tmp_path / "run", progress=False)
     experiment = build(config)
+    config = experiment.config
     server = experiment.strategy.begin()
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
-    module.load_checkpoint(tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers)
+    module.load_checkpoint(
+        tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers,
+        frozen=experiment.strategy.fingerprint(),
+    )  # fmt: skip
     assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}
 

@@ -194,10 +194,7 @@ def test_a_step_of_a_core_is_the_gradient_of_the_loss_times_the_learning_rate(sm
         wanted.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, cores)]))
     before, kept = case.server.row.clone(), {}
     original = case.strategy.aggregate
-    case.strategy.aggregate = lambda s, c, rows, w, mean: (
-        kept.update(rows=rows.clone()),
-        original(s, c, rows, w, mean),
-    )[1]
+    case.strategy.aggregate = lambda s, answers: (kept.update(rows=answers.rows.clone()), original(s, answers))[1]
     run_round(experiment, case.server)
     close((before - kept["rows"]).double() / 0.5, torch.stack(wanted).double(), 1e-4)
 

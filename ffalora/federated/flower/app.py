@@ -2,7 +2,8 @@
 
 The run's configuration holds ``ffalora`` (the configuration as YAML), ``output`` (the server's folder), ``secagg``,
 ``secagg-range`` and ``timeout`` (seconds that a round waits for answers). A node's configuration holds ``client`` (its
-id), ``folder`` (where its ledger lives), ``policy`` (a file; see ``SitePolicy``) and, for data of its own, ``data``.
+id), ``folder`` (where its accounts live), ``policy`` (a file; see ``SitePolicy``), and, for data of its own, ``data`` and
+``ledger`` (name or folder of the data's ledger).
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def _answer(context: Context, numbers: np.ndarray, task: Mapping[str, Any]) -> t
         data=str(node["data"]) if node.get("data") else None,
         policy=load_policy(str(node["policy"]) if node.get("policy") else None),
         labels=terms.labels,
+        ledger=str(node["ledger"]) if node.get("ledger") else None,
     )
     return site, site.train(int(task["round"]), numbers, terms)
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
+from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint, load_run_data
 from ...training.participant import Participant
-from ..checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
+from ..accounts import open_run_accounts
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..cohort import Cohort, train_cohort
 from ..experiment import Experiment, build, clipping_policy, make_ledger
 from .answers import Answer
@@ -36,6 +38,7 @@ class Site:
         data: its own data file or folder; None takes its share of the configuration's data (simulations, tests).
         policy: what this site allows, whatever ``config`` says (default: ``SitePolicy()``).
         labels: the federation's classes in order, by which data of its own is numbered; None numbers its own classes.
+        ledger: name or folder of its data's ledger, which no server chooses; None takes the name of the data.
 
     Raises:
         ConfigError: an id out of range, or what the policy does not allow. DataError: classes that the federation does
@@ -50,6 +53,7 @@ class Site:
         data: str | None = None,
         policy: SitePolicy | None = None,
         labels: Sequence[str] | None = None,
+        ledger: str | None = None,
     ):
         self.policy = policy or SitePolicy()
         config = config.with_noise(self.policy.noise)
@@ -58,16 +62,19 @@ class Site:
         self.experiment = _build(config, client, self.policy.allowed_data(data), labels, self.policy.labels)
         self.terms = Terms.of(self.experiment)
         self.policy.check_digests(self.terms.model, self.terms.frozen, self.experiment.data.label_names)
-        for ledger in self.experiment.ledgers.values():
-            self.policy.check_ledger(ledger)
         self.server = self.experiment.strategy.begin()
-        self._config = config
+        self._config, self._frozen = config, self.experiment.strategy.wire.fingerprint()
         if self._checkpoint.exists():
-            load_checkpoint(self._checkpoint, config, self.server, self._own, self.experiment.ledgers)
-        resume_ledgers(folder, self.experiment.ledgers)
+            load_checkpoint(
+                self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+            )
+        open_run_accounts(
+            self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
+        )
+        for spent in self.experiment.ledgers.values():  # with what other runs spent on the same records
+            self.policy.check_ledger(spent)
         for own in self._own:  # steps that a kill cut off were charged: their noise and samples are not used again
             own.steps_taken = max(own.steps_taken, own.ledger.steps_taken if own.ledger is not None else 0)
-        self.experiment.on_charge(lambda ledgers: save_ledgers(folder, ledgers))
 
     def train(self, round_number: int, numbers: np.ndarray, terms: Terms) -> Answer:
         """Local training of a round, from what the server sent.
@@ -93,14 +100,17 @@ class Site:
         train_cohort(self.experiment, self.server, cohort, rows)
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers)
-        reports, ledger = self.policy.reports, own.ledger if "epsilon" in self.policy.reports else None
+        save_checkpoint(
+            self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+        )
+        reports = self.policy.reports
+        account = own.ledger if "epsilon" in reports else None
         return Answer(
             client=self.client,
             numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
             samples=len(own.samples) if "samples" in reports else None,
-            epsilon=None if ledger is None else ledger.epsilon(),
-            final_epsilon=None if ledger is None else ledger.final_epsilon(),
+            epsilon=None if account is None else account.epsilon(),
+            final_epsilon=None if account is None else account.final_epsilon(),
         )
 
     @property
