@@ -2,8 +2,8 @@
 
 The run's configuration holds ``ffalora`` (the configuration as YAML), ``output`` (the server's folder), ``secagg``,
 ``secagg-range`` and ``timeout`` (seconds that a round waits for answers). A node's configuration holds ``client`` (its
-id), ``folder`` (where its accounts live), ``policy`` (a file; see ``SitePolicy``), and, for data of its own, ``data`` and
-``ledger`` (name or folder of the data's ledger).
+id), ``folder`` (where its accounts live), ``policy`` (a file; see ``SitePolicy``), and, for data of its own, ``data``
+and ``ledger`` (name or folder of the data's ledger).
 """
 
 from __future__ import annotations
