@@ -60,7 +60,7 @@ class DataConfig(Section):
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="held out of the training data where there is no validation split"
     )
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
+    test_fraction: float = Field(0.2, ge=0, le=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
     max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
     answer_tokens: int | None = Field(
@@ -132,6 +132,15 @@ class FederationConfig(Section):
         gt=0,
         le=1,
         description="hetlora: share of its rank that a client keeps when the rest shrank; 1 never prunes",
+    )
+    robust_mean: Literal["median", "trimmed-mean", "krum", "multi-krum", "norm-bounded"] | None = Field(
+        None, description="average that a few hostile clients cannot move far, instead of the weighted mean"
+    )
+    hostile_clients: int = Field(
+        1, ge=0, description="robust_mean: clients of a round that may be hostile (trimmed-mean, krum, multi-krum)"
+    )
+    norm_bound: float | None = Field(
+        None, gt=0, description="robust_mean: norm-bounded; largest norm of an update (default: each round's median)"
     )
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
         "fedavg", description="what the server makes of the average"

@@ -29,6 +29,7 @@ from ..training.participant import Participant
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .partition import Partition, describe, make_partition
+from .robust import robust_mean
 from .strategies import Mean, Strategy, weighted_mean
 
 _DEFAULT_CLIENTS = 3
@@ -73,13 +74,19 @@ class Experiment:
         self.charged = save
 
 
-def build(config: Config, strategy_class: type[Strategy] | None = None, caches_layers: bool = True) -> Experiment:
+def build(
+    config: Config,
+    strategy_class: type[Strategy] | None = None,
+    caches_layers: bool = True,
+    data: LoadedData | None = None,
+) -> Experiment:
     """Loads, attaches and partitions; nothing is trained or written.
 
     Args:
         config: of one method.
         strategy_class: instead of the one that ``config`` names.
         caches_layers: False where most of the data never passes through the model, whatever ``config`` says.
+        data: instead of what ``config`` names, already read.
 
     Raises:
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
@@ -88,7 +95,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
     config = config.with_noise("seeded")
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
-    data = load_run_data(config)
+    data = data or load_run_data(config)
     task = find_task(config.data.task)
     loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device)
     train = prepare_split(config, data, "train", loaded)
@@ -102,7 +109,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
-    client_level, mean = None, None
+    client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
         client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
         mean = client_level_mean(client_level, adapters)
@@ -121,8 +128,16 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         strategy=strategy,
         engine=engine,
         client_level=client_level,
-        mean=mean or weighted_mean,
+        mean=mean,
     )
+
+
+def make_mean(config: Config) -> Mean:
+    """How the server averages rows: plainly, or so that a few hostile clients cannot move the average far."""
+    federation = config.federation
+    if federation.robust_mean is None:
+        return weighted_mean
+    return robust_mean(federation.robust_mean, federation.hostile_clients, federation.norm_bound)
 
 
 def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:
@@ -161,11 +176,12 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
             fingerprint = data_fingerprint(config, train, samples)
             label = partition.names[client_id] if config.clients.partition == "column" else ""
             ledger = make_ledger(config, client_id, len(samples), steps, fingerprint, label)
-        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=_policy(config, ledger)))
+        adaptive = clipping_policy(config, ledger)
+        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
 
 
-def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
+def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
     """The policy that moves a client's clipping norm; None where it stays."""
     privacy = config.privacy
     if ledger is None or privacy.clipping != "adaptive":

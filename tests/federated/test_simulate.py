@@ -18,6 +18,7 @@ from ffalora.federated.experiment import build, make_participants
 from ffalora.federated.one_site import train
 from ffalora.federated.simulate import run_round, simulate
 from ffalora.privacy.accounting import LedgerMismatch
+from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle
 from ffalora.runs.folder import CHECKPOINT, METRICS
 
@@ -447,6 +448,31 @@ def test_infinite_epsilon_leaves_files_that_every_reader_of_json_takes(small, tm
     for name in ("summary.json", "privacy.json", "environment.json", "partition.json"):
         json.loads((tmp_path / "run" / name).read_text(), parse_constant=refuse)
     assert json.loads((tmp_path / "run/summary.json").read_text())["epsilon"] == "infinity"
+
+
+@pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
+def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(small, tmp_path, unit):
+    simulate(small(**unit | {"privacy__noise": "secure", "federation__rounds": 1}), tmp_path / "run", progress=False)
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines())
+    exact = {"train_loss", "median_norm", "clipped", "nonfinite", "padding", "samples"}
+    cohort = {"bytes_up", "bytes_down", "rejected", "dropped"}
+    assert not set(row) & exact and row["epsilon"] > 0
+    assert not (unit is CLIENT_LEVEL and set(row) & cohort)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert ("bytes_up" in summary) == (unit is PRIVATE)
+    assert all("classes" not in client for client in json.loads((tmp_path / "run/partition.json").read_text()))
+    write_report(read_runs([tmp_path / "run"]), tmp_path / "run")
+
+
+def test_clients_from_a_column_are_called_by_its_values(small, tmp_path):
+    texts = save_texts(tmp_path / "texts.csv")
+    lines = texts.read_text().splitlines()
+    rows = [f"{line},{('north', 'south')[i % 2]}" for i, line in enumerate(lines[1:])]
+    texts.write_text("\n".join([lines[0] + ",hospital", *rows]) + "\n")
+    changes = {"clients__count": None, "clients__partition": "column", "clients__column": "hospital"}
+    experiment = build(small(data__name=str(texts), **changes, **PRIVATE))
+    row = run_round(experiment, experiment.strategy.begin())
+    assert set(row["epsilon_per_client"]) == {"north", "south"}
 
 
 def test_stated_epsilon_of_a_round_is_never_below_the_ledgers(small):
