@@ -43,7 +43,7 @@ _SASS = {
     "load": r"(LDG|LDGSTS)(\.|$)", "store_16": r"STG\..*(128|ENL2)", "store": r"STG(\.|$)",
     "atomics": r"RED(G|\.)|ATOMG",
 }  # fmt: skip
-_TENSOR_CORE_KERNELS = ("backward_kernel", "expand_kernel", "project_kernel", "outer_kernel", "seeded_gemm_kernel")
+_TENSOR_CORE_KERNELS = ("backward_kernel", "expand_kernel", "project_kernel", "outer_kernel")
 _GCN = {
     "mma": r"v_mfma", "load_16": r"(global|buffer)_load_dwordx4", "load": r"(global|buffer)_load",
     "store_16": r"(global|buffer)_store_dwordx4", "store": r"(global|buffer)_store",
@@ -121,7 +121,7 @@ def broken_rules(row: dict) -> list[str]:
     if int(row["shared_bytes"]) > SHARED_LIMIT[row["arch"]]:
         found.append(f"needs {row['shared_bytes']} bytes of shared memory of {SHARED_LIMIT[row['arch']]}")
     if half and row["kernel"] in _TENSOR_CORE_KERNELS:
-        warp_groups = row["arch"] == "sm_90" and row["kernel"] in ("backward_kernel", "seeded_gemm_kernel")
+        warp_groups = row["arch"] == "sm_90" and row["kernel"] == "backward_kernel"
         if not sum(int(row[name]) for name in (("wgmma",) if warp_groups else ("mma", "wgmma", "tcgen05"))):
             found.append("does not use the tensor cores" + (" by warp groups" if warp_groups else ""))
     aligned = "odd" not in row["case"] and not row["arch"].startswith("gfx")

@@ -19,7 +19,6 @@ from record import write_table
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
 from ffalora_kernels.triton import configs
-from ffalora_kernels.triton.gemm import seeded_dx, seeded_linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from emulator import emulated
@@ -147,26 +146,6 @@ def outer(cap: int, lengths: list[int], n: int, k: int, shape: str = "") -> Coun
     )  # fmt: skip
 
 
-def seeded(cap: int, m: int, n: int, k: int, r: int, shape: str = "") -> CountCase:
-    """The whole adapted forward in one bf16 GEMM; its tiles read x and w again from the caches."""
-    x, w, h = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
-    b, segments = torch.randn(1, n, r).bfloat16(), Segments.uniform(1, m)
-    return CountCase(
-        "seeded_linear", shape or f"M{m} N{n} K{k} R{r}", "", cap, traffic.seeded_linear_floor(m, n, k, r, 2), 0, True,
-        lambda: seeded_linear(x, w, None, h, b, segments.offsets, segments.client, 1.0, m),
-    )  # fmt: skip
-
-
-def input_gradient(cap: int, m: int, n: int, k: int, r: int, shape: str = "") -> CountCase:
-    """The whole adapted input gradient in one bf16 GEMM."""
-    dy, w, dh = torch.randn(m, n).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
-    a = torch.randn(r, k).bfloat16()
-    return CountCase(
-        "seeded_dx", shape or f"M{m} N{n} K{k} R{r}", "", cap, traffic.seeded_dx_floor(m, n, k, r, 2), 0, True,
-        lambda: seeded_dx(dy, w, dh, a),
-    )  # fmt: skip
-
-
 def cases() -> list[CountCase]:
     """Every case on sm_80 and sm_90."""
     made = []
@@ -182,8 +161,6 @@ def cases() -> list[CountCase]:
         made.append(clip(cap, 32, 20480, 1, False))
         made.append(clip(cap, 12, 8192, 3, True))
         made += [privatize(cap, 2, 8192, moments) for moments in range(3)]
-        made.append(seeded(cap, 256, 512, 512, 16))
-        made.append(input_gradient(cap, 256, 768, 512, 16))
         made.append(outer(cap, [128] * 4, 8, 1024))
     return made
 

@@ -18,7 +18,6 @@ from triton.runtime.jit import JITFunction
 
 from ffalora_kernels import Segments
 from ffalora_kernels.triton import IMPLEMENTATIONS, launch
-from ffalora_kernels.triton.gemm import seeded_dx, seeded_linear
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from emulator import signature
@@ -117,19 +116,6 @@ def _privatize(c: int, p: int, optimizer: str, moments: int) -> None:
     )  # fmt: skip
 
 
-def _seeded(m: int, n: int, k: int, r: int, dtype: torch.dtype) -> None:
-    x, h, _ = _layer(m, k, r, 1, dtype)
-    w, _, b = _layer(n, k, r, 1, dtype)
-    segments = Segments.uniform(1, m, device="meta")
-    seeded_linear(x, w, None, h, b.new_empty(1, n, r), segments.offsets, segments.client, 1.0, m)
-
-
-def _seeded_dx(m: int, n: int, k: int, r: int, dtype: torch.dtype) -> None:
-    dy, dh, _ = _layer(m, n, r, 1, dtype)
-    w, _, a = _layer(n, k, r, 1, dtype)
-    seeded_dx(dy, w, dh, a.new_empty(r, k))
-
-
 def cases() -> Iterator[tuple[str, torch.dtype, int, object]]:
     """``(name, dtype, rank, call)`` of every combination in the report."""
     batch, long = [128] * 8, [4096, 1000]
@@ -145,8 +131,6 @@ def cases() -> Iterator[tuple[str, torch.dtype, int, object]]:
                 yield "several clients", dtype, r, lambda r=r, d=dtype: _expand(batch, 4096, r, d, clients=3)
         yield "gradient of a", dtype, 8, lambda d=dtype: _outer(batch, 8, 1024, d)
         yield "gradient of a, long", dtype, 16, lambda d=dtype: _outer(long, 16, 1024, d)
-        yield "seeded forward", dtype, 16, lambda d=dtype: _seeded(1024, 4096, 4096, 16, d)
-        yield "seeded dx", dtype, 16, lambda d=dtype: _seeded_dx(1024, 4096, 4096, 16, d)
         yield "head", dtype, 0, lambda d=dtype: _outer([1] * 8, 1024, 1024, d)
         yield "bias", dtype, 0, lambda d=dtype: _outer(batch, 1024, None, d)
     for g in (1, 24):

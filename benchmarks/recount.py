@@ -19,8 +19,6 @@ QUICK_SAMPLES = {
     "outer": "roberta-large q S32 T128 R8 bfloat16",
     "clip_reduce_": "S32 P393216 norms given",
     "privatize_step_": "P393216 sgd",
-    "seeded_linear": "roberta-base q S32 T128 R8 bfloat16",
-    "seeded_dx": "roberta-base q S32 T128 R8 bfloat16",
 }
 Key = tuple[str, ...]
 
@@ -36,8 +34,6 @@ def counts(everything: bool = False) -> dict[Key, Callable[[], dict]]:
         emulate.clip(90, 12, 8192, 3, True),
         emulate.privatize(90, 2, 8192, 0),
         emulate.outer(90, [128] * 4, 8, 1024),
-        emulate.seeded(90, 256, 512, 512, 16),
-        emulate.input_gradient(90, 256, 768, 512, 16),
     )
     return {(c.op, c.shape, c.variant, f"sm_{c.cap}"): lambda c=c: emulate.count(c) for c in quick}
 

@@ -35,15 +35,13 @@ STRETCH = 9
 #: Constants of a kernel that say how many programs a row of its grid has.
 ROW_LENGTH = {
     "_backward_kernel": ("NB",), "_expand_kernel": ("NB",), "_outer_kernel": ("NB", "KB"),
-    "_join_chunks_kernel": ("NB",), "_seeded_gemm_kernel": ("NB",), "_squares_kernel": ("G", "PARTS"),
+    "_join_chunks_kernel": ("NB",), "_squares_kernel": ("G", "PARTS"),
     "_reduce_kernel": ("BLOCKS",), "_privatize_step_kernel": ("BLOCKS",),
 }  # fmt: skip
 #: Kernels whose results decide what later ones read; they are small.
 WHOLE = ("_factors_kernel",)
 #: An arena above this is not emulated: the emulator keeps about ten bytes for each of it.
 LARGEST_ARENA = 2**28
-#: Layers whose whole products are emulated (every program of a GEMM walks all in-features: minutes for wide layers).
-SEEDED_LAYERS = ("roberta-base q", "roberta-large q", "roberta-large up")
 Sectors = dict[tuple[int, str], np.ndarray]
 
 
@@ -193,11 +191,6 @@ def cases(cap: int = 90) -> Iterator[tuple[str, str, Callable[[], CountCase]]]:
         yield "expand_", name, partial(emulate.expand, cap, q.m, q.n, r, name)
         if where.startswith("roberta"):
             yield "outer", name, partial(emulate.outer, cap, [t] * s, r, q.n, name)
-    for where in SEEDED_LAYERS:
-        q = layer_of(where, 32, 128, 8, torch.bfloat16)
-        name = f"{where} S32 T128 R8 bfloat16"
-        yield "seeded_linear", name, partial(emulate.seeded, cap, q.m, q.n, q.k, q.r, name)
-        yield "seeded_dx", name, partial(emulate.input_gradient, cap, q.m, q.n, q.k, q.r, name)
     for s, p in ARENAS:
         if s * p * 4 <= LARGEST_ARENA:
             for given in (True, False):

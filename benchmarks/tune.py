@@ -1,6 +1,6 @@
 """Measures candidate launch configurations on the GPU at hand and prints the winners as a table for ``configs.py``.
 
-``python benchmarks/tune.py`` times ``backward``, ``expand_`` and the seeded GEMM in bf16 over ranks and typical layers.
+``python benchmarks/tune.py`` times ``backward`` and ``expand_`` in bf16 over ranks and typical layers.
 Nothing is written: a person pastes the table, brings the compile report up to date and runs the tests. A candidate that
 fails to compile or gives a wrong result is left out and named.
 """
@@ -18,7 +18,6 @@ import torch
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments
 from ffalora_kernels.triton import configs, launch
-from ffalora_kernels.triton.gemm import seeded_linear
 
 RANKS = (16, 32, 64, 128, 256)
 LAYERS = ((16, 128, 1024), (8, 512, 4096))  # segments, tokens of each, out-features (= in-features)
@@ -96,21 +95,6 @@ def best(family: str, r: int) -> configs.Config:
     return min(times, key=lambda config: times[config])
 
 
-def seeded_wins() -> bool:
-    """Whether the seeded GEMM beats cuBLAS followed by ``expand_`` on every layer, for rank 16."""
-    wins = []
-    for s, t, n in LAYERS:
-        segments, m = Segments.uniform(s, t, device="cuda"), s * t
-        x, w, h, b = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((m, n), (n, n), (m, 16), (1, n, 16)))
-        index = segments.offsets, segments.client
-        layer = (x, w, None, h, b, *index, 1.0, t)
-        seeded = milliseconds(lambda layer=layer: seeded_linear(*layer))
-        two = milliseconds(lambda x=x, w=w, h=h, b=b, seg=segments: ffk.expand_(x @ w.T, h, b, seg, 1.0))
-        print(f"# seeded GEMM on {m} x {n} x {n}: {seeded:.3f} ms, cuBLAS and expand_: {two:.3f} ms", file=sys.stderr)
-        wins.append(seeded < two)
-    return all(wins)
-
-
 def main() -> None:
     """Prints a table for this part."""
     if not torch.cuda.is_available():
@@ -124,7 +108,7 @@ def main() -> None:
                 c = best(family, r)
                 print(f"        {r}: Config({c.block_t}, {c.block_n}, {c.num_warps}, {c.num_stages}),", flush=True)
             print("    },")
-        print(f"}}\n# add {arch!r} to SEEDED: {seeded_wins()}")
+        print("}")
 
 
 if __name__ == "__main__":

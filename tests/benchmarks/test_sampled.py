@@ -24,8 +24,6 @@ CASES = {
     "clip_reduce_, norms given": lambda: emulate.clip(90, 14, 2048 * 20, 1, True),
     "clip_reduce_, norms from the arena": lambda: emulate.clip(90, 14, 2048 * 20, 1, False),
     "privatize_step_": lambda: emulate.privatize(90, 1, 40000, 2),
-    "seeded_linear": lambda: emulate.seeded(90, 128 * 14, 128 * 14, 64, 16),
-    "seeded_dx": lambda: emulate.input_gradient(90, 128 * 14, 64, 128 * 14, 16),
 }
 FAST = ("privatize_step_", "outer", "clip_reduce_, norms given")
 
@@ -69,14 +67,6 @@ def test_committed_emulator_count_drifted(op):
 
 @pytest.mark.parametrize("op", list(SCHEMAS))
 def test_committed_sample_drifted(op):
-    require_tools()
-    key, again = next((k, v) for k, v in recount.samples().items() if k[0] == op)
-    assert recount.drift(again(), key, sampled.CSV) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("op", ["seeded_linear", "seeded_dx"])
-def test_committed_sample_of_a_product_drifted(op):
     require_tools()
     key, again = next((k, v) for k, v in recount.samples().items() if k[0] == op)
     assert recount.drift(again(), key, sampled.CSV) is None

@@ -224,39 +224,6 @@ def _rest(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if name != "state"}
 
 
-def check_seeded_linear(
-    backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 40), n: int = 100, k: int = 70, r: int = 8,
-    dtype: torch.dtype = FP16, b_dtype: torch.dtype | None = None, n_clients: int = 1, bias: bool = True, pad: int = 0,
-) -> None:  # fmt: skip
-    """The whole adapted forward in one kernel (Triton only)."""
-    from ffalora_kernels.triton.gemm import seeded_linear
-
-    torch.manual_seed(0)
-    segments = to_device(make_segments(lengths, n_clients), device)
-    m = segments.n_tokens
-    x, h, w = (t.to(device) for t in (rows(m, k, dtype, pad), rows(m, r, dtype, pad), rows(n, k, dtype, pad)))
-    b = torch.randn(n_clients, n, r).to(device, b_dtype or dtype)
-    offset = torch.randn(n).to(device, dtype) if bias else None
-    expected = x.double() @ w.double().T + (0 if offset is None else offset.double())
-    with ffk.use_backend("reference"):
-        ffk.expand_(expected, h.double(), b.double(), segments, SCALE)
-    y = seeded_linear(x, w, offset, h, b, segments.offsets, segments.client, SCALE, segments.longest)
-    assert_close("y", y, expected)
-
-
-def check_seeded_dx(
-    backend: str, device: str = "cpu", m: int = 45, n: int = 100, k: int = 70, r: int = 8, dtype: torch.dtype = FP16,
-    pad: int = 0,
-) -> None:  # fmt: skip
-    """The whole input gradient in one kernel (Triton only)."""
-    from ffalora_kernels.triton.gemm import seeded_dx
-
-    torch.manual_seed(0)
-    drawn = rows(m, n, dtype, pad), rows(m, r, dtype), rows(n, k, dtype, pad), rows(r, k, dtype)
-    dy, dh, w, a = (t.to(device) for t in drawn)
-    assert_close("dx", seeded_dx(dy, w, dh, a), dy.double() @ w.double() + dh.double() @ a.double())
-
-
 def check_far_rows(backend: str, device: str = "cpu", n: int = 40, r: int = 4) -> None:
     """Rows of y, dy and the arena whose offsets exceed 2³¹ elements (memory that is mapped, but hardly touched)."""
     torch.manual_seed(0)
@@ -384,21 +351,5 @@ _add(
     adamw={"optimizer": "adamw", "beta1": 0.9, "weight_decay": 0.01, "padding": True},
     adamw_dp={"optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "dp_bias_correction": True, "noise": 0.2},
     small_key={"key": 1, "p": 5},
-)
-_add(
-    check_seeded_linear,
-    TRITON_CASES,
-    plain={"dtype": FP32},
-    bf16={"dtype": BF16, "n": 136, "k": 200, "r": 16},
-    three_clients={"lengths": _RAGGED, "n_clients": 3, "b_dtype": FP32, "bias": False},
-    strided_rows={"pad": 3, "r": 5},
-    no_tokens={"lengths": (0, 0)},
-)
-_add(
-    check_seeded_dx,
-    TRITON_CASES,
-    plain={"dtype": FP32},
-    bf16={"dtype": BF16, "k": 136, "r": 16},
-    odd={"r": 5, "pad": 3},
 )
 _add(check_far_rows, TRITON_CASES, beyond_31_bits={})

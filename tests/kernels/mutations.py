@@ -140,7 +140,6 @@ INTERPRETED = [
     Mutation("second key word lost", "optim", "key_high.to(tl.uint32),", "key_low.to(tl.uint32),", "privatize-sgd"),
     Mutation("DP bias correction lost", "optim", "if DP_CORRECTION:", "if False:", "privatize-adamw_dp"),
     Mutation("proximal term pushes away", "optim", "theta - centre", "centre - theta", "privatize-proximal"),
-    Mutation("bias lost", "gemm", "if BIAS:", "if False:", "seeded_linear-plain"),
 ]
 EMULATED = [
     Mutation(
@@ -170,13 +169,6 @@ EMULATED = [
     Mutation("mask of the wide side", "outer", "k_live = k < k_size", "k_live = k < k_size + 1", "outer-plain"),
     Mutation("NaN times zero", "clip", "factor > 0", "factor >= 0", "clip-not_finite"),
     Mutation("padding moves", "optim", "live = p >= 0", "live = p >= -1", "privatize-padding"),
-    Mutation(
-        "mask of in-features",
-        "gemm",
-        "k_live = k + k_in < k_size",
-        "k_live = k + k_in < k_size + 1",
-        "seeded_linear-strided_rows",
-    ),
     Mutation(
         "mask of rank on h: reads past its end",
         "backward",
@@ -229,13 +221,7 @@ def mutated(mutation: Mutation) -> Iterator[None]:
         sys.modules[name] = package
         try:
             spec.loader.exec_module(package)
-            gemm = importlib.import_module(f"{name}.gemm")
-            from ffalora_kernels.triton import gemm as shipped_gemm
-
-            with (
-                mock.patch.dict(shipped.IMPLEMENTATIONS, package.IMPLEMENTATIONS),
-                mock.patch.multiple(shipped_gemm, seeded_linear=gemm.seeded_linear, seeded_dx=gemm.seeded_dx),
-            ):
+            with mock.patch.dict(shipped.IMPLEMENTATIONS, package.IMPLEMENTATIONS):
                 yield
         finally:
             for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:

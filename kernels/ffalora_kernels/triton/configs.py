@@ -119,14 +119,3 @@ def outer_blocks(itemsize: int, n: int, k: int) -> ProductConfig:
 
     block_n, block_k = (side(n, wide), side(k, narrow)) if n >= k else (side(n, narrow), side(k, wide))
     return ProductConfig(32, block_n, block_k, 4, 2)
-
-
-#: Parts on which the seeded GEMM was measured to beat the vendor's GEMM and a pass for the adapter: none was yet.
-SEEDED: frozenset[str] = frozenset()
-
-
-def gemm_blocks(arch: str, itemsize: int) -> ProductConfig:
-    """The tile of the seeded GEMM."""
-    if itemsize == 4:
-        return ProductConfig(32, 64, 32, 8, 2)
-    return ProductConfig(128, 128, 64, 8, 3) if arch in _TABLES else ProductConfig(64, 128, 32, 8, 2)
