@@ -32,11 +32,11 @@ COLUMNS = ("op", "case", "part", "programs", "run", "floor_bytes", "allowed_byte
 BOUND = 0.001
 #: Programs in the middle of an axis: eight pairs of neighbours, the period of four-byte numbers in a 32-byte sector.
 STRETCH = 9
-#: Constants of a kernel that say how many programs a row of its grid has.
+#: Parameters of a kernel that say how many programs a row of its grid has.
 ROW_LENGTH = {
-    "_backward_kernel": ("NB",), "_expand_kernel": ("NB",), "_outer_kernel": ("NB", "KB"),
-    "_join_chunks_kernel": ("NB",), "_squares_kernel": ("G", "PARTS"),
-    "_reduce_kernel": ("BLOCKS",), "_privatize_step_kernel": ("BLOCKS",),
+    "_backward_kernel": ("n_blocks",), "_expand_kernel": ("n_blocks",), "_outer_kernel": ("n_blocks", "k_blocks"),
+    "_join_chunks_kernel": ("n_blocks",), "_squares_kernel": ("G", "PARTS"),
+    "_reduce_kernel": ("n_blocks",), "_privatize_step_kernel": ("n_blocks",),
 }  # fmt: skip
 #: Kernels whose results decide what later ones read; they are small.
 WHOLE = ("_factors_kernel",)
@@ -143,7 +143,8 @@ def sampled(cap: int, lockstep: bool) -> Iterator[list[Launch]]:
         launch, simulator = JITFunction.run, ptxsim.Sim
 
         def run(self, *args, grid, **kwargs):
-            row_length = int(np.prod([kwargs[name] for name in ROW_LENGTH.get(self.__name__, ())], dtype=int))
+            bound = dict(zip((p.name for p in self.params), args, strict=False)) | kwargs
+            row_length = int(np.prod([bound[name] for name in ROW_LENGTH.get(self.__name__, ())], dtype=int))
             found: list[tuple[int, int, Sectors]] = []
             sampling = _sampling(simulator.func, row_length, self.__name__ in WHOLE, found)
             ptxsim.Sim = partial(sampling, **simulator.keywords)

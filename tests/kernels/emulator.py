@@ -57,7 +57,8 @@ def signature(fn, bound: dict) -> tuple[dict, dict, dict]:
         if p.is_constexpr or v is None or (isinstance(v, int) and v == 1 and not p.do_not_specialize):
             types[p.name], constants[p.name] = "constexpr", v
         elif isinstance(v, torch.Tensor):
-            types[p.name], divisible = "*" + _TYPES[v.dtype], v.data_ptr() % 16 == 0
+            types[p.name] = "*" + _TYPES[v.dtype]
+            divisible = v.data_ptr() % 16 == 0 and not p.do_not_specialize_on_alignment
         elif isinstance(v, int):
             types[p.name] = "i32" if -(2**31) <= v < 2**31 else "i64"
             divisible = v % 16 == 0 and not p.do_not_specialize

@@ -73,12 +73,12 @@ INTERPRETED = [
         "wide = tl.where(tile_live, acc / scale,",
         "backward-plain",
     ),
-    Mutation("last block of dh lost", "join", "range(DH_PARTS)", "range(DH_PARTS - 1)", "backward-ragged_bf16"),
+    Mutation("last block of dh lost", "join", "range(dh_parts)", "range(dh_parts - 1)", "backward-ragged_bf16"),
     Mutation(
         "last block of norms lost",
         "join",
-        "range(SQUARE_PARTS)",
-        "range(SQUARE_PARTS - 1)",
+        "range(n_square_parts)",
+        "range(n_square_parts - 1)",
         "backward-ragged_bf16",
     ),
     Mutation(

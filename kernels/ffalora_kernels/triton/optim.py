@@ -60,18 +60,18 @@ def _gaussian(index, client_id, step, stream, key_low, key_high):
     return radius * tl.where(lane % 2 == 0, cosine, sine)
 
 
-@triton.jit(do_not_specialize=["key_low", "key_high", "stream"])
+@triton.jit(do_not_specialize=["key_low", "key_high", "stream", "n_blocks"])
 def _privatize_step_kernel(
     state, exp_avg, exp_avg_sq, total, anchor, client_id, step, noise_std, denominator, lr, correction1, correction2,
-    index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream,
-    BLOCKS: tl.constexpr, ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
+    index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream, n_blocks,
+    ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, WEIGHT_DECAY: tl.constexpr, MU: tl.constexpr,
     DP_CORRECTION: tl.constexpr, DP_FLOOR: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr,
     SQ_UNIT: tl.constexpr, TOTAL_UNIT: tl.constexpr, ANCHOR_UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``grad = (total + std·z)/denominator + mu·(state - anchor)``, then SGD, momentum or AdamW, all in float64."""
-    owner = (tl.program_id(0) // BLOCKS).to(tl.int64)
-    column = (tl.program_id(0) % BLOCKS) * BLOCK + tl.arange(0, BLOCK)
+    owner = (tl.program_id(0) // n_blocks).to(tl.int64)
+    column = (tl.program_id(0) % n_blocks) * BLOCK + tl.arange(0, BLOCK)
     live = column < p_size
     p = column
     if INDEXED:
@@ -131,8 +131,8 @@ def privatize_step_(
     blocks = cdiv(p, STEP_BLOCK)
     _privatize_step_kernel[(c * blocks,)](
         *rows, client_id, step, noise_std, denominator, lr, *corrections, index, p, *(pitch for pitch, _ in pitches),
-        _signed(key), _signed(key >> 32), _signed(stream),
-        BLOCKS=blocks, ADAM=adam, MOMENTUM=exp_avg is not None and not adam, PROXIMAL=anchor is not None,
+        _signed(key), _signed(key >> 32), _signed(stream), blocks,
+        ADAM=adam, MOMENTUM=exp_avg is not None and not adam, PROXIMAL=anchor is not None,
         INDEXED=index is not None, BETA1=beta1, BETA2=beta2, EPS=eps, WEIGHT_DECAY=weight_decay, MU=mu,
         DP_CORRECTION=dp_bias_correction, DP_FLOOR=DP_FLOOR,
         **{name: unit for name, (_, unit) in zip(_UNIT_NAMES, pitches, strict=True)},
