@@ -7,8 +7,7 @@ modelled or counted; no number is a time.
     --write   also writes benchmarks/data/bytes.csv and bytes-roofline.png
     --check   fails where the committed table differs from the byte functions, or a count exceeds what the derivation
     allows
-    --count   counts some of the emulator's rows afresh and compares ('all': every one of them, which takes an
-    hour); without the emulator beside the project it says so and counts nothing
+    --count   counts some of the emulator's rows afresh and compares ('all': every one of them, which takes an hour)
 """
 
 from __future__ import annotations

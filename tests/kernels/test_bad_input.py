@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from emulator import emulated
+from emulator.launch import emulated
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments

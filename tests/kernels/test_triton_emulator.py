@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CASES, TRITON_CASES
-from emulator import emulated
+from emulator.launch import emulated
 
 #: Cases that the interpreter covers and whose emulation takes many seconds or adds no path.
 LEFT_TO_THE_INTERPRETER = {

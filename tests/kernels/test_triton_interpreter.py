@@ -2,7 +2,7 @@
 
 import pytest
 from cases import CASES, TRITON_CASES
-from emulator import interpret
+from interpreted import interpret
 
 
 @pytest.fixture(scope="module")

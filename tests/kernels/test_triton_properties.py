@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from cases import BF16, SCALE, rows
-from emulator import emulated
+from emulator.launch import emulated
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments
@@ -52,7 +52,7 @@ def test_splitting_a_long_segment_over_programs_does_not_change_a_bit(cap: int, 
 
 
 def test_deterministic_backward_uses_no_atomics() -> None:
-    with emulated(90, lockstep=True) as reports:
+    with emulated(90) as reports:
         _gradients(rows(32, N, BF16), rows(32, R, BF16), torch.zeros(1, N, R, dtype=BF16), [32])
     assert all("atomics" not in counts for _, counts in reports)
 

@@ -25,7 +25,7 @@ FULL_GRID = {"sm_80": 216, "sm_89": 284, "sm_90": 264, "sm_100": 296, "gfx942": 
 # (family, bytes of an element) -> padded rank -> configuration, for parts with over 160 KiB of shared memory a block …
 _LARGE = {
     ("backward", 2): {
-        16: Config(64, 256, 4, 3), 32: Config(64, 256, 8, 3), 64: Config(64, 128, 8, 3),
+        16: Config(32, 256, 4, 4), 32: Config(64, 256, 8, 2), 64: Config(64, 128, 8, 3),
         128: Config(64, 128, 8, 3), 256: Config(64, 64, 8, 2),
     },
     ("backward", 4): {
@@ -33,7 +33,7 @@ _LARGE = {
         128: Config(32, 32, 8, 2), 256: Config(16, 32, 8, 2),
     },
     ("expand", 2): {
-        16: Config(64, 256, 8, 2), 32: Config(64, 128, 8, 2), 64: Config(64, 128, 8, 2),
+        16: Config(64, 128, 8, 2), 32: Config(64, 128, 8, 2), 64: Config(64, 128, 8, 2),
         128: Config(64, 64, 8, 2), 256: Config(64, 64, 8, 2),
     },
     ("expand", 4): {
@@ -56,11 +56,7 @@ _SMALL = _LARGE | {
     },
     ("project", 2): dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 2)) | {256: Config(32, 32, 8, 2)},
 }  # fmt: skip
-_TABLES = {
-    "sm_80": _LARGE,
-    "sm_90": _LARGE,
-    "sm_100": _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(64, 256, 8, 3)}},
-}
+_TABLES = dict.fromkeys(("sm_80", "sm_90", "sm_100", "sm_103"), _LARGE)
 #: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
 _UNALIGNED = {
     ("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2)},
