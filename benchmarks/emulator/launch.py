@@ -75,7 +75,7 @@ def run(
     device = Device(sum(storage.nbytes() + each for _, storage in storages.values()) + once)
     addresses, contents = {}, {}
     for pointer, (name, storage) in storages.items():
-        contents[pointer] = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+        contents[pointer] = torch.empty(0, dtype=torch.uint8).set_(storage)
         addresses[pointer] = device.allocate(contents[pointer].numpy(), name)
     arguments = []
     for name, kind in types.items():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -224,26 +223,6 @@ def _rest(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if name != "state"}
 
 
-def check_far_rows(backend: str, device: str = "cpu", n: int = 40, r: int = 4) -> None:
-    """Rows of y, dy and the arena whose offsets exceed 2³¹ elements (memory that is mapped, but hardly touched)."""
-    torch.manual_seed(0)
-    segments = make_segments((120, 10))
-    pitch, arena_pitch, m = 2**24 - 16, 2**31 + 16, segments.n_tokens
-    far = torch.from_numpy(np.zeros(pitch * m, np.float16)).as_strided((m, n), (pitch, 1))
-    far.copy_(torch.randn(m, n))
-    arena = torch.from_numpy(np.zeros(arena_pitch + n * r, np.float32)).as_strided((2, n * r), (arena_pitch, 1))
-    h, b, near, close = rows(m, r, FP16), torch.randn(1, n, r).half(), far.clone(), torch.zeros(2, n * r)
-    assert (m - 1) * pitch > 2**31
-    with ffk.use_backend("reference"):
-        dh_expected = ffk.backward(near, h, b, segments, SCALE, close, 0)
-        ffk.expand_(near, h, b, segments, SCALE)
-    with ffk.use_backend(backend):
-        dh = ffk.backward(far, h, b, segments, SCALE, arena, 0)
-        ffk.expand_(far, h, b, segments, SCALE)
-    for name, actual, expected in (("dh", dh, dh_expected), ("arena", arena, close), ("y", far, near)):
-        assert_close(name, actual, expected)
-
-
 def to_device(segments: Segments, device: str) -> Segments:
     """The same segments with index tensors on ``device``."""
     if device == "cpu":
@@ -253,13 +232,11 @@ def to_device(segments: Segments, device: str) -> Segments:
 
 _RAGGED = (3, 0, 37, 64, 1)
 CASES: dict[str, Callable[..., None]] = {}
-#: Second implementations that only the Triton package has.
-TRITON_CASES: dict[str, Callable[..., None]] = {}
 
 
-def _add(check: Callable[..., None], registry: dict[str, Callable[..., None]] = CASES, **variants: dict) -> None:
+def _add(check: Callable[..., None], **variants: dict) -> None:
     for name, arguments in variants.items():
-        registry[f"{check.__name__.removeprefix('check_')}-{name}"] = partial(check, **arguments)
+        CASES[f"{check.__name__.removeprefix('check_')}-{name}"] = partial(check, **arguments)
 
 
 _add(
@@ -301,7 +278,7 @@ _add(
     rank_12={"r": 12, "dtype": BF16, "n": 260},
     rank_24={"r": 24, "dtype": FP16, "n": 260},
     rank_64={"r": 64, "dtype": BF16, "n": 136},
-    rank_128_reads_dy_twice={"r": 128, "dtype": FP16, "n": 150, "lengths": (9, 0, 70), "n_clients": 2},
+    rank_128_reads_dy_twice={"r": 128, "dtype": FP16, "n": 150, "lengths": (9, 0, 70, 5), "n_clients": 2},
     rank_256={"r": 256, "dtype": BF16, "n": 72, "lengths": (9, 20)},
     rank_200_fp32={"r": 200, "n": 40, "lengths": (9, 20)},
     one_column={"n": 1, "r": 4},
@@ -352,4 +329,3 @@ _add(
     adamw_dp={"optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "dp_bias_correction": True, "noise": 0.2},
     small_key={"key": 1, "p": 5},
 )
-_add(check_far_rows, TRITON_CASES, beyond_31_bits={})

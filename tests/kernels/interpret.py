@@ -12,9 +12,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import triton  # noqa: F401
-from cases import CASES, TRITON_CASES
+from cases import CASES
 from mutations import INTERPRETED, mutated
 from narrow_floats import install
+from triton_cases import TRITON_CASES
 
 
 def run(name: str) -> str | None:

@@ -5,11 +5,12 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import CASES, TRITON_CASES
+from cases import CASES
 from emulator import launch
 from emulator.launch import emulated
 from interpreted import interpret
 from mutations import EMULATED, INTERPRETED, Mutation, mutated
+from triton_cases import TRITON_CASES
 
 ALL = CASES | TRITON_CASES
 

@@ -20,7 +20,8 @@ class Config:
 
 
 #: Programs that fill a part (multiprocessors times two); with fewer, long segments are split over programs.
-FULL_GRID = {"sm_80": 216, "sm_89": 284, "sm_90": 264, "sm_100": 296, "gfx942": 608}
+FULL_GRID = {"sm_80": 216, "sm_86": 168, "sm_89": 284, "sm_90": 264, "sm_100": 296, "sm_103": 296, "sm_120": 340,
+             "gfx942": 608, "gfx950": 512}  # fmt: skip
 
 # (family, bytes of an element) -> padded rank -> configuration, for parts with over 160 KiB of shared memory a block …
 _LARGE = {
@@ -56,10 +57,14 @@ _SMALL = _LARGE | {
     },
     ("project", 2): dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 2)) | {256: Config(32, 32, 8, 2)},
 }  # fmt: skip
-_TABLES = dict.fromkeys(("sm_80", "sm_90", "sm_100", "sm_103"), _LARGE)
+_SM_80 = _LARGE | {
+    ("backward", 2): _LARGE[("backward", 2)] | {32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
+}  # fmt: skip
+_SM_100 = _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(32, 256, 4, 3)}}
+_TABLES = {"sm_80": _SM_80, "sm_90": _LARGE, "sm_100": _SM_100, "sm_103": _SM_100}
 #: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
 _UNALIGNED = {
-    ("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2)},
+    ("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2), 64: Config(32, 64, 8, 2)},
     ("project", 2): {128: Config(64, 64, 8, 2)},
 }
 
