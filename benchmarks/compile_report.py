@@ -110,9 +110,10 @@ def read_rows() -> dict[str, dict]:
 
 
 def write_rows(rows: list[dict]) -> None:
-    """Writes the report, sorted so that a change is a small difference."""
+    """Writes the rows of this version beside those of others, sorted so that a change is a small difference."""
+    others = [row for row in read_rows().values() if row["triton"] != triton.__version__]
     order = ("kernel", "arch", "case", "dtype")
-    rows = sorted(rows, key=lambda r: [*(str(r[c]) for c in order), int(r["rank"]), r["triton"], r["key"]])
+    rows = sorted([*others, *rows], key=lambda r: [*(str(r[c]) for c in order), int(r["rank"]), r["triton"], r["key"]])
     CSV.parent.mkdir(exist_ok=True)
     write_table(CSV, COLUMNS, rows)
 
@@ -126,7 +127,7 @@ def update(launches: list[Launch], minutes: float) -> None:
     """Compiles what is missing or stale of this version; what needs more than ``minutes`` is left to the next call."""
     known, end = read_rows(), time.monotonic() + 60 * minutes
     keys = {key_of(one): one for one in launches}
-    rows = [row for row in known.values() if row["triton"] != triton.__version__ or row["key"] in keys]
+    rows = [row for key, row in known.items() if key in keys]
     todo = [one for key, one in keys.items() if key not in known]
     for count, one in enumerate(todo):
         if time.monotonic() > end:

@@ -13,7 +13,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 #: Oldest to newest: what the metadata claims is what is tried.
-CLAIMED = ("3.4.0", "3.5.1", "3.6.0", "3.7.1")
+CLAIMED = ("3.5.1", "3.6.0", "3.7.1")
 
 
 def default_folder() -> Path:
