@@ -118,8 +118,9 @@ class _Sample:
     def observe(self, programs: np.ndarray, sectors: np.ndarray, reading: bool) -> None:
         """Told of each access by the emulator."""
         keys = np.unique(programs.astype(np.int64) << 40 | sectors)
-        for program in np.unique(programs):
-            self._touched[int(program), reading].append(keys[keys >> 40 == program] & ((1 << 40) - 1))
+        owners = keys >> 40
+        for own in np.split(keys, np.flatnonzero(np.diff(owners)) + 1):
+            self._touched[int(own[0] >> 40), reading].append(own & ((1 << 40) - 1))
 
     def launch(self) -> Launch:
         """What all programs together touch, as far as these tell."""

@@ -27,7 +27,15 @@ def shared_addresses(m: Machine, addresses: Array, size: int, lanes: Array) -> A
 
 
 def touch_shared(m: Machine, at: Array, size: int, lanes: Array, writing: bool) -> None:
-    """Counts bank conflicts and refuses races."""
+    """Refuses races and counts bank conflicts (not of a launch that is observed, which is about device memory)."""
+    if m.launch.observer is None:
+        _count_wavefronts(m, at, size, lanes)
+    wrong = m.shared_watch.race(at, size, m.slot[lanes], m.warp_in_program[lanes], writing)
+    if wrong:
+        m.fail("smem-race", wrong)
+
+
+def _count_wavefronts(m: Machine, at: Array, size: int, lanes: Array) -> None:
     group = lanes // max(1, _WAVEFRONT // max(size, 4))
     words = np.concatenate([(group << 34) | (at // 4 + word) for word in range(max(1, size // 4))])
     keys = np.unique(words)
@@ -36,9 +44,6 @@ def touch_shared(m: Machine, at: Array, size: int, lanes: Array, writing: bool) 
     np.maximum.at(worst, banks // 32, conflicts)
     m.counts["shared_wavefronts"] += int(worst.sum())
     m.counts["shared_requests"] += int((worst > 0).sum())
-    wrong = m.shared_watch.race(at, size, m.slot[lanes], m.warp_in_program[lanes], writing)
-    if wrong:
-        m.fail("smem-race", wrong)
 
 
 def touch_global(m: Machine, at: Array, size: int, lanes: Array, kind: str) -> None:
