@@ -58,13 +58,28 @@ _SMALL = _LARGE | {
     ("project", 2): dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 2)) | {256: Config(32, 32, 8, 2)},
 }  # fmt: skip
 _SM_80 = _LARGE | {
-    ("backward", 2): _LARGE[("backward", 2)] | {32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
+    ("backward", 2): _LARGE[("backward", 2)]
+    | {16: Config(32, 256, 4, 2), 32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
 }  # fmt: skip
 _SM_100 = _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(32, 256, 4, 3)}}
-_TABLES = {"sm_80": _SM_80, "sm_90": _LARGE, "sm_100": _SM_100, "sm_103": _SM_100}
+# Waves of AMD parts are twice as wide: four of them where others take eight warps.
+_AMD = _SMALL | {
+    ("backward", 2): _SMALL[("backward", 2)] | {32: Config(32, 128, 4, 2), 64: Config(32, 64, 4, 2)},
+    ("backward", 4): _SMALL[("backward", 4)] | {64: Config(16, 64, 4, 2)},
+    ("expand", 4): _SMALL[("expand", 4)]
+    | {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2), 64: Config(16, 64, 4, 2)},
+}  # fmt: skip
+_TABLES = {
+    "sm_80": _SM_80, "sm_90": _LARGE, "sm_100": _SM_100, "sm_103": _SM_100, "gfx942": _AMD, "gfx950": _AMD,
+}  # fmt: skip
 #: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
 _UNALIGNED = {
-    ("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2), 64: Config(32, 64, 8, 2)},
+    ("backward", 2): {
+        16: Config(32, 128, 4, 2),
+        32: Config(32, 128, 4, 2),
+        64: Config(32, 64, 8, 2),
+        128: Config(32, 64, 4, 2),
+    },
     ("project", 2): {128: Config(64, 64, 8, 2)},
 }
 
