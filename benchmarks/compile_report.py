@@ -90,12 +90,12 @@ def broken_rules(row: dict) -> list[str]:
     waits = int(row["rank"]) <= MEMORY_BOUND_RANK and row["case"] != "walk"
     if waits and int(row["resident"]) < RESIDENT:
         found.append(f"leaves room for {row['resident']} programs on a multiprocessor, not {RESIDENT}")
-    if half and row["kernel"] in _PRODUCTS:
+    if half and row["kernel"] in _PRODUCTS and row["mma"] != "":
         warp_groups = row["arch"] == "sm_90" and row["kernel"] == "backward_kernel"
         if not sum(int(row[name]) for name in (("wgmma",) if warp_groups else ("mma", "wgmma", "tcgen05"))):
             found.append("does not use the tensor cores" + (" by warp groups" if warp_groups else ""))
     aligned = "odd" not in row["case"] and not row["arch"].startswith("gfx")
-    if half and aligned and row["kernel"] in ("backward_kernel", "expand_kernel") and not int(row["load_16"]):
+    if half and aligned and row["kernel"] in ("backward_kernel", "expand_kernel") and row["load_16"] in (0, "0"):
         found.append("has no 16-byte loads")
     where = f"triton {row['triton']}, {row['arch']} {row['kernel']} ({row['case']}, {row['dtype']}, rank {row['rank']})"
     return [f"{where}: {what}" for what in found]

@@ -39,7 +39,7 @@ def known_parts() -> tuple[str, ...]:
 
 
 def measure(launch: Launch) -> dict:
-    """Compiles a launch for its part; the columns ``MEASURED``."""
+    """Compiles a launch for its part; the columns ``MEASURED``, those of instructions empty where none can be read."""
     amd = launch.arch.startswith("gfx")
     target = GPUTarget("hip", launch.arch, 64) if amd else GPUTarget("cuda", int(launch.arch.removeprefix("sm_")), 32)
     source = ASTSource(launch.fn, launch.types, launch.constants, launch.attributes)
@@ -64,11 +64,21 @@ def _measure_nvidia(asm: dict, arch: str) -> dict:
         cubin.write_bytes(asm["cubin"])
         part = arch + ("a" if own >= 90 else "")
         log = _run(tool, "-v", f"--gpu-name={part}", str(ptx), "-o", str(Path(folder, "again.cubin")))
-        sass = _run("nvdisasm", "-c", str(cubin))
+        sass = _disassembly(cubin)
     opcodes = _OPCODE.findall(sass)
-    counts = {name: sum(bool(re.match(pattern, op)) for op in opcodes) for name, pattern in _SASS.items()}
+    counts = {
+        name: sum(bool(re.match(pattern, op)) for op in opcodes) if opcodes else "" for name, pattern in _SASS.items()
+    }
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
     return {"registers": int(re.search(r"Used (\d+) registers", log)[1]), "spill_bytes": spills, **counts}
+
+
+def _disassembly(cubin: Path) -> str:
+    """Instructions; none where a version assembles for a part that it cannot disassemble (Triton 3.6 and sm_103)."""
+    try:
+        return _run("nvdisasm", "-c", str(cubin))
+    except subprocess.CalledProcessError:
+        return ""
 
 
 def _measure_amd(text: str) -> dict:

@@ -59,7 +59,7 @@ _SMALL = _LARGE | {
 }  # fmt: skip
 _SM_80 = _LARGE | {
     ("backward", 2): _LARGE[("backward", 2)]
-    | {16: Config(32, 256, 4, 2), 32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
+    | {16: Config(32, 256, 4, 3), 32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
 }  # fmt: skip
 _SM_100 = _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(32, 256, 4, 3)}}
 # Waves of AMD parts are twice as wide: four of them where others take eight warps.
