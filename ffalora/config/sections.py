@@ -203,6 +203,9 @@ class PrivacyConfig(Section):
         description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
         "in simulations, secure wherever a model may leave the machine (train, flower)",
     )
+    check_gradients: bool = Field(
+        True, description="compare the first gradients of samples with ordinary autograd's, each sample alone"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> PrivacyConfig:

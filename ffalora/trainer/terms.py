@@ -27,6 +27,7 @@ class PrivacyArguments:
         noise: 'secure' comes from the operating system, for a model that may leave this machine; 'seeded', for
             simulations, can be reproduced, and subtracted by whoever knows the seed (transformers' default is 42).
         prior: a ledger file of an earlier run on the same data, whose ε is added.
+        check_gradients: compare the first gradients of samples with ordinary autograd's, each sample alone.
     """
 
     target_epsilon: float | None = None
@@ -36,6 +37,7 @@ class PrivacyArguments:
     accountant: Literal["prv", "rdp", "pld"] = "prv"
     noise: Literal["seeded", "secure"] = "secure"
     prior: str | Path | None = None
+    check_gradients: bool = True
 
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):

@@ -18,8 +18,9 @@ from ..adapters.dropout import DropoutMasks
 from ..models.packing import pack, packed_attention, packed_segments
 from .admission import check_batch
 from .arena import Arena
-from .detectors import check_reads_state
+from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, keyed_dropout
+from .plain import is_exact, plain_gradient
 from .probe import Probe, check_losses
 
 
@@ -104,6 +105,7 @@ def segment_gradients(
         ValueError: not one row and one loss a sample.
         SamplesNotIndependent: the model or the loss mixes samples.
         GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
+        GradientWrong: the probe compares, and a gradient is not that of its sample alone.
     """
     if state is None:
         state = adapters.state()[None]
@@ -131,6 +133,7 @@ def segment_gradients(
     keys = dropout or DropoutKeys.fresh(samples)
     current.masks = DropoutMasks(torch.as_tensor(keys.samples).to(device))
     attention: AbstractContextManager = nullcontext()
+    padded = inputs
     if packed:
         inputs = pack(inputs)
         current.packed, current.masks.starts = packed_segments(inputs, current), inputs["cu_seq_lens_q"]
@@ -142,4 +145,15 @@ def segment_gradients(
         check_losses(found, samples)
         found.sum().backward()
     arena.check_written(squares)
+    if probe is not None and not per_client and samples and probe.is_to_compare(state):
+        expected = {
+            i: plain_gradient(model, adapters, losses, *_one(i, padded, targets), state[rows[i]], keys.only(i))
+            for i in {0, samples - 1}
+        }
+        check_gradients(adapters, gradients, expected, is_exact(model, device))
     return SegmentGradients(gradients, squares, current.client, found.detach())
+
+
+def _one(row: int, inputs: Mapping[str, Tensor], targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A row of a batch as a batch."""
+    return {name: value[row : row + 1] for name, value in inputs.items()}, targets[row : row + 1]

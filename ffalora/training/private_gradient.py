@@ -32,6 +32,7 @@ class PrivateGradient:
         ledger: charged one step a call of :meth:`step`, before anything is computed.
         max_grad_norm: clipping norm C.
         noise: where the noise comes from.
+        check_gradients: compare the first gradients with ordinary autograd's (see ``Probe.recomputes``).
 
     Raises:
         ValueError: a trainable tensor is not the adapters'. SamplesNotIndependent: batch normalisation.
@@ -45,12 +46,13 @@ class PrivateGradient:
         ledger: PrivacyLedger,
         max_grad_norm: float,
         noise: NoiseSource,
+        check_gradients: bool = True,
     ):
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
         self.model, self.adapters, self.losses = model, adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
-        self._arena, self._probe = Arena(adapters, self.device), Probe(adapters)
+        self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)
         self.clipped = self.nonfinite = 0
 
     def step(
