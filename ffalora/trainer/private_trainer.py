@@ -25,17 +25,20 @@ from ..adapters import Adapters
 from ..data.examples import fingerprint_rows
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
-from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
+from ..training.sensitivity import Sensitivity, extremes, probe_gradient, secret_noise
 from .terms import PrivacyArguments, check_arguments, default_losses, promised
 
 LEDGER_FILE = "privacy_ledger.json"
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
+#: Records among which an audit looks for the longest, the shortest, and one of the rarest class.
+_DESCRIBED = 1000
 
 __all__ = ["LEDGER_FILE", "PrivacyArguments", "PrivateTrainer", "default_losses"]
 
@@ -104,9 +107,7 @@ class PrivateTrainer(Trainer):
             self.ledger.resume(json.loads(durable.read_text()))
         noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
         self.model.train()
-        self._private = PrivateGradient(
-            self.model, self.adapters, self._losses, self.ledger, self.privacy.max_grad_norm, noise
-        )
+        self._private = self._gradient(self.ledger, noise, self.privacy.check_gradients)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
         if not self._secure:
             return result
@@ -118,6 +119,39 @@ class PrivateTrainer(Trainer):
         if self.ledger is None:
             raise RuntimeError("nothing has been spent yet: call train() first")
         return PrivacyStatement.from_ledgers([self.ledger], self.privacy.noise, self.privacy.max_grad_norm)
+
+    def audit(self, records: int = 6) -> Sensitivity:
+        """What one record moves the clipped sum by, on this model, data set, collator and losses, before any noise.
+
+        Nothing is trained, written, logged or charged. The result is computed on private data without noise: it is for
+        the owner of the data alone.
+
+        Args:
+            records: random records left out of a batch, beside chosen ones.
+
+        Returns:
+            ``holds`` says whether clipping bounds every record; ``str()`` is a report.
+
+        Raises:
+            ValueError: whatever training itself refuses.
+        """
+        ledger, started, mode = self._new_ledger(self._spent()), self.adapters.state(), self.model.training
+        some = np.random.default_rng().permutation(ledger.dataset_size)[:_DESCRIBED]
+        features = [self.train_dataset[int(i)] for i in some]
+        chosen = extremes(some, np.array(_lengths(features)), _classes(features, self._label_name))
+        try:
+            self.model.train()
+            with self.compute_loss_context_manager():
+                private = self._gradient(ledger, secret_noise(), compares=False)
+                return probe_gradient(private, self._physical, chosen, records, self.args.learning_rate)
+        finally:
+            self.model.train(mode)
+            self.adapters.load_state_(started)
+
+    def _gradient(self, ledger: PrivacyLedger, noise: NoiseSource, compares: bool) -> PrivateGradient:
+        return PrivateGradient(
+            self.model, self.adapters, self._losses, ledger, self.privacy.max_grad_norm, noise, compares
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""
@@ -164,15 +198,19 @@ class PrivateTrainer(Trainer):
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
         features = [dataset[int(i)] for i in drawn]
-        lengths = [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
+        lengths = _lengths(features)
         size = self.args.per_device_train_batch_size
         plan = physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size)
         batches = []
         for rows in plan.batches:
             inputs = self._prepare_inputs(collate([features[i] for i in rows]))
-            targets = inputs.pop(self.label_names[0] if self.label_names else "labels")
+            targets = inputs.pop(self._label_name)
             batches.append((drawn[rows], inputs, targets))
         return batches
+
+    @property
+    def _label_name(self) -> str:
+        return self.label_names[0] if self.label_names else "labels"
 
     def _steps_per_epoch(self) -> int:
         return max(1, math.ceil(len(self.train_dataset) / self.expected_batch))
@@ -236,6 +274,16 @@ class PrivateTrainer(Trainer):
             if not path.exists():
                 raise ValueError(f"{path} is missing: without its ledger a checkpoint's ε is unknown; start a new run")
             self.ledger.resume(json.loads(path.read_text()))
+
+
+def _lengths(features: list[Any]) -> list[int]:
+    return [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
+
+
+def _classes(features: list[Any], name: str) -> np.ndarray | None:
+    """The labels where each sample has one number."""
+    labels = [f.get(name) if hasattr(f, "get") else None for f in features]
+    return np.array(labels) if all(np.ndim(label) == 0 and label is not None for label in labels) else None
 
 
 class _LogicalSteps(Dataset):

@@ -94,9 +94,7 @@ def check_reads_state(current: TrainingPass, state: Tensor) -> None:
         raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
 
 
-def check_gradients(
-    adapters: Adapters, gradients: Tensor, expected: Mapping[int, Tensor], is_exact: bool
-) -> None:
+def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int, Tensor], is_exact: bool) -> None:
     """Compares rows of the arena with what plain torch found for their samples alone.
 
     Each trained tensor is compared by itself, against its own size; what is below a thousandth of the whole gradient is

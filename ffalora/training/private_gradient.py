@@ -79,9 +79,24 @@ class PrivateGradient:
             SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart.
         """
         self.ledger.charge()
+        total, losses, norms = self.clipped_sum(number, batches, model)
+        self.clipped += int((norms > self.max_grad_norm).sum())
+        self.nonfinite += int((~norms.isfinite()).sum())
+        gradient = self._noisy_mean(total, number)
+        return gradient, float(losses.mean()) if len(losses) else float("nan")
+
+    def clipped_sum(
+        self,
+        number: int,
+        batches: Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]],
+        model: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The clipped sum without noise, float64 ``[1,P]``, losses ``[S]`` and norms before clipping ``[S]``; nothing
+        is charged, so that none of them may be released. Arguments as in :meth:`step`.
+        """
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
-        losses: list[Tensor] = []
+        losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
         shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
         for samples, inputs, targets in batches:
             found = segment_gradients(
@@ -96,12 +111,9 @@ class PrivateGradient:
                 probe=self._probe,
                 dropout=DropoutKeys.of(self.noise, *self._named(len(samples), number), samples, shared),
             )
-            norms = found.clip_into_(total, self.max_grad_norm)
-            self.clipped += int((norms > self.max_grad_norm).sum())
-            self.nonfinite += int((~norms.isfinite()).sum())
+            norms.append(found.clip_into_(total, self.max_grad_norm))
             losses.append(found.losses)
-        gradient = self._noisy_mean(total, number)
-        return gradient, float(torch.cat(losses).mean()) if losses else float("nan")
+        return total, torch.cat(losses), torch.cat(norms)
 
     def write(self, gradient: Tensor) -> None:
         """Puts the row ``[P]`` into ``.grad`` of the trained tensors."""
