@@ -60,10 +60,12 @@ class Sensitivity:
 
     Attributes:
         moves: every record that was left out; limit: the most that is allowed, in units of C.
+        unit: what a record is: a 'sample', or a 'client' with all its data.
     """
 
     moves: tuple[Move, ...]
     limit: float = FLOAT32_LIMIT
+    unit: str = "sample"
 
     @property
     def largest(self) -> Move:
@@ -80,9 +82,9 @@ class Sensitivity:
         for move in self.moves:
             worst[move.chosen] = max(move.ratio, worst.get(move.chosen, 0.0))
         parts = ", ".join(f"{name} {ratio:.6f}" for name, ratio in worst.items())
-        verdict = "holds" if self.holds else f"BROKEN (record {self.largest.record})"
+        verdict = "holds" if self.holds else f"BROKEN (number {self.largest.record})"
         return (
-            f"one record moves the clipped sum by at most {self.largest.ratio:.6f} C (limit {self.limit:g}), in "
+            f"one {self.unit} moves the clipped sum by at most {self.largest.ratio:.6f} C (limit {self.limit:g}), in "
             f"{len(self.moves)} pairs of batches: {verdict}\n  {parts}\n"
             "  computed on private data without noise: for the owner of the data alone; nothing was released or charged"
         )
@@ -152,7 +154,7 @@ def probe_sensitivity(
         for row in range(len(cohort)):
             batch, chosen, norms = _choose(step, row, records)
             if setting == "clipped":
-                tight = [dataclasses.replace(p, max_grad_norm=_below(norms), adaptive=None) for p in cohort]
+                tight = [dataclasses.replace(p, max_grad_norm=tight_norm(norms), adaptive=None) for p in cohort]
                 found += moves(_sums(_step(probing, tight, here), row), batch, chosen, setting)
             else:
                 found += moves(_sums(step, row), batch, chosen, setting)
@@ -195,7 +197,7 @@ def with_random(chosen: Mapping[int, str], batch: np.ndarray, records: int) -> d
     return dict(chosen) | {record: "random" for record in drawn.tolist() if record not in chosen}
 
 
-def _below(norms: Tensor) -> float:
+def tight_norm(norms: Tensor) -> float:
     """A clipping norm that nearly every gradient exceeds."""
     sizes = norms[norms.isfinite() & (norms > 0)]
     return 0.1 * float(sizes.median()) if len(sizes) else 1.0
@@ -235,7 +237,7 @@ def probe_gradient(
             noise = torch.randn(adapters.layout.width, device=private.device)
             adapters.load_state_(adapters.state() + 0.5 * lr * std * ledger.max_steps**0.5 * noise)
         if setting == "clipped":
-            private.max_grad_norm = _below(private.clipped_sum(0, physical(batch))[2])
+            private.max_grad_norm = tight_norm(private.clipped_sum(0, physical(batch))[2])
         found += moves(clipped_sum, batch, with_random(chosen, batch, records), setting)
     return Sensitivity(tuple(found), limit_of(private.model, private.device))
 
