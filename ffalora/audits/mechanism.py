@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from ..federated.cohort import Cohort, LocalWork, train_cohort, trains_in_one_pass
+from ..federated.cohort import Cohort, train_cohort, trains_in_one_pass
 from ..federated.experiment import Experiment
 from ..privacy.client_level import clip_updates
 from ..training.sensitivity import (

@@ -31,7 +31,7 @@ from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
-from ..training.sensitivity import Sensitivity, extremes, probe_gradient, secret_noise
+from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from .terms import PrivacyArguments, check_arguments, default_losses, promised
 
 LEDGER_FILE = "privacy_ledger.json"
@@ -143,7 +143,8 @@ class PrivateTrainer(Trainer):
             self.model.train()
             with self.compute_loss_context_manager():
                 private = self._gradient(ledger, secret_noise(), compares=False)
-                return probe_gradient(private, self._physical, chosen, records, self.args.learning_rate)
+                limit = NARROW_LIMIT if self.args.bf16 else limit_of(self.model, private.device)
+                return probe_gradient(private, self._physical, chosen, records, self.args.learning_rate, limit)
         finally:
             self.model.train(mode)
             self.adapters.load_state_(started)

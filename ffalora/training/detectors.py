@@ -94,21 +94,22 @@ def check_reads_state(current: TrainingPass, state: Tensor) -> None:
         raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
 
 
-def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int, Tensor], is_exact: bool) -> None:
+def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int, tuple[Tensor, bool]]) -> None:
     """Compares rows of the arena with what plain torch found for their samples alone.
 
     Each trained tensor is compared by itself, against its own size; what is below a thousandth of the whole gradient is
     rounding of larger numbers.
 
     Args:
-        gradients: float32 ``[S,P]``; expected: float32 ``[P]`` of some of the samples, by row.
-        is_exact: everything is computed in float32; elsewhere only gross errors can be told from rounding.
+        gradients: float32 ``[S,P]``.
+        expected: by row, of some of the samples, float32 ``[P]``, and whether all is computed in float32: elsewhere
+            only gross errors can be told from rounding.
 
     Raises:
         GradientWrong: names the tensor and the size of the error.
     """
-    most = _FLOAT32_ERROR if is_exact else _NARROW_ERROR
-    for row, reference in expected.items():
+    for row, (reference, is_exact) in expected.items():
+        most = _FLOAT32_ERROR if is_exact else _NARROW_ERROR
         found, reference = gradients[row].double(), reference.double()
         if not bool(found.isfinite().all() and reference.isfinite().all()):
             continue  # counts as zero in the sum, whatever it is
@@ -119,7 +120,7 @@ def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int
             error = float((found[columns] - reference[columns]).norm())
             if error > most * size + 1e-30:
                 raise GradientWrong(
-                    f"sample {row} of the first private batch: the gradient of {place.name} differs by "
+                    f"sample {row} of a private batch: the gradient of {place.name} differs by "
                     f"{error / max(size, 1e-30):.2g} of its size from the same sample alone under ordinary autograd "
                     f"(rounding allows {most:g}): clipping would bound something else. An operation, or the model, "
                     "computes wrongly in a batch; reinstall ffalora (make build), and if it stays, report it. "

@@ -32,8 +32,8 @@ def plain_gradient(
     target: Tensor,
     row: Tensor,
     keys: DropoutKeys,
-) -> Tensor:
-    """The gradient of one sample alone.
+) -> tuple[Tensor, bool]:
+    """The gradient of one sample alone, and whether it was computed in float32 throughout.
 
     Args:
         model, adapters, losses: as in ``segment_gradients``; a compiled model runs uncompiled.
@@ -42,7 +42,7 @@ def plain_gradient(
         keys: of this sample's dropout.
 
     Returns:
-        float32 ``[P]``, zero where the loss does not depend on a tensor.
+        float32 ``[P]``, zero where the loss does not depend on a tensor, and the answer.
     """
     tensors = {
         place.name: row[place.start : place.start + place.size].view(place.shape).clone().requires_grad_()
@@ -51,7 +51,8 @@ def plain_gradient(
     masks = DropoutMasks(torch.as_tensor(keys.samples).to(row.device))
     model = getattr(model, "_orig_mod", model)
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
-    plain, keyed = _plain_layers(adapters, tensors, masks), keyed_dropout(model, masks)
+    narrow: list[bool] = []
+    plain, keyed = _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks)
     with eager, plain, torch.random.fork_rng([]), keyed:
         torch.default_generator.manual_seed(keys.shared)
         losses(model(**inputs), target).sum().backward()
@@ -60,25 +61,29 @@ def plain_gradient(
         grad = tensors[place.name].grad
         if grad is not None:
             gradient[place.start : place.start + place.size] = grad.reshape(-1)
-    return gradient
+    return gradient, is_exact(model, row.device) and not any(narrow)
 
 
 def is_exact(model: nn.Module, device: torch.device) -> bool:
-    """Whether ``model`` computes in float32 throughout: no narrower base, no autocast, no TF32."""
+    """Whether ``model`` computes in float32, as far as can be seen from outside: no narrower base, autocast or TF32."""
     if torch.is_autocast_enabled(device.type) or (device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32):
         return False
     return all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
 
 
 @contextmanager
-def _plain_layers(adapters: Adapters, tensors: Mapping[str, Tensor], masks: DropoutMasks) -> Iterator[None]:
-    """Within the block every trained layer computes its formula on ``tensors``, by names of places."""
+def _plain_layers(
+    adapters: Adapters, tensors: Mapping[str, Tensor], masks: DropoutMasks, narrow: list[bool]
+) -> Iterator[None]:
+    """Within the block every trained layer computes its formula on ``tensors``, by names of places, and adds to
+    ``narrow`` whether it did so under autocast (which may be on inside the model's forward alone).
+    """
     modules = [layer.module for layer in adapters.trained_layers()]
     before = [module.__dict__.get("forward") for module in modules]
     try:
         for module, layer in zip(modules, adapters.trained_layers(), strict=True):
             own = {name: tensors[f"{layer.name}.{name}"] for name in layer.places}
-            module.forward = partial(_formula, layer, own, masks)
+            module.forward = partial(_formula, layer, own, masks, narrow)
         yield
     finally:
         for module, forward in zip(modules, before, strict=True):
@@ -87,10 +92,13 @@ def _plain_layers(adapters: Adapters, tensors: Mapping[str, Tensor], masks: Drop
                 module.forward = forward
 
 
-def _formula(layer: TrainedLayer, own: Mapping[str, Tensor], masks: DropoutMasks, x: Tensor, *_: Any) -> Tensor:
-    base = layer.base_layer
+def _formula(
+    layer: TrainedLayer, own: Mapping[str, Tensor], masks: DropoutMasks, narrow: list[bool], x: Tensor, *_: Any
+) -> Tensor:
+    base, autocast = layer.base_layer, torch.is_autocast_enabled(x.device.type)
+    narrow.append(autocast)
     if isinstance(layer, LowRank):
-        if is_fused(base) and not torch.is_autocast_enabled(x.device.type):
+        if is_fused(base) and not autocast:
             x = x.to(plain_weight(base).dtype)
         y = base(x)
         if isinstance(base, nn.Conv2d):

@@ -214,6 +214,7 @@ def probe_gradient(
     chosen: Mapping[int, str],
     records: int,
     lr: float,
+    limit: float,
 ) -> Sensitivity:
     """As :func:`probe_sensitivity`, for a training loop that brings its own optimiser; changes the model's parameters
     and the clipping norm of ``private``.
@@ -222,7 +223,7 @@ def probe_gradient(
         private: with :func:`secret_noise`; its ledger is read, not charged.
         physical: a logical batch, indices, as the loop cuts and collates it.
         chosen: records to leave out, and why; records: random ones beside them.
-        lr: of the loop's optimiser.
+        lr: of the loop's optimiser; limit: the most that is allowed, in units of C.
     """
     ledger, adapters, draw, found = private.ledger, private.adapters, SystemDraw(), []
     std = ledger.noise_multiplier * private.max_grad_norm / (ledger.sample_rate * ledger.dataset_size)
@@ -239,7 +240,7 @@ def probe_gradient(
         if setting == "clipped":
             private.max_grad_norm = tight_norm(private.clipped_sum(0, physical(batch))[2])
         found += moves(clipped_sum, batch, with_random(chosen, batch, records), setting)
-    return Sensitivity(tuple(found), limit_of(private.model, private.device))
+    return Sensitivity(tuple(found), limit)
 
 
 def moved_by_noise(setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor) -> Tensor:
