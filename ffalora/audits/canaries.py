@@ -72,15 +72,28 @@ def with_canaries(train: Examples, vocabulary: int, count: int, rng: np.random.G
     for row in shapes:
         own = train.input_ids[row].copy()
         own[1:-1] = rng.integers(0, vocabulary, max(0, len(own) - 2))  # first and last token mark the text
-        random.append(own)
+        random.append(own.tolist())
     labels = np.concatenate([train.labels, wrong, rng.choice(classes, count)]).astype(train.labels.dtype)
     everything = np.concatenate([np.arange(len(train)), rows, shapes])
-    ids = [*(train.input_ids[i] for i in everything[: len(train) + len(rows)]), *random]
+    ids = [*_rows(train.input_ids, everything[: len(train) + len(rows)]), *random]
     types = train.token_type_ids
-    kinds = None if types is None else Ragged([types[i] for i in everything])
+    kinds = None if types is None else Ragged(_rows(types, everything))
     whole = TokenizedDataset(Ragged(ids), labels, train.pad_token_id, kinds, train.pad_to_multiple)
     n, end = len(train), len(train) + len(rows)
     return whole, {MISLABELLED: np.arange(n, end), OUT_OF_VOCABULARY: np.arange(end, end + count)}
+
+
+def one_text(data: Examples) -> Examples:
+    """The first of classified texts by itself; other data as they are."""
+    if not isinstance(data, TokenizedDataset):
+        return data
+    types = None if data.token_type_ids is None else Ragged(_rows(data.token_type_ids, [0]))
+    ids = Ragged(_rows(data.input_ids, [0]))
+    return TokenizedDataset(ids, data.labels[:1], data.pad_token_id, types, data.pad_to_multiple)
+
+
+def _rows(ragged: Ragged, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
+    return [ragged[int(i)].tolist() for i in indices]
 
 
 class CanaryStep(LogicalStep):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, ConfigError, OptimizerConfig
-from ..data.examples import Examples, Ragged, TokenizedDataset
+from ..data.examples import Examples
 from ..federated.experiment import Experiment, build, make_engine
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.noise import SecureNoise
@@ -37,6 +37,7 @@ from .canaries import (
     guess,
     losses_of,
     matched_scores,
+    one_text,
     with_canaries,
 )
 from .mechanism import probe_mechanism
@@ -108,7 +109,7 @@ def audit_own(
     Args:
         config: of one method.
         canaries: of one direction, for each client; a tenth as many texts of each kind. 0 probes the mechanism alone.
-        seconds: after which the canaries take no further step; the claim is then that of the steps taken.
+        seconds: from the start, after which the canaries take no further step; the claim is then that of the steps taken.
         seed: of the canaries and their coins; noise and sampling are as secret as the run's.
         confidence: of all bounds together.
 
@@ -117,7 +118,7 @@ def audit_own(
     """
     if config.privacy.unit == "none":
         raise ConfigError("privacy.unit='none': nothing is protected, so there is nothing to audit; set it to sample")
-    experiment = build(config)
+    started, experiment = time.monotonic(), build(config)
     planned = config.federation.rounds * config.federation.local_steps
     terms: dict[str, Any] = {"delta": config.privacy.delta, "confidence": confidence, "planned": planned, "name": name}
     ledgers = list(experiment.ledgers.values())
@@ -131,7 +132,7 @@ def audit_own(
         return OwnAudit(sensitivity=sensitivity, tests=(), claimed_epsilon=claimed, steps=0, **terms)
     del experiment
     run = _CanaryRun(config, canaries, np.random.default_rng([seed, 2]))
-    run.train(time.monotonic() + seconds)
+    run.train(started + seconds)
     tests = run.tests(1.0 - confidence)
     return OwnAudit(
         sensitivity=sensitivity, tests=tuple(tests), claimed_epsilon=run.claimed_epsilon(), steps=run.steps, **terms
@@ -215,7 +216,7 @@ class _CanaryRun:
     def claimed_epsilon(self) -> float:
         """Of the steps taken: the largest of the clients'."""
         ledgers = [ledger_of(p) for p in self.cohort]
-        return max({(x.noise_multiplier, x.sample_rate): x for x in ledgers}.values(), key=_spent).epsilon()
+        return max(x.epsilon() for x in {(x.noise_multiplier, x.sample_rate): x for x in ledgers}.values())
 
     def tests(self, significance: float) -> list[CanaryTest]:
         """All guesses, each kind and each attacker with its share of the significance."""
@@ -226,8 +227,8 @@ class _CanaryRun:
         found = guess(
             ONE_DIRECTION, "every step", scores.reshape(-1), self.included[self.n - self.first :], delta, share
         )
-        sigma = float(np.mean([ledger.noise_multiplier for ledger in ledgers]))
-        rate = float(np.mean([ledger.sample_rate for ledger in ledgers]))
+        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers)
+        rate = sum(ledger.sample_rate for ledger in ledgers) / len(ledgers)
         expected = expected_bound(found.trials, self.steps, rate, sigma, delta, share, self.rng)
         tests = [replace(found, expected=expected)]
         for kind, indices in self.kinds.items():
@@ -279,10 +280,6 @@ class _CanaryRun:
         return scores
 
 
-def _spent(ledger: PrivacyLedger) -> float:
-    return ledger.epsilon()
-
-
 def _engine(experiment: Experiment, data: Examples) -> Engine:
     """The run's engine on the longer data. Plain descent: what an optimiser makes of noisy sums costs nothing, and they
     can be read off what it changes.
@@ -295,19 +292,9 @@ def _engine(experiment: Experiment, data: Examples) -> Engine:
     optimizer = OptimizerConfig(name="sgd", lr=lr, batch_size=own.batch_size, token_budget=own.token_budget)
     config = config.model_copy(update={"optimizer": optimizer})
     cached = cache_frozen_layers(
-        config, experiment.loaded.model, experiment.adapters, data, _first_of(data), len(experiment.partition), device
+        config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device
     )
     engine = make_engine(config, experiment.loaded, experiment.adapters, cached.train, experiment.task.losses, device)
     if not isinstance(engine.noise, SecureNoise):
         engine.noise, engine.draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
     return engine
-
-
-def _first_of(data: Any) -> Examples:
-    """One text to evaluate on: the cache wants some, and this run is not evaluated."""
-    if not isinstance(data, TokenizedDataset):
-        return data
-    types = None if data.token_type_ids is None else Ragged([data.token_type_ids[0]])
-    return TokenizedDataset(
-        Ragged([data.input_ids[0]]), data.labels[:1], data.pad_token_id, types, data.pad_to_multiple
-    )

@@ -15,7 +15,7 @@ import click
 @click.option("--synthetic", is_flag=True, help="Audit models made up for it; so it is without RUN.")
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
-    help="RUN: time for the training of canaries, of all methods together.",
+    help="RUN: after which canaries take no further step, all methods together.",
 )  # fmt: skip
 @click.option(
     "--private-to-me", is_flag=True,

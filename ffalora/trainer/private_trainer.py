@@ -284,7 +284,7 @@ def _lengths(features: list[Any]) -> list[int]:
 def _classes(features: list[Any], name: str) -> np.ndarray | None:
     """The labels where each sample has one number."""
     labels = [f.get(name) if hasattr(f, "get") else None for f in features]
-    return np.array(labels) if all(np.ndim(label) == 0 and label is not None for label in labels) else None
+    return np.array(labels) if all(label is not None and np.ndim(label) == 0 for label in labels) else None
 
 
 class _LogicalSteps(Dataset):

@@ -124,7 +124,7 @@ def _variant(layer: Variant, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if isinstance(layer, Bottleneck):
         return layer.scale * linear(torch.relu(linear(y, layer.down.to(y.dtype))), theta.to(y.dtype))
     kept = layer._parameters["theta"]
-    layer._parameters["theta"] = theta  # type: ignore[assignment]
+    layer._parameters["theta"] = theta
     try:
         return linear(x, layer.delta().to(x.dtype))
     finally:
