@@ -109,7 +109,7 @@ def audit_own(
     Args:
         config: of one method.
         canaries: of one direction, for each client; a tenth as many texts of each kind. 0 probes the mechanism alone.
-        seconds: from the start, after which the canaries take no further step; the claim is then that of the steps taken.
+        seconds: from the start; then the canaries take no further step, and the claim is that of the steps taken.
         seed: of the canaries and their coins; noise and sampling are as secret as the run's.
         confidence: of all bounds together.
 
@@ -163,7 +163,7 @@ class _CanaryRun:
         self.start = experiment.strategy.start(server, [p.client_id for p in self.cohort])
         self.state, self.seen = self.start.clone(), torch.zeros_like(self.start, dtype=torch.float64)
         self.one_pass = experiment.strategy.shares_a
-        self.signs = rng.choice(np.float32([-1.0, 1.0]), (len(self.cohort), each))
+        self.signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), (len(self.cohort), each))
         self.limits, self.noise_std = torch.zeros(2, len(self.cohort), dtype=torch.float64)
 
     def _participants(self, experiment: Experiment, n: int, each: int) -> tuple[np.ndarray, list[Participant]]:
