@@ -12,7 +12,6 @@ import dataclasses
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
