@@ -8,7 +8,7 @@ from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.audits.mechanism import probe_mechanism
 from ffalora.audits.own import audit_own
-from ffalora.cli import main
+from ffalora.cli.audit import command
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
 
@@ -45,8 +45,8 @@ def test_nothing_protected_is_nothing_to_audit(small):
 def test_a_secure_run_is_audited_for_its_owner_alone(small, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(small(**PRIVATE, privacy__noise="secure").model_dump(mode="json")))
-    refused = CliRunner().invoke(main, ["audit", str(path), "--canaries", "0"])
+    refused = CliRunner().invoke(command, [str(path), "--canaries", "0"])
     assert refused.exit_code != 0
-    found = CliRunner().invoke(main, ["audit", str(path), "--canaries", "0", "--private-to-me"])
+    found = CliRunner().invoke(command, [str(path), "--canaries", "0", "--private-to-me"])
     assert found.exit_code == 0 and "for the owner of the data alone" in found.output
     assert list(tmp_path.iterdir()) == [path]
