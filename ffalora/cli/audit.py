@@ -1,13 +1,26 @@
-"""``ffalora audit``: attacks the mechanism with canaries and prints what they disprove beside what is claimed."""
+"""``ffalora audit``: attacks the mechanism, of a run or of a model made up for it, and prints what is disproved beside
+what is claimed.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 
-@click.command("audit", short_help="Attack the mechanism with canaries: lower bounds of ε beside the claim.")
+@click.command("audit", short_help="Attack the mechanism, of a run or of itself: lower bounds of ε beside the claim.")
+@click.argument("run", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--synthetic", is_flag=True, help="Audit models made up for it; so it is without RUN.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
+    help="RUN: after which canaries take no further step, all methods together.",
+)  # fmt: skip
+@click.option(
+    "--private-to-me", is_flag=True,
+    help="RUN with secure noise: I own its data, and the numbers printed here stay with me.",
+)  # fmt: skip
 @click.option(
     "--target-epsilon", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True,
     help="Claimed ε; the noise is calibrated for it. May be given several times.",
@@ -23,35 +36,86 @@ import click
     help="Many canaries in one run, one canary in many runs of a small transformer, or both.",
 )  # fmt: skip
 @click.option("--clients", type=click.IntRange(min=1), default=1000, show_default=True, help="Clients of the one run.")
-@click.option("--canaries", type=click.IntRange(min=4), default=400, show_default=True, help="Canaries of each client.")
+@click.option(
+    "--canaries", type=click.IntRange(min=0),
+    help="Canaries of each client; 0 with RUN probes clipping alone.  [400; RUN: 1000]",
+)  # fmt: skip
 @click.option("--runs", type=click.IntRange(min=2), default=4000, show_default=True, help="Runs of many-runs.")
 @click.option("--noise", type=click.Choice(["seeded", "secure"]), default="seeded", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of coins and seeded noise.")
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for audit.csv and the plot.")
-def command(
-    target_epsilon: tuple[float, ...], delta: float, steps: int, sample_rate: float, method: str, clients: int,
-    canaries: int, runs: int, noise: str, seed: int, confidence: float, output: Path | None,
-) -> None:  # fmt: skip
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for what was found.")
+def command(run: Path | None, synthetic: bool, output: Path | None, **options: Any) -> None:
     """Audit clipping, noise, sampling and accounting by attacking them.
 
-    Canaries with the largest gradients that clipping allows train through the engine; guesses who was there give a
-    lower bound of ε. A bound above the claim is a fault, and the exit status is then 1; a bound below it is no
-    proof of privacy.
+    RUN is a run's folder or a configuration (YAML). Its own model, data, dropout, loss, head and batches are audited:
+    first, without noise, how far one record moves the clipped sum; then canaries among the real samples. Training
+    happens in memory and is forgotten; what is printed is computed on private data, for its owner alone.
+
+    Without RUN, canaries with the largest gradients that clipping allows train models made up for it.
+
+    Guesses who was there give a lower bound of ε. A bound above the claim is a fault, and the exit status is then 1; a
+    bound below it is no proof of privacy.
 
     \b
-    ffalora audit
+    ffalora audit runs/demo
+    ffalora audit my.yaml --canaries 0
     ffalora audit --target-epsilon 3 --steps 50 --sample-rate 0.1 --output audits/poisson
     """
+    if run is not None and synthetic:
+        raise click.UsageError("--synthetic audits made-up models, RUN a run of yours: leave one of them out")
+    holds = _synthetic(output, **options) if run is None else _own(run, output, **options)
+    if not holds:
+        raise click.exceptions.Exit(1)
+
+
+def _own(
+    run: Path, output: Path | None, minutes: float, private_to_me: bool, canaries: int | None, seed: int,
+    confidence: float, **_: Any,
+) -> bool:  # fmt: skip
+    """Audits every method of a configuration, or of the run in a folder."""
+    from ..audits.own import audit_own
+    from ..config import ConfigError, load_config
+    from ..files.atomic import write_atomically
+    from .running import CONFIG, hide_loading_bars
+
+    config = load_config(run / CONFIG if run.is_dir() else run)
+    if config.privacy.noise == "secure" and not private_to_me:
+        raise ConfigError(
+            f"{run}: its noise is secure, so its model may leave this machine, but what an audit prints is computed on "
+            "its private data, in part without noise, and no ledger covers it; if you own the data and keep the "
+            "numbers to yourself, give --private-to-me"
+        )
+    hide_loading_bars()
+    methods, found = config.runs(), []
+    for name, one in methods.items():
+        share = 60.0 * minutes / len(methods)
+        found.append(audit_own(one, name, 1000 if canaries is None else canaries, share, seed, confidence))
+        click.echo(f"{found[-1]}\n")
+    click.echo("all models of this audit were in memory and are gone; nothing was written or charged")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "audit.txt", "\n\n".join(map(str, found)).encode() + b"\n")
+        click.echo(f"written {output / 'audit.txt'}, for the owner of the data alone")
+    return all(audit.holds for audit in found)
+
+
+def _synthetic(
+    output: Path | None, target_epsilon: tuple[float, ...], delta: float, steps: int, sample_rate: float, method: str,
+    clients: int, canaries: int | None, runs: int, noise: str, seed: int, confidence: float, **_: Any,
+) -> bool:  # fmt: skip
+    """Audits models made up for it, with noise calibrated for each target."""
     from ..audits.audit import audit_many_runs, audit_one_run, format_audits
     from ..privacy.accountants import noise_multiplier_for
 
+    if canaries is not None and canaries < 4:
+        raise click.UsageError(f"--canaries {canaries}: made-up models are audited with at least 4")
     audits = []
     for target in target_epsilon:
         sigma = noise_multiplier_for(target, delta, sample_rate, steps)
         terms = (sigma, delta, steps, sample_rate)
         if method != "many-runs":
-            audits.append(audit_one_run(*terms, clients, canaries, seed, noise, confidence))
+            audits.append(audit_one_run(*terms, clients, canaries or 400, seed, noise, confidence))
         if method != "one-run":
             audits.append(audit_many_runs(*terms, runs, seed, noise, confidence))
     click.echo(format_audits(audits))
@@ -59,5 +123,4 @@ def command(
         from ..audits.plot import write_audits
 
         click.echo(f"\nwritten {', '.join(map(str, write_audits(audits, output)))}")
-    if not all(audit.holds for audit in audits):
-        raise click.exceptions.Exit(1)
+    return all(audit.holds for audit in audits)

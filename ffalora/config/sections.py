@@ -223,6 +223,9 @@ class PrivacyConfig(Section):
     public_size_bound: int | None = Field(
         None, ge=1, description="keeps the number of a client's samples secret: rate and noise follow from this bound"
     )
+    check_gradients: bool = Field(
+        True, description="compare the first gradients of samples with ordinary autograd's, each sample alone"
+    )
 
     @field_validator("prior", mode="before")
     @classmethod

@@ -28,19 +28,22 @@ from ..privacy.accounting import PrivacyLedger
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import find_data_ledger
 from ..privacy.ledger_files import load_ledger
-from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
+from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from .terms import PrivacyArguments, check_arguments, default_losses, feature_digests, promised
 
 _LEDGER_NAME = "privacy_ledger"
 LEDGER_FILE = f"{_LEDGER_NAME}.json"
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
+#: Records among which an audit looks for the longest, the shortest, and one of the rarest class.
+_DESCRIBED = 1000
 
 __all__ = ["LEDGER_FILE", "PrivacyArguments", "PrivateTrainer", "default_losses"]
 
@@ -110,9 +113,7 @@ class PrivateTrainer(Trainer):
             self._open_accounts(durable, is_new=not resume_from_checkpoint)
         noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
         self.model.train()
-        self._private = PrivateGradient(
-            self.model, self.adapters, self._losses, self.ledger, self.privacy.max_grad_norm, noise
-        )
+        self._private = self._gradient(self.ledger, noise, self.privacy.check_gradients)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
         if not self._secure:
             return result
@@ -124,6 +125,40 @@ class PrivateTrainer(Trainer):
         if self.ledger is None:
             raise RuntimeError("nothing has been spent yet: call train() first")
         return PrivacyStatement.from_ledgers([self.ledger], self.privacy.noise, self.privacy.max_grad_norm)
+
+    def audit(self, records: int = 6) -> Sensitivity:
+        """What one record moves the clipped sum by, on this model, data set, collator and losses, before any noise.
+
+        Nothing is trained, written, logged or charged. The result is computed on private data without noise: it is for
+        the owner of the data alone.
+
+        Args:
+            records: random records left out of a batch, beside chosen ones.
+
+        Returns:
+            ``holds`` says whether clipping bounds every record; ``str()`` is a report.
+
+        Raises:
+            ValueError: whatever training itself refuses.
+        """
+        ledger, started, mode = self._new_ledger(self._spent()), self.adapters.state(), self.model.training
+        some = np.random.default_rng().permutation(ledger.dataset_size)[:_DESCRIBED]
+        features = [self.train_dataset[int(i)] for i in some]
+        chosen = extremes(some, np.array(_lengths(features)), _classes(features, self._label_name))
+        try:
+            self.model.train()
+            with self.compute_loss_context_manager():
+                private = self._gradient(ledger, secret_noise(), compares=False)
+                limit = NARROW_LIMIT if self.args.bf16 else limit_of(self.model, private.device)
+                return probe_gradient(private, self._physical, chosen, records, self.args.learning_rate, limit)
+        finally:
+            self.model.train(mode)
+            self.adapters.load_state_(started)
+
+    def _gradient(self, ledger: PrivacyLedger, noise: NoiseSource, compares: bool) -> PrivateGradient:
+        return PrivateGradient(
+            self.model, self.adapters, self._losses, ledger, self.privacy.max_grad_norm, noise, compares
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""
@@ -170,15 +205,19 @@ class PrivateTrainer(Trainer):
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
         features = [dataset[int(i)] for i in drawn]
-        lengths = [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
+        lengths = _lengths(features)
         size = self.args.per_device_train_batch_size
         plan = physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size)
         batches = []
         for rows in plan.batches:
             inputs = self._prepare_inputs(collate([features[i] for i in rows]))
-            targets = inputs.pop(self.label_names[0] if self.label_names else "labels")
+            targets = inputs.pop(self._label_name)
             batches.append((drawn[rows], inputs, targets))
         return batches
+
+    @property
+    def _label_name(self) -> str:
+        return self.label_names[0] if self.label_names else "labels"
 
     def _steps_per_epoch(self) -> int:
         return max(1, math.ceil(len(self.train_dataset) / self.expected_batch))
@@ -261,6 +300,16 @@ class PrivateTrainer(Trainer):
             if not path.exists():
                 raise ValueError(f"{path} is missing: without its ledger a checkpoint's ε is unknown; start a new run")
             self.ledger.resume(load_ledger(path).state_dict())
+
+
+def _lengths(features: list[Any]) -> list[int]:
+    return [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
+
+
+def _classes(features: list[Any], name: str) -> np.ndarray | None:
+    """The labels where each sample has one number."""
+    labels = [f.get(name) if hasattr(f, "get") else None for f in features]
+    return np.array(labels) if all(label is not None and np.ndim(label) == 0 for label in labels) else None
 
 
 class _LogicalSteps(Dataset):

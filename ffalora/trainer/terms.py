@@ -31,6 +31,7 @@ class PrivacyArguments:
         prior: what earlier runs spent on the same data: ledgers' files, ``privacy.json`` of runs, or their folders.
         ledger: name or folder of the data set's ledger; None takes 'trainer', which finds by their records the runs
             that shared some. Only secure runs are charged there.
+        check_gradients: compare the first gradients of samples with ordinary autograd's, each sample alone.
     """
 
     target_epsilon: float | None = None
@@ -41,6 +42,7 @@ class PrivacyArguments:
     noise: Literal["seeded", "secure"] = "secure"
     prior: str | Path | Sequence[str | Path] = ()
     ledger: str | None = None
+    check_gradients: bool = True
 
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):

@@ -1,4 +1,5 @@
-"""Is the model that trains the model that is read? Storage that parted, and steps that changed nothing.
+"""Is the model that trains the model that is read, and are gradients the gradients? Storage that parted, steps that
+changed nothing, operations that compute something else.
 
 Frameworks lose a training run without a word: a model that was copied after adapters were attached, a parameter that
 shares its memory with another, an update written into a copy. Each of these is an error here. None of them mistakes a
@@ -6,6 +7,8 @@ learning rate of zero or a zero gradient for a fault.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,9 @@ from ..config import OptimizerConfig
 
 #: Changes below this share of a parameter may vanish in its float32 rounding (2⁻²⁴); smaller ones are not expected.
 _VISIBLE = 2.0**-16
+#: Largest error of a trained tensor's gradient, relative to its size, in float32 and in narrower formats; and the share
+#: of the whole gradient below which a tensor's own size does not count.
+_FLOAT32_ERROR, _NARROW_ERROR, _SMALL_PART = 1e-3, 0.5, 1e-3
 
 
 class StorageParted(RuntimeError):
@@ -23,6 +29,10 @@ class StorageParted(RuntimeError):
 
 class UpdateLost(RuntimeError):
     """The optimiser had a gradient and a learning rate, and a trained tensor stayed as it was."""
+
+
+class GradientWrong(RuntimeError):
+    """A sample's gradient in the arena is not the one that ordinary autograd finds for that sample alone."""
 
 
 def check_attached(model: nn.Module, adapters: Adapters, device: torch.device) -> None:
@@ -82,6 +92,40 @@ def check_reads_state(current: TrainingPass, state: Tensor) -> None:
     """
     if current.state.data_ptr() != state.data_ptr() or current.state.stride() != state.stride():
         raise StorageParted("the training pass reads a copy of the state, not the state that the optimiser updates")
+
+
+def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int, tuple[Tensor, bool]]) -> None:
+    """Compares rows of the arena with what plain torch found for their samples alone.
+
+    Each trained tensor is compared by itself, against its own size; what is below a thousandth of the whole gradient is
+    rounding of larger numbers.
+
+    Args:
+        gradients: float32 ``[S,P]``.
+        expected: by row, of some of the samples, float32 ``[P]``, and whether all is computed in float32: elsewhere
+            only gross errors can be told from rounding.
+
+    Raises:
+        GradientWrong: names the tensor and the size of the error.
+    """
+    for row, (reference, is_exact) in expected.items():
+        most = _FLOAT32_ERROR if is_exact else _NARROW_ERROR
+        found, reference = gradients[row].double(), reference.double()
+        if not bool(found.isfinite().all() and reference.isfinite().all()):
+            continue  # counts as zero in the sum, whatever it is
+        whole = float(reference.norm())
+        for place in adapters.layout.places:
+            columns = slice(place.start, place.start + place.size)
+            size = max(float(reference[columns].norm()), _SMALL_PART * whole)
+            error = float((found[columns] - reference[columns]).norm())
+            if error > most * size + 1e-30:
+                raise GradientWrong(
+                    f"sample {row} of a private batch: the gradient of {place.name} differs by "
+                    f"{error / max(size, 1e-30):.2g} of its size from the same sample alone under ordinary autograd "
+                    f"(rounding allows {most:g}): clipping would bound something else. An operation, or the model, "
+                    "computes wrongly in a batch; reinstall ffalora (make build), and if it stays, report it. "
+                    "privacy.check_gradients=false turns this comparison off"
+                )
 
 
 class UpdateWatch:

@@ -46,6 +46,10 @@ class DropoutKeys:
     samples: np.ndarray
     shared: int = 0
 
+    def only(self, row: int) -> DropoutKeys:
+        """Of one sample of the batch."""
+        return DropoutKeys(self.samples[row : row + 1], self.shared)
+
     @classmethod
     def of(
         cls,

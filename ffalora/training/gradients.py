@@ -18,8 +18,9 @@ from ..adapters.dropout import DropoutMasks
 from ..models.packing import pack, packed_attention, packed_segments
 from .admission import check_batch
 from .arena import Arena
-from .detectors import check_reads_state
+from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, keyed_dropout
+from .plain import plain_gradient
 from .probe import Probe, check_losses
 
 
@@ -101,6 +102,7 @@ def segment_gradients(
     Raises:
         ValueError: not one row and one loss a sample. SamplesNotIndependent: the model or the loss mixes samples.
         GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
+        GradientWrong: the probe compares, and a gradient is not that of its sample alone.
     """
     state = adapters.state()[None] if state is None else state
     rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
@@ -115,6 +117,7 @@ def segment_gradients(
     check_reads_state(current, state)
     keys = dropout or DropoutKeys.fresh(samples)
     current.masks = DropoutMasks(torch.as_tensor(keys.samples).to(device))
+    padded = inputs
     if packed:
         inputs = pack(inputs)
         current.packed, current.masks.starts = packed_segments(inputs, current), inputs["cu_seq_lens_q"]
@@ -125,6 +128,11 @@ def segment_gradients(
         check_losses(found, samples)
         found.sum().backward()
     arena.check_written(current.squares)
+    if probe is not None and not per_client and samples and probe.is_to_compare(state):
+        for i in {0, samples - 1}:
+            one = {name: value[i : i + 1] for name, value in padded.items()}, targets[i : i + 1]
+            alone = plain_gradient(model, adapters, losses, *one, state[rows[i]], keys.only(i))
+            check_gradients(adapters, current.arena, {i: alone})
     return SegmentGradients(current.arena, current.squares, current.client, found.detach())
 
 

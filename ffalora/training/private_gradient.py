@@ -32,6 +32,7 @@ class PrivateGradient:
         ledger: charged one step a call of :meth:`step`, before anything is computed.
         max_grad_norm: clipping norm C.
         noise: where the noise comes from.
+        check_gradients: compare the first gradients with ordinary autograd's (see ``Probe.recomputes``).
 
     Raises:
         ValueError: a trainable tensor is not the adapters'. SamplesNotIndependent: batch normalisation.
@@ -45,12 +46,13 @@ class PrivateGradient:
         ledger: PrivacyLedger,
         max_grad_norm: float,
         noise: NoiseSource,
+        check_gradients: bool = True,
     ):
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
         self.model, self.adapters, self.losses = model, adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
-        self._arena, self._probe = Arena(adapters, self.device), Probe(adapters)
+        self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)
         self.clipped = self.nonfinite = 0
 
     def step(
@@ -77,9 +79,24 @@ class PrivateGradient:
             SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart.
         """
         self.ledger.charge()
+        total, losses, norms = self.clipped_sum(number, batches, model)
+        self.clipped += int((norms > self.max_grad_norm).sum())
+        self.nonfinite += int((~norms.isfinite()).sum())
+        gradient = self._noisy_mean(total, number)
+        return gradient, float(losses.mean()) if len(losses) else float("nan")
+
+    def clipped_sum(
+        self,
+        number: int,
+        batches: Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]],
+        model: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The clipped sum without noise, float64 ``[1,P]``, losses ``[S]`` and norms before clipping ``[S]``; nothing
+        is charged, so that none of them may be released. Arguments as in :meth:`step`.
+        """
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
-        losses: list[Tensor] = []
+        losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
         shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
         for samples, inputs, targets in batches:
             found = segment_gradients(
@@ -94,12 +111,9 @@ class PrivateGradient:
                 probe=self._probe,
                 dropout=DropoutKeys.of(self.noise, *self._named(len(samples), number), samples, shared),
             )
-            norms = found.clip_into_(total, self.max_grad_norm)
-            self.clipped += int((norms > self.max_grad_norm).sum())
-            self.nonfinite += int((~norms.isfinite()).sum())
+            norms.append(found.clip_into_(total, self.max_grad_norm))
             losses.append(found.losses)
-        gradient = self._noisy_mean(total, number)
-        return gradient, float(torch.cat(losses).mean()) if losses else float("nan")
+        return total, torch.cat(losses), torch.cat(norms)
 
     def write(self, gradient: Tensor) -> None:
         """Puts the row ``[P]`` into ``.grad`` of the trained tensors."""

@@ -27,12 +27,16 @@ class Probe:
         adapters: of the model that is trained.
         private: samples are protected, and must not be mixed.
         packed: samples are laid end to end; the model must give the same outputs as for padded ones.
+        recomputes: compare gradients with ordinary autograd's, in the first batch and once more when the state has
+            moved (with ``b`` zero and all clients alike, half of what can be wrong does not show).
     """
 
     adapters: Adapters
     private: bool = True
     packed: bool = False
+    recomputes: bool = False
     _open: set[str] = field(default_factory=lambda: {"uses", "packing", "independence"}, init=False, repr=False)
+    _compared: list[float] = field(default_factory=list, init=False, repr=False)
 
     def look(
         self, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor], targets: Tensor
@@ -55,6 +59,16 @@ class Probe:
                 logits = logits_of(model(**inputs))
             check_losses_independence(losses, logits, targets)
             self._open.remove("independence")
+
+    def is_to_compare(self, state: Tensor) -> bool:
+        """Whether gradients at this state, float32 ``[C,P]``, are to be compared: in two batches of different ones."""
+        if not (self.private and self.recomputes) or len(self._compared) == 2:
+            return False
+        size = float(state.double().square().sum())
+        if size in self._compared:
+            return False
+        self._compared.append(size)
+        return True
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ class TrainingSetup:
             raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
         self.check_model()
         self.arena = Arena(self.adapters, self.device)
-        self.probe = Probe(self.adapters, self.private, self.packed)
+        self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
         if self.token_budget is None:
             self.token_budget = token_budget(self.model, self.data, self.device)
 

@@ -14,7 +14,7 @@ from ffalora_kernels import privatize_step_
 from ..privacy.clipping import per_layer_thresholds
 from ..privacy.noise import SeededNoise
 from .admission import ledger_of
-from .batches import packed_batches, physical_batches
+from .batches import PhysicalBatches, packed_batches, physical_batches
 from .detectors import UpdateWatch
 from .gradients import segment_gradients
 from .optim import Moments
@@ -59,11 +59,32 @@ class LogicalStep:
         budget = setup.token_budget or 1
         if workers is not None:  # their free memory, and so the budget, may differ
             drawn, [[budget]] = (workers.same_for_all(each) for each in (drawn, [np.array([budget])]))
+        losses, norms, rows, plan = self.clipped_sums(drawn, int(budget))
         counts = [len(one) for one in drawn]
-        row_of, samples = np.repeat(np.arange(len(drawn)), counts), np.concatenate(drawn)
+        self._update(counts, lr_factor)
+        limits = torch.tensor(self.norms).double() if setup.private else None
+        report.add_step(losses, norms, rows, limits, counts, plan)
+        self._adapt_clipping(norms, rows)
+        for participant in self.cohort:
+            participant.steps_taken += 1
+
+    def clipped_sums(
+        self, drawn: Sequence[np.ndarray], budget: int
+    ) -> tuple[list[Tensor], Tensor, Tensor, PhysicalBatches]:
+        """Puts each participant's clipped sum, without noise, into its row of ``total``.
+
+        Args:
+            drawn: a participant's samples each, indices into the data; budget: most tokens in a physical batch.
+
+        Returns:
+            losses of the physical batches; norms float64 ``[S]`` before clipping, and whose they are ``[S]``; and how
+            the logical batch was cut. All computed on private data.
+        """
+        setup, workers = self.setup, self.setup.workers
+        row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
         cut = packed_batches if setup.packed else physical_batches
         most = setup.arena.most_rows if setup.private else None
-        plan = cut(setup.data.lengths[samples], int(budget), max_samples=most)
+        plan = cut(setup.data.lengths[samples], budget, max_samples=most)
         self.total.zero_()
         merged = self._merged_weights()
         losses, norms, rows = [], [torch.empty(0, dtype=torch.float64)], [np.empty(0, dtype=np.int64)]
@@ -78,13 +99,7 @@ class LogicalStep:
         if workers is not None:
             workers.add_up_(self.total)
             losses, norms, rows = workers.gather(losses, norms, rows)
-        self._update(counts, lr_factor)
-        whole_norms, whole_rows = torch.cat(norms), torch.from_numpy(np.concatenate(rows))
-        limits = torch.tensor(self.norms).double() if setup.private else None
-        report.add_step(losses, whole_norms, whole_rows, limits, counts, plan)
-        self._adapt_clipping(whole_norms, whole_rows)
-        for participant in self.cohort:
-            participant.steps_taken += 1
+        return losses, torch.cat(norms), torch.from_numpy(np.concatenate(rows)), plan
 
     def _charge(self) -> None:
         for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):

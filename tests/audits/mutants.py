@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from ffalora.adapters import autograd
+from ffalora.adapters.dropout import DropoutMasks
+from ffalora.audits import bounds, own
+from ffalora.data.examples import TokenizedDataset
+from ffalora.privacy import statement
 from ffalora.privacy.accounting import PrivacyLedger
+from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
-from ffalora.training import gradients
+from ffalora.training import gradients, sensitivity
 from ffalora.training import step as step_module
+from ffalora.training.dropout import DropoutKeys
 from ffalora.training.engine import Engine
 from ffalora.training.participant import Participant
 from ffalora.training.step import LogicalStep
@@ -91,11 +98,109 @@ def empty_draws_add_no_noise(patch) -> None:
     patch.setattr(LogicalStep, "_update", update)
 
 
+def dropout_masks_by_position(patch) -> None:
+    """One generator for the whole batch: a sample more or less redraws everybody's masks."""
+    patch.setattr(DropoutMasks, "keep", lambda self, shape, p: torch.rand(tuple(shape)) >= p)
+
+
+def dropout_keys_by_position(patch) -> None:
+    real = DropoutKeys.of.__func__
+
+    def of(cls, noise, client, step, sample, *rest):
+        return real(cls, noise, client, step, np.arange(len(sample)), *rest)
+
+    patch.setattr(DropoutKeys, "of", classmethod(of))
+
+
+def dropout_masks_fresh_in_each_pass(patch) -> None:
+    patch.setattr(DropoutKeys, "of", classmethod(lambda cls, noise, client, step, sample, *_: cls.fresh(len(sample))))
+
+
+def dropout_masks_repeat_every_step(patch) -> None:
+    real = DropoutKeys.of.__func__
+
+    def of(cls, noise, client, step, *rest):
+        return real(cls, noise, client, np.zeros_like(step), *rest)
+
+    patch.setattr(DropoutKeys, "of", classmethod(of))
+
+
+def secure_dropout_from_a_public_seed(patch) -> None:
+    real = DropoutKeys.of.__func__
+    patch.setattr(DropoutKeys, "of", classmethod(lambda cls, noise, *rest: real(cls, SeededNoise(0), *rest)))
+
+
+def clipping_norm_doubled(patch) -> None:
+    real = gradients.clip_reduce_
+    patch.setattr(
+        gradients, "clip_reduce_", lambda t, a, c, norm, *rest, **options: real(t, a, c, 2 * norm, *rest, **options)
+    )
+
+
+def rows_counted_twice(patch) -> None:
+    real = gradients.clip_reduce_
+
+    def twice(*arguments, **options):
+        real(*arguments, **options)
+        return real(*arguments, **options)
+
+    patch.setattr(gradients, "clip_reduce_", twice)
+
+
+def collator_mixes_neighbours(patch) -> None:
+    """Every sample gets the label of the sample before it in the batch."""
+    real = TokenizedDataset.collate
+
+    def collate(self, indices):
+        inputs, targets = real(self, indices)
+        return inputs, targets.roll(1)
+
+    patch.setattr(TokenizedDataset, "collate", collate)
+
+
+def gradients_are_not_compared(patch) -> None:
+    patch.setattr(gradients, "check_gradients", lambda *_: None)
+
+
+def backward_scaled(patch) -> None:
+    real = autograd.backward
+
+    def scaled(dy, h, b, segments, scale, arena, column, **others):
+        dh = real(dy, h, b, segments, scale, arena, column, **others)
+        arena[:, column : column + b[0].numel()] *= 1.01
+        return dh
+
+    patch.setattr(autograd, "backward", scaled)
+
+
+def probe_leaves_nothing_out(patch) -> None:
+    real = sensitivity.moves
+    patch.setattr(sensitivity, "moves", lambda sums, batch, *rest: real(lambda _: sums(batch), batch, *rest))
+
+
+def audit_guesses_by_a_coin(patch) -> None:
+    real, rng = own.guess, np.random.default_rng(0)
+    patch.setattr(own, "guess", lambda kind, sees, scores, *rest: real(kind, sees, rng.random(len(scores)), *rest))
+
+
+def audit_ignores_delta(patch) -> None:
+    real = bounds.one_run_p_value
+    patch.setattr(bounds, "one_run_p_value", lambda m, r, v, epsilon, delta: real(m, r, v, epsilon, 0.0))
+
+
+def statement_gives_the_smallest_epsilon(patch) -> None:
+    patch.setattr(statement, "max", min, raising=False)
+
+
 MUTANTS = {
     mutant.__name__.replace("_", " "): mutant
     for mutant in (
         noise_halved, clipping_removed, head_without_noise, accounting_reset_each_round,
         poisson_replaced_by_a_fixed_batch, steps_are_not_charged, empty_draws_add_no_noise,
+        dropout_masks_by_position, dropout_keys_by_position, dropout_masks_fresh_in_each_pass,
+        dropout_masks_repeat_every_step, secure_dropout_from_a_public_seed, clipping_norm_doubled,
+        rows_counted_twice, collator_mixes_neighbours, gradients_are_not_compared, backward_scaled,
+        probe_leaves_nothing_out, audit_guesses_by_a_coin, audit_ignores_delta, statement_gives_the_smallest_epsilon,
     )
 }  # fmt: skip
 
