@@ -34,6 +34,11 @@ def tracked():
     return [ROOT / name for name in names if name and (ROOT / name).is_file() and (ROOT / name).suffix in TEXTS]
 
 
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def imports(file):
     """Absolute names of the modules that a file of the package imports, also inside functions."""
     package = file.relative_to(ROOT).with_suffix("").parts[:-1]
@@ -43,8 +48,8 @@ def imports(file):
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from names if names and all(is_module(name) for name in names) else [module, *names]
 
 
 def test_transformers_works_from_the_root_beside_the_folder_called_kernels():
@@ -125,13 +130,36 @@ def test_imports_go_one_way():
     assert upward == []
 
 
-def test_no_rooms_import_each_other_in_a_circle():
+def test_no_rooms_and_no_files_import_each_other_in_a_circle():
     arrows = imported_modules()
+    assert circles(arrows) == []
     rooms = {room: set() for room in (*ROOMS, "privacy")}
     for name, targets in arrows.items():
         if room_of(name):
             rooms[room_of(name)] |= {room_of(target) for target in targets} - {"", room_of(name)}
     assert circles(rooms) == []
+
+
+def code_lines(function):
+    """Lines of a function without its signature and its docstring."""
+    first = function.body[1:] if ast.get_docstring(function) else function.body
+    return function.end_lineno - first[0].lineno + 1 if first else 0
+
+
+def test_files_and_functions_stay_of_a_size_that_can_be_read_at_once():
+    files, functions = [], []
+    for file in [
+        *(ROOT / "ffalora").rglob("*.py"),
+        *(ROOT / "kernels").rglob("*.py"),
+        *(ROOT / "csrc").rglob("*.[ch]*"),
+    ]:
+        text = file.read_text()
+        if text.count("\n") > 320:
+            files.append(str(file.relative_to(ROOT)))
+        for node in ast.walk(ast.parse(text)) if file.suffix == ".py" else ():
+            if isinstance(node, ast.FunctionDef) and code_lines(node) > 60:
+                functions.append(f"{file.relative_to(ROOT)}:{node.name}")
+    assert (files, functions) == ([], [])
 
 
 def test_the_operations_know_nothing_of_the_layer_above_and_cpp_nothing_of_torch():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..adapters import Adapters
@@ -36,6 +36,7 @@ from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
+from .steps import LogicalSteps, classes_of, lengths_of
 from .terms import PrivacyArguments, check_arguments, default_losses, feature_digests, promised
 
 _LEDGER_NAME = "privacy_ledger"
@@ -144,7 +145,7 @@ class PrivateTrainer(Trainer):
         ledger, started, mode = self._new_ledger(self._spent()), self.adapters.state(), self.model.training
         some = np.random.default_rng().permutation(ledger.dataset_size)[:_DESCRIBED]
         features = [self.train_dataset[int(i)] for i in some]
-        chosen = extremes(some, np.array(_lengths(features)), _classes(features, self._label_name))
+        chosen = extremes(some, np.array(lengths_of(features)), classes_of(features, self._label_name))
         try:
             self.model.train()
             with self.compute_loss_context_manager():
@@ -164,12 +165,12 @@ class PrivateTrainer(Trainer):
         """One item a logical step; the sample itself is drawn in the step."""
         if self.train_dataset is None:
             raise ValueError("PrivateTrainer needs a train_dataset to train")
-        return DataLoader(_LogicalSteps(self._steps_per_epoch()), batch_size=1)
+        return DataLoader(LogicalSteps(self._steps_per_epoch()), batch_size=1)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         return (
             len(self.train_dataset)
-            if isinstance(dataloader.dataset, _LogicalSteps)
+            if isinstance(dataloader.dataset, LogicalSteps)
             else super().num_examples(dataloader)
         )
 
@@ -205,7 +206,7 @@ class PrivateTrainer(Trainer):
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
         features = [dataset[int(i)] for i in drawn]
-        lengths = _lengths(features)
+        lengths = lengths_of(features)
         size = self.args.per_device_train_batch_size
         plan = physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size)
         batches = []
@@ -300,26 +301,3 @@ class PrivateTrainer(Trainer):
             if not path.exists():
                 raise ValueError(f"{path} is missing: without its ledger a checkpoint's ε is unknown; start a new run")
             self.ledger.resume(load_ledger(path).state_dict())
-
-
-def _lengths(features: list[Any]) -> list[int]:
-    return [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
-
-
-def _classes(features: list[Any], name: str) -> np.ndarray | None:
-    """The labels where each sample has one number."""
-    labels = [f.get(name) if hasattr(f, "get") else None for f in features]
-    return np.array(labels) if all(label is not None and np.ndim(label) == 0 for label in labels) else None
-
-
-class _LogicalSteps(Dataset):
-    """What the Trainer iterates over: the numbers of an epoch's logical steps."""
-
-    def __init__(self, count: int):
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"step": index}

@@ -14,15 +14,27 @@ float64 arena, are accepted by the reference backend only: gradient checks need 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from . import dispatch
+from .checks import (
+    activation,
+    check_alike,
+    check_arena,
+    check_flat,
+    check_layer,
+    expect,
+    matrix,
+    on_one_device,
+    refuse_devices,
+    refuse_grad,
+    refuse_tokens,
+    signed,
+)
 from .segments import Segments
 
-ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OPTIMIZERS = ("sgd", "adamw")
 CLIPPING_MODES = ("flat", "automatic")
 
@@ -53,7 +65,7 @@ def expand_(y: Tensor, h: Tensor, b: Tensor, segments: Segments, scale: float) -
         segments: covers the M tokens.
         scale: ``alpha/R`` or ``alpha/√R``.
     """
-    _check_layer("expand_", "y", y, h, b, segments)
+    check_layer("expand_", "y", y, h, b, segments)
     _expand(y, h, b, segments.offsets, segments.client, scale, segments.longest)
 
 
@@ -88,8 +100,8 @@ def backward(
     Returns:
         ``dh [M,R]`` in the dtype of ``h``.
     """
-    width = _check_layer("backward", "dy", dy, h, b, segments)
-    _check_arena(arena, column, width, squares, slot, segments, like=dy)
+    width = check_layer("backward", "dy", dy, h, b, segments)
+    check_arena(arena, column, width, squares, slot, segments, like=dy)
     return _backward(
         dy, h, b, segments.offsets, segments.client, scale, segments.longest,
         arena, column, squares, slot, accumulate, deterministic,
@@ -115,18 +127,18 @@ def outer(
         segments, scale, arena, column, squares, slot, accumulate: as in :func:`backward`.
     """
     if torch.is_grad_enabled() and (p.requires_grad or (q is not None and q.requires_grad)):
-        _refuse_grad("outer")
-    tokens, width = _activation("outer", "p", p)
+        refuse_grad("outer")
+    tokens, width = activation("outer", "p", p)
     q_tokens = tokens
     if q is not None:
-        q_tokens, k = _activation("outer", "q", q)
+        q_tokens, k = activation("outer", "q", q)
         width *= k
-        _check_alike("outer", "p", p, "q", q)
+        check_alike("outer", "p", p, "q", q)
     if not tokens == q_tokens == segments.n_tokens:
-        _refuse_tokens("outer", segments, p=p, q=q)
+        refuse_tokens("outer", segments, p=p, q=q)
     if segments.offsets.device != p.device:
-        _refuse_devices("outer", offsets=segments.offsets, p=p, q=q)
-    _check_arena(arena, column, width, squares, slot, segments, like=p)
+        refuse_devices("outer", offsets=segments.offsets, p=p, q=q)
+    check_arena(arena, column, width, squares, slot, segments, like=p)
     _outer(p, q, segments.offsets, scale, segments.longest, arena, column, squares, slot, accumulate)
 
 
@@ -161,17 +173,17 @@ def clip_reduce_(
     """
     if mode not in CLIPPING_MODES:
         raise ValueError(f"mode must be one of {CLIPPING_MODES}, got {mode!r}")
-    s, p = _matrix("arena", arena)
-    c, g = _matrix("max_grad_norm", max_grad_norm)
-    _expect("total", total, (c, p), torch.float64)
-    _expect("client", client, (s,), torch.int32)
-    _expect("group_columns", group_columns, (g + 1,), torch.int32)
-    _expect("max_grad_norm", max_grad_norm, (c, g), torch.float64)
+    s, p = matrix("arena", arena)
+    c, g = matrix("max_grad_norm", max_grad_norm)
+    expect("total", total, (c, p), torch.float64)
+    expect("client", client, (s,), torch.int32)
+    expect("group_columns", group_columns, (g + 1,), torch.int32)
+    expect("max_grad_norm", max_grad_norm, (c, g), torch.float64)
     if squares is not None:
-        _expect("squares", squares, (s, g), torch.float64)
-    _check_flat("arena", arena)
-    if not _on_one_device(total, arena, client, max_grad_norm, squares):
-        _refuse_devices(
+        expect("squares", squares, (s, g), torch.float64)
+    check_flat("arena", arena)
+    if not on_one_device(total, arena, client, max_grad_norm, squares):
+        refuse_devices(
             "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm, squares=squares
         )
     return _clip_reduce(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
@@ -234,152 +246,30 @@ def privatize_step_(
         raise ValueError("optimizer='adamw' needs exp_avg, exp_avg_sq and age")
     if mu and anchor is None:
         raise ValueError(f"mu={mu} needs anchor, the point that the proximal term pulls towards")
-    c, p = _matrix("state", state)
-    _check_flat("state", state)
-    _expect("total", total, (c, p), torch.float64)
+    c, p = matrix("state", state)
+    check_flat("state", state)
+    expect("total", total, (c, p), torch.float64)
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("anchor", anchor)):
         if moment is not None:
-            _expect(name, moment, (c, p), torch.float32)
-            _check_flat(name, moment)
+            expect(name, moment, (c, p), torch.float32)
+            check_flat(name, moment)
     age = step if age is None else age
     for name, row in (("client_id", client_id), ("step", step), ("age", age)):
-        _expect(name, row, (c,), torch.int64)
+        expect(name, row, (c,), torch.int64)
     for name, row in (("noise_std", noise_std), ("denominator", denominator), ("lr", lr)):
-        _expect(name, row, (c,), torch.float64)
+        expect(name, row, (c,), torch.float64)
     if index is not None:
-        _expect("index", index, (p,), torch.int32)
-    if not _on_one_device(state, total, client_id, lr, anchor, exp_avg):
-        _refuse_devices(
+        expect("index", index, (p,), torch.int32)
+    if not on_one_device(state, total, client_id, lr, anchor, exp_avg):
+        refuse_devices(
             "privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg
         )
     _privatize_step(
         state, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, total=total, anchor=anchor, client_id=client_id, step=step,
-        age=age, noise_std=noise_std, denominator=denominator, lr=lr, index=index, key=_signed(key), stream=stream,
+        age=age, noise_std=noise_std, denominator=denominator, lr=lr, index=index, key=signed(key), stream=stream,
         optimizer=optimizer, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, mu=mu,
         dp_bias_correction=dp_bias_correction,
     )  # fmt: skip
-
-
-# ---- checks
-
-
-def _signed(key: int) -> int:
-    """The 64 bits of a key as a schema's ``int`` holds them."""
-    if not -(2**63) <= key < 2**64:
-        raise ValueError(f"key must fit into 64 bits, got {key}")
-    return key - 2**64 if key >= 2**63 else key
-
-
-def _check_layer(op: str, name: str, t: Tensor, h: Tensor, b: Tensor, segments: Segments) -> int:
-    """What ``expand_`` and ``backward`` share; t is ``y`` or ``dy``. Returns N·R."""
-    if torch.is_grad_enabled() and (t.requires_grad or h.requires_grad or b.requires_grad):
-        _refuse_grad(op)
-    tokens, n = _activation(op, name, t)
-    h_tokens, r = _activation(op, "h", h)
-    _check_alike(op, name, t, "h", h)
-    _check_b(b, (segments.n_clients, n, r), t, segments.offsets)
-    if not tokens == h_tokens == segments.n_tokens:
-        _refuse_tokens(op, segments, **{name: t, "h": h})
-    return n * r
-
-
-def _refuse_grad(op: str) -> NoReturn:
-    raise RuntimeError(f"{op} is not differentiable: call it inside an autograd.Function or under torch.no_grad()")
-
-
-def _activation(op: str, name: str, t: Tensor) -> torch.Size:
-    """The shape of ``t``, checked."""
-    shape = t.shape
-    if len(shape) != 2:
-        raise ValueError(f"{op}: {name} must be two-dimensional, got shape {tuple(shape)}")
-    if t.dtype not in ACTIVATION_DTYPES:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
-    if t.stride()[1] != 1 and shape[1] > 1:
-        raise ValueError(
-            f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()"
-        )
-    return shape
-
-
-def _check_alike(op: str, first: str, reference: Tensor, name: str, t: Tensor) -> None:
-    if t.dtype is not reference.dtype:
-        raise TypeError(f"{op}: {name} is {t.dtype} but {first} is {reference.dtype}; cast one of them")
-    if t.device != reference.device:
-        _refuse_devices(op, **{first: reference, name: t})
-
-
-def _check_b(b: Tensor, shape: tuple[int, int, int], like: Tensor, offsets: Tensor) -> None:
-    if b.shape != shape:
-        raise ValueError(f"b must be [C,N,R] = {shape}, got {tuple(b.shape)}")
-    if b.dtype is not like.dtype and b.dtype is not torch.float32:
-        raise TypeError(f"b must be float32 or {like.dtype} like the activations, got {b.dtype}")
-    if not (shape[0] and b.is_contiguous()) and not b[0].is_contiguous():
-        raise ValueError(f"each b[c] must be contiguous, got strides {b.stride()}; call .contiguous()")
-    device = like.device
-    if b.device != device or offsets.device != device:
-        _refuse_devices("b", b=b, activations=like, offsets=offsets)
-
-
-def _refuse_tokens(op: str, segments: Segments, **tensors: Tensor | None) -> NoReturn:
-    rows = {name: t.shape[0] for name, t in tensors.items() if t is not None}
-    name = next(name for name in rows if rows[name] != segments.n_tokens)
-    raise ValueError(f"{op}: {name} has {rows[name]} rows but the segments cover {segments.n_tokens} tokens")
-
-
-def _check_arena(
-    arena: Tensor, column: int, width: int, squares: Tensor | None, slot: int, segments: Segments, like: Tensor
-) -> None:
-    rows, columns = _matrix("arena", arena)
-    expected = torch.float64 if like.dtype is torch.float64 else torch.float32
-    if arena.dtype is not expected:
-        raise TypeError(f"arena must be {expected}, got {arena.dtype}")
-    if rows != len(segments):
-        raise ValueError(f"arena has {rows} rows for {len(segments)} segments; pass arena[:S]")
-    if column < 0 or column + width > columns:
-        raise ValueError(f"arena has {columns} columns; column={column} and width {width} do not fit")
-    _check_flat("arena", arena)
-    device = like.device
-    if squares is not None:
-        s, slots = _matrix("squares", squares)
-        if s != rows or squares.dtype is not torch.float64 or not 0 <= slot < slots:
-            raise ValueError(
-                f"squares must be float64 [{rows}, slots > slot={slot}], got {squares.dtype} {tuple(squares.shape)}"
-            )
-    if arena.device != device or (squares is not None and squares.device != device):
-        _refuse_devices("arena", arena=arena, squares=squares, activations=like)
-
-
-def _check_flat(name: str, t: Tensor) -> None:
-    if t.is_contiguous():
-        return
-    shape, strides = t.shape, t.stride()
-    if t.numel() and shape[1] > 1 and (strides[1] != 1 or (shape[0] > 1 and strides[0] < shape[1])):
-        raise ValueError(f"{name} must be row-major, got shape {tuple(shape)} with strides {strides}")
-
-
-def _matrix(name: str, t: Tensor) -> torch.Size:
-    shape = t.shape
-    if len(shape) != 2:
-        raise ValueError(f"{name} must be two-dimensional, got shape {tuple(shape)}")
-    return shape
-
-
-def _expect(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if t.shape != shape or t.dtype is not dtype:
-        raise ValueError(f"{name} must be {dtype} of shape {shape}, got {t.dtype} {tuple(t.shape)}")
-
-
-def _on_one_device(first: Tensor, *others: Tensor | None) -> bool:
-    device = first.device
-    for t in others:
-        if t is not None and t.device != device:
-            return False
-    return True
-
-
-def _refuse_devices(op: str, **tensors: Tensor | None) -> NoReturn:
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
-    raise ValueError(f"{op}: all tensors must be on one device, got {devices}")
 
 
 # ---- registration
