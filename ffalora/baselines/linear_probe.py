@@ -2,9 +2,9 @@
 
 The private probe takes the same clients, ε, rounds and batch as the run beside it, and the same mechanism: Poisson
 samples, one clipped gradient a sample, noise, division by the expected batch (Abadi et al., CCS 2016), averages by
-data-set size (McMahan et al., AISTATS 2017). Steps are clip-normalised: the noisy mean is divided by C. The rate follows
-from the noise alone (:func:`rate_of`): far where there is little of it, and next to nothing where it would only carry a
-good start away.
+data-set size (McMahan et al., AISTATS 2017). Steps are clip-normalised: the noisy mean is divided by C. The rate
+follows from the noise alone (:func:`rate_of`): large where there is little of it, and next to nothing where it would
+only carry a good start away.
 """
 
 from __future__ import annotations
