@@ -7,13 +7,13 @@ their own: one noisy release of sums and counts (``class_means``) and a linear l
 """
 
 from .budget import Budget, noise_of
-from .class_means import ClassMeans, ReleasedSums, class_means, release_sums
 from .clients import ClientFeatures
+from .constant import Majority, majority
 from .features import head_features, states_read_by
 from .linear import LinearClassifier
-from .linear_probe import LinearProbe, ProbePlan, linear_probe, plain_probe
-from .majority import Majority, majority
-from .zero_shot import DEFAULT_TEMPLATES, class_texts, prototypes, zero_shot
+from .means import ClassMeans, ReleasedSums, class_means, release_sums
+from .probe import LinearProbe, ProbePlan, linear_probe, plain_probe
+from .texts import DEFAULT_TEMPLATES, class_texts, prototypes, zero_shot
 
 __all__ = [
     "DEFAULT_TEMPLATES",

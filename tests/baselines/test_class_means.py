@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from makers import clustered
 
 from ffalora.baselines import Budget, ClientFeatures, class_means, noise_of, prototypes, release_sums
-from ffalora.baselines.class_means import ReleasedSums, class_sums, joint_sensitivity
+from ffalora.baselines.means import ReleasedSums, class_sums, joint_sensitivity
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.noise import SecureNoise
 

@@ -8,7 +8,7 @@ import torch
 from makers import clustered
 
 from ffalora.baselines import Budget, ClientFeatures, LinearClassifier, ProbePlan, linear_probe, noise_of, plain_probe
-from ffalora.baselines.linear_probe import rate_of
+from ffalora.baselines.probe import rate_of
 from ffalora.privacy.accountants import epsilon
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.sampling import SeededDraw
@@ -56,6 +56,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_how_many_gradients_are_held_at_once_changes_nothing(monkeypatch):
+    clients, _ = clustered()
+    whole = trained(clients, ledgers_of(clients)).classifier.weight
+    monkeypatch.setattr("ffalora.baselines.probe._NUMBERS", 1)
+    assert torch.allclose(trained(clients, ledgers_of(clients)).classifier.weight, whole, atol=1e-6)
+
+
 def test_the_length_of_features_changes_nothing():
     clients, _ = clustered()
     longer = [replace(c, features=c.features * 4) for c in clients]
@@ -88,6 +95,12 @@ def test_a_probe_without_steps_of_influence_stays_where_it_started():
     plan = ProbePlan(rounds=1, local_steps=1, most_noise=1e-9)
     probe = trained(clients, ledgers_of(clients, steps=1), plan=plan, start=start)
     assert torch.allclose(probe.classifier.weight, start.weight, atol=1e-6)
+
+
+def test_a_sample_that_is_not_finite_leaves_a_finite_probe():
+    (first, second), _ = clustered()
+    first.features[3] = math.nan
+    assert trained([first, second], ledgers_of([first, second])).classifier.weight.isfinite().all()
 
 
 def test_ledgers_of_other_clients_or_mechanisms_are_refused():

@@ -8,7 +8,7 @@ noisy sums is post-processing.
 The server shrinks each class's mean, relative to the mean of all classes, towards a public guess where noise drowns
 it: with ``d_k`` the noisy deviation, ``v_k`` the variance of its noise and the prior ``d_k ~ (p_k, spread²)``,
 ``E[d_k] = (spread²·d_k + v_k·p_k)/(spread² + v_k)``. The guess is a fraction of the deviations of the classes' texts
-(see ``zero_shot``); without texts it is 0. Sources: Snell et al., NeurIPS 2017 (class means on frozen features);
+(see ``prototypes``); without texts it is 0. Sources: Snell et al., NeurIPS 2017 (class means on frozen features);
 Morris, JASA 1983 (parametric empirical Bayes); the sensitivity is derived above.
 """
 
@@ -146,7 +146,7 @@ def class_means(released: Sequence[ReleasedSums], directions: Tensor | None = No
 
     Args:
         released: of every client, with the same classes and C.
-        directions: float32 ``[L,D]`` of length 1, from ``zero_shot.prototypes``; None where classes have no texts.
+        directions: float32 ``[L,D]`` of length 1, from ``prototypes``; None where classes have no texts.
 
     Raises:
         ValueError: nothing released, or different C or shapes.
