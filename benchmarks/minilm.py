@@ -75,8 +75,8 @@ def reviews():
     """The tokenised training split of the movie reviews."""
     from ffalora.config import Config
     from ffalora.data.tokenize import prepare
-    from ffalora.federated.experiment import load_run_data
     from ffalora.models import load_model
+    from ffalora.runs.data import load_run_data
 
     config = Config()
     tokenizer = load_model(config.model, "classification", 2, 0, torch.device("cpu")).tokenizer

@@ -1,6 +1,6 @@
 """Breaks privacy on purpose, one way at a time, and records which tests notice: ``benchmarks/data/mutations.csv``.
 
-Each mutant of ``tests/privacy/mutants.py`` is loaded as a plugin of a test session of its own. A mutant that no test
+Each mutant of ``tests/audits/mutants.py`` is loaded as a plugin of a test session of its own. A mutant that no test
 notices fails the script.
 """
 
@@ -14,7 +14,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_engine.py", "test_audit.py", "test_accounting.py", "test_sampling.py", "test_refusals.py")
+TESTS = (
+    "training/test_engine.py",
+    "training/test_refusals.py",
+    "audits/test_audit.py",
+    "privacy/test_accounting.py",
+    "privacy/test_sampling.py",
+)
 MUTANTS = (
     "noise halved", "clipping removed", "head without noise", "accounting reset each round",
     "poisson replaced by a fixed batch", "steps are not charged", "empty draws add no noise",
@@ -36,9 +42,9 @@ def failures(mutant: str) -> list[str]:
         "-p",
         "no:cacheprovider",
     ]
-    command += [f"tests/privacy/{name}" for name in TESTS]
+    command += [f"tests/{name}" for name in TESTS]
     environment = os.environ | {"FFALORA_MUTANT": mutant, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests/privacy"), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests/audits"), environment.get("PYTHONPATH", "")])
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"the test session failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")

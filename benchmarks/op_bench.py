@@ -15,13 +15,17 @@ from record import OK, Row
 def run_case(
     case: OpCase, section: str, clock: Clock, copy_gb_per_s: float, repeats: int, seconds: float, gate: str = "not run"
 ) -> list[Row]:
-    """One row a provider; a provider with a wrong result gets an error and no time."""
+    """One row a provider; a provider with a wrong result gets an error and no time.
+
+    Calls work on copies: the inputs of the case stay as they were drawn, and it may be run again.
+    """
     rows = {}
     for name, candidate in case.candidates.items():
         row = Row(section, case.name, name, gate=gate, bytes=case.bytes, config={"flops": case.flops})
         status, error = check(case, candidate)
         rows[name] = replace(row, status=status, error=error)
-    sound = {name: _call(case, case.candidates[name]) for name, row in rows.items() if row.status == OK}
+    inputs = [_clone(drawn) for drawn in case.inputs]
+    sound = {name: _call(case.candidates[name], inputs) for name, row in rows.items() if row.status == OK}
     for name, timing in interleave(sound, clock, repeats, seconds).items():
         speed = case.bytes / timing.median / 1e6 if timing.samples else math.nan
         rows[name] = replace(
@@ -53,8 +57,8 @@ class _Outcome:
         self.status, self.samples = OK, []
 
 
-def _call(case: OpCase, candidate: Candidate):
-    return lambda number: candidate(case.inputs[number % len(case.inputs)])
+def _call(candidate: Candidate, inputs: list[Inputs]):
+    return lambda number: candidate(inputs[number % len(inputs)])
 
 
 def _clone(inputs: Inputs) -> Inputs:

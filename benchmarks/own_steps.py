@@ -27,9 +27,9 @@ def make_engine(
     from ffalora.adapters import AdapterConfig, attach
     from ffalora.config import OptimizerConfig, PrivacyConfig
     from ffalora.models import compile_model
-    from ffalora.privacy.engine import Engine
     from ffalora.privacy.noise import SeededNoise
     from ffalora.privacy.sampling import SeededDraw
+    from ffalora.training.engine import Engine
 
     model = work.build(work.dtype, work.attention).eval()
     config = AdapterConfig(
@@ -82,7 +82,7 @@ def ours(
         token_budget: most tokens of a physical batch; None takes what suits model and memory.
     """
     from ffalora.privacy.accounting import PrivacyLedger
-    from ffalora.privacy.engine import Participant
+    from ffalora.training.participant import Participant
 
     engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget)
     adapters = engine.adapters
@@ -131,7 +131,7 @@ def cohort(work: Workload, clients: int, one_pass: bool) -> Provider:
     The workload's logical batches are dealt to the clients in turn.
     """
     from ffalora.privacy.accounting import PrivacyLedger
-    from ffalora.privacy.engine import Participant
+    from ffalora.training.participant import Participant
 
     engine = make_engine(work, packed=True)
     number_of_step = [0]

@@ -1,8 +1,17 @@
-"""Fixtures that every test folder may use: embedded assets, fetched once into the cache, offline ever after."""
+"""Fixtures that every test folder may use: a tiny model with its data, and embedded assets, fetched once into the cache
+and offline ever after.
+"""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from small_runs import save_model, save_texts, small_config
+
+#: Drawing and running an example may take as long as a busy machine makes it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def _asset(name: str) -> Path:
@@ -30,3 +39,10 @@ def minilm_folder() -> Path:
 def asset_folder():
     """A function from an asset's name to its folder; skips the test where it cannot be had."""
     return _asset
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A function from changes to a configuration on the tiny model and data."""
+    folder = tmp_path_factory.mktemp("small")
+    return partial(small_config, save_model(folder / "model"), save_texts(folder / "texts.csv"))

@@ -5,11 +5,11 @@ import random
 from pathlib import Path
 
 from ffalora.config import Config, to_yaml
-from ffalora.plain import to_json
-from ffalora.privacy.optim import lr_factor
+from ffalora.files.numbers import to_json
 from ffalora.studies.theory import theory_config
 from ffalora.studies.theory.folder import to_csv
 from ffalora.studies.theory.plots import Rows
+from ffalora.training.optim import lr_factor
 
 SECONDS = 90.0
 

@@ -26,7 +26,6 @@ def _examples_are_importable(monkeypatch):
     sys.modules.pop("offline", None)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CHANGED)
 def test_an_example_learns_with_and_without_its_one_changed_line(name, tmp_path):
     ours = runpy.run_path(str(EXAMPLES / name))["main"]()
@@ -39,6 +38,5 @@ def test_an_example_learns_with_and_without_its_one_changed_line(name, tmp_path)
     assert ours < before and theirs < before
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_private_example_meets_its_target():
     assert 7.5 < runpy.run_path(str(EXAMPLES / "private_trainer.py"))["main"]() <= 8.0

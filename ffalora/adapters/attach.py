@@ -1,167 +1,28 @@
-"""Put adapters into a model, and the handle that reads, writes, merges and removes them."""
+"""Put adapters into a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import math
+import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapter_config import AdapterConfig
 from .base_layers import has_plain_weight, plain_weight, size_of
-from .core import CoreLinear
+from .handle import Adapters, replace_modules
 from .init import FROM_BASE, factors_from_base, initial_a
-from .layers import AdaptedLinear, TrainedLinear
-from .low_rank import LowRank
-from .memory import MemoryReport, memory_of
+from .layers import AdaptedLinear, TrainedLayer, TrainedLinear
 from .opacus_bridge import register_if_loaded
-from .state import Layout
-from .targets import find_head, find_targets, pattern_value
-from .trained_layer import TrainedLayer
-from .trained_linear import Trained
-from .training_pass import PassSlot, TrainingPass
-from .uses import probe_uses
+from .targets import find_head, find_targets, head_names, pattern_value
+from .training_pass import PassSlot
 from .variants import VARIANTS
 
-
-class Adapters:
-    """The adapters of one model.
-
-    Attributes:
-        model: the model, changed in place: targets are replaced, everything that is not trained is frozen.
-        config: what was asked for.
-        layers: the adapted layers by dotted name.
-        heads: the trained head's layers by dotted name; empty with a frozen head.
-        layout: who owns which columns of the flat state.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        config: AdapterConfig,
-        layers: Sequence[LowRank],
-        heads: Sequence[Trained],
-        passes: PassSlot,
-    ):
-        self.model = model
-        self.config = config
-        self.layers = {layer.name: layer for layer in layers}
-        self.heads = {head.name: head for head in heads}
-        self._passes = passes
-        self.layout = Layout([*layers, *heads])
-
-    def train_factors(self, trained: str) -> None:
-        """Switches which factor is trained: 'b', 'a' or 'both'. The layout changes with it; the values stay.
-
-        Raises:
-            ValueError: unknown ``trained``, or adapters with a core, where there is nothing to switch.
-        """
-        if (trained == "core") != (self.config.trained == "core") or trained not in ("b", "a", "both", "core"):
-            allowed = "'core'" if self.config.trained == "core" else "'b', 'a' or 'both'"
-            raise ValueError(f"trained must be {allowed}, got {trained!r}")
-        for layer in self.layers.values():
-            layer.train_factors(trained)
-        self.config = self.config.model_copy(update={"trained": trained})
-        self.layout = Layout([*self.layers.values(), *self.heads.values()])
-
-    def state(self) -> Tensor:
-        """A copy of every trained number as one row, float32 ``[P]``."""
-        return self.layout.gather()
-
-    def load_state_(self, row: Tensor) -> None:
-        """Writes a row ``[P]`` into the model's trained tensors."""
-        self.layout.scatter(row)
-
-    @contextmanager
-    def training_pass(self, current: TrainingPass) -> Iterator[None]:
-        """Within the block, layers read the state and write the arena of ``current``, not their own parameters."""
-        if self._passes.current is not None:
-            raise RuntimeError("a training pass is already under way on this model")
-        self._passes.current = current
-        try:
-            yield
-        finally:
-            self._passes.current = None
-
-    @contextmanager
-    def dropping_out(self) -> Iterator[None]:
-        """Within the block the adapters' own dropout is active, whatever mode the frozen model is in."""
-        before = {layer: layer.training for layer in self.layers.values()}
-        for layer in before:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer, mode in before.items():
-                layer.training = mode
-
-    def trained_layers(self) -> list[TrainedLayer]:
-        return [*self.layers.values(), *self.heads.values()]
-
-    def count_uses(self, inputs: Mapping[str, Any] | Tensor) -> dict[str, int]:
-        """How often one forward pass uses each trained layer; layers used more than once are set to accumulate.
-
-        Call it once before training where a model may share its layers (ALBERT): the answer is a property of the model,
-        not of a step. The probe runs without gradients, in evaluation mode, and leaves the random state as it was.
-
-        Args:
-            inputs: keyword arguments of the model's forward, or its one tensor.
-        """
-        return probe_uses(self.model, self.layout.layers.values(), inputs)
-
-    def merge(self) -> None:
-        """Adds every adapter to its base weight: the model then runs at the base model's speed."""
-        for layer in self.layers.values():
-            layer.merge()
-
-    def unmerge(self) -> None:
-        """Takes the adapters out of the base weights again (to rounding)."""
-        for layer in self.layers.values():
-            layer.unmerge()
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Within the block the model answers as if it had no adapters."""
-        for layer in self.layers.values():
-            layer.is_enabled = False
-        try:
-            yield
-        finally:
-            for layer in self.layers.values():
-                layer.is_enabled = True
-
-    def detach(self) -> nn.Module:
-        """Puts the original layers back (merged ones stay merged) and returns the model, frozen as it was."""
-        for layer in self.layers.values():
-            layer.take_back_initial_product()
-        _replace(self.model, {layer.module: layer.base_layer for layer in self.trained_layers()})
-        return self.model
-
-    def save(self, folder: str | Path, root: str = "") -> None:
-        """Writes PEFT's files: ``adapter_config.json`` and ``adapter_model.safetensors``.
-
-        Args:
-            folder: made if missing.
-            root: dotted name of the submodule that PEFT will wrap, where that is not the whole model.
-        """
-        from .peft import save_adapters
-
-        save_adapters(self, Path(folder), root)
-
-    def memory(self) -> MemoryReport:
-        """Bytes of base, frozen factors, trained tensors, and of a row of the arena."""
-        return memory_of(self)
-
-    def __repr__(self) -> str:
-        return (
-            f"Adapters({len(self.layers)} layers, {len(self.heads)} head layers, {self.layout.size:,} trained numbers)"
-        )
+if TYPE_CHECKING:
+    from ..config.adapter import AdapterConfig
 
 
-def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
+def attach(model: nn.Module, config: AdapterConfig | Any = None) -> Adapters:
     """Puts adapters on the linear layers that ``config`` names and freezes everything else.
 
     ``a`` depends on ``config.seed`` and the layer's name alone and ``b`` is zero (inits taken from the base weight: the
@@ -169,16 +30,18 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
 
     Args:
         model: any transformers model (or torch module with linear layers); changed in place.
-        config: defaults to FFA-LoRA of rank 8 on query and value projections.
+        config: defaults to FFA-LoRA of rank 8 on query and value projections. Any object with the attributes of
+            :class:`~ffalora.config.adapter.AdapterConfig` does (a dataclass, a ``SimpleNamespace``), unchecked; and a
+            ``peft.LoraConfig``, of which ``b`` is trained, and the task head where ``modules_to_save`` names it.
 
     Returns:
         The handle to the adapters.
 
     Raises:
-        ValueError: no layer matches, the model has adapters already, or a trained head holds something other than
-            linear layers. The model is unchanged then.
+        ValueError: no layer matches, the model has adapters already, a trained head holds something other than
+            linear layers, or a key of a ``peft.LoraConfig`` cannot be honoured. The model is unchanged then.
     """
-    config = config or AdapterConfig()
+    config = _settings(model, config)
     if any(isinstance(module, TrainedLayer) for module in model.modules()):
         raise ValueError("this model has adapters already; call detach() on their handle before attaching new ones")
     targets, head = find_targets(model, config), find_head(model)
@@ -196,9 +59,31 @@ def attach(model: nn.Module, config: AdapterConfig | None = None) -> Adapters:
     heads = []
     if config.head == "trained":
         heads = [TrainedLinear(base, name, passes) for name, base in head.items() if name not in targets]
-    _replace(model, {layer.base_layer: layer for layer in [*layers, *heads]})
+    replace_modules(model, {layer.base_layer: layer for layer in [*layers, *heads]})
     register_if_loaded()
     return Adapters(model, config, layers, heads, passes)
+
+
+def _settings(model: nn.Module, config: Any) -> AdapterConfig:
+    """The configuration as it is, ours of a ``peft.LoraConfig``, or the default."""
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(config, peft.PeftConfig):
+        from ..config.adapter import AdapterConfig
+
+        heads = head_names(model)
+        wanted = getattr(config, "modules_to_save", None) or []
+        if others := [w for w in wanted if not any(h == w or h.endswith(f".{w}") for h in heads)]:
+            raise ValueError(
+                f"modules_to_save={others!r} is not this model's task head ({', '.join(heads) or 'it has none'}), "
+                "which alone can be trained whole; leave it out"
+            )
+        ours = AdapterConfig.from_peft(config)
+        return ours.model_copy(update={"head": "trained" if wanted else "frozen"})
+    if config is None:
+        from ..config.adapter import AdapterConfig
+
+        return AdapterConfig()
+    return config
 
 
 def _make_layer(
@@ -206,18 +91,19 @@ def _make_layer(
 ) -> Any:
     rank, scale = _rank_and_scale(config, name)
     if config.method != "lora":
-        return VARIANTS[config.method](base, name, passes, config, rank, scale)
+        return VARIANTS[config.method](base, name, passes, config.seed, rank, scale)
     (n, k), device = size_of(base), base.weight.device
     a, b = factors or (initial_a(rank, k, config.init, config.seed, name), torch.zeros(n, rank))
     if config.trained == "core":
         b = initial_a(rank, n, config.init, config.seed, f"{name}.lora_B").T.contiguous()
-        return CoreLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout)
     return AdaptedLinear(base, name, passes, a.to(device), b.to(device), scale, config.dropout, config.trained)
 
 
 def _rank_and_scale(config: AdapterConfig, name: str) -> tuple[int, float]:
+    """R, and ``alpha/R`` or ``alpha/√R`` (rsLoRA; Kalajdzievski 2023)."""
     rank = pattern_value(config.rank_pattern, name, config.rank)
-    return rank, config.scale(rank, pattern_value(config.alpha_pattern, name, config.alpha))
+    alpha = pattern_value(config.alpha_pattern, name, config.alpha)
+    return rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
 
 
 def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -254,15 +140,5 @@ def _check_head(head: dict[str, nn.Module], model: nn.Module) -> None:
     if tied:
         raise ValueError(
             f"head='trained', but {tied[0]} shares its weight with the input embeddings, whose gradient is not "
-            f"computed per "
-            "sample; use head='frozen', or untie them"
+            "computed per sample; use head='frozen', or untie them"
         )
-
-
-def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Puts ``new[m]`` wherever the model holds ``m``: a shared layer hangs in several places."""
-    for parent in list(model.modules()):
-        if parent not in new.values():
-            for child, module in list(parent._modules.items()):
-                if module in new:
-                    parent._modules[child] = new[module]

@@ -6,7 +6,7 @@ segment's gradient there and returns none for the parameters; without one it ret
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ from ffalora_kernels import (
 from .training_pass import one_segment
 
 
-@dataclass(frozen=True)
-class Sink:
+class Sink(NamedTuple):
     """Where one layer's backward pass writes its segments' gradients.
 
     Attributes:
@@ -79,15 +78,7 @@ def adapted_linear(
             return adapted_linear(x, w, bias, a, b, scale, segments, sink, x_adapter, merged)
     flat = x.reshape(-1, x.shape[-1])
     flat_adapter = None if x_adapter is None else x_adapter.reshape(-1, x.shape[-1])
-    arena, squares, slot, column_a, column_b, accumulate = (
-        (None, None, 0, None, None, False)
-        if sink is None
-        else (sink.arena, sink.squares, sink.slot, sink.column_a, sink.column_b, sink.accumulate)
-    )
-    y = _AdaptedLinear.apply(
-        flat, flat_adapter, w, bias, a, b, segments.offsets, segments.client, arena, squares,
-        scale, segments.longest, slot, column_a, column_b, accumulate, merged,
-    )  # fmt: skip
+    y = _AdaptedLinear.apply(flat, flat_adapter, w, bias, a, b, scale, segments, sink, merged)
     return y.view(*x.shape[:-1], b.shape[1])
 
 
@@ -101,11 +92,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x, x_adapter, w, bias, a, b, offsets, client, arena, squares,
-        scale, longest, slot, column_a, column_b, accumulate, merged,
-    ):  # fmt: skip
-        segments = Segments(offsets, client, b.shape[0], longest, x.shape[0])
+    def forward(ctx, x, x_adapter, w, bias, a, b, scale, segments, sink, merged):
         source = x if x_adapter is None else x_adapter
         narrow_a = a.to(x.dtype)
         h = source @ narrow_a.T
@@ -114,11 +101,9 @@ class _AdaptedLinear(torch.autograd.Function):
             expand_(y, h, b, segments, scale)
         else:
             y = base_product(x, w, bias) if merged else adapted_product(x, w, bias, h, b, segments, scale)
-        trains_a = ctx.needs_input_grad[4] if arena is None else column_a is not None
+        trains_a = ctx.needs_input_grad[4] if sink is None else sink.column_a is not None
         ctx.save_for_backward(h, w, narrow_a, b, source if trains_a else None)
-        ctx.segments, ctx.arena, ctx.squares = segments, arena, squares
-        ctx.scale, ctx.slot, ctx.column_a, ctx.column_b = scale, slot, column_a, column_b
-        ctx.accumulate, ctx.merged = accumulate, merged
+        ctx.scale, ctx.segments, ctx.sink, ctx.merged = scale, segments, sink, merged
         ctx.trains_a, ctx.separate, ctx.dtypes = trains_a, x_adapter is not None, (a.dtype, b.dtype)
         return y
 
@@ -129,7 +114,7 @@ class _AdaptedLinear(torch.autograd.Function):
         needs_dx, needs_dx_adapter = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dy = dy if dy.stride(1) == 1 else dy.contiguous()
         da = db = dx = None
-        if ctx.arena is None:
+        if ctx.sink is None:
             dh, da, db = _parameter_gradients(ctx, dy, h, b, source)
         else:
             dh = _segment_gradients(ctx, dy, h, b, source, needs_dh=needs_dx or needs_dx_adapter)
@@ -141,23 +126,24 @@ class _AdaptedLinear(torch.autograd.Function):
             dx = adapter_dx
         dx_adapter = adapter_dx if needs_dx_adapter else None
         dbias = dy.sum(0) if ctx.needs_input_grad[3] else None
-        return dx, dx_adapter, None, dbias, da, db, *(None,) * 11
+        return dx, dx_adapter, None, dbias, da, db, None, None, None, None
 
 
 def _segment_gradients(ctx, dy, h, b, source, needs_dh):
     """Writes ``g`` (and the gradient of ``a``) per segment to the arena; returns ``dh``, or None if unneeded."""
-    sink = dict(squares=ctx.squares, accumulate=ctx.accumulate)
-    needs_dh = (needs_dh and not ctx.merged) or ctx.column_a is not None
+    sink, segments = ctx.sink, ctx.segments
+    where = dict(squares=sink.squares, accumulate=sink.accumulate)
+    needs_dh = (needs_dh and not ctx.merged) or sink.column_a is not None
     dh = None
-    if ctx.column_b is None:
+    if sink.column_b is None:
         dh = _dh(ctx, dy, b)
     elif needs_dh:
-        dh = backward(dy, h, b, ctx.segments, ctx.scale, ctx.arena, ctx.column_b, slot=ctx.slot, **sink)
+        dh = backward(dy, h, b, segments, ctx.scale, sink.arena, sink.column_b, slot=sink.slot, **where)
     else:
-        outer(dy, h, ctx.segments, ctx.scale, ctx.arena, ctx.column_b, slot=ctx.slot, **sink)
-    if ctx.column_a is not None:
-        slot_a = ctx.slot + (ctx.column_b is not None)
-        outer(dh, source, ctx.segments, 1.0, ctx.arena, ctx.column_a, slot=slot_a, **sink)
+        outer(dy, h, segments, ctx.scale, sink.arena, sink.column_b, slot=sink.slot, **where)
+    if sink.column_a is not None:
+        slot_a = sink.slot + (sink.column_b is not None)
+        outer(dh, source, segments, 1.0, sink.arena, sink.column_a, slot=slot_a, **where)
     return dh
 
 
@@ -166,7 +152,7 @@ def _parameter_gradients(ctx, dy, h, b, source):
     whole = one_segment(dy.shape[0], dy.device)
     da = db = None
     if ctx.needs_input_grad[5]:
-        arena = dy.new_empty(1, b[0].numel(), dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
+        arena = own_arena(dy, b[0].numel())
         dh = backward(dy, h, b, whole, ctx.scale, arena, 0)
         db = arena.view(b.shape).to(ctx.dtypes[1])
     else:
@@ -174,6 +160,11 @@ def _parameter_gradients(ctx, dy, h, b, source):
     if ctx.trains_a:
         da = (dh.T @ source).to(ctx.dtypes[0])
     return dh, da, db
+
+
+def own_arena(dy: Tensor, size: int) -> Tensor:
+    """An arena of one row, for the gradient of a whole batch."""
+    return dy.new_empty(1, size, dtype=torch.float64 if dy.dtype == torch.float64 else torch.float32)
 
 
 def _dh(ctx, dy, b):
@@ -196,25 +187,18 @@ def trained_linear(x: Tensor, w: Tensor, bias: Tensor | None, segments: Segments
         with torch.autocast(x.device.type, enabled=False):
             return trained_linear(x.to(narrow), w, bias, segments, sink)
     flat = x.reshape(-1, x.shape[-1])
-    y = _TrainedLinear.apply(
-        flat, w, bias, segments.offsets, segments.client, sink.arena, sink.squares,
-        segments.longest, sink.slot, sink.column_a, sink.column_b, sink.accumulate,
-    )  # fmt: skip
+    y = _TrainedLinear.apply(flat, w, bias, segments, sink)
     return y.view(*x.shape[:-1], w.shape[1])
 
 
 class _TrainedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x, w, bias, offsets, client, arena, squares, longest, slot, column_weight, column_bias, accumulate
-    ):
-        segments = Segments(offsets, client, w.shape[0], longest, x.shape[0])
+    def forward(ctx, x, w, bias, segments, sink):
         y = _per_client(x, w.transpose(1, 2), segments)
         if bias is not None:
-            y += bias.to(x.dtype)[_client_of_token(segments)] if len(bias) > 1 else bias[0].to(x.dtype)
+            y += bias.to(x.dtype)[client_of_token(segments)] if len(bias) > 1 else bias[0].to(x.dtype)
         ctx.save_for_backward(x, w)
-        ctx.segments, ctx.arena, ctx.squares, ctx.slot = segments, arena, squares, slot
-        ctx.column_weight, ctx.column_bias, ctx.accumulate = column_weight, column_bias, accumulate
+        ctx.segments, ctx.sink = segments, sink
         return y
 
     @staticmethod
@@ -222,12 +206,13 @@ class _TrainedLinear(torch.autograd.Function):
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         dy = dy if dy.stride(1) == 1 else dy.contiguous()
-        sink = dict(squares=ctx.squares, accumulate=ctx.accumulate)
-        outer(dy, x, ctx.segments, 1.0, ctx.arena, ctx.column_weight, slot=ctx.slot, **sink)
-        if ctx.column_bias is not None:
-            outer(dy, None, ctx.segments, 1.0, ctx.arena, ctx.column_bias, slot=ctx.slot + 1, **sink)
+        sink, segments = ctx.sink, ctx.segments
+        where = dict(squares=sink.squares, accumulate=sink.accumulate)
+        outer(dy, x, segments, 1.0, sink.arena, sink.column_a, slot=sink.slot, **where)
+        if sink.column_b is not None:
+            outer(dy, None, segments, 1.0, sink.arena, sink.column_b, slot=sink.slot + 1, **where)
         dx = _per_client(dy, w, ctx.segments) if ctx.needs_input_grad[0] else None
-        return dx, *(None,) * 11
+        return dx, None, None, None, None
 
 
 def _per_client(x: Tensor, w: Tensor, segments: Segments) -> Tensor:
@@ -235,9 +220,10 @@ def _per_client(x: Tensor, w: Tensor, segments: Segments) -> Tensor:
     w = w.to(x.dtype)
     if w.shape[0] == 1:
         return x @ w[0]
-    return torch.bmm(x.unsqueeze(1), w[_client_of_token(segments)]).squeeze(1)
+    return torch.bmm(x.unsqueeze(1), w[client_of_token(segments)]).squeeze(1)
 
 
-def _client_of_token(segments: Segments) -> Tensor:
+def client_of_token(segments: Segments) -> Tensor:
+    """The client of every token, int64 ``[M]``."""
     lengths = segments.offsets.diff().long()
     return segments.client.long().repeat_interleave(lengths, output_size=segments.n_tokens)

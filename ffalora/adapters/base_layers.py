@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 
 @torch.no_grad()
@@ -16,12 +17,11 @@ def add_to_weight(base: nn.Module, delta: Tensor, name: str) -> None:
     """
     if not has_plain_weight(base):
         raise ValueError(
-            f"{name}: a {type(base).__name__} with a {type(base.weight).__name__} weight of {base.weight.dtype} "
-            f"cannot hold "
-            "a merged adapter; keep it beside the base, or merge into an unquantised copy"
+            f"{name}: a {type(base).__name__} with a {type(base.weight).__name__} weight of {base.weight.dtype} cannot "
+            "hold a merged adapter; keep it beside the base, or merge into an unquantised copy"
         )
     w = base.weight
-    delta = delta.T if isinstance(base, Conv1D) else delta.view(w.shape)
+    delta = delta.T if conv1d(base) else delta.view(w.shape)
     w.copy_((w.to(delta.dtype) + delta).to(w.dtype))
 
 
@@ -31,17 +31,31 @@ def has_plain_weight(base: nn.Module) -> bool:
     return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
 
 
+def conv1d(base: nn.Module) -> Any:
+    """transformers' class Conv1D (its weight is ``[K,N]``) where ``base`` is one, else None. Told by its name: models
+    of bare torch need no transformers.
+    """
+    for kind in type(base).__mro__:
+        if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+            return kind
+    return None
+
+
 def plain_weight(base: nn.Module) -> Tensor:
     """The weight of a Linear, Conv1D or Conv2d as ``[N,K]``."""
+    if isinstance(base, nn.Linear):
+        return base.weight
     if isinstance(base, nn.Conv2d):
         return base.weight.flatten(1)
-    return base.weight.T if isinstance(base, Conv1D) else base.weight
+    return base.weight.T if conv1d(base) else base.weight
 
 
 def is_fused(base: nn.Module) -> bool:
     """Whether the base product is exactly ``x wᵀ + bias`` with a plain weight, and nothing is hooked onto it."""
+    plain = nn.Linear if isinstance(base, nn.Linear) else conv1d(base)
     return (
-        type(base).forward in (nn.Linear.forward, Conv1D.forward)
+        plain is not None
+        and type(base).forward is plain.forward
         and has_plain_weight(base)
         and "forward" not in base.__dict__
         and not base._forward_hooks
@@ -64,11 +78,11 @@ def size_of(base: nn.Module) -> tuple[int, int]:
     if isinstance(base, nn.Conv2d):
         if base.groups != 1 or base.padding_mode != "zeros" or isinstance(base.padding, str):
             raise ValueError(
-                f"a Conv2d with groups={base.groups}, padding={base.padding!r}, padding_mode={base.padding_mode!r} "
-                f"is not a linear "
-                "layer of patches; groups=1 and numeric zero padding are needed: leave the layer out (exclude_modules)"
+                f"a Conv2d with groups={base.groups}, padding={base.padding!r}, padding_mode={base.padding_mode!r} is "
+                "not a linear layer of patches; groups=1 and numeric zero padding are needed: leave the layer out "
+                "(exclude_modules)"
             )
         return base.out_channels, base.weight[0].numel()
-    if isinstance(base, Conv1D):
+    if conv1d(base):
         return base.weight.shape[1], base.weight.shape[0]
     return base.out_features, base.in_features

@@ -16,10 +16,10 @@ from peft.tuners.lora import layer as peft_lora
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from ..adapter_config import AdapterConfig
-from .attach import Adapters
+from ..config.adapter import AdapterConfig
+from ..config.peft_names import refusals
+from .handle import Adapters
 from .init import initial_a
-from .peft_config import from_peft, refusals
 from .peft_layers import Converted, ConvertedHead, FactorView, HeadView, converted_class
 from .training_pass import PassSlot
 
@@ -214,5 +214,5 @@ def _own_config(config: Any, layers: list[FactorView], trained: str, has_head: b
             "target_modules": names,
             "exclude_modules": None,
         }
-        values = from_peft({**known, "layers_to_transform": None, "layers_pattern": None}, trained)
+        values = AdapterConfig.from_peft({**known, "layers_to_transform": None, "layers_pattern": None}, trained)
     return values.model_copy(update={"head": "trained" if has_head else "frozen"})

@@ -1,24 +1,241 @@
-"""The layers that replace a model's own: an adapted linear layer, and a trained head."""
+"""The layers that replace a model's own, from a projection's input to the operation: adapted linear, trained head.
+
+Three kinds of base layer: *fused* ones (a plain weight: one autograd function owns base product and adapter), ones with
+a product of their *own* (quantised or subclassed layers: the base runs as it is, so that the gradient of its input goes
+through its own dequantised product), and *convolutions* (a linear layer of unfolded patches).
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from .low_rank import LowRank
-from .trained_layer import TrainedLayer
-from .trained_linear import Trained
-from .training_pass import PassSlot
+from .autograd import Sink, adapted_linear, trained_linear
+from .base_layers import add_to_weight, is_fused, plain_weight, unfold
+from .dropout import masked_dropout
+from .training_pass import PassSlot, TrainingPass, one_segment
 
-__all__ = ["AdaptedLinear", "TrainedLayer", "TrainedLinear"]
+
+class TrainedLayer:
+    """A layer with trained tensors that have places in the flat state.
+
+    Attributes:
+        name: dotted name of the layer in the model.
+        base_layer: the model's own layer.
+        places: first column of each trained tensor in state and arena, by tensor name.
+        slot: first column of this layer in ``squares``.
+        shared_use: the layer is used more than once in a forward pass, so that its gradients accumulate.
+        folded: its input leads with several rows a sample, one sample after another (windows, flattened tokens).
+    """
+
+    name: str
+    base_layer: nn.Module
+    places: dict[str, int]
+    slot: int
+    shared_use: bool
+    folded: bool
+    _passes: PassSlot
+
+    def take_place(self, name: str, passes: PassSlot) -> None:
+        """Sets what the layer needs before it has a place."""
+        self.name, self._passes = name, passes
+        self.places, self.slot, self.shared_use, self.folded = {}, 0, False, False
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose forward pass uses this layer (itself, unless it is a view of another library's layer)."""
+        if not isinstance(self, nn.Module):
+            raise NotImplementedError(f"{type(self).__name__} must name the module it stands for")
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's own weight (models ask their layers for its dtype and device)."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's own bias."""
+        return self.base_layer.bias
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained tensors by name, in the order of their columns and slots."""
+        raise NotImplementedError
+
+    def from_state(self, current: TrainingPass, name: str, like: Tensor) -> Tensor:
+        """The tensor of every client ``[C, *like.shape]`` as a view of the state; ``like`` where it is frozen."""
+        if name not in self.places:
+            return like.unsqueeze(0)
+        start = self.places[name]
+        return current.state[:, start : start + like.numel()].view(-1, *like.shape)
+
+    def sink(self, current: TrainingPass, first: str, second: str) -> Sink:
+        """Where the gradients of two tensors go."""
+        columns = self.places.get(first), self.places.get(second)
+        return Sink(current.arena, current.squares, self.slot, *columns, accumulate=self.shared_use)
+
+
+class LowRank(TrainedLayer):
+    """A base layer and its low-rank adapter, wherever the factors live (here, or in a layer of PEFT)."""
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    lora_core: nn.Parameter | None
+    scale: float
+    p_dropout: float
+    is_merged: bool
+    is_enabled: bool
+    training: bool
+    initial: tuple[Tensor, Tensor] | None = None
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """The layer's output: base product plus adapter, with the layer's own factors or, in a pass, every client's."""
+        current, base = self._passes.current, self.base_layer
+        if self.is_merged and current is not None:
+            raise RuntimeError(
+                f"{self.name} is merged into its base weight and cannot be trained; call unmerge() first"
+            )
+        if self.is_merged or not self.is_enabled:
+            return base(x)
+        if is_fused(base):
+            w = plain_weight(base)
+            return self._product(_cast(x, w.dtype), w, base.bias, current)
+        y = base(x)
+        if isinstance(base, nn.Conv2d):
+            tokens = self._product(unfold(base, _cast(x, y.dtype)), None, None, current)
+            return y + tokens.transpose(-1, -2).reshape(y.shape)
+        return y + self._product(_cast(x, y.dtype), None, None, current).to(y.dtype)
+
+    def _product(self, x: Tensor, w: Tensor | None, bias: Tensor | None, current: TrainingPass | None) -> Tensor:
+        """The adapter's product, and ``x wᵀ + bias`` with it unless ``w`` is None."""
+        dropped = None
+        if self.p_dropout and (self.training or current is not None):
+            dropped = masked_dropout(x, self.p_dropout, None if current is None else current.masks)
+        if self.lora_core is not None:
+            y = self._core_product(x if dropped is None else dropped, self.lora_core, current)
+            return y if w is None else y + linear(x, w, bias)
+        if w is None and dropped is not None:
+            x, dropped = dropped, None
+        if current is None:
+            segments, sink, merged = one_segment(x.numel() // x.shape[-1], x.device), None, None
+            a, b = self.lora_A, self.lora_B if self.lora_B.dtype == x.dtype else self.lora_B.float()
+            b = b.unsqueeze(0)
+        else:
+            segments, sink = current.segments_of(x, self.name, self.folded), self.sink(current, "lora_A", "lora_B")
+            merged = None if w is None or current.merged is None else current.merged.get(self.name)
+            a = self.from_state(current, "lora_A", self.lora_A)[0]
+            b = self.from_state(current, "lora_B", self.lora_B)
+        w = w if merged is None else merged
+        return adapted_linear(x, w, bias, a, b, self.scale, segments, sink, dropped, merged is not None)
+
+    def _core_product(self, x: Tensor, core: Tensor, current: TrainingPass | None) -> Tensor:
+        """``scale · b core_c a`` between frozen factors (LoRA-SB, Fed-SB)."""
+        h = linear(x, self.lora_A.to(x.dtype))
+        if current is None:
+            u = linear(h, core.to(x.dtype))
+        else:
+            sink = self.sink(current, "lora_core", "none")
+            segments = current.segments_of(x, self.name, self.folded)
+            u = trained_linear(h, self.from_state(current, "lora_core", core), None, segments, sink)
+        return self.scale * linear(u, self.lora_B.to(x.dtype))
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """The factors, ``b`` before ``a``: the order of columns and slots."""
+        core = {} if self.lora_core is None else {"lora_core": self.lora_core}
+        return {"lora_B": self.lora_B, "lora_A": self.lora_A, **core}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The factors that are trained, in the order of their columns and slots."""
+        return {name: factor for name, factor in self.factors().items() if factor.requires_grad}
+
+    def train_factors(self, trained: str) -> None:
+        """Trains 'b', 'a' or 'both' (with a core: 'core') and freezes the others.
+
+        Raises:
+            ValueError: a core is trained alone, and only where there is one.
+        """
+        if (trained == "core") != (self.lora_core is not None):
+            raise ValueError(f"{self.name}: a core is trained alone, where there is one; got trained={trained!r}")
+        for name, factor in self.factors().items():
+            factor.requires_grad_(trained in ("both", name.removeprefix("lora_").lower()))
+
+    def _left(self) -> Tensor:
+        """What multiplies ``a``: ``b``, or ``b core``."""
+        return self.lora_B if self.lora_core is None else self.lora_B @ self.lora_core
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """Both factors under the names and in the shapes of PEFT's files (a convolution's are convolutions)."""
+        a, b, base = self.lora_A, self._left(), self.base_layer
+        if isinstance(base, nn.Conv2d):
+            return {"lora_A.weight": a.view(-1, *base.weight.shape[1:]), "lora_B.weight": b.view(*b.shape, 1, 1)}
+        return {"lora_A.weight": a, "lora_B.weight": b}
+
+    def base_weight(self) -> Tensor:
+        """The base layer's weight as ``[N,K]``."""
+        return plain_weight(self.base_layer)
+
+    def delta(self) -> Tensor:
+        """``scale · b a`` (``scale · b core a``), float32 ``[N,K]``."""
+        return self.scale * (self._left() @ self.lora_A)
+
+    def merged_weight(self, row: Tensor) -> Tensor | None:
+        """``w + scale · b a`` with the factors of a row ``[P]`` of the state, ``[N,K]`` in the weight's dtype.
+
+        None for a base layer whose product is its own, and for a core, whose gradient needs ``a x`` anyway.
+        """
+        if self.lora_core is not None or not is_fused(self.base_layer):
+            return None
+        b, a = (
+            own if name not in self.places else row[self.places[name] : self.places[name] + own.numel()].view(own.shape)
+            for name, own in (("lora_B", self.lora_B), ("lora_A", self.lora_A))
+        )
+        w = self.base_weight()
+        return torch.addmm(w.float(), b, a, alpha=self.scale).to(w.dtype)
+
+    def give_up_initial_product(self) -> None:
+        """Takes ``scale · b a`` out of the base weight for good: the factors were taken from it (PiSSA, OLoRA)."""
+        self.initial = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+        self.add_to_base(-self.delta().detach())
+
+    def take_back_initial_product(self) -> None:
+        """Gives the base weight back what :meth:`give_up_initial_product` took, unless a merged adapter brings it."""
+        if self.initial is not None and not self.is_merged:
+            a, b = self.initial
+            self.add_to_base(self.scale * (b.to(self.lora_B.device) @ a.to(self.lora_A.device)))
+            self.initial = None
+
+    def merge(self) -> None:
+        """Adds the adapter to the base weight, in its dtype (bf16 loses small updates: keep the base in float32).
+
+        Raises:
+            ValueError: the base layer has no plain weight that could hold the sum.
+        """
+        if not self.is_merged:
+            self.add_to_base(self.delta())
+            self.is_merged = True
+
+    def unmerge(self) -> None:
+        """Takes the adapter out of the base weight again (to rounding)."""
+        if self.is_merged:
+            self.add_to_base(-self.delta())
+            self.is_merged = False
+
+    def add_to_base(self, delta: Tensor) -> None:
+        """Adds ``[N,K]`` to the base weight; ValueError where that is not a plain tensor."""
+        add_to_weight(self.base_layer, delta, self.name)
 
 
 class AdaptedLinear(LowRank, nn.Module):
-    """A frozen linear layer (Linear, Conv1D, Conv2d, or any subclass with a product of its own) plus ``scale · lora_B
-    lora_A``.
+    """A frozen linear layer (Linear, Conv1D, Conv2d, or a subclass with its own product) plus ``scale · b a``.
 
     Attributes:
-        base_layer: the layer that was replaced.
         lora_A: ``[R,K]`` and lora_B: ``[N,R]``, float32 (the names PEFT uses).
+        lora_core: ``[R,R]``, float32, zero at first, where ``trained`` is 'core': the adapter is then ``b core a``.
         scale: ``alpha/R`` or ``alpha/√R``.
     """
 
@@ -36,32 +253,22 @@ class AdaptedLinear(LowRank, nn.Module):
         nn.Module.__init__(self)
         self.take_place(name, passes)
         self.base_layer = base_layer
-        self.lora_A = nn.Parameter(a, requires_grad=trained in ("a", "both"))
-        self.lora_B = nn.Parameter(b, requires_grad=trained in ("b", "both"))
-        self.scale = scale
-        self.p_dropout = dropout
-        self.is_merged = False
-        self.is_enabled = True
+        self.lora_A, self.lora_B = nn.Parameter(a), nn.Parameter(b)
+        core = nn.Parameter(torch.zeros(len(a), len(a), device=a.device)) if trained == "core" else None
+        self.register_parameter("lora_core", core)
+        self.train_factors(trained)
+        self.scale, self.p_dropout = scale, dropout
+        self.is_merged, self.is_enabled = False, True
         self.train(base_layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapt(x)
-
-    @property
-    def weight(self) -> Tensor:
-        """The base layer's own weight (models ask their layers for its dtype and device)."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's own bias."""
-        return self.base_layer.bias
+        return self.adapted(x)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.p_dropout:g}"
 
 
-class TrainedLinear(Trained, nn.Module):
+class TrainedLinear(TrainedLayer, nn.Module):
     """A linear layer that is trained whole (a task head): weight ``[N,K]`` and bias ``[N]``."""
 
     base_layer: nn.Linear
@@ -70,9 +277,28 @@ class TrainedLinear(Trained, nn.Module):
         nn.Module.__init__(self)
         self.take_place(name, passes)
         self.base_layer = base_layer
-        for parameter in base_layer.parameters():
-            parameter.requires_grad_(True)
+        base_layer.requires_grad_(True)
         self.train(base_layer.training)
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Weight before bias: the order of columns and slots."""
+        return dict(self.base_layer.named_parameters())
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) if self._passes.current is None else self.trained_product(x)
+        return self.base_layer(x) if self._passes.current is None else head_product(self, x, self._passes.current)
+
+
+def head_product(head: TrainedLayer, x: Tensor, current: TrainingPass) -> Tensor:
+    """``x wᵀ + bias`` of a head that is trained whole, with every client's own tensors."""
+    w, bias = head.base_layer.weight, head.base_layer.bias
+    return trained_linear(
+        x,
+        head.from_state(current, "weight", w),
+        None if bias is None else head.from_state(current, "bias", bias),
+        current.segments_of(x, head.name, head.folded),
+        head.sink(current, "weight", "bias"),
+    )
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from .attach import Adapters
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -29,21 +26,24 @@ class MemoryReport:
     def __str__(self) -> str:
         mib = {name: value / 2**20 for name, value in vars(self).items()}
         return (
-            f"base {mib['base']:.1f} MiB, frozen factors {mib['frozen_factors']:.2f} MiB, trained "
-            f"{mib['trained']:.2f} MiB, "
-            f"arena {mib['arena_row']:.2f} MiB a sample"
+            f"base {mib['base']:.1f} MiB, frozen factors {mib['frozen_factors']:.2f} MiB, "
+            f"trained {mib['trained']:.2f} MiB, arena {mib['arena_row']:.2f} MiB a sample"
         )
 
 
-def memory_of(adapters: Adapters) -> MemoryReport:
-    """What ``adapters`` and their model take."""
-    trained = {id(p) for layer in adapters.trained_layers() for p in layer.trained().values()}
-    factors = {id(p) for layer in adapters.layers.values() for p in layer.factors().values()} - trained
+def memory_of(model: nn.Module, factors: Iterable[Tensor], trained: Iterable[Tensor], width: int) -> MemoryReport:
+    """What a model and its adapters take.
+
+    Args:
+        factors: of all adapters, trained or not.
+        trained: every trained tensor.
+        width: columns of the arena.
+    """
+    kinds = {id(p): "factors" for p in factors} | {id(p): "trained" for p in trained}
     sizes = {"base": 0, "factors": 0, "trained": 0}
-    for parameter in adapters.model.parameters():
-        part = "trained" if id(parameter) in trained else "factors" if id(parameter) in factors else "base"
-        sizes[part] += stored_bytes(parameter)
-    return MemoryReport(sizes["base"], sizes["factors"], sizes["trained"], 4 * adapters.layout.width)
+    for parameter in model.parameters():
+        sizes[kinds.get(id(parameter), "base")] += stored_bytes(parameter)
+    return MemoryReport(sizes["base"], sizes["factors"], sizes["trained"], 4 * width)
 
 
 def stored_bytes(tensor: Tensor) -> int:

@@ -50,9 +50,8 @@ def sample_gradients(layer: AdaptedLinear, activations: list[Tensor], backprops:
     """
     if layer.p_dropout and layer.training:
         raise NotImplementedError(
-            f"{layer.name}: Opacus keeps the input from before the adapter's dropout={layer.p_dropout}; set "
-            f"dropout=0, or "
-            "train with ffalora's own engine"
+            f"{layer.name}: Opacus keeps the input from before the adapter's dropout={layer.p_dropout}; set dropout=0, "
+            "or train with ffalora's own engine"
         )
     if isinstance(layer.base_layer, nn.Conv2d):
         raise NotImplementedError(

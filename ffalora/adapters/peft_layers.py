@@ -7,8 +7,7 @@ from typing import Any
 from peft.tuners.lora import layer as peft_lora
 from torch import Tensor, nn
 
-from .low_rank import LowRank
-from .trained_linear import Trained
+from .layers import LowRank, TrainedLayer, head_product
 from .training_pass import PassSlot
 
 #: PEFT's layers that are one product of a low-rank pair, by class name (the quantised ones exist only where installed).
@@ -17,6 +16,8 @@ CONVERTIBLE = ("Linear", "Conv2d", "Linear8bitLt", "Linear4bit", "TorchaoLoraLin
 
 class FactorView(LowRank):
     """One named adapter of a PEFT layer, seen as a low-rank layer with places in the flat state. It owns nothing."""
+
+    lora_core = None
 
     def __init__(self, source: Any, adapter: str, name: str, passes: PassSlot):
         self.source, self.adapter = source, adapter
@@ -102,7 +103,7 @@ class Converted:
         if names and not layer.disable_adapters and not layer.merged:
             reason = _not_ours(layer, names, args, kwargs)
             if reason is None:
-                return self.view(names[0]).adapt(x)
+                return self.view(names[0]).adapted(x)
             if self.ffalora_passes.current is not None:
                 raise RuntimeError(
                     f"{self.ffalora_name}: {reason}, which has no per-sample gradients; train one plain adapter"
@@ -164,7 +165,7 @@ def converted_class(kind: type) -> type | None:
     return _CLASSES.get(kind)
 
 
-class HeadView(Trained):
+class HeadView(TrainedLayer):
     """A linear layer of PEFT's ``modules_to_save``, seen as a trained layer with places in the flat state."""
 
     def __init__(self, source: nn.Linear, name: str, passes: PassSlot):
@@ -175,6 +176,9 @@ class HeadView(Trained):
     def module(self) -> nn.Module:
         return self.base_layer
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        return dict(self.base_layer.named_parameters())
+
 
 class ConvertedHead(nn.Linear):
     """A trained linear layer that writes its segments' gradients in a pass."""
@@ -182,4 +186,5 @@ class ConvertedHead(nn.Linear):
     ffalora_view: HeadView
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffalora_view.trained_product(x)
+        current = self.ffalora_view._passes.current
+        return super().forward(x) if current is None else head_product(self.ffalora_view, x, current)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from ..adapter_config import AdapterConfig
+from .base_layers import conv1d
+
+if TYPE_CHECKING:
+    from ..config.adapter import AdapterConfig
 
 #: Suffixes of the query and value projections, by family; 'auto' takes the first row that a model has.
 QUERY_VALUE = (
@@ -43,8 +46,8 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
         ValueError: nothing matches, or a name in ``target_modules`` matches nothing (near matches are listed).
     """
     wanted = config.target_modules
-    kinds = (nn.Linear, Conv1D) if wanted in ("auto", "all-linear") else (nn.Linear, Conv1D, nn.Conv2d)
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    kinds = (nn.Linear,) if wanted in ("auto", "all-linear") else (nn.Linear, nn.Conv2d)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, kinds) or conv1d(m)}
     if wanted == "auto":
         wanted = next((list(row) for row in QUERY_VALUE if any(_ends(n, s) for n in linear for s in row)), [])
         found = {n: m for n, m in linear.items() if any(_ends(n, s) for s in wanted)}

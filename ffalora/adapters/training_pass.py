@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ffalora_kernels import Segments
 
+from .dropout import DropoutMasks
+
 
 @dataclass(eq=False)
 class TrainingPass:
@@ -31,6 +33,7 @@ class TrainingPass:
         longest: samples in the largest segment.
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
         packed: segments of the tokens where the batch is one row of tokens without padding.
+        masks: of the adapters' dropout, which is on in a pass; None draws them by position.
     """
 
     state: Tensor
@@ -42,6 +45,7 @@ class TrainingPass:
     longest: int = 1
     merged: dict[str, Tensor] | None = None
     packed: Segments | None = None
+    masks: DropoutMasks | None = None
     _by_length: dict[int, Segments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,8 +69,7 @@ class TrainingPass:
             raise ValueError(
                 f"{name}: input of shape {tuple(x.shape)} does not lead with the {self.samples} samples of the batch, "
                 "nor with windows of one sample after another (count_uses finds those), so its per-sample gradients "
-                "are "
-                "undefined; leave the layer out (exclude_modules)"
+                "are undefined; leave the layer out (exclude_modules)"
             )
         length = tokens // samples if samples else 0
         if torch.compiler.is_compiling():

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .trained_layer import TrainedLayer
+from .layers import TrainedLayer
 
 Inputs: TypeAlias = Mapping[str, Any] | Tensor
 

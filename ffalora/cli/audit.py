@@ -12,7 +12,7 @@ import click
     "--target-epsilon", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True,
     help="Claimed ε; the noise is calibrated for it. May be given several times.",
 )  # fmt: skip
-@click.option("--delta", type=float, default=1e-7, show_default=True, help="δ.")
+@click.option("--delta", "--target-delta", "delta", type=float, default=1e-7, show_default=True, help="δ.")
 @click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True, help="Logical steps of the run.")
 @click.option(
     "--sample-rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
@@ -43,8 +43,8 @@ def command(
     ffalora audit
     ffalora audit --target-epsilon 3 --steps 50 --sample-rate 0.1 --output audits/poisson
     """
+    from ..audits.audit import audit_many_runs, audit_one_run, format_audits
     from ..privacy.accountants import noise_multiplier_for
-    from ..privacy.audit import audit_many_runs, audit_one_run, format_audits
 
     audits = []
     for target in target_epsilon:
@@ -56,7 +56,7 @@ def command(
             audits.append(audit_many_runs(*terms, runs, seed, noise, confidence))
     click.echo(format_audits(audits))
     if output is not None:
-        from ..report.audits import write_audits
+        from ..audits.plot import write_audits
 
         click.echo(f"\nwritten {', '.join(map(str, write_audits(audits, output)))}")
     if not all(audit.holds for audit in audits):

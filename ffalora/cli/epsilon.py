@@ -12,9 +12,11 @@ from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
 @click.option("--dataset-size", type=click.IntRange(min=1), help="Samples of the client.")
 @click.option("--batch-size", type=float, help="Expected logical batch.")
 @click.option("--steps", type=click.IntRange(min=1), help="Logical steps of all rounds together.")
-@click.option("--delta", type=float, default=1e-5, show_default=True, help="δ.")
+@click.option("--delta", "--target-delta", "delta", type=float, default=1e-5, show_default=True, help="δ.")
 @click.option("--noise-multiplier", type=float, help="σ: answers with ε.")
-@click.option("--target-epsilon", type=float, help="ε: answers with the σ that spends it.")
+@click.option(
+    "--target-epsilon", "--epsilon", "target_epsilon", type=float, help="ε: answers with the σ that spends it."
+)
 @click.option(
     "--sampling", type=click.Choice(SAMPLINGS), default="poisson", show_default=True, help="How batches are drawn."
 )

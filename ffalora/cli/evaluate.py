@@ -20,7 +20,7 @@ def command(folder: Path, as_json: bool, overrides: dict[str, Any]) -> None:
 
     --data.name FILE --data.evaluate_on test evaluates on other data with the same labels.
     """
-    from ..bundle import evaluate
+    from ..runs.bundle import evaluate
 
     hide_loading_bars()
     metrics = evaluate(folder, overrides)

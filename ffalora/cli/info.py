@@ -12,8 +12,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(device: str, as_json: bool) -> None:
     """Show versions, device, threads, number formats, and for each backend whether it works here, or why not."""
-    from ..environment import describe_environment
     from ..models import choose_device
+    from ..runs.environment import describe_environment
 
     found = describe_environment(choose_device(device))
     if as_json:

@@ -10,6 +10,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from ..config import Config, ConfigError, fields
+from ..config.messages import near_keys
+from ..config.names import dotted_names
 
 _NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false"}
 
@@ -23,13 +25,21 @@ class ConfigCommand(click.Command):
     def __init__(self, *args: Any, sections: tuple[str, ...] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs | {"context_settings": {"max_content_width": 110}})
         keys = {key: field for key, field in fields().items() if sections is None or key.partition(".")[0] in sections}
-        self._keys = {key.replace(".", "__"): key for key in keys}
+        flags = {flag: field for key, field in keys.items() for flag in (key, *dotted_names(key))}
+        self._keys = {flag.replace(".", "__"): flag for flag in flags}
         self._own = list(self.params)
-        self.params += [_option(key, field) for key, field in keys.items()]
+        self.params += [_option(flag, field, is_second=flag not in keys) for flag, field in flags.items()]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest, methods = _take_methods(args)
-        parsed = super().parse_args(ctx, rest)
+        try:
+            parsed = super().parse_args(ctx, rest)
+        except click.NoSuchOption as error:
+            near = near_keys(error.option_name.lstrip("-").replace("-", "_"), self._keys.values())
+            meant = " or ".join(f"'--{key}'" for key in near if key in self._keys.values())
+            if not meant:
+                raise
+            raise click.UsageError(f"No such option '{error.option_name}'; did you mean {meant}?", ctx=ctx) from None
         given = {key: ctx.params.pop(name) for name, key in self._keys.items()}
         ctx.params["overrides"] = {key: value.value for key, value in given.items() if value is not None} | methods
         return parsed
@@ -91,10 +101,14 @@ def describe_type(kind: Any) -> str:
     return _NAMES.get(kind, "YAML")
 
 
-def _option(key: str, field: FieldInfo) -> click.Option:
+def _option(key: str, field: FieldInfo, is_second: bool) -> click.Option:
+    """The flag of a key, or a second name of it, which is not shown on its own."""
     default = field.get_default(call_default_factory=True)
-    shown = "" if default is None else f"  [{_plain(default)}]"
-    return click.Option([f"--{key}", key.replace(".", "__")], type=_Value(field), help=f"{field.description}{shown}")
+    names = [f"--{other}" for other in dotted_names(key)]
+    shown = f"  (or {', '.join(names)})" if names else ""
+    shown += "" if default is None else f"  [{_plain(default)}]"
+    flags = [f"--{key}", key.replace(".", "__")]
+    return click.Option(flags, type=_Value(field), help=f"{field.description}{shown}", hidden=is_second)
 
 
 def _alternatives(kind: Any) -> list[Any]:

@@ -28,7 +28,7 @@ def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, ov
         raise click.UsageError("give texts to label, or lines on the standard input")
     if pairs and len(lines) % 2:
         raise click.UsageError(f"--pairs takes texts two by two, got {len(lines)}")
-    from ..bundle import predict
+    from ..runs.bundle import predict
 
     hide_loading_bars()
     asked = list(zip(lines[::2], lines[1::2], strict=True)) if pairs else lines

@@ -23,7 +23,7 @@ def command(config: Path | None, output: Path, steps: int, warmup: int, override
     Perfetto.
     """
     from ..config import load_config
-    from ..profile import profile_run
+    from ..federated.profile import profile_run
 
     runs = load_config(config, overrides).runs()
     name, chosen = next(iter(runs.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 
 import click
 
-from ..atomic import write_atomically
 from ..config import Config, ConfigError, load_config, to_yaml
-from ..config_values import differences
+from ..config.values import differences
+from ..files.atomic import write_atomically
 from .errors import Interrupted
 
 CONFIG = "config.yaml"
@@ -48,8 +49,12 @@ def _as_it_is(config: Config) -> Config:
 
 
 def hide_loading_bars() -> None:
-    """Keeps transformers' bars for loading weights out of the output; the bar of the rounds stays."""
+    """Keeps the bars of transformers (loading weights) and datasets (indexing rows) out of the output; the bar of the
+    rounds stays.
+    """
     from transformers.utils import logging
+
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
 
     logging.disable_progress_bar()
 

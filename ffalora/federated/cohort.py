@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..privacy.engine import Participant
-from ..privacy.optim import Moments, lr_factor
-from ..privacy.training_report import TrainingReport
+from ..training.optim import Moments, lr_factor
+from ..training.participant import Participant
+from ..training.report import TrainingReport
 from .experiment import Experiment
 from .strategies import ServerState
 

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..adapters import Adapters, attach
-from ..cached_layers import CachedLayers, cache_frozen_layers
 from ..config import Config, ConfigError
-from ..data.errors import DataError
-from ..data.examples import Examples, fingerprint
-from ..data.load import LoadedData, load_data
+from ..data.examples import Examples
+from ..data.load import LoadedData
 from ..data.tasks import Task, find_task
-from ..data.tokenize import prepare
 from ..models import LoadedModel, MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
-from ..packing import check_packing
+from ..models.packing import check_packing
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
-from ..privacy.engine import Engine, Participant
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
+from ..runs.data import data_fingerprint, evaluation_split, load_run_data, prepare_split
+from ..training.cached_layers import CachedLayers, cache_frozen_layers
+from ..training.engine import Engine
+from ..training.participant import Participant
 from .checks import check_fit, find_strategy
+from .client_level import client_level_mean, make_client_level
 from .partition import Partition, describe, make_partition
-from .population import client_level_mean, make_client_level
 from .strategies import Strategy
 
 _DEFAULT_CLIENTS = 3
-#: What the data room calls its parameters, and what these are called in a configuration.
-_KEYS = {
-    "input_columns": "data.text",
-    "label_column": "data.label",
-    "client_column": "clients.column",
-    "max_samples": "data.max_samples",
-    "split_names": "data.splits",
-    "drop_empty": "data.drop_empty",
-}
 
 
 @dataclass
@@ -93,6 +83,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
             not. SamplesNotIndependent: layers are cached, samples are protected, and the model mixes them.
     """
+    config = config.with_noise("seeded")
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
     data = load_run_data(config)
@@ -129,49 +120,6 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         engine=engine,
         client_level=client_level,
     )
-
-
-def load_run_data(config: Config) -> LoadedData:
-    """The data of a run, split into train, validation and test. The cut does not depend on the run's seed."""
-    data = config.data
-    held_out = data.validation_fraction + data.test_fraction
-    if held_out >= 1:
-        raise ConfigError(f"data.validation_fraction + data.test_fraction = {held_out}: nothing is left to train on")
-    try:
-        return load_data(
-            data.name,
-            task=data.task,
-            input_columns=data.text,
-            label_column=data.label,
-            client_column=config.clients.column,
-            split_names=data.splits,
-            fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
-            max_samples=data.max_samples,
-            seed=config.seed,
-            drop_empty=data.drop_empty,
-        )
-    except DataError as error:
-        raise DataError(_in_keys(str(error))) from error
-
-
-def _in_keys(message: str) -> str:
-    """A message of the data room in the words of the configuration; what stands in quotes stays as it is."""
-    return re.sub(rf"(?<!['\w])({'|'.join(_KEYS)})(?!['\w])", lambda found: _KEYS[found[1]], message)
-
-
-def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedModel) -> Examples:
-    """A split as the model takes it: tokenised texts, or images in the size and colours that the model was made for."""
-    if config.data.task != "image-classification":
-        return prepare(data, split, loaded.tokenizer, max_length=config.data.max_length)
-    made_for = loaded.model.config
-    try:
-        size, patch, channels = made_for.image_size, made_for.patch_size, made_for.num_channels
-    except AttributeError as error:
-        raise ConfigError(
-            f"model.name={config.model.name!r}: its configuration says no {str(error).split()[-1]}; use a vision "
-            "transformer, whose configuration has image_size, patch_size and num_channels"
-        ) from None
-    return prepare(data, split, image_size=size, patch_size=patch, channels=channels)
 
 
 def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:
@@ -218,11 +166,6 @@ def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileCli
         max_grad_norm=privacy.max_grad_norm,
         quantile=privacy.clipping_quantile,
     )
-
-
-def data_fingerprint(config: Config, train: Examples, samples: Sequence[int] | np.ndarray) -> str:
-    """What a ledger is keyed to: the name of the data, and what the ledger's own samples hold."""
-    return f"{config.data.name} sha256:{fingerprint(train, samples)}"
 
 
 def make_ledger(config: Config, client_id: int, samples: int, steps: int, fingerprint: str) -> PrivacyLedger:
@@ -302,14 +245,3 @@ def _packed(config: Config, loaded: LoadedModel, train: Examples, device: torch.
         return check_packing(loaded.model, inputs, lambda output: output.logits)
     except ValueError:
         return False
-
-
-def evaluation_split(config: Config, data: LoadedData) -> str:
-    """The split that the reported metrics use."""
-    split = config.data.evaluate_on
-    if split not in data.splits:
-        raise ConfigError(
-            f"data.evaluate_on={split!r}: {data.name} has the splits {', '.join(data.splits)}; "
-            f"set data.{split}_fraction above 0"
-        )
-    return split

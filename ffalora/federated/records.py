@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-from ..environment import describe_environment
-from ..plain import rounded_up
+from ..config import to_yaml
+from ..files.atomic import write_atomically
+from ..files.numbers import rounded_up
 from ..privacy.statement import PrivacyStatement
-from ..privacy.training_report import TrainingReport
+from ..runs.bundle import save_bundle
+from ..runs.environment import describe_environment
+from ..runs.folder import SUMMARY, RunResult, write_json
+from ..training.report import TrainingReport
 from .experiment import Experiment
 from .strategies import ServerState
 
@@ -78,6 +83,28 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "base_dtype": str(dtype).removeprefix("torch."),
         "cached_layers": experiment.cached_layers,
     }
+
+
+def open_folder(experiment: Experiment, folder: Path) -> None:
+    """What is known before the first round: configuration, environment, who holds what."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", to_yaml(experiment.config).encode())
+    write_json(folder / "environment.json", environment(experiment))
+    write_json(folder / "partition.json", experiment.partition_table)
+
+
+def finish_folder(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
+    """The adapter as it is saved, the privacy statement, and the summary."""
+    result = summary(experiment, rows)  # of what was trained and sent: what is saved may have another rank
+    experiment.strategy.export(server)
+    save_bundle(
+        folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names
+    )
+    statement = privacy_statement(experiment)
+    write_json(folder / "privacy.json", statement.as_dict())
+    write_atomically(folder / "privacy.txt", statement.to_text().encode())
+    write_json(folder / SUMMARY, result)
+    return RunResult(folder, result, rows)
 
 
 def _finite(value: float) -> float | None:

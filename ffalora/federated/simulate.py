@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from ..adapters import CheckpointError
 from ..config import Config
-from ..evaluation import evaluate_answers, evaluate_examples
-from ..privacy.training_report import TrainingReport
+from ..runs.data import evaluation_split
+from ..runs.evaluation import evaluate_answers, evaluate_examples
+from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
+from ..training.report import TrainingReport
 from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from .cohort import LocalWork, client_weights, draw_cohort, train_cohort
-from .experiment import Experiment, build, evaluation_split
-from .records import metrics_row
-from .run_folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, finish_folder, open_folder, write_rows
+from .experiment import Experiment, build
+from .records import finish_folder, metrics_row, open_folder
 from .strategies import ServerState
 
 

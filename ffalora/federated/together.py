@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config
+from ..runs.folder import RunResult
 from .checks import find_strategy
 from .cohort import train_cohorts
 from .experiment import Experiment, build, make_participants
-from .run_folder import RunResult
 from .simulate import OpenRound, Run, check_unused, run_round
 
 #: Sections and keys that belong to a client's row.

@@ -15,7 +15,8 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
+from ..config.names import PRIVACY_NAMES, takes_names
+from ..files.atomic import write_atomically
 from .accountants import ACCOUNTANTS, SAMPLINGS, Spent, affordable_steps, epsilon_of
 
 UNITS = ("sample", "client")
@@ -31,6 +32,7 @@ class LedgerMismatch(ValueError):
     """A stored ledger does not fit the data or the configuration that it is resumed with."""
 
 
+@takes_names(PRIVACY_NAMES)
 @dataclass
 class PrivacyLedger:
     """Steps allowed and steps taken on one client's data.
@@ -40,7 +42,7 @@ class PrivacyLedger:
         dataset_size: number of privacy units (samples, or clients of the population).
         sample_rate: q, probability of drawing each unit in a step.
         noise_multiplier: σ, standard deviation of the noise on the sum over its sensitivity bound C(1+η).
-        delta: δ.
+        delta: δ; ``target_delta`` is another name of it.
         max_steps: the most steps that may be taken in all rounds together.
         target_epsilon: if given, steps that would spend more are refused even below ``max_steps``.
         accountant: 'rdp', 'prv' or 'pld': decides what the target allows and what :meth:`epsilon` answers by default.

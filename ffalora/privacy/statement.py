@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..plain import plain, rounded_up
+from ..files.numbers import plain, rounded_up
 from .accounting import PrivacyLedger
 
 NOISE_MODES = ("seeded", "secure")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..plain import restored
+from ..files.numbers import restored
 
 CONFIG, METRICS, STUDY = "config.yaml", "metrics.jsonl", "study.yaml"
 _SEED = "seed-"

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..config import Config, ConfigError, from_mapping
-from ..config_values import merge
+from ..config.values import merge
 from .study import Condition, GridSize, Scale, Size, Study, load_study
 
 #: Chosen values by dotted key, as pairs: hashable.

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..atomic import write_atomically
 from ..config import Config
+from ..files.atomic import write_atomically
 from ..report.page import Finding, Page, describe_run, render
 from ..report.plots import save_plots
 from ..report.tables import flatten

@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ..atomic import write_atomically
 from ..config import ConfigError
-from ..federated.run_folder import SUMMARY
 from ..federated.together import shared_setting, simulate_together
-from ..plain import restored, rows_to_csv, to_json
+from ..files.atomic import write_atomically
+from ..files.numbers import restored, rows_to_csv, to_json
+from ..runs.folder import SUMMARY
 from .claims import Values, Verdict, judge
 from .costs import step_costs
 from .grid import Cell, Chosen, Grid

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ..config import ConfigError, Section
-from ..config_messages import explain_errors
+from ..config.messages import explain_errors
 from .claims import Claim
 
 #: Values to choose from, by method and dotted key.

@@ -142,5 +142,5 @@ def one_at_a_time(adapters: Adapters, batch: dict[str, Tensor], losses=sample_lo
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """RMS(error) / RMS(reference)."""
-    error = (actual.double() - expected.double()).square().mean().sqrt()
-    return float(error / expected.double().square().mean().sqrt())
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())

@@ -26,7 +26,8 @@ from ffalora.adapters import AdapterConfig, attach
 from ffalora.data.tasks import causal_losses, classification_losses
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.private_gradient import PrivateGradient
+from ffalora.training.gradients import segment_gradients
+from ffalora.training.private_gradient import PrivateGradient
 
 V, D, SAMPLES, LENGTH = 60, 16, 3, 8
 DOCUMENT = Path(__file__).parents[2] / "docs" / "coverage.md"
@@ -279,7 +280,7 @@ def examine(architecture: Architecture) -> Row:
     train_mode = architecture.name.startswith("ResNet")
     try:
         model.train(train_mode)
-        gradient, _ = private.step(0, [(inputs, targets)])
+        gradient, _ = private.step(0, [(range(len(targets)), inputs, targets)])
     except ValueError as refusal:
         row.refusal = str(refusal).split(": ", 1)[-1].split(". ")[0]
         return row
@@ -298,11 +299,7 @@ def examine(architecture: Architecture) -> Row:
 
 def _compare_gradients(model, adapters, losses, inputs, targets, private) -> float:
     """Largest relative deviation of an arena row from one sample alone with ordinary autograd."""
-    state = adapters.state()[None]
-    total = torch.zeros(state.shape, dtype=torch.float64)
-    limit, columns = torch.full((1, 1), 1e9).double(), torch.tensor([0, adapters.layout.width], dtype=torch.int32)
-    private._accumulate(model, state, inputs, targets, total, limit, columns)
-    arena = private._arena.gradients[:SAMPLES]
+    arena = segment_gradients(model, adapters, losses, inputs, targets, arena=private._arena).gradients
     worst = 0.0
     parameters = [adapters.layout.parameter(place) for place in adapters.layout.places]
     for i in range(SAMPLES):
@@ -325,13 +322,11 @@ def document(rows: list[Row]) -> str:
     head = [
         "# Models that were tried",
         "",
-        f"{worked} of {len(rows)} architectures of transformers {tf.__version__}, as tiny random models: attached, "
-        f"one private",
-        "step with its detectors (every trained column written, samples independent), saved, loaded in PEFT, merged.",
-        "`gradients`: the worst sample's gradient in the arena against that sample alone with ordinary autograd; "
-        "`PEFT` and",
-        "`merged`: logits against ours before. All three are RMS(error)/RMS(reference) in float32. Written by",
-        "`python tests/adapters/architectures.py`.",
+        f"{worked} of {len(rows)} architectures of transformers {tf.__version__}, as tiny random models: attached,",
+        "one private step with its detectors (every trained column written, samples independent), saved, loaded in",
+        "PEFT, merged. `gradients`: the worst sample's gradient in the arena against that sample alone with ordinary",
+        "autograd; `PEFT` and `merged`: logits against ours before. All three are RMS(error)/RMS(reference) in",
+        "float32. Written by `python tests/adapters/architectures.py`.",
         "",
         "| architecture | adapted layers | trained numbers | gradients | PEFT | merged |",
         "| --- | --- | --- | --- | --- | --- |",

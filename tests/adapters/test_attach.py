@@ -210,7 +210,7 @@ def test_the_input_is_never_kept_when_a_is_frozen():
     assert (32, 24) not in kept and (32, 16) not in kept
 
 
-def test_gradcheck_of_the_adapted_linear_in_float64():
+def test_adapted_linear_passes_gradcheck_in_float64():
     torch.manual_seed(0)
     x, w, bias = torch.randn(6, 5).double(), torch.randn(4, 5).double(), torch.randn(4).double()
     a, b = torch.randn(3, 5).double(), torch.randn(1, 4, 3).double()
@@ -222,7 +222,7 @@ def test_gradcheck_of_the_adapted_linear_in_float64():
     assert torch.autograd.gradcheck(function, inputs)
 
 
-def test_gradcheck_of_a_separate_adapter_input_in_float64():
+def test_a_separate_adapter_input_passes_gradcheck_in_float64():
     torch.manual_seed(0)
     x, w = torch.randn(6, 5).double().requires_grad_(), torch.randn(4, 5).double()
     other = torch.randn(6, 5).double().requires_grad_()

@@ -4,7 +4,16 @@ import shutil
 
 import pytest
 import torch
-from adapter_cases import adapted, poisoned_arena, relative_error, run_pass, text_batch, tiny_albert, tiny_bert
+from adapter_cases import (
+    adapted,
+    poisoned_arena,
+    relative_error,
+    run_pass,
+    text_batch,
+    tiny_albert,
+    tiny_bert,
+    tiny_gpt2,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ffalora.adapters import TrainingPass
@@ -47,6 +56,16 @@ def test_an_adapter_used_several_times_keeps_all_its_uses_when_compiled():
     _, expected, _ = run_pass(adapters, lambda: compiled_losses(adapters.model, batch), 5)
     compiled = torch.compile(adapters.model, backend="aot_eager", fullgraph=True)
     _, arena, _ = run_pass(adapters, lambda: compiled_losses(compiled, batch), 5)
+    assert relative_error(arena, expected) < 1e-5
+
+
+def test_layers_with_a_transposed_weight_compile_into_one_graph():
+    adapters, batch = adapted(tiny_gpt2()), text_batch()
+    ids = batch["input_ids"]
+    _, expected, _ = run_pass(adapters, lambda: adapters.model(input_ids=ids).logits.square().mean((1, 2)), 5)
+    compiled = torch.compile(adapters.model, backend="aot_eager", fullgraph=True)
+    _, arena, _ = run_pass(adapters, lambda: compiled(input_ids=ids).logits.square().mean((1, 2)), 5)
+    assert arena.abs().max() > 0
     assert relative_error(arena, expected) < 1e-5
 
 

@@ -20,7 +20,7 @@ from adapter_cases import (
 )
 
 from ffalora.adapters import AdapterConfig, attach, convert, get_peft_model
-from ffalora.adapters.peft_config import HONOURED, NEUTRAL, REFUSED
+from ffalora.config.peft_names import HONOURED, NEUTRAL, REFUSED
 
 MODELS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama}
 
@@ -101,6 +101,40 @@ def test_converted_and_attached_models_have_the_same_layout_and_state():
     adapters.load_state_(row)
     attached.load_state_(row)
     torch.testing.assert_close(logits(converted.eval(), text_batch()), logits(attached.model, text_batch()))
+
+
+def test_attach_takes_the_configuration_of_peft():
+    config = peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=["query", "value"], use_rslora=True, lora_dropout=0.1,
+        init_lora_weights="gaussian", modules_to_save=["classifier"], task_type="SEQ_CLS",
+    )  # fmt: skip
+    theirs = attach(tiny_bert(), config)
+    ours = attach(
+        tiny_bert(),
+        AdapterConfig(
+            rank=3, alpha=6, target_modules=["query", "value"], use_rslora=True, dropout=0.1, init="gaussian",
+            head="trained",
+        ),
+    )  # fmt: skip
+    assert theirs.config == ours.config
+    assert torch.equal(theirs.state(), ours.state()) and list(theirs.heads) == ["classifier"]
+    assert attach(tiny_bert(), peft.LoraConfig()).config == AdapterConfig()
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (peft.LoraConfig(use_dora=True), "use_dora"),
+        (peft.LoraConfig(lora_bias=True), "lora_bias"),
+        (peft.LoraConfig(modules_to_save=["pooler"]), r"modules_to_save=\['pooler'\] .*classifier"),
+        (peft.VeraConfig(target_modules=["query"]), "peft_type"),
+    ],
+)
+def test_attach_refuses_what_peft_s_configuration_asks_beyond_lora_and_leaves_the_model(config, words):
+    model = tiny_bert()
+    with pytest.raises(ValueError, match=words):
+        attach(model, config)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_moving_the_model_leaves_no_stale_alias():

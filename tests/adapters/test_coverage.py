@@ -6,7 +6,6 @@ from architectures import ARCHITECTURES, DOCUMENT, examine
 REFUSED = {"DeBERTa-v2, shared position keys": "does not lead with", "ResNet (batch normalisation)": "mixes samples"}
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 def test_architecture_trains_privately_and_travels_to_peft(architecture):
     row = examine(architecture)

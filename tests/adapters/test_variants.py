@@ -7,7 +7,7 @@ from adapter_cases import one_at_a_time, relative_error, run_pass, sample_losses
 from ffalora.adapters import AdapterConfig, attach, load_adapters
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.private_gradient import PrivateGradient
+from ffalora.training.private_gradient import PrivateGradient
 
 METHODS = ["vera", "loha", "lokr", "bottleneck"]
 WEIGHTS = ["vera", "loha", "lokr"]
@@ -126,7 +126,7 @@ def test_a_private_step_of_a_variant_passes_the_detectors_and_adds_noise(method)
         ledger = PrivacyLedger(0, 50, 0.1, sigma, 1e-5, 3)
         private = PrivateGradient(adapters.model, adapters, losses, ledger, 0.1, SeededNoise(1))
         private._arena.poison = True
-        rows.append(private.step(0, [(batch, labels)])[0])
+        rows.append(private.step(0, [(range(len(labels)), batch, labels)])[0])
     assert rows[0].isfinite().all() and 0 < rows[0].norm() <= 5 * 0.1 / 5 * 1.001
     index = adapters.layout.parameter_index()
     noise = rows[1] - rows[0] if index is None else (rows[1] - rows[0])[index >= 0]

@@ -17,32 +17,32 @@ table = pytest.importorskip("bytes")
 CPU = torch.device("cpu")
 
 
-def test_operation_has_no_row_in_the_byte_table():
+def test_every_operation_has_a_row_in_the_byte_table():
     rows = {row["op"] for row in table.op_rows()}
     assert set(SCHEMAS) <= rows == set(table.KERNELS)
 
 
-def test_public_function_has_no_row_in_the_byte_table():
+def test_every_public_function_has_a_row_in_the_byte_table():
     computing = {name for name in ffk.__all__ if inspect.isfunction(getattr(ffk, name))} - {"explain", "use_backend"}
     assert computing - table.VENDOR == set(SCHEMAS) | set(table.ENTRIES)
     assert set(table.ENTRIES.values()) <= {row["op"] for row in table.op_rows()}
 
 
-def test_compiled_kernel_belongs_to_no_row_of_the_byte_table():
+def test_every_compiled_kernel_belongs_to_a_row_of_the_byte_table():
     kernels = {row["kernel"] for row in table.read(table.COMPILED)}
     assert kernels == {kernel for served in table.KERNELS.values() for kernel in served}
 
 
-def test_committed_table_drifted_from_the_byte_functions():
+def test_committed_table_is_that_of_the_byte_functions():
     assert table.problems() == []
 
 
-def test_changed_byte_function_goes_unnoticed(monkeypatch):
+def test_changed_byte_function_is_noticed(monkeypatch):
     monkeypatch.setattr(table.traffic, "expand_floor", lambda m, n, r, e, c=1: m * n * e)
     assert any(text.startswith("expand_ ") for text in table.problems())
 
 
-def test_floor_is_not_what_the_tensors_of_a_call_hold():
+def test_floor_is_what_the_tensors_of_a_call_hold():
     q = layer_of("roberta-base q", 4, 16, 8, torch.float32)
     made = expand_case("roberta-base q", q, torch.float32, CPU, 1, False)
     i = made.inputs[0]
@@ -61,7 +61,7 @@ def test_floor_is_not_what_the_tensors_of_a_call_hold():
     assert made.bytes == pytest.approx(2 * i.state.nbytes + i.total.nbytes, rel=0.01)
 
 
-def test_seeded_floor_is_not_what_the_tensors_of_a_call_hold():
+def test_seeded_floor_is_what_the_tensors_of_a_call_hold():
     q = layer_of("roberta-base up", 4, 16, 8, torch.bfloat16)
     made = product_case("roberta-base up", q, torch.bfloat16, CPU, 1, False)
     i = made.inputs[0]
@@ -71,5 +71,5 @@ def test_seeded_floor_is_not_what_the_tensors_of_a_call_hold():
     assert gradient == sum(t.nbytes for t in (y, i.w, h, i.a, i.x))
 
 
-def test_committed_samples_leave_out_an_operation():
+def test_committed_samples_hold_every_operation():
     assert {row["op"] for row in table.read(table.SAMPLED)} == set(table.KERNELS)

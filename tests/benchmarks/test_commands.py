@@ -31,7 +31,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_gpu_command_measures_what_the_output_holds_already(tmp_path, monkeypatch, capsys):
+def test_gpu_command_leaves_out_what_the_output_holds_already(tmp_path, monkeypatch, capsys):
     output = tmp_path / "gpu.csv"
     command = [*QUICK, "--section", "device", "ops", "--output", str(output)]
     monkeypatch.setattr(plan, "QUICK", plan.QUICK[1:])
@@ -49,7 +49,7 @@ def test_gpu_command_measures_what_the_output_holds_already(tmp_path, monkeypatc
     assert "best rival" in capsys.readouterr().out
 
 
-def test_red_gate_is_not_in_the_exit_status(tmp_path, monkeypatch):
+def test_red_gate_is_in_the_exit_status(tmp_path, monkeypatch):
     def wrong(backend, device="cpu"):
         raise AssertionError("y: relative error 1")
 
@@ -68,7 +68,7 @@ def out_of_memory(work):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_rival_out_of_memory_ends_the_benchmark(tmp_path, monkeypatch):
+def test_benchmark_goes_on_when_a_rival_runs_out_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "models", small_model)
     monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})
     monkeypatch.setitem(peers.STEPS, "opacus hooks, a frozen", out_of_memory)
@@ -79,7 +79,7 @@ def test_rival_out_of_memory_ends_the_benchmark(tmp_path, monkeypatch):
     assert set(status) == {"floor", "peft, a frozen", "ours"} and set(status.values()) == {"ok"}
 
 
-def test_who_runs_out_of_memory_beside_others_gets_no_second_chance(tmp_path, monkeypatch):
+def test_who_runs_out_of_memory_beside_others_is_measured_alone(tmp_path, monkeypatch):
     made: list[str] = []
 
     def hungry(work):
@@ -106,7 +106,7 @@ def test_who_runs_out_of_memory_beside_others_gets_no_second_chance(tmp_path, mo
     assert "alone" not in rows["peft, a frozen"].config
 
 
-def test_package_that_is_not_installed_ends_the_benchmark(tmp_path, monkeypatch):
+def test_benchmark_goes_on_without_packages_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "models", small_model)
     monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})
     for name in ("transformers", "peft"):
@@ -119,7 +119,7 @@ def test_package_that_is_not_installed_ends_the_benchmark(tmp_path, monkeypatch)
     assert status["ours"].startswith("unavailable")
 
 
-def test_benchmark_needs_an_installed_package():
+def test_benchmark_runs_from_a_checkout_that_is_not_installed():
     """``-S`` leaves out what makes an editable installation importable; torch comes by the path."""
     environment = {**os.environ, "PYTHONPATH": str(Path(torch.__file__).parents[1])}
     program = (
@@ -128,7 +128,7 @@ def test_benchmark_needs_an_installed_package():
     subprocess.run([sys.executable, "-S", "-c", program], env=environment, check=True)
 
 
-def test_one_section_uses_up_the_time_of_the_others(tmp_path, monkeypatch):
+def test_sections_leave_each_other_their_share_of_the_time(tmp_path, monkeypatch):
     now, ends = [0.0], {}
     monkeypatch.setattr("time.monotonic", lambda: now[0])
 
@@ -149,7 +149,7 @@ def test_one_section_uses_up_the_time_of_the_others(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_gpu_command_does_not_run_to_its_end_on_a_cpu(tmp_path):
+def test_gpu_command_runs_to_its_end_on_a_cpu(tmp_path):
     output = tmp_path / "gpu.csv"
     assert gpu.main([*QUICK, "--output", str(output)]) == 0
     rows = read(output)
@@ -160,7 +160,7 @@ def test_gpu_command_does_not_run_to_its_end_on_a_cpu(tmp_path):
 
 
 @pytest.mark.slow
-def test_cpu_command_does_not_run_to_its_end(tmp_path):
+def test_cpu_command_runs_to_its_end(tmp_path):
     output = tmp_path / "cpu.csv"
     assert cpu.main(["--quick", "--output", str(output)]) == 0
     rows = read(output)

@@ -34,16 +34,16 @@ def case(**candidates) -> OpCase:
     return OpCase("op shape", 8, candidates, [SimpleNamespace(x=torch.ones(4))], (torch.ones(4).double(),), 1e-5)
 
 
-def test_wrong_result_gets_a_time():
+def test_wrong_result_gets_no_time():
     right, wrong = lambda i: (i.x,), lambda i: (i.x + 1e-3,)
     nan = lambda i: (i.x * float("nan"),)  # noqa: E731
-    rows = {r.provider: r for r in run_case(case(ours=right, rival=wrong, nan=nan), "ops", CLOCK, 1.0, 3, 1.0)}
+    rows = {r.provider: r for r in run_case(case(ours=right, rival=wrong, nan=nan), "ops", CLOCK, 1.0, 3, math.inf)}
     assert rows["ours"].status == "ok" and rows["ours"].ms > 0 and rows["ours"].repeats == 3
     for name in ("rival", "nan"):
         assert rows[name].status.startswith("wrong") and math.isnan(rows[name].ms)
 
 
-def test_failure_of_one_provider_stops_the_others():
+def test_failure_of_one_provider_leaves_the_others_their_times():
     def out_of_memory(_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -61,22 +61,22 @@ def test_failure_of_one_provider_stops_the_others():
     assert timings["broken"].status == "failed: RuntimeError: no such shape"
 
 
-def test_failure_after_good_samples_leaves_a_time():
+def test_failure_after_good_samples_leaves_no_time():
     timings = interleave({"late": lambda number: 1 / (2 - number)}, CLOCK, 5, warmup=0)
     assert timings["late"].status.startswith("failed") and math.isnan(timings["late"].median)
 
 
-def test_quantiles_are_not_those_of_the_samples():
+def test_quantiles_are_those_of_the_samples():
     timing = Timing([3.0, 1.0, 2.0, 5.0, 4.0])
     assert (timing.quantile(0.0), timing.median, timing.quantile(0.75), timing.quantile(1.0)) == (1.0, 3.0, 4.0, 5.0)
     assert math.isnan(Timing().quantile(0.5))
 
 
-def test_nan_counts_as_a_small_error():
+def test_nan_is_never_within_the_tolerance():
     assert verdict(relative_error(torch.tensor([float("nan")]), torch.ones(1)), 1.0) != "ok"
 
 
-def test_row_changes_on_its_way_through_the_csv(tmp_path):
+def test_row_comes_through_the_csv_unchanged(tmp_path):
     path = tmp_path / "rows.csv"
     row = Row("ops", "a, b", "ours", ms=1.25, bytes=7, config={"dtype": "float32", "n": [1, 2]}, gate="green")
     append(path, [row])
@@ -89,20 +89,24 @@ def test_row_changes_on_its_way_through_the_csv(tmp_path):
     assert math.isnan(found[0].error)
 
 
-def test_table_of_another_schema_is_appended_to_silently(tmp_path):
+def test_table_of_another_schema_is_refused(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="other columns"):
         read(path)
 
 
-def test_memory_of_a_block_is_not_seen():
+def test_memory_of_a_block_is_seen():
+    """The block holds its memory until the watching thread has come to see it, however busy the machine is."""
     with PeakMemory(CPU) as memory:
-        torch.ones(16 * 2**20).sum()
+        held = torch.ones(16 * 2**20)
+        while memory._peak < memory._before + 50 * 2**20:
+            held.sum()
+        del held
     assert 50 < memory.mib < 200
 
 
-def test_short_table_praises_ours_over_what_is_no_rival():
+def test_short_table_compares_ours_with_its_best_rival():
     rows = [
         Row("steps", "model", "ours", ms=2.0),
         Row("steps", "model", "peft", ms=1.0),
@@ -114,7 +118,7 @@ def test_short_table_praises_ours_over_what_is_no_rival():
     assert "opacus hooks" in line and "4.00x" in line
 
 
-def test_gate_draws_the_same_inputs_each_time():
+def test_gate_draws_fresh_inputs_each_time():
     with fresh_inputs():
         torch.manual_seed(0)
         first = torch.rand(1)
@@ -125,7 +129,7 @@ def test_gate_draws_the_same_inputs_each_time():
     assert len({float(first), float(second), float(torch.rand(1))}) == 3
 
 
-def test_gate_lets_a_wrong_kernel_pass(monkeypatch):
+def test_gate_stops_a_wrong_kernel(monkeypatch):
     import gate
     from cases import assert_close
 
@@ -138,7 +142,7 @@ def test_gate_lets_a_wrong_kernel_pass(monkeypatch):
     assert set(failures) == {"expand-wrong"} and count == 2
 
 
-def test_profilers_table_is_summed_in_wrong_units():
+def test_profilers_table_is_summed_in_bytes():
     header = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
     lines = [
         "==PROF== Connected to process 1",
@@ -154,7 +158,7 @@ def test_profilers_table_is_summed_in_wrong_units():
         bytes_moved("==ERROR== no permission")
 
 
-def test_hardware_is_not_compared_with_the_emulators_count():
+def test_hardware_is_compared_with_floor_and_emulator():
     """Every operation under the profiler has a committed sample of the emulator to be held against."""
     with SAMPLES.open(newline="") as file:
         counted = {(row["op"], row["case"]): int(row["unique_bytes"]) for row in csv.DictReader(file)}
@@ -168,7 +172,7 @@ def test_hardware_is_not_compared_with_the_emulators_count():
     assert set(COUNTED) == set(shapes(CPU)) == set(SCHEMAS)
 
 
-def test_plot_leaves_out_an_operation_or_a_batch(tmp_path):
+def test_plots_hold_every_operation_and_batch(tmp_path):
     ops = [
         Row("ops", f"{op} layer S4 T16 R4 bfloat16", "ours", ms=1.0, bytes=1000, gb_per_s=1.0, config={"flops": 5000})
         for op in SCHEMAS

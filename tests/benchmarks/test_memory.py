@@ -13,7 +13,7 @@ from workload import roberta
 META = torch.device("meta")
 
 
-def test_freed_storage_stays_counted():
+def test_freed_storage_is_no_longer_counted():
     with LiveBytes() as counter:
         a = torch.empty(1000, device=META)
         view = a.view(10, 100)[2:]
@@ -25,7 +25,7 @@ def test_freed_storage_stays_counted():
         assert counter.live == 0 and counter.peak == 8000
 
 
-def test_weights_or_twice_saved_tensors_count_as_activations():
+def test_saved_activations_count_once_and_weights_never():
     w = torch.nn.Parameter(torch.empty(50, 30, device=META))
     with LiveBytes() as counter:
         x = torch.empty(20, 30, device=META).requires_grad_()
@@ -43,23 +43,23 @@ def rows():
     return measure(work, {name: memory.PROVIDERS[name] for name in compared})
 
 
-def test_private_step_takes_more_than_its_bars(rows):
+def test_private_step_stays_within_its_bars(rows):
     assert broken_bars(rows) == []
 
 
-def test_broken_bar_goes_unnoticed(rows):
+def test_broken_bar_is_noticed(rows):
     worse = [row | ({"extra_mib": 1e6} if row["provider"] == "ours" else {}) for row in rows]
     assert len(broken_bars(worse)) == 2
 
 
-def test_arena_is_not_what_opacus_holds_in_per_sample_gradients(rows):
+def test_arena_is_no_larger_than_opacus_per_sample_gradients(rows):
     held = {row["provider"]: row["held_mib"] for row in rows}
     arena = 32 * 2 * 2 * 256 * 8 * 4 / 2**20
     assert arena - 0.1 <= held["ours"] - held["floor"] <= 1.3 * arena
     assert held["ours"] <= held["opacus hooks, a frozen"]
 
 
-def test_committed_table_breaks_the_bars():
+def test_committed_table_keeps_the_bars():
     if not memory.TABLE.exists():
         pytest.skip("benchmarks/data/memory.csv is not written yet: python benchmarks/memory.py --write")
     committed = list(csv.DictReader(memory.TABLE.open(newline="")))
@@ -67,7 +67,7 @@ def test_committed_table_breaks_the_bars():
     assert broken_bars(committed) == []
 
 
-def test_picture_or_table_leaves_out_a_batch_or_a_provider(tmp_path):
+def test_picture_and_table_hold_every_batch_and_provider(tmp_path):
     with memory_batches.TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     pairs = {(int(row["batch"]), row["provider"]) for row in rows}
@@ -81,10 +81,10 @@ def test_picture_or_table_leaves_out_a_batch_or_a_provider(tmp_path):
 
 
 @pytest.mark.slow
-def test_committed_memory_of_a_batch_drifted():
+def test_committed_memory_of_a_batch_is_that_of_a_recount():
     assert memory_batches.drift(memory_batches.measure_batches((8,))) == []
 
 
 @pytest.mark.slow
-def test_committed_memory_table_drifted():
+def test_committed_memory_table_is_that_of_a_recount():
     assert memory.main(["--check"]) == 0

@@ -6,11 +6,11 @@ import pytest
 from record import Row
 
 
-def test_page_differs_from_the_committed_data():
+def test_page_is_that_of_the_committed_data():
     assert page.main(["--check"]) == 0
 
 
-def test_wrong_or_missing_result_is_quoted_as_measured():
+def test_wrong_or_missing_result_is_never_quoted_as_measured():
     rows = [
         Row("ops", "backward", "ours", "wrong: error 1", "green", ms=1.0),
         Row("ops", "backward", "rival", "out of memory", "green"),
@@ -20,18 +20,18 @@ def test_wrong_or_missing_result_is_quoted_as_measured():
     assert "backward" not in text and "2 ms (1.5 to 2.5)" in text and "a card; abc" in text
 
 
-def test_time_or_device_appears_among_modelled_numbers():
+def test_modelled_numbers_name_no_time_and_no_device():
     text = page.modelled()
     assert " ms" not in text and "GB/s" not in text and "TFLOP" not in text
 
 
-def test_measured_question_stays_unknown():
+def test_measured_question_is_no_longer_unknown():
     before, after = page.unknown([]), page.unknown([Row("steps", "model", "ours", gate="green", ms=1.0)])
     assert page.QUESTIONS["steps"] in before and page.QUESTIONS["steps"] not in after
     assert page.QUESTIONS["ops"] in after
 
 
-def test_formats_are_compared_over_other_seeds_or_rounds_than_their_own():
+def test_formats_are_compared_over_their_own_seeds_and_rounds():
     def row(rounds, seed, wide, narrow):
         return {
             "method": "ffa", "rounds": rounds, "seed": seed, "float32_accuracy": wide, "bfloat16_accuracy": narrow,
@@ -42,6 +42,6 @@ def test_formats_are_compared_over_other_seeds_or_rounds_than_their_own():
     assert "25 rounds" not in text
 
 
-def test_page_without_marks_is_filled():
+def test_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="lacks the marks"):
         page.fill("# Performance\n")

@@ -33,24 +33,24 @@ def theory(tmp_path):
     return fabricate_theory(tmp_path / "runs" / "study-theory-verdict")
 
 
-def test_page_differs_from_the_committed_tables():
+def test_page_is_that_of_the_committed_tables():
     assert page.main(["--check"]) == 0
 
 
-def test_a_committed_study_asks_what_the_package_does_not_ask_today():
+def test_every_committed_study_asks_what_the_package_asks_today():
     for result in page.read_all(page.PAGE.with_suffix("")):
         then, now = result.grid, load_grid(result.grid.name, "laptop", "verdict")
         assert then.study.model_dump(exclude={"scales"}) == now.study.model_dump(exclude={"scales"})
         assert then.study.scales["laptop"] == now.study.scales["laptop"] and dict(then.base) == dict(now.base)
 
 
-def test_the_committed_theory_asks_what_the_package_does_not_ask_today():
+def test_the_committed_theory_asks_what_the_package_asks_today():
     if (page.PAGE.with_suffix("") / page.THEORY).exists():
         config, result = read_theory(page.PAGE.with_suffix("") / page.THEORY)
         assert config == theory_config() and len(result.rows) == 2 * config.seeds
 
 
-def test_numbers_on_the_page_are_not_those_of_the_runs(runs, tmp_path):
+def test_numbers_on_the_page_are_those_of_the_runs(runs, tmp_path):
     target = tmp_path / "results.md"
     assert page.main(["--collect", str(runs), "--page", str(target)]) == 0
     text, result = target.read_text(), page.read_study(runs / "study-privacy-laptop-verdict")
@@ -63,7 +63,7 @@ def test_numbers_on_the_page_are_not_those_of_the_runs(runs, tmp_path):
         assert f"(results/{picture})" in text and (tmp_path / "results" / picture).exists()
 
 
-def test_numbers_of_the_theory_are_not_those_of_its_rows(theory, tmp_path):
+def test_numbers_of_the_theory_are_those_of_its_rows(theory, tmp_path):
     target = tmp_path / "results.md"
     assert page.main(["--collect", str(tmp_path / "runs"), "--page", str(target)]) == 0
     text, result = target.read_text(), read_theory(tmp_path / "results" / "theory")[1]
@@ -95,7 +95,7 @@ def test_numbers_of_the_theory_are_not_those_of_its_rows(theory, tmp_path):
     assert "```\nffalora study theory --size verdict\n```" in text
 
 
-def test_theory_of_another_size_or_unfinished_is_collected_or_left_out_in_silence(tmp_path):
+def test_theory_of_another_size_or_unfinished_is_left_out_with_its_reason(tmp_path):
     fabricate_theory(tmp_path / "runs" / "smoke", theory_config(smoke=True))
     fabricate_theory(tmp_path / "runs" / "stopped")
     fabricate_theory(tmp_path / "runs" / "short")
@@ -109,7 +109,7 @@ def test_theory_of_another_size_or_unfinished_is_collected_or_left_out_in_silenc
 
 
 @pytest.mark.parametrize(("study", "column"), [("privacy", "accuracy"), ("theory", "discordance/total")])
-def test_a_changed_number_goes_unnoticed(runs, theory, tmp_path, capsys, study, column):
+def test_a_changed_number_is_noticed(runs, theory, tmp_path, capsys, study, column):
     target = tmp_path / "results.md"
     page.main(["--collect", str(runs), "--page", str(target)])
     table = tmp_path / "results" / study / "results.csv"
@@ -123,26 +123,26 @@ def test_a_changed_number_goes_unnoticed(runs, theory, tmp_path, capsys, study, 
     assert "out of date" in capsys.readouterr().out
 
 
-def test_unfinished_or_smoke_runs_are_collected_or_left_out_in_silence(runs, tmp_path):
+def test_unfinished_and_smoke_runs_are_left_out_with_their_reason(runs, tmp_path):
     said = page.collect(runs, tmp_path / "results")
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["cost", "privacy"]
     assert any("left out, 3 of 40 runs are finished" in line for line in said)
     assert any("left out, laptop smoke" in line for line in said)
 
 
-def test_one_of_two_folders_of_a_study_is_taken_at_will(runs, tmp_path):
+def test_two_folders_of_one_study_are_refused(runs, tmp_path):
     shutil.copytree(runs / "study-cost-laptop-verdict", runs / "again")
     with pytest.raises(ValueError, match="two folders hold study cost"):
         page.collect(runs, tmp_path / "results")
 
 
-def test_one_of_two_folders_of_theory_is_taken_at_will(theory, tmp_path):
+def test_two_folders_of_theory_are_refused(theory, tmp_path):
     shutil.copytree(tmp_path / "runs" / "study-theory-verdict", tmp_path / "runs" / "again")
     with pytest.raises(ValueError, match="two folders hold study theory"):
         page.collect_theory(tmp_path / "runs", tmp_path / "results")
 
 
-def test_a_remark_is_lost_or_about_nothing(runs, theory, tmp_path):
+def test_every_remark_is_printed_and_one_about_nothing_is_refused(runs, theory, tmp_path):
     page.collect(runs, tmp_path / "results")
     page.collect_theory(runs, tmp_path / "results")
     (tmp_path / "results" / "remarks.yaml").write_text("privacy: As in the paper.\ntheory: As derived.\n")

@@ -38,18 +38,18 @@ def agree(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", FAST)
-def test_sample_disagrees_with_the_count_of_all_programs(case):
+def test_sample_agrees_with_the_count_of_all_programs(case):
     agree(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(set(CASES) - set(FAST)))
-def test_sample_disagrees_with_the_count_of_all_programs_of_larger_grids(case):
+def test_sample_agrees_with_the_count_of_all_programs_of_larger_grids(case):
     agree(case)
 
 
 @pytest.mark.parametrize("rows,columns", [(3, 40), (40, 3), (40, 50), (1, 200), (200, 1), (5, 5)])
-def test_union_of_sets_counts_what_is_shared_twice_or_not_at_all(rows, columns):
+def test_union_of_sets_counts_what_is_shared_once(rows, columns):
     """A program reads a tile that straddles the next one, its row's and its column's share, and what all read."""
 
     def touched(i, j):
@@ -61,14 +61,14 @@ def test_union_of_sets_counts_what_is_shared_twice_or_not_at_all(rows, columns):
 
 
 @pytest.mark.parametrize("op", [key[0] for key in recount.counts()])
-def test_committed_emulator_count_drifted(op):
+def test_committed_emulator_count_is_that_of_a_recount(op):
     require_tools()
     key, again = next((k, v) for k, v in recount.counts().items() if k[0] == op)
     assert recount.drift(again(), key, emulate.CSV) is None
 
 
 @pytest.mark.parametrize("op", list(SCHEMAS))
-def test_committed_sample_drifted(op):
+def test_committed_sample_is_that_of_a_recount(op):
     require_tools()
     key, again = next((k, v) for k, v in recount.samples().items() if k[0] == op)
     assert recount.drift(again(), key, sampled.CSV) is None
@@ -76,13 +76,13 @@ def test_committed_sample_drifted(op):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ["seeded_linear", "seeded_dx"])
-def test_committed_sample_of_a_product_drifted(op):
+def test_committed_sample_of_a_product_is_that_of_a_recount(op):
     require_tools()
     key, again = next((k, v) for k, v in recount.samples().items() if k[0] == op)
     assert recount.drift(again(), key, sampled.CSV) is None
 
 
-def test_drift_of_a_count_goes_unnoticed():
+def test_drift_of_a_count_is_noticed():
     for path, columns in ((emulate.CSV, ("op", "shape", "variant", "part")), (sampled.CSV, ("op", "case", "part"))):
         with path.open(newline="") as file:
             row = next(recount.csv.DictReader(file))
@@ -92,7 +92,7 @@ def test_drift_of_a_count_goes_unnoticed():
         assert recount.drift(row, ("unknown", *key[1:]), path) is not None
 
 
-def test_missing_emulator_fails_the_command(monkeypatch, tmp_path, capsys):
+def test_missing_emulator_is_said_and_fails_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(recount, "TOOLS", tmp_path)
     assert recount.drifted() == []
     assert "nothing was counted afresh" in capsys.readouterr().out

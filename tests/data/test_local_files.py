@@ -65,7 +65,7 @@ def test_folder_of_other_files_is_one_client_a_file(tmp_path):
     assert set(data.train["file"]) == {"ward_a", "ward_b"}
 
 
-def test_folder_saved_by_datasets(tmp_path):
+def test_folder_saved_by_datasets_is_read(tmp_path):
     from datasets import Dataset, DatasetDict
 
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
@@ -224,7 +224,7 @@ def test_unreadable_file_is_named_with_the_reason(tmp_path, name, content, messa
         load_data(str(tmp_path / name))
 
 
-def test_missing_path_empty_folder_and_broken_saved_folder(tmp_path):
+def test_missing_path_empty_folder_and_broken_saved_folder_are_named(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         load_data(str(tmp_path / "gone.csv"))
     (tmp_path / "empty").mkdir()

@@ -91,7 +91,7 @@ def test_metrics_do_not_depend_on_how_rows_are_batched(name):
     assert task.main in once
 
 
-def test_class_metrics_by_hand():
+def test_class_metrics_equal_those_by_hand():
     logits = torch.eye(3)[[0, 0, 1, 1]]
     task = find_task("classification")
     metrics = task.metrics([task.gather(logits, torch.tensor([0, 1, 1, 1]))])
@@ -99,7 +99,7 @@ def test_class_metrics_by_hand():
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
 
 
-def test_regression_metrics_by_hand():
+def test_regression_metrics_equal_those_by_hand():
     task = find_task("regression")
     predicted, wanted = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 3.0, 4.0])
     metrics = task.metrics([task.gather(predicted, wanted)])

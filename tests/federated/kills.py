@@ -24,10 +24,10 @@ from safetensors import safe_open
 from small_runs import CLIENT_LEVEL, PRIVATE, save_model, save_texts, small_config
 
 from ffalora.federated import simulate as simulate_module
-from ffalora.federated.run_folder import CHECKPOINT, LEDGERS, METRICS
 from ffalora.federated.simulate import simulate
 from ffalora.privacy import client_level as client_level_module
-from ffalora.privacy import engine as engine_module
+from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS
+from ffalora.training import step as step_module
 
 MODES = {
     "seeded": PRIVATE | {"optimizer__momentum": 0.9, "optimizer__keep_moments": True},
@@ -103,7 +103,7 @@ def _watch(witness: Path) -> None:
         module.privatize_step_ = step
 
     if simulate_module.simulate is simulate:
-        wrap(engine_module, str)
+        wrap(step_module, str)
         wrap(client_level_module, lambda _: "population")
 
 

@@ -10,12 +10,12 @@ import pytest
 from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.adapters import CheckpointError
-from ffalora.atomic import write_atomically
 from ffalora.federated import simulate as simulate_module
 from ffalora.federated.checkpoint import read_checkpoint
-from ffalora.federated.run_folder import CHECKPOINT, LEDGERS, METRICS
 from ffalora.federated.simulate import simulate
+from ffalora.files.atomic import write_atomically
 from ffalora.privacy.accounting import PrivacyLedger
+from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS
 
 _FULL = Path("/dev/full")
 
@@ -40,7 +40,7 @@ def _check_reports(reports: list[dict], modes: set[str]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("mode", ["seeded", "secure"])
-def test_a_killed_run_resumes_to_other_bits_or_forgets_a_charge(mode):
+def test_a_killed_run_resumes_to_the_same_bits_and_keeps_every_charge(mode):
     reports = _kills("--mode", mode, "--kills", "2", "--rounds", "4")
     _check_reports(reports, {mode})
 
@@ -48,7 +48,7 @@ def test_a_killed_run_resumes_to_other_bits_or_forgets_a_charge(mode):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fifty_kills_change_bits_or_forget_a_charge():
+def test_fifty_kills_change_no_bit_and_forget_no_charge():
     reports = _kills("--kills", "10", "--runs", "2")
     _check_reports(reports, {"seeded", "secure", "client-seeded", "client-secure"})
     assert sum(report["kills"] for report in reports) >= 50
@@ -72,7 +72,7 @@ def _stop_after(monkeypatch, charges: int) -> None:
 
 
 @pytest.mark.parametrize("private,counted", [(PRIVATE, 1 + 2 * 2), (CLIENT_LEVEL, 1 + 2)])
-def test_steps_charged_before_the_first_checkpoint_are_forgotten(private, counted, small, tmp_path, monkeypatch):
+def test_steps_charged_before_the_first_checkpoint_are_kept(private, counted, small, tmp_path, monkeypatch):
     config = small(**private, privacy__noise="secure")
     with monkeypatch.context() as patch:
         _stop_after(patch, charges=1)
@@ -88,7 +88,7 @@ def test_steps_charged_before_the_first_checkpoint_are_forgotten(private, counte
     assert sum(row["samples"] > 0 for row in rows) < 3  # the killed step was charged: the last round is not covered
 
 
-def test_a_missing_ledger_is_taken_for_an_unused_one(small, tmp_path, monkeypatch):
+def test_a_missing_ledger_is_refused(small, tmp_path, monkeypatch):
     config = small(**PRIVATE, privacy__noise="secure")
     with monkeypatch.context() as patch:
         _stop_after(patch, charges=3)
@@ -101,7 +101,7 @@ def test_a_missing_ledger_is_taken_for_an_unused_one(small, tmp_path, monkeypatc
 
 @pytest.mark.skipif(not _FULL.exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("victim", [CHECKPOINT, METRICS, "adapter/head.safetensors", "privacy.json"])
-def test_a_full_disk_damages_the_last_checkpoint_or_is_not_explained(victim, small, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_is_explained(victim, small, tmp_path, monkeypatch):
     config, run = small(**PRIVATE), tmp_path / "run"
     simulate(small(**PRIVATE), tmp_path / "whole", progress=False)
     real = simulate_module.run_round
@@ -126,7 +126,7 @@ def test_a_full_disk_damages_the_last_checkpoint_or_is_not_explained(victim, sma
 
 
 @pytest.mark.skipif(not _FULL.exists(), reason="needs /dev/full")
-def test_a_step_goes_on_although_its_charge_could_not_be_written(small, tmp_path):
+def test_a_step_whose_charge_could_not_be_written_never_happens(small, tmp_path):
     """Secure noise: no charge on the disk, no noisy result."""
     config, run = small(**PRIVATE, privacy__noise="secure"), tmp_path / "run"
     (run / LEDGERS).mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_a_step_goes_on_although_its_charge_could_not_be_written(small, tmp_path
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
-def test_an_unwritable_folder_is_not_explained(tmp_path):
+def test_an_unwritable_folder_is_explained(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "ledger.json").write_text("before")
@@ -158,7 +158,7 @@ def test_an_unwritable_folder_is_not_explained(tmp_path):
     assert not (folder / "ledger.json.partial").exists()
 
 
-def test_a_file_in_the_place_of_a_folder_is_not_explained(tmp_path):
+def test_a_file_in_the_place_of_a_folder_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write") as error:
         PrivacyLedger(0, 10, 0.5, 1.0, 1e-5, 5).save(tmp_path / "file" / "ledger.json")

@@ -18,7 +18,7 @@ def used(partition) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in partition])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["iid", "dirichlet", "quantity"]),
     samples=st.integers(60, 400),

@@ -72,7 +72,7 @@ def test_the_documented_table_of_methods_is_the_one_the_classes_give(pytestconfi
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
-def test_moments_from_another_device_stop_the_next_round(name):
+def test_moments_from_another_device_follow_the_row(name):
     federation = FederationConfig(server_optimizer=name, server_lr=0.1)
     tensors = {}
     server_step(tensors, torch.zeros(3), torch.ones(3), federation, "b")

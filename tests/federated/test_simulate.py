@@ -9,17 +9,17 @@ from safetensors.torch import load_file, save_file
 from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
 
 from ffalora.adapters import CheckpointError
-from ffalora.bundle import evaluate, load_bundle
-from ffalora.config import ConfigError, from_mapping, merge
+from ffalora.config import ConfigError, from_mapping, load_config, merge
 from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
 from ffalora.federated.checks import find_strategy
 from ffalora.federated.cohort import client_weights, draw_cohort
 from ffalora.federated.experiment import build, make_participants
-from ffalora.federated.run_folder import CHECKPOINT, METRICS
+from ffalora.federated.one_site import train
 from ffalora.federated.simulate import run_round, simulate
-from ffalora.local import train
 from ffalora.privacy.accounting import LedgerMismatch
+from ffalora.runs.bundle import evaluate, load_bundle
+from ffalora.runs.folder import CHECKPOINT, METRICS
 
 
 def adapter_of(folder):
@@ -294,7 +294,7 @@ def test_client_level_privacy_charges_the_population_each_round_and_caps_the_upd
     assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
 
 
-def test_client_level_privacy_clips_to_a_norm_that_does_not_follow_the_updates(small):
+def test_adaptive_client_level_clipping_follows_the_updates(small):
     experiment = build(small(clients__count=12, **CLIENT_LEVEL | {"privacy__clipping": "adaptive"}))
     level, server = experiment.client_level, experiment.strategy.begin()
     norms = [level.limit]
@@ -306,13 +306,13 @@ def test_client_level_privacy_clips_to_a_norm_that_does_not_follow_the_updates(s
     assert level.adaptive.sum_noise_multiplier > level.ledger.noise_multiplier
 
 
-def test_client_level_privacy_with_layers_clipped_apart_is_refused_after_a_round_was_charged(small):
+def test_client_level_privacy_with_layers_clipped_apart_is_refused_before_anything_is_charged(small):
     with pytest.raises(ConfigError, match=r"privacy.*clipping='per-layer'.*flat, automatic or adaptive"):
         small(**CLIENT_LEVEL | {"privacy__clipping": "per-layer"})
 
 
 @pytest.mark.parametrize("clipping", ["flat", "automatic", "adaptive"])
-def test_a_clipping_policy_that_is_accepted_breaks_the_first_client_level_round(small, clipping):
+def test_every_accepted_clipping_policy_completes_a_client_level_round(small, clipping):
     experiment = build(small(**CLIENT_LEVEL | {"privacy__clipping": clipping}))
     server = experiment.strategy.begin()
     assert run_round(experiment, server)["epsilon"] > 0 and server.row.isfinite().all()
@@ -374,6 +374,16 @@ def test_training_at_one_site_does_not_depend_on_how_it_is_cut_into_rounds(small
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_training_at_one_site_draws_secure_noise_unless_a_seed_is_asked_for(small, tmp_path):
+    train(small(federation__rounds=1, **PRIVATE), tmp_path / "site", progress=False)
+    train(small(federation__rounds=1, **PRIVATE, privacy__noise="seeded"), tmp_path / "seeded", progress=False)
+    simulate(small(federation__rounds=1, **PRIVATE), tmp_path / "simulation", progress=False)
+    noise = {
+        name: load_config(tmp_path / name / "config.yaml").privacy.noise for name in ("site", "seeded", "simulation")
+    }
+    assert noise == {"site": "secure", "seeded": "seeded", "simulation": "seeded"}
+
+
 def test_two_runs_of_one_seed_agree_in_every_number_but_the_time(small, tmp_path):
     for name in ("first", "second"):
         simulate(small(federation__rounds=1), tmp_path / name, progress=False)
@@ -381,7 +391,7 @@ def test_two_runs_of_one_seed_agree_in_every_number_but_the_time(small, tmp_path
 
 
 @pytest.mark.parametrize("last", ["metrics", "checkpoint"])
-def test_a_kill_between_the_two_writes_of_a_round_loses_its_row(small, tmp_path, monkeypatch, last):
+def test_a_kill_between_the_two_writes_of_a_round_keeps_its_row(small, tmp_path, monkeypatch, last):
     config, run = small(**PRIVATE), tmp_path / "run"
     simulate(config, tmp_path / "whole", progress=False)
     written = []
@@ -407,7 +417,7 @@ def test_a_kill_between_the_two_writes_of_a_round_loses_its_row(small, tmp_path,
     assert result.summary["rounds"] == 3
 
 
-def test_a_run_that_spent_budgets_cut_short_has_no_metrics(small, tmp_path, monkeypatch):
+def test_a_run_that_spent_budgets_cut_short_has_metrics(small, tmp_path, monkeypatch):
     config = small(federation__evaluate_every=3, **CLIENT_LEVEL)
     real = module.run_round
 
@@ -424,7 +434,7 @@ def test_a_run_that_spent_budgets_cut_short_has_no_metrics(small, tmp_path, monk
 
 
 @pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
-def test_infinite_epsilon_makes_files_that_are_no_json(small, tmp_path, unit):
+def test_infinite_epsilon_leaves_files_that_every_reader_of_json_takes(small, tmp_path, unit):
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
 
@@ -438,7 +448,7 @@ def test_infinite_epsilon_makes_files_that_are_no_json(small, tmp_path, unit):
     assert json.loads((tmp_path / "run/summary.json").read_text())["epsilon"] == "infinity"
 
 
-def test_stated_epsilon_of_a_round_is_below_the_ledgers(small):
+def test_stated_epsilon_of_a_round_is_never_below_the_ledgers(small):
     experiment = build(small(**PRIVATE))
     server = experiment.strategy.begin()
     for _ in range(3):
@@ -448,10 +458,11 @@ def test_stated_epsilon_of_a_round_is_below_the_ledgers(small):
         assert all(row["epsilon_per_client"][name] >= value for name, value in spent.items())
 
 
-def test_a_checkpoint_leaves_the_servers_tensors_on_another_device_than_its_row(small, tmp_path):
+def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small, tmp_path):
     config = small(federation__rounds=1, federation__server_optimizer="fedadam", federation__server_lr=0.1)
     simulate(config, tmp_path / "run", progress=False)
     experiment = build(config)
+    config = experiment.config
     server = experiment.strategy.begin()
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
     module.load_checkpoint(tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers)
@@ -461,7 +472,7 @@ def test_a_checkpoint_leaves_the_servers_tensors_on_another_device_than_its_row(
 
 @pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
 @pytest.mark.parametrize("noise", ["seeded", "secure"])
-def test_ledgers_are_resumed_on_texts_that_have_changed(small, tmp_path, unit, noise):
+def test_ledgers_refuse_texts_that_have_changed(small, tmp_path, unit, noise):
     texts = save_texts(tmp_path / "texts.csv")
     config = small(**unit | {"federation__rounds": 2, "data__name": str(texts), "privacy__noise": noise})
     simulate(config, tmp_path / "run", progress=False)
@@ -472,7 +483,7 @@ def test_ledgers_are_resumed_on_texts_that_have_changed(small, tmp_path, unit, n
         simulate(config, tmp_path / "run", resume=True, progress=False)
 
 
-def test_a_clients_ledger_depends_on_other_clients_data(small, tmp_path):
+def test_a_clients_ledger_depends_on_its_own_data_alone(small, tmp_path):
     texts = save_texts(tmp_path / "texts.csv", rows=90)
     changes = {"data__name": str(texts), "data__validation_fraction": 0.0, **PRIVATE}
     before = build(small(**changes))
@@ -498,7 +509,7 @@ def test_a_clients_ledger_depends_on_other_clients_data(small, tmp_path):
         ({"data__label": "label_column"}, r"data\.label='label_column'"),
     ],
 )
-def test_a_data_error_names_a_parameter_that_the_configuration_does_not_have(small, changes, said):
+def test_a_data_error_names_keys_of_the_configuration(small, changes, said):
     with pytest.raises(DataError, match=said) as error:
         build(small(**changes))
     assert not any(word in str(error.value) for word in ("input_columns", "client_column", "label_column="))

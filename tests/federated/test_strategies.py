@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file
 from small_runs import CLIENT_LEVEL, PRIVATE
 
-from ffalora.bundle import evaluate
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.experiment import build
-from ffalora.federated.run_folder import METRICS
 from ffalora.federated.simulate import run_round, simulate
 from ffalora.federated.strategies import STRATEGIES, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
-from ffalora.privacy.engine import Engine
+from ffalora.runs.bundle import evaluate
+from ffalora.runs.folder import METRICS
+from ffalora.training.engine import Engine
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 RANKS = [1, 2, 3]
@@ -207,13 +207,13 @@ def test_saving_keeps_residuals_in_adapters_of_a_greater_rank(small, name):
 
 
 @pytest.mark.parametrize("name", ["fedex", "flora"])
-def test_exact_methods_lose_updates_in_a_base_of_few_digits(small, name):
+def test_exact_methods_refuse_a_base_of_few_digits(small, name):
     with pytest.raises(ConfigError, match=rf"{name}.*bfloat16.*set model\.dtype=float32"):
         build(small(federation__strategy=name, model__dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("name", ["fedex", "flora"])
-def test_the_stated_gap_is_not_that_of_the_weights_the_model_uses(small, name, monkeypatch):
+def test_the_stated_gap_is_that_of_the_weights_the_model_uses(small, name, monkeypatch):
     case = Case(small, name)
     layers = case.adapters.layers
     kind = type(next(iter(layers.values())))
@@ -386,7 +386,7 @@ def test_methods_whose_server_needs_single_rows_refuse_what_needs_sums(small, na
         build(small(federation__strategy=name, **changes))
 
 
-def test_client_level_privacy_evaluates_or_saves_personal_factors_without_noise(small):
+def test_client_level_privacy_refuses_methods_with_personal_factors(small):
     assert [n for n, s in STRATEGIES.items() if s.personal] == ["fedsa"]
     with pytest.raises(ConfigError, match=r"privacy\.unit='client'.*fedsa.*can: lora, ffa, fedsvd, fedsb, rolora$"):
         build(small(federation__strategy="fedsa", **CLIENT_LEVEL))

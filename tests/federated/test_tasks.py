@@ -9,11 +9,11 @@ from datasets import Dataset
 from small_runs import PRIVATE, WORDS, save_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
-from ffalora.bundle import evaluate
 from ffalora.config import ConfigError
 from ffalora.data.errors import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import evaluate_views, simulate
+from ffalora.runs.bundle import evaluate
 
 RNG = np.random.default_rng(1)
 _START = RNG.bit_generator.state
@@ -141,7 +141,7 @@ def test_generated_answers_of_a_language_model_are_scored_in_its_run_and_again_f
         return [answered[question] if i % 2 else "none" for i, question in enumerate(questions)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ffalora.evaluation.generate_answers", answer)
+        patch.setattr("ffalora.runs.evaluation.generate_answers", answer)
         assert evaluate(tmp_path / "run")["exact_match"] == 0.5
         assert evaluate_views(experiment, experiment.strategy.begin())["exact_match"] == 0.5
     assert asked == list(experiment.data.test["question"])[:6] * 2

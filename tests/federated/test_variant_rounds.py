@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_runs import PRIVATE
 
-from ffalora.bundle import evaluate
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
+from ffalora.runs.bundle import evaluate
 
 METHODS = ["vera", "loha", "lokr", "bottleneck"]
 

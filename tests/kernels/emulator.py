@@ -42,7 +42,6 @@ def interpret(*arguments: str) -> dict:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=280,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

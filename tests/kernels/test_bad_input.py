@@ -116,7 +116,7 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
 
 
 @pytest.mark.parametrize(("op", "error", "message", "changed"), WRONG_ELSEWHERE, ids=[w[2] for w in WRONG_ELSEWHERE])
-def test_another_operation_takes_wrong_arguments(launches: list, op, error, message, changed) -> None:
+def test_wrong_arguments_of_every_other_operation_are_refused(launches: list, op, error, message, changed) -> None:
     with pytest.raises(error, match=message):
         getattr(ffk, op)(**(arguments_of(op) | changed))
     assert not launches

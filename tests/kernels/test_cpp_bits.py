@@ -29,7 +29,7 @@ def gradients(dy, h, b, lengths, threads):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n,r", [(384, 8), (300, 5), (1000, 16), (7, 1), (200, 24)])
-def test_gradient_bits_depend_on_batch_or_threads(dtype, n, r):
+def test_gradient_bits_depend_on_neither_batch_nor_threads(dtype, n, r):
     torch.manual_seed(0)
     lengths = (31, 0, 700, 1, 64, 2, 33, 8, 5, 6)
     m = sum(lengths)
@@ -47,7 +47,7 @@ def test_gradient_bits_depend_on_batch_or_threads(dtype, n, r):
         at += length
 
 
-def test_clipped_sum_and_step_bits_depend_on_threads():
+def test_clipped_sum_and_step_bits_are_the_same_on_any_number_of_threads():
     torch.manual_seed(0)
     arena, client = torch.randn(37, 9001), torch.randint(2, (37,), dtype=torch.int32)
     limits, bounds = torch.full((2, 1), 9.0, dtype=torch.float64), torch.tensor([0, 9001], dtype=torch.int32)

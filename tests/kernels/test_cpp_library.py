@@ -12,7 +12,7 @@ from ffalora_kernels import dispatch
 
 def run(code: str) -> str:
     """Output of a fresh interpreter; its error message on failure."""
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -23,7 +23,7 @@ needs_extension = pytest.mark.skipif(
 
 
 @needs_extension
-def test_loading_the_library_flushes_denormals_or_loses_nan():
+def test_loading_the_library_keeps_denormals_and_nan():
     output = run("""
         import torch, threading
         import ffalora_kernels as ffk
@@ -45,7 +45,7 @@ def test_loading_the_library_flushes_denormals_or_loses_nan():
 
 
 @needs_extension
-def test_a_second_openmp_runtime_is_loaded():
+def test_no_second_openmp_runtime_is_loaded():
     output = run("""
         import torch, ffalora_kernels as ffk
         def runtimes():
@@ -62,30 +62,34 @@ def test_a_second_openmp_runtime_is_loaded():
 
 
 @needs_extension
-def test_extension_holds_the_lock_of_the_interpreter():
+def test_extension_gives_the_lock_of_the_interpreter_away():
     output = run("""
         import threading, time, torch
         import ffalora_kernels as ffk
         from ffalora_kernels import Segments
         torch.set_num_threads(1)
-        dy, h, b = torch.randn(20000, 512), torch.randn(20000, 16), torch.randn(1, 512, 16)
-        arena, running, ticks = torch.empty(1, 512 * 16), True, 0
+        dy, h, b = torch.randn(20000, 512), torch.randn(20000, 64), torch.randn(1, 512, 64)
+        arena, running, ticks, most = torch.empty(1, 512 * 64), True, 0, 0
         def work():
-            global running
-            for _ in range(5):
+            global running, most
+            for _ in range(50):
+                before = ticks
                 ffk.backward(dy, h, b, Segments.from_lengths([20000]), 1.0, arena, 0)
+                most = max(most, ticks - before)
+                if most > 5:
+                    break
             running = False
         thread = threading.Thread(target=work)
         thread.start()
         while running:
             ticks += 1
             time.sleep(0.001)
-        print(ticks)
+        print(most)
     """)
-    assert int(output) > 5
+    assert int(output) > 5, "the other thread did not move within any call"
 
 
-def test_missing_extension_breaks_import_or_gives_no_reason():
+def test_missing_extension_leaves_the_import_whole_and_gives_its_reason():
     output = run("""
         import sys
         sys.modules["ffalora_kernels._cpu"] = None
@@ -101,7 +105,7 @@ def test_missing_extension_breaks_import_or_gives_no_reason():
     assert "FFALORA_NO_EXTENSION" in output and "C++17 compiler" in output and "backend='cpp'" in output
 
 
-def test_operations_are_not_all_compiled():
+def test_all_operations_are_compiled():
     if dispatch.load("cpp")[0] is None:
         pytest.skip(dispatch.load("cpp")[1])
     module, _ = dispatch.load("cpp")

@@ -22,14 +22,14 @@ def instructions(request):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shared_case_differs_from_float64_reference(case, instructions):
+def test_shared_case_equals_the_float64_reference(case, instructions):
     CASES[case]("cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n,k", [(2, 384), (384, 2), (8, 96), (96, 33), (5, 3), (1, 1), (70, None), (1, None)])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_outer_differs_from_float64_reference(n, k, dtype, accumulate, instructions):
+def test_outer_equals_the_float64_reference(n, k, dtype, accumulate, instructions):
     torch.manual_seed(0)
     segments = make_segments((*RAGGED, 300))
     p, q = rows(segments.n_tokens, n, dtype, pad=3), None if k is None else rows(segments.n_tokens, k, dtype, pad=1)
@@ -54,7 +54,7 @@ def test_bfloat16_is_rounded_to_nearest_even_not_truncated(instructions):
     assert torch.equal(y, expected)
 
 
-def test_nan_and_inf_in_one_row_poison_another(instructions):
+def test_nan_and_inf_stay_in_their_row(instructions):
     segments = make_segments((4, 4, 4))
     dy, h, b = torch.randn(12, 70), torch.randn(12, 5), torch.randn(1, 70, 5)
     dy[5, 69], dy[6, 3] = float("nan"), float("inf")
@@ -69,7 +69,7 @@ def test_nan_and_inf_in_one_row_poison_another(instructions):
         assert torch.equal(y.isfinite(), dy.isfinite()), "expand_ lost or spread a NaN"
 
 
-def test_float16_and_float64_are_refused_or_computed_wrongly():
+def test_float16_and_float64_are_taken_and_computed_right():
     segments = make_segments((3, 5))
     for dtype in (torch.float16, torch.float64):
         dy, h, b = torch.randn(8, 9).to(dtype), torch.randn(8, 2).to(dtype), torch.randn(1, 9, 2).to(dtype)
@@ -81,7 +81,7 @@ def test_float16_and_float64_are_refused_or_computed_wrongly():
 
 @pytest.mark.parametrize("r", [2, 4, 9, 24, 40])
 @pytest.mark.parametrize("lengths", [RAGGED, (301, 3)], ids=["one_chunk", "several_chunks"])
-def test_bfloat16_backward_of_a_rank_between_the_lane_counts_is_wrong(r, lengths, instructions):
+def test_bfloat16_backward_of_ranks_between_the_lane_counts_equals_the_reference(r, lengths, instructions):
     for n in (7, 100, 264):
         for accumulate in (False, True):
             check_backward("cpp", lengths=lengths, n=n, r=r, dtype=torch.bfloat16, n_clients=2, accumulate=accumulate)
@@ -89,12 +89,12 @@ def test_bfloat16_backward_of_a_rank_between_the_lane_counts_is_wrong(r, lengths
 
 @pytest.mark.parametrize("r", [3, 6, 12, 16, 40])
 @pytest.mark.parametrize("n", [100, 1024], ids=["rows_apart", "rows_whole_pages_apart"])
-def test_float32_backward_is_wrong_in_some_tile_of_ranks_and_columns(n, r, instructions):
+def test_float32_backward_equals_the_reference_in_every_tile_of_ranks_and_columns(n, r, instructions):
     for lengths in (RAGGED, (133, 3)):
         check_backward("cpp", lengths=lengths, n=n, r=r, n_clients=2, accumulate=n == 100)
 
 
-def test_subnormal_number_of_h_is_lost_or_changes_the_bits_of_other_tokens(instructions):
+def test_subnormal_numbers_of_h_count_and_leave_the_bits_of_other_tokens_alone(instructions):
     torch.manual_seed(0)
     y, h, b = torch.randn(9, 70).bfloat16(), torch.randn(9, 5).bfloat16(), torch.randn(1, 70, 5).bfloat16()
     y[6:8], h[6:8] = 0.0, 3e-39

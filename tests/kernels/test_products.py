@@ -48,7 +48,7 @@ def test_the_seeded_gemm_gets_everything_where_the_table_names_it(monkeypatch):
 
 @pytest.mark.parametrize("tokens", [0, 1, 33])
 @pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
-def test_onednn_and_torch_disagree(monkeypatch, tokens, transposed):
+def test_onednn_and_torch_agree(monkeypatch, tokens, transposed):
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: torch.backends.mkldnn.is_available())
     torch.manual_seed(0)
     x, dy, bias = torch.randn(tokens, 24), torch.randn(tokens, 40), torch.randn(40)
@@ -62,7 +62,7 @@ def test_onednn_and_torch_disagree(monkeypatch, tokens, transposed):
         torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_turning_onednn_off_does_not_leave_products_to_torch(monkeypatch):
+def test_turning_onednn_off_leaves_products_to_torch(monkeypatch):
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
     x, w = torch.randn(3, 4), torch.randn(5, 4)
     with torch.backends.mkldnn.flags(enabled=False):

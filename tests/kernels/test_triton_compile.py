@@ -14,7 +14,7 @@ SKIPPED = 77
 def test_no_shipped_launch_spills_exceeds_shared_memory_or_loses_the_tensor_cores() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "compile_report.py"), "--check", "--sample", "4"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     if run.returncode == SKIPPED:
         pytest.skip(run.stdout.strip())
     assert run.returncode == 0, run.stdout + run.stderr

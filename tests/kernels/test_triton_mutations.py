@@ -39,7 +39,7 @@ def test_a_broken_kernel_fails_the_case_that_guards_it_when_emulated(mutation: M
     assert type(caught.value).__name__ in ("AssertionError", "PTXError"), caught.value
 
 
-def test_a_kernel_without_its_barriers_is_a_race() -> None:
+def test_a_kernel_without_its_barriers_is_caught_as_a_race() -> None:
     with emulated(80) as _:
         import ptxsim
 

@@ -10,7 +10,7 @@ from ffalora_kernels.traffic import SCHEMES, Layer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "kernels" / "README.md").read_text()
-COUNTS = list(csv.DictReader((ROOT / "benchmarks" / "data" / "emulator_counts.csv").open()))
+COUNTS = list(csv.DictReader((ROOT / "benchmarks" / "data" / "emulator_counts.csv").read_text().splitlines()))
 LAYERS = (Layer(16, 128, 1024, 1024, 8), Layer(8, 512, 4096, 4096, 16))
 
 

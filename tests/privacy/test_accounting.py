@@ -65,14 +65,14 @@ def exact_gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 @pytest.mark.parametrize(("sigma", "rate", "steps"), GRID)
-def test_three_accountants_would_disagree_by_more_than_their_stated_gaps(sigma, rate, steps):
+def test_three_accountants_agree_within_their_stated_gaps(sigma, rate, steps):
     rdp, prv, pld = (epsilon(sigma, rate, steps, DELTA, accountant) for accountant in ACCOUNTANTS)
     assert abs(prv - pld) <= PRV_PLD_GAP
     assert pld <= rdp <= RDP_EXCESS * pld
 
 
 @pytest.mark.parametrize(("sigma", "rate", "steps"), GRID[:4])
-def test_epsilon_differs_from_the_libraries_own_accountants(sigma, rate, steps):
+def test_epsilon_is_that_of_the_libraries_own_accountants(sigma, rate, steps):
     import dp_accounting
     from dp_accounting.pld import PLDAccountant
 
@@ -88,7 +88,7 @@ def test_epsilon_differs_from_the_libraries_own_accountants(sigma, rate, steps):
 
 @pytest.mark.parametrize("accountant", ACCOUNTANTS)
 @pytest.mark.parametrize("sampling", ["shuffled", "full", "without-replacement"])
-def test_loader_that_is_not_poisson_gets_amplification_or_sensitivity_of_one_c(accountant, sampling):
+def test_loader_that_is_not_poisson_gets_no_amplification_and_a_sensitivity_of_two_c(accountant, sampling):
     sigma, steps = 12.0, 30
     exact = exact_gaussian_epsilon(2 * math.sqrt(steps) / sigma, DELTA)
     ours = epsilon(sigma, 0.01, steps, DELTA, accountant, sampling)
@@ -97,14 +97,14 @@ def test_loader_that_is_not_poisson_gets_amplification_or_sensitivity_of_one_c(a
 
 
 @pytest.mark.parametrize("accountant", ACCOUNTANTS)
-def test_full_poisson_batches_differ_from_the_exact_gaussian_mechanism(accountant):
+def test_full_poisson_batches_are_the_exact_gaussian_mechanism(accountant):
     exact = exact_gaussian_epsilon(math.sqrt(50) / 9.0, DELTA)
     ours = epsilon(9.0, 1.0, 50, DELTA, accountant)
     assert exact - 1e-6 <= ours <= exact * (1.2 if accountant == "rdp" else 1.0) + PRV_PLD_GAP
 
 
 @pytest.mark.parametrize("accountant", ACCOUNTANTS)
-def test_composition_over_rounds_is_not_one_run(accountant):
+def test_composition_over_rounds_is_that_of_one_run(accountant):
     whole = epsilon(1.0, 0.02, 100, DELTA, accountant)
     rounds = epsilon_of([Spent(1.0, 0.02, 10)] * 10, DELTA, accountant)
     assert rounds == whole
@@ -114,7 +114,7 @@ def test_composition_over_rounds_is_not_one_run(accountant):
     assert book.epsilon() == whole
 
 
-def test_epsilon_resets_each_round():
+def test_epsilon_of_rounds_composes_instead_of_starting_anew():
     """Calibrating ε=6 for the ten steps of each round of the paper's SST-2 protocol really spends eleven times as
     much.
     """
@@ -124,7 +124,7 @@ def test_epsilon_resets_each_round():
 
 
 @pytest.mark.parametrize("accountant", ACCOUNTANTS)
-def test_mixed_history_is_cheaper_than_its_parts_alone_or_dearer_than_their_sum(accountant):
+def test_mixed_history_costs_more_than_each_part_and_less_than_their_sum(accountant):
     first, second = Spent(1.0, 0.02, 60), Spent(1.4, 0.05, 40)
     both = epsilon_of([first, second], DELTA, accountant)
     parts = [epsilon_of([part], DELTA / 2, accountant) for part in (first, second)]
@@ -138,12 +138,12 @@ def test_mixed_history_is_cheaper_than_its_parts_alone_or_dearer_than_their_sum(
 @pytest.mark.parametrize(
     ("target", "rate", "steps"), [(6.0, 0.0237, 75), (0.5, 0.01, 500), (3.0, 1.0, 10), (20.0, 0.1, 1)]
 )
-def test_calibrated_noise_spends_more_than_the_target_or_wastes_it(accountant, target, rate, steps):
+def test_calibrated_noise_spends_the_target_and_no_more(accountant, target, rate, steps):
     sigma = noise_multiplier_for(target, DELTA, rate, steps, accountant)
     assert target * (1 - 1e-3) <= epsilon(sigma, rate, steps, DELTA, accountant) <= target
 
 
-def test_one_sigma_for_unequal_clients_is_reported_as_one_epsilon():
+def test_one_sigma_spends_more_on_a_smaller_client():
     sigma = noise_multiplier_for(6.0, 1e-5, 64 / 2700, 75, "rdp")
     small = epsilon(sigma, 64 / 500, 75, 1e-5, "rdp")
     assert small > 2.5 * 6.0
@@ -159,7 +159,7 @@ def test_one_sigma_for_unequal_clients_is_reported_as_one_epsilon():
         ("sst2", (1.00, 1.52, 3.69)),
     ],
 )
-def test_noise_of_the_published_protocols_is_not_reproduced(task, sigmas):
+def test_noise_of_the_published_protocols_is_reproduced(task, sigmas):
     protocol = PROTOCOLS[f"ffa-lora/{task}"]
     ours = [
         noise_multiplier_for(e, protocol.delta, protocol.sample_rate, protocol.steps, "rdp") for e in (6.0, 3.0, 1.0)
@@ -167,7 +167,7 @@ def test_noise_of_the_published_protocols_is_not_reproduced(task, sigmas):
     np.testing.assert_allclose(ours, sigmas, atol=0.012, rtol=0)
 
 
-def test_epsilon_table_lacks_an_accountant_or_exceeds_the_target():
+def test_epsilon_table_holds_every_accountant_within_the_target():
     rows = epsilon_table(2700, 64, 75, 1e-5, target_epsilon=6.0)
     assert [r.accountant for r in rows] == list(ACCOUNTANTS)
     assert all(5.99 <= r.epsilon <= 6.0 for r in rows)
@@ -178,7 +178,7 @@ def test_epsilon_table_lacks_an_accountant_or_exceeds_the_target():
         epsilon_table(50, 64, 75, 1e-5, noise_multiplier=1.0)
 
 
-def test_zero_noise_or_zero_steps_have_a_finite_or_positive_price():
+def test_zero_noise_costs_infinity_and_zero_steps_cost_nothing():
     assert epsilon(0.0, 0.1, 5, DELTA) == math.inf
     assert epsilon(1.0, 0.1, 0, DELTA) == 0.0
     for accountant in ACCOUNTANTS:  # absurdly little noise: a number, not a crash
@@ -198,19 +198,19 @@ def test_zero_noise_or_zero_steps_have_a_finite_or_positive_price():
         ({"sampling": "sorted"}, "sampling"),
     ],
 )
-def test_bad_value_is_not_named(change, named):
+def test_bad_value_is_named(change, named):
     with pytest.raises(ValueError, match=named):
         epsilon(**{"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 10, "delta": DELTA, **change})
 
 
-def test_unreachable_target_loops_or_is_not_explained():
+def test_unreachable_target_is_refused_with_its_remedy():
     with pytest.raises(ValueError, match="accountant='pld'"):
         noise_multiplier_for(0.005, DELTA, 0.1, 10, "prv")
     with pytest.raises(ValueError, match="target_epsilon"):
         noise_multiplier_for(0.0, DELTA, 0.1, 10)
 
 
-def test_ledger_takes_steps_beyond_its_maximum():
+def test_ledger_refuses_steps_beyond_its_maximum():
     book = ledger()
     book.charge(74)
     with pytest.raises(PrivacyBudgetSpent, match=r"client 7 has taken 74 steps.*max_steps=75"):
@@ -221,7 +221,7 @@ def test_ledger_takes_steps_beyond_its_maximum():
     assert book.steps_taken == 75
 
 
-def test_ledger_takes_steps_beyond_its_target():
+def test_ledger_refuses_steps_beyond_its_target():
     sigma = noise_multiplier_for(2.0, DELTA, 0.02, 50, "rdp")
     book = ledger(sample_rate=0.02, noise_multiplier=sigma, max_steps=500, target_epsilon=2.0, accountant="rdp")
     assert 50 <= book.steps_allowed < 55
@@ -231,7 +231,7 @@ def test_ledger_takes_steps_beyond_its_target():
         book.charge()
 
 
-def test_earlier_runs_on_the_same_data_are_forgotten():
+def test_earlier_runs_on_the_same_data_are_counted():
     fresh = ledger(accountant="rdp", target_epsilon=3.0, noise_multiplier=1.0)
     spent = ledger(accountant="rdp", target_epsilon=3.0, noise_multiplier=1.0, prior=(Spent(1.0, 64 / 2700, 75),))
     assert spent.epsilon() == fresh.final_epsilon() > 0
@@ -241,12 +241,12 @@ def test_earlier_runs_on_the_same_data_are_forgotten():
         exhausted.charge()
 
 
-def test_zero_noise_with_a_target_is_accepted():
+def test_zero_noise_with_a_target_is_refused():
     with pytest.raises(ValueError, match=r"client 7: noise_multiplier=0 .* target_epsilon=6"):
         ledger(noise_multiplier=0.0, target_epsilon=6.0)
 
 
-def test_ledger_loses_something_on_its_way_through_json(tmp_path):
+def test_ledger_comes_through_json_whole(tmp_path):
     book = ledger(prior=(Spent(1.1, 0.5, 3),), target_epsilon=60.0, accountant="rdp", max_steps=np.int64(75))
     book.charge(10)
     again = PrivacyLedger.from_state_dict(json.loads(json.dumps(book.state_dict())))
@@ -270,14 +270,14 @@ def test_ledger_loses_something_on_its_way_through_json(tmp_path):
         ({"max_steps": 750}, "max_steps was 75 and is 750"),
     ],
 )
-def test_resume_accepts_a_changed_term(change, named):
+def test_resume_refuses_a_changed_term(change, named):
     book = ledger()
     book.charge(10)
     with pytest.raises(LedgerMismatch, match=named):
         ledger(**change).resume(book.state_dict())
 
 
-def test_resume_forgets_or_lowers_the_count():
+def test_resume_keeps_the_higher_count():
     book, again = ledger(), ledger()
     book.charge(10)
     again.resume(book.state_dict())
@@ -303,12 +303,12 @@ def test_resume_forgets_or_lowers_the_count():
         {"delta": None},
     ],
 )
-def test_tampered_ledger_is_loaded(tamper):
+def test_tampered_ledger_is_refused(tamper):
     with pytest.raises(LedgerMismatch):
         PrivacyLedger.from_state_dict({**ledger().state_dict(), **tamper})
 
 
-def test_affordable_steps_are_not_the_most_the_target_allows():
+def test_affordable_steps_are_the_most_the_target_allows():
     steps = affordable_steps(2.0, DELTA, 1.0, 0.02, 10_000, "rdp")
     assert epsilon(1.0, 0.02, steps, DELTA, "rdp") <= 2.0 < epsilon(1.0, 0.02, steps + 1, DELTA, "rdp")
     assert affordable_steps(0.001, DELTA, 1.0, 0.5, 10, "rdp") == 0

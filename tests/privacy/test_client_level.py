@@ -32,7 +32,7 @@ def states(count, seed=0, scale=1.0) -> tuple[torch.Tensor, torch.Tensor]:
     return state, state + scale * torch.randn(count, P, generator=generator)
 
 
-def test_rounds_without_a_draw_are_free():
+def test_rounds_without_a_draw_are_charged():
     server = mechanism(rate=1e-6)
     drawn = [server.open_round(r) for r in range(10)]
     assert sum(map(len, drawn)) == 0
@@ -40,7 +40,7 @@ def test_rounds_without_a_draw_are_free():
     assert server.ledger.epsilon() == epsilon(1.0, 1e-6, 10, 1e-3, "rdp")
 
 
-def test_round_beyond_the_last_is_run():
+def test_round_beyond_the_last_is_refused():
     server = mechanism(rounds=2)
     server.open_round(0)
     server.open_round(1)
@@ -48,7 +48,7 @@ def test_round_beyond_the_last_is_run():
         server.open_round(2)
 
 
-def test_updates_are_used_without_a_charge():
+def test_updates_are_used_only_after_their_charge():
     server = mechanism()
     state, received = states(3)
     with pytest.raises(RuntimeError, match="open_round"):
@@ -59,7 +59,7 @@ def test_updates_are_used_without_a_charge():
         server.close_round_(state, received, 0)
 
 
-def test_sum_is_divided_by_the_cohort_that_came():
+def test_sum_is_divided_by_the_expected_cohort():
     server = mechanism(sigma=0.0, limit=100.0)
     state, received = states(3)
     before = state.clone()
@@ -69,7 +69,7 @@ def test_sum_is_divided_by_the_cohort_that_came():
     assert torch.allclose(state.double(), expected, atol=1e-6)
 
 
-def test_one_client_moves_the_sum_by_more_than_its_norm_or_breaks_it():
+def test_one_client_moves_the_sum_by_its_norm_at_most():
     state, received = states(12, scale=1e6)
     with_one, _ = clip_updates(received - state, 0.5)
     without, _ = clip_updates((received - state)[1:], 0.5)
@@ -84,7 +84,7 @@ def test_one_client_moves_the_sum_by_more_than_its_norm_or_breaks_it():
     assert float((state - before).norm()) <= 11 * 0.5 / server.expected_cohort * (1 + 1e-6)
 
 
-def test_empty_round_adds_no_noise_or_noise_of_another_size():
+def test_empty_round_adds_noise_of_the_stated_size():
     """Noise of 2000 parameters: its standard deviation is known to 1.6%; the test allows 5 of those."""
     server = mechanism(sigma=1.5, limit=2.0)
     state = torch.zeros(2000)
@@ -95,7 +95,7 @@ def test_empty_round_adds_no_noise_or_noise_of_another_size():
     assert float(state.std()) == pytest.approx(expected, rel=0.08)
 
 
-def test_rounds_share_their_noise_or_resume_changes_it():
+def test_every_round_has_noise_of_its_own_that_resume_repeats():
     def noise_of(round_number):
         server = mechanism()
         state = torch.zeros(P)
@@ -107,7 +107,7 @@ def test_rounds_share_their_noise_or_resume_changes_it():
     assert not torch.equal(noise_of(4), noise_of(5))
 
 
-def test_padding_receives_noise():
+def test_padding_receives_no_noise():
     server = mechanism()
     state = torch.zeros(P)
     index = torch.tensor([*range(P - 4), -1, -1, -1, -1], dtype=torch.int32)
@@ -116,7 +116,7 @@ def test_padding_receives_noise():
     assert bool((state[:-4] != 0).all()) and bool((state[-4:] == 0).all())
 
 
-def test_server_momentum_is_not_kept():
+def test_server_momentum_is_kept():
     server = mechanism(sigma=0.0, limit=100.0)
     momentum, moved = torch.zeros(P), []
     state = torch.zeros(P)
@@ -129,7 +129,7 @@ def test_server_momentum_is_not_kept():
 
 
 @pytest.mark.parametrize("sampling", ["without-replacement", "full"])
-def test_clients_not_drawn_by_poisson_get_amplification(sampling):
+def test_clients_not_drawn_by_poisson_get_no_amplification(sampling):
     rate = 1.0 if sampling == "full" else 0.2
     server = mechanism(sigma=8.0, rate=rate, sampling=sampling)
     drawn = server.open_round(0)
@@ -139,14 +139,14 @@ def test_clients_not_drawn_by_poisson_get_amplification(sampling):
     assert server.ledger.adjacency == "replace one client"
 
 
-def test_draws_of_clients_follow_those_of_samples_or_repeat():
+def test_draws_of_clients_have_a_stream_of_their_own_and_differ_by_round():
     server = mechanism()
     draws = [tuple(server.open_round(r)) for r in range(20)]
     assert len(set(draws)) > 15
     assert draws == [tuple(SeededDraw(3)(2**32 - 1, r, 40, 0.2)) for r in range(20)]
 
 
-def test_adaptive_norm_is_not_followed_or_not_accounted():
+def test_adaptive_norm_is_followed_and_accounted():
     server = mechanism(
         sigma=1.0, adaptive=AdaptiveQuantileClipping(noise_multiplier=1.0, expected_rows=8.0, max_grad_norm=0.1)
     )
@@ -180,19 +180,19 @@ def test_adaptive_norm_is_not_followed_or_not_accounted():
         ({"adaptive": AdaptiveQuantileClipping(1.0, 9.0, 0.1)}, "expected_rows"),
     ],
 )
-def test_terms_that_do_not_fit_are_accepted(change, named):
+def test_terms_that_do_not_fit_are_refused(change, named):
     with pytest.raises(ValueError, match=named):
         mechanism(**change)
 
 
-def test_sample_ledger_serves_whole_clients():
+def test_ledger_of_samples_is_refused_for_whole_clients():
     server = mechanism()
     server.ledger.unit = "sample"
     with pytest.raises(ValueError, match="unit='client'"):
         ClientLevel(server.ledger, 1.0, SeededNoise(1), SeededDraw(1))
 
 
-def test_more_updates_than_clients_are_accepted():
+def test_more_updates_than_clients_are_refused():
     server = mechanism(population=4)
     state, received = states(5)
     server.open_round(0)
@@ -200,7 +200,7 @@ def test_more_updates_than_clients_are_accepted():
         server.close_round_(state, received, 0)
 
 
-def test_secure_round_repeats_its_noise():
+def test_secure_round_never_repeats_its_noise():
     pytest.importorskip("ffalora.privacy.secure_noise", reason="the secure generator is not built here")
     results = []
     for _ in range(2):

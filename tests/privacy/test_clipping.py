@@ -12,7 +12,7 @@ from ffalora.privacy.clipping import AdaptiveQuantileClipping, check_thresholds,
 
 @pytest.mark.parametrize("limit", [1e-6, 0.3, 1.0, 7.0, 1e6])
 @pytest.mark.parametrize("weights", [[1.0], [1.0] * 7, [3.0, 1e-3, 500.0], list(range(1, 200))])
-def test_per_layer_thresholds_exceed_c_or_waste_it(limit, weights):
+def test_per_layer_thresholds_compose_to_c(limit, weights):
     thresholds = per_layer_thresholds(limit, weights)
     square = math.fsum(float(t) ** 2 for t in thresholds)
     assert limit**2 * (1 - 1e-12) <= square <= limit**2
@@ -30,12 +30,12 @@ def test_per_layer_thresholds_exceed_c_or_waste_it(limit, weights):
         ([], "positive"),
     ],
 )
-def test_thresholds_that_do_not_compose_to_c_are_accepted(thresholds, named):
+def test_thresholds_that_do_not_compose_to_c_are_refused(thresholds, named):
     with pytest.raises(ValueError, match=named):
         check_thresholds(thresholds, 1.0)
 
 
-def test_bad_weights_are_accepted():
+def test_bad_weights_are_refused():
     with pytest.raises(ValueError, match="weights"):
         per_layer_thresholds(1.0, [1.0, -1.0])
     with pytest.raises(ValueError, match="max_grad_norm"):
@@ -48,7 +48,7 @@ def adaptive(**changes) -> AdaptiveQuantileClipping:
     )
 
 
-def test_noise_of_the_count_is_not_paid_for():
+def test_noise_of_the_count_is_paid_for():
     """Two Gaussian releases, of sensitivity 1 and 1/2, must compose to what the accountant is told."""
     policy = adaptive(noise_multiplier=1.3, bit_noise=2.0)
     together = policy.sum_noise_multiplier**-2 + (0.5 / policy.bit_noise) ** 2
@@ -63,7 +63,7 @@ def test_noise_of_the_count_is_not_paid_for():
 
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("start", [1e-3, 50.0])
-def test_clipping_norm_does_not_find_the_quantile(quantile, start):
+def test_clipping_norm_finds_the_quantile(quantile, start):
     generator = torch.Generator().manual_seed(3)
     policy = adaptive(max_grad_norm=start, quantile=quantile)
     reached = []
@@ -79,7 +79,7 @@ def test_clipping_norm_does_not_find_the_quantile(quantile, start):
     assert abs(sum(reached) / len(reached) - truth) < 0.5
 
 
-def test_one_row_moves_the_count_by_more_than_one_half():
+def test_one_row_moves_the_count_by_one_half_at_most():
     norms = torch.tensor([0.1, 5.0, 0.2], dtype=torch.float64)
     logs = []
     for rows in (norms, norms[1:], norms[:1], torch.cat([norms, torch.tensor([math.nan], dtype=torch.float64)])):
@@ -90,7 +90,7 @@ def test_one_row_moves_the_count_by_more_than_one_half():
         assert abs(logs[0] - other) == pytest.approx(0.5)
 
 
-def test_clipping_norm_runs_away_or_breaks_on_an_empty_batch():
+def test_clipping_norm_stays_within_its_limits_and_bears_an_empty_batch():
     policy = adaptive(lowest=0.5, highest=2.0)
     for _ in range(100):
         policy.update(torch.zeros(100, dtype=torch.float64), 0.0)
@@ -101,7 +101,7 @@ def test_clipping_norm_runs_away_or_breaks_on_an_empty_batch():
     assert adaptive().update(torch.zeros(0, dtype=torch.float64), 0.0) == 1.0
 
 
-def test_adaptive_clipping_is_lost_on_resume():
+def test_adaptive_clipping_survives_a_resume():
     policy = adaptive()
     policy.update(torch.ones(80, dtype=torch.float64) * 0.5, 0.3)
     again = AdaptiveQuantileClipping.from_state_dict(json.loads(json.dumps(policy.state_dict())))
@@ -113,6 +113,6 @@ def test_adaptive_clipping_is_lost_on_resume():
 @pytest.mark.parametrize(
     "change", [{"quantile": 1.0}, {"expected_rows": 0.0}, {"max_grad_norm": 1e9}, {"learning_rate": -1.0}]
 )
-def test_bad_adaptive_setting_is_accepted(change):
+def test_bad_adaptive_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         adaptive(**change)

@@ -40,7 +40,7 @@ def ptx(tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 2, 255, 256, 777])
-def test_gpu_stream_differs_from_the_processors(ptx, count, monkeypatch):
+def test_gpu_stream_is_that_of_the_processors(ptx, count, monkeypatch):
     if not (TOOLS / "ptxsim.py").exists():
         pytest.skip(f"PTX emulator not found at {TOOLS}; set FFALORA_GPU_TOOLS to run this test")
     monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
@@ -59,12 +59,12 @@ def test_gpu_stream_differs_from_the_processors(ptx, count, monkeypatch):
     assert torch.equal(found, stream_of_processor(start, 1.7))
 
 
-def test_contraction_is_left_on_or_local_memory_is_used(ptx):
+def test_gpu_code_has_no_contraction_and_no_local_memory(ptx):
     assert "fma." not in ptx and "mad.rn" not in ptx, "the GPU would round differently from the processor"
     assert ".local" not in ptx, "the key or the block would be written to memory"
 
 
-def test_library_does_not_build_or_load_without_a_gpu(tmp_path):
+def test_library_builds_and_loads_without_a_gpu(tmp_path):
     library = tmp_path / "secure_noise.so"
     command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", "-cudart", "static", "--fmad=false", "-std=c++17"]
     subprocess.run([*command, "-arch=sm_80", "-o", library, SOURCE], check=True, capture_output=True)
@@ -76,7 +76,7 @@ def test_library_does_not_build_or_load_without_a_gpu(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_device_that_has_the_library_is_not_usable_or_draws_the_wrong_spread():
+def test_device_that_has_the_library_is_usable_and_draws_the_right_spread():
     from ffalora.privacy import cuda_noise, secure_noise
 
     if cuda_noise._launcher() is None:
@@ -87,7 +87,7 @@ def test_device_that_has_the_library_is_not_usable_or_draws_the_wrong_spread():
     assert total.std(1).tolist() == pytest.approx([1.0, 5.0], rel=0.02)
 
 
-def test_missing_library_is_an_import_error_or_gives_no_reason(monkeypatch):
+def test_missing_library_leaves_the_import_whole_and_gives_its_reason(monkeypatch):
     from ffalora.privacy import cuda_noise
 
     monkeypatch.setattr(cuda_noise, "_launcher", lambda: None)

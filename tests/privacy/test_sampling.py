@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
-from ffalora.privacy.sampling import (
-    SeededDraw,
-    SystemDraw,
-    fixed_size_draw,
-    packed_batches,
-    physical_batches,
-    poisson_draw,
-    shuffled_batches,
-)
+from ffalora.privacy.sampling import SeededDraw, SystemDraw, fixed_size_draw, poisson_draw, shuffled_batches
+from ffalora.training.batches import packed_batches, physical_batches
 
 #: Each statistical test below fails by chance with at most this probability (seeded ones: decided once, for ever).
 FALSE_ALARM = 1e-6
@@ -25,7 +18,7 @@ FALSE_ALARM = 1e-6
 
 @pytest.mark.parametrize("draw", [SeededDraw(11), SystemDraw()], ids=["seeded", "system"])
 @pytest.mark.parametrize("rate", [0.003, 0.1, 0.5])
-def test_poisson_draw_includes_records_with_another_probability(draw, rate):
+def test_poisson_draw_includes_each_record_with_the_stated_probability(draw, rate):
     n, steps = 400, 500
     counts = np.zeros(n)
     sizes = np.zeros(steps)
@@ -44,11 +37,11 @@ def test_poisson_draw_includes_records_with_another_probability(draw, rate):
         assert statistic <= slack * chi2.ppf(1 - FALSE_ALARM / 6, len(observed))
 
 
-def test_batch_has_a_fixed_size():
+def test_size_of_a_batch_is_binomial():
     assert len({len(poisson_draw(0, 0, step, 1000, 0.1)) for step in range(50)}) > 10
 
 
-def test_draw_depends_on_anything_but_its_arguments():
+def test_draw_depends_on_its_arguments_alone():
     first = poisson_draw(5, 2, 9, 300, 0.2)
     poisson_draw(5, 3, 9, 300, 0.2)
     np.random.seed(0)
@@ -56,17 +49,17 @@ def test_draw_depends_on_anything_but_its_arguments():
     assert np.array_equal(first, SeededDraw(5)(2, 9, 300, 0.2))
 
 
-def test_draws_of_another_seed_client_or_step_repeat():
+def test_draws_of_another_seed_client_or_step_differ():
     named = [(5, 2, 9), (6, 2, 9), (5, 3, 9), (5, 2, 10), (2, 5, 9), (5, 9, 2), (5 + 2**32, 2, 9), (5, 2 + 2**32, 9)]
     draws = [tuple(poisson_draw(*name, 300, 0.5)) for name in named]
     assert len(set(draws)) == len(draws)
 
 
-def test_stream_changed_and_old_runs_cannot_be_resumed():
+def test_stream_is_the_recorded_one_so_that_old_runs_resume():
     assert poisson_draw(1, 2, 3, 100, 0.05).tolist() == [39, 41, 61, 87]
 
 
-def test_edges_draw_too_much_or_too_little():
+def test_edges_draw_nobody_or_everybody_and_bad_rates_are_refused():
     assert len(poisson_draw(0, 0, 0, 0, 0.5)) == 0
     assert len(poisson_draw(0, 0, 0, 50, 0.0)) == 0
     assert poisson_draw(0, 0, 0, 50, 1.0).tolist() == list(range(50))
@@ -78,25 +71,25 @@ def test_edges_draw_too_much_or_too_little():
         poisson_draw(-1, 0, 0, 50, 0.5)
 
 
-def test_secure_draw_can_be_repeated():
+def test_secure_draw_cannot_be_repeated():
     assert not np.array_equal(SystemDraw()(0, 0, 1000, 0.5), SystemDraw()(0, 0, 1000, 0.5))
     assert SystemDraw.secure and not SeededDraw.secure
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 3), (12, 4), (5, 8), (1, 1)])
-def test_epoch_misses_or_repeats_a_record(n, batch):
+def test_epoch_holds_every_record_once(n, batch):
     per_epoch = -(-n // batch)
     for epoch in range(3):
         seen = np.concatenate([shuffled_batches(1, 2, epoch * per_epoch + i, n, batch) for i in range(per_epoch)])
         assert sorted(seen.tolist()) == list(range(n))
 
 
-def test_epochs_have_one_order():
+def test_every_epoch_has_an_order_of_its_own():
     orders = {tuple(shuffled_batches(1, 2, epoch, 20, 20)) for epoch in range(5)}
     assert len(orders) == 5
 
 
-def test_fixed_size_draw_repeats_or_misses():
+def test_fixed_size_draw_holds_distinct_records_of_the_stated_number():
     drawn = fixed_size_draw(1, 2, 3, 20, 7)
     assert len(set(drawn.tolist())) == 7
     with pytest.raises(ValueError, match="batch_size"):
@@ -107,8 +100,8 @@ lengths_strategy = st.lists(st.integers(0, 90), max_size=60)
 
 
 @given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9), st.integers(0, 200))
-@settings(max_examples=200, deadline=None)
-def test_physical_batches_lose_a_sample_or_break_the_budget(lengths, budget, max_samples, overhead):
+@settings(max_examples=200)
+def test_physical_batches_hold_every_sample_within_the_budget(lengths, budget, max_samples, overhead):
     plan = physical_batches(lengths, budget, max_samples, overhead)
     assert sorted(i for batch in plan.batches for i in batch.tolist()) == list(range(len(lengths)))
     padded = 0
@@ -122,8 +115,8 @@ def test_physical_batches_lose_a_sample_or_break_the_budget(lengths, budget, max
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(1, 60), st.integers(0, 30))
-@settings(max_examples=100, deadline=None)
-def test_another_cut_of_the_sorted_batch_is_cheaper(lengths, budget, overhead):
+@settings(max_examples=100)
+def test_no_other_cut_of_the_sorted_batch_is_cheaper(lengths, budget, overhead):
     plan = physical_batches(lengths, budget, overhead=overhead)
     ordered = sorted(lengths, reverse=True)
     cheapest = math.inf
@@ -135,7 +128,7 @@ def test_another_cut_of_the_sorted_batch_is_cheaper(lengths, budget, overhead):
     assert plan.padded_tokens + overhead * len(plan.batches) == cheapest
 
 
-def test_large_overhead_does_not_give_the_fewest_batches():
+def test_large_overhead_gives_the_fewest_batches():
     lengths = np.random.default_rng(0).integers(5, 60, 200)
     plan = physical_batches(lengths, 512, overhead=10**9)
     greedy, ordered = 0, sorted(lengths.tolist(), reverse=True)
@@ -146,8 +139,8 @@ def test_large_overhead_does_not_give_the_fewest_batches():
 
 
 @given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
-def test_packed_batches_lose_a_sample_break_the_budget_or_stop_early(lengths, budget, max_samples):
+@settings(max_examples=200)
+def test_packed_batches_hold_every_sample_within_the_budget_and_are_filled(lengths, budget, max_samples):
     plan = packed_batches(lengths, budget, max_samples)
     assert sorted(i for batch in plan.batches for i in batch.tolist()) == list(range(len(lengths)))
     sizes = [sum(lengths[i] for i in batch) for batch in plan.batches]
@@ -160,7 +153,7 @@ def test_packed_batches_lose_a_sample_break_the_budget_or_stop_early(lengths, bu
     assert plan.padding == 0.0 and plan.padded_tokens == plan.tokens == sum(lengths)
 
 
-def test_empty_batch_or_bad_budget_is_mishandled():
+def test_empty_batch_is_cut_into_none_and_bad_budgets_are_refused():
     empty = physical_batches([], 100)
     assert empty.batches == () and empty.padding == 0.0
     assert packed_batches([], 100).batches == ()

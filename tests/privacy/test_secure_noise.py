@@ -68,14 +68,14 @@ def key_stream(key, nonce, counter, blocks):
 
 @needs_extension
 @pytest.mark.parametrize("key,nonce,counter,expected", VECTORS)
-def test_key_stream_is_not_chacha20_of_rfc_8439(key, nonce, counter, expected, instructions):
+def test_key_stream_is_chacha20_of_rfc_8439(key, nonce, counter, expected, instructions):
     assert key_stream(key, nonce, counter, 1).numpy().tobytes().hex() == expected
     if counter:
         assert key_stream(key, nonce, counter - 1, 40)[1].numpy().tobytes().hex() == expected
 
 
 @needs_extension
-def test_normals_are_not_the_formula_of_the_key_stream(instructions):
+def test_normals_are_the_formula_of_the_key_stream(instructions):
     key, nonce, n = list(range(32)), bytes(range(12)), 100_001
     numbers = torch.zeros(n, dtype=torch.float64)
     MODULE._cpu.add_normals_of_key(words_of(bytes(key)), words_of(nonce), 7, numbers.data_ptr(), n, 2.0, 1)
@@ -84,7 +84,7 @@ def test_normals_are_not_the_formula_of_the_key_stream(instructions):
 
 
 @needs_extension
-def test_threads_change_the_stream():
+def test_threads_leave_the_stream_as_it_is():
     streams = []
     for threads in (1, 2, 3):
         numbers = torch.zeros(70_001, dtype=torch.float64)
@@ -94,12 +94,12 @@ def test_threads_change_the_stream():
 
 
 @needs_extension
-def test_counter_of_a_key_runs_over():
+def test_counter_of_a_key_cannot_run_over():
     with pytest.raises(ValueError, match="2\\^33"):
         MODULE._cpu.add_normals_of_key([1] * 8, [0] * 3, 2**32 - 1, torch.zeros(3).double().data_ptr(), 3, 1.0, 1)
 
 
-def test_distribution_is_not_normal(either):
+def test_distribution_is_normal(either):
     z = secure_noise.secure_gaussian(400_000).numpy()
     assert stats.kstest(z, "norm").pvalue > 1e-5
     for order, expected, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
@@ -110,7 +110,7 @@ def test_distribution_is_not_normal(either):
     assert abs(np.corrcoef(z[:-2], z[2:])[0, 1]) < 5 / z.size**0.5
 
 
-def test_standard_deviation_is_ignored_or_mixed_between_rows(either):
+def test_each_row_has_its_own_standard_deviation(either):
     total = torch.full((3, 50_000), 7.0, dtype=torch.float64)
     secure_noise.add_secure_gaussian_(total, torch.tensor([0.0, 0.5, 20.0], dtype=torch.float64))
     assert torch.equal(total[0], torch.full_like(total[0], 7.0))
@@ -122,7 +122,7 @@ def test_standard_deviation_is_ignored_or_mixed_between_rows(either):
     assert wide.std().item() == pytest.approx(3.0, rel=0.02)
 
 
-def test_seeds_or_forks_repeat_the_noise(either):
+def test_neither_seeds_nor_forks_repeat_the_noise(either):
     torch.manual_seed(0)
     first = secure_noise.secure_gaussian((2, 3))
     torch.manual_seed(0)
@@ -139,13 +139,13 @@ def test_seeds_or_forks_repeat_the_noise(either):
     assert len(set(draws.tolist())) == 18, "a number came twice"
 
 
-def test_key_is_visible_from_python():
+def test_key_is_invisible_from_python():
     names = [name for name in dir(secure_noise) if "key" in name.lower()]
     assert names == []
     assert secure_noise.source() in ("chacha20", "os.urandom")
 
 
-def test_wrong_arguments_are_accepted(either):
+def test_wrong_arguments_are_refused(either):
     for std in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="std must be finite"):
             secure_noise.secure_gaussian(3, std)
@@ -159,7 +159,7 @@ def test_wrong_arguments_are_accepted(either):
 
 
 @needs_extension
-def test_missing_entropy_gives_weak_noise_instead_of_an_error(tmp_path):
+def test_missing_entropy_is_an_error_and_never_weak_noise(tmp_path):
     source = tmp_path / "no_entropy.c"
     source.write_text("#include <errno.h>\nint getentropy(void* to, unsigned long n) { errno = EIO; return -1; }\n")
     library = tmp_path / "no_entropy.so"

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ffalora.plain import rounded_up
+from ffalora.files.numbers import rounded_up
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.statement import PrivacyStatement
 
@@ -26,7 +26,7 @@ def ledgers(**changes) -> list[PrivacyLedger]:
     return books
 
 
-def test_statement_omits_a_term():
+def test_statement_holds_every_term():
     books = ledgers()
     said = PrivacyStatement.from_ledgers(books, noise="seeded", max_grad_norm=1.0)
     text, record = said.to_text(), json.loads(json.dumps(said.as_dict(), allow_nan=False))
@@ -56,7 +56,7 @@ def test_statement_omits_a_term():
     assert f"{rounded_up(record['max_epsilon']):.4g}" in text
 
 
-def test_shuffled_loader_is_stated_with_amplification():
+def test_shuffled_loader_is_stated_without_amplification():
     said = PrivacyStatement.from_ledgers(
         ledgers(sampling="shuffled", noise_multiplier=30.0), noise="secure", max_grad_norm=1.0
     )
@@ -64,14 +64,14 @@ def test_shuffled_loader_is_stated_with_amplification():
     assert "subtract" not in said.to_text() and "cryptographic" in said.to_text()
 
 
-def test_client_level_statement_claims_sample_level():
+def test_client_level_statement_claims_client_level_alone():
     book = PrivacyLedger(0, 100, 0.1, 2.0, 1e-3, 50, unit="client", accountant="rdp")
     said = PrivacyStatement.from_ledgers([book], noise="seeded", max_grad_norm=0.5)
     assert said.unit == "client" and said.adjacency == "add/remove one client"
     assert "DP-FedAvg" in said.to_text() and "whether or not a client was drawn" in said.to_text()
 
 
-def test_run_without_noise_does_not_say_that_it_is_not_private():
+def test_run_without_noise_says_that_it_is_not_private():
     said = PrivacyStatement.not_private()
     assert "NOT private" in said.to_text() and not said.private
     assert json.loads(json.dumps(said.as_dict(), allow_nan=False))["max_epsilon"] == "infinity"
@@ -79,7 +79,7 @@ def test_run_without_noise_does_not_say_that_it_is_not_private():
     assert math.isinf(silent.max_epsilon) and "NOT private" in silent.to_text() and not silent.private
 
 
-def test_unlike_ledgers_share_a_statement():
+def test_unlike_ledgers_never_share_a_statement():
     with pytest.raises(ValueError, match="delta"):
         PrivacyStatement.from_ledgers([*ledgers(), *ledgers(delta=1e-6)], noise="seeded", max_grad_norm=1.0)
     with pytest.raises(ValueError, match="ledgers is empty"):
@@ -88,7 +88,7 @@ def test_unlike_ledgers_share_a_statement():
         PrivacyStatement.from_ledgers(ledgers(), noise="white", max_grad_norm=1.0)
 
 
-def test_printed_epsilon_is_below_the_spent_one():
+def test_printed_epsilon_is_never_below_the_spent_one():
     for sigma in (0.7, 0.9, 1.0, 1.3, 2.0, 3.1):
         books = ledgers(noise_multiplier=sigma)
         said = PrivacyStatement.from_ledgers(books, noise="seeded", max_grad_norm=1.0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ffalora.config import Config
-from ffalora.federated.run_folder import CHECKPOINT, SUMMARY
+from ffalora.runs.folder import CHECKPOINT, SUMMARY
 from ffalora.studies.grid import Grid
 from ffalora.studies.study import Study
 

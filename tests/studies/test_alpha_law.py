@@ -5,24 +5,20 @@ Each case trains privately through the engine, with clipping that bites and nois
 rule says and why is in docs/theory.md, section 4.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from tiny import losses, participants, tiny_data, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import OptimizerConfig, PrivacyConfig
-from ffalora.privacy import engine as engine_module
 from ffalora.privacy.clipping import AUTO_GAMMA
-from ffalora.privacy.engine import Engine
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.optim import Moments
 from ffalora.privacy.sampling import SeededDraw
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "privacy"))
-from tiny import losses, participants, tiny_data, tiny_model
+from ffalora.training import gradients
+from ffalora.training.engine import Engine
+from ffalora.training.optim import Moments
 
 ALPHA, C, LR, STEPS = 8.0, 0.05, 4.0, 3
 ADAM_LR, EPS = 0.05, 1e-3
@@ -140,8 +136,8 @@ def test_adam_with_decoupled_decay_and_fedprox_keeps_the_law_with_decay_times_tw
 @pytest.mark.parametrize(("c_factor", "lr_factor"), [(1, 2), (2, 4)], ids=["C-kept", "C-twice"])
 def test_auto_s_needs_gamma_times_two_for_the_same_bits_and_mu_times_two_or_four(monkeypatch, c_factor, lr_factor):
     plain, _ = trained(ALPHA, {"lr": LR}, C, clipping="automatic", mu=0.02)
-    clip = engine_module.clip_reduce_
-    monkeypatch.setattr(engine_module, "clip_reduce_", partial(clip, gamma=2 * AUTO_GAMMA))
+    clip = gradients.clip_reduce_
+    monkeypatch.setattr(gradients, "clip_reduce_", partial(clip, gamma=2 * AUTO_GAMMA))
     mu = 0.02 * 2 * c_factor
     rescaled, _ = trained(2 * ALPHA, {"lr": LR / lr_factor}, c_factor * C, clipping="automatic", mu=mu)
     assert same_bits(plain, rescaled)

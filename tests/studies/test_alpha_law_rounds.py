@@ -1,17 +1,13 @@
 """The law of alpha through whole federated rounds: averages, server optimisers and client-level privacy keep it."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from small_runs import CLIENT_LEVEL, PRIVATE, save_model, save_texts, small_config
 
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import run_round
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
-from small_runs import CLIENT_LEVEL, PRIVATE, save_model, save_texts, small_config
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def claim(contrast, **more):
     return Claim(says="It is so", contrast=contrast, **more)
 
 
-def test_interval_and_p_differ_from_scipy_on_known_numbers():
+def test_interval_and_p_are_those_of_scipy_on_known_numbers():
     a, b = [0.71, 0.74, 0.69, 0.75, 0.72], [0.70, 0.70, 0.68, 0.71, 0.70]
     verdict = judge(claim(PAIR), table(a_x=a, b_x=b))
     paired = stats.ttest_rel(a, b)
@@ -33,7 +33,7 @@ def test_interval_and_p_differ_from_scipy_on_known_numbers():
     )
 
 
-def test_a_ratio_is_not_the_geometric_mean_with_its_own_threshold():
+def test_a_ratio_is_a_geometric_mean_against_its_own_threshold():
     a, b = [2.0, 2.2, 2.1, 1.9], [1.0, 1.0, 1.1, 1.0]
     verdict = judge(claim(PAIR, ratio=True, above=1.5), table(a_x=a, b_x=b))
     logs = np.log(np.divide(a, b))
@@ -48,35 +48,35 @@ def test_a_ratio_is_not_the_geometric_mean_with_its_own_threshold():
     assert judge(claim(PAIR, ratio=True, above=3), table(a_x=a, b_x=b)).outcome == "contradicted"
 
 
-def test_an_interaction_is_not_a_difference_of_differences():
+def test_an_interaction_is_a_difference_of_differences():
     values = table(a_x=[0.9, 0.8], a_y=[0.5, 0.6], b_x=[0.8, 0.8], b_y=[0.7, 0.7])
     verdict = judge(claim({"a@x": 1, "a@y": -1, "b@x": -1, "b@y": 1}), values)
     assert verdict.mean == pytest.approx(((0.4 - 0.1) + (0.2 - 0.1)) / 2)
 
 
-def test_mean_and_range_are_taken_over_other_conditions_than_the_pattern_names():
+def test_mean_and_range_are_taken_over_the_conditions_that_the_pattern_names():
     values = table(**{"a_lr-low": [0.5, 0.6], "a_lr-high": [0.7, 0.6], "a_other": [0.1, 0.1], "a_base": [0.8, 0.9]})
     assert judge(claim({"mean a@lr-*": 1}), values).mean == pytest.approx(0.6)
     assert judge(claim({"range a@lr-*": 1}), values).mean == pytest.approx((0.2 + 0.0) / 2)
     assert judge(claim({"range a@base|lr-*": 1}), values).mean == pytest.approx((0.3 + 0.3) / 2)
 
 
-def test_a_range_over_a_single_condition_passes_for_no_difference():
+def test_a_range_over_a_single_condition_is_not_measured():
     assert judge(claim({"range a@x*": 1}), table(a_x1=[0.5, 0.6])).outcome == "not measured"
 
 
-def test_seeds_that_lack_a_cell_are_counted():
+def test_seeds_that_lack_a_cell_are_left_out():
     values = table(a_x=[0.7, 0.8, 0.9, 0.9], b_x=[0.6, 0.7])
     assert judge(claim(PAIR), values).seeds == 2
     assert judge(claim({"a@x": 1, "c@x": -1}), values).outcome == "not measured"
 
 
-def test_a_single_seed_is_given_a_verdict():
+def test_a_single_seed_decides_nothing():
     verdict = judge(claim(PAIR), table(a_x=[0.9], b_x=[0.1]))
     assert verdict.outcome == "undecided" and math.isnan(verdict.p) and "one seed" in verdict.to_text()
 
 
-def test_seeds_that_agree_exactly_break_the_test():
+def test_seeds_that_agree_exactly_are_judged():
     even = judge(claim(PAIR), table(a_x=[0.5, 0.5, 0.5], b_x=[0.5, 0.5, 0.5]))
     assert (even.outcome, even.p, even.low, even.high) == ("undecided", 1.0, 0.0, 0.0)
     above = judge(claim(PAIR, ratio=True, above=1.9), table(a_x=[98304.0] * 3, b_x=[49152.0] * 3))
@@ -86,12 +86,12 @@ def test_seeds_that_agree_exactly_break_the_test():
 @pytest.mark.parametrize(
     ("sign", "outcome", "words"), [(1, "holds", ": holds;"), (-1, "contradicted", ": is contradicted;")]
 )
-def test_the_sentence_says_something_else_than_the_interval(sign, outcome, words):
+def test_the_sentence_says_what_the_interval_says(sign, outcome, words):
     verdict = judge(claim(PAIR), table(a_x=[0.5 + sign * 0.2, 0.5 + sign * 0.21, 0.5 + sign * 0.19], b_x=[0.5] * 3))
     assert verdict.outcome == outcome and words in verdict.to_text() and "3 seeds" in verdict.to_text()
 
 
-def test_more_than_the_stated_share_of_claims_is_decided_where_nothing_is_to_be_found():
+def test_no_more_than_the_stated_share_of_claims_is_decided_where_nothing_is_to_be_found():
     """Two-sided 95% intervals: 2.5% of true nulls may pass for holding, and 2.5% for contradicted.
 
     3,000 studies of five seeds whose methods are equal, with a seed effect that both share four times as large as the
@@ -106,7 +106,7 @@ def test_more_than_the_stated_share_of_claims_is_decided_where_nothing_is_to_be_
     assert 41 <= outcomes.count("holds") <= 115 and 41 <= outcomes.count("contradicted") <= 115
 
 
-def test_a_shared_seed_effect_hides_a_difference():
+def test_a_difference_is_found_beneath_a_shared_seed_effect():
     rng = np.random.default_rng(3)
     seeds = 0.2 * rng.standard_normal(5)
     a, b = seeds + 0.02 + 0.002 * rng.standard_normal(5), seeds + 0.002 * rng.standard_normal(5)
@@ -115,11 +115,11 @@ def test_a_shared_seed_effect_hides_a_difference():
 
 
 @pytest.mark.parametrize("term", ["nobody@x", "a@nowhere", "mean a@z*"])
-def test_a_term_that_names_nothing_is_accepted(term):
+def test_a_term_that_names_nothing_is_refused(term):
     with pytest.raises(ValueError, match="names nothing in the grid"):
         claim({term: 1}).check_names(["a", "b"], ["x", "y"])
 
 
-def test_a_term_of_an_unknown_kind_is_accepted():
+def test_a_term_of_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="write method@condition"):
         claim({"median a@x": 1}).check_names(["a"], ["x"])

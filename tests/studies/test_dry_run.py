@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from ffalora.cli.study import command
 from ffalora.config import ConfigError
-from ffalora.config_values import differences
-from ffalora.federated.experiment import load_run_data
+from ffalora.config.values import differences
+from ffalora.runs.data import load_run_data
 from ffalora.studies.architectures import full_size
 from ffalora.studies.dry_run import _apart, dry_run, on_stand_ins, rehearsals
 from ffalora.studies.grid import load_grid
@@ -64,14 +64,14 @@ def test_cells_that_cannot_run_are_found_without_their_model_and_data(study, sca
     ("study", "base", "lora"),
     [("privacy", base, 786_432) for base in GLUE] + [("privacy", "paper-gsm8k", 4_194_304)],
 )
-def test_a_client_would_train_and_send_other_numbers_than_the_paper_counts(study, base, lora):
+def test_a_client_trains_and_sends_the_numbers_that_the_paper_counts(study, base, lora):
     for method, wanted in (("lora", lora), ("ffa", lora // 2)):
         size = full_size(config_of(study, base, method, "eps-6"), labels=2)
         assert (size.trained, size.bytes_up) == (wanted, 4 * wanted)
 
 
 @pytest.mark.parametrize("base", GLUE)
-def test_the_protocol_of_the_paper_is_not_what_is_run(base):
+def test_the_protocol_of_the_paper_is_what_is_run(base):
     grid = load_grid("privacy", "paper", "verdict", base=base)
     assert {m: v["optimizer.lr"] for m, v in grid.tried.items()} == {"lora": LORA, "ffa": FFA, "fedsvd": FFA}
     for condition, epsilon in (("eps-6", 6), ("eps-3", 3), ("eps-1", 1)):
@@ -88,7 +88,7 @@ def test_the_protocol_of_the_paper_is_not_what_is_run(base):
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
-def test_a_cell_of_some_study_and_base_has_no_configuration(scale):
+def test_every_cell_of_every_study_and_base_has_a_configuration(scale):
     for name in study_names():
         for base in [None, *load_study(name).scales[scale].other_bases]:
             for size in ("smoke", "verdict"):
@@ -100,7 +100,7 @@ def test_a_cell_of_some_study_and_base_has_no_configuration(scale):
                     grid.config(cell)
 
 
-def test_trying_a_whole_scale_leaves_out_cells_or_bases():
+def test_trying_a_whole_scale_covers_all_cells_and_bases():
     grids = list(rehearsals("paper"))
     own = {g.name: g for g in grids if g.size == "verdict"}
     assert set(own) == set(study_names())
@@ -114,7 +114,7 @@ def test_trying_a_whole_scale_leaves_out_cells_or_bases():
 
 
 @pytest.mark.parametrize("base", [*GLUE, "paper-gsm8k", "paper-food101"])
-def test_a_stand_in_changes_more_than_names_and_sizes(stand_ins, base):
+def test_a_stand_in_changes_names_and_sizes_alone(stand_ins, base):
     config = config_of("privacy", base, "ffa", "eps-6")
     changed = {
         line.partition(" was ")[0]
@@ -125,7 +125,7 @@ def test_a_stand_in_changes_more_than_names_and_sizes(stand_ins, base):
 
 
 @pytest.mark.parametrize("base", GLUE)
-def test_the_reported_split_of_glue_is_not_the_one_whose_labels_are_public(stand_ins, base):
+def test_the_reported_split_of_glue_is_the_one_whose_labels_are_public(stand_ins, base):
     config = config_of("privacy", base, "ffa", "eps-6")
     task = config.data.name.rpartition(":")[2]
     data = load_run_data(on_stand_ins(config, stand_ins))
@@ -143,7 +143,7 @@ def test_the_reported_split_of_glue_is_not_the_one_whose_labels_are_public(stand
 @pytest.mark.parametrize(
     ("base", "split", "column"), [("paper-gsm8k", "test", "answer"), ("paper-food101", "validation", "label")]
 )
-def test_the_reported_split_of_answers_and_images_is_not_the_one_that_is_published(stand_ins, base, split, column):
+def test_the_reported_split_of_answers_and_images_is_the_one_that_is_published(stand_ins, base, split, column):
     config = config_of("privacy", base, "ffa", "eps-6")
     repository, _, part = write_data(config, stand_ins).rpartition(":")
     public = datasets.load_dataset(repository, part)
@@ -153,7 +153,7 @@ def test_the_reported_split_of_answers_and_images_is_not_the_one_that_is_publish
     assert data.num_labels == (101 if base == "paper-food101" else 1)
 
 
-def test_the_mismatched_half_of_mnli_cannot_be_evaluated(stand_ins):
+def test_the_mismatched_half_of_mnli_can_be_evaluated(stand_ins):
     grid = load_grid("privacy", "paper", "verdict", {"data.splits": {"test": "validation_mismatched"}}, "paper-mnli")
     config = grid.config(grid.tuning_cells("ffa", "eps-6")[0])
     assert config.data.splits == {"train": "train", "test": "validation_mismatched"}
@@ -162,14 +162,14 @@ def test_the_mismatched_half_of_mnli_cannot_be_evaluated(stand_ins):
     assert sorted(data.test["premise"]) == sorted(public["validation_mismatched"]["premise"])
 
 
-def test_a_cell_without_the_metric_that_is_compared_passes():
+def test_a_cell_without_the_metric_that_is_compared_is_refused():
     grid = load_grid("privacy", "paper", "verdict")
     study = grid.study.model_copy(update={"metric": "exact_match"})
     with pytest.raises(ConfigError, match=r"privacy: ffa, no-dp reports no exact_match"):
         dry_run(cut(replace(grid, study=study), ["ffa"], ["no-dp"]))
 
 
-def test_a_value_that_no_model_takes_passes():
+def test_a_value_that_no_model_takes_is_refused():
     grid = load_grid("init", "paper", "verdict", {"adapter.target_modules": ["qurey"]})
     with pytest.raises(ValueError, match=r"no linear layer is called 'qurey'; near matches: query"):
         dry_run(cut(grid, ["ffa"], ["kaiming"]))
@@ -182,12 +182,12 @@ def test_a_value_that_no_model_takes_passes():
         ("data.name", "owner/unknown", r"data\.name='owner/unknown'.*nyu-mll/glue"),
     ],
 )
-def test_a_model_or_data_without_a_stand_in_is_looked_for_on_the_hub(key, value, message):
+def test_a_model_or_data_without_a_stand_in_is_refused_by_name(key, value, message):
     with pytest.raises(ConfigError, match=message):
         dry_run(cut(load_grid("rank", "paper", "verdict", {key: value}), ["ffa"], ["rank-2"]))
 
 
-def test_a_study_starts_where_model_data_and_gpu_are_missing(monkeypatch):
+def test_a_study_is_refused_where_model_data_or_gpu_are_missing(monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("Name or service not known")
 
@@ -203,7 +203,7 @@ def test_a_study_starts_where_model_data_and_gpu_are_missing(monkeypatch):
     assert "hf download FacebookAI/roberta-large" in text and "hf download nyu-mll/glue --repo-type dataset" in text
 
 
-def test_a_study_is_refused_where_everything_is_there(monkeypatch, tmp_path):
+def test_a_study_starts_where_everything_is_there(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     local = {"model.name": str(tmp_path), "data.name": str(tmp_path)}
     check_requirements(load_grid("privacy", "paper", "smoke", local))
@@ -212,7 +212,7 @@ def test_a_study_is_refused_where_everything_is_there(monkeypatch, tmp_path):
     check_requirements(load_grid("privacy", "paper", "smoke", local | {"device": "cpu"}))
 
 
-def test_the_first_run_of_a_study_begins_before_what_it_needs_is_checked(monkeypatch, tmp_path):
+def test_what_a_study_needs_is_checked_before_its_first_run(monkeypatch, tmp_path):
     def refuse(grid):
         raise ConfigError(f"{grid.study.scales['paper'].base} is not there")
 
@@ -222,11 +222,11 @@ def test_the_first_run_of_a_study_begins_before_what_it_needs_is_checked(monkeyp
     assert "paper-qnli is not there" in str(found.exception) and not (tmp_path / "study").exists()
 
 
-def test_a_base_that_a_study_does_not_have_is_taken():
+def test_a_base_that_a_study_does_not_have_is_refused():
     with pytest.raises(ConfigError, match=r"--base 'paper-gsm8k': Rank at scale paper has the bases paper-sst2"):
         load_grid("rank", "paper", "smoke", base="paper-gsm8k")
 
 
-def test_flags_are_ignored_where_all_studies_are_tried():
+def test_flags_are_refused_where_all_studies_are_tried():
     found = CliRunner().invoke(command, ["all", "--scale", "paper", "--dry-run", "--adapter.rank", "4"])
     assert isinstance(found.exception, ConfigError)

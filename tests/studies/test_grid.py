@@ -23,7 +23,7 @@ def changed(path, value):
     return definition
 
 
-def test_a_cell_is_missing_or_run_twice():
+def test_every_cell_is_there_once():
     cells = small_grid().verdict_cells(CHOSEN)
     places = {(cell.method, cell.condition, cell.seed) for cell in cells}
     assert len(cells) == len(places) == len({cell.place for cell in cells}) == 2 * 3 * 2
@@ -31,7 +31,7 @@ def test_a_cell_is_missing_or_run_twice():
     assert {cell.seed for cell in with_seeds(small_grid(), 4).verdict_cells(CHOSEN)} == {0, 1, 2, 3}
 
 
-def test_every_combination_of_what_is_tried_is_not_run():
+def test_every_combination_of_what_is_tried_is_run():
     tried = {"lora": {"optimizer.lr": [1, 2], "adapter.alpha": [4, 8, 16]}, "ffa": {"optimizer.lr": [8]}}
     grid = small_grid(scales=changed("scales/laptop/tried", tried)["scales"])
     chosen = [dict(cell.chosen) for cell in grid.tuning_cells("lora", "a")]
@@ -39,14 +39,14 @@ def test_every_combination_of_what_is_tried_is_not_run():
     assert len(grid.tuning_cells("ffa", "a")) == 1
 
 
-def test_a_condition_chooses_for_itself_although_it_is_like_another():
+def test_a_condition_that_is_like_another_takes_its_values():
     grid = small_grid()
     assert grid.tuned_conditions() == ["a", "b"]
     (cell, *_) = [c for c in grid.verdict_cells(CHOSEN) if (c.method, c.condition) == ("lora", "c")]
     assert cell.chosen == CHOSEN["lora", "a"]
 
 
-def test_a_factor_multiplies_something_else_than_what_was_chosen_or_configured():
+def test_a_factor_multiplies_what_was_chosen_or_configured():
     grid = small_grid()
     plain, off = (grid.config(Cell("lora", name, 1, CHOSEN["lora", "a"])) for name in "ac")
     assert (plain.optimizer.lr, off.optimizer.lr) == (2, 8)
@@ -54,7 +54,7 @@ def test_a_factor_multiplies_something_else_than_what_was_chosen_or_configured()
     assert grid.config(Cell("lora", "b", 1, CHOSEN["lora", "b"])).federation.local_steps == 1
 
 
-def test_values_are_chosen_on_what_verdicts_are_made_of():
+def test_values_are_chosen_on_seeds_and_splits_that_no_verdict_uses():
     grid = small_grid({"data": {"evaluate_on": "test"}})
     for cell in grid.tuning_cells("lora", "a"):
         assert cell.seed == TUNING_SEED and grid.config(cell).data.evaluate_on == "validation"
@@ -64,7 +64,7 @@ def test_values_are_chosen_on_what_verdicts_are_made_of():
         assert config.seed == config.adapter.seed == cell.seed, "methods of one seed do not share their draws"
 
 
-def test_methods_of_one_seed_differ_in_more_than_the_method():
+def test_methods_of_one_seed_differ_in_the_method_alone():
     grid = small_grid()
     one, other = (grid.config(Cell(m, "a", 1, CHOSEN[m, "a"])).model_dump() for m in ("lora", "ffa"))
     for config in (one, other):
@@ -84,7 +84,7 @@ def test_methods_of_one_seed_differ_in_more_than_the_method():
         ("conditions/a/sets", {}, "Extra inputs"),
     ],
 )
-def test_a_study_that_names_nothing_there_is_accepted(path, value, said):
+def test_a_study_that_names_nothing_there_is_refused(path, value, said):
     with pytest.raises(ValidationError, match=said):
         Study.model_validate(changed(path, value))
 
@@ -97,14 +97,14 @@ def test_a_study_that_names_nothing_there_is_accepted(path, value, said):
         ("conditions/c/factor", {"federation.strategy": 2}, r"factor\.federation\.strategy needs a number"),
     ],
 )
-def test_a_key_or_value_that_does_not_fit_is_run(path, value, said):
+def test_a_key_or_value_that_does_not_fit_is_refused(path, value, said):
     grid = small_grid(conditions=changed(path, value)["conditions"])
     with pytest.raises(ConfigError, match=said):
         for cell in grid.verdict_cells(CHOSEN):
             grid.config(cell)
 
 
-def test_unknown_names_get_no_helpful_answer():
+def test_unknown_names_get_a_helpful_answer():
     with pytest.raises(ConfigError, match="no study 'nothing'; choose one of alpha, "):
         load_study("nothing")
     with pytest.raises(ConfigError, match="has no scale 'moon'"):
@@ -116,7 +116,7 @@ def test_unknown_names_get_no_helpful_answer():
 
 @pytest.mark.parametrize("name", study_names())
 @pytest.mark.parametrize("size", ["smoke", "verdict"])
-def test_a_study_of_the_package_holds_a_cell_that_cannot_be_configured(name, size):
+def test_every_cell_of_the_packages_studies_can_be_configured(name, size):
     grid = load_grid(name, "laptop", size)
     chosen = {(m, c): grid.tuning_cells(m, c)[0].chosen for m in grid.methods for c in grid.tuned_conditions()}
     for cell in grid.verdict_cells(chosen):
@@ -125,6 +125,6 @@ def test_a_study_of_the_package_holds_a_cell_that_cannot_be_configured(name, siz
     assert size == "smoke" or len(grid.seeds) >= 5
 
 
-def test_a_claim_of_the_paper_has_no_study():
+def test_every_claim_of_the_paper_has_a_study():
     paper = {name: [c for c in load_study(name).claims if c.paper] for name in study_names()}
     assert {name for name, claims in paper.items() if claims} == {"heterogeneity", "privacy", "alpha", "cost"}

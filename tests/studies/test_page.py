@@ -44,14 +44,14 @@ def row(table, name):
     return dict(zip(table.head, next(r for r in table.rows if r[0] == name), strict=True))
 
 
-def test_the_table_gives_something_else_than_mean_and_interval_over_seeds(study):
+def test_the_table_gives_mean_and_interval_over_seeds(study):
     values = [r.numbers["accuracy"] for r in study.results if (r.cell.method, r.cell.condition) == ("ffa", "severe")]
     half = stats.t.ppf(0.975, 4) * stats.sem(values)
     assert row(metric_table(study), "ffa")["severe"] == f"{np.mean(values):.3f} ± {half:.3f}"
     assert row(metric_table(study, "loss"), "ffa")["severe"] == f"{np.mean(1.3 - np.array(values)):.3f} ± {half:.3f}"
 
 
-def test_a_value_at_the_edge_of_what_was_tried_is_not_marked(study, small):
+def test_a_value_at_the_edge_of_what_was_tried_is_marked(study, small):
     edge = replace(study, chosen=dict(study.chosen))
     edge.chosen["lora", "iid"] = (("optimizer.lr", max(study.grid.tried["lora"]["optimizer.lr"])),)
     edge.chosen["ffa", "iid"] = (("optimizer.lr", min(study.grid.tried["ffa"]["optimizer.lr"])),)
@@ -66,7 +66,7 @@ def test_a_condition_that_takes_values_from_another_shows_them_without_its_facto
     assert row(chosen_table(small), "easy")["lora"] == "2"
 
 
-def test_claims_lose_their_numbers_or_the_mark_of_the_paper(study):
+def test_claims_keep_their_numbers_and_the_mark_of_the_paper(study):
     verdict = study.verdicts[0]
     (first, second, *_) = claims_table(study.verdicts).rows
     assert first[0].endswith(" †") and not second[0].endswith("†")
@@ -78,21 +78,21 @@ def test_claims_lose_their_numbers_or_the_mark_of_the_paper(study):
     assert [bool(finding.remark) for finding in page.findings] == [True, False, False, False]
 
 
-def test_costs_lack_a_number_that_was_counted(tmp_path):
+def test_costs_hold_every_number_that_was_counted(tmp_path):
     costs = cost_table(fabricate(tmp_path / "cost", "cost"))
     ffa = row(costs, "ffa")
     assert (ffa["up, a client and round"], ffa["trained numbers"], ffa["largest ε"]) == ("49.2 kB", "12,288", "6.00")
     assert {"flops a sample", "memory of a step", "kept for backward", "time a round"} <= set(costs.head)
 
 
-def test_costs_that_differ_by_condition_are_averaged(study):
+def test_costs_that_differ_by_condition_stand_apart(study):
     for r in study.results:
         if r.cell.condition == "severe":
             r.numbers["trained_numbers"] = 7
     assert [r[0] for r in cost_table(study).rows][:3] == ["lora, i.i.d.", "ffa, i.i.d.", "fedsvd, i.i.d."]
 
 
-def test_a_page_of_the_tables_alone_differs_from_that_of_the_runs(tmp_path, monkeypatch):
+def test_a_page_of_the_tables_alone_equals_that_of_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "simulate_together", Trainer())
     result = run_study(load_grid("heterogeneity", "laptop", "smoke"), tmp_path / "study", progress=False)
     run, stored = study_page(result), study_page(read_study(result.folder))
@@ -101,20 +101,20 @@ def test_a_page_of_the_tables_alone_differs_from_that_of_the_runs(tmp_path, monk
     )  # fmt: skip
 
 
-def test_one_seed_is_given_an_interval(tmp_path):
+def test_one_seed_has_no_interval(tmp_path):
     result = fabricate(tmp_path / "study", "methods", size="smoke")
     texts = str(metric_table(result)) + str(claims_table(result.verdicts))
     assert not re.search(r"\d ± |\d to ", texts) and "one seed" in texts
     assert "±" not in render(study_page(result)).partition("In detail")[0]
 
 
-def test_an_unfinished_study_passes_for_a_finished_one(tmp_path):
+def test_an_unfinished_study_says_what_is_missing(tmp_path):
     page = study_page(fabricate(tmp_path / "study", cells=7))
     assert any("only 7 of 60 runs are finished" in text for text in page.asked)
     assert "–" in page.tables[0].rows[0]
 
 
-def test_the_command_repeats_another_study(tmp_path):
+def test_the_command_repeats_the_study(tmp_path):
     changes = {"federation.rounds": 3, "clients.proportions": [[0.5, 0.5]], "model.name": "my model"}
     grid = replace(load_grid("privacy", "laptop", "verdict", changes), seeds=range(7))
     words = shlex.split(study_command(grid))
@@ -126,7 +126,7 @@ def test_the_command_repeats_another_study(tmp_path):
     assert study_command(load_grid("cost", "laptop", "smoke")) == "ffalora study cost --scale laptop --size smoke"
 
 
-def test_the_page_lacks_its_question_statement_environment_or_table_file(study):
+def test_the_page_holds_its_question_statement_environment_and_table_files(study):
     page = write_page(study)
     text = page.read_text()
     rounds = study.grid.base["federation"]
@@ -143,7 +143,7 @@ def test_the_page_lacks_its_question_statement_environment_or_table_file(study):
     assert (page.parent / "results.csv").exists() and (page.parent / "plots" / "metric-accuracy.png").exists()
 
 
-def test_the_same_study_gives_two_pages(study):
+def test_the_same_study_gives_the_same_page(study):
     assert render(study_page(study)) == render(study_page(study))
 
 
@@ -154,7 +154,7 @@ def everything(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_words_on_a_plot_overlap_or_are_cut_off(everything, name):
+def test_words_on_a_plot_stand_apart_and_whole(everything, name):
     for plot in study_plots(everything[name]):
         canvas = FigureCanvasAgg(plot.figure)
         canvas.draw()
@@ -170,27 +170,27 @@ def test_words_on_a_plot_overlap_or_are_cut_off(everything, name):
             assert box.x0 >= 0 and box.x1 <= frame.x1 and box.y1 <= frame.y1, f"{plot.name}: cut off"
 
 
-def test_labels_are_ambiguous(everything):
+def test_labels_are_distinct_and_short(everything):
     for result in everything.values():
         labels = condition_labels(result.grid)
         assert len(set(labels.values())) == len(labels) and max(map(len, labels.values())) <= 30
 
 
-def test_a_browser_finds_a_page_too_wide_empty_unreadable_or_noisy(everything):
+def test_a_browser_draws_every_page_whole_and_readable(everything):
     names = ["heterogeneity", "methods", "cost", "alpha"]
     pages = [study_page(everything[name]) for name in names]
     for page, look in zip(pages, look_at([render(page) for page in pages]), strict=True):
         check(look, drawings=len(page.plots))
 
 
-def test_numbers_are_written_otherwise_than_people_write_them():
+def test_numbers_are_written_as_people_write_them():
     assert number_text("bytes_up", 98304) == "98.3 kB" and number_text("seconds", 3.456) == "3.46 s"
     assert number_text("flops_per_sample", 2.1e8) == "210 M" and number_text("trained_numbers", 24576) == "24,576"
     assert spread_text("seconds", [3.0, 3.1, 3.2]) == "3.10 ± 0.25 s" and spread_text("accuracy", []) == "–"
     assert spread_text("bytes_up", [5e6, 5e6]) == "5 MB"
 
 
-def test_the_command_line_ends_without_table_verdicts_or_page(tmp_path, monkeypatch):
+def test_the_command_line_ends_with_table_verdicts_and_page(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "simulate_together", Trainer())
     folder = tmp_path / "study"
     words = ["heterogeneity", "--output", str(folder), "--no-progress", "--seeds", "3"]
@@ -203,7 +203,7 @@ def test_the_command_line_ends_without_table_verdicts_or_page(tmp_path, monkeypa
     assert CliRunner().invoke(command, ["heterogeneity", "--seed", "3"]).exit_code != 0
 
 
-def test_an_interrupted_study_does_not_say_how_to_go_on(tmp_path, monkeypatch):
+def test_an_interrupted_study_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "simulate_together", Trainer(stop_at=3))
     words = ["heterogeneity", "--output", str(tmp_path / "s"), "--no-progress", "--federation.rounds", "2"]
     stopped = CliRunner().invoke(command, words)

@@ -2,12 +2,11 @@
 
 import csv
 import io
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from small_grid import BASE, DEFINITION, Trainer, small_grid
+from small_runs import save_model, save_texts, small_config
 
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as training
@@ -15,9 +14,6 @@ from ffalora.studies import runner
 from ffalora.studies.folder import read_study
 from ffalora.studies.grid import TUNING_SEED, with_seeds
 from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, read_csv, run_study, to_csv
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
-from small_runs import save_model, save_texts, small_config
 
 RUNS = 2 * 3 * 2 + 2 * 3  # methods, conditions, seeds; and LoRA's three learning rates for the two conditions tuned
 
@@ -33,7 +29,7 @@ def rows(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_a_cell_is_left_out_or_a_fixed_value_is_tuned(trainer, tmp_path):
+def test_every_cell_is_run_once_and_only_free_values_are_tuned(trainer, tmp_path):
     result = run_study(small_grid(), tmp_path / "study", progress=False)
     assert len(trainer.runs) == RUNS and set(trainer.runs.values()) == {1}
     assert len(rows(tmp_path / "study" / RESULTS)) == len(result.results) == 12
@@ -44,7 +40,7 @@ def test_a_cell_is_left_out_or_a_fixed_value_is_tuned(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("counts_costs", [False, True])
-def test_runs_that_could_share_passes_are_apart_or_share_the_clock_that_costs_are_read_from(
+def test_runs_share_passes_but_for_those_whose_costs_are_read_from_the_clock(
     counts_costs, trainer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(runner, "step_costs", lambda config: {})
@@ -56,7 +52,7 @@ def test_runs_that_could_share_passes_are_apart_or_share_the_clock_that_costs_ar
     assert sorted(trainer.groups) == ([1] * 12 if counts_costs else [1] * 6 + [3] * 2)
 
 
-def test_another_value_is_chosen_than_the_best_of_the_validation_split(trainer, tmp_path):
+def test_the_best_value_on_the_validation_split_is_chosen(trainer, tmp_path):
     result = run_study(small_grid(), tmp_path / "study", progress=False)
     assert dict(result.chosen["lora", "a"]) == {"optimizer.lr": 2} == dict(result.chosen["lora", "b"])
     for folder, config in trainer.configs.items():
@@ -65,7 +61,7 @@ def test_another_value_is_chosen_than_the_best_of_the_validation_split(trainer, 
     assert {c.optimizer.lr for f, c in trainer.configs.items() if "runs" in f.parts and "c/lora" in str(f)} == {8}
 
 
-def test_of_two_equally_accurate_values_the_one_with_the_higher_loss_is_chosen(tmp_path):
+def test_of_two_equally_accurate_values_the_one_with_the_lower_loss_is_chosen(tmp_path):
     grid = small_grid()
     cells = grid.tuning_cells("lora", "a")
     found = [
@@ -76,7 +72,7 @@ def test_of_two_equally_accurate_values_the_one_with_the_higher_loss_is_chosen(t
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 7, RUNS - 1])
-def test_an_interrupted_study_runs_something_twice_or_never(stop_at, tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_with_what_is_missing_alone(stop_at, tmp_path, monkeypatch):
     first, second = Trainer(stop_at), Trainer()
     monkeypatch.setattr(runner, "simulate_together", first)
     with pytest.raises(KeyboardInterrupt):
@@ -90,7 +86,7 @@ def test_an_interrupted_study_runs_something_twice_or_never(stop_at, tmp_path, m
     assert to_csv(resumed.results) == to_csv(whole.results) and resumed.chosen == whole.chosen
 
 
-def test_a_finished_study_is_run_again(trainer, tmp_path):
+def test_a_finished_study_is_not_run_again(trainer, tmp_path):
     run_study(small_grid(), tmp_path / "study", progress=False)
     before = (tmp_path / "study" / RESULTS).read_text()
     again = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
@@ -98,7 +94,7 @@ def test_a_finished_study_is_run_again(trainer, tmp_path):
     assert again.verdicts[0].seeds == 2
 
 
-def test_a_folder_of_another_study_is_taken_over(trainer, tmp_path):
+def test_a_folder_of_another_study_is_refused(trainer, tmp_path):
     run_study(small_grid(), tmp_path / "study", progress=False)
     before = Counter(trainer.runs)
     with pytest.raises(ConfigError, match="holds a study already; give --resume"):
@@ -114,20 +110,20 @@ def test_a_folder_of_another_study_is_taken_over(trainer, tmp_path):
     assert trainer.runs == before
 
 
-def test_something_is_run_or_the_folder_taken_before_a_wrong_cell_is_noticed(trainer, tmp_path):
+def test_a_wrong_cell_is_noticed_before_anything_is_run_or_written(trainer, tmp_path):
     wrong = small_grid(conditions={"a": {}, "b": {"set": {"federation.local_steps": -1}}, "c": {}})
     with pytest.raises(ConfigError, match="local_steps"):
         run_study(wrong, tmp_path / "study", progress=False)
     assert not trainer.runs and not (tmp_path / "study").exists()
 
 
-def test_tables_read_back_differ_from_what_was_written(trainer, tmp_path):
+def test_tables_read_back_are_what_was_written(trainer, tmp_path):
     result = run_study(small_grid(), tmp_path / "study", progress=False)
     back = read_csv(tmp_path / "study" / RESULTS, result.grid.tried)
     assert [(r.cell, dict(r.numbers)) for r in back] == [(r.cell, dict(r.numbers)) for r in result.results]
 
 
-def test_a_folder_read_back_says_something_else_than_its_study(trainer, tmp_path):
+def test_a_folder_read_back_says_what_its_study_said(trainer, tmp_path):
     result = run_study(small_grid(), tmp_path / "study", progress=False)
     back = read_study(tmp_path / "study")
     assert back.verdicts == result.verdicts and back.chosen == result.chosen and back.values() == result.values()
@@ -136,14 +132,14 @@ def test_a_folder_read_back_says_something_else_than_its_study(trainer, tmp_path
 
 
 @pytest.mark.parametrize("content", [None, "", "study: small\n", "{", "study: small\nscale: x\ndefinition: {}\n"])
-def test_a_folder_without_a_readable_study_is_not_named(content, tmp_path):
+def test_a_folder_without_a_readable_study_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(ConfigError, match=str(tmp_path)):
         read_study(tmp_path)
 
 
-def test_a_real_study_that_is_interrupted_in_a_round_trains_a_round_twice_or_ends_elsewhere(tmp_path, monkeypatch):
+def test_a_real_study_that_is_interrupted_in_a_round_ends_where_it_would_have(tmp_path, monkeypatch):
     model, data = save_model(tmp_path / "model"), save_texts(tmp_path / "texts.csv")
     base = small_config(model, data, federation__rounds=2).model_dump()
     part = {"seeds": 1}

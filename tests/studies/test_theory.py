@@ -1,20 +1,16 @@
 """Every measurement against a closed form, a dense matrix or a drawn sample, on models small enough for it."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import losses, tiny_data, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.studies.theory.convergence import LAWS, fit_curve, fit_law
 from ffalora.studies.theory.gradients import layer_norms, sample_squares, spread
 from ffalora.studies.theory.smoothness import largest_eigenvalue, plain_loss, smoothness
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "privacy"))
-from tiny import losses, tiny_data, tiny_model
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
@@ -139,7 +135,7 @@ class TestGradients:
         squares = sum(norms[name].square() for name in tensors)
         torch.testing.assert_close(squares, norms["all"].square())
 
-    def test_spread_of_known_numbers(self):
+    def test_spread_of_known_numbers_is_theirs(self):
         found = spread(torch.arange(1.0, 102.0), max_grad_norm=81.0)
         assert found.quantiles == pytest.approx((6.0, 26.0, 51.0, 76.0, 96.0))
         assert found.clipped == pytest.approx(20 / 101)

@@ -1,12 +1,11 @@
 """Discordance and noise against closed forms, dense matrices, and noise drawn from the package's own source."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import participants, tiny_engine, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.federated.strategies.factors import aggregation_gap
@@ -22,9 +21,6 @@ from ffalora.studies.theory.noise import (
     squared_parts,
     step_variance,
 )
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "privacy"))
-from tiny import participants, tiny_engine, tiny_model
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 

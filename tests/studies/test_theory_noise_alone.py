@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from ffalora.privacy.optim import lr_factor
 from ffalora.studies.theory import theory_config
 from ffalora.studies.theory.noise import averaged_variance, expected_square_of_discordance, step_variance
 from ffalora.studies.theory.noise_alone import discordance_by_noise
+from ffalora.training.optim import lr_factor
 
 N, K, RANK, SCALE, STD, BATCH = 12, 9, 3, 0.7, 0.05, 64.0
 
@@ -37,7 +37,7 @@ def config(request):
 
 
 @pytest.mark.parametrize("rounds", [4, 10])
-def test_a_round_is_charged_with_noise_of_other_steps_or_another_number_of_clients(config, rounds):
+def test_a_round_is_charged_with_the_noise_of_its_steps_and_its_clients(config, rounds):
     found = discordance_by_noise(rows_of(config, [1 / 3] * 3, rounds), config)
     steps = config.federation.local_steps
     assert list(found) == list(range(1, rounds + 1))
@@ -47,12 +47,12 @@ def test_a_round_is_charged_with_noise_of_other_steps_or_another_number_of_clien
         assert value == pytest.approx(math.sqrt(wanted), rel=1e-12)
 
 
-def test_clients_of_unequal_weight_are_taken_for_equal_ones(config):
+def test_clients_of_unequal_weight_are_left_out(config):
     assert discordance_by_noise(rows_of(config, [0.34, 0.33, 0.33], 10), config) == {}
     assert discordance_by_noise(rows_of(config, [0.5, 0.5], 10), config) == {}
 
 
-def test_noise_is_made_up_where_there_is_none_or_where_a_is_frozen(config):
+def test_there_is_no_noise_where_none_was_added_or_a_is_frozen(config):
     without = [{"round": 0, "discordance": None}, {"round": 1, "discordance": {"total": 1.0}, "noise": None}]
     assert discordance_by_noise(without, config) == {}
     assert set(discordance_by_noise(rows_of(config, [1 / 3] * 3, 10, is_lora=False), config).values()) == {0.0}

@@ -2,10 +2,10 @@
 
 import html
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from small_runs import PRIVATE, save_model, save_texts, small_config
 
 from ffalora.config import ConfigError
 from ffalora.federated.simulate import simulate
@@ -15,9 +15,6 @@ from ffalora.studies.theory.folder import read_csv, to_csv
 from ffalora.studies.theory.noise_alone import discordance_by_noise
 from ffalora.studies.theory.plots import theory_plots
 from ffalora.studies.theory.words import compared, multiple, percent, span, text
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "federated"))
-from small_runs import PRIVATE, save_model, save_texts, small_config
 
 EFFORT = Effort(every=5, samples=12, curvature_samples=6, draws=4)
 
@@ -127,7 +124,7 @@ def test_a_comparison_decides_only_where_the_interval_of_the_ratio_leaves_out_on
     assert compared("growth", "lora", ones, "ffa", others).endswith(said)
 
 
-def test_an_interval_of_a_positive_quantity_reaches_below_zero_in_its_plot():
+def test_an_interval_of_a_positive_quantity_stays_above_zero_in_its_plot():
     seeds = [[{"round": r, "loss": loss, "discordance": None} for r in (0, 1)] for loss in (0.1, 0.1, 8.0, 0.0)]
     (plot,) = theory_plots({"lora": seeds[:3]})
     axes = plot.figure.axes[0]
@@ -154,7 +151,7 @@ def test_its_page_holds_every_verdict_and_how_to_repeat_it(small, tmp_path, monk
     assert run_theory(small, tmp_path, resume=True, progress=False).verdicts == result.verdicts
 
 
-def test_a_number_changes_on_its_way_through_the_table(tmp_path):
+def test_numbers_come_through_the_table_unchanged(tmp_path):
     row = {
         "round": 1, "trained": "b", "loss": 0.1 + 0.2, "epsilon": float("inf"),
         "discordance": {"layers": {"0.query": 1e-300, "1": 3.0}, "total": 0.0},
@@ -165,7 +162,7 @@ def test_a_number_changes_on_its_way_through_the_table(tmp_path):
     assert read_csv(tmp_path / "results.csv") == {("ffa", 3): [first | {"gradients": None}, row], ("lora", 4): [row]}
 
 
-def test_its_command_repeats_other_measurements():
+def test_its_command_repeats_the_same_measurements():
     assert theory_command(theory_config()) == "ffalora study theory --size verdict"
     assert theory_command(theory_config(smoke=True), "smoke") == "ffalora study theory --size smoke"
     changed = theory_config(overrides={"federation.rounds": 12})

@@ -2,28 +2,23 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
+from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
-
 import ffalora
 from ffalora.data.tasks import classification_losses
-from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
+from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
-from ffalora.privacy.private_gradient import PrivateGradient
-from ffalora.privacy.probe import SamplesNotIndependent
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
+from ffalora.training.private_gradient import PrivateGradient
+from ffalora.training.probe import SamplesNotIndependent
 
 N = 24
 
@@ -67,7 +62,7 @@ def model(**config):
 
 
 def trainer(folder, privacy=None, net=None, **changes):
-    privacy = privacy or PrivacyArguments(noise_multiplier=1.0, max_grad_norm=0.5)
+    privacy = privacy or PrivacyArguments(noise_multiplier=1.0, max_grad_norm=0.5, noise="seeded")
     return PrivateTrainer(
         net if net is not None else model(), arguments(folder, **changes), privacy, train_dataset=data(),
         eval_dataset=data(8, 1), data_collator=Padding(),
@@ -107,7 +102,7 @@ def test_an_update_is_the_mean_of_clipped_sample_gradients_over_the_expected_bat
     factor = (0.5 / rows.norm(dim=1)).clamp(max=1.0)
     assert (factor < 1).any()
     expected = before - 0.1 * (factor[:, None] * rows).sum(0) / 6
-    run = trainer(tmp_path, PrivacyArguments(noise_multiplier=0.0, max_grad_norm=0.5), net, max_steps=1)
+    run = trainer(tmp_path, PrivacyArguments(noise_multiplier=0.0, max_grad_norm=0.5, noise="seeded"), net, max_steps=1)
     run.train()
     torch.testing.assert_close(adapters.state(), expected, rtol=1e-4, atol=1e-6)
 
@@ -115,7 +110,9 @@ def test_an_update_is_the_mean_of_clipped_sample_gradients_over_the_expected_bat
 def test_noise_has_the_stated_standard_deviation(tmp_path):
     nets = [model(), model()]
     for sigma, net in zip((0.0, 3.0), nets, strict=True):
-        trainer(tmp_path, PrivacyArguments(noise_multiplier=sigma, max_grad_norm=0.5), net, max_steps=1).train()
+        trainer(
+            tmp_path, PrivacyArguments(noise_multiplier=sigma, max_grad_norm=0.5, noise="seeded"), net, max_steps=1
+        ).train()
     noise = (state(nets[1]) - state(nets[0])) / 0.1 * 6
     assert noise.numel() == 192
     assert noise.std().item() == pytest.approx(3.0 * 0.5, rel=0.2)
@@ -131,7 +128,7 @@ def test_an_empty_sample_still_adds_noise_and_counts(tmp_path):
 
 
 def test_epsilon_is_logged_and_meets_the_target(tmp_path):
-    run = trainer(tmp_path, PrivacyArguments(target_epsilon=3.0, accountant="rdp"))
+    run = trainer(tmp_path, PrivacyArguments(target_epsilon=3.0, accountant="rdp", noise="seeded"))
     run.train()
     logged = [entry["epsilon"] for entry in run.state.log_history if "epsilon" in entry]
     assert logged == sorted(logged) and 2.9 < logged[-1] <= 3.0
@@ -164,7 +161,7 @@ def test_a_checkpoint_without_its_ledger_or_under_other_terms_is_refused(tmp_pat
     run = trainer(tmp_path, save_strategy="steps", save_steps=2)
     run.train()
     folder = tmp_path / "checkpoint-2"
-    other = trainer(tmp_path, PrivacyArguments(noise_multiplier=0.5))
+    other = trainer(tmp_path, PrivacyArguments(noise_multiplier=0.5, noise="seeded"))
     with pytest.raises(LedgerMismatch, match="noise_multiplier"):
         other.train(resume_from_checkpoint=str(folder))
     (folder / LEDGER_FILE).unlink()
@@ -196,11 +193,12 @@ def test_secure_noise_charges_on_disk_before_the_result_exists(tmp_path):
 
 def test_earlier_spending_is_added(tmp_path):
     PrivacyLedger(0, N, 0.25, 1.0, 1e-5, 10, steps_taken=10, accountant="rdp").save(tmp_path / "before.json")
-    privacy = PrivacyArguments(noise_multiplier=1.0, accountant="rdp")
+    privacy = PrivacyArguments(noise_multiplier=1.0, accountant="rdp", noise="seeded")
     fresh = trainer(tmp_path / "a", privacy)
     fresh.train()
     again = trainer(
-        tmp_path / "b", PrivacyArguments(noise_multiplier=1.0, accountant="rdp", prior=tmp_path / "before.json")
+        tmp_path / "b",
+        PrivacyArguments(noise_multiplier=1.0, accountant="rdp", prior=tmp_path / "before.json", noise="seeded"),
     )
     again.train()
     assert again.ledger.epsilon() > fresh.ledger.epsilon()
@@ -236,7 +234,7 @@ def test_causal_models_train_on_their_own_next_tokens(tmp_path):
     run = PrivateTrainer(
         net,
         arguments(tmp_path, bf16=True),
-        PrivacyArguments(noise_multiplier=0.3),
+        PrivacyArguments(noise_multiplier=0.3, noise="seeded"),
         train_dataset=rows,
         data_collator=collate,
     )
@@ -287,4 +285,83 @@ def test_routing_with_a_capacity_over_the_batch_is_refused():
         net, adapters, classification_losses, PrivacyLedger(0, 9, 0.5, 1.0, 1e-5, 9), 1.0, SeededNoise(0)
     )
     with pytest.raises(SamplesNotIndependent, match="mixes samples"):
-        private.step(0, [({"x": torch.randn(6, 5, 4)}, torch.tensor([0, 1, 2, 0, 1, 2]))])
+        private.step(0, [(range(6), {"x": torch.randn(6, 5, 4)}, torch.tensor([0, 1, 2, 0, 1, 2]))])
+
+
+def test_secure_noise_is_the_default():
+    assert PrivacyArguments(target_epsilon=1.0).noise == "secure"
+
+
+def test_a_second_training_adds_to_what_the_first_one_spent(tmp_path):
+    run = trainer(tmp_path, PrivacyArguments(noise_multiplier=1.0, accountant="rdp", noise="seeded"))
+    run.train()
+    first = run.ledger.epsilon()
+    run.train()
+    both = PrivacyLedger(0, N, 6 / N, 1.0, 1e-5, 8, accountant="rdp", steps_taken=8).epsilon()
+    assert run.ledger.epsilon() == pytest.approx(both) and both > first
+
+
+def test_a_second_training_stops_where_the_target_is_spent(tmp_path):
+    run = trainer(tmp_path, PrivacyArguments(target_epsilon=3.0, accountant="rdp", noise="seeded"))
+    run.train()
+    with pytest.raises(PrivacyBudgetSpent, match="target_epsilon"):
+        run.train()
+    assert run.ledger.epsilon() <= 3.0
+
+
+def test_a_run_on_other_data_of_the_same_size_is_not_resumed(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    other = trainer(tmp_path)
+    other.train_dataset = data(seed=5)
+    with pytest.raises(LedgerMismatch, match="fingerprint"):
+        other.train(resume_from_checkpoint=True)
+
+
+def with_dropout(p):
+    net = model(lora_dropout=p)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+    return net
+
+
+def test_a_resumed_run_with_dropout_equals_one_that_never_stopped(tmp_path):
+    saving = dict(save_strategy="steps", save_steps=2)
+    whole = trainer(tmp_path / "whole", net=with_dropout(0.2), **saving)
+    whole.train()
+    halted = trainer(tmp_path / "halted", net=with_dropout(0.2), **saving)
+    halted.add_callback(StopAt(2))
+    halted.train()
+    rest = trainer(tmp_path / "halted", net=with_dropout(0.2), **saving)
+    rest.train(resume_from_checkpoint=str(tmp_path / "halted" / "checkpoint-2"))
+    assert torch.equal(state(whole.model), state(rest.model))
+
+
+def test_secure_runs_neither_log_nor_return_the_training_loss(tmp_path):
+    run = trainer(tmp_path, PrivacyArguments(noise_multiplier=1.0, noise="secure"))
+    result = run.train()
+    assert math.isnan(result.training_loss) and "train_loss" not in result.metrics
+    logged = {name for entry in run.state.log_history for name in entry}
+    assert "epsilon" in logged and not logged & {"loss", "train_loss"}
+
+
+class Flattening(Padding):
+    """All samples of a batch in one row, as collators for packed language models make them."""
+
+    def __call__(self, features):
+        whole = super().__call__(features)
+        return {name: value.reshape(1, -1) if value.dim() > 1 else value[:1] for name, value in whole.items()}
+
+
+def test_a_collator_that_lays_samples_into_one_row_is_refused(tmp_path):
+    run = trainer(tmp_path)
+    run.data_collator = Flattening()
+    with pytest.raises(ValueError, match="a row for each is needed"):
+        run.train()
+
+
+def test_batch_normalisation_is_refused(tmp_path):
+    net = model()
+    net.base_model.model.classifier.norm = torch.nn.BatchNorm1d(3, affine=False)
+    with pytest.raises(SamplesNotIndependent, match="BatchNorm"):
+        trainer(tmp_path, net=net).train()

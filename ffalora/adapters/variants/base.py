@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from ffalora_kernels import Segments
 
-from ...adapter_config import AdapterConfig
 from ..autograd import Sink
 from ..base_layers import add_to_weight, plain_weight, size_of
 from ..init import generator_for
-from ..trained_layer import TrainedLayer
+from ..layers import TrainedLayer
 from ..training_pass import PassSlot, one_segment
 
 
@@ -28,12 +27,10 @@ class Variant(TrainedLayer, nn.Module):
 
     theta: nn.Parameter
 
-    def __init__(
-        self, base_layer: nn.Module, name: str, passes: PassSlot, config: AdapterConfig, rank: int, scale: float
-    ):
+    def __init__(self, base_layer: nn.Module, name: str, passes: PassSlot, seed: int, rank: int, scale: float):
         nn.Module.__init__(self)
         self.take_place(name, passes)
-        self.base_layer, self.rank, self.scale, self.seed = base_layer, rank, scale, config.seed
+        self.base_layer, self.rank, self.scale, self.seed = base_layer, rank, scale, seed
         self.is_merged, self.is_enabled = False, True
         n, k = size_of(base_layer)
         self.theta = nn.Parameter(torch.zeros(self.make_factors(n, k), device=base_layer.weight.device))
@@ -86,16 +83,6 @@ class Variant(TrainedLayer, nn.Module):
     def base_weight(self) -> Tensor:
         """The base layer's weight as ``[N,K]``."""
         return plain_weight(self.base_layer)
-
-    @property
-    def weight(self) -> Tensor:
-        """The base layer's own weight (models ask their layers for its dtype and device)."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's own bias."""
-        return self.base_layer.bias
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {"theta": self.theta}

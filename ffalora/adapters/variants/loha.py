@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..expanded import expanded
 from .base import Variant
+from .expanded import expanded
 
 
 class LoHa(Variant):

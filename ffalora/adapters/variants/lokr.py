@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..expanded import expanded
 from .base import Variant
+from .expanded import expanded
 
 
 class LoKr(Variant):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..expanded import rescaled
 from .base import Variant
+from .expanded import rescaled
 
 
 class VeRA(Variant):

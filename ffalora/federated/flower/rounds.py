@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...config import Config, ConfigError
-from ...plain import rounded_up
-from ...privacy.training_report import TrainingReport
+from ...files.numbers import rounded_up
+from ...training.report import TrainingReport
 from ..experiment import Experiment
 from ..records import metrics_row
 from ..simulate import evaluate_views

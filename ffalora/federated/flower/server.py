@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 
-from ...bundle import save_bundle
 from ...config import Config, to_yaml
-from ...plain import restored, to_json
+from ...files.numbers import restored, to_json
+from ...runs.bundle import save_bundle
 from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from ..experiment import build
 from ..records import summary

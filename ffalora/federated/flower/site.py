@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
-from ...privacy.engine import Participant
+from ...runs.data import data_fingerprint
+from ...training.participant import Participant
 from ..checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
 from ..cohort import Cohort, train_cohort
-from ..experiment import Experiment, build, data_fingerprint, make_ledger
+from ..experiment import Experiment, build, make_ledger
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Strategy:
         return 0.0
 
     def average(self, server: ServerState, start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-        """The row that server optimiser and noise make of the cohort's rows, given where they ``start``\\ ed."""
+        """The row that server optimiser and noise make of the cohort's rows, given their ``start``."""
         mean = self.mean(start, rows, weights)
         return server_step(server.tensors, start, mean, self.config.federation, self.adapters.config.trained)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Config, ConfigError, load_config
-from ...plain import restored, rows_to_csv, to_json
+from ...files.numbers import restored, rows_to_csv, to_json
 from ..runner import RESULTS
 from .answers import Runs, answer
 from .plots import Rows

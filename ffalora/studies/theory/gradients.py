@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters import Adapters, TrainingPass
+from ...adapters import Adapters
 from ...adapters.state import Layout
-from ...privacy.arena import Arena
+from ...training.arena import Arena
+from ...training.gradients import segment_gradients
+from ...training.probe import Probe
 
 #: The quantiles that a :class:`Spread` holds.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -54,24 +56,11 @@ def sample_squares(
     Raises:
         GradientMissing: a trained tensor received no gradient.
     """
-    state = adapters.state()[None]
-    arena = Arena(adapters, state.device)
-    found = [torch.zeros(0, adapters.layout.slots, dtype=torch.float64, device=state.device)]
+    arena, probe = Arena(adapters), Probe(adapters, private=False)
+    found = [torch.zeros(0, adapters.layout.slots, dtype=torch.float64, device=arena.squares.device)]
     for inputs, targets in batches:
-        samples = len(targets)
-        gradients, squares = arena.rows(samples)
-        current = TrainingPass(
-            state=state,
-            arena=gradients,
-            squares=squares,
-            client=torch.zeros(samples, dtype=torch.int32, device=state.device),
-            sample_offsets=torch.arange(samples + 1, dtype=torch.int32, device=state.device),
-            samples=samples,
-        )
-        with adapters.training_pass(current):
-            losses(model(**inputs), targets).sum().backward()
-        arena.check_written(squares)
-        found.append(squares.clone())
+        one = segment_gradients(model, adapters, losses, inputs, targets, arena=arena, probe=probe)
+        found.append(one.squares.clone())
     return torch.cat(found)
 
 

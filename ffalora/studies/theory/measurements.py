@@ -20,8 +20,8 @@ from ...federated.simulate import run_round
 from ...federated.strategies import ServerState, Strategy
 from ...privacy.clipping import sensitivity
 from ...privacy.noise import SeededNoise
-from ...privacy.optim import lr_factor
-from ...privacy.sampling import physical_batches
+from ...training.batches import physical_batches
+from ...training.optim import lr_factor
 from .discordance import Discordance, round_discordance
 from .gradients import Batch, layer_norms, sample_squares, spread
 from .noise import NoiseParts, averaged_variance, draw_noise, expected_parts, squared_parts, step_variance

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from ...config import Config
-from ...privacy.optim import lr_factor
+from ...training.optim import lr_factor
 from .plots import Rows
 
 _CLOSE = 1e-6  # weights that pass are equal to about a thousandth; the result depends on the square of that

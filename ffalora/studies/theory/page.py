@@ -7,14 +7,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ...atomic import write_atomically
 from ...config import Config, ConfigError, to_yaml
-from ...environment import describe_environment
+from ...files.atomic import write_atomically
+from ...files.numbers import to_json
 from ...models import choose_device
-from ...plain import to_json
 from ...report.page import Finding, Page, describe_run, render
 from ...report.plots import save_plots
 from ...report.tables import flatten
+from ...runs.environment import describe_environment
 from ..page import FILE, changed_flags, time_in_words
 from ..runner import RESULTS
 from .folder import to_csv

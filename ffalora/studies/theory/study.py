@@ -15,10 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...atomic import write_atomically
 from ...config import Config, ConfigError, load_config, to_yaml
 from ...federated.checks import find_strategy
-from ...plain import restored, to_json
+from ...files.atomic import write_atomically
+from ...files.numbers import restored, to_json
 from ...report.plots import Plot
 from ...report.tables import Table
 from .answers import answer

@@ -95,9 +95,8 @@ def _backward_kernel(
         acc = _walk(
             acc, first, last, dy, h, b_tile, dh, dy_pitch, h_pitch, scale, n_live, R, DH, BLOCK_T, BLOCK_N, BLOCK_R
         )
-    if (
-        CHUNKS == "split"
-    ):  # slots of consecutive segments cannot overlap: ceil(len/CHUNK) <= end//CHUNK - start//CHUNK + 1
+    if CHUNKS == "split":
+        # slots of consecutive segments cannot overlap: ceil(len/CHUNK) <= end//CHUNK - start//CHUNK + 1
         slot = (start // CHUNK + segment + chunk).to(tl.int64)
         tl.store(parts + slot * n_size * R + tile_in, acc, mask=tile_live)
         return

@@ -1,0 +1,139 @@
+"""Reads checkpoints in PEFT's format, ours or PEFT's own, and attaches what they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..config.adapter import AdapterConfig
+from .attach import attach
+from .handle import Adapters
+from .peft import CONFIG_FILE, OWN_FILE, PREFIX, WEIGHTS_FILE, head_tensors
+
+_ORDINARY_RANK = 1024
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that does not fit the model."""
+
+
+def load_adapters(model: nn.Module, folder: str | Path, root: str = "") -> Adapters:
+    """Attaches the adapters of a PEFT LoRA checkpoint to ``model``.
+
+    Args:
+        model: the base model; changed in place.
+        folder: holds PEFT's two files (written by us or by PEFT).
+        root: dotted name of the submodule that the checkpoint belongs to, where that is not the whole model.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the checkpoint is not LoRA, or it does not fit the model.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    _check_tensors(tensors, folder)
+    _check_ranks(config, tensors, folder)
+    try:
+        adapters = attach(model, config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} does not fit this model: {error}") from None
+    try:
+        _fill(adapters, tensors, folder, root + "." if root else "")
+    except CheckpointError:
+        adapters.detach()
+        raise
+    return adapters
+
+
+def _fill(adapters: Adapters, tensors: dict[str, Tensor], folder: Path, prefix: str) -> None:
+    expected: dict[str, Tensor] = {}
+    for name, layer in adapters.layers.items():
+        key = PREFIX + name.removeprefix(prefix)
+        expected |= {f"{key}.{tensor}": value for tensor, value in layer.checkpoint().items()}
+    head = {PREFIX + n.removeprefix(prefix): p for n, p in head_tensors(adapters.model).items() if n.startswith(prefix)}
+    missing = expected.keys() - tensors.keys()
+    surplus = tensors.keys() - expected.keys() - head.keys()
+    if missing or surplus:
+        raise CheckpointError(
+            f"{folder} does not fit this model: {len(missing)} tensors missing (first: {min(missing, default='-')}), "
+            f"{len(surplus)} unknown (first: {min(surplus, default='-')})"
+        )
+    _copy(tensors, expected | head, folder)
+
+
+def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{folder}: {len(broken)} tensors hold NaN or Inf (first: {broken[0]}); the training diverged"
+        )
+
+
+def _check_ranks(config: AdapterConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """No layer is made far larger than the tensors that are to fill it: memory is asked for before any comparison."""
+    most = max((len(value) for key, value in tensors.items() if "lora_A" in key and value.dim()), default=0)
+    asked = max([config.rank, *config.rank_pattern.values()])
+    if asked > max(most, _ORDINARY_RANK):
+        raise CheckpointError(f"{folder}: the configuration asks for rank {asked}, but no tensor has more than {most}")
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """The adapter configuration of a checkpoint: our own file where it agrees with PEFT's, else PEFT's."""
+    if not (folder / OWN_FILE).exists():
+        return _read_peft_config(folder)
+    try:
+        own = AdapterConfig.model_validate(_read_json(folder / OWN_FILE))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / OWN_FILE} is not an adapter configuration: {error}") from None
+    if not (folder / CONFIG_FILE).exists():
+        return own
+    theirs = _read_peft_config(folder)
+    same = ("rank", "alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    # PEFT writes its own file alone, so that ours may be of an earlier adapter
+    return own if all(getattr(own, key) == getattr(theirs, key) for key in same) else theirs
+
+
+def _read_peft_config(folder: Path) -> AdapterConfig:
+    try:
+        return AdapterConfig.from_peft(_read_json(folder / CONFIG_FILE), trained="both")
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
+
+
+def _copy(tensors: dict[str, Tensor], targets: dict[str, Tensor], folder: Path) -> None:
+    for key, target in targets.items():
+        if key not in tensors:
+            continue
+        if tensors[key].shape != target.shape:
+            raise CheckpointError(
+                f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model wants {tuple(target.shape)}"
+            )
+    with torch.no_grad():
+        for key, target in targets.items():
+            if key in tensors:
+                target.copy_(tensors[key])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None

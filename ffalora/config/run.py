@@ -1,0 +1,115 @@
+"""The one configuration of a run: YAML file, command-line flags and Python API are three ways to write it.
+
+Every key has a type, a default and a description; ``load_config`` merges a YAML file with dotted overrides and answers
+a mistake with one sentence that names the key, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from .adapter import AdapterConfig
+from .messages import ConfigError, explain_errors
+from .names import dotted_names
+from .section import Section, keys_of
+from .sections import ClientsConfig, DataConfig, FederationConfig, ModelConfig, OptimizerConfig, PrivacyConfig
+from .values import merge
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only: no tags that run code, and no aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not read; write the value again")
+        return super().compose_node(parent, index)
+
+
+#: What reading a file may raise, and what the YAML reader lets through for values that only look like dates or numbers.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, yaml.YAMLError)
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0, description="seed of everything that is random, except secure noise")
+    seeds: int = Field(1, ge=1, description="repeat every method with this many seeds, counted upwards from seed")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    clients: ClientsConfig = ClientsConfig()
+    federation: FederationConfig = FederationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
+    )
+
+    @model_validator(mode="after")
+    def _methods_can_be_folders(self) -> Config:
+        for name in self.methods:
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"methods: {name!r} names a folder; use letters, digits, '-', '_', '+' and '.' only")
+        return self
+
+    def with_noise(self, usual: Literal["seeded", "secure"]) -> Config:
+        """The configuration with ``privacy.noise=auto`` decided as ``usual``; as it is where it was decided."""
+        if self.privacy.noise != "auto":
+            return self
+        return self.model_copy(update={"privacy": self.privacy.model_copy(update={"noise": usual})})
+
+    def runs(self) -> dict[str, Config]:
+        """The configurations of all methods by name; without ``methods`` the one run, named after its strategy."""
+        if not self.methods:
+            return {self.federation.strategy: self}
+        base = self.model_dump(exclude={"methods"})
+        return {
+            name: from_mapping(merge(base, changes), where=f"methods.{name}") for name, changes in self.methods.items()
+        }
+
+
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a YAML file, changed by dotted overrides such as ``{"optimizer.lr": 0.5}``.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (near matches are listed), or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.load(Path(path).read_text(), Loader=_Loader)
+        except _UNREADABLE as error:
+            raise ConfigError(f"cannot read {path}: {str(error)[:1000] or type(error).__name__}") from None
+        if not isinstance(loaded or {}, dict):
+            raise ConfigError(f"{path} must hold keys and values, got a {type(loaded).__name__}")
+        values = loaded or {}
+    config = from_mapping(merge(values, overrides or {}))
+    config.runs()
+    return config
+
+
+def from_mapping(values: Mapping[str, Any], where: str = "") -> Config:
+    """A checked configuration of nested (or dotted) keys."""
+    try:
+        return Config.model_validate(merge({}, values))
+    except ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        said = explain_errors(error.errors(), [*fields(), *dotted_names()])
+        raise ConfigError("\n".join(prefix + sentence for sentence in said)) from None
+
+
+def fields() -> dict[str, Any]:
+    """Every key of the configuration in dotted form with its pydantic field (for flags and documentation)."""
+    return keys_of(Config.model_fields)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,64 @@
+"""What all sections of a configuration share: immutable values, second names, and mistakes answered in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from .messages import ConfigError, explain_errors
+from .names import one_name_each
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _AnswersInWords(ModelMetaclass):
+    """Constructing a section raises ConfigError; what pydantic says of the sections inside it keeps their places."""
+
+    model_fields: Mapping[str, Any]
+    other_names: Mapping[str, str]
+
+    def __call__(cls, *positional: Any, **values: Any) -> Any:
+        if positional:
+            raise ConfigError(
+                f"{cls.__name__}({type(positional[0]).__name__}): its values are named, such as "
+                f"{cls.__name__}({next(iter(cls.model_fields))}=…)"
+            )
+        try:
+            return super().__call__(**values)
+        except ValidationError as error:
+            said = explain_errors(error.errors(), [*keys_of(cls.model_fields), *cls.other_names], whole="")
+            raise ConfigError("\n".join(f"{cls.__name__}: {sentence}" for sentence in said)) from None
+
+
+class Section(BaseModel, metaclass=_AnswersInWords):
+    """Base of all sections: unknown keys are errors, values are immutable.
+
+    Attributes:
+        other_names: second names of keys, such as PEFT's ``r`` of ``rank``, and the keys that they stand for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_their_own_names(cls, values: Any) -> Any:
+        return one_name_each(values, cls.other_names) if isinstance(values, Mapping) else values
+
+
+def keys_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A section's ``model_fields`` and those of the sections inside it, by dotted key."""
+    found: dict[str, Any] = {}
+    for name, field in fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= keys_of(kind.model_fields, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found

@@ -1,0 +1,189 @@
+"""A finished adapter on disk with all that is needed to use it again: PEFT's files, the task head, and how it was
+made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ..adapters import Adapters, CheckpointError, load_adapters
+from ..adapters.peft import head_tensors
+from ..config import Config, ConfigError, from_mapping, merge
+from ..data.examples import Ragged, TokenizedDataset
+from ..data.load import LoadedData
+from ..data.tasks import find_task
+from ..data.tokenize import pad_token_of
+from ..files.atomic import write_atomically
+from ..models import LoadedModel, choose_device, load_model
+from .data import evaluation_split, load_run_data, prepare_split
+from .evaluation import evaluate_answers, evaluate_examples, predict_examples
+
+BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
+
+
+@dataclass
+class Bundle:
+    """A model with its adapter, ready to answer.
+
+    Attributes:
+        config: of the run that made it.
+        loaded: model and tokenizer.
+        label_names: of the classes; None for other tasks.
+    """
+
+    config: Config
+    loaded: LoadedModel
+    label_names: list[str] | None
+    device: torch.device
+
+
+def save_bundle(
+    folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, label_names: Sequence[str] | None
+) -> None:
+    """Writes the adapter in PEFT's format, and beside it the task head (where PEFT's files do not hold it) and this
+    run's terms.
+    """
+    adapters.save(folder, loaded.root)
+    if loaded.root:
+        head = {n: t.detach().float().contiguous().cpu() for n, t in head_tensors(loaded.model).items()}
+        write_atomically(folder / HEAD_FILE, save(head))
+    terms = {
+        "config": config.model_dump(mode="json"),
+        "label_names": None if label_names is None else list(label_names),
+    }
+    write_atomically(folder / BUNDLE_FILE, json.dumps(terms, indent=2, ensure_ascii=False).encode())
+
+
+def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Bundle:
+    """Loads the base model, attaches the adapter and fills in the head.
+
+    Args:
+        folder: written by :func:`save_bundle` (a run's ``adapter`` folder), or the run's folder itself.
+        overrides: dotted configuration keys to change, such as ``{"device": "cuda"}``.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not fit.
+    """
+    folder = Path(folder)
+    if not (folder / BUNDLE_FILE).exists() and (folder / "adapter" / BUNDLE_FILE).exists():
+        folder = folder / "adapter"
+    try:
+        terms = json.loads((folder / BUNDLE_FILE).read_text())
+        config = from_mapping(merge(terms["config"], overrides or {}))
+        names = terms["label_names"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigError) and overrides:
+            raise
+        raise CheckpointError(
+            f"{folder} holds no adapter that this version can use ({error}); give a run's adapter folder"
+        ) from None
+    device = choose_device(config.device)
+    loaded = load_model(config.model, config.data.task, len(names) if names else 1, config.seed, device)
+    load_adapters(loaded.model, folder, loaded.root)
+    if loaded.root:
+        _load_head(loaded.model, folder / HEAD_FILE)
+    loaded.model.eval().to(device)
+    return Bundle(config, loaded, names, device)
+
+
+def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """The task's metrics of a finished adapter on the configuration's evaluation split (``data.*`` keys may be
+    overridden). Classes are matched by name.
+
+    Raises:
+        ConfigError: the data holds classes that the adapter was not trained for.
+    """
+    bundle = load_bundle(folder, overrides)
+    data = load_run_data(bundle.config)
+    split = evaluation_split(bundle.config, data)
+    examples = prepare_split(bundle.config, data, split, bundle.loaded)
+    if bundle.label_names is not None:
+        examples.labels = _own_numbers(bundle.label_names, data)[examples.labels]
+    limit = bundle.config.data.max_evaluation_samples
+    task = find_task(bundle.config.data.task)
+    metrics = evaluate_examples(bundle.loaded.model, examples, task, bundle.device, limit)
+    return metrics | evaluate_answers(bundle.loaded, data, bundle.config.data, split)
+
+
+def predict(
+    folder: str | Path, texts: Sequence[str] | Sequence[tuple[str, str]], overrides: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Labels and probabilities (or numbers, for regression) of texts or pairs of texts.
+
+    Raises:
+        ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
+            are mixed.
+    """
+    bundle = load_bundle(folder, overrides)
+    task = bundle.config.data.task
+    if task not in ("classification", "regression"):
+        raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
+    columns = _columns(texts)
+    encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=bundle.config.data.max_length)
+    types = encoded.get("token_type_ids")
+    examples = TokenizedDataset(
+        Ragged(encoded["input_ids"]),
+        torch.zeros(len(texts)).numpy(),
+        pad_token_of(bundle.loaded.tokenizer),
+        Ragged(types) if types is not None else None,
+    )
+    logits = predict_examples(bundle.loaded.model, examples, bundle.device)
+    if bundle.label_names is None:
+        return [{"value": float(row[0])} for row in logits]
+    names = bundle.label_names
+    return [
+        {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
+        for row in logits
+    ]
+
+
+def _columns(texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[list[str]]:
+    """First texts, and second ones where there are pairs; all with something in them."""
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if not rows:
+        raise ConfigError("texts is empty; give one text or pair a prediction")
+    for position, row in enumerate(rows):
+        if len(row) != len(rows[0]) or len(row) not in (1, 2):
+            raise ConfigError(
+                f"text {position} has {len(row)} parts, text 0 has {len(rows[0])}; give all texts or all pairs"
+            )
+        for part, text in enumerate(row):
+            if not str(text).strip():
+                which = "" if len(row) == 1 else f" (the {('first', 'second')[part]} of the pair)"
+                raise ConfigError(f"text {position}{which} is empty; give one text or pair a prediction")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _own_numbers(names: Sequence[str], data: LoadedData) -> np.ndarray:
+    """The adapter's number of each class of the data, int64."""
+    unknown = [name for name in data.label_names or () if name not in names]
+    if unknown or not data.label_names:
+        held = f"the classes {', '.join(unknown)}" if unknown else "no classes"
+        raise ConfigError(
+            f"data.name={data.name!r} holds {held}, but the adapter was trained for {', '.join(names)}; "
+            "evaluate it on data with classes of these names"
+        )
+    return np.array([list(names).index(name) for name in data.label_names], dtype=np.int64)
+
+
+@torch.no_grad()
+def _load_head(model: nn.Module, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    head = head_tensors(model)
+    if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in head.items()}:
+        raise CheckpointError(f"{path} does not fit this model's head")
+    for name, parameter in head.items():
+        parameter.copy_(tensors[name])

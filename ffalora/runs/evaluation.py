@@ -1,0 +1,66 @@
+"""Metrics and predictions of a model on examples, batched by length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import DataConfig
+from ..data.examples import Examples
+from ..data.generation import exact_match, generate_answers
+from ..data.load import LoadedData
+from ..data.tasks import Task
+from ..data.validate import column_values
+from ..models import LoadedModel
+from ..training.batches import physical_batches
+
+_TOKENS = 8192
+_ANSWERS = 32
+
+
+@torch.inference_mode()
+def predict_examples(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
+    """Logits ``[n, labels]`` float32 of all examples, in their order, on the CPU."""
+    outputs: list[Tensor] = [torch.empty(0)] * len(examples)
+    for batch, output, _ in _passes(model, examples, device, len(examples)):
+        for index, logits in zip(batch, output.logits.float().cpu(), strict=True):
+            outputs[index] = logits
+    return torch.stack(outputs)
+
+
+@torch.inference_mode()
+def evaluate_examples(
+    model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
+) -> dict[str, float]:
+    """The task's metrics on the first ``samples`` examples (all by default)."""
+    count = len(examples) if samples is None else min(samples, len(examples))
+    return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+
+
+def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> dict[str, float]:
+    """``exact_match`` of the numbers in which generated answers end with those of ``split``; empty where the
+    configuration asks for no answers.
+    """
+    if config.answer_tokens is None:
+        return {}
+    rows = data.splits[split]
+    if config.max_evaluation_samples is not None:
+        rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
+    prompts, references = (column_values(rows, column) for column in data.input_columns)
+    answers = generate_answers(
+        loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
+    )
+    return {"exact_match": exact_match(answers, references)}
+
+
+def _passes(
+    model: nn.Module, examples: Examples, device: torch.device, count: int
+) -> Iterator[tuple[np.ndarray, Any, Tensor]]:
+    """Indices, output and targets of one batch after another: the first ``count`` examples, sorted by length."""
+    for batch in physical_batches(examples.lengths[:count], _TOKENS, overhead=256).batches:
+        inputs, targets = examples.collate(batch)
+        yield batch, model(**{name: value.to(device) for name, value in inputs.items()}), targets.to(device)

@@ -1,0 +1,42 @@
+"""The folder of a run: names of its files, and its rows; each file is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files.atomic import write_atomically
+from ..files.numbers import restored, to_json
+
+CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
+SUMMARY = "summary.json"
+
+
+@dataclass
+class RunResult:
+    """A finished run: its folder, its last metrics and costs, and the rows of ``metrics.jsonl``."""
+
+    folder: Path
+    summary: dict[str, Any]
+    rounds: list[dict[str, Any]]
+
+
+def completed_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Rows of the rounds that the checkpoint covers; a row that was written after it is run again."""
+    path = folder / METRICS
+    if not path.exists() or rounds == 0:
+        return []
+    found = [restored(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in found if row["round"] <= rounds]
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """One line a round."""
+    write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows).encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The value as indented JSON, whole or not at all."""
+    write_atomically(path, to_json(value, indent=2, default=str).encode())

@@ -1,0 +1,251 @@
+"""``PrivateTrainer``: transformers' Trainer with DP-SGD on the adapters. Everything else of the Trainer stays.
+
+A *logical batch* is one Poisson sample of the training set, of expected size ``per_device_train_batch_size ×
+gradient_accumulation_steps``; it is computed in physical batches of at most ``per_device_train_batch_size`` samples.
+Each update the Trainer asks for is one logical step: its noisy mean gradient is put into ``.grad``, and the Trainer's
+own optimiser, schedule, callbacks, logging, evaluation and checkpoints take it from there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+
+from ..adapters import Adapters
+from ..data.examples import fingerprint_rows
+from ..privacy.accountants import noise_multiplier_for
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.sampling import SeededDraw, SystemDraw
+from ..privacy.statement import PrivacyStatement
+from ..training.admission import check_trained_tensors
+from ..training.batches import physical_batches
+from ..training.private_gradient import PrivateGradient
+from .terms import PrivacyArguments, check_arguments, default_losses, promised
+
+LEDGER_FILE = "privacy_ledger.json"
+#: Logs that are computed on private data without noise.
+PRIVATE_LOGS = ("loss", "train_loss")
+
+__all__ = ["LEDGER_FILE", "PrivacyArguments", "PrivateTrainer", "default_losses"]
+
+
+class PrivateTrainer(Trainer):
+    """A Trainer whose updates are differentially private at the level of one training sample (add/remove).
+
+    Args:
+        model: with adapters: a PEFT model (converted in place, A frozen), or one that ``attach`` adapted.
+        args: as for Trainer. Steps or epochs fix how many steps are accounted for; an epoch is 1/q steps.
+        privacy: what is promised; or give its fields themselves, such as ``target_epsilon=3``.
+        adapters: the handle, for a model that ``attach`` adapted.
+        losses: (outputs, labels) -> one loss a sample ``[S]``, from its own tokens only; default: cross-entropy of
+            classes, of a sample's own next tokens (mean), or squared error, by the model's class.
+        others: as for Trainer.
+
+    Raises:
+        ValueError: something that would break the promise: trainable tensors outside the adapters, several devices,
+            fp16 loss scaling, label smoothing, batch-level losses, a data set without length.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any,
+        privacy: PrivacyArguments | None = None,
+        adapters: Adapters | None = None,
+        losses: Callable[[Any, Tensor], Tensor] | None = None,
+        **others: Any,
+    ):
+        privacy = promised(privacy, others)
+        if adapters is None:
+            from ..adapters import convert
+
+            adapters = convert(model)
+        check_trained_tensors(model, adapters, private=True)
+        check_arguments(args, others)
+        self.privacy, self.adapters = privacy, adapters
+        self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        own = copy.copy(args)
+        own.gradient_accumulation_steps, own.max_grad_norm = 1, 0.0
+        super().__init__(model=model, args=own, **others)
+        self._losses = losses or default_losses(model)
+        self._secure = privacy.noise == "secure"
+        self._draw = SystemDraw() if self._secure else SeededDraw(args.seed)
+        self.ledger: PrivacyLedger | None = None
+        self._private: PrivateGradient | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
+        """As Trainer's; a resumed run takes over the checkpoint's ledger, a second call adds to what the first spent.
+
+        With secure noise the training loss, which is private data without noise, is neither logged nor returned.
+
+        Raises:
+            PrivacyBudgetSpent: the steps asked for exceed what was calibrated.
+            LedgerMismatch: a checkpoint of other data, or under other terms.
+        """
+        self.ledger = self._new_ledger(() if resume_from_checkpoint else self._spent())
+        durable = Path(self.args.output_dir) / LEDGER_FILE
+        if self._secure and durable.exists() and not resume_from_checkpoint and self._private is None:
+            raise ValueError(
+                f"{durable} says that this data was trained on already; resume that run, or start in another "
+                "output_dir with PrivacyArguments(prior=…) naming that file"
+            )
+        if self._secure and durable.exists() and resume_from_checkpoint:
+            self.ledger.resume(json.loads(durable.read_text()))
+        noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
+        self.model.train()
+        self._private = PrivateGradient(
+            self.model, self.adapters, self._losses, self.ledger, self.privacy.max_grad_norm, noise
+        )
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
+        if not self._secure:
+            return result
+        kept = {name: value for name, value in result.metrics.items() if name not in PRIVATE_LOGS}
+        return result._replace(training_loss=math.nan, metrics=kept)
+
+    def statement(self) -> PrivacyStatement:
+        """What has been spent so far, and under which assumptions."""
+        if self.ledger is None:
+            raise RuntimeError("nothing has been spent yet: call train() first")
+        return PrivacyStatement.from_ledgers([self.ledger], self.privacy.noise, self.privacy.max_grad_norm)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item a logical step; the sample itself is drawn in the step."""
+        if self.train_dataset is None:
+            raise ValueError("PrivateTrainer needs a train_dataset to train")
+        return DataLoader(_LogicalSteps(self._steps_per_epoch()), batch_size=1)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return (
+            len(self.train_dataset)
+            if isinstance(dataloader.dataset, _LogicalSteps)
+            else super().num_examples(dataloader)
+        )
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One logical step: draws the sample, writes its noisy gradient to ``.grad``, returns the mean loss."""
+        if self._private is None or self.ledger is None:
+            raise RuntimeError("training_step belongs to train()")
+        self._check_optimizer()
+        model.train()
+        step = self.state.global_step
+        drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
+        if self._secure:
+            self._charge_durably()
+        with self.compute_loss_context_manager():
+            gradient, loss = self._private.step(step, self._physical(drawn), model)
+        self._private.write(gradient)
+        return torch.tensor(0.0 if math.isnan(loss) else loss, device=self.args.device)
+
+    def log(self, logs: dict[str, float], *rest: Any, **others: Any) -> None:
+        """As Trainer's, with ε so far. With secure noise the training loss (private, without noise) is left out."""
+        if self._secure and self._private is not None:
+            logs = {name: value for name, value in logs.items() if name not in PRIVATE_LOGS}
+        if "train_samples_per_second" in logs:  # a logical step is one item of the loader
+            logs = {**logs, "train_samples_per_second": logs["train_steps_per_second"] * self.expected_batch}
+        if self.ledger is not None and self.ledger.steps_taken:
+            logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
+        super().log(logs, *rest, **others)
+
+    def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
+        dataset, collate = self.train_dataset, self.data_collator
+        if hasattr(dataset, "remove_columns"):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="training")
+        features = [dataset[int(i)] for i in drawn]
+        lengths = [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
+        size = self.args.per_device_train_batch_size
+        plan = physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size)
+        batches = []
+        for rows in plan.batches:
+            inputs = self._prepare_inputs(collate([features[i] for i in rows]))
+            targets = inputs.pop(self.label_names[0] if self.label_names else "labels")
+            batches.append((drawn[rows], inputs, targets))
+        return batches
+
+    def _steps_per_epoch(self) -> int:
+        return max(1, math.ceil(len(self.train_dataset) / self.expected_batch))
+
+    def _spent(self) -> tuple[Any, ...]:
+        """What earlier calls of ``train`` spent on this data."""
+        return () if self.ledger is None or not self.ledger.steps_taken else self.ledger.history
+
+    def _new_ledger(self, spent: tuple[Any, ...]) -> PrivacyLedger:
+        n = len(self.train_dataset)
+        rate = min(1.0, self.expected_batch / n)
+        epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
+        steps = self.args.max_steps if self.args.max_steps > 0 else epochs
+        privacy = self.privacy
+        sigma = privacy.noise_multiplier
+        if privacy.target_epsilon is not None:
+            sigma = noise_multiplier_for(privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant)
+        prior = (
+            PrivacyLedger.from_state_dict(json.loads(Path(privacy.prior).read_text())).history if privacy.prior else ()
+        )
+        return PrivacyLedger(
+            0,
+            n,
+            rate,
+            float(sigma or 0.0),
+            privacy.delta,
+            steps,
+            privacy.target_epsilon,
+            privacy.accountant,
+            prior=spent or prior,
+            fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
+        )
+
+    def _charge_durably(self) -> None:
+        """Counts the step on disk before its result exists; a kill in between over-counts by one."""
+        if self.ledger is not None:
+            ahead = copy.copy(self.ledger)
+            ahead.charge()
+            ahead.save(Path(self.args.output_dir) / LEDGER_FILE)
+
+    def _check_optimizer(self) -> None:
+        """The optimiser must change the very tensors that the model reads."""
+        layout = self.adapters.layout
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [place.name for place in layout.places if id(layout.parameter(place)) not in held]
+        if missing:
+            raise ValueError(
+                f"the optimiser does not hold {missing[0]} (of {len(missing)}): noise would be spent on nothing"
+            )
+
+    def _save_checkpoint(self, *positional: Any, **named: Any) -> None:
+        super()._save_checkpoint(*positional, **named)
+        if self.ledger is not None:
+            folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+            self.ledger.save(folder / LEDGER_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / LEDGER_FILE
+        if self.ledger is not None:
+            if not path.exists():
+                raise ValueError(f"{path} is missing: without its ledger a checkpoint's ε is unknown; start a new run")
+            self.ledger.resume(json.loads(path.read_text()))
+
+
+class _LogicalSteps(Dataset):
+    """What the Trainer iterates over: the numbers of an epoch's logical steps."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"step": index}

@@ -1,0 +1,106 @@
+"""What a private training with the Trainer promises, what it refuses, and which per-sample loss a model has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..config.names import PRIVACY_NAMES, takes_names
+from ..data.tasks import causal_losses, classification_losses, regression_losses
+
+
+@takes_names(PRIVACY_NAMES)
+@dataclass(frozen=True)
+class PrivacyArguments:
+    """What is promised, in Opacus's words; ``epsilon`` and ``target_delta`` are other names of their fields.
+
+    Attributes:
+        target_epsilon: ε that the whole run may spend; or give ``noise_multiplier``.
+        noise_multiplier: σ.
+        delta: δ; at most one over the number of samples makes sense.
+        max_grad_norm: clipping norm C of a sample's gradient (``TrainingArguments.max_grad_norm`` is not used).
+        accountant: 'prv', 'rdp' or 'pld'.
+        noise: 'secure' comes from the operating system, for a model that may leave this machine; 'seeded', for
+            simulations, can be reproduced, and subtracted by whoever knows the seed (transformers' default is 42).
+        prior: a ledger file of an earlier run on the same data, whose ε is added.
+    """
+
+    target_epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
+    max_grad_norm: float = 1.0
+    accountant: Literal["prv", "rdp", "pld"] = "prv"
+    noise: Literal["seeded", "secure"] = "secure"
+    prior: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                f"give exactly one of target_epsilon ({self.target_epsilon}) and noise_multiplier "
+                f"({self.noise_multiplier})"
+            )
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+
+
+def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> PrivacyArguments:
+    """What is promised: ``privacy``, or the arguments of its fields, which are taken out of ``others``.
+
+    Raises:
+        ValueError: both are given, or neither.
+    """
+    names = [*(field.name for field in fields(PrivacyArguments)), *PRIVACY_NAMES]
+    terms = {name: others.pop(name) for name in names if name in others}
+    if privacy is not None and terms:
+        name, value = next(iter(terms.items()))
+        raise ValueError(
+            f"{name}={value!r} and privacy are both given; put {name} into PrivacyArguments, or leave it out"
+        )
+    if privacy is None and not terms:
+        raise ValueError(
+            "PrivateTrainer is not told what it promises; give privacy=PrivacyArguments(…), or target_epsilon=…"
+        )
+    return privacy or PrivacyArguments(**terms)
+
+
+def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+    """Per-sample losses by the kind of task that the model's class names.
+
+    Raises:
+        ValueError: a class whose loss is not known; pass ``losses``.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name, config = type(inner).__name__, getattr(inner, "config", None)
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return causal_losses
+    if name.endswith(("ForSequenceClassification", "ForImageClassification")):
+        kind = getattr(config, "problem_type", None)
+        if kind in (None, "single_label_classification") and getattr(config, "num_labels", 2) > 1:
+            return classification_losses
+        if kind in (None, "regression"):
+            return regression_losses
+    raise ValueError(f"no per-sample loss is known for a {name}; pass losses=(outputs, labels) -> [S]")
+
+
+def check_arguments(args: Any, others: dict[str, Any]) -> None:
+    """ValueError names every argument that would break the promise."""
+    problems = []
+    if args.world_size > 1 or args.n_gpu > 1:
+        problems.append(f"{max(args.world_size, args.n_gpu)} devices: one is supported")
+    if args.fp16:
+        problems.append("fp16=True scales losses, and with them per-sample gradients: use bf16=True")
+    if args.label_smoothing_factor:
+        problems.append(
+            f"label_smoothing_factor={args.label_smoothing_factor}: pass a per-sample loss (losses=) instead"
+        )
+    if others.get("compute_loss_func") is not None:
+        problems.append("compute_loss_func sees the whole batch: pass a per-sample loss (losses=) instead")
+    dataset = others.get("train_dataset")
+    if dataset is not None and not hasattr(dataset, "__len__"):
+        problems.append("train_dataset has no length: Poisson sampling needs one")
+    if problems:
+        raise ValueError("PrivateTrainer cannot keep its promise with " + "; ".join(problems))

@@ -1,0 +1,135 @@
+"""What a private step refuses before it begins: unprotected tensors, draws that are not Poisson, ledgers that do not
+fit, batches and losses that do not keep samples apart.
+
+Everything here raises a ``ValueError`` with the name of what is wrong and the remedy; nothing is charged or changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..adapters import Adapters
+from ..config import PrivacyConfig
+from ..privacy.sampling import Draw, SeededDraw, SystemDraw
+from .detectors import check_attached
+from .probe import SamplesNotIndependent
+
+if TYPE_CHECKING:
+    from ..privacy.accounting import PrivacyLedger
+    from .participant import Participant
+
+
+def check_model(model: nn.Module, adapters: Adapters, device: torch.device, private: bool) -> None:
+    """What is trained is protected, is what the model reads, and keeps samples apart: whoever trains privately asks
+    this whenever training begins, for models change.
+
+    Raises:
+        ValueError, SamplesNotIndependent, StorageParted: with the name of what is wrong.
+    """
+    check_attached(model, adapters, device)
+    check_trained_tensors(model, adapters, private)
+    if private:
+        check_batch_norm(model)
+
+
+def check_trained_tensors(model: nn.Module, adapters: Adapters, private: bool) -> None:
+    """Every tensor that requires grad must have a place in the state: nothing else is clipped and noised."""
+    placed = {id(adapters.layout.parameter(place)) for place in adapters.layout.places}
+    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in placed]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
+            f"{'neither clipped nor noised' if private else 'left untrained'}; freeze them with requires_grad_(False)"
+        )
+
+
+def check_batch_norm(model: nn.Module) -> None:
+    """Batch normalisation by a batch's own statistics makes every sample's gradient depend on the others."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise SamplesNotIndependent(
+                f"{name} is a {type(module).__name__} that normalises by the batch's own statistics, which mixes "
+                "samples; put it into evaluation mode, or replace it by layer or group normalisation"
+            )
+
+
+def check_draw(draw: Draw) -> None:
+    """Amplified ε is for Poisson sampling alone; a source of batches that is not known to be Poisson is refused."""
+    if not isinstance(draw, SeededDraw | SystemDraw):
+        raise ValueError(
+            f"draw is a {type(draw).__name__}, which is not known to be Poisson sampling (SeededDraw, SystemDraw); set "
+            "privacy.sampling='shuffled' for ε without amplification"
+        )
+
+
+def check_cohort(cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: bool) -> None:
+    """Ledgers belong to the participants, to their data, to the way they are sampled, and to the noise still unused.
+
+    Args:
+        cohort: who is about to train.
+        privacy: the engine's configuration.
+        seeded: noise is a function of client and step: a step that was taken must not be taken again.
+    """
+    ids = Counter((p.run if seeded else 0, p.client_id) for p in cohort)
+    repeated = [client_id for (_, client_id), times in ids.items() if times > 1]
+    if repeated:
+        raise ValueError(
+            f"client_id={repeated[0]} is in the cohort more than once: rows of one id would get the same noise, and "
+            "their difference would show what it hides; give every client an id of its own"
+        )
+    for participant in cohort:
+        _check_ledger(participant, privacy, seeded)
+
+
+def _check_ledger(participant: Participant, privacy: PrivacyConfig, seeded: bool) -> None:
+    ledger, who = ledger_of(participant), f"client {participant.client_id}"
+    if ledger.unit != "sample":
+        raise ValueError(
+            f"{who}: its ledger has unit={ledger.unit!r}, but samples are protected; give it unit='sample'"
+        )
+    if ledger.sampling != privacy.sampling:
+        raise ValueError(
+            f"{who}: its ledger counts sampling={ledger.sampling!r}, but privacy.sampling={privacy.sampling!r} is what "
+            "happens; make them equal"
+        )
+    if ledger.dataset_size != len(participant.samples):
+        raise ValueError(
+            f"{who}: its ledger is for dataset_size={ledger.dataset_size}, but it holds {len(participant.samples)} "
+            "samples; make a ledger for this data (and put what the old one spent into its prior)"
+        )
+    if len(np.unique(participant.samples)) < len(participant.samples):
+        raise ValueError(
+            f"{who}: a sample is among its {len(participant.samples)} more than once, so that one record could "
+            "move the sum by more than max_grad_norm; list every sample once"
+        )
+    if seeded and ledger.steps_taken != participant.steps_taken:
+        raise ValueError(
+            f"{who}: its ledger has counted {ledger.steps_taken} steps, but steps_taken={participant.steps_taken}: "
+            "seeded noise of a step would be used twice, or for none; restore both from one checkpoint"
+        )
+
+
+def ledger_of(participant: Participant) -> PrivacyLedger:
+    """The participant's ledger; without one it may not train privately."""
+    if participant.ledger is None:
+        raise ValueError(
+            f"client {participant.client_id} trains privately without a ledger: noise without accounting is refused"
+        )
+    return participant.ledger
+
+
+def check_batch(inputs: Mapping[str, Tensor], targets: Tensor, samples: int) -> None:
+    """A batch holds one row for each sample, in every input: two samples packed into one row share a gradient."""
+    for name, value in [*inputs.items(), ("targets", targets)]:
+        if value.dim() < 1 or value.shape[0] != samples:
+            raise ValueError(
+                f"collate returned {name} of shape {tuple(value.shape)} for {samples} samples: a row for each is "
+                "needed. Samples packed into one row share one gradient, and clipping it protects none of them alone"
+            )

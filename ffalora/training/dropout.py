@@ -1,0 +1,172 @@
+"""The model's own dropout in a private pass, keyed by sample; randomness that cannot be keyed so is refused.
+
+See ``adapters.dropout`` for why. Models call dropout in many places; a torch function mode meets them all, fused
+attention included (which is then computed in the open), and every other generator of random tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix
+from ..privacy.noise import NoiseSource, SecureNoise
+from .probe import SamplesNotIndependent
+
+#: Keeps the keys of dropout apart from those of the noise.
+_STREAM = 0x0D60_9BA5_4C1F_77E3
+_UNKEYED = {
+    F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.gumbel_softmax, F.rrelu,
+    torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint, torch.randint_like, torch.randperm,
+    torch.bernoulli, torch.normal, torch.poisson, torch.multinomial, Tensor.bernoulli, Tensor.bernoulli_,
+    Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.exponential_, Tensor.multinomial,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DropoutKeys:
+    """What the masks of a pass are made from.
+
+    Attributes:
+        samples: int64 ``[S]``, one key a sample.
+        shared: of the choices that all samples share (layers that are skipped): the same for a whole logical step,
+            whoever takes part.
+    """
+
+    samples: np.ndarray
+    shared: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        noise: NoiseSource,
+        client: np.ndarray,
+        step: np.ndarray,
+        sample: np.ndarray,
+        shared: int = 0,
+        view: int = 0,
+    ) -> DropoutKeys:
+        """Keys for a batch, as secret as its noise.
+
+        Where noise is secure they come from the operating system and are never written anywhere. Where it is seeded
+        they are a function of (key, client, sample, view, step): a run that is repeated, resumed, packed or cut
+        differently draws the same masks.
+
+        Args:
+            noise: of the run; client, step, sample: int64 ``[S]``.
+        """
+        if isinstance(noise, SecureNoise):
+            return cls.fresh(len(sample), shared)
+        keys = torch.full((len(sample),), noise.key ^ _STREAM)
+        for column in (client, sample, np.full(len(sample), view), step):
+            keys = mix(branched(keys, 1)[:, 0] ^ torch.as_tensor(column, dtype=torch.int64))
+        return cls(keys.numpy(), shared)
+
+    @classmethod
+    def shared_by(cls, noise: NoiseSource, client: int, step: int) -> int:
+        """``shared`` of one client's logical step."""
+        one = np.array([client]), np.array([step]), np.array([-1])
+        return int(cls.of(noise, *one).samples[0]) & 2**62 - 1
+
+    @classmethod
+    def fresh(cls, samples: int, shared: int = 0) -> DropoutKeys:
+        """Keys from the operating system, never written anywhere: what a private run needs."""
+        return cls(np.frombuffer(bytearray(os.urandom(8 * samples)), dtype=np.int64), shared)
+
+
+def keyed_dropout(model: nn.Module, masks: DropoutMasks) -> AbstractContextManager:
+    """Within the block every dropout of a model that is in training mode takes its mask from ``masks``.
+
+    Raises:
+        SamplesNotIndependent: a compiled model in training mode, whose dropout cannot be reached; or, within the
+            block, other random tensors.
+    """
+    if not any(module.training for module in model.modules()):
+        return nullcontext()
+    inside = [name for name, module in model.named_modules() if _draws_inside(module)]
+    if inside:
+        raise SamplesNotIndependent(
+            f"{inside[0]} draws dropout inside an operation of its own, by the position in the batch; set its dropout "
+            "to 0, or put it into evaluation mode"
+        )
+    drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in model.modules())
+    if drops and (isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None):
+        raise SamplesNotIndependent(
+            "a compiled model draws its dropout by the position in the batch, so that one sample more or less redraws "
+            "everybody's masks; do not compile it, or set its dropout to 0"
+        )
+    fused = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    if drops and ("flash" in fused or "flex" in fused):
+        raise SamplesNotIndependent(
+            f"attn_implementation={fused!r} draws attention dropout by the position in the batch; use 'eager' or "
+            "'sdpa', or set the model's attention dropout to 0"
+        )
+    return _Keyed(masks)
+
+
+def _draws_inside(module: nn.Module) -> bool:
+    kinds = (nn.RNNBase, nn.MultiheadAttention)
+    return isinstance(module, kinds) and module.training and bool(module.dropout)
+
+
+class _Keyed(TorchFunctionMode):
+    def __init__(self, masks: DropoutMasks):
+        super().__init__()
+        self.masks = masks
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.dropout, torch.dropout, torch.dropout_):
+            return self._dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and _given(kwargs, args, 4, "dropout_p", 0.0):
+            return self._attention(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _UNKEYED and isinstance(result, Tensor) and result.numel() > 1 and _is_drawn(func, args, kwargs):
+            raise SamplesNotIndependent(
+                f"the model draws random numbers by {getattr(func, '__name__', func)}, of shape {tuple(result.shape)}, "
+                "which belong to positions in the batch: one sample more or less redraws everybody's. Turn that off, "
+                "or train with the model in evaluation mode"
+            )
+        return result
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0.0:
+            return input
+        dropped = input * 0.0 if p >= 1.0 else masked_dropout(input, p, self.masks)
+        return input.copy_(dropped) if inplace else dropped
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """As ``scaled_dot_product_attention`` defines it, with a keyed mask on the weights ``[S,H,T,T]``."""
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+        factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+        scores = (query @ key.transpose(-2, -1)).float() * factor
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None:
+            hidden = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            scores = hidden
+        return masked_dropout(scores.softmax(-1), dropout_p, self.masks).to(value.dtype) @ value
+
+
+def _given(kwargs: dict[str, Any], args: tuple, position: int, name: str, default: Any) -> Any:
+    return kwargs.get(name, args[position] if len(args) > position else default)
+
+
+def _is_drawn(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a layer with a training switch really drew (``F.dropout2d`` and the like)."""
+    return bool(_given(kwargs, args, 2, "training", True)) if getattr(func, "__module__", "") == F.__name__ else True

@@ -1,0 +1,73 @@
+"""The training loop of a cohort: sample, differentiate once, clip, add noise, step.
+
+Every client of a cohort is one row of the state ``[C,P]``. A logical step draws each client's samples, passes them
+through the model together, and updates all rows at once; without privacy the same loop runs with clipping and noise
+switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..privacy.noise import SeededNoise
+from .admission import check_cohort
+from .optim import Moments
+from .participant import Participant
+from .report import TrainingReport
+from .setup import TrainingSetup
+from .step import LogicalStep
+from .workers import check_same_state
+
+
+class Engine(TrainingSetup):
+    """Trains cohorts of clients on one model; see :class:`TrainingSetup` for what it is made of."""
+
+    def train(
+        self,
+        cohort: Sequence[Participant],
+        state: Tensor,
+        steps: int,
+        anchor: Tensor | None = None,
+        mu: float = 0.0,
+        moments: Moments | None = None,
+        lr_factors: Sequence[float] | None = None,
+        mask: Tensor | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> TrainingReport:
+        """``steps`` logical steps of every client of the cohort, from and into its row of ``state``.
+
+        Args:
+            cohort: one participant a row.
+            state: float32 ``[C,P]``, changed in place.
+            anchor: float32 ``[C,P]``, the point of the proximal term; mu: its strength (FedProx).
+            moments: of the local optimiser, one row a client, changed in place; None starts from zero and forgets.
+            lr_factors: what the learning rate is multiplied with in each step; None leaves it.
+            mask: bool ``[C,P]``, columns that a client has (clients of a smaller rank lack some); the others stay zero.
+            on_step: called after each logical step with its number.
+
+        Raises:
+            PrivacyBudgetSpent: a client may not take the steps; nothing was charged for the step that was refused.
+            ValueError: something that ``admission`` refuses: a tensor outside the state, a ledger that does not fit, …
+            GradientMissing: a trained tensor received no gradient.
+            StorageParted, UpdateLost: what is trained is not what the model reads, or a step left it as it was.
+            SamplesNotIndependent: the model or the loss mixes samples.
+        """
+        if len(cohort) != len(state):
+            raise ValueError(f"state has {len(state)} rows for {len(cohort)} participants")
+        if lr_factors is not None and len(lr_factors) != steps:
+            raise ValueError(f"lr_factors has {len(lr_factors)} entries for steps={steps}")
+        self.check_model()
+        if self.workers is not None:
+            check_same_state(self.workers, state)
+        if self.private:
+            check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
+        moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
+        step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
+        report = TrainingReport.of(len(cohort))
+        for number in range(steps):
+            step.run(report, 1.0 if lr_factors is None else lr_factors[number])
+            if on_step is not None:
+                on_step(number)
+        return report

@@ -1,0 +1,145 @@
+"""The gradient of every segment of a batch, from one forward and one backward pass: the one way to get them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ffalora_kernels import clip_reduce_
+
+from ..adapters import Adapters, TrainingPass
+from ..adapters.dropout import DropoutMasks
+from ..models.packing import pack, packed_attention, packed_segments
+from .admission import check_batch
+from .arena import Arena
+from .detectors import check_reads_state
+from .dropout import DropoutKeys, keyed_dropout
+from .probe import Probe, check_losses
+
+
+@dataclass(frozen=True)
+class SegmentGradients:
+    """What a pass leaves behind. The tensors are the arena's own: the next pass overwrites them.
+
+    Attributes:
+        gradients: float32 ``[S,P]``, a row of the arena for each segment.
+        squares: float64 ``[S, slots]``, squared norms by trained tensor.
+        client: int32 ``[S]``, the row of the state that each segment used.
+        losses: float32 ``[samples]``, detached, in the order of the batch.
+    """
+
+    gradients: Tensor
+    squares: Tensor
+    client: Tensor
+    losses: Tensor
+
+    def clip_into_(
+        self, total: Tensor, max_grad_norm: Tensor | float, group_columns: Tensor | None = None, mode: str = "flat"
+    ) -> Tensor:
+        """Clips every segment's gradient and adds it to its client's sum.
+
+        Args:
+            total: float64 ``[C,P]``, changed in place.
+            max_grad_norm: C, one number for all, or float64 ``[C, groups]``; infinite ones clip nothing.
+            group_columns: int32 ``[groups+1]``, where each group of columns starts that is clipped by itself; None for
+                the whole row (flat clipping).
+            mode: 'flat', or 'automatic' (AUTO-S: Bu et al. 2023).
+
+        Returns:
+            The norms before clipping, float64 ``[S]``; computed on private data.
+        """
+        if not isinstance(max_grad_norm, Tensor):
+            shape = (len(total), 1)
+            max_grad_norm = torch.full(shape, max_grad_norm, dtype=torch.float64, device=total.device)
+        if group_columns is None:
+            group_columns = torch.tensor([0, total.shape[1]], dtype=torch.int32, device=total.device)
+        whole = max_grad_norm.shape[1] == 1
+        squares = self.squares.sum(1, keepdim=True) if whole else self.squares
+        _, norms = clip_reduce_(
+            total, self.gradients, self.client, max_grad_norm, group_columns, squares=squares, mode=mode
+        )
+        return norms.square().sum(1).sqrt()
+
+
+def segment_gradients(
+    model: nn.Module,
+    adapters: Adapters,
+    losses: Callable[[Any, Tensor], Tensor],
+    inputs: Mapping[str, Tensor],
+    targets: Tensor,
+    *,
+    state: Tensor | None = None,
+    rows: np.ndarray | None = None,
+    per_client: bool = False,
+    arena: Arena | None = None,
+    probe: Probe | None = None,
+    dropout: DropoutKeys | None = None,
+    packed: bool = False,
+    merged: dict[str, Tensor] | None = None,
+) -> SegmentGradients:
+    """Differentiates one physical batch, each segment apart.
+
+    Args:
+        model: with adapters attached; adapters: their handle.
+        losses: takes the model's output and targets, returns one loss a sample, ``[S]`` float32, from its own tokens
+            only.
+        inputs: keyword arguments of the model, a row a sample; targets: ``[S, ...]``.
+        state: float32 ``[C,P]``, parameters of every client; None for the model's own, as one client.
+        rows: ``[S]``, which row of the state each sample uses, equal ones side by side; None for the first. Its length
+            is how many samples there are, whatever a collator made of them.
+        per_client: one segment a client instead of one a sample: enough where nothing is clipped.
+        arena: buffers to use again; None makes new ones.
+        probe: remembers that the model keeps samples apart; None looks afresh, at the price of a few forward passes.
+        dropout: what the masks of dropout are made from; None takes fresh keys from the operating system.
+        packed: lay the samples end to end instead of padding them.
+        merged: for each layer's name the base weight with the adapter added, where the pass serves one client.
+
+    Raises:
+        ValueError: not one row and one loss a sample.
+        SamplesNotIndependent: the model or the loss mixes samples.
+        GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
+    """
+    if state is None:
+        state = adapters.state()[None]
+    if rows is None:
+        rows = np.zeros(len(targets), dtype=np.int64)
+    samples, device = len(rows), state.device
+    check_batch(inputs, targets, samples)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    targets = targets.to(device)
+    (probe or Probe(adapters, packed=packed)).look(model, losses, inputs, targets)
+    client, counts = np.unique(rows, return_counts=True) if per_client else (rows, np.ones(samples, dtype=np.int64))
+    arena = arena or Arena(adapters)
+    gradients, squares = arena.rows(len(client))
+    current = TrainingPass(
+        state=state,
+        arena=gradients,
+        squares=squares,
+        client=torch.as_tensor(client, dtype=torch.int32).to(device),
+        sample_offsets=torch.as_tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32).to(device),
+        samples=samples,
+        longest=int(counts.max(initial=1)),
+        merged=merged,
+    )
+    check_reads_state(current, state)
+    keys = dropout or DropoutKeys.fresh(samples)
+    current.masks = DropoutMasks(torch.as_tensor(keys.samples).to(device))
+    attention: AbstractContextManager = nullcontext()
+    if packed:
+        inputs = pack(inputs)
+        current.packed, current.masks.starts = packed_segments(inputs, current), inputs["cu_seq_lens_q"]
+        attention = packed_attention(model)
+    keyed = keyed_dropout(model, current.masks)
+    with adapters.training_pass(current), attention, torch.random.fork_rng([]), keyed:
+        torch.default_generator.manual_seed(keys.shared)
+        found = losses(model(**inputs), targets)
+        check_losses(found, samples)
+        found.sum().backward()
+    arena.check_written(squares)
+    return SegmentGradients(gradients, squares, current.client, found.detach())

@@ -1,0 +1,168 @@
+"""Is each sample's output and loss a function of that sample alone? Without it, per-sample clipping bounds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Adapters
+from ..data.tasks import logits_of
+from ..models.packing import check_packing
+
+
+class SamplesNotIndependent(ValueError):
+    """The model or the loss mixes samples: changing one changes what others contribute."""
+
+
+@dataclass
+class Probe:
+    """Looks at the first batches of a training, and no more once they have told.
+
+    Attributes:
+        adapters: of the model that is trained.
+        private: samples are protected, and must not be mixed.
+        packed: samples are laid end to end; the model must give the same outputs as for padded ones.
+    """
+
+    adapters: Adapters
+    private: bool = True
+    packed: bool = False
+    _open: set[str] = field(default_factory=lambda: {"uses", "packing", "independence"}, init=False, repr=False)
+
+    def look(
+        self, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor], targets: Tensor
+    ) -> None:
+        """Counts how often layers are used, compares packed with padded outputs, and checks that neither the model nor
+        the loss mixes samples; each once, on the first batch that can tell.
+
+        Raises:
+            SamplesNotIndependent: see :func:`check_independence`. ValueError: see ``check_packing``.
+        """
+        if "uses" in self._open:
+            self.adapters.count_uses(inputs)
+            self._open.remove("uses")
+        if not self.packed or ("packing" in self._open and check_packing(model, inputs, logits_of)):
+            self._open.discard("packing")
+        if not self.private:
+            self._open.discard("independence")
+        elif "independence" in self._open and check_independence(model, inputs, logits_of):
+            with torch.no_grad():
+                logits = logits_of(model(**inputs))
+            check_losses_independence(losses, logits, targets)
+            self._open.remove("independence")
+
+
+@torch.no_grad()
+def check_independence(
+    model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[..., Tensor], tolerance: float = 1e-3
+) -> bool:
+    """Changes one sample of a batch, then leaves half of it out, and compares the outputs of all others.
+
+    Models that draw random numbers (dropout) are judged by the first alone: with another batch they draw others.
+
+    Args:
+        model: in the mode that it is trained in.
+        inputs: a batch of samples, leading dimension first.
+        logits: takes the model's output and returns ``[S, ...]``.
+        tolerance: largest change of another sample's output, relative to the outputs' root mean square; half a batch
+            may round differently, and is given fifty times as much.
+
+    Returns:
+        Whether this batch could tell: it takes two samples, and one that can be changed.
+
+    Raises:
+        SamplesNotIndependent: another sample's output changed (batch normalisation, capacity-limited routing, leaky
+            packing).
+    """
+    size = next(iter(inputs.values())).shape[0]
+    if size < 2:
+        return False
+    changed = _with_another_first_sample(inputs)
+    if changed is None:
+        return False
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = logits(model(**inputs)).float()
+        torch.manual_seed(0)
+        after = logits(model(**changed)).float()
+        rms = before.square().mean().sqrt()
+        _refuse_change(f"changing sample 0 of a batch of {size}", after[1:] - before[1:], rms, tolerance)
+        if torch.equal(before, logits(model(**inputs)).float()):
+            half = logits(model(**{name: value[size // 2 :] for name, value in inputs.items()})).float()
+            _refuse_change(f"leaving out half of a batch of {size}", half - before[size // 2 :], rms, 50 * tolerance)
+    return True
+
+
+def _refuse_change(what: str, difference: Tensor, rms: Tensor, tolerance: float) -> None:
+    change = difference.abs().max()
+    if not bool(change <= tolerance * rms):
+        raise SamplesNotIndependent(
+            f"{what} moved another sample's output by {float(change):.3g} (outputs have root mean square "
+            f"{float(rms):.3g}): this model mixes samples, so that per-sample clipping does not bound what one sample "
+            "can do. Replace batch normalisation by layer or group normalisation, and turn off capacity-limited "
+            "routing or packing"
+        )
+
+
+@torch.no_grad()
+def check_losses_independence(
+    losses: Callable[[Any, Tensor], Tensor], logits: Tensor, targets: Tensor, tolerance: float = 1e-4
+) -> None:
+    """Takes one sample out of a batch, and changes it, and compares the losses of all others.
+
+    Args:
+        losses: takes an output with ``logits`` and the targets, returns one loss a sample.
+        logits: ``[S, ...]``; targets: ``[S, ...]``, S at least 2.
+        tolerance: largest relative change of another sample's loss.
+
+    Raises:
+        ValueError: there is not one loss a sample. SamplesNotIndependent: the loss is a mean over the batch, or
+            compares samples with each other.
+    """
+    whole = losses(SimpleNamespace(logits=logits), targets)
+    check_losses(whole, len(targets))
+    whole = whole[1:].double()
+    shorter = losses(SimpleNamespace(logits=logits[1:]), targets[1:]).double()
+    other = logits.clone()
+    other[0] = -logits[0] + 1.0
+    changed = losses(SimpleNamespace(logits=other), targets)[1:].double()
+    limit = tolerance * whole.abs() + 1e-6 * (1.0 + whole.abs().max())
+    for what, found in (("leaving sample 0 out of", shorter), ("changing the output of sample 0 in", changed)):
+        moved = (found - whole).abs()
+        if bool((whole.isfinite() & found.isfinite() & (moved > limit)).any()):
+            raise SamplesNotIndependent(
+                f"{what} a batch of {len(targets)} moved another sample's loss by "
+                f"{float(moved.nan_to_num().max()):.3g}: the loss averages over the batch or compares samples. Use "
+                "reduction='none', without weights that depend on the batch"
+            )
+
+
+def check_losses(losses: Tensor, samples: int) -> None:
+    """One loss a sample: a mean over the batch would let its size, and every other sample, into each gradient."""
+    if tuple(losses.shape) != (samples,):
+        raise ValueError(
+            f"losses returned shape {tuple(losses.shape)} for {samples} samples, but one loss a sample is needed, [S]; "
+            "use reduction='none', and average over a sample's own tokens only"
+        )
+
+
+def _with_another_first_sample(inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The inputs with sample 0 replaced, by itself reversed (tokens) or negated (numbers), or else by sample 1; masks
+    stay. None where all of that leaves it as it was.
+    """
+    for change in (lambda v: -v[0] if v.is_floating_point() else v[0].flip(0), lambda v: v[1]):
+        changed, differs = {}, False
+        for name, value in inputs.items():
+            changed[name] = value
+            if "mask" not in name and "position" not in name:
+                changed[name] = value.clone()
+                changed[name][0] = change(value)
+                differs = differs or not torch.equal(changed[name], value)
+        if differs:
+            return changed
+    return None

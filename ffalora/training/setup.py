@@ -1,0 +1,114 @@
+"""What a private or plain training is made of, and what is checked before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Adapters
+from ..config import OptimizerConfig, PrivacyConfig
+from ..privacy.noise import NoiseSource, SecureNoise
+from ..privacy.sampling import Draw, SeededDraw, shuffled_batches
+from .admission import check_draw, check_model
+from .arena import Arena
+from .dropout import DropoutKeys
+from .participant import Participant
+from .probe import Probe
+from .token_budget import token_budget
+from .workers import Workers
+
+
+class Data(Protocol):
+    """Samples by index. ``lengths [n]`` is each one's cost in tokens."""
+
+    lengths: np.ndarray
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
+        """Padded inputs of the model and targets ``[S, ...]``."""
+        ...
+
+
+@dataclass
+class TrainingSetup:
+    """One model, its data, and how cohorts of clients train on it.
+
+    Attributes:
+        model: with adapters attached; its own parameters are neither read nor changed while training.
+        adapters: their handle.
+        data: the samples of all clients.
+        losses: takes the model's output and targets, returns one loss a sample, ``[S]`` float32, from its own tokens
+            only.
+        optimizer, privacy: configuration.
+        noise, draw: sources of noise and of Poisson samples.
+        seed: of shuffled batches.
+        token_budget: most tokens in one physical batch, padding included; None takes what suits model and memory.
+        merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
+            adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
+        charged: called with the cohort once a step has been charged, before its noisy result exists.
+        workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
+        packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
+    """
+
+    model: nn.Module
+    adapters: Adapters
+    data: Data
+    losses: Callable[[Any, Tensor], Tensor]
+    optimizer: OptimizerConfig
+    privacy: PrivacyConfig
+    noise: NoiseSource
+    draw: Draw
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    token_budget: int | None = None
+    merge_weights: bool = False
+    packed: bool = False
+    workers: Workers | None = None
+    charged: Callable[[Sequence[Participant]], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.private and self.privacy.noise == "secure" and not isinstance(self.noise, SecureNoise):
+            raise ValueError(
+                "privacy.noise='secure' needs SecureNoise; seeded noise can be subtracted by whoever holds the seed"
+            )
+        if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
+            raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
+        self.check_model()
+        self.arena = Arena(self.adapters, self.device)
+        self.probe = Probe(self.adapters, self.private, self.packed)
+        if self.token_budget is None:
+            self.token_budget = token_budget(self.model, self.data, self.device)
+
+    @property
+    def private(self) -> bool:
+        """Whether gradients are clipped and noised per sample."""
+        return self.privacy.unit == "sample"
+
+    def check_model(self) -> None:
+        """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
+        check_model(self.model, self.adapters, self.device, self.private)
+        if self.private and self.privacy.sampling == "poisson":
+            check_draw(self.draw)
+
+    def sample(self, participant: Participant) -> np.ndarray:
+        """Indices (into the engine's data) of the participant's next logical batch."""
+        n = len(participant.samples)
+        if participant.ledger is not None and self.privacy.sampling == "poisson":
+            drawn = self.draw(participant.client_id, participant.steps_taken, n, participant.ledger.sample_rate)
+        else:
+            size = min(self.optimizer.batch_size, n)
+            drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)
+        return participant.samples[drawn]
+
+    def dropout_keys(self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray) -> DropoutKeys:
+        """What the dropout masks of a batch are made from.
+
+        Args:
+            cohort: who trains; rows: ``[S]``, whose each sample is; samples: int64 ``[S]``, their indices.
+        """
+        client, step = (np.array([getattr(p, name) for p in cohort])[rows] for name in ("client_id", "steps_taken"))
+        return DropoutKeys.of(self.noise, client, step, samples)

@@ -1,0 +1,206 @@
+"""One logical step of a cohort: charge, draw, differentiate and clip each physical batch, add noise, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffalora_kernels import privatize_step_
+
+from ..privacy.clipping import per_layer_thresholds
+from ..privacy.noise import SeededNoise
+from .admission import ledger_of
+from .batches import packed_batches, physical_batches
+from .detectors import UpdateWatch
+from .gradients import segment_gradients
+from .optim import Moments
+from .participant import Participant
+from .report import TrainingReport
+from .setup import TrainingSetup
+
+
+class LogicalStep:
+    """One logical step after another for one cohort, with its buffers.
+
+    Args:
+        setup: what is trained, and how.
+        cohort: one participant a row of ``state``, float32 ``[C,P]``, which changes in place.
+        anchor, mu, moments, mask: as in ``Engine.train``.
+    """
+
+    def __init__(
+        self, setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor, anchor: Tensor | None, mu: float,
+        moments: Moments, mask: Tensor | None,
+    ):  # fmt: skip
+        self.setup, self.cohort, self.state, self.anchor, self.mu = setup, cohort, state, anchor, mu
+        self.moments, self.mask, self.watched = moments, mask, False
+        layout, device = setup.adapters.layout, setup.device
+        self.total = torch.zeros(len(cohort), layout.width, dtype=torch.float64, device=device)
+        index = layout.parameter_index()
+        self.index = None if index is None else index.to(device)
+        self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
+        self.lr = self._row([setup.optimizer.lr if p.lr is None else p.lr for p in cohort])
+        starts = [0]
+        if setup.private and setup.privacy.clipping == "per-layer":
+            starts = [place.start for place in layout.places]
+        self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
+        self._take_clipping_norms()
+
+    def run(self, report: TrainingReport, lr_factor: float) -> None:
+        """Takes one step and adds what happened to ``report``."""
+        setup, workers = self.setup, self.setup.workers
+        if setup.private:
+            self._charge()
+        drawn = [setup.sample(participant) for participant in self.cohort]
+        budget = setup.token_budget or 1
+        if workers is not None:  # their free memory, and so the budget, may differ
+            drawn, [[budget]] = (workers.same_for_all(each) for each in (drawn, [np.array([budget])]))
+        counts = [len(one) for one in drawn]
+        row_of, samples = np.repeat(np.arange(len(drawn)), counts), np.concatenate(drawn)
+        cut = packed_batches if setup.packed else physical_batches
+        most = setup.arena.most_rows if setup.private else None
+        plan = cut(setup.data.lengths[samples], int(budget), max_samples=most)
+        self.total.zero_()
+        merged = self._merged_weights()
+        losses, norms, rows = [], [torch.empty(0, dtype=torch.float64)], [np.empty(0, dtype=np.int64)]
+        for batch in plan.batches:
+            batch = batch if workers is None else workers.share(batch)
+            if len(batch):
+                batch = batch[np.argsort(row_of[batch], kind="stable")]
+                loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
+                losses.append(loss)
+                norms.append(norm)
+                rows.append(row_of[batch])
+        if workers is not None:
+            workers.add_up_(self.total)
+            losses, norms, rows = workers.gather(losses, norms, rows)
+        self._update(counts, lr_factor)
+        whole_norms, whole_rows = torch.cat(norms), torch.from_numpy(np.concatenate(rows))
+        limits = torch.tensor(self.norms).double() if setup.private else None
+        report.add_step(losses, whole_norms, whole_rows, limits, counts, plan)
+        self._adapt_clipping(whole_norms, whole_rows)
+        for participant in self.cohort:
+            participant.steps_taken += 1
+
+    def _charge(self) -> None:
+        for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
+            ledger.charge()  # the poorest first: a refusal comes before anybody is charged
+        if self.setup.charged is not None and (self.setup.workers is None or self.setup.workers.rank == 0):
+            self.setup.charged(self.cohort)
+
+    def _take_clipping_norms(self) -> None:
+        """Clipping thresholds and noise of the next step, from each participant's policy or the configuration."""
+        setup, groups = self.setup, len(self.group_columns) - 1
+        self.norms = [p.clipping_norm(setup.privacy.max_grad_norm) for p in self.cohort]
+        self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, self.norms, strict=True)])
+        limits = torch.full((len(self.cohort), 1), math.inf, dtype=torch.float64)
+        if setup.private and groups > 1:
+            limits = torch.stack([per_layer_thresholds(norm, [1.0] * groups) for norm in self.norms])
+        elif setup.private:
+            limits = torch.tensor(self.norms, dtype=torch.float64)[:, None]
+        self.max_grad_norm = limits.to(setup.device)
+
+    @torch.no_grad()
+    def _merged_weights(self) -> dict[str, Tensor] | None:
+        """``w + scale · b a`` of every adapted layer for this pass's one client, or None where weights stay apart."""
+        adapters = self.setup.adapters
+        if not self.setup.merge_weights or len(self.cohort) != 1 or adapters.config.dropout:
+            return None
+        weights = {name: layer.merged_weight(self.state[0]) for name, layer in adapters.layers.items()}
+        return {name: weight for name, weight in weights.items() if weight is not None}
+
+    def _accumulate(
+        self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
+        ``[S]``, on the CPU: without privacy, those of the sums that the samples went into.
+        """
+        setup = self.setup
+        inputs, targets = setup.data.collate(samples)
+        found = segment_gradients(
+            setup.model,
+            setup.adapters,
+            setup.losses,
+            inputs,
+            targets,
+            state=self.state,
+            rows=rows,
+            per_client=not setup.private,
+            arena=setup.arena,
+            probe=setup.probe,
+            dropout=setup.dropout_keys(self.cohort, rows, samples),
+            packed=setup.packed,
+            merged=merged,
+        )
+        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
+        norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode).cpu()
+        if not setup.private:
+            norms = norms[np.unique(rows, return_inverse=True)[1]]
+        return found.losses.cpu(), norms
+
+    def _update(self, drawn: list[int], lr_factor: float) -> None:
+        """Noise, division, optimiser: one pass over the state of all clients."""
+        setup, optimizer = self.setup, self.setup.optimizer
+        noise_std, key, lr = self.noise_std, 0, self.lr * lr_factor
+        expected = [
+            ledger_of(p).sample_rate * len(p.samples) if setup.private else max(n, 1)
+            for p, n in zip(self.cohort, drawn, strict=True)
+        ]
+        denominator = self._row(expected)
+        watch = None
+        if sum(drawn) and not self.watched:
+            fresh = self.moments.age == 0
+            watch = UpdateWatch(setup.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
+        if isinstance(setup.noise, SeededNoise):
+            key = setup.noise.key
+        elif setup.private:
+            setup.noise.add_(self.total, noise_std)
+            if setup.workers is not None:
+                setup.workers.take_first_(self.total)
+            noise_std = torch.zeros_like(noise_std)
+        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
+        self.moments.age += 1
+        privatize_step_(
+            self.state,
+            self.total,
+            client_id=self.client_id,
+            step=steps,
+            noise_std=noise_std,
+            denominator=denominator,
+            lr=lr,
+            key=key,
+            optimizer=optimizer.name,
+            exp_avg=self.moments.exp_avg,
+            exp_avg_sq=self.moments.exp_avg_sq,
+            age=self.moments.age,
+            anchor=self.anchor,
+            index=self.index,
+            beta1=optimizer.beta1 if optimizer.name == "adamw" else optimizer.momentum,
+            beta2=optimizer.beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            mu=self.mu,
+            dp_bias_correction=optimizer.dp_bias_correction,
+        )
+        if self.mask is not None:
+            self.state *= self.mask
+        if watch is not None:
+            watch.check()
+            self.watched = True
+
+    def _adapt_clipping(self, norms: Tensor, rows: Tensor) -> None:
+        """Moves the clipping norm of every participant that has a policy, by its own noisy count."""
+        if all(p.adaptive is None for p in self.cohort):
+            return
+        for row, participant in enumerate(self.cohort):
+            if participant.adaptive is not None:
+                normal = self.setup.noise.normal(participant.client_id, participant.steps_taken)
+                participant.adaptive.update(norms[rows == row], normal)
+        self._take_clipping_norms()
+
+    def _row(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.setup.device)

@@ -1,0 +1,257 @@
+"""The command line: flags are the configuration, errors are one line and status 2, no run is lost or half-written."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+from fabricated import write_run
+
+from ffalora.cli import VERBS, cli, main
+from ffalora.cli.errors import explain
+from ffalora.config import ConfigError, fields, load_config
+
+SMALL = ["--federation.rounds", "2", "--no-progress"]
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A stand-in for ``simulate`` that writes run folders; the list of what it was called with."""
+    calls = []
+
+    def simulate(config, folder, resume=False, progress=True):
+        calls.append((config, folder.resolve().relative_to(tmp_path), resume))
+        write_run(config, folder)
+
+    stand_in = types.ModuleType("ffalora.federated.simulate")
+    stand_in.simulate, stand_in.RunResult = simulate, object
+    monkeypatch.setitem(sys.modules, "ffalora.federated.simulate", stand_in)
+    monkeypatch.delitem(sys.modules, "ffalora.federated.one_site", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield calls
+    sys.modules.pop("ffalora.federated.one_site", None)
+
+
+def run(*arguments):
+    """Exit status of the command line."""
+    with pytest.raises(SystemExit) as done:
+        main([str(a) for a in arguments])
+    return done.value.code
+
+
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+def fail_after(monkeypatch, folders, fail):
+    """Makes the stand-in write so many runs and then fail."""
+    stand_in = sys.modules["ffalora.federated.simulate"]
+    finish, begun = stand_in.simulate, []
+
+    def simulate(config, folder, resume=False, progress=True):
+        begun.append(folder)
+        if len(begun) > folders:
+            fail()
+        finish(config, folder, resume, progress)
+
+    monkeypatch.setattr(stand_in, "simulate", simulate)
+
+
+def test_help_of_every_verb_answers_without_importing_torch():
+    asked = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    code = (
+        "import sys\nfrom ffalora.cli import main\n"
+        f"for asked in {asked!r}:\n    try: main(asked)\n    except SystemExit as done: assert done.code == 0, asked\n"
+        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_key_of_the_configuration_is_a_documented_flag(capsys):
+    run("simulate", "--help")
+    shown = capsys.readouterr().out
+    assert [key for key in fields() if f"--{key} " not in shown] == []
+    assert "optimizer: The local optimiser" in shown and "[64]" in shown
+
+
+def test_flags_reach_the_run_as_typed_values(trained):
+    assert run("simulate", *SMALL, "--optimizer.lr", "1e-3", "--adapter.target_modules", "[query, key]",
+               "--data.label", "no", "--model.compile", "true", "--adapter.layers_to_transform=[0,1]",
+               "--data.max_samples", "null") == 0  # fmt: skip
+    config = trained[0][0]
+    assert (config.optimizer.lr, config.adapter.target_modules, config.federation.rounds) == (1e-3, ["query", "key"], 2)
+    assert (config.model.compile, config.adapter.layers_to_transform, config.data.max_samples) == (True, [0, 1], None)
+
+
+def test_a_text_flag_is_never_read_as_a_number_or_a_truth_value(trained):
+    assert run("simulate", *SMALL, "--data.name", "no", "--device", "1") == 0
+    assert (trained[0][0].data.name, trained[0][0].device) == ("no", "1")
+
+
+def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp_path, capsys):
+    assert (
+        run("demo", *SMALL, "--seeds", 2, "--seed", 5, "--methods.ffa.optimizer.lr", 3, "--output", tmp_path / "d") == 0
+    )
+    assert [str(folder) for _, folder, _ in trained] == [
+        "d/ffa/seed-5",
+        "d/lora/seed-5",
+        "d/ffa/seed-6",
+        "d/lora/seed-6",
+    ]
+    assert [config.seed for config, _, _ in trained] == [5, 5, 6, 6]
+    assert trained[0][0].optimizer.lr == 3.0 and trained[0][0].federation.strategy == "ffa"
+    assert (tmp_path / "d/report.html").exists() and (tmp_path / "d/plots/metric.png").exists()
+    table = capsys.readouterr().out
+    assert "ffa" in table and "lora" in table and "±" in table and "report" in table
+
+
+def test_a_second_run_never_lands_in_the_first_ones_folder(trained):
+    for _ in range(2):
+        assert run("simulate", *SMALL) == 0
+    assert [str(folder) for _, folder, _ in trained] == ["runs/simulate", "runs/simulate-2"]
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_resume(trained, tmp_path, capsys):
+    run("simulate", *SMALL, "--output", tmp_path / "r")
+    before = (tmp_path / "r/metrics.jsonl").read_bytes()
+    assert run("simulate", *SMALL, "--seed", 9, "--output", tmp_path / "r") == 2
+    assert "--resume" in capsys.readouterr().err and (tmp_path / "r/metrics.jsonl").read_bytes() == before
+    assert load_config(tmp_path / "r/config.yaml").seed == 0
+
+
+def test_ctrl_c_exits_130_and_the_command_it_prints_continues(trained, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_after(patch, 1, ctrl_c)
+        assert run("demo", *SMALL, "--output", tmp_path / "d") == 130
+    said = capsys.readouterr().err
+    again = next(line for line in said.splitlines() if line.strip().startswith("ffalora")).split()[1:]
+    assert run(*again, "--no-progress") == 0
+    assert [(str(folder), resume) for _, folder, resume in trained] == [
+        ("d/ffa", False),
+        ("d/ffa", True),
+        ("d/lora", True),
+    ]
+    assert trained[0][0] == trained[1][0]
+
+
+def test_resume_refuses_another_configuration_and_names_what_differs(trained, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: 2}\nfederation: {rounds: 2}\n")
+    run("simulate", "c.yaml", "--output", "r")
+    assert run("simulate", "c.yaml", "--output", "r", "--resume") == 0
+    assert run("simulate", "c.yaml", "--output", "r", "--resume", "--optimizer.lr", 3) == 2
+    assert "optimizer.lr was 2.0 and is 3.0" in capsys.readouterr().err
+    assert load_config(tmp_path / "r/config.yaml").optimizer.lr == 2.0
+    assert run("simulate", "--resume") == 2 and run("simulate", "--resume", "--output", "absent") == 2
+
+
+def test_training_at_one_site_resumes_with_the_command_that_began_it(trained, tmp_path):
+    (tmp_path / "c.yaml").write_text("clients: {partition: labels, proportions: [[0.1, 0.9], [0.9, 0.1]]}\n")
+    for resume in ([], ["--resume"]):
+        assert run("train", "c.yaml", *SMALL, "--output", "t", *resume) == 0
+    assert trained[0][0].clients.count == 1 and trained[0][0].clients.proportions is None
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(trained, monkeypatch):
+    fail_after(monkeypatch, 0, lambda: load_config(None, {"adapter.rank": 0}))
+    assert run("demo", *SMALL, "--output", "out/d") == 2
+    assert not Path("out/d").exists()
+
+
+def test_a_run_that_fails_later_keeps_what_it_wrote(trained, monkeypatch):
+    fail_after(monkeypatch, 1, lambda: [][0])
+    with pytest.raises(IndexError):
+        main(["demo", *SMALL, "--output", "d"])
+    assert Path("d/ffa/metrics.jsonl").exists() and Path("d/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["simulate", "--adapter.rank", "0"], "adapter.rank=0: must be at least 1"),
+        (["simulate", "--optimizer.lrr", "1"], "--optimizer.lr"),
+        (["simulate", "--adapter.target_modules", "[a"], "--adapter.target_modules '[a'"),
+        (["simulate", "--privacy.target_epsilon", "6"], "unit='none' adds no noise"),
+        (["simulate", "absent.yaml"], "absent.yaml"),
+        (["simulate", "--methods.ffa.optimizer.lr"], "requires an argument"),
+        (
+            ["epsilon", "--dataset-size", "10", "--batch-size", "20", "--steps", "5", "--target-epsilon", "6"],
+            "batch_size",
+        ),
+        (["epsilon", "--dataset-size", "10"], "--target-epsilon"),
+        (["report", "."], "holds no completed round"),
+        (["data", "fetch", "absent"], "all-MiniLM-L6-v2"),
+        (["data", "fetch"], "--all"),
+        (["predict", ".", "one", "--pairs"], "two by two"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(arguments, part, trained, capsys, tmp_path):
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert part in said and "Traceback" not in said
+    assert not any(tmp_path.iterdir()) and trained == []
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fails(*_):
+        return {}["absent"]
+
+    monkeypatch.setattr("ffalora.report.read_runs", fails)
+    with pytest.raises(KeyError):
+        main(["report", "."])
+
+
+def test_only_refusals_by_our_own_code_are_taken_for_the_users_mistakes():
+    def caught(call):
+        with pytest.raises(Exception) as error:
+            call()
+        return error.value
+
+    assert explain(caught(lambda: load_config("/absent.yaml"))).startswith("cannot read")
+    assert explain(caught(lambda: int("x"))) is None  # a ValueError, but Python's own
+    assert explain(caught(lambda: open("/absent/file"))) == "/absent/file: No such file or directory"
+    assert "Traceback" not in explain(caught(lambda: load_config(None, {"a": 1})))
+
+
+def test_traceback_flag_shows_the_whole_of_it():
+    with pytest.raises(ConfigError):
+        main(["--traceback", "simulate", "--adapter.rank", "0"])
+
+
+def test_epsilon_answers_both_ways_with_all_accountants(capsys):
+    terms = ["epsilon", "--dataset-size", "2700", "--batch-size", "64", "--steps", "75"]
+    assert run(*terms, "--target-epsilon", "6") == 0
+    rows = {line.split()[0]: [float(v) for v in line.split()[1:3]] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert set(rows) == {"rdp", "prv", "pld"} and all(5.9 < epsilon <= 6 for _, epsilon in rows.values())
+    assert run(*terms, "--noise-multiplier", rows["pld"][0]) == 0
+    back = {line.split()[0]: float(line.split()[2]) for line in capsys.readouterr().out.splitlines()[1:]}
+    assert back["pld"] == pytest.approx(rows["pld"][1], abs=2e-3) and back["rdp"] > back["pld"]
+
+
+def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def predict(folder, texts, overrides):
+        asked.append((texts, overrides))
+        return [{"label": "positive", "probabilities": {"negative": 0.1, "positive": 0.9}} for _ in texts]
+
+    stand_in = types.ModuleType("ffalora.runs.bundle")
+    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides: {"accuracy": 0.75, "loss": 0.5}
+    monkeypatch.setitem(sys.modules, "ffalora.runs.bundle", stand_in)
+    assert run("predict", tmp_path, "fine", "good", "--device", "cpu") == 0
+    assert capsys.readouterr().out.splitlines() == ["positive\t0.900\tfine", "positive\t0.900\tgood"]
+    assert run("predict", tmp_path, "q", "p", "--pairs", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["text"] == ["q", "p"]
+    assert asked == [(["fine", "good"], {"device": "cpu"}), ([("q", "p")], {})]
+    assert run("evaluate", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"accuracy": 0.75, "loss": 0.5}
+
+
+def test_every_verb_is_a_command_with_a_line_of_help():
+    context = click.Context(cli)
+    assert {verb: bool(cli.get_command(context, verb).get_short_help_str()) for verb in VERBS} == dict.fromkeys(
+        VERBS, True
+    )

@@ -1,0 +1,136 @@
+"""The configuration: one meaning for YAML, flags and Python; every mistake is answered with its key and the remedy."""
+
+import pytest
+
+from ffalora.config import Config, ConfigError, fields, from_mapping, load_config, merge, to_yaml
+from ffalora.config.messages import near_keys
+
+
+def message(overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    return str(caught.value)
+
+
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
+    config = load_config(
+        None, {"optimizer.lr": 0.25, "adapter.target_modules": ["query"], "methods": {"x": {"seed": 3}}}
+    )
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("optimizer:\n  lr: 2\n  momentum: 0.5\nprivacy.delta: 1e-6\n")
+    config = load_config(tmp_path / "c.yaml", {"optimizer.lr": 3})
+    assert (config.optimizer.lr, config.optimizer.momentum, config.privacy.delta) == (3.0, 0.5, 1e-6)
+    assert config.optimizer.batch_size == Config().optimizer.batch_size
+
+
+def test_every_method_differs_from_the_base_in_its_own_keys_alone():
+    methods = {"a": {"optimizer.lr": 8, "federation.strategy": "ffa"}, "b": {"optimizer": {"lr": 2}}}
+    runs = load_config(None, {"methods": methods, "federation.strategy": "lora"}).runs()
+    assert {n: (r.optimizer.lr, r.federation.strategy) for n, r in runs.items()} == {
+        "a": (8.0, "ffa"),
+        "b": (2.0, "lora"),
+    }
+    assert all(not run.methods for run in runs.values())
+
+
+def test_a_flag_changes_one_method_beside_what_the_file_says_of_it():
+    base = {"methods": {"a": {"optimizer.lr": 8, "seed": 1}, "b": {"seed": 2}}}
+    runs = from_mapping(merge(base, {"methods.a.optimizer.lr": 4})).runs()
+    assert (runs["a"].optimizer.lr, runs["a"].seed, runs["b"].optimizer.lr) == (4.0, 1, Config().optimizer.lr)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("optimizer.lrr", "optimizer.lr"),
+        ("lr", "optimizer.lr"),
+        ("optimiser.lr", "optimizer"),
+        ("adapter.ranks", "adapter.rank"),
+        ("privacy.target_epsilom", "privacy.target_epsilon"),
+        ("federation.epochs_local", None),
+    ],
+)
+def test_a_misspelt_key_is_refused_and_the_right_one_proposed(wrong, meant):
+    said = message({wrong: 1})
+    assert wrong.partition(".")[0] in said and "there is no such key" in said
+    assert meant is None or meant in said.partition("did you mean")[2]
+
+
+def test_a_misspelt_key_inside_a_method_names_the_method():
+    assert message({"methods": {"ffa": {"optimizer.lrr": 1}}}).startswith("methods.ffa: optimizer.lrr")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"adapter.rank": 0}, ["adapter.rank=0", "at least 1"]),
+        ({"adapter.rank": 2.5}, ["adapter.rank=2.5", "whole number"]),
+        ({"optimizer.lr": "fast"}, ["optimizer.lr='fast'", "a number"]),
+        ({"optimizer.lr": float("inf")}, ["optimizer.lr=inf", "finite"]),
+        ({"privacy.delta": 1.0}, ["privacy.delta=1.0", "below 1"]),
+        ({"privacy.accountant": "rpd"}, ["privacy.accountant='rpd'", "'prv'", "did you mean rdp"]),
+        ({"adapter.target_modules": 5}, ["adapter.target_modules=5", "text or a list"]),
+        ({"data.text": "sentence"}, ["data.text='sentence'", "a list"]),
+        ({"optimizer": 5}, ["optimizer=5", "section"]),
+        ({"model.compile": "maybe"}, ["model.compile='maybe'", "true or false"]),
+        ({"clients.proportions": [[0.1, "x"]]}, ["clients.proportions[0][1]='x'", "a number"]),
+        ({"methods": {"a/b": {}}}, ["methods", "'a/b'", "letters"]),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_answered_with_key_value_and_what_it_must_be(overrides, parts):
+    said = message(overrides)
+    assert all(part in said for part in parts), said
+    assert "\n" not in said
+
+
+def test_all_mistakes_are_told_at_once_one_line_each():
+    assert len(message({"adapter.rank": 0, "optimizer.lr": -1, "seeds": 0}).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("privacy", "part"),
+    [
+        ({"unit": "sample"}, "exactly one of"),
+        ({"unit": "sample", "target_epsilon": 6, "noise_multiplier": 1}, "exactly one of"),
+        ({"unit": "sample", "target_epsilon": 6, "noise_multiplier": 0}, "infinite ε"),
+        ({"target_epsilon": 6}, "unit='none' adds no noise"),
+        ({"noise_multiplier": 1.0}, "unit='none' adds no noise"),
+    ],
+)
+def test_a_budget_that_would_not_be_kept_is_refused(privacy, part):
+    assert part in message({"privacy": privacy})
+
+
+@pytest.mark.parametrize(
+    ("clients", "part"),
+    [
+        ({"partition": "labels"}, "needs clients.proportions"),
+        ({"partition": "column"}, "needs clients.column"),
+        ({"proportions": [[0.1, 0.9], [0.9, 0.1]]}, "set partition to 'labels'"),
+        ({"quantities": [1, 2]}, "set partition to 'quantity'"),
+        ({"partition": "labels", "proportions": [[0.1, 0.9]], "count": 3}, "count=3"),
+    ],
+)
+def test_a_partition_that_lacks_or_ignores_its_key_is_refused(clients, part):
+    assert part in message({"clients": clients})
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1, 2\n", "just text"])
+def test_a_file_that_is_no_configuration_is_named(content, tmp_path):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="absent"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_every_key_is_described():
+    assert [key for key, field in fields().items() if not field.description] == []
+
+
+def test_near_matches_prefer_the_section_that_was_written():
+    assert near_keys("optimizer.nam", fields())[0] == "optimizer.name"

@@ -1,0 +1,33 @@
+"""Numbers on the way to a file: valid JSON, and bounds that are still bounds."""
+
+import json
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffalora.files.numbers import plain, restored, rounded_up, to_json
+
+
+@given(st.floats(min_value=1e-6, max_value=1e6), st.integers(2, 6))
+def test_a_rounded_bound_lies_above_the_bound_by_less_than_its_last_digit(value, digits):
+    up = rounded_up(value, digits)
+    assert value <= up <= value * (1 + 1.0001 * 10 ** (1 - digits))
+    assert float(f"{up:.{digits}g}") == up == rounded_up(up, digits)
+
+
+def test_bounds_without_digits_stay_as_they_are():
+    assert rounded_up(0.0) == 0.0 and math.isinf(rounded_up(math.inf)) and math.isnan(rounded_up(math.nan))
+
+
+def test_json_holds_only_what_every_reader_knows():
+    value = {"a": [math.inf, -math.inf, 1.5], "b": {"c": (math.nan, None, "text", True)}}
+    text = to_json(value)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    again = json.loads(text, parse_constant=refuse)
+    assert again == plain(value) == {"a": ["infinity", "-infinity", 1.5], "b": {"c": ["nan", None, "text", True]}}
+    back = restored(again)
+    assert back["a"] == value["a"] and math.isnan(back["b"]["c"][0]) and back["b"]["c"][1:] == [None, "text", True]

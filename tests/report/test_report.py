@@ -1,0 +1,228 @@
+"""Reports: what the tables say follows from the run folders, and the page needs nothing but itself."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from browser import check, look_at
+from fabricated import write_run
+
+from ffalora.config import from_mapping, load_config, to_yaml
+from ffalora.report import Page, ReportError, Table, read_runs, render, run_page, table_text, write_report
+from ffalora.report.plots import run_plots
+from ffalora.report.tables import bytes_text, epsilon_text, interval
+
+DEMO = "ffalora/configs/demo.yaml"
+PRIVATE = {"privacy": {"unit": "sample", "target_epsilon": 6}, "federation": {"rounds": 4}}
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Two methods, three seeds."""
+    top = tmp_path / "demo"
+    top.mkdir()
+    config = load_config(DEMO, {"seeds": 3})
+    (top / "config.yaml").write_text(to_yaml(config))
+    for seed in range(3):
+        for i, (name, one) in enumerate(config.runs().items()):
+            write_run(one.model_copy(update={"seed": seed}), top / name / f"seed-{seed}", skill=0.22 - 0.1 * i)
+    return top
+
+
+class _Page(HTMLParser):
+    """Collects what the page refers to, the text that is shown, and whether elements nest."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.links, self.text, self.ids, self.open, self.unbalanced = [], [], [], [], []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action") and v]
+        self.ids += [named["id"]] if "id" in named else []
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_table_gives_mean_and_interval_over_seeds_and_costs_per_round(demo):
+    table = run_page(read_runs([demo])).tables[0]
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    # accuracies .72, .73, .74: t(.975, 2 dof) = 4.3027, s = .01, half width 4.3027 * .01 / sqrt(3)
+    assert row["method"] == "ffa" and row["accuracy"] == "0.730 ± 0.025" and row["seeds"] == "3"
+    assert (row["largest ε"], row["up / round"], row["down / round"]) == ("6.00", "590 kB", "1.18 MB")
+    assert row["seconds"] == f"{2.5 * load_config(demo / 'config.yaml').federation.rounds:.0f}"
+
+
+def test_a_single_run_has_no_interval_and_says_when_it_is_not_private(tmp_path):
+    write_run(from_mapping({"federation": {"rounds": 3}}), tmp_path)
+    text = table_text(read_runs([tmp_path]))
+    assert "±" not in text and "not private" in text and "0.700" in text
+    assert [plot.name for plot in run_plots(read_runs([tmp_path]))] == ["metric", "traffic", "partition"]
+
+
+def test_an_interrupted_run_is_marked_and_not_passed_off_as_finished(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path, rounds=2)
+    assert "only 2 of 4 rounds" in table_text(read_runs([tmp_path]))
+
+
+def test_an_infinite_epsilon_is_shown_as_infinite(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(re.sub(r'"epsilon": [\d.]+', '"epsilon": Infinity', text))
+    assert "∞" in table_text(read_runs([tmp_path]))
+    write_report(read_runs([tmp_path]), tmp_path)
+
+
+def test_methods_are_told_apart_by_the_keys_in_which_they_differ(demo):
+    differing = run_page(read_runs([demo])).tables[1]
+    assert {row[0] for row in differing.rows} >= {"federation.strategy", "optimizer.lr"}
+    assert "seed" not in {row[0] for row in differing.rows}
+
+
+def test_runs_of_equal_names_in_two_folders_are_told_apart(tmp_path):
+    for name in ("a", "b"):
+        write_run(from_mapping(PRIVATE), tmp_path / name)
+    runs = read_runs([tmp_path / "a", tmp_path / "b"])
+    assert [run.label for run in runs] == ["a/ffa", "b/ffa"]
+    page = run_page(runs)
+    assert page.commands == ["ffalora simulate a.yaml", "ffalora simulate b.yaml"] and set(page.configs) == {
+        "a.yaml",
+        "b.yaml",
+    }
+
+
+def test_the_page_holds_everything_and_refers_to_nothing_outside(demo):
+    write_report(read_runs([demo]), demo)
+    text_of_page = (demo / "report.html").read_text()
+    page = _Page(text_of_page)
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
+    assert not re.search(r"@import|url\((?!#|\"?data:)|<script", text_of_page)
+    assert page.unbalanced == [] and page.open == []
+    assert len(page.ids) == len(set(page.ids)), "two plots share an id: one would be drawn with the other's parts"
+    text = "".join(page.text)
+    for part in (
+        "0.730 ± 0.025",
+        "ε = 6",
+        "ffalora simulate config.yaml",
+        "caveat <script>",
+        "strategy: ffa",
+        "movie-reviews",
+    ):
+        assert part in text, part
+    assert "viewport" in text_of_page and "prefers-color-scheme: dark" in text_of_page
+
+
+def test_the_command_of_the_page_repeats_the_run(demo, tmp_path):
+    page = run_page(read_runs([demo]))
+    (tmp_path / "config.yaml").write_text(page.configs["config.yaml"])
+    assert page.commands == ["ffalora simulate config.yaml"]
+    assert load_config(tmp_path / "config.yaml") == load_config(demo / "config.yaml")
+
+
+def test_plots_on_a_page_take_their_ink_from_the_page_and_files_stay_readable_alone(demo):
+    write_report(read_runs([demo]), demo)
+    page = (demo / "report.html").read_text()
+    assert page.count("<svg") == page.count('role="img"') == 4 and "currentColor" in page
+    for name in ("metric", "epsilon", "traffic", "partition"):
+        assert (demo / "plots" / f"{name}.png").stat().st_size > 1000
+        assert ET.parse(demo / "plots" / f"{name}.svg").getroot().tag.endswith("svg")
+        assert "currentColor" not in (demo / "plots" / f"{name}.svg").read_text()
+
+
+def test_the_same_run_gives_the_same_page_to_the_byte(demo):
+    runs = read_runs([demo])
+    assert render(run_page(runs)) == render(run_page(runs))
+
+
+def test_a_study_can_add_its_question_and_its_verdict():
+    page = Page("Title", ["Asked & answered?"], [Table("note", ("a", "b"), (("1", "2"),))], [], verdict="Yes <b>no</b>")
+    written = render(page)
+    assert "Asked &amp; answered?" in written and "Yes &lt;b&gt;no&lt;/b&gt;" in written
+    assert "Privacy" not in written and "Environment" not in written
+
+
+@pytest.mark.parametrize("content", [None, "", "{broken\n"])
+def test_a_folder_without_a_readable_run_is_named(content, tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path / "run")
+    if content is None:
+        shutil.rmtree(tmp_path / "run")
+    else:
+        (tmp_path / "run" / "metrics.jsonl").write_text(content)
+    with pytest.raises(ReportError, match=re.escape(str(tmp_path))):
+        read_runs([tmp_path])
+
+
+def test_many_clients_and_classes_still_make_a_plot(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path)
+    classes = {f"class-{i}": i + 1 for i in range(20)}
+    table = [{"client": f"client-{i}", "samples": 210, "share": 0.01, "classes": classes} for i in range(100)]
+    (tmp_path / "partition.json").write_text(json.dumps(table))
+    plot = run_plots(read_runs([tmp_path]))[-1]
+    assert plot.title == "Who holds what, first 40 of 100 clients"
+    assert len({bar.get_facecolor() for bar in plot.figure.axes[0].patches}) == 20
+
+
+def test_sizes_and_intervals_are_written_as_people_write_them():
+    assert [bytes_text(n) for n in (12, 1180, 590_000, 999_700, 1_769_472, 2.5e9)] == [
+        "12 B", "1.18 kB", "590 kB", "1000 kB", "1.77 MB", "2.5 GB",
+    ]  # fmt: skip
+    assert epsilon_text(None) == "not private" and epsilon_text(5.991) == "6.00"
+    assert epsilon_text(5.99) == "5.99" and epsilon_text(1.1) == "1.10"
+    assert interval([0.5]) == (0.5, None)
+
+
+FAULTS = {
+    "too wide": "<style>body { width: 900px }</style>",
+    "loads a file": "<img src='other.png'>",
+    "loads from elsewhere": "<img src='http://example.org/other.png'>",
+    "broken script": "<script>nothing()</script>",
+    "dark ink on dark paper": "<style>body { color: black !important }</style>",
+    "empty drawing": "<svg></svg>",
+}
+
+
+def test_a_browser_draws_the_page_whole_on_phone_and_desk_in_both_schemes_and_notices_what_is_wrong(demo):
+    write_report(read_runs([demo]), demo)
+    empty = render(Page("Title", ["Asked?"], [], []))
+    faulty = [empty.replace("</body>", fault + "</body>") for fault in FAULTS.values()]
+    whole, sound, *wrong = look_at([(demo / "report.html").read_text(), empty, *faulty])
+    check(whole, drawings=4)
+    check(sound, drawings=0)
+    for name, look in zip(FAULTS, wrong, strict=True):
+        with pytest.raises(AssertionError):
+            check(look, drawings=0)
+            pytest.fail(f"not noticed: {name}")
+
+
+def test_a_part_of_a_study_is_laid_out_by_condition_and_a_whole_study_is_sent_to_its_page(tmp_path):
+    for condition in ("iid", "severe"):
+        for seed in range(2):
+            place = tmp_path / "runs" / condition / "ffa" / "lr=50" / f"seed-{seed}"
+            write_run(from_mapping(PRIVATE | {"seed": seed}), place)
+    (tmp_path / "study.yaml").write_text("study: heterogeneity\n")
+    runs = read_runs(tmp_path / "runs" / condition for condition in ("iid", "severe"))
+    assert list(dict.fromkeys(run.label for run in runs)) == ["iid/ffa/lr=50", "severe/ffa/lr=50"]
+    cells = [tmp_path / "runs" / condition / "ffa" / "lr=50" / "seed-0" for condition in ("iid", "severe")]
+    assert len({run.label for run in read_runs(cells)}) == 2, "two conditions pass for two seeds of one method"
+    with pytest.raises(ReportError, match=r"study\.html.*ffalora report .*iid .*severe"):
+        read_runs([tmp_path])
+
+
+def test_a_folder_that_is_given_twice_counts_once(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path)
+    assert len(read_runs([tmp_path, tmp_path])) == 1

@@ -1,0 +1,200 @@
+"""Faults that frameworks swallow, made on purpose: each must be named, and nothing sound may raise the alarm."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tiny import ledger, losses, participants, tiny_engine
+from torch import nn
+
+from ffalora.training import gradients
+from ffalora.training import step as step_module
+from ffalora.training.arena import GradientMissing
+from ffalora.training.detectors import StorageParted, UpdateLost
+from ffalora.training.participant import Participant
+
+_QUERY = "bert.encoder.layer.0.attention.self.query"
+
+
+def _train(engine, adapters, clients=None, steps=1, **options):
+    clients = clients or participants(1)
+    state = adapters.state().repeat(len(clients), 1)
+    engine.train(clients, state, steps, **options)
+    return state
+
+
+# ---- storage that parted ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_copied_after_its_adapters_is_refused():
+    engine, adapters = tiny_engine()
+    engine.model = copy.deepcopy(engine.model)
+    with pytest.raises(StorageParted, match=r"query of these adapters is not a module of this model"):
+        _train(engine, adapters)
+
+
+def test_an_adapter_whose_layer_was_put_back_is_named():
+    engine, adapters = tiny_engine()
+    engine.model.bert.encoder.layer[0].attention.self.query = adapters.layers[_QUERY].base_layer
+    with pytest.raises(StorageParted, match=_QUERY):
+        _train(engine, adapters)
+
+
+def test_a_layer_replaced_by_its_copy_is_refused():
+    engine, adapters = tiny_engine()
+    twin = copy.deepcopy(adapters.layers[_QUERY])
+    engine.model.bert.encoder.layer[0].attention.self.query = twin
+    adapters.layers[_QUERY] = twin
+    with pytest.raises(StorageParted, match="training pass somewhere else"):
+        _train(engine, adapters)
+
+
+@pytest.mark.parametrize("cast", [torch.float16, torch.bfloat16])
+def test_a_cast_of_the_whole_model_is_refused(cast):
+    engine, adapters = tiny_engine()
+    engine.model.to(cast)
+    with pytest.raises(StorageParted, match="trained tensors are float32"):
+        _train(engine, adapters)
+
+
+def test_a_model_moved_after_the_engine_was_made_is_refused():
+    engine, adapters = tiny_engine()
+    state = adapters.state()[None]
+    engine.model.to("meta")
+    with pytest.raises(StorageParted, match="moved after the engine was made"):
+        engine.train(participants(1), state, 1)
+
+
+def test_moving_to_where_the_model_is_already_raises_no_alarm():
+    engine, adapters = tiny_engine()
+    engine.model.to("cpu").float()
+    assert not torch.equal(_train(engine, adapters)[0], adapters.state())
+
+
+def test_two_adapters_over_one_memory_are_refused():
+    engine, adapters = tiny_engine()
+    first, second = list(adapters.layers.values())[:2]
+    second.lora_B = nn.Parameter(first.lora_B.data)
+    with pytest.raises(StorageParted, match="is trained, and its memory is also that of"):
+        _train(engine, adapters)
+
+
+def test_a_pass_that_reads_a_copy_of_the_state_is_refused(monkeypatch):
+    engine, adapters = tiny_engine()
+
+    class CopyingPass(gradients.TrainingPass):
+        def __post_init__(self):
+            self.state = self.state.clone()
+            super().__post_init__()
+
+    monkeypatch.setattr(gradients, "TrainingPass", CopyingPass)
+    with pytest.raises(StorageParted, match="reads a copy of the state"):
+        _train(engine, adapters)
+
+
+# ---- steps that change nothing ---------------------------------------------------------------------------------------
+
+
+def _lossy(monkeypatch, keep=None):
+    """An optimiser that writes into a copy; ``keep`` are columns that it writes back."""
+    real = step_module.privatize_step_
+
+    def step(state, total, **options):
+        copied = state.clone()
+        real(copied, total, **options)
+        if keep is not None:
+            state[:, keep] = copied[:, keep]
+
+    monkeypatch.setattr(step_module, "privatize_step_", step)
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
+@pytest.mark.parametrize("trained", ["b", "a", "both"])
+@pytest.mark.parametrize("unit", ["none", "sample"])
+def test_an_optimiser_that_updates_a_copy_is_seen(monkeypatch, unit, trained, optimizer):
+    privacy = {} if unit == "sample" else {"unit": "none", "noise_multiplier": None}
+    engine, adapters = tiny_engine(trained, optimizer=optimizer, privacy=privacy)
+    clients = participants(1) if unit == "sample" else [Participant(0, np.arange(40))]
+    _train(engine, adapters, clients)
+    _lossy(monkeypatch)
+    with pytest.raises(UpdateLost, match=f"of {adapters.layout.slots} trained tensors"):
+        _train(engine, adapters, participants(1) if unit == "sample" else clients)
+
+
+def test_a_single_tensor_left_out_of_the_update_is_seen_and_named(monkeypatch):
+    engine, adapters = tiny_engine(head="trained")
+    forgotten = adapters.layout.places[3]
+    keep = torch.ones(adapters.layout.width, dtype=torch.bool)
+    keep[forgotten.start : forgotten.start + forgotten.size] = False
+    _lossy(monkeypatch, keep)
+    with pytest.raises(UpdateLost, match=rf"1 of \d+ trained tensors.*{forgotten.name}"):
+        _train(engine, adapters)
+
+
+@pytest.mark.parametrize("trained", ["b", "a", "both"])
+def test_a_factor_that_backward_never_reaches_is_seen_and_named(trained):
+    engine, adapters = tiny_engine(trained)
+    layer = adapters.layers[_QUERY]
+    layer.forward = lambda x: layer.base_layer(x)
+    state = adapters.state()[None]
+    with pytest.raises(GradientMissing, match=_QUERY):
+        engine.train(participants(1), state, 1)
+    assert torch.equal(state[0], adapters.state())
+
+
+# ---- no false alarms -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}, {"name": "adamw"}])
+@pytest.mark.parametrize("unit", ["none", "sample"])
+def test_a_learning_rate_of_zero_raises_no_alarm(unit, optimizer):
+    privacy = {} if unit == "sample" else {"unit": "none", "noise_multiplier": None}
+    engine, adapters = tiny_engine(optimizer=optimizer, privacy=privacy)
+    clients = participants(1) if unit == "sample" else [Participant(0, np.arange(40))]
+    state = _train(engine, adapters, clients, steps=2, lr_factors=[0.0, 0.0])
+    assert torch.equal(state[0], adapters.state())
+
+
+def test_an_a_whose_b_is_still_zero_raises_no_alarm():
+    engine, adapters = tiny_engine("a", privacy={"unit": "none", "noise_multiplier": None})
+    for layer in adapters.layers.values():
+        layer.lora_B.data.zero_()
+    state = _train(engine, adapters, [Participant(0, np.arange(40))])
+    assert torch.equal(state[0], adapters.state())
+
+
+def test_a_gradient_of_zero_raises_no_alarm():
+    engine, adapters = tiny_engine(privacy={"unit": "none", "noise_multiplier": None})
+    engine.losses = lambda output, targets: 0.0 * losses(output, targets)
+    state = _train(engine, adapters, [Participant(0, np.arange(40))])
+    assert torch.equal(state[0], adapters.state())
+
+
+def test_columns_that_a_client_does_not_have_raise_no_alarm():
+    engine, adapters = tiny_engine()
+    lacks = adapters.layout.places[2]
+    mask = torch.ones(1, adapters.layout.width, dtype=torch.bool)
+    mask[:, lacks.start : lacks.start + lacks.size] = False
+    adapters.layout.parameter(lacks).data.zero_()
+    state = _train(engine, adapters, mask=mask)
+    assert not state[0, ~mask[0]].any()
+
+
+def test_empty_draws_and_rates_below_rounding_raise_no_alarm():
+    engine, adapters = tiny_engine(optimizer={"lr": 1e-12})
+    _train(engine, adapters)
+    engine, adapters = tiny_engine()
+    _train(engine, adapters, [Participant(0, np.arange(40), ledger(0, 40, 1e-9))])
+
+
+# ---- updates that broke ----------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_diverged_leaves_the_rows_beside_it_sound():
+    engine, adapters = tiny_engine()
+    clients = participants(2)
+    clients[0].lr = 1e40
+    state = _train(engine, adapters, clients, steps=4)
+    assert not state[0].isfinite().all()
+    assert state[1].isfinite().all()

@@ -1,0 +1,271 @@
+"""What a private run refuses before it spends anything: each test sets one thing wrong and expects its name."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import ledger, losses, participants, tiny_data, tiny_engine
+from torch import nn
+
+from ffalora.privacy.accountants import Spent
+from ffalora.privacy.accounting import PrivacyBudgetSpent
+from ffalora.training.admission import check_cohort
+from ffalora.training.participant import Participant
+from ffalora.training.probe import SamplesNotIndependent, check_losses_independence
+
+
+def _train(engine, adapters, clients, steps=1):
+    state = adapters.state().repeat(len(clients), 1)
+    engine.train(clients, state, steps)
+    return state
+
+
+def _refused(engine, adapters, clients, match, error=ValueError):
+    """Refused with that message, nothing charged and nothing changed."""
+    before = [c.ledger.steps_taken for c in clients if c.ledger]
+    state = adapters.state().repeat(len(clients), 1)
+    with pytest.raises(error, match=match):
+        engine.train(clients, state, steps=1)
+    assert [c.ledger.steps_taken for c in clients if c.ledger] == before
+    assert torch.equal(state, adapters.state().repeat(len(clients), 1))
+
+
+# ---- tensors outside clipping and noise ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "thawed",
+    [
+        "bert.encoder.layer.0.output.LayerNorm.weight",
+        "bert.encoder.layer.1.output.LayerNorm.bias",
+        "bert.embeddings.word_embeddings.weight",
+        "classifier.bias",
+        "bert.encoder.layer.0.attention.self.query.base_layer.weight",
+        "bert.encoder.layer.0.attention.self.query.lora_A",
+    ],
+)
+def test_a_tensor_thawed_after_the_engine_was_made_is_refused_by_name(thawed):
+    engine, adapters = tiny_engine()
+    engine.model.get_parameter(thawed).requires_grad_(True)
+    _refused(engine, adapters, participants(1), match=thawed.replace(".", r"\."))
+
+
+def test_a_head_tied_to_another_layer_is_refused():
+    engine, adapters = tiny_engine(head="trained")
+    engine.model.bert.pooler.tied = nn.Linear(32, 3)
+    engine.model.bert.pooler.tied.weight = engine.model.classifier.base_layer.weight
+    _refused(engine, adapters, participants(1), match="classifier.*tied", error=RuntimeError)
+
+
+# ---- loaders that are not Poisson ------------------------------------------------------------------------------------
+
+
+def test_a_draw_that_is_not_known_to_be_poisson_is_refused():
+    engine, adapters = tiny_engine()
+    engine.draw = lambda client_id, step, n, rate: np.arange(round(n * rate))
+    _refused(engine, adapters, participants(1), match="not known to be Poisson")
+
+
+@pytest.mark.parametrize("counted,used", [("poisson", "shuffled"), ("shuffled", "poisson")])
+def test_a_ledger_of_another_sampling_is_refused(counted, used):
+    engine, adapters = tiny_engine(privacy={"sampling": used})
+    clients = [Participant(0, np.arange(40), ledger(0, 40, 8, sampling=counted))]
+    _refused(engine, adapters, clients, match=f"sampling='{counted}', but privacy.sampling='{used}'")
+
+
+def test_shuffled_batches_that_were_asked_for_are_not_amplified():
+    engine, adapters = tiny_engine(privacy={"sampling": "shuffled"})
+    client = Participant(0, np.arange(40), ledger(0, 40, 8, sampling="shuffled"))
+    _train(engine, adapters, [client], steps=3)
+    poisson = ledger(0, 40, 8)
+    poisson.charge(3)
+    assert client.ledger.adjacency == "replace one sample"
+    assert client.ledger.epsilon() > 3 * poisson.epsilon()
+
+
+# ---- losses and models that mix samples ------------------------------------------------------------------------------
+
+
+def test_a_scalar_loss_is_refused():
+    engine, adapters = tiny_engine()
+    engine.losses = lambda output, targets: losses(output, targets).mean()
+    with pytest.raises(ValueError, match=r"one loss a sample is needed, \[S\]"):
+        _train(engine, adapters, participants(1))
+
+
+def test_losses_that_are_not_one_a_sample_are_refused():
+    engine, adapters = tiny_engine(privacy={"unit": "none"})
+    engine.losses = lambda output, targets: losses(output, targets)[:-1]
+    with pytest.raises(ValueError, match=r"one loss a sample is needed, \[S\]"):
+        _train(engine, adapters, [Participant(0, np.arange(40))])
+
+
+def _averaged(output, targets):
+    values = losses(output, targets)
+    return values / len(values)
+
+
+def _balanced(output, targets):
+    values, counts = losses(output, targets), torch.bincount(targets, minlength=3)
+    return values / counts[targets]
+
+
+def _contrastive(output, targets):
+    unit = F.normalize(output.logits, dim=-1)
+    return -torch.log_softmax(unit @ unit.T, dim=-1).diagonal()
+
+
+@pytest.mark.parametrize("mixing", [_averaged, _balanced, _contrastive])
+def test_a_loss_that_lets_in_the_other_samples_is_refused(mixing):
+    engine, adapters = tiny_engine()
+    engine.losses = mixing
+    with pytest.raises(SamplesNotIndependent, match="averages over the batch or compares samples"):
+        _train(engine, adapters, participants(1))
+
+
+def test_dropout_is_not_taken_for_a_mixing_of_samples():
+    engine, adapters = tiny_engine()
+    engine.model.train()
+    _train(engine, adapters, participants(1))
+
+
+def test_losses_of_every_task_are_accepted():
+    from ffalora.data.tasks import TASKS
+
+    torch.manual_seed(0)
+    shapes = {
+        "classification": (torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])),
+        "image-classification": (torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])),
+        "regression": (torch.randn(5, 1), torch.randn(5)),
+        "causal-lm": (torch.randn(5, 6, 11), torch.randint(0, 11, (5, 6))),
+    }
+    for name, task in TASKS.items():
+        check_losses_independence(task.losses, *shapes[name])
+
+
+def test_batch_normalisation_in_training_is_refused_even_for_batches_of_one_sample():
+    engine, adapters = tiny_engine()
+    engine.model.bert.pooler.norm = nn.BatchNorm1d(32).requires_grad_(False).train()
+    _refused(engine, adapters, participants(1), match=r"bert\.pooler\.norm is a BatchNorm1d")
+    engine.model.bert.pooler.norm.eval()
+    _train(engine, adapters, participants(1))
+
+
+class _AddsBatchMean(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, hidden):
+        return self.base(hidden + 0.1 * hidden.mean(0, keepdim=True))
+
+
+class _RoutesByCapacity(nn.Module):
+    """Only as many samples as fit, the largest first, pass: a sample can push another one out."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, hidden):
+        kept = hidden.sum(-1).topk(max(1, len(hidden) // 2)).indices
+        gate = torch.zeros(len(hidden), 1).index_fill_(0, kept, 1.0)
+        return self.base(hidden * gate) + 0.01 * gate.roll(1, 0)
+
+
+@pytest.mark.parametrize("mixing", [_AddsBatchMean, _RoutesByCapacity])
+def test_a_layer_that_mixes_samples_is_refused(mixing):
+    engine, adapters = tiny_engine()
+    engine.model.classifier = mixing(engine.model.classifier)
+    with pytest.raises(SamplesNotIndependent, match="mixes samples"):
+        _train(engine, adapters, participants(1))
+
+
+def test_a_first_batch_of_one_sample_leaves_the_probe_on():
+    engine, adapters = tiny_engine(token_budget=1)
+    engine.model.classifier = _AddsBatchMean(engine.model.classifier)
+    _train(engine, adapters, participants(1))
+    engine.token_budget = 1000
+    with pytest.raises(SamplesNotIndependent, match="mixes samples"):
+        _train(engine, adapters, participants(1))
+
+
+def test_a_sample_that_reads_the_same_backwards_does_not_hide_the_mixing():
+    data = tiny_data()
+    data.input_ids.flat[:] = np.repeat(np.arange(40) + 5, data.lengths)  # each sample one word over and over
+    engine, adapters = tiny_engine(data=data, token_budget=1000)
+    engine.model.classifier = _AddsBatchMean(engine.model.classifier)
+    with pytest.raises(SamplesNotIndependent, match="mixes samples"):
+        _train(engine, adapters, participants(1))
+
+
+# ---- privacy units packed together -----------------------------------------------------------------------------------
+
+
+def test_two_samples_packed_into_one_row_are_refused():
+    engine, adapters = tiny_engine()
+    plain = engine.data
+
+    def packed(indices):
+        inputs, targets = plain.collate(indices)
+        return {name: value.reshape(1, -1) for name, value in inputs.items()}, targets
+
+    engine.data = SimpleNamespace(lengths=plain.lengths, collate=packed)
+    with pytest.raises(ValueError, match="packed into one row share one gradient"):
+        _train(engine, adapters, participants(1))
+
+
+def test_a_sample_listed_twice_is_refused():
+    engine, adapters = tiny_engine()
+    clients = [Participant(0, np.array([1, 2, 3, 3]), ledger(0, 4, 2))]
+    _refused(engine, adapters, clients, match="more than once")
+
+
+# ---- ledgers that do not fit -----------------------------------------------------------------------------------------
+
+
+def test_a_ledger_of_other_data_is_refused():
+    engine, adapters = tiny_engine()
+    clients = [Participant(0, np.arange(20), ledger(0, 40, 8))]
+    _refused(engine, adapters, clients, match="dataset_size=40, but it holds 20 samples")
+
+
+def test_a_ledger_of_whole_clients_is_refused_for_samples():
+    engine, adapters = tiny_engine()
+    clients = [Participant(0, np.arange(40), ledger(0, 40, 8, unit="client"))]
+    _refused(engine, adapters, clients, match="unit='client'")
+
+
+def test_a_target_that_earlier_runs_spent_is_not_spent_again():
+    engine, adapters = tiny_engine()
+    earlier = (Spent(1.0, 0.2, 100),)
+    spent = ledger(0, 40, 8, sigma=2.0, target_epsilon=3.0, prior=earlier)
+    assert spent.epsilon() > 3.0
+    _refused(
+        engine, adapters, [Participant(0, np.arange(40), spent)], "target_epsilon=3.0 allows 0", PrivacyBudgetSpent
+    )
+
+
+def test_a_participant_set_back_is_refused_for_its_noise_would_repeat():
+    engine, adapters = tiny_engine()
+    (client,) = participants(1)
+    _train(engine, adapters, [client], steps=2)
+    _refused(
+        engine, adapters, [Participant(0, client.samples, client.ledger)], match="noise of a step would be used twice"
+    )
+
+
+def test_two_rows_of_one_client_id_are_refused():
+    engine, adapters = tiny_engine()
+    clients = [Participant(7, half, ledger(7, 20, 4)) for half in np.array_split(np.arange(40), 2)]
+    _refused(engine, adapters, clients, match="client_id=7 is in the cohort more than once")
+
+
+def test_one_client_in_two_simulated_runs_is_taken_with_seeded_noise_and_refused_with_secure_noise():
+    cohort = [Participant(7, np.arange(20), ledger(7, 20, 4), run=run) for run in (0, 1)]
+    privacy = tiny_engine()[0].privacy
+    check_cohort(cohort, privacy, seeded=True)
+    with pytest.raises(ValueError, match="client_id=7 is in the cohort more than once"):
+        check_cohort(cohort, privacy, seeded=False)
