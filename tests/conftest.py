@@ -46,3 +46,9 @@ def small(tmp_path_factory):
     """A function from changes to a configuration on the tiny model and data."""
     folder = tmp_path_factory.mktemp("small")
     return partial(small_config, save_model(folder / "model"), save_texts(folder / "texts.csv"))
+
+
+@pytest.fixture(autouse=True)
+def ledgers_of_data_sets_in_a_folder_of_the_test(tmp_path_factory, monkeypatch):
+    """Secure runs are charged to the ledger of their data set: no test may spend what is the user's."""
+    monkeypatch.setenv("FFALORA_LEDGERS", str(tmp_path_factory.mktemp("ledgers")))

@@ -63,6 +63,10 @@ class TrainedLayer:
         """The trained tensors by name, in the order of their columns and slots."""
         raise NotImplementedError
 
+    def factors(self) -> dict[str, nn.Parameter]:
+        """Every tensor that may be trained, trained or not."""
+        return self.trained()
+
     def from_state(self, current: TrainingPass, name: str, like: Tensor) -> Tensor:
         """The tensor of every client ``[C, *like.shape]`` as a view of the state; ``like`` where it is frozen."""
         if name not in self.places:

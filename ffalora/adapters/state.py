@@ -38,7 +38,7 @@ class Layout:
     """Who owns which columns.
 
     Attributes:
-        places: one :class:`Place` a trained tensor, in order.
+        places: one :class:`Place` a trained tensor, in order; at: by name.
         width: P, columns of state and arena, padding included.
         size: trained numbers; exactly what a client sends.
         slots: columns of ``squares``.
@@ -55,13 +55,14 @@ class Layout:
                 self.places.append(place)
                 layer.places[tensor] = start
                 start = -(-(start + place.size) // _ALIGNMENT) * _ALIGNMENT
+        self.at = {place.name: place for place in self.places}
         self.width = start
         self.slots = len(self.places)
         self.size = sum(place.size for place in self.places)
 
     def parameter(self, place: Place) -> torch.nn.Parameter:
         """The tensor that a place belongs to."""
-        return self.layers[place.layer].trained()[place.tensor]
+        return self.layers[place.layer].factors()[place.tensor]
 
     def parameter_index(self) -> Tensor | None:
         """int32 ``[P]``: the parameter index of each column, -1 for padding; None where nothing is padded."""

@@ -1,14 +1,16 @@
-"""``ffalora epsilon``: what a run spends, before it is run."""
+"""``ffalora epsilon``: what a run spends, before it is run, and what runs have spent on a data set."""
 
 from __future__ import annotations
 
 import click
 
 from ..privacy.accountants import SAMPLINGS
+from ..privacy.data_ledger import find_data_ledger
+from ..privacy.ledger_table import format_ledger
 from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
 
 
-@click.command("epsilon", short_help="ε from σ, or σ from ε, by three accountants.")
+@click.command("epsilon", short_help="ε from σ, or σ from ε; who spent what.")
 @click.option("--dataset-size", type=click.IntRange(min=1), help="Samples of the client.")
 @click.option("--batch-size", type=float, help="Expected logical batch.")
 @click.option("--steps", type=click.IntRange(min=1), help="Logical steps of all rounds together.")
@@ -23,6 +25,9 @@ from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
 @click.option(
     "--protocol", type=click.Choice([*PROTOCOLS, "all"]), help="A published protocol instead of size, batch, steps."
 )
+@click.option(
+    "--ledger", metavar="NAME", help="A data set's ledger: who spent what. With --target-epsilon: its budget."
+)
 def command(
     dataset_size: int | None,
     batch_size: float | None,
@@ -32,13 +37,24 @@ def command(
     target_epsilon: float | None,
     sampling: str,
     protocol: str | None,
+    ledger: str | None,
 ) -> None:
     """How much privacy DP-SGD spends on one client's data: ε from σ, or σ from ε, by all three accountants.
 
     \b
     ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --target-epsilon 6
     ffalora epsilon --protocol all --target-epsilon 6
+    ffalora epsilon --ledger patients
+    ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
+    if ledger is not None:
+        if dataset_size or batch_size or steps or noise_multiplier is not None or protocol:
+            raise click.UsageError("--ledger goes with --target-epsilon and --delta only, which set its budget")
+        book = find_data_ledger(ledger, ledger)
+        if target_epsilon is not None:
+            book.set_budget(target_epsilon, delta)
+        click.echo(format_ledger(book))
+        return
     if (noise_multiplier is None) == (target_epsilon is None):
         raise click.UsageError(
             "give either --noise-multiplier (σ, answers with ε) or --target-epsilon (ε, answers with σ)"

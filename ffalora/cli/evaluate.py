@@ -16,17 +16,21 @@ from .running import hide_loading_bars
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(folder: Path, as_json: bool, overrides: dict[str, Any]) -> None:
-    """Evaluate the adapter in FOLDER (a run's folder or its `adapter`) on its own data or on another's.
+    """Evaluate the adapter in FOLDER (a run's folder or its `adapter`) on its own held-out rows, or on other data.
 
-    --data.name FILE --data.evaluate_on test evaluates on other data with the same labels.
+    --data.name FILE scores every row of a file. Of a folder or hub name it scores the split called test (or the one
+    that --data.evaluate_on or --data.splits '{test: NAME}' names). Classes are matched by name.
     """
     from ..runs.bundle import evaluate
 
     hide_loading_bars()
-    metrics = evaluate(folder, overrides)
+    scores = evaluate(folder, overrides)
+    intervals = scores.intervals()
     if as_json:
-        click.echo(json.dumps(metrics))
+        click.echo(json.dumps(scores | {"samples": scores.samples, "rows": scores.rows, "intervals": intervals}))
         return
-    width = max(map(len, metrics))
-    for name, value in metrics.items():
-        click.echo(f"{name:<{width}}  {value:.4f}")
+    width = max(map(len, scores))
+    for name, value in scores.items():
+        low_high = "  95% [{:.4f}, {:.4f}]".format(*intervals[name]) if name in intervals else ""
+        click.echo(f"{name:<{width}}  {value:.4f}{low_high}")
+    click.echo(f"{scores.samples} rows: {scores.rows}")

@@ -21,7 +21,7 @@ from .options import ConfigCommand
     "--secagg-range", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True,
     help="Quantise numbers within ± this.",
 )  # fmt: skip
-@click.option("--shared-streams", is_flag=True, help="Seeded noise that the server knows: for comparisons only.")
+@click.option("--shared-streams", is_flag=True, help="Let the sites here allow seeded noise: for comparisons only.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a round waits for answers.")
 @click.option("--app-only", is_flag=True, help="Write the app folder for `flwr run` and start nothing.")
 def command(
@@ -38,7 +38,7 @@ def command(
     from ..federated.flower.loopback import run_on_loopback, write_app
     from ..federated.flower.rounds import check_remote, check_secure_aggregation
 
-    values = load_config(config, overrides)
+    values = load_config(config, overrides).with_noise("seeded" if shared_streams else "secure")
     if values.methods:
         raise ConfigError("methods: a federation runs one method; give its keys directly")
     check_remote(values)
@@ -46,7 +46,7 @@ def command(
         check_secure_aggregation(find_strategy(values.federation.strategy), values)
     limit = secagg_range if secagg else None
     if app_only:
-        write_app(output / "app", values, output, limit, shared_streams, timeout)
+        write_app(output / "app", values, output, limit, timeout)
         click.echo(f"app {output / 'app'}")
         return
     run_on_loopback(values, output, limit, shared_streams, timeout)

@@ -21,8 +21,15 @@ from .running import hide_loading_bars
 def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, overrides: dict[str, Any]) -> None:
     """Predict the label of each of TEXTS (of each line of the standard input if there are none).
 
-    FOLDER is a run's folder or its `adapter`.
+    FOLDER is a run's folder or its `adapter`. A text is never taken for the name of a file: give a file's lines as
+    `ffalora predict FOLDER < FILE`.
     """
+    files = [text for text in texts if _names_file(text)]
+    if files:
+        raise click.UsageError(
+            f"{files[0]!r} is a file, not a text; label its lines with `ffalora predict {folder} < {files[0]}`, or "
+            f"score a table that has labels with `ffalora evaluate {folder} --data.name {files[0]}`"
+        )
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not lines:
         raise click.UsageError("give texts to label, or lines on the standard input")
@@ -40,3 +47,13 @@ def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, ov
             click.echo(f"{answer['label']}\t{answer['probabilities'][answer['label']]:.3f}\t{shown}")
         else:
             click.echo(f"{answer['value']:.4f}\t{text}")
+
+
+def _names_file(text: str) -> bool:
+    """Whether there is a file of this name, or the text looks like the name of a table."""
+    from ..data.files import SUFFIXES
+
+    try:
+        return Path(text).is_file() or (" " not in text and Path(text).suffix.lower() in SUFFIXES)
+    except (OSError, ValueError):  # too long for a name, or with a null character in it
+        return False

@@ -32,13 +32,20 @@ class RunOptions:
 
 
 def run_options(function: Callable) -> Callable:
-    """Adds ``--output``, ``--resume`` and ``--no-progress``, and passes them to ``function`` as ``options``."""
+    """Adds ``--output``, ``--resume`` and ``--no-progress``, and passes them to ``function`` as ``options``; and
+    ``--ledger``, a short form of ``--privacy.ledger``.
+    """
 
     @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [runs/NAME]")
     @click.option("--resume", is_flag=True, help="Continue the run in --output after its last completed round.")
     @click.option("--progress/--no-progress", default=True, help="Show a bar with the time left.")
+    @click.option(
+        "--ledger", metavar="NAME", help="Ledger of the data set: a name in FFALORA_LEDGERS, or a folder.  [the data's]"
+    )
     @wraps(function)
-    def wrapped(output: Path | None, resume: bool, progress: bool, **arguments: Any) -> Any:
+    def wrapped(output: Path | None, resume: bool, progress: bool, ledger: str | None, **arguments: Any) -> Any:
+        if ledger is not None:
+            arguments["overrides"] = {**arguments.get("overrides", {}), "privacy.ledger": ledger}
         return function(options=RunOptions(output, resume, progress), **arguments)
 
     return wrapped

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .names import OTHER_NAMES
 from .section import Section
@@ -60,7 +60,7 @@ class DataConfig(Section):
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="held out of the training data where there is no validation split"
     )
-    test_fraction: float = Field(0.2, ge=0, lt=1, description="held out where there is no test split")
+    test_fraction: float = Field(0.2, ge=0, le=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
     max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
     answer_tokens: int | None = Field(
@@ -133,6 +133,15 @@ class FederationConfig(Section):
         le=1,
         description="hetlora: share of its rank that a client keeps when the rest shrank; 1 never prunes",
     )
+    robust_mean: Literal["median", "trimmed-mean", "krum", "multi-krum", "norm-bounded"] | None = Field(
+        None, description="average that a few hostile clients cannot move far, instead of the weighted mean"
+    )
+    hostile_clients: int = Field(
+        1, ge=0, description="robust_mean: clients of a round that may be hostile (trimmed-mean, krum, multi-krum)"
+    )
+    norm_bound: float | None = Field(
+        None, gt=0, description="robust_mean: norm-bounded; largest norm of an update (default: each round's median)"
+    )
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
         "fedavg", description="what the server makes of the average"
     )
@@ -196,13 +205,29 @@ class PrivacyConfig(Section):
         "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
     )
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
-    accountant: Literal["prv", "rdp", "pld"] = Field("prv", description="accountant of the stated ε")
+    accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="accountant of the stated ε")
     sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
     noise: Literal["auto", "seeded", "secure"] = Field(
         "auto",
         description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
         "in simulations, secure wherever a model may leave the machine (train, flower)",
     )
+    ledger: str | None = Field(
+        None,
+        description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
+        "data's name)",
+    )
+    prior: list[str] = Field(
+        [], description="what earlier runs spent on the same data: their privacy.json, ledger files or folders"
+    )
+    public_size_bound: int | None = Field(
+        None, ge=1, description="keeps the number of a client's samples secret: rate and noise follow from this bound"
+    )
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> PrivacyConfig:
@@ -218,6 +243,11 @@ class PrivacyConfig(Section):
             raise ValueError(
                 "clipping='per-layer' is for samples' gradients; a client's whole update is clipped at the server: set "
                 "privacy.clipping to flat, automatic or adaptive for unit='client'"
+            )
+        if self.public_size_bound is not None and (self.unit != "sample" or self.sampling != "poisson"):
+            raise ValueError(
+                f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
+                f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
             )
         if self.target_epsilon is not None and self.noise_multiplier == 0:
             raise ValueError(

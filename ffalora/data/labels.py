@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +56,37 @@ def encode_classes(
         role: _replace(data, column, np.array([number[value] for value in values[role]], dtype=np.int64))
         for role, data in parts.items()
     }
+    return encoded, list(names)
+
+
+def number_classes(
+    parts: dict[str, Dataset],
+    column: str,
+    source: str,
+    names: Sequence[str],
+    mapping: Mapping[str, str],
+    own_names: Sequence[str] | None = None,
+) -> tuple[dict[str, Dataset], list[str]]:
+    """Each part with its label column as positions (int64) in ``names``, the classes of a model that exists already.
+
+    Classes are matched by name: as the source writes them (a ``ClassLabel`` column and ``own_names`` turn numbers into
+    names), or what ``mapping`` makes of that. A class without rows is no fault; one that is not in ``names`` is a
+    ``DataError``.
+    """
+    encoded = {}
+    for role, data in parts.items():
+        values = _class_values(data, column, describe(source, role))
+        written = own_names or getattr(data.features[column], "names", None) or []
+        is_numbers = bool(written) and set(values) <= set(range(len(written)))
+        called = [written[value] if is_numbers else str(value) for value in values]
+        called = [mapping.get(value, value) for value in called]
+        strange = sorted(set(called) - set(names))
+        if strange:
+            raise DataError(
+                f"label column {column!r} of {describe(source, role)} holds the classes {', '.join(strange[:8])}, but "
+                f"the classes of the model are {', '.join(names)}; use data with classes of these names"
+            )
+        encoded[role] = _replace(data, column, np.array([list(names).index(value) for value in called], dtype=np.int64))
     return encoded, list(names)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
 from .errors import DataError
-from .labels import describe, encode_classes, encode_numbers
+from .labels import describe, encode_classes, encode_numbers, number_classes
 from .sources import read_embedded, read_other
 from .splits import ALL, ROLES, check_fractions, mix_rows, sample_rows, split_rows
 from .tasks import find_task
@@ -70,6 +70,9 @@ def load_data(
     max_samples: int | None = None,
     seed: int = 0,
     drop_empty: bool = False,
+    only: str | None = None,
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[str, str] | None = None,
 ) -> LoadedData:
     """Load, check and split.
 
@@ -86,6 +89,11 @@ def load_data(
     split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
     max_samples    at most that many training rows, drawn from ``seed``
     drop_empty     leave out rows with empty text instead of refusing them
+    only           "train" or "test": nothing is cut. The source's split of this name (or the one that ``split_names``
+                   gives it, or else rows of no split, or the only split) is the only one that is made, whole
+    class_names    the classes of a model that exists already, in its order: rows are numbered by name, some classes
+                   may have no rows, and other classes are refused
+    class_map      names of classes as the source writes them -> as ``class_names`` has them
 
     Raises ``DataError`` (names column, rows and remedy) and ``AssetError`` (embedded data that cannot be fetched).
     """
@@ -109,11 +117,15 @@ def load_data(
     licence = assets.find(own.asset).licence if own else None
     loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, licence)
     roles = _assign_roles(source, split_names, spec)
-    roles = {role: data for role, data in roles.items() if not _unlabelled(loaded, role, data, spec)}
-    if "train" not in roles and ALL not in roles:
-        raise DataError(
-            f"{spec} has no training split; its splits are {', '.join(source)}. Name one in split_names.train"
-        )
+    if only is not None:
+        roles = {only: _whole(roles, source, only, spec)}
+    else:
+        roles = {role: data for role, data in roles.items() if not _unlabelled(loaded, role, data, spec)}
+        if "train" not in roles and ALL not in roles:
+            raise DataError(
+                f"{spec}: there are no rows to train on; its splits are {', '.join(source)}. Name the one to train on "
+                "in split_names.train"
+            )
     for role, data in roles.items():
         roles[role] = _check_inputs(data, loaded, group_column, describe(spec, role), drop_empty)
     learned = ALL if ALL in roles else "train"
@@ -121,13 +133,19 @@ def load_data(
     if task == "regression":
         roles = encode_numbers(roles, str(label_column), spec)
     elif label_column is not None:
-        roles, loaded.label_names = encode_classes(roles, label_column, spec, own.label_names if own else None)
-    roles = _fill_roles(roles, inputs, group_column, fractions, split_seed)
+        names = own.label_names if own else None
+        if class_names is not None:
+            roles, loaded.label_names = number_classes(roles, label_column, spec, class_names, class_map or {}, names)
+        else:
+            roles, loaded.label_names = encode_classes(roles, label_column, spec, names)
+    if only is None:
+        roles = _fill_roles(roles, inputs, group_column, fractions, split_seed)
     for role, data in roles.items():
         # Sources are often sorted by class: evaluation rows are mixed, so that the first n of them are a fair sample.
         kept = sample_rows(len(data), max_samples, seed) if role == "train" else mix_rows(len(data), split_seed)
         loaded.splits[role] = data.select(kept)
-    _check_splits(loaded, fractions)
+    if only is None:
+        _check_splits(loaded, fractions)
     return loaded
 
 
@@ -159,15 +177,25 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
 def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str) -> dict[str, Dataset]:
     if not split_names:
         return {role: data for role, data in source.items() if role in (*ROLES, ALL)}
-    named = {"train" if name == ALL else name: data for name, data in source.items()}
+    named = source | ({"train": source[ALL]} if ALL in source else {})
     roles = {}
     for role, name in split_names.items():
         if role not in ROLES:
             raise DataError(f"split_names: role {role!r} is not one of {', '.join(ROLES)}")
         if name not in named:
-            raise DataError(f"split_names.{role}={name!r}: {spec} has the splits {', '.join(named)}")
+            raise DataError(f"split_names.{role}={name!r}: {spec} has the splits {', '.join(source)}")
         roles[role] = named[name]
     return roles
+
+
+def _whole(roles: dict[str, Dataset], source: dict[str, Dataset], role: str, spec: str) -> Dataset:
+    """All rows that play one role: those of the split called so, of no split, or of the only split."""
+    for name in (role, ALL):
+        if name in roles:
+            return roles[name]
+    if len(source) == 1:
+        return next(iter(source.values()))
+    raise DataError(f"{spec} has the splits {', '.join(source)}, none of them {role}; name one in split_names.{role}")
 
 
 def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool:

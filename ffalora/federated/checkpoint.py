@@ -35,15 +35,18 @@ _FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples
 
 def save_checkpoint(
     path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None,
+    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None, frozen: str = "",
 ) -> None:  # fmt: skip
-    """Everything that the next round depends on; ``level`` is the client-level mechanism, where there is one."""
+    """Everything that the next round depends on; ``level`` is the client-level mechanism, where there is one, and
+    ``frozen`` the digest of what was never trained (``Wire.fingerprint`` when the run began).
+    """
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "format": _FORMAT,
         "round": server.round,
         "config": _essence(config),
+        "frozen": frozen,
         "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
         "clipping": {name: each.adaptive.state_dict() for name, each in _adaptive(participants, level).items()},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
@@ -55,19 +58,24 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None,
+    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None, frozen: str = "",
 ) -> None:  # fmt: skip
     """Continues from a checkpoint: changes ``server``, ``participants``, ``ledgers`` and ``level`` in place.
 
     Raises:
         CheckpointError: unreadable or changed since it was written, or of a run with another configuration (each
-            differing key is named).
+            differing key is named) or other frozen factors.
         LedgerMismatch: the data or the privacy terms of a client differ.
     """
     header, tensors = read_checkpoint(path)
     differing = differences(header["config"], _essence(config))
     if differing:
         raise CheckpointError(f"{path} belongs to a run with another configuration: {'; '.join(differing)}")
+    if header.get("frozen") != frozen:
+        raise CheckpointError(
+            f"{path} was trained beside other frozen factors than this run has (an a of another seed, or rounded to "
+            "another dtype); give the run the model, adapter.seed and dtypes that it began with"
+        )
     row = tensors.pop("row")
     if row.shape != server.row.shape or row.dtype != server.row.dtype:
         raise CheckpointError(
@@ -112,31 +120,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"checkpoint {path} was changed since it was written; use an earlier copy, or start the run anew"
         )
     return header, tensors
-
-
-def save_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
-    """Writes each ledger durably, before the noisy result of the step it was charged for can leave (secure noise)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, ledger in ledgers.items():
-        ledger.save(folder / f"{name}.json")
-
-
-def resume_ledgers(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
-    """Charges whatever the durable ledgers say was charged after the last checkpoint, or before the first one.
-
-    Raises:
-        CheckpointError: a ledger cannot be read, or is missing although its client has taken steps.
-        LedgerMismatch: a ledger belongs to other data or other terms.
-    """
-    for name, ledger in ledgers.items():
-        file = folder / f"{name}.json"
-        if not file.exists() and ledger.steps_taken == 0:
-            continue
-        try:
-            stored = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read the ledger {file}: {error}; without it ε is unknown") from None
-        ledger.resume(stored)
 
 
 def _adaptive(participants: Sequence[Participant], level: ClientLevel | None) -> dict[str, Any]:

@@ -15,6 +15,12 @@ def find_strategy(name: str) -> type[Strategy]:
         ConfigError: there is none; the message lists them all.
     """
     if name not in STRATEGIES:
+        if name.lower() == "fedprox":
+            raise ConfigError(
+                f"federation.strategy={name!r}: FedProx is a term of the local loss, with any method; set "
+                "federation.prox_mu to its weight (0.01, say), and federation.strategy to one of "
+                f"{', '.join(STRATEGIES)}"
+            )
         raise ConfigError(
             f"federation.strategy={name!r}: there is no such method; choose one of {', '.join(STRATEGIES)}"
         )
@@ -33,6 +39,13 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             f"federation.min_available={federation.min_available}, but there are {clients} clients; lower it, or "
             "partition the data among more"
         )
+    if federation.robust_mean is not None:
+        _need(lambda s: s.linear, "federation.robust_mean", federation.robust_mean, strategy)
+        if config.privacy.unit == "client":
+            raise ConfigError(
+                f"federation.robust_mean={federation.robust_mean!r} does not go with privacy.unit='client', whose ε is "
+                "that of a clipped and noised sum (which bounds every client already); leave it out"
+            )
     if ranks is not None:
         _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
         if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.rank:

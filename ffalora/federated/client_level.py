@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
+from ..adapters import Adapters
 from ..config import Config
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.client_level import ClientLevel, population_ledger
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
-from .strategies import Strategy
+from .strategies import Mean
 
 
 def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientLevel:
@@ -22,15 +22,16 @@ def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientL
     privacy, federation = config.privacy, config.federation
     is_secure = privacy.noise == "secure"
     sampling = "poisson" if privacy.sampling == "poisson" else "without-replacement"
+    prior = read_prior(privacy.prior, is_secure)
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
             privacy.target_epsilon, privacy.delta, federation.participation, federation.rounds, privacy.accountant,
-            sampling,
+            sampling, prior=prior,
         )  # fmt: skip
     ledger = population_ledger(
         clients, federation.participation, float(sigma or 0.0), privacy.delta, federation.rounds,
-        privacy.target_epsilon, privacy.accountant, sampling, fingerprint,
+        privacy.target_epsilon, privacy.accountant, sampling, fingerprint, prior,
     )  # fmt: skip
     level = ClientLevel(
         ledger,
@@ -46,12 +47,12 @@ def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientL
     return level
 
 
-def client_level_mean(level: ClientLevel, strategy: Strategy) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def client_level_mean(level: ClientLevel, adapters: Adapters) -> Mean:
     """The noisy average of clipped updates, in the place of the plain one. Weights are uniform and not used."""
 
     def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         state = start.clone()
-        index = strategy.adapters.layout.parameter_index()
+        index = adapters.layout.parameter_index()
         level.close_round_(
             state, rows, level.ledger.steps_taken - 1, index=None if index is None else index.to(state.device)
         )

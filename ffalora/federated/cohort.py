@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -35,21 +34,9 @@ class Cohort:
     steps: list[int]
     arrives: list[bool]
 
-    def __len__(self) -> int:
-        return len(self.clients)
-
     @property
     def ids(self) -> list[int]:
         return [p.client_id for p in self.clients]
-
-    @classmethod
-    def joined(cls, cohorts: Sequence[Cohort]) -> Cohort:
-        """The clients of several runs, one run after another."""
-        return cls(
-            [client for each in cohorts for client in each.clients],
-            [steps for each in cohorts for steps in each.steps],
-            [arrives for each in cohorts for arrives in each.arrives],
-        )
 
 
 def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
@@ -68,49 +55,37 @@ def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
         chosen = np.arange(len(everyone))
         if count < len(everyone):
             chosen = np.sort(_generator(config, round_number, _DRAW).choice(chosen, count, replace=False))
-    steps, arrives = _faults(config, round_number, len(everyone))
-    able = [i for i in chosen.tolist() if _may_train(everyone[i], config)]
+    steps, arrives = np.full(len(everyone), config.federation.local_steps), np.ones(len(everyone), dtype=bool)
+    if config.federation.straggler_rate or config.federation.dropout_rate:
+        steps, arrives = _faults(config, round_number, len(everyone))
+    # After a kill in secure mode steps are charged twice, and the last rounds may not be covered.
+    ledgers, needed = [each.ledger for each in everyone], config.federation.local_steps
+    able = [i for i in chosen.tolist() if (ledger := ledgers[i]) is None or ledger.steps_left >= needed]
     return Cohort([everyone[i] for i in able], [int(steps[i]) for i in able], [bool(arrives[i]) for i in able])
 
 
-@dataclass(frozen=True)
-class LocalWork:
-    """What a run has its cohort do in a round: train ``rows [C,P]``, which change in place."""
-
-    experiment: Experiment
-    server: ServerState
-    cohort: Cohort
-    rows: Tensor
-
-
-def train_cohort(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> TrainingReport:
+def train_cohort(
+    experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments | None = None
+) -> TrainingReport:
     """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another.
 
-    Moments that outlive rounds are kept among the server's tensors, one row a client of the federation.
+    Args:
+        moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that are
+            kept among the server's tensors, one row a client of the federation.
     """
-    return train_cohorts([LocalWork(experiment, server, cohort, rows)])[0]
-
-
-def train_cohorts(work: Sequence[LocalWork]) -> list[TrainingReport]:
-    """Local training of the cohorts of several runs on one engine, in the same round of each: as one large cohort.
-
-    Returns:
-        one report a run.
-    """
-    experiment, server = work[0].experiment, work[0].server
-    federation, optimizer = experiment.config.federation, experiment.config.optimizer
-    cohort = Cohort.joined([one.cohort for one in work])
-    rows = work[0].rows if len(work) == 1 else torch.cat([one.rows for one in work])
+    federation, optimizer, strategy = experiment.config.federation, experiment.config.optimizer, experiment.strategy
+    keeps, mask = moments is None and optimizer.keep_moments, strategy.mask(server, cohort.ids)
+    if keeps:
+        moments = kept_moments(experiment, server, cohort, rows)
+    elif moments is None:
+        moments = Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
     anchor = rows.clone() if federation.prox_mu else None
-    own = Moments.stacked([_own_moments(one) for one in work])
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    masks = [one.experiment.strategy.mask(one.server, one.cohort.ids) for one in work]
-    mask = None if masks[0] is None else torch.cat(masks)
     reports = []
-    for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(cohort))):
+    for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows))):
         is_all = len(index) == len(rows)
-        part, part_moments = (rows, own) if is_all else (rows[index], own.rows(index))
+        part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
         report = experiment.engine.train(
             [cohort.clients[i] for i in index],
             part,
@@ -124,19 +99,30 @@ def train_cohorts(work: Sequence[LocalWork]) -> list[TrainingReport]:
         reports.append((index, report))
         if not is_all:
             rows[index] = part
-            own.put_(index, part_moments)
-    whole, spans = TrainingReport.merged(len(cohort), reports), _spans(work)
-    for one, (begin, end) in zip(work, spans, strict=True):
-        if len(work) > 1:
-            one.rows.copy_(rows[begin:end])
-        if optimizer.keep_moments:
-            _keep_moments(one, own if len(work) == 1 else own.rows(torch.arange(begin, end)))
-    return [whole.part(begin, end) for begin, end in spans]
+            moments.put_(index, part_moments)
+    if keeps:
+        keep_moments(experiment, server, cohort, rows, moments)
+    return TrainingReport.merged(len(rows), reports)
 
 
-def _spans(work: Sequence[LocalWork]) -> list[tuple[int, int]]:
-    """From which row to which each run's clients are."""
-    return list(pairwise(accumulate((len(one.cohort) for one in work), initial=0)))
+def kept_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> Moments:
+    """The moments that the cohort's rows ended the last round with; zeros where there was none."""
+    return _moments_of_all(experiment, server, rows).rows(torch.tensor(cohort.ids, dtype=torch.int64))
+
+
+def keep_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments) -> None:
+    """Keeps the moments of the cohort's rows among the server's tensors."""
+    everyone = _moments_of_all(experiment, server, rows)
+    everyone.put_(torch.tensor(cohort.ids, dtype=torch.int64), moments)
+    server.tensors |= {_MOMENTS + name: value for name, value in everyone.tensors().items()}
+
+
+def _moments_of_all(experiment: Experiment, server: ServerState, rows: Tensor) -> Moments:
+    """Of all clients of the federation, drawn or not."""
+    kept = {n.removeprefix(_MOMENTS): value for n, value in server.tensors.items() if n.startswith(_MOMENTS)}
+    if kept:
+        return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
+    return Moments.zeros(experiment.config.optimizer, experiment.strategy.clients, rows.shape[1], rows.device)
 
 
 def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
@@ -144,7 +130,8 @@ def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
     small.
     """
     choice = experiment.config.federation.one_pass
-    if clients < 2 or choice == "never" or not experiment.strategy.shares_a:
+    shares_a = all(place.tensor != "lora_A" for place in experiment.adapters.layout.places)
+    if clients < 2 or choice == "never" or not shares_a:
         return False
     batch_tokens = experiment.config.optimizer.batch_size * float(experiment.train.lengths.mean())
     return choice == "always" or batch_tokens < (experiment.engine.token_budget or 0)
@@ -168,29 +155,6 @@ def _groups(cohort: Cohort, one_pass: bool) -> list[tuple[Tensor, int, int]]:
     return groups
 
 
-def _own_moments(work: LocalWork) -> Moments:
-    """The moments that the cohort's rows start from: fresh ones, unless they outlive rounds."""
-    optimizer, rows = work.experiment.config.optimizer, work.rows
-    if not optimizer.keep_moments:
-        return Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
-    return _kept_moments(work).rows(torch.tensor(work.cohort.ids, dtype=torch.int64))
-
-
-def _keep_moments(work: LocalWork, rows: Moments) -> None:
-    everyone = _kept_moments(work)
-    everyone.put_(torch.tensor(work.cohort.ids, dtype=torch.int64), rows)
-    work.server.tensors |= {_MOMENTS + name: value for name, value in everyone.tensors().items()}
-
-
-def _kept_moments(work: LocalWork) -> Moments:
-    """Of all clients of the federation, drawn or not."""
-    tensors, rows, config = work.server.tensors, work.rows, work.experiment.config
-    kept = {n.removeprefix(_MOMENTS): value for n, value in tensors.items() if n.startswith(_MOMENTS)}
-    if kept:
-        return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
-    return Moments.zeros(config.optimizer, work.experiment.strategy.clients, rows.shape[1], rows.device)
-
-
 def _faults(config: Config, round_number: int, clients: int) -> tuple[np.ndarray, np.ndarray]:
     """Local steps ``[clients]`` and arrival ``[clients]`` of every client, drawn or not, in a round."""
     federation = config.federation
@@ -205,8 +169,3 @@ def _faults(config: Config, round_number: int, clients: int) -> tuple[np.ndarray
 def _generator(config: Config, round_number: int, purpose: int) -> np.random.Generator:
     words = np.random.SeedSequence([config.seed, round_number], spawn_key=(purpose,))
     return np.random.Generator(np.random.Philox(words))
-
-
-def _may_train(participant: Participant, config: Config) -> bool:
-    """After a kill in secure mode steps are charged twice, and the last rounds may not be covered."""
-    return participant.ledger is None or participant.ledger.steps_left >= config.federation.local_steps

@@ -20,6 +20,7 @@ from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, prepare_split
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
@@ -28,7 +29,8 @@ from ..training.participant import Participant
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .partition import Partition, describe, make_partition
-from .strategies import Strategy
+from .robust import robust_mean
+from .strategies import Mean, Strategy, weighted_mean
 
 _DEFAULT_CLIENTS = 3
 
@@ -39,7 +41,7 @@ class Experiment:
 
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
-    holds what.
+    holds what; ``mean`` is how the server averages rows.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Experiment:
     engine: Engine
     cached_layers: int = 0
     client_level: ClientLevel | None = None
+    mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
 
     @property
@@ -71,13 +74,19 @@ class Experiment:
         self.charged = save
 
 
-def build(config: Config, strategy_class: type[Strategy] | None = None, caches_layers: bool = True) -> Experiment:
+def build(
+    config: Config,
+    strategy_class: type[Strategy] | None = None,
+    caches_layers: bool = True,
+    data: LoadedData | None = None,
+) -> Experiment:
     """Loads, attaches and partitions; nothing is trained or written.
 
     Args:
         config: of one method.
         strategy_class: instead of the one that ``config`` names.
         caches_layers: False where most of the data never passes through the model, whatever ``config`` says.
+        data: instead of what ``config`` names, already read.
 
     Raises:
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
@@ -86,7 +95,7 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
     config = config.with_noise("seeded")
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
     device = choose_device(config.device)
-    data = load_run_data(config)
+    data = data or load_run_data(config)
     task = find_task(config.data.task)
     loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device)
     train = prepare_split(config, data, "train", loaded)
@@ -100,10 +109,10 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
-    client_level = None
+    client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
         client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
-        strategy.mean = client_level_mean(client_level, strategy)
+        mean = client_level_mean(client_level, adapters)
     return Experiment(
         config=config,
         loaded=loaded,
@@ -119,7 +128,16 @@ def build(config: Config, strategy_class: type[Strategy] | None = None, caches_l
         strategy=strategy,
         engine=engine,
         client_level=client_level,
+        mean=mean,
     )
+
+
+def make_mean(config: Config) -> Mean:
+    """How the server averages rows: plainly, or so that a few hostile clients cannot move the average far."""
+    federation = config.federation
+    if federation.robust_mean is None:
+        return weighted_mean
+    return robust_mean(federation.robust_mean, federation.hostile_clients, federation.norm_bound)
 
 
 def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:
@@ -145,17 +163,25 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
 
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
     """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
+    if config.privacy.public_size_bound is not None and len(partition) > 1 and config.federation.weighting == "size":
+        raise ConfigError(
+            "federation.weighting='size' shows how many samples each client holds, which privacy.public_size_bound "
+            "keeps secret; set federation.weighting to uniform"
+        )
     steps = config.federation.rounds * config.federation.local_steps
     participants = []
     for client_id, samples in enumerate(partition.indices):
         ledger = None
         if config.privacy.unit == "sample":
-            ledger = make_ledger(config, client_id, len(samples), steps, data_fingerprint(config, train, samples))
-        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=_policy(config, ledger)))
+            fingerprint = data_fingerprint(config, train, samples)
+            label = partition.names[client_id] if config.clients.partition == "column" else ""
+            ledger = make_ledger(config, client_id, len(samples), steps, fingerprint, label)
+        adaptive = clipping_policy(config, ledger)
+        participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
 
 
-def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
+def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
     """The policy that moves a client's clipping norm; None where it stays."""
     privacy = config.privacy
     if ledger is None or privacy.clipping != "adaptive":
@@ -168,24 +194,37 @@ def _policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileCli
     )
 
 
-def make_ledger(config: Config, client_id: int, samples: int, steps: int, fingerprint: str) -> PrivacyLedger:
+def make_ledger(
+    config: Config, client_id: int, samples: int, steps: int, fingerprint: str, label: str = ""
+) -> PrivacyLedger:
     """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling rates.
 
     Args:
         config: of the run; client_id: whose data.
         samples: their number; steps: the most that all rounds together take.
         fingerprint: from :func:`data_fingerprint`; a ledger of other data is refused on resume.
+        label: what people call the client.
+
+    Raises:
+        ConfigError: more samples than ``privacy.public_size_bound`` says.
+        LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
-    rate = min(1.0, config.optimizer.batch_size / samples)
+    prior = read_prior(privacy.prior, privacy.noise == "secure")
+    size = samples if privacy.public_size_bound is None else privacy.public_size_bound
+    if samples > size:
+        raise ConfigError(
+            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more samples; raise the bound"
+        )
+    rate = min(1.0, config.optimizer.batch_size / size)
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling
+            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior=prior
         )
     return PrivacyLedger(
         client_id=client_id,
-        dataset_size=samples,
+        dataset_size=size,
         sample_rate=rate,
         noise_multiplier=float(sigma or 0.0),
         delta=privacy.delta,
@@ -194,6 +233,9 @@ def make_ledger(config: Config, client_id: int, samples: int, steps: int, finger
         accountant=privacy.accountant,
         sampling=privacy.sampling,
         fingerprint=fingerprint,
+        prior=prior,
+        size_is_public=privacy.public_size_bound is None,
+        label=label,
     )
 
 
@@ -202,10 +244,6 @@ def make_engine(
 ) -> Engine:
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
-    if secure and config.optimizer.dp_bias_correction:
-        raise ConfigError(
-            "optimizer.dp_bias_correction=true is not available with privacy.noise='secure'; turn one of them off"
-        )
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model
     return Engine(
         model=model,

@@ -149,7 +149,7 @@ def _trainer(experiment: Experiment) -> Callable[[int], Any]:
     """A function that takes logical steps as the first round would."""
     strategy, participants = experiment.strategy, experiment.participants
     server = strategy.begin()
-    strategy.begin_round(server)
+    strategy.load(server, trains=True)
     cohort = participants if trains_in_one_pass(experiment, len(participants)) else participants[:1]
     clients = [participant.client_id for participant in cohort]
     rows, mask = strategy.start(server, clients), strategy.mask(server, clients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,42 @@ def metrics_row(
     experiment: Experiment, server: ServerState, report: TrainingReport, metrics: dict[str, float],
     gap: float, seconds: float, bytes_up: int, bytes_down: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The row of ``metrics.jsonl`` for the round just completed; each ε is rounded up."""
-    epsilons = {name: ledger.epsilon() for name, ledger in experiment.ledgers.items()}
-    return {
+    """The row of ``metrics.jsonl`` for the round just completed; each ε is rounded up.
+
+    With secure noise it holds nothing that is a function of private data without noise: no loss, no norms, no realised
+    batch sizes; and at client level nothing that tells who was drawn, since the amplification needs that secret.
+    """
+    epsilons = {_client_name(experiment, name): ledger.epsilon() for name, ledger in experiment.ledgers.items()}
+    row = {
         "round": server.round,
         "seconds": round(seconds, 3),
         "metrics": metrics,
         "epsilon": rounded_up(max(epsilons.values())) if epsilons else None,
         "epsilon_per_client": {name: rounded_up(value) for name, value in epsilons.items()},
-        "bytes_up": bytes_up,
-        "bytes_down": bytes_down,
         "update_gap": gap,
+    }
+    privacy = experiment.config.privacy
+    is_secure = privacy.unit != "none" and privacy.noise == "secure"
+    if not (is_secure and privacy.unit == "client"):
+        row |= {"bytes_up": bytes_up, "bytes_down": bytes_down}
+        row |= {"rejected": report.rejected, "dropped": report.dropped}
+    if is_secure:
+        return row
+    return row | {
         "train_loss": _finite(report.loss),
         "median_norm": _finite(report.median_norm),
         "clipped": round(report.clipped, 4),
         "nonfinite": report.nonfinite,
-        "rejected": report.rejected,
-        "dropped": report.dropped,
         "padding": round(report.padding, 4),
         "samples": report.samples,
     }
+
+
+def _client_name(experiment: Experiment, ledger: str) -> str:
+    """What people call the holder of a ledger: a value of the clients' column where there is one."""
+    if experiment.config.clients.partition != "column" or not ledger.isdigit():
+        return ledger
+    return str(experiment.partition.names[int(ledger)])
 
 
 def privacy_statement(experiment: Experiment) -> PrivacyStatement:
@@ -50,26 +67,28 @@ def privacy_statement(experiment: Experiment) -> PrivacyStatement:
     privacy = experiment.config.privacy
     if not ledgers:
         return PrivacyStatement.not_private()
-    caveats = [
-        "Training loss, gradient norms and the table of who holds what are computed on private data, for the "
-        "simulation only."
-    ]
+    caveats = []
+    if privacy.noise == "seeded":
+        caveats.append(
+            "Training loss, gradient norms and the table of who holds what are computed on private data, for the "
+            "simulation only."
+        )
     return PrivacyStatement.from_ledgers(
         ledgers, noise=privacy.noise, max_grad_norm=privacy.max_grad_norm, clipping=privacy.clipping, caveats=caveats
     )
 
 
-def summary(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Last metrics and the costs of the whole run."""
+    last = replace(server, round=max(server.round - 1, 0))
     evaluated = [row for row in rows if row["metrics"]]
     return {
         "strategy": experiment.strategy.name,
         "rounds": len(rows),
         "metrics": evaluated[-1]["metrics"] if evaluated else {},
         "epsilon": rows[-1]["epsilon"] if rows else None,
-        "bytes_up_per_client_round": experiment.strategy.bytes_up(),
-        "bytes_up": sum(row["bytes_up"] for row in rows),
-        "bytes_down": sum(row["bytes_down"] for row in rows),
+        "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
+        **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down") if all(key in r for r in rows)},
         "trained_numbers": experiment.adapters.layout.size,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "seconds_per_round": round(sum(row["seconds"] for row in rows) / max(len(rows), 1), 3),
@@ -90,12 +109,15 @@ def open_folder(experiment: Experiment, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", to_yaml(experiment.config).encode())
     write_json(folder / "environment.json", environment(experiment))
-    write_json(folder / "partition.json", experiment.partition_table)
+    privacy, table = experiment.config.privacy, experiment.partition_table
+    if privacy.unit != "none" and privacy.noise == "secure":  # exact counts of classes are not covered by ε
+        table = [{"client": one["client"], "samples": one["samples"]} for one in table]
+    write_json(folder / "partition.json", table)
 
 
 def finish_folder(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> RunResult:
     """The adapter as it is saved, the privacy statement, and the summary."""
-    result = summary(experiment, rows)  # of what was trained and sent: what is saved may have another rank
+    result = summary(experiment, server, rows)  # of what was trained and sent: what is saved may have another rank
     experiment.strategy.export(server)
     save_bundle(
         folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names

@@ -10,29 +10,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..adapters import CheckpointError
 from ..config import Config
+from ..privacy.accounts import ACCOUNT
 from ..runs.data import evaluation_split
 from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..training.report import TrainingReport
-from .checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
-from .cohort import LocalWork, client_weights, draw_cohort, train_cohort
+from .accounts import open_run_accounts
+from .checkpoint import load_checkpoint, save_checkpoint
+from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
-from .strategies import ServerState
+from .strategies import Answers, ServerState
 
 
 @dataclass
 class Run:
-    """A run in progress: what it is made of, where it stands, its folder, and the rows of ``metrics.jsonl``."""
+    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, and the digest
+    of the frozen factors that it began with.
+    """
 
     experiment: Experiment
     server: ServerState
     folder: Path
     rows: list[dict[str, Any]]
+    frozen: str
 
     @classmethod
     def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
@@ -42,17 +48,16 @@ class Run:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
         config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
-        is_secure = config.privacy.noise == "secure"
+        frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
             load_checkpoint(
-                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level
-            )
-        if resume and is_secure:
-            resume_ledgers(folder / LEDGERS, experiment.ledgers)
+                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level,
+                frozen,
+            )  # fmt: skip
+        account = checkpoint.with_name(ACCOUNT)
+        open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
-        if is_secure:
-            experiment.on_charge(lambda ledgers: save_ledgers(folder / LEDGERS, ledgers))
-        return cls(experiment, server, folder, completed_rows(folder, server.round))
+        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen)
 
     def is_over(self) -> bool:
         """Whether all rounds are done, or no budget allows another (which it warns of)."""
@@ -66,7 +71,7 @@ class Run:
         write_rows(self.folder, self.rows)
         save_checkpoint(
             self.folder / CHECKPOINT, experiment.config, self.server, experiment.participants, experiment.ledgers,
-            experiment.client_level,
+            experiment.client_level, self.frozen,
         )  # fmt: skip
 
     def finish(self) -> RunResult:
@@ -125,67 +130,69 @@ def check_unused(folder: Path, resume: bool) -> None:
 
 @dataclass
 class OpenRound:
-    """A communication round whose clients have been drawn and sent their rows, before they train.
+    """A communication round whose clients have been drawn and sent what they start from.
 
     Attributes:
-        work: what they are to train. bytes_up, bytes_down: what travels.
+        cohort: who trains. rows: float32 ``[C,P]``, changed by training. bytes_up, bytes_down: what travels.
     """
 
-    work: LocalWork
+    cohort: Cohort
+    rows: Tensor
     bytes_up: int
     bytes_down: int
-
-    @classmethod
-    def begin(cls, experiment: Experiment, server: ServerState) -> OpenRound:
-        """Draws the cohort and brings the model to where the round starts."""
-        strategy = experiment.strategy
-        cohort = draw_cohort(experiment, server.round)
-        strategy.begin_round(server)
-        rows = strategy.start(server, cohort.ids)
-        down = strategy.bytes_down(server, cohort.ids)
-        up = sum(strategy.bytes_up(c) for c, arrives in zip(cohort.ids, cohort.arrives, strict=True) if arrives)
-        return cls(LocalWork(experiment, server, cohort, rows), up, down)
-
-    def end(self, report: TrainingReport, seconds: float) -> dict[str, Any]:
-        """Aggregates and evaluates; changes the server's state and returns the row of ``metrics.jsonl``.
-
-        Args:
-            report: of the cohort's training.
-            seconds: what the round took until now.
-        """
-        started = time.perf_counter()
-        experiment, server, cohort, rows = self.work.experiment, self.work.server, self.work.cohort, self.work.rows
-        config, strategy = experiment.config, experiment.strategy
-        finite = rows.isfinite().all(1).tolist()
-        kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
-        report.rejected = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
-        report.dropped = [cohort.ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
-        gap = 0.0
-        if kept or experiment.client_level is not None:
-            clients = [cohort.clients[i] for i in kept]
-            weights = client_weights(clients, config)
-            gap = strategy.aggregate(server, [p.client_id for p in clients], rows[kept], weights)
-        server.round += 1
-        metrics = {}
-        if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
-            metrics = evaluate_views(experiment, server)
-        seconds += time.perf_counter() - started
-        return metrics_row(experiment, server, report, metrics, gap, seconds, self.bytes_up, self.bytes_down)
 
 
 def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
     """One communication round; changes ``server`` and returns the row of ``metrics.jsonl``."""
     started = time.perf_counter()
-    opened = OpenRound.begin(experiment, server)
-    report = train_cohort(experiment, server, opened.work.cohort, opened.work.rows)
-    return opened.end(report, time.perf_counter() - started)
+    opened = open_round(experiment, server)
+    report = train_cohort(experiment, server, opened.cohort, opened.rows)
+    return close_round(experiment, server, opened, report, time.perf_counter() - started)
+
+
+def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
+    """Draws the cohort and brings the model to where the round starts."""
+    strategy, cohort = experiment.strategy, draw_cohort(experiment, server.round)
+    strategy.load(server, trains=True)
+    ids, wire = cohort.ids, strategy.wire
+    up = sum(wire.bytes_up(server, c) for c, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
+    return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
+
+
+def close_round(
+    experiment: Experiment, server: ServerState, opened: OpenRound, report: TrainingReport, seconds: float
+) -> dict[str, Any]:
+    """Aggregates and evaluates; changes ``server`` and returns the row of ``metrics.jsonl``.
+
+    Args:
+        report: of the cohort's training.
+        seconds: what the round took until now.
+    """
+    started = time.perf_counter()
+    config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
+    finite = opened.rows.isfinite().all(1).tolist()
+    kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
+    report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
+    report.dropped = [ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
+    gap = 0.0
+    if kept or experiment.client_level is not None:
+        weights = client_weights([cohort.clients[i] for i in kept], config)
+        answers = Answers([ids[i] for i in kept], opened.rows[kept], weights, experiment.mean)
+        gap = experiment.strategy.aggregate(server, answers)
+    server.round += 1
+    metrics = {}
+    if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
+        metrics = evaluate_views(experiment, server)
+    seconds += time.perf_counter() - started
+    return metrics_row(experiment, server, report, metrics, gap, seconds, opened.bytes_up, opened.bytes_down)
 
 
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
     found: list[dict[str, float]] = []
     config, split = experiment.config.data, evaluation_split(experiment.config, experiment.data)
-    for _ in experiment.strategy.views(server):
+    for row in experiment.strategy.views(server):
+        experiment.strategy.load(server, row)
         metrics = evaluate_examples(
             experiment.engine.model,
             experiment.evaluation,

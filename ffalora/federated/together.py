@@ -15,12 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..config import Config
 from ..runs.folder import RunResult
+from ..training.optim import Moments
+from ..training.report import TrainingReport
 from .checks import find_strategy
-from .cohort import train_cohorts
+from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .experiment import Experiment, build, make_participants
-from .simulate import OpenRound, Run, check_unused, run_round
+from .simulate import OpenRound, Run, check_unused, close_round, open_round, run_round
 
 #: Sections and keys that belong to a client's row.
 _OF_A_ROW = {"optimizer": {"lr"}, "privacy": {"max_grad_norm", "target_epsilon", "noise_multiplier"}}
@@ -31,12 +35,11 @@ def shared_setting(config: Config) -> str | None:
 
     These are methods whose rounds move nothing but the rows of ``b`` (or of a core): a trained ``a``, a base weight
     that the server adds to, or a factor that it replaces, would differ between the runs. Secure noise and client-level
-    privacy keep one ledger file a run; dropout masks depend on the whole batch.
+    privacy keep one ledger file a run.
     """
     strategy, privacy = find_strategy(config.federation.strategy), config.privacy
-    moves_rows_only = strategy.trained in ("b", "core") and not strategy.kept
     is_secure = privacy.unit != "none" and privacy.noise == "secure"
-    if not moves_rows_only or is_secure or privacy.unit == "client" or config.adapter.dropout:
+    if not strategy.moves_rows_only or is_secure or privacy.unit == "client":
         return None
     return json.dumps(config.model_dump(mode="json", exclude=_OF_A_ROW), sort_keys=True)
 
@@ -87,6 +90,7 @@ def simulate_together(
 
 def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
     """One run's view of what all share: its own configuration, and clients that carry its values."""
+    config = config.with_noise("seeded")
     participants = experiment.participants
     if number:  # the first run's are there already
         participants = make_participants(config, experiment.partition, experiment.train)
@@ -102,14 +106,41 @@ def _take_round(runs: Sequence[Run]) -> None:
         runs[0].complete_round(run_round(runs[0].experiment, runs[0].server))
         return
     started = time.perf_counter()
-    opened = [OpenRound.begin(run.experiment, run.server) for run in runs]
-    reports = train_cohorts([one.work for one in opened])
+    opened = [open_round(run.experiment, run.server) for run in runs]
+    reports = _train(runs, opened)
     seconds, rows = (time.perf_counter() - started) / len(runs), []
     for run, one, report in zip(runs, opened, reports, strict=True):
-        run.experiment.strategy.begin_round(run.server)  # the model is where the last of them began
-        rows.append(one.end(report, seconds))
+        rows.append(close_round(run.experiment, run.server, one, report, seconds))
     for run, row in zip(runs, rows, strict=True):  # at the end, close together: who is interrupted here falls behind
         run.complete_round(row)
+
+
+def _train(runs: Sequence[Run], opened: Sequence[OpenRound]) -> list[TrainingReport]:
+    """Local training of every run's rows, as those of one large cohort on the first run's engine."""
+    experiment, rows = runs[0].experiment, torch.cat([one.rows for one in opened])
+    cohorts, optimizer = [one.cohort for one in opened], experiment.config.optimizer
+    cohort = Cohort(
+        [client for each in cohorts for client in each.clients],
+        [steps for each in cohorts for steps in each.steps],
+        [arrives for each in cohorts for arrives in each.arrives],
+    )
+    moments = None
+    if optimizer.keep_moments:
+        own = [
+            kept_moments(run.experiment, run.server, one.cohort, one.rows)
+            for run, one in zip(runs, opened, strict=True)
+        ]
+        moments = Moments.stacked(own)
+    report = train_cohort(experiment, runs[0].server, cohort, rows, moments)
+    reports, begin = [], 0
+    for run, one in zip(runs, opened, strict=True):
+        end = begin + len(one.rows)
+        one.rows.copy_(rows[begin:end])
+        if moments is not None:
+            keep_moments(run.experiment, run.server, one.cohort, one.rows, moments.rows(torch.arange(begin, end)))
+        reports.append(report.part(begin, end))
+        begin = end
+    return reports
 
 
 def _names() -> str:

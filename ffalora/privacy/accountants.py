@@ -3,15 +3,19 @@
 ``noise_multiplier`` is the standard deviation of the noise on the *sum* of clipped gradients divided by the clipping
 norm C (or by C(1+η) where sums carry a round-off bound, see :mod:`ffalora.privacy.clipping`), as in Opacus.
 
+* ``pld``, the default: privacy-loss distributions, discretised pessimistically (Doroshenko et al., PETS 2022), from
+  dp-accounting.
 * ``rdp``: Rényi moments (Mironov 2017; Mironov, Talwar, Zhang 2019), Opacus's accountant with its default orders. An
   upper bound, 5 to 35% above the others in ordinary settings, more at small ε.
 * ``prv``: numerical composition (Gopi, Lee, Wutschitz, NeurIPS 2021), Opacus's accountant with an error of at most 0.01
   in ε, which is added to what it returns.
-* ``pld``: privacy-loss distributions, discretised pessimistically (Doroshenko et al., PETS 2022), from dp-accounting.
 
-Poisson sampling is counted under add/remove adjacency with amplification. Every other sampling is counted under
-replace-one adjacency: the sum then moves by up to 2C, so a step is a Gaussian mechanism of noise multiplier σ/2, and
-all steps are composed without amplification, whether or not a record took part in each of them.
+Poisson sampling is counted with amplification, under zero-out adjacency (a record is replaced by one that contributes
+nothing; the number of records is public) or, where that number is kept secret, under add/remove. Both have the same ε.
+Every other sampling is counted under replace-one adjacency: the sum then moves by up to 2C, so a step is a Gaussian
+mechanism of noise multiplier σ/2, and all steps are composed without amplification, whether or not a record took part
+in each of them. A zeroed record is one way to replace it, and one that is absent counts as zeroed, so histories of
+different kinds compose under zero-out.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .composition import Spent, compose
+from .composition import Gaussians, compose
+from .spent import SAMPLINGS, Spent, check_one_unit
 
 ACCOUNTANTS = ("rdp", "prv", "pld")
-SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
 _LARGEST_NOISE = 1e6
 
 
@@ -32,7 +36,7 @@ def epsilon(
     sample_rate: float,
     steps: int,
     delta: float,
-    accountant: str = "prv",
+    accountant: str = "pld",
     sampling: str = "poisson",
 ) -> float:
     """ε of ``steps`` equal steps.
@@ -43,36 +47,39 @@ def epsilon(
         steps: of all rounds together; 0 gives 0.
         delta: the δ of (ε, δ).
         accountant: 'rdp', 'prv' or 'pld'.
-        sampling: 'poisson' (add/remove adjacency), or 'shuffled', 'full', 'without-replacement' (replace-one,
-            sensitivity 2C).
+        sampling: 'poisson' (zero-out or add/remove adjacency), or 'shuffled', 'full', 'without-replacement'
+            (replace-one, sensitivity 2C).
 
     Raises:
         ValueError: a value out of range, or a setting which the accountant cannot compute (the message names another).
     """
-    return epsilon_of([Spent(noise_multiplier, sample_rate, steps)], delta, accountant, sampling)
+    return epsilon_of([Spent(noise_multiplier, sample_rate, steps, sampling)], delta, accountant)
 
 
-def epsilon_of(
-    history: Iterable[tuple[float, float, int]], delta: float, accountant: str = "prv", sampling: str = "poisson"
-) -> float:
-    """ε of a history of (noise multiplier, sample rate, steps), composed in any order. See :func:`epsilon`."""
+def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") -> float:
+    """ε of a history in which each part has a sampling of its own, composed in any order. See :func:`epsilon`.
+
+    Raises:
+        ValueError: also parts that protect different units, which do not compose.
+    """
     if accountant not in ACCOUNTANTS:
         raise ValueError(f"accountant must be one of {ACCOUNTANTS}, got {accountant!r}")
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {SAMPLINGS}, got {sampling!r}")
+    history = [Spent(*part) for part in history]
+    check_one_unit(history)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1 (smaller than 1/dataset size), got {delta}")
     entries: dict[tuple[float, float], int] = {}
-    for sigma, rate, steps in history:
-        _check_entry(sigma, rate, steps)
-        if steps and rate:
-            mechanism = (float(sigma), float(rate)) if sampling == "poisson" else (float(sigma) / 2, 1.0)
-            entries[mechanism] = entries.get(mechanism, 0) + int(steps)
+    for part in history:
+        _check_entry(part)
+        if part.steps and part.sample_rate:
+            sigma, rate = float(part.noise_multiplier), float(part.sample_rate)
+            mechanism = (sigma, rate) if part.sampling == "poisson" else (sigma / 2, 1.0)
+            entries[mechanism] = entries.get(mechanism, 0) + int(part.steps)
     if not entries:
         return 0.0
     if any(sigma == 0 for sigma, _ in entries):
         return math.inf
-    return compose(tuple(Spent(*key, steps) for key, steps in sorted(entries.items())), float(delta), accountant)
+    return compose(tuple(Gaussians(*key, steps) for key, steps in sorted(entries.items())), float(delta), accountant)
 
 
 @lru_cache(maxsize=256)
@@ -81,11 +88,13 @@ def noise_multiplier_for(
     target_delta: float,
     sample_rate: float,
     steps: int,
-    accountant: str = "prv",
+    accountant: str = "pld",
     sampling: str = "poisson",
     tolerance: float = 1e-3,
+    prior: tuple[Spent, ...] = (),
 ) -> float:
-    """The smallest noise multiplier found whose ε over all ``steps`` does not exceed ``target_epsilon``.
+    """The smallest noise multiplier found whose ε over all ``steps``, after those of ``prior``, does not exceed
+    ``target_epsilon``.
 
     The ε that it spends lies in ``[target·(1 - tolerance), target]``: never above. ``steps`` are all that may be taken
     in all rounds together; calibrating one round at a time spends the target once a round.
@@ -103,9 +112,16 @@ def noise_multiplier_for(
         raise ValueError(f"sample_rate must lie in (0, 1] to calibrate noise, got {sample_rate}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1 (relative to target_epsilon), got {tolerance}")
+    before = epsilon_of(prior, target_delta, accountant)
+    if before * (1 + tolerance) >= target_epsilon:
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g} is spent: earlier runs on this data (prior) have spent {before:.4g} at "
+            f"delta={target_delta:g}; raise the target, or train on other data"
+        )
 
     def excess(sigma: float) -> float:
-        spent = epsilon(sigma, sample_rate, steps, target_delta, accountant, sampling)
+        this_run = Spent(sigma, sample_rate, steps, sampling)
+        spent = epsilon_of([*prior, this_run], target_delta, accountant)
         return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
     low = high = 1.0
@@ -146,15 +162,15 @@ def affordable_steps(
     noise_multiplier: float,
     sample_rate: float,
     at_most: int,
-    accountant: str = "prv",
+    accountant: str = "pld",
     sampling: str = "poisson",
     prior: tuple[Spent, ...] = (),
 ) -> int:
     """The largest number of steps up to ``at_most`` that, after those of ``prior``, keeps ε within the target."""
 
     def within(steps: int) -> bool:
-        history = [*prior, Spent(noise_multiplier, sample_rate, steps)]
-        return epsilon_of(history, delta, accountant, sampling) <= target_epsilon
+        history = [*prior, Spent(noise_multiplier, sample_rate, steps, sampling)]
+        return epsilon_of(history, delta, accountant) <= target_epsilon
 
     if within(at_most):
         return at_most
@@ -165,7 +181,10 @@ def affordable_steps(
     return enough
 
 
-def _check_entry(sigma: float, rate: float, steps: int) -> None:
+def _check_entry(part: Spent) -> None:
+    sigma, rate, steps = part.noise_multiplier, part.sample_rate, part.steps
+    if part.sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {SAMPLINGS}, got {part.sampling!r}")
     if not (sigma >= 0 and math.isfinite(sigma)):
         raise ValueError(f"noise_multiplier must be finite and not negative, got {sigma}")
     if not 0 <= rate <= 1:

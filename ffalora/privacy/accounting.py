@@ -2,12 +2,12 @@
 
 A ledger belongs to the data, not to a round or a run. The steps it allows are those of all rounds together; a step is
 charged when it is taken, also when the client then drops out, and also when its draw was empty. Client-level privacy
-has one ledger for the whole population (``unit='client'``), charged every round.
+has one ledger for the whole population (``unit='client'``), charged every round. What other runs spend on the same
+records is looked up in the data set's ledger (:mod:`ffalora.privacy.data_ledger`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.names import PRIVACY_NAMES, takes_names
-from ..files.atomic import write_atomically
-from .accountants import ACCOUNTANTS, SAMPLINGS, Spent, affordable_steps, epsilon_of
+from .accountants import ACCOUNTANTS, affordable_steps, epsilon_of
+from .sealed import write_sealed
+from .spent import SAMPLINGS, UNITS, Spent, check_one_unit, joint_adjacency, spent_from
 
-UNITS = ("sample", "client")
-_FORMAT = 1
+_FORMAT = 2
 _WHOLE_LIMIT = 2**32
 
 
@@ -39,18 +39,25 @@ class PrivacyLedger:
 
     Attributes:
         client_id: persistent id of the client; any one number for the population's ledger of ``unit='client'``.
-        dataset_size: number of privacy units (samples, or clients of the population).
+        dataset_size: number of privacy units (samples, or clients of the population); a public bound on it where the
+            number itself is secret.
         sample_rate: q, probability of drawing each unit in a step.
         noise_multiplier: σ, standard deviation of the noise on the sum over its sensitivity bound C(1+η).
-        delta: δ; ``target_delta`` is another name of it.
+        delta: δ, at most one over ``dataset_size``; ``target_delta`` is another name of it.
         max_steps: the most steps that may be taken in all rounds together.
         target_epsilon: if given, steps that would spend more are refused even below ``max_steps``.
-        accountant: 'rdp', 'prv' or 'pld': decides what the target allows and what :meth:`epsilon` answers by default.
+        accountant: 'pld', 'prv' or 'rdp': decides what the target allows and what :meth:`epsilon` answers by default.
         sampling: 'poisson', or one of the kinds that get no amplification (see ``accountants``).
         unit: 'sample' or 'client'.
         fingerprint: identifies the data beyond its size (a digest, a path's name; may be empty); must agree on resume.
-        prior: what earlier runs have spent on the same data; part of every ε.
+        prior: what earlier runs have spent on the same data; part of every ε and of what the target allows.
         steps_taken: charged so far.
+        size_is_public: whether the number of units is; decides between zero-out and add/remove adjacency.
+        label: what people call the client; may be empty.
+        others: what runs of other folders have spent on the same records, by the data set's ledger, which keeps this
+            up to date; part of every ε, not of what the target allows (the data set's own budget limits it).
+        allowance: the most steps that the data set's budget leaves to this run; None where there is no budget.
+        steps_written: how many of the steps taken are in the ledger's file (:mod:`ffalora.privacy.ledger_files`).
     """
 
     client_id: int
@@ -60,16 +67,21 @@ class PrivacyLedger:
     delta: float
     max_steps: int
     target_epsilon: float | None = None
-    accountant: str = "prv"
+    accountant: str = "pld"
     sampling: str = "poisson"
     unit: str = "sample"
     fingerprint: str = ""
     prior: tuple[Spent, ...] = ()
     steps_taken: int = 0
+    size_is_public: bool = True
+    label: str = ""
+    others: tuple[Spent, ...] = field(default=(), init=False, repr=False, compare=False)
+    allowance: int | None = field(default=None, init=False, repr=False, compare=False)
+    steps_written: int = field(default=0, init=False, repr=False, compare=False)
     _allowed: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.prior = tuple(Spent(float(s), float(q), index(n)) for s, q, n in self.prior)
+        self.prior = tuple(Spent(*part) for part in self.prior)
         for whole in ("client_id", "dataset_size", "max_steps", "steps_taken"):
             setattr(self, whole, index(getattr(self, whole)))
             if not 0 <= getattr(self, whole) < _WHOLE_LIMIT:
@@ -89,8 +101,25 @@ class PrivacyLedger:
             raise ValueError(
                 f"{self.name}: noise_multiplier must be finite and not negative, got {self.noise_multiplier}"
             )
+        self._check_promise()
+        if self.steps_taken > self.max_steps:
+            raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
+
+    def _check_promise(self) -> None:
+        """δ, the target, and what earlier runs spent must make sense together."""
         if not 0 < self.delta < 1:
             raise ValueError(f"{self.name}: delta must lie between 0 and 1, got {self.delta}")
+        if self.delta * self.dataset_size > 1:
+            raise ValueError(
+                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.unit}s, so "
+                "a mechanism that publishes one of them outright would meet it; take "
+                f"delta={0.1 / self.dataset_size:.2g} or less"
+            )
+        if not self.size_is_public and self.sampling != "poisson":
+            raise ValueError(
+                f"{self.name}: sampling={self.sampling!r} draws batches whose sizes show how many {self.unit}s there "
+                "are; a size that is secret needs sampling='poisson'"
+            )
         if self.target_epsilon is not None:
             if not self.target_epsilon > 0:
                 raise ValueError(f"{self.name}: target_epsilon must be positive, got {self.target_epsilon}")
@@ -99,18 +128,36 @@ class PrivacyLedger:
                     f"{self.name}: noise_multiplier=0 spends infinite ε and cannot meet "
                     f"target_epsilon={self.target_epsilon}; calibrate the noise, or drop the target"
                 )
-        if self.steps_taken > self.max_steps:
-            raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
+        try:
+            check_one_unit((*self.prior, self.steps(1)))
+        except ValueError as error:
+            raise LedgerMismatch(f"{self.name}: prior: {error}") from None
 
     @property
     def name(self) -> str:
         """Who is named in errors."""
-        return f"client {self.client_id}" if self.unit == "sample" else "the population of clients"
+        return (self.label or f"client {self.client_id}") if self.unit == "sample" else "the population of clients"
 
     @property
     def adjacency(self) -> str:
-        """Which data sets are neighbours: 'add/remove one UNIT' under Poisson sampling, else 'replace one UNIT'."""
-        return f"{'add/remove' if self.sampling == 'poisson' else 'replace'} one {self.unit}"
+        """Which data sets are neighbours, for all that the ε is about: this ledger's steps and those of earlier and
+        other runs (see ``accountants``).
+        """
+        return f"{joint_adjacency((*self.prior, *self.others, self.steps(1)))} one {self.unit}"
+
+    @property
+    def expected_batch(self) -> float:
+        """The divisor of noisy sums: a constant of the ledger, never the size of what was drawn."""
+        return self.sample_rate * self.dataset_size
+
+    def covers(self, size: int) -> bool:
+        """Whether the ledger is for ``size`` units: for that many, or for a bound that they do not exceed."""
+        return size == self.dataset_size if self.size_is_public else size <= self.dataset_size
+
+    def steps(self, count: int) -> Spent:
+        """``count`` of this ledger's steps, as others write them down."""
+        kind = "replace" if self.sampling != "poisson" else "zero-out" if self.size_is_public else "add/remove"
+        return Spent(self.noise_multiplier, self.sample_rate, count, self.sampling, self.unit, kind)
 
     @property
     def steps_allowed(self) -> int:
@@ -127,12 +174,13 @@ class PrivacyLedger:
     @property
     def steps_left(self) -> int:
         """Steps that may still be charged."""
-        return max(0, self.steps_allowed - self.steps_taken)
+        allowed = self.steps_allowed if self.allowance is None else min(self.steps_allowed, self.allowance)
+        return max(0, allowed - self.steps_taken)
 
     @property
     def history(self) -> tuple[Spent, ...]:
-        """Everything spent on this data: ``prior`` and this run's steps."""
-        return (*self.prior, Spent(self.noise_multiplier, self.sample_rate, self.steps_taken))
+        """Everything spent on this data: earlier runs, other runs, and this run's steps."""
+        return (*self.prior, *self.others, self.steps(self.steps_taken))
 
     def charge(self, steps: int = 1) -> None:
         """Counts ``steps`` steps, before their noisy result is used.
@@ -148,6 +196,11 @@ class PrivacyLedger:
                 raise PrivacyBudgetSpent(
                     spent + f"max_steps={self.max_steps} were calibrated for; a longer run needs more from the start"
                 )
+            if self.steps_taken + steps <= self.steps_allowed:
+                raise PrivacyBudgetSpent(
+                    spent + f"the budget of its data set allows {self.allowance} after what other runs spent on the "
+                    "same records; see ffalora epsilon --ledger"
+                )
             raise PrivacyBudgetSpent(
                 spent + f"target_epsilon={self.target_epsilon} allows {self.steps_allowed} at noise_multiplier="
                 f"{self.noise_multiplier:.4g}; raise the noise or the target for a new run"
@@ -155,16 +208,16 @@ class PrivacyLedger:
         self.steps_taken += steps
 
     def epsilon(self, accountant: str | None = None) -> float:
-        """ε spent so far, prior runs included, at this ledger's δ."""
-        return epsilon_of(self.history, self.delta, accountant or self.accountant, self.sampling)
+        """ε spent so far, earlier and other runs included, at this ledger's δ."""
+        return epsilon_of(self.history, self.delta, accountant or self.accountant)
 
     def final_epsilon(self, accountant: str | None = None) -> float:
         """ε once every allowed step is taken."""
-        history = (*self.prior, Spent(self.noise_multiplier, self.sample_rate, self.steps_allowed))
-        return epsilon_of(history, self.delta, accountant or self.accountant, self.sampling)
+        history = (*self.prior, *self.others, self.steps(self.steps_allowed))
+        return epsilon_of(history, self.delta, accountant or self.accountant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain JSON values."""
+        """Everything but ``others``, as plain JSON values."""
         state = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return {"format": _FORMAT, **state, "prior": [list(p) for p in self.prior]}
 
@@ -187,7 +240,7 @@ class PrivacyLedger:
             if not _fits(given[name], kind):
                 raise LedgerMismatch(f"privacy ledger: {name} must be {kind}, got {given[name]!r}")
         try:
-            return cls(**given)
+            return cls(**given | {"prior": tuple(map(spent_from, given["prior"]))})
         except (ValueError, TypeError) as error:
             raise LedgerMismatch(f"privacy ledger cannot be used: {error}") from error
 
@@ -222,19 +275,18 @@ class PrivacyLedger:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the ledger as JSON, whole or not at all, and durably: on return it survives a power cut."""
-        write_atomically(Path(path), json.dumps(self.state_dict(), indent=1).encode())
+        write_sealed(Path(path), self.state_dict())
 
 
 def _fits(value: Any, kind: str) -> bool:
     if value is None:
         return "None" in kind
     if kind.startswith("tuple"):
-        return isinstance(value, list | tuple) and all(
-            isinstance(p, list | tuple) and len(p) == 3 and all(_fits(v, "float") for v in p) and _fits(p[2], "int")
-            for p in value
-        )
+        return isinstance(value, list | tuple)
     if kind.startswith("str"):
         return isinstance(value, str)
+    if kind.startswith("bool"):
+        return isinstance(value, bool)
     if kind.startswith("int"):
         return isinstance(value, int) and not isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -22,6 +22,7 @@ from .accounting import PrivacyLedger
 from .clipping import AdaptiveQuantileClipping, sensitivity
 from .noise import NoiseSource, SeededNoise
 from .sampling import Draw, SeededDraw, fixed_size_draw
+from .spent import Spent
 
 #: The server's id where it samples and draws noise; clients have smaller ones.
 SERVER_ID = 2**32 - 1
@@ -225,20 +226,21 @@ def population_ledger(
     delta: float,
     rounds: int,
     target_epsilon: float | None = None,
-    accountant: str = "prv",
+    accountant: str = "pld",
     sampling: str = "poisson",
     fingerprint: str = "",
+    prior: tuple[Spent, ...] = (),
 ) -> PrivacyLedger:
     """The one ledger of client-level privacy: each of its steps is a round.
 
     Args:
         clients: their number.
         participation: probability with which each client is drawn in a round.
-        noise_multiplier, delta, target_epsilon, accountant, sampling, fingerprint: as in :class:`PrivacyLedger`.
+        noise_multiplier, delta, target_epsilon, accountant, sampling, fingerprint, prior: as in :class:`PrivacyLedger`.
         rounds: the most rounds there will ever be.
     """
     return PrivacyLedger(
         client_id=SERVER_ID, dataset_size=clients, sample_rate=participation, noise_multiplier=noise_multiplier,
         delta=delta, max_steps=rounds, target_epsilon=target_epsilon, accountant=accountant, sampling=sampling,
-        unit="client", fingerprint=fingerprint,
+        unit="client", fingerprint=fingerprint, prior=prior,
     )  # fmt: skip

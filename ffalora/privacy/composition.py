@@ -21,8 +21,8 @@ LARGEST_NUMERICAL_EPSILON = 300.0
 _PLD_COARSE_STEPS, _PLD_COARSE_INTERVAL, _PLD_FINE_INTERVAL = 500, 1e-3, 1e-4
 
 
-class Spent(NamedTuple):
-    """A number of equal steps: ``noise_multiplier`` σ, ``sample_rate`` q, and how many."""
+class Gaussians(NamedTuple):
+    """Equal Poisson-subsampled Gaussian steps of sensitivity 1: ``noise_multiplier`` σ, ``sample_rate`` q, how many."""
 
     noise_multiplier: float
     sample_rate: float
@@ -30,7 +30,7 @@ class Spent(NamedTuple):
 
 
 @lru_cache(maxsize=65536)
-def compose(history: tuple[Spent, ...], delta: float, accountant: str) -> float:
+def compose(history: tuple[Gaussians, ...], delta: float, accountant: str) -> float:
     """ε at ``delta`` of Poisson-subsampled Gaussian steps of sensitivity 1 (add/remove), all σ and q positive.
 
     Raises:
@@ -51,7 +51,7 @@ def compose(history: tuple[Spent, ...], delta: float, accountant: str) -> float:
     return max(0.0, float(spent))
 
 
-def _rdp(history: tuple[Spent, ...], delta: float) -> float:
+def _rdp(history: tuple[Gaussians, ...], delta: float) -> float:
     """Opacus's Rényi accountant."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import get_privacy_spent
@@ -70,7 +70,7 @@ def _moments(sigma: float, rate: float) -> np.ndarray:
     return np.asarray(compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders))
 
 
-def _prv(history: tuple[Spent, ...], delta: float) -> float:
+def _prv(history: tuple[Gaussians, ...], delta: float) -> float:
     """Opacus's numerical composition, on the domain and mesh that bound its error (Gopi et al. 2021, remark 5.6)."""
     from opacus.accountants.analysis import prv
 
@@ -78,7 +78,7 @@ def _prv(history: tuple[Spent, ...], delta: float) -> float:
     steps = sum(h.steps for h in history)
     reach = max(
         _rdp(history, delta_error / 4),
-        *(_rdp((Spent(h.noise_multiplier, h.sample_rate, 1),), delta_error / (8 * steps)) for h in history),
+        *(_rdp((Gaussians(h.noise_multiplier, h.sample_rate, 1),), delta_error / (8 * steps)) for h in history),
         PRV_ERROR,
     )
     mesh = PRV_ERROR / math.sqrt(steps * math.log(12 / delta_error) / 2)
@@ -91,7 +91,7 @@ def _prv(history: tuple[Spent, ...], delta: float) -> float:
     return total.compute_epsilon(delta, delta_error, PRV_ERROR)[2]
 
 
-def _pld(history: tuple[Spent, ...], delta: float) -> float:
+def _pld(history: tuple[Gaussians, ...], delta: float) -> float:
     """dp-accounting's privacy-loss distributions, rounded pessimistically."""
     few = sum(h.steps for h in history) <= _PLD_COARSE_STEPS
     interval = _PLD_COARSE_INTERVAL if few else _PLD_FINE_INTERVAL

@@ -8,15 +8,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..files.numbers import plain, rounded_up
+from .accountants import epsilon_of
 from .accounting import PrivacyLedger
+from .spent import Spent
 
 NOISE_MODES = ("seeded", "secure")
 PUBLIC = (
-    "the number of records of each client and the sampling rate",
-    "the expected batch size by which noisy sums are divided",
-    "aggregation weights where they depend on the number of records",
+    "the sampling rate, and the expected batch size by which noisy sums are divided",
     "the model, the frozen factor, the configuration and the number of rounds and steps",
 )
+_PUBLIC_SIZE = (
+    "the number of records of each client, on which rate and noise depend",
+    "aggregation weights where they depend on the number of records",
+)
+_SECRET_SIZE = ("a bound on the number of records, on which rate and noise depend; the number itself stays secret",)
+_ADJACENCIES = {
+    "zero-out": "{} (its contribution becomes zero; how many there are is public)",
+    "add/remove": "{} (it is there or not; how many there are stays secret)",
+    "replace": "{} by another",
+}
 _MECHANISMS = {
     "sample": "DP-SGD: per-sample gradients clipped, summed, Gaussian noise, divided by the expected batch",
     "client": "DP-FedAvg: clients' updates clipped, summed, noised at the server, divided by the expected cohort",
@@ -25,24 +35,34 @@ _MECHANISMS = {
 
 @dataclass(frozen=True)
 class ClientPrivacy:
-    """One ledger's line. ``epsilon`` is spent so far, ``final_epsilon`` when every allowed step is taken."""
+    """One ledger's line. ``epsilon`` is spent so far, earlier and other runs on its records included,
+    ``own_epsilon`` by this run alone, ``final_epsilon`` when every allowed step is taken. ``history`` is what
+    ``epsilon`` was computed from. ``dataset_size`` is a public bound where the size is secret.
+    """
 
     client_id: int
+    name: str
     dataset_size: int
     sample_rate: float
     noise_multiplier: float
     steps_taken: int
     max_steps: int
     epsilon: float
+    own_epsilon: float
     final_epsilon: float
     target_epsilon: float | None
+    history: tuple[Spent, ...]
 
 
 @dataclass(frozen=True)
 class PrivacyStatement:
-    """Unit, adjacency, sampling, mechanism, accountant, δ, ε of each client and the largest, and what ε leaves out."""
+    """Unit, adjacency, sampling, mechanism, accountant, δ, ε of each client and the largest, and what ε leaves out.
+
+    ``simulation`` is true where the noise came from a seed: then ε is what secure noise would have spent.
+    """
 
     private: bool
+    simulation: bool
     unit: str
     adjacency: str
     sampling: str
@@ -65,7 +85,7 @@ class PrivacyStatement:
         if not self.private:
             return "\n".join(["This run is NOT private: ε is infinite.", *(f"  - {c}" for c in self.caveats)]) + "\n"
         lines = [
-            f"Privacy of this run: ε = {rounded_up(self.max_epsilon):.4g} at most, at δ = {self.delta:g}",
+            self._headline(),
             f"  unit        {self.unit}",
             f"  adjacency   {self.adjacency}",
             f"  sampling    {self.sampling}",
@@ -74,19 +94,31 @@ class PrivacyStatement:
             f"  noise       {self.noise}",
             f"  accountant  {self.accountant}",
             "",
-            "  client    records  sample rate        σ    steps taken / allowed    ε spent    ε when done    target",
         ]
+        width = max(6, *(len(c.name) for c in self.clients))
+        lines.append(
+            f"  {'client':<{width}}    records  sample rate        σ    steps taken / allowed    ε of this run"
+            "    ε spent    ε when done    target"
+        )
         for c in self.clients:
             target = "-" if c.target_epsilon is None else f"{c.target_epsilon:.4g}"
             steps = f"{c.steps_taken} / {c.max_steps}"
-            spent, final = rounded_up(c.epsilon), rounded_up(c.final_epsilon)
+            own, spent, final = rounded_up(c.own_epsilon), rounded_up(c.epsilon), rounded_up(c.final_epsilon)
             lines.append(
-                f"  {c.client_id:>6} {c.dataset_size:>10}  {c.sample_rate:>11.5f}  {c.noise_multiplier:>7.4f}"
-                f"    {steps:>21}    {spent:>7.4g}    {final:>11.4g}    {target:>6}"
+                f"  {c.name:<{width}} {c.dataset_size:>10}  {c.sample_rate:>11.5f}  {c.noise_multiplier:>7.4f}"
+                f"    {steps:>21}    {own:>13.4g}    {spent:>7.4g}    {final:>11.4g}    {target:>6}"
             )
         lines += ["", "  Treated as public:", *(f"  - {p}" for p in self.public)]
         lines += ["  Not covered:", *(f"  - {c}" for c in self.caveats)]
         return "\n".join(lines) + "\n"
+
+    def _headline(self) -> str:
+        most = f"ε = {rounded_up(self.max_epsilon):.4g} at most, at δ = {self.delta:g}"
+        if self.simulation:
+            return (
+                f"SIMULATION, nothing is protected: the noise comes from a seed. With secure noise it would be {most}"
+            )
+        return f"Privacy of this run: {most}, over all clients and rounds"
 
     @classmethod
     def from_ledgers(
@@ -118,30 +150,18 @@ class PrivacyStatement:
             raise ValueError(
                 "ledgers is empty: a private run has one for each client; use PrivacyStatement.not_private()"
             )
-        for term in ("unit", "sampling", "delta", "accountant"):
+        for term in ("unit", "sampling", "delta", "accountant", "size_is_public"):
             values = {getattr(ledger, term) for ledger in ledgers}
             if len(values) > 1 and not (term == "accountant" and accountant):
                 raise ValueError(f"ledgers differ in {term}: {sorted(values)}; write one statement for each")
         first = ledgers[0]
-        clients = tuple(
-            ClientPrivacy(
-                client_id=ledger.client_id,
-                dataset_size=ledger.dataset_size,
-                sample_rate=ledger.sample_rate,
-                noise_multiplier=ledger.noise_multiplier,
-                steps_taken=ledger.steps_taken,
-                max_steps=ledger.steps_allowed,
-                epsilon=ledger.epsilon(accountant),
-                final_epsilon=ledger.final_epsilon(accountant),
-                target_epsilon=ledger.target_epsilon,
-            )
-            for ledger in ledgers
-        )
+        clients = tuple(_line(ledger, accountant) for ledger in ledgers)
         max_epsilon = max(c.epsilon for c in clients)
         return cls(
             private=math.isfinite(max_epsilon),
+            simulation=noise == "seeded",
             unit=first.unit,
-            adjacency=first.adjacency,
+            adjacency=_describe_adjacency(ledgers),
             sampling=_describe_sampling(first.sampling),
             mechanism=_MECHANISMS[first.unit],
             accountant=accountant or first.accountant,
@@ -150,7 +170,7 @@ class PrivacyStatement:
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
             clients=clients,
             max_epsilon=max_epsilon,
-            public=(*PUBLIC, *public),
+            public=(*(_PUBLIC_SIZE if first.size_is_public else _SECRET_SIZE), *PUBLIC, *public),
             caveats=(*_caveats(ledgers, noise), *caveats),
         )
 
@@ -159,9 +179,34 @@ class PrivacyStatement:
         """The statement of a run without privacy: it says so."""
         said = ("No noise was added to what clients send: their updates can reveal their records.", *caveats)
         return cls(
-            private=False, unit="none", adjacency="none", sampling="none", mechanism="none", accountant="none",
-            delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(), caveats=said,
+            private=False, simulation=False, unit="none", adjacency="none", sampling="none", mechanism="none",
+            accountant="none", delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(),
+            caveats=said,
         )  # fmt: skip
+
+
+def _line(ledger: PrivacyLedger, accountant: str | None) -> ClientPrivacy:
+    own = [ledger.steps(ledger.steps_taken)]
+    return ClientPrivacy(
+        client_id=ledger.client_id,
+        name=ledger.label or (str(ledger.client_id) if ledger.unit == "sample" else "population"),
+        dataset_size=ledger.dataset_size,
+        sample_rate=ledger.sample_rate,
+        noise_multiplier=ledger.noise_multiplier,
+        steps_taken=ledger.steps_taken,
+        max_steps=ledger.steps_allowed,
+        epsilon=ledger.epsilon(accountant),
+        own_epsilon=epsilon_of(own, ledger.delta, accountant or ledger.accountant),
+        final_epsilon=ledger.final_epsilon(accountant),
+        target_epsilon=ledger.target_epsilon,
+        history=ledger.history,
+    )
+
+
+def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:
+    kinds = sorted({ledger.adjacency for ledger in ledgers})
+    kind = kinds[0].partition(" ")[0] if len(kinds) == 1 else "zero-out"
+    return _ADJACENCIES[kind].format(f"{kind} one {ledgers[0].unit}")
 
 
 def _describe_sampling(sampling: str) -> str:
@@ -178,7 +223,7 @@ def _describe_noise(noise: str) -> str:
 
 def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
     said = [
-        "ε excludes the choice of hyper-parameters; tuning on the same private data spends more.",
+        "ε excludes runs that no ledger of this data knows of: also those that chose hyper-parameters.",
         "Metrics computed on private data (losses, accuracies, norms, realised batch sizes) are not covered by ε.",
         "A client that drops out has spent the steps it took; no credit is taken for the sampling of clients."
         if ledgers[0].unit == "sample"
@@ -190,6 +235,14 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
         said.append(
             "The noise comes from a seed: who has the seed or the run folder can subtract it, and nothing is protected."
         )
-    if any(ledger.prior for ledger in ledgers):
-        said.append("ε includes what earlier runs spent on the same data.")
+    if any(ledger.prior or ledger.others for ledger in ledgers):
+        said.append("ε includes what other runs spent on the same records, as far as their ledgers say.")
+    large = [ledger for ledger in ledgers if 10 * ledger.delta * ledger.dataset_size > 1]
+    if large:
+        most = max(large, key=lambda ledger: ledger.dataset_size)
+        said.append(
+            f"δ = {most.delta:g} is large for {most.dataset_size} {most.unit}s: a mechanism that publishes each "
+            f"outright with probability δ would meet it, and expose {most.delta * most.dataset_size:.2g} of them on "
+            f"average. Take δ below {0.1 / most.dataset_size:.2g}."
+        )
     return tuple(said)

@@ -123,10 +123,16 @@ def describe_run(config: dict[str, Any]) -> str:
             asked + f"Gradients are clipped to {privacy['max_grad_norm']:g} and no noise is added: nothing is private."
         )
     budget = f"at most ε = {target:g}" if target is not None else f"noise multiplier {sigma:g}"
+    terms = (
+        f"{budget} at δ = {privacy['delta']:g} for all rounds together, clipping norm {privacy['max_grad_norm']:g}, "
+        f"{privacy['accountant'].upper()} accountant."
+    )
+    unit = f"every {privacy['unit']} of every client"
+    if privacy["noise"] == "secure":
+        return asked + f"{unit.capitalize()} is protected: {terms}"
     return asked + (
-        f"Every {privacy['unit']} of every client is protected: {budget} at δ = {privacy['delta']:g} "
-        "for all rounds together, "
-        f"clipping norm {privacy['max_grad_norm']:g}, {privacy['accountant'].upper()} accountant."
+        "A simulation, in which nothing is protected: its noise comes from a seed, and who has the seed or the run "
+        f"folder can subtract it. With secure noise (privacy.noise: secure) {unit} would be protected: {terms}"
     )
 
 

@@ -105,8 +105,11 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
     return Plot("epsilon", "ε spent by round", figure)
 
 
-def _traffic_plot(runs: Sequence[Run]) -> Plot:
-    groups = by_label(runs)
+def _traffic_plot(runs: Sequence[Run]) -> Plot | None:
+    """Bytes of each method whose rows hold them: where they would tell which clients were drawn, they do not."""
+    groups = {label: group for label, group in by_label(runs).items() if "bytes_up" in group[0].rounds[0]}
+    if not groups:
+        return None
     figure, axes = _axes("MB sent in the whole run, all clients", "", height=1.3 + 0.42 * len(groups))
     left = [0.0] * len(groups)
     for colour, key, name in (
@@ -122,18 +125,24 @@ def _traffic_plot(runs: Sequence[Run]) -> Plot:
 
 
 def _partition_plots(runs: Sequence[Run]) -> list[Plot]:
-    """Who holds what, once for each way of splitting that occurs (seeds change which samples, hardly how many)."""
+    """Who holds what, once for each way of splitting that occurs (seeds change which samples, hardly how many).
+
+    These are exact counts of the clients' data: where noise protects that data they are not drawn, and where it
+    simulates protection the title says what they are.
+    """
     plots: list[Plot] = []
     seen: list[dict] = []
     for label, group in by_label(runs).items():
         split = {"clients": group[0].config["clients"], "data": group[0].config["data"]}
-        if group[0].partition and split not in seen:
+        privacy = group[0].config["privacy"]
+        is_private = privacy["unit"] != "none"
+        if group[0].partition and split not in seen and not (is_private and privacy["noise"] == "secure"):
             seen.append(split)
-            plots.append(_partition_plot(group[0].partition, label, number_of=len(seen)))
+            plots.append(_partition_plot(group[0].partition, label, len(seen), is_private))
     return plots
 
 
-def _partition_plot(partition: list[dict], label: str, number_of: int) -> Plot:
+def _partition_plot(partition: list[dict], label: str, number_of: int, is_private: bool) -> Plot:
     shown = partition[:40]
     classes = list(dict.fromkeys(name for client in shown for name in client["classes"]))
     figure, axes = _axes("samples", "", height=min(7.0, 1.3 + 0.3 * len(shown)))
@@ -147,7 +156,9 @@ def _partition_plot(partition: list[dict], label: str, number_of: int) -> Plot:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(classes)))
     which = "" if number_of == 1 else f" ({label})"
     more = f", first {len(shown)} of {len(partition)} clients" if len(shown) < len(partition) else ""
-    return Plot(f"partition-{number_of}" if number_of > 1 else "partition", f"Who holds what{which}{more}", figure)
+    exact = "; exact counts of the clients' data, for a simulation only" if is_private else ""
+    name = f"partition-{number_of}" if number_of > 1 else "partition"
+    return Plot(name, f"Who holds what{which}{more}{exact}", figure)
 
 
 def _axes(x: str, y: str, height: float = _SIZE[1]) -> tuple[Figure, Axes]:

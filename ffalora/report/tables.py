@@ -50,8 +50,8 @@ def result_table(runs: Sequence[Run]) -> Table:
                 name,
                 *values,
                 epsilon_text(largest_epsilon(group)),
-                bytes_text(_mean(row["bytes_up"] for run in group for row in run.rounds)),
-                bytes_text(_mean(row["bytes_down"] for run in group for row in run.rounds)),
+                _traffic_text(group, "bytes_up"),
+                _traffic_text(group, "bytes_down"),
                 f"{_mean(sum(row['seconds'] for row in run.rounds) for run in group):.0f}",
                 str(len(group)),
             )
@@ -121,6 +121,12 @@ def epsilon_text(value: float | None) -> str:
     if value is None:
         return "not private"
     return "∞" if math.isinf(value) else str(Decimal(repr(value)).quantize(Decimal("0.01"), ROUND_CEILING))
+
+
+def _traffic_text(runs: Sequence[Run], key: str) -> str:
+    """Mean bytes of a round; a dash where they are kept secret (they would tell who was drawn)."""
+    sent = [row[key] for run in runs for row in run.rounds if key in row]
+    return bytes_text(statistics.fmean(sent)) if sent else "–"
 
 
 def bytes_text(count: float) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -20,7 +19,6 @@ from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
 from ..data.examples import Ragged, TokenizedDataset
-from ..data.load import LoadedData
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
 from ..files.atomic import write_atomically
@@ -29,6 +27,10 @@ from .data import evaluation_split, load_run_data, prepare_split
 from .evaluation import evaluate_answers, evaluate_examples, predict_examples
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
+#: Metrics that are a count of rows over their number.
+_SHARES = ("accuracy", "exact_match")
+#: Keys that a run sets for its own data and that say nothing of other data.
+_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "clients.column")
 
 
 @dataclass
@@ -39,12 +41,41 @@ class Bundle:
         config: of the run that made it.
         loaded: model and tokenizer.
         label_names: of the classes; None for other tasks.
+        trained_on: name of the data that it was trained on.
     """
 
     config: Config
     loaded: LoadedModel
     label_names: list[str] | None
     device: torch.device
+    trained_on: str
+
+
+class Scores(dict[str, float]):
+    """Metrics by name, with what they are of.
+
+    Attributes:
+        samples: the number of rows that were scored.
+        rows: which rows these are, in words.
+    """
+
+    def __init__(self, metrics: Mapping[str, float], samples: int, rows: str):
+        super().__init__(metrics)
+        self.samples, self.rows = samples, rows
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% interval (Wilson 1927) of each metric that is a share of the rows: what other rows of the same kind
+        would give. Metrics that are no shares have none.
+        """
+        from scipy.stats import binomtest
+
+        found = {}
+        for name in _SHARES:
+            if name in self:
+                test = binomtest(round(self[name] * self.samples), self.samples)
+                interval = test.proportion_ci(confidence_level=0.95, method="wilson")
+                found[name] = (float(interval.low), float(interval.high))
+        return found
 
 
 def save_bundle(
@@ -80,7 +111,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     try:
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
-        names = terms["label_names"]
+        names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise
@@ -93,26 +124,33 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device)
+    return Bundle(config, loaded, names, device, trained_on)
 
 
-def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """The task's metrics of a finished adapter on the configuration's evaluation split (``data.*`` keys may be
-    overridden). Classes are matched by name.
+def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Scores:
+    """The task's metrics of a finished adapter: on the evaluation split of its own data, or on other data
+    (``data.name``), of which all rows are taken that are not named another split. Classes are matched by name.
 
     Raises:
-        ConfigError: the data holds classes that the adapter was not trained for.
+        DataError: the data holds classes that the adapter was not trained for, or no rows to evaluate on.
     """
     bundle = load_bundle(folder, overrides)
-    data = load_run_data(bundle.config)
-    split = evaluation_split(bundle.config, data)
-    examples = prepare_split(bundle.config, data, split, bundle.loaded)
-    if bundle.label_names is not None:
-        examples.labels = _own_numbers(bundle.label_names, data)[examples.labels]
-    limit = bundle.config.data.max_evaluation_samples
-    task = find_task(bundle.config.data.task)
-    metrics = evaluate_examples(bundle.loaded.model, examples, task, bundle.device, limit)
-    return metrics | evaluate_answers(bundle.loaded, data, bundle.config.data, split)
+    config, split, asked = bundle.config, bundle.config.data.evaluate_on, overrides or {}
+    held_out = {"test": config.data.test_fraction, "validation": config.data.validation_fraction}[split]
+    if config.data.name == bundle.trained_on and held_out < 1:
+        data = load_run_data(config, class_names=bundle.label_names)
+        evaluation_split(config, data)
+        rows = f"the {split} split of {data.name}"
+    else:
+        kept = {key: None for key in _OF_OWN_DATA if key not in asked}
+        config = from_mapping(merge(config.model_dump(mode="json"), kept))
+        data = load_run_data(config, only=split, class_names=bundle.label_names)
+        rows = f"all of {data.name} that is {split} data"
+    examples = prepare_split(config, data, split, bundle.loaded)
+    limit = config.data.max_evaluation_samples
+    metrics = evaluate_examples(bundle.loaded.model, examples, find_task(config.data.task), bundle.device, limit)
+    metrics |= evaluate_answers(bundle.loaded, data, config.data, split)
+    return Scores(metrics, len(examples) if limit is None else min(limit, len(examples)), rows)
 
 
 def predict(
@@ -162,18 +200,6 @@ def _columns(texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[list[str]
                 which = "" if len(row) == 1 else f" (the {('first', 'second')[part]} of the pair)"
                 raise ConfigError(f"text {position}{which} is empty; give one text or pair a prediction")
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _own_numbers(names: Sequence[str], data: LoadedData) -> np.ndarray:
-    """The adapter's number of each class of the data, int64."""
-    unknown = [name for name in data.label_names or () if name not in names]
-    if unknown or not data.label_names:
-        held = f"the classes {', '.join(unknown)}" if unknown else "no classes"
-        raise ConfigError(
-            f"data.name={data.name!r} holds {held}, but the adapter was trained for {', '.join(names)}; "
-            "evaluate it on data with classes of these names"
-        )
-    return np.array([list(names).index(name) for name in data.label_names], dtype=np.int64)
 
 
 @torch.no_grad()

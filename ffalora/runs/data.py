@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,12 +25,24 @@ _KEYS = {
 }
 
 
-def load_run_data(config: Config) -> LoadedData:
-    """The data of a run, split into train, validation and test. The cut does not depend on the run's seed."""
+def load_run_data(
+    config: Config,
+    only: str | None = None,
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[str, str] | None = None,
+) -> LoadedData:
+    """The data of a run, split into train, validation and test. The cut does not depend on the run's seed.
+
+    Args:
+        config: of the run.
+        only: take the source's rows of this role alone and whole: to evaluate on all of a file, or to train on it.
+        class_names, class_map: of a model that exists already; see :func:`ffalora.data.load.load_data`.
+    """
     data = config.data
     held_out = data.validation_fraction + data.test_fraction
-    if held_out >= 1:
+    if only is None and held_out >= 1:
         raise ConfigError(f"data.validation_fraction + data.test_fraction = {held_out}: nothing is left to train on")
+    fractions = (1 - held_out, data.validation_fraction, data.test_fraction)
     try:
         return load_data(
             data.name,
@@ -39,10 +51,13 @@ def load_run_data(config: Config) -> LoadedData:
             label_column=data.label,
             client_column=config.clients.column,
             split_names=data.splits,
-            fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
+            fractions=fractions if only is None else (1, 0, 0),
             max_samples=data.max_samples,
             seed=config.seed,
             drop_empty=data.drop_empty,
+            only=only,
+            class_names=class_names,
+            class_map=class_map,
         )
     except DataError as error:
         raise DataError(_in_keys(str(error))) from error

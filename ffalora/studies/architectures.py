@@ -187,4 +187,4 @@ def full_size(config: Config, labels: int) -> FullSize:
     changes = {"trained": strategy_class.trained, "init": "kaiming"}
     adapters = attach(model, config.adapter.model_copy(update=changes))
     strategy = strategy_class(adapters, config, len(config.clients.proportions or ()) or config.clients.count or 3)
-    return FullSize(parameters, len(adapters.layers), adapters.layout.size, strategy.bytes_up())
+    return FullSize(parameters, len(adapters.layers), adapters.layout.size, strategy.wire.bytes_up(strategy.begin()))

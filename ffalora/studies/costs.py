@@ -34,7 +34,7 @@ def step_costs(config: Config) -> dict[str, float]:
     experiment = build(config)
     strategy = experiment.strategy
     server = strategy.begin()
-    strategy.begin_round(server)
+    strategy.load(server, trains=True)
     rows = strategy.start(server, [0])
     experiment.engine.train(experiment.participants[:1], rows, 1)  # the first step also probes the model
     kept = _KeptBytes(experiment.engine.model)

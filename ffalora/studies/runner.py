@@ -149,7 +149,7 @@ def _finished(grid: Grid, cell: Cell, folder: Path) -> CellResult:
     """The numbers of a cell that was run, from its summary."""
     place = folder / cell.place
     summary = restored(json.loads((place / SUMMARY).read_text(encoding="utf-8")))
-    numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS}
+    numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS if name in summary}
     if summary["epsilon"] is not None:
         numbers["epsilon"] = summary["epsilon"]
     if grid.study.counts_costs:

@@ -9,9 +9,9 @@ own optimiser, schedule, callbacks, logging, evaluation and checkpoints take it 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,20 @@ from ..adapters import Adapters
 from ..data.examples import fingerprint_rows
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
+from ..privacy.accounts import Accounts, open_accounts
+from ..privacy.data_ledger import find_data_ledger
+from ..privacy.ledger_files import load_ledger
 from ..privacy.noise import SecureNoise, SeededNoise
+from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
 from ..training.private_gradient import PrivateGradient
-from .terms import PrivacyArguments, check_arguments, default_losses, promised
+from .terms import PrivacyArguments, check_arguments, default_losses, feature_digests, promised
 
-LEDGER_FILE = "privacy_ledger.json"
+_LEDGER_NAME = "privacy_ledger"
+LEDGER_FILE = f"{_LEDGER_NAME}.json"
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
 
@@ -41,7 +46,7 @@ __all__ = ["LEDGER_FILE", "PrivacyArguments", "PrivateTrainer", "default_losses"
 
 
 class PrivateTrainer(Trainer):
-    """A Trainer whose updates are differentially private at the level of one training sample (add/remove).
+    """A Trainer whose updates are differentially private at the level of one training sample (zero-out).
 
     Args:
         model: with adapters: a PEFT model (converted in place, A frozen), or one that ``attach`` adapted.
@@ -83,6 +88,7 @@ class PrivateTrainer(Trainer):
         self._draw = SystemDraw() if self._secure else SeededDraw(args.seed)
         self.ledger: PrivacyLedger | None = None
         self._private: PrivateGradient | None = None
+        self._accounts: Accounts | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
         """As Trainer's; a resumed run takes over the checkpoint's ledger, a second call adds to what the first spent.
@@ -100,8 +106,8 @@ class PrivateTrainer(Trainer):
                 f"{durable} says that this data was trained on already; resume that run, or start in another "
                 "output_dir with PrivacyArguments(prior=…) naming that file"
             )
-        if self._secure and durable.exists() and resume_from_checkpoint:
-            self.ledger.resume(json.loads(durable.read_text()))
+        if self._secure:
+            self._open_accounts(durable, is_new=not resume_from_checkpoint)
         noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
         self.model.train()
         self._private = PrivateGradient(
@@ -179,7 +185,9 @@ class PrivateTrainer(Trainer):
 
     def _spent(self) -> tuple[Any, ...]:
         """What earlier calls of ``train`` spent on this data."""
-        return () if self.ledger is None or not self.ledger.steps_taken else self.ledger.history
+        if self.ledger is None or not self.ledger.steps_taken:
+            return ()
+        return (*self.ledger.prior, self.ledger.steps(self.ledger.steps_taken))
 
     def _new_ledger(self, spent: tuple[Any, ...]) -> PrivacyLedger:
         n = len(self.train_dataset)
@@ -187,12 +195,11 @@ class PrivateTrainer(Trainer):
         epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
         steps = self.args.max_steps if self.args.max_steps > 0 else epochs
         privacy = self.privacy
-        sigma = privacy.noise_multiplier
+        prior, sigma = read_prior(privacy.earlier, self._secure), privacy.noise_multiplier
         if privacy.target_epsilon is not None:
-            sigma = noise_multiplier_for(privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant)
-        prior = (
-            PrivacyLedger.from_state_dict(json.loads(Path(privacy.prior).read_text())).history if privacy.prior else ()
-        )
+            sigma = noise_multiplier_for(
+                privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, prior=prior
+            )
         return PrivacyLedger(
             0,
             n,
@@ -206,12 +213,30 @@ class PrivateTrainer(Trainer):
             fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
         )
 
+    def _open_accounts(self, durable: Path, is_new: bool) -> None:
+        """What the output folder and the data set's ledger say was spent, and where it goes on. A new run begins its
+        own file, which holds as its prior what an earlier call of ``train`` spent.
+        """
+        if self.ledger is None:
+            return
+        account = durable.with_name("privacy_account")
+        if is_new:
+            for file in (account, durable):
+                file.unlink(missing_ok=True)
+        labels = self.label_names or ["labels", "label"]
+        self._accounts = open_accounts(
+            {_LEDGER_NAME: self.ledger}, durable.parent, resume=not is_new, is_secure=True,
+            data_ledger=find_data_ledger(self.privacy.ledger, "trainer"),
+            records={_LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)}, account=account,
+            run=f"PrivateTrainer, {durable.parent.resolve()}", before=self._accounts,
+        )  # fmt: skip
+
     def _charge_durably(self) -> None:
         """Counts the step on disk before its result exists; a kill in between over-counts by one."""
-        if self.ledger is not None:
-            ahead = copy.copy(self.ledger)
-            ahead.charge()
-            ahead.save(Path(self.args.output_dir) / LEDGER_FILE)
+        if self.ledger is not None and self._accounts is not None:
+            self.ledger.charge()
+            self._accounts.charge({_LEDGER_NAME: self.ledger})
+            self.ledger.steps_taken -= 1  # the step itself charges it, and finds what other processes charged
 
     def _check_optimizer(self) -> None:
         """The optimiser must change the very tensors that the model reads."""
@@ -235,7 +260,7 @@ class PrivateTrainer(Trainer):
         if self.ledger is not None:
             if not path.exists():
                 raise ValueError(f"{path} is missing: without its ledger a checkpoint's ε is unknown; start a new run")
-            self.ledger.resume(json.loads(path.read_text()))
+            self.ledger.resume(load_ledger(path).state_dict())
 
 
 class _LogicalSteps(Dataset):

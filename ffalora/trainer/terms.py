@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..config.names import PRIVACY_NAMES, takes_names
@@ -23,19 +25,22 @@ class PrivacyArguments:
         noise_multiplier: σ.
         delta: δ; at most one over the number of samples makes sense.
         max_grad_norm: clipping norm C of a sample's gradient (``TrainingArguments.max_grad_norm`` is not used).
-        accountant: 'prv', 'rdp' or 'pld'.
+        accountant: 'pld', 'prv' or 'rdp'.
         noise: 'secure' comes from the operating system, for a model that may leave this machine; 'seeded', for
             simulations, can be reproduced, and subtracted by whoever knows the seed (transformers' default is 42).
-        prior: a ledger file of an earlier run on the same data, whose ε is added.
+        prior: what earlier runs spent on the same data: ledgers' files, ``privacy.json`` of runs, or their folders.
+        ledger: name or folder of the data set's ledger; None takes 'trainer', which finds by their records the runs
+            that shared some. Only secure runs are charged there.
     """
 
     target_epsilon: float | None = None
     noise_multiplier: float | None = None
     delta: float = 1e-5
     max_grad_norm: float = 1.0
-    accountant: Literal["prv", "rdp", "pld"] = "prv"
+    accountant: Literal["pld", "prv", "rdp"] = "pld"
     noise: Literal["seeded", "secure"] = "secure"
-    prior: str | Path | None = None
+    prior: str | Path | Sequence[str | Path] = ()
+    ledger: str | None = None
 
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
@@ -45,6 +50,11 @@ class PrivacyArguments:
             )
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+
+    @property
+    def earlier(self) -> Sequence[str | Path]:
+        """``prior`` as a list."""
+        return [self.prior] if isinstance(self.prior, str | Path) else self.prior
 
 
 def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> PrivacyArguments:
@@ -104,3 +114,13 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
         problems.append("train_dataset has no length: Poisson sampling needs one")
     if problems:
         raise ValueError("PrivateTrainer cannot keep its promise with " + "; ".join(problems))
+
+
+def feature_digests(dataset: Any, labels: Sequence[str]) -> list[bytes]:
+    """SHA-256 of what each sample of a data set holds besides its labels: the record is known again by it."""
+    found = []
+    for i in range(len(dataset)):
+        features = {name: value for name, value in dict(dataset[i]).items() if name not in labels}
+        content = repr(sorted((name, np.asarray(value).tolist()) for name, value in features.items()))
+        found.append(hashlib.sha256(content.encode()).digest())
+    return found

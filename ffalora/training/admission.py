@@ -99,7 +99,7 @@ def _check_ledger(participant: Participant, privacy: PrivacyConfig, seeded: bool
             f"{who}: its ledger counts sampling={ledger.sampling!r}, but privacy.sampling={privacy.sampling!r} is what "
             "happens; make them equal"
         )
-    if ledger.dataset_size != len(participant.samples):
+    if not ledger.covers(len(participant.samples)):
         raise ValueError(
             f"{who}: its ledger is for dataset_size={ledger.dataset_size}, but it holds {len(participant.samples)} "
             "samples; make a ledger for this data (and put what the old one spent into its prior)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,60 +86,62 @@ def segment_gradients(
     """Differentiates one physical batch, each segment apart.
 
     Args:
-        model: with adapters attached; adapters: their handle.
-        losses: takes the model's output and targets, returns one loss a sample, ``[S]`` float32, from its own tokens
-            only.
-        inputs: keyword arguments of the model, a row a sample; targets: ``[S, ...]``.
+        model, adapters: with adapters attached, and their handle.
+        losses: takes the model's output and targets, returns one loss a sample, ``[S]``, from its own tokens only.
+        inputs, targets: keyword arguments of the model, a row a sample; ``[S, ...]``.
         state: float32 ``[C,P]``, parameters of every client; None for the model's own, as one client.
         rows: ``[S]``, which row of the state each sample uses, equal ones side by side; None for the first. Its length
             is how many samples there are, whatever a collator made of them.
         per_client: one segment a client instead of one a sample: enough where nothing is clipped.
-        arena: buffers to use again; None makes new ones.
-        probe: remembers that the model keeps samples apart; None looks afresh, at the price of a few forward passes.
+        arena, probe: buffers, and what is known of the model; None makes and looks afresh (some forward passes more).
         dropout: what the masks of dropout are made from; None takes fresh keys from the operating system.
         packed: lay the samples end to end instead of padding them.
         merged: for each layer's name the base weight with the adapter added, where the pass serves one client.
 
     Raises:
-        ValueError: not one row and one loss a sample.
-        SamplesNotIndependent: the model or the loss mixes samples.
+        ValueError: not one row and one loss a sample. SamplesNotIndependent: the model or the loss mixes samples.
         GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
     """
-    if state is None:
-        state = adapters.state()[None]
-    if rows is None:
-        rows = np.zeros(len(targets), dtype=np.int64)
+    state = adapters.state()[None] if state is None else state
+    rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
     samples, device = len(rows), state.device
     check_batch(inputs, targets, samples)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     targets = targets.to(device)
     (probe or Probe(adapters, packed=packed)).look(model, losses, inputs, targets)
-    client, counts = np.unique(rows, return_counts=True) if per_client else (rows, np.ones(samples, dtype=np.int64))
     arena = arena or Arena(adapters)
-    gradients, squares = arena.rows(len(client))
-    current = TrainingPass(
-        state=state,
-        arena=gradients,
-        squares=squares,
-        client=torch.as_tensor(client, dtype=torch.int32).to(device),
-        sample_offsets=torch.as_tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32).to(device),
-        samples=samples,
-        longest=int(counts.max(initial=1)),
-        merged=merged,
-    )
+    segment = np.unique(rows, return_inverse=True)[1] if per_client else np.arange(samples)
+    current = _training_pass(state, arena, rows, segment, merged)
     check_reads_state(current, state)
     keys = dropout or DropoutKeys.fresh(samples)
     current.masks = DropoutMasks(torch.as_tensor(keys.samples).to(device))
-    attention: AbstractContextManager = nullcontext()
     if packed:
         inputs = pack(inputs)
         current.packed, current.masks.starts = packed_segments(inputs, current), inputs["cu_seq_lens_q"]
-        attention = packed_attention(model)
-    keyed = keyed_dropout(model, current.masks)
-    with adapters.training_pass(current), attention, torch.random.fork_rng([]), keyed:
+    attention = packed_attention(model) if packed else nullcontext()
+    with adapters.training_pass(current), attention, torch.random.fork_rng([]), keyed_dropout(model, current.masks):
         torch.default_generator.manual_seed(keys.shared)
         found = losses(model(**inputs), targets)
         check_losses(found, samples)
         found.sum().backward()
-    arena.check_written(squares)
-    return SegmentGradients(gradients, squares, current.client, found.detach())
+    arena.check_written(current.squares)
+    return SegmentGradients(current.arena, current.squares, current.client, found.detach())
+
+
+def _training_pass(
+    state: Tensor, arena: Arena, rows: np.ndarray, segment: np.ndarray, merged: dict[str, Tensor] | None
+) -> TrainingPass:
+    """The pass of samples that use ``rows [S]`` of the state and go into ``segment [S]``: 0, 1, …, neighbours equal."""
+    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    offsets = np.append(starts, len(rows))
+    gradients, squares = arena.rows(len(starts))
+    return TrainingPass(
+        state=state,
+        arena=gradients,
+        squares=squares,
+        client=torch.as_tensor(rows[starts], dtype=torch.int32).to(state.device),
+        sample_offsets=torch.as_tensor(offsets, dtype=torch.int32).to(state.device),
+        samples=len(rows),
+        longest=int(np.diff(offsets).max(initial=1)),
+        merged=merged,
+    )

@@ -147,8 +147,7 @@ class LogicalStep:
         setup, optimizer = self.setup, self.setup.optimizer
         noise_std, key, lr = self.noise_std, 0, self.lr * lr_factor
         expected = [
-            ledger_of(p).sample_rate * len(p.samples) if setup.private else max(n, 1)
-            for p, n in zip(self.cohort, drawn, strict=True)
+            ledger_of(p).expected_batch if setup.private else max(n, 1) for p, n in zip(self.cohort, drawn, strict=True)
         ]
         denominator = self._row(expected)
         watch = None
@@ -161,7 +160,7 @@ class LogicalStep:
             setup.noise.add_(self.total, noise_std)
             if setup.workers is not None:
                 setup.workers.take_first_(self.total)
-            noise_std = torch.zeros_like(noise_std)
+            noise_std = -noise_std  # it is in the sums already; only its size matters from here on
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
         self.moments.age += 1
         privatize_step_(

@@ -216,7 +216,8 @@ def privatize_step_(
         total: float64 ``[C,P]``, sums of clipped gradients.
         client_id: int64 ``[C]``, persistent ids (not row numbers): a client's noise does not depend on its row.
         step: int64 ``[C]``, the client's logical step over its whole life.
-        noise_std: float64 ``[C]``, standard deviation of the noise on ``total`` (0: none).
+        noise_std: float64 ``[C]``, standard deviation of the noise on ``total`` (0: none). Where it is negative, noise
+            of that deviation is in ``total`` already and none is added: only ``dp_bias_correction`` uses its size.
         denominator: float64 ``[C]``, the expected (never the realised) batch size when private.
         lr: float64 ``[C]``.
         key: the 64-bit noise key.

@@ -13,6 +13,7 @@ from fabricated import write_run
 from ffalora.cli import VERBS, cli, main
 from ffalora.cli.errors import explain
 from ffalora.config import ConfigError, fields, load_config
+from ffalora.runs.bundle import Scores
 
 SMALL = ["--federation.rounds", "2", "--no-progress"]
 
@@ -231,6 +232,19 @@ def test_epsilon_answers_both_ways_with_all_accountants(capsys):
     assert back["pld"] == pytest.approx(rows["pld"][1], abs=2e-3) and back["rdp"] > back["pld"]
 
 
+def test_epsilon_prints_a_data_sets_ledger_and_sets_its_budget(capsys):
+    assert run("epsilon", "--ledger", "patients", "--target-epsilon", "8", "--delta", "1e-6") == 0
+    assert "Budget: ε = 8 at δ = 1e-06" in capsys.readouterr().out
+    assert run("epsilon", "--ledger", "patients") == 0
+    assert "no run yet" in capsys.readouterr().out
+    assert run("epsilon", "--ledger", "patients", "--steps", "3") == 2
+
+
+def test_the_ledger_flag_is_a_key_of_the_configuration(trained):
+    assert run("simulate", "--ledger", "patients", *SMALL) == 0
+    assert trained[0][0].privacy.ledger == "patients"
+
+
 def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_path, capsys):
     asked = []
 
@@ -239,7 +253,8 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
         return [{"label": "positive", "probabilities": {"negative": 0.1, "positive": 0.9}} for _ in texts]
 
     stand_in = types.ModuleType("ffalora.runs.bundle")
-    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides: {"accuracy": 0.75, "loss": 0.5}
+    scores = Scores({"accuracy": 0.75, "loss": 0.5}, 40, "all of new.csv that is test data")
+    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides: scores
     monkeypatch.setitem(sys.modules, "ffalora.runs.bundle", stand_in)
     assert run("predict", tmp_path, "fine", "good", "--device", "cpu") == 0
     assert capsys.readouterr().out.splitlines() == ["positive\t0.900\tfine", "positive\t0.900\tgood"]
@@ -247,7 +262,21 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
     assert json.loads(capsys.readouterr().out)["text"] == ["q", "p"]
     assert asked == [(["fine", "good"], {"device": "cpu"}), ([("q", "p")], {})]
     assert run("evaluate", tmp_path, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"accuracy": 0.75, "loss": 0.5}
+    said = json.loads(capsys.readouterr().out)
+    assert said.pop("intervals") == {"accuracy": [pytest.approx(0.5981, abs=1e-4), pytest.approx(0.8581, abs=1e-4)]}
+    assert said == {"accuracy": 0.75, "loss": 0.5, "samples": 40, "rows": "all of new.csv that is test data"}
+    assert run("evaluate", tmp_path) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "accuracy  0.7500  95% [0.5981, 0.8581]", "loss      0.5000", "40 rows: all of new.csv that is test data",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["new.csv", "notes"])
+def test_the_name_of_a_file_is_not_labelled_as_a_text(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("text,label\nfine,1\n")
+    assert run("predict", tmp_path, name) == 2
+    assert f"{name!r} is a file, not a text" in capsys.readouterr().err
 
 
 def test_every_verb_is_a_command_with_a_line_of_help():

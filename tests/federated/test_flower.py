@@ -11,7 +11,7 @@ from small_runs import PRIVATE
 from ffalora.federated.simulate import simulate
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
-from ffalora.federated.flower.loopback import loopback, run_on_loopback
+from ffalora.federated.flower.loopback import demonstration_policy, loopback, run_on_loopback
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -54,8 +54,8 @@ def test_secure_aggregation_gives_the_average_within_its_quantisation(small, tmp
 def test_a_killed_client_leaves_the_round_to_the_others_and_has_paid(small, tmp_path):
     config = small(clients__count=2, federation__rounds=2, federation__one_pass="never", **PRIVATE)
     output = tmp_path / "flower"
-    with loopback(output, 2) as federation:
-        federation.submit(config, output, None, True, 60)
+    with loopback(output, 2, demonstration_policy(config, shared_streams=True)) as federation:
+        federation.submit(config, output, None, 60)
         deadline = time.monotonic() + 300
         while not (output / "clients/1/1.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -25,7 +25,7 @@ def strategy_on_roberta_large(name):
 def test_roberta_large_with_rank_8_on_query_and_value_sends_what_the_papers_say(name, numbers):
     strategy = strategy_on_roberta_large(name)
     assert strategy.adapters.layout.size == numbers
-    assert strategy.bytes_up() == 4 * numbers
+    assert strategy.wire.bytes_up(strategy.begin()) == 4 * numbers
 
 
 def test_the_payload_is_the_row_without_padding_and_comes_back_whole(small):
@@ -34,13 +34,13 @@ def test_the_payload_is_the_row_without_padding_and_comes_back_whole(small):
     for name in STRATEGIES:
         experiment = build(small(federation__strategy=name, adapter__rank=3))
         server = experiment.strategy.begin()
-        experiment.strategy.begin_round(server)
+        experiment.strategy.load(server, trains=True)
         layout = experiment.adapters.layout
         row = layout.from_payload(torch.randn(layout.size))
-        payload = experiment.strategy.upload(row)
-        assert 4 * payload.numel() == experiment.strategy.bytes_up()
-        back = experiment.strategy.received(payload)
-        assert torch.equal(experiment.strategy.upload(back), payload)
+        payload = experiment.strategy.wire.upload(server, row)
+        assert 4 * payload.numel() == experiment.strategy.wire.bytes_up(server)
+        back = experiment.strategy.wire.received(server, payload)
+        assert torch.equal(experiment.strategy.wire.upload(server, back), payload)
 
 
 def test_the_default_configuration_has_the_method_of_the_package():

@@ -18,6 +18,7 @@ from ffalora.federated.experiment import build, make_participants
 from ffalora.federated.one_site import train
 from ffalora.federated.simulate import run_round, simulate
 from ffalora.privacy.accounting import LedgerMismatch
+from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle
 from ffalora.runs.folder import CHECKPOINT, METRICS
 
@@ -158,8 +159,9 @@ def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
     server = experiment.strategy.begin()
     with pytest.raises(LedgerMismatch, match="dataset_size"):
         module.load_checkpoint(
-            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers
-        )
+            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers,
+            frozen=experiment.strategy.wire.fingerprint(),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE, {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1}])
@@ -244,7 +246,7 @@ def test_a_client_that_drops_out_has_spent_its_steps_and_is_not_averaged(small):
     for client in experiment.participants:
         spent = client.ledger.steps_taken
         assert 1 <= spent <= 3 if client.client_id in gone else spent == 3
-    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.bytes_up()
+    assert row["bytes_up"] == (8 - len(gone)) * experiment.strategy.wire.bytes_up(server)
 
 
 @pytest.mark.parametrize("one_pass", ["always", "never"])
@@ -289,7 +291,7 @@ def test_client_level_privacy_charges_the_population_each_round_and_caps_the_upd
     experiment = build(from_mapping(silent))
     server = experiment.strategy.begin()
     before = server.row.clone()
-    drawn = len(draw_cohort(build(from_mapping(silent)), 0))
+    drawn = len(draw_cohort(build(from_mapping(silent)), 0).clients)
     run_round(experiment, server)
     assert float((server.row - before).double().norm()) <= 1e-3 * drawn / 6 * (1 + 1e-6)
 
@@ -448,6 +450,31 @@ def test_infinite_epsilon_leaves_files_that_every_reader_of_json_takes(small, tm
     assert json.loads((tmp_path / "run/summary.json").read_text())["epsilon"] == "infinity"
 
 
+@pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
+def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(small, tmp_path, unit):
+    simulate(small(**unit | {"privacy__noise": "secure", "federation__rounds": 1}), tmp_path / "run", progress=False)
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines())
+    exact = {"train_loss", "median_norm", "clipped", "nonfinite", "padding", "samples"}
+    cohort = {"bytes_up", "bytes_down", "rejected", "dropped"}
+    assert not set(row) & exact and row["epsilon"] > 0
+    assert not (unit is CLIENT_LEVEL and set(row) & cohort)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert ("bytes_up" in summary) == (unit is PRIVATE)
+    assert all("classes" not in client for client in json.loads((tmp_path / "run/partition.json").read_text()))
+    write_report(read_runs([tmp_path / "run"]), tmp_path / "run")
+
+
+def test_clients_from_a_column_are_called_by_its_values(small, tmp_path):
+    texts = save_texts(tmp_path / "texts.csv")
+    lines = texts.read_text().splitlines()
+    rows = [f"{line},{('north', 'south')[i % 2]}" for i, line in enumerate(lines[1:])]
+    texts.write_text("\n".join([lines[0] + ",hospital", *rows]) + "\n")
+    changes = {"clients__count": None, "clients__partition": "column", "clients__column": "hospital"}
+    experiment = build(small(data__name=str(texts), **changes, **PRIVATE))
+    row = run_round(experiment, experiment.strategy.begin())
+    assert set(row["epsilon_per_client"]) == {"north", "south"}
+
+
 def test_stated_epsilon_of_a_round_is_never_below_the_ledgers(small):
     experiment = build(small(**PRIVATE))
     server = experiment.strategy.begin()
@@ -465,7 +492,10 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     config = experiment.config
     server = experiment.strategy.begin()
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
-    module.load_checkpoint(tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers)
+    module.load_checkpoint(
+        tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers,
+        frozen=experiment.strategy.wire.fingerprint(),
+    )  # fmt: skip
     assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}
 

@@ -9,23 +9,25 @@ from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
+from ffalora.federated.flower.policy import SIMULATED, SitePolicy
 from ffalora.federated.flower.rounds import Exchange, check_range, check_remote, check_secure_aggregation, remote_round
 from ffalora.federated.flower.site import Site
+from ffalora.federated.flower.terms import Terms
 from ffalora.federated.simulate import run_round
 from ffalora.federated.strategies import STRATEGIES
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 
 
 def sites_of(config, folder, **options):
-    return [Site(config, client, folder / str(client), shared_streams=True, **options) for client in range(3)]
+    return [Site(config, client, folder / str(client), policy=SIMULATED, **options) for client in range(3)]
 
 
 def send_to(sites, change=lambda answer: answer):
-    def send(round_number, numbers, fingerprint):
+    def send(round_number, numbers, terms):
         answers, failed = [], []
         for site in sites:
             try:
-                answers.append(change(site.train(round_number, numbers, fingerprint)))
+                answers.append(change(site.train(round_number, numbers, terms)))
             except Exception as error:
                 failed.append(str(error))
         return Exchange(answers, failed=failed)
@@ -35,8 +37,11 @@ def send_to(sites, change=lambda answer: answer):
 
 def run_remote(config, folder, rounds, **options):
     experiment = build(config)
-    server = experiment.strategy.begin()
-    rows = [remote_round(experiment, server, send_to(sites_of(config, folder, **options))) for _ in range(rounds)]
+    server, terms = experiment.strategy.begin(), Terms.of(experiment)
+    rows = []
+    for _ in range(rounds):
+        sites = sites_of(config, folder, **options)
+        rows.append(remote_round(experiment, server, send_to(sites), terms, rows[-1] if rows else None))
     return experiment, server, rows
 
 
@@ -74,13 +79,13 @@ def test_ffa_sends_exactly_its_trained_numbers_both_ways(small, tmp_path):
     server = experiment.strategy.begin()
     seen = []
 
-    def send(round_number, numbers, fingerprint):
+    def send(round_number, numbers, terms):
         seen.append(numbers)
         return send_to(sites_of(config, tmp_path), lambda answer: (seen.append(answer.numbers), answer)[1])(
-            round_number, numbers, fingerprint
+            round_number, numbers, terms
         )
 
-    remote_round(experiment, server, send)
+    remote_round(experiment, server, send, Terms.of(experiment))
     assert [each.shape for each in seen] == [(experiment.adapters.layout.size,)] * 4
 
 
@@ -98,15 +103,15 @@ def test_a_client_that_sends_nonsense_is_named_and_the_round_goes_on(small, tmp_
         bad = np.full_like(answer.numbers, np.nan) if fault == "nan" else answer.numbers[:-1]
         return replace(answer, numbers=bad)
 
-    row = remote_round(experiment, server, send_to(sites_of(config, tmp_path), spoil))
+    row = remote_round(experiment, server, send_to(sites_of(config, tmp_path), spoil), Terms.of(experiment))
     assert row["rejected"] == [1]
     assert server.row.isfinite().all() and server.row.any()
 
 
 def test_another_frozen_a_is_refused_by_the_client_that_has_it(small, tmp_path):
-    sites = [*sites_of(small(), tmp_path)[:2], Site(small(adapter__seed=1), 2, tmp_path / "2")]
+    sites = [*sites_of(small(), tmp_path)[:2], Site(small(adapter__seed=1), 2, tmp_path / "2", policy=SIMULATED)]
     experiment = build(small())
-    row = remote_round(experiment, experiment.strategy.begin(), send_to(sites))
+    row = remote_round(experiment, experiment.strategy.begin(), send_to(sites), Terms.of(experiment))
     assert len(row["failed"]) == 1 and "client 2: its frozen factors differ" in row["failed"][0]
     assert row["metrics"]
 
@@ -115,7 +120,7 @@ def test_a_round_without_answers_leaves_the_state_and_is_written_down(small):
     experiment = build(small())
     server = experiment.strategy.begin()
     before = server.row.clone()
-    row = remote_round(experiment, server, lambda *_: Exchange([], failed=["all gone"]))
+    row = remote_round(experiment, server, lambda *_: Exchange([], failed=["all gone"]), Terms.of(experiment))
     assert torch.equal(server.row, before) and row["failed"] == ["all gone"] and row["round"] == 1
 
 
@@ -123,8 +128,8 @@ def test_a_client_killed_in_mid_round_has_paid_for_the_steps_it_took(small, tmp_
     config = small(federation__local_steps=4, **PRIVATE)
     experiment = build(config)
     server = experiment.strategy.begin()
-    numbers, mark = experiment.strategy.download(server).numpy(), experiment.strategy.fingerprint()
-    site = Site(config, 1, tmp_path, shared_streams=True)
+    numbers, mark = experiment.strategy.wire.download(server).numpy(), Terms.of(experiment)
+    site = Site(config, 1, tmp_path, policy=SIMULATED)
     original = site.experiment.engine.train
 
     def die(*arguments, **options):
@@ -137,7 +142,7 @@ def test_a_client_killed_in_mid_round_has_paid_for_the_steps_it_took(small, tmp_
     site.experiment.engine.train = die
     with pytest.raises(KeyboardInterrupt):
         site.train(0, numbers, mark)
-    again = Site(config, 1, tmp_path, shared_streams=True)
+    again = Site(config, 1, tmp_path, policy=SIMULATED)
     assert again.experiment.ledgers["1"].steps_taken == 3
     again.train(0, numbers, mark)
     assert again.experiment.ledgers["1"].steps_taken == 7
@@ -148,15 +153,15 @@ def test_a_client_without_budget_for_a_round_refuses_it(small, tmp_path):
     config = small(federation__rounds=1, federation__local_steps=2, **PRIVATE)
     experiment = build(config)
     server = experiment.strategy.begin()
-    numbers, mark = experiment.strategy.download(server).numpy(), experiment.strategy.fingerprint()
-    Site(config, 0, tmp_path, shared_streams=True).train(0, numbers, mark)
+    numbers, mark = experiment.strategy.wire.download(server).numpy(), Terms.of(experiment)
+    Site(config, 0, tmp_path, policy=SIMULATED).train(0, numbers, mark)
     with pytest.raises(PrivacyBudgetSpent, match="client 0"):
-        Site(config, 0, tmp_path, shared_streams=True).train(1, numbers, mark)
+        Site(config, 0, tmp_path, policy=SIMULATED).train(1, numbers, mark)
 
 
 def test_real_clients_refuse_noise_that_the_server_could_subtract(small, tmp_path):
     with pytest.raises(ConfigError, match=r"privacy\.noise='seeded'"):
-        Site(small(**PRIVATE), 0, tmp_path)
+        Site(small(**PRIVATE | {"privacy__noise": "seeded"}), 0, tmp_path)
 
 
 def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
@@ -164,10 +169,10 @@ def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
 
     data = save_texts(tmp_path / "own.csv", rows=50)
     config = small(**PRIVATE | {"privacy__noise": "secure"})
-    site = Site(config, 2, tmp_path / "state", data=str(data))
-    strategy = site.experiment.strategy
-    answer = site.train(0, strategy.download(site.server).numpy(), strategy.fingerprint())
-    assert answer.client == 2 and 30 <= answer.samples <= 50 and answer.epsilon > 0
+    policy = SitePolicy(max_epsilon=None, reports=["samples", "epsilon"])
+    site = Site(config, 2, tmp_path / "state", data=str(data), policy=policy)
+    answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
+    assert answer.client == 2 and answer.samples == 50 and answer.epsilon > 0
     assert site.experiment.ledgers["2"].dataset_size == answer.samples
 
 

@@ -11,7 +11,7 @@ from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import run_round, simulate
-from ffalora.federated.strategies import STRATEGIES, aggregation_gap
+from ffalora.federated.strategies import STRATEGIES, Answers, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
 from ffalora.runs.bundle import evaluate
 from ffalora.runs.folder import METRICS
@@ -33,17 +33,17 @@ class Case:
 
     def round(self, move=0.3):
         """One round with random answers: the products b_k a_k that clients sent, by layer, and the gap."""
-        self.strategy.begin_round(self.server)
+        self.strategy.load(self.server, trains=True)
         rows = self.strategy.start(self.server, [0, 1, 2])
         mask = self.strategy.mask(self.server, [0, 1, 2])
         noise = torch.randn(rows.shape, generator=self.generator) * move
         index = self.adapters.layout.parameter_index()
         rows += noise * (1 if mask is None else mask) * (1 if index is None else index >= 0)
-        self.sent = {name: factors(self.adapters, name, rows) for name in self.adapters.layers}
+        self.sent = {name: factors(self.adapters.layout, name, rows) for name in self.adapters.layers}
         self.rows = rows
-        gap = self.strategy.aggregate(self.server, [0, 1, 2], rows, WEIGHTS)
+        gap = self.strategy.aggregate(self.server, Answers([0, 1, 2], rows, WEIGHTS))
         self.server.round += 1
-        self.strategy.finish(self.server)
+        self.strategy.load(self.server)
         return gap
 
     def mean_product(self, name):
@@ -71,7 +71,7 @@ def test_lora_averages_each_factor_and_measures_what_is_lost(small):
         missing += float((case.mean_product(name) - case.effective(name)).square().sum())
         total += float(case.mean_product(name).square().sum())
     assert gap == pytest.approx((missing / total) ** 0.5, rel=1e-4) and gap > 0.1
-    assert gap == pytest.approx(aggregation_gap(case.adapters, case.rows, WEIGHTS))
+    assert gap == pytest.approx(aggregation_gap(case.adapters.layout, case.rows, WEIGHTS))
 
 
 @pytest.mark.parametrize("name", ["ffa", "fedsvd", "rolora", "fedex", "flora"])
@@ -107,16 +107,16 @@ def test_fedsvd_keeps_a_while_b_is_zero(small):
 def test_fedsvd_renews_a_only_every_n_rounds_and_forgets_server_moments_then(small):
     case = Case(small, "fedsvd", federation__refactor_every=2, federation__server_optimizer="fedavgm")
     first = next(iter(case.adapters.layers.values())).lora_A.detach().clone()
-    down = case.strategy.bytes_down(case.server, [0])
+    down = case.strategy.wire.bytes_down(case.server, [0])
     case.round()
     layer = next(iter(case.adapters.layers.values()))
     assert torch.equal(layer.lora_A, first) and "server.m.b" in case.server.tensors
-    assert case.strategy.bytes_down(case.server, [0]) == down
+    assert case.strategy.wire.bytes_down(case.server, [0]) == down
     case.round()
     assert not torch.equal(layer.lora_A, first) and "server.m.b" not in case.server.tensors
     extra = 4 * sum(each.lora_A.numel() for each in case.adapters.layers.values())
-    assert case.strategy.bytes_down(case.server, [0]) == down + extra
-    assert case.strategy.bytes_up() == down
+    assert case.strategy.wire.bytes_down(case.server, [0]) == down + extra
+    assert case.strategy.wire.bytes_up(case.server) == down
 
 
 def test_rolora_alternates_and_leaves_the_other_factor_as_it_was(small):
@@ -124,43 +124,48 @@ def test_rolora_alternates_and_leaves_the_other_factor_as_it_was(small):
     layers = case.adapters.layers.values()
     for number, trained in enumerate(("lora_B", "lora_A", "lora_B")):
         before = [(layer.lora_B.detach().clone(), layer.lora_A.detach().clone()) for layer in layers]
+        sent = case.strategy.wire.bytes_up(case.server)
         case.round()
         assert {place.tensor for place in case.adapters.layout.places} == {trained}
         for (b, a), layer in zip(before, layers, strict=True):
             assert torch.equal(b, layer.lora_B) == (trained == "lora_A")
             assert torch.equal(a, layer.lora_A) == (trained == "lora_B")
         sizes = {name: 4 * sum(getattr(layer, name).numel() for layer in layers) for name in ("lora_A", "lora_B")}
-        assert case.strategy.bytes_up() == sizes[trained]
-        case.strategy.begin_round(case.server)
-        assert case.strategy.bytes_down(case.server, [0, 1, 2]) == 3 * sizes[trained], number
+        assert sent == sizes[trained]
+        case.strategy.load(case.server, trains=True)
+        assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) == 3 * sizes[trained], number
 
 
 def test_fedsa_shares_a_and_leaves_every_client_its_b(small):
     case = Case(small, "fedsa")
     case.round()
     sent = case.sent
-    case.strategy.begin_round(case.server)
+    case.strategy.load(case.server, trains=True)
     rows = case.strategy.start(case.server, [2, 0])
     for name in case.adapters.layers:
-        b, a = factors(case.adapters, name, rows)
+        b, a = factors(case.adapters.layout, name, rows)
         close(b[0], sent[name][0][2])
         close(b[1], sent[name][0][0])
         close(a[0], torch.einsum("c,crk->rk", WEIGHTS, sent[name][1]))
         assert torch.equal(a[0], a[1])
     numbers = sum(layer.lora_A.numel() for layer in case.adapters.layers.values())
-    assert case.strategy.bytes_up() == 4 * numbers == 4 * len(case.strategy.upload(rows[0]))
+    assert (
+        case.strategy.wire.bytes_up(case.server)
+        == 4 * numbers
+        == 4 * len(case.strategy.wire.upload(case.server, rows[0]))
+    )
 
 
 def test_fedsa_never_lets_b_leave_the_client(small):
     case = Case(small, "fedsa")
-    case.strategy.begin_round(case.server)
+    case.strategy.load(case.server, trains=True)
     row = case.strategy.start(case.server, [0])[0]
     changed = row.clone()
     for place in case.adapters.layout.places:
         if place.tensor == "lora_B":
             changed[place.start : place.start + place.size] += 1
-    assert torch.equal(case.strategy.upload(row), case.strategy.upload(changed))
-    assert torch.equal(case.strategy.received(case.strategy.upload(changed)), row)
+    assert torch.equal(case.strategy.wire.upload(case.server, row), case.strategy.wire.upload(case.server, changed))
+    assert torch.equal(case.strategy.wire.received(case.server, case.strategy.wire.upload(case.server, changed)), row)
 
 
 def test_fedsb_averages_cores_and_sends_r_squared_numbers_a_layer(small):
@@ -170,7 +175,7 @@ def test_fedsb_averages_cores_and_sends_r_squared_numbers_a_layer(small):
         cores = case.rows[:, 4 * i : 4 * i + 4].view(3, 2, 2).double()
         products = layer.lora_B.double() @ cores @ layer.lora_A.double()
         close(case.effective(name), layer.scale * torch.einsum("c,cnk->nk", WEIGHTS, products))
-    assert case.strategy.bytes_up() == 4 * 4 * len(case.adapters.layers)
+    assert case.strategy.wire.bytes_up(case.server) == 4 * 4 * len(case.adapters.layers)
 
 
 @pytest.mark.parametrize("one_pass", ["always", "never"])
@@ -189,7 +194,7 @@ def test_a_step_of_a_core_is_the_gradient_of_the_loss_times_the_learning_rate(sm
         wanted.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, cores)]))
     before, kept = case.server.row.clone(), {}
     original = case.strategy.aggregate
-    case.strategy.aggregate = lambda s, c, rows, w: (kept.update(rows=rows.clone()), original(s, c, rows, w))[1]
+    case.strategy.aggregate = lambda s, answers: (kept.update(rows=answers.rows.clone()), original(s, answers))[1]
     run_round(experiment, case.server)
     close((before - kept["rows"]).double() / 0.5, torch.stack(wanted).double(), 1e-4)
 
@@ -236,11 +241,11 @@ def test_the_stated_gap_is_that_of_the_weights_the_model_uses(small, name, monke
 
 def test_fedex_sends_the_residual_to_every_client_as_factors_or_whole(small):
     case = Case(small, "fedex", clients__count=7, adapter__rank=1)
-    payload = case.strategy.bytes_down(case.server, [0, 1, 2])
-    assert payload == 3 * case.strategy.bytes_up()
+    payload = case.strategy.wire.bytes_down(case.server, [0, 1, 2])
+    assert payload == 3 * case.strategy.wire.bytes_up(case.server)
     case.round()
     residual = 4 * sum(min(w.numel(), 3 * sum(w.shape)) for w in case.untouched.values())
-    assert case.strategy.bytes_down(case.server, [0, 1, 2]) == payload + 7 * residual
+    assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) == payload + 7 * residual
 
 
 def test_flora_starts_anew_each_round_from_another_a(small):
@@ -255,7 +260,7 @@ def test_flora_download_grows_with_the_sum_of_ranks(small):
     case = Case(small, "flora", clients__ranks=RANKS, adapter__rank=3)
     case.round()
     stack = 4 * sum(min(w.numel(), sum(RANKS) * sum(w.shape)) for w in case.untouched.values())
-    assert case.strategy.bytes_down(case.server, [0, 1, 2]) == 3 * stack
+    assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) == 3 * stack
 
 
 def test_flexlora_is_the_best_approximation_of_the_average_product(small):
@@ -267,7 +272,7 @@ def test_flexlora_is_the_best_approximation_of_the_average_product(small):
         u, s, vt = torch.linalg.svd(case.mean_product(name) / layer.scale)
         close(case.effective(name) / layer.scale, u[:, :3] * s[:3] @ vt[:3])
         missing, total = missing + float(s[3:].square().sum()), total + float(s.square().sum())
-        b, a = factors(case.adapters, name, rows)
+        b, a = factors(case.adapters.layout, name, rows)
         for client, rank in enumerate(RANKS):
             close(b[client] @ a[client], u[:, :rank] * s[:rank] @ vt[:rank])
     assert gap == pytest.approx((missing / total) ** 0.5, rel=1e-5)
@@ -287,15 +292,15 @@ def test_hetlora_weights_clients_by_the_norm_of_their_products(small):
 def test_hetlora_prunes_ranks_that_shrank_and_keeps_those_that_grew(small):
     case = Case(small, "hetlora", adapter__rank=4, federation__rank_pruning=0.5)
     case.round()
-    assert case.strategy.ranks == [4, 4, 4]
-    case.strategy.begin_round(case.server)
+    assert case.strategy.ranks(case.server) == [4, 4, 4]
+    case.strategy.load(case.server, trains=True)
     rows = case.strategy.start(case.server, [0, 1, 2])
     rows[0] *= 0.5
     rows[1] *= 2.0
-    case.strategy.aggregate(case.server, [0, 1, 2], rows, WEIGHTS)
-    case.strategy.begin_round(case.server)
-    assert case.strategy.ranks == [2, 4, 4]
-    assert case.strategy.bytes_up(0) * 2 == case.strategy.bytes_up(1)
+    case.strategy.aggregate(case.server, Answers([0, 1, 2], rows, WEIGHTS))
+    case.strategy.load(case.server, trains=True)
+    assert case.strategy.ranks(case.server) == [2, 4, 4]
+    assert case.strategy.wire.bytes_up(case.server, 0) * 2 == case.strategy.wire.bytes_up(case.server, 1)
 
 
 @pytest.mark.parametrize("name", ["flora", "flexlora", "hetlora"])
@@ -304,15 +309,12 @@ def test_a_client_never_gets_numbers_outside_its_rank(small, name, private, monk
     case = Case(small, name, clients__ranks=RANKS, adapter__rank=3, **private)
     seen = []
     original = case.strategy.aggregate
-    case.strategy.aggregate = lambda server, clients, rows, weights: (
-        seen.append(rows),
-        original(server, clients, rows, weights),
-    )[1]
+    case.strategy.aggregate = lambda server, answers: (seen.append(answers.rows), original(server, answers))[1]
     for _ in range(2):
         run_round(case.experiment, case.server)
     for rows in seen:
         for layer in case.adapters.layers:
-            b, a = factors(case.adapters, layer, rows)
+            b, a = factors(case.adapters.layout, layer, rows)
             for client, rank in enumerate(RANKS):
                 assert not b[client, :, rank:].any() and not a[client, rank:].any()
                 assert a[client, :rank].all()
@@ -343,7 +345,7 @@ def test_interrupted_runs_of_every_method_resume_bit_for_bit_and_their_adapter_g
     fresh = build(config)
     assert whole.summary["trained_numbers"] == fresh.adapters.layout.size, "of the adapter as it was trained, not saved"
     assert whole.summary["bytes_up"] <= 3 * 3 * whole.summary["bytes_up_per_client_round"]
-    assert whole.summary["bytes_up_per_client_round"] == fresh.strategy.bytes_up()
+    assert whole.summary["bytes_up_per_client_round"] == fresh.strategy.wire.bytes_up(fresh.strategy.begin())
     original, calls = Engine.train, []
 
     def stop(*arguments, **options):
@@ -390,7 +392,7 @@ def test_client_level_privacy_refuses_methods_with_personal_factors(small):
     assert [n for n, s in STRATEGIES.items() if s.personal] == ["fedsa"]
     with pytest.raises(ConfigError, match=r"privacy\.unit='client'.*fedsa.*can: lora, ffa, fedsvd, fedsb, rolora$"):
         build(small(federation__strategy="fedsa", **CLIENT_LEVEL))
-    assert "client level" not in STRATEGIES["fedsa"].privacy
+    assert "client level" not in STRATEGIES["fedsa"].facts.privacy
 
 
 def test_methods_that_give_columns_another_meaning_refuse_to_keep_moments(small):
@@ -414,3 +416,29 @@ def test_all_methods_start_from_the_unchanged_model(small):
         experiment = build(small(federation__strategy=name))
         module.evaluate_views(experiment, experiment.strategy.begin())
         assert all(not layer.delta().any() for layer in experiment.adapters.layers.values()), name
+
+
+@pytest.mark.parametrize("name", ["fedprox", "FedProx"])
+def test_fedprox_is_answered_with_the_key_that_switches_it_on(small, name):
+    with pytest.raises(ConfigError, match=r"federation\.prox_mu.*one of lora, ffa"):
+        build(small(federation__strategy=name))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_neither_starting_nor_averaging_reads_or_writes_the_trained_factors_of_the_model(small, name):
+    case, other = Case(small, name), Case(small, name)
+    for layer in other.adapters.layers.values():
+        layer.trained_before = {n: factor.detach().clone().fill_(7.0) for n, factor in layer.trained().items()}
+    with torch.no_grad():
+        for layer in other.adapters.layers.values():
+            for n, factor in layer.trained().items():
+                factor.copy_(layer.trained_before[n])
+    ended = []
+    for each in (case, other):
+        rows = each.strategy.start(each.server, [0, 1, 2])
+        rows = rows + torch.arange(3)[:, None] * 0.1 + 0.1
+        each.strategy.aggregate(each.server, Answers([0, 1, 2], rows, WEIGHTS))
+        ended.append(each.server.row)
+    assert torch.equal(*ended)
+    for layer in other.adapters.layers.values():
+        assert all(torch.equal(factor, layer.trained_before[n]) for n, factor in layer.trained().items())

@@ -55,8 +55,18 @@ def assert_same_runs(one, other, bitwise):
         PRIVATE | {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01},
         PRIVATE | {"privacy__clipping": "per-layer"},
         PRIVATE | {"clients__count": 4, "federation__participation": 0.5, "federation__dropout_rate": 0.3},
+        PRIVATE | {"adapter__dropout": 0.2},
     ],
-    ids=["plain", "core", "adamw with kept moments", "prox, stragglers", "fedadam", "per-layer", "drawn, dropping out"],
+    ids=[
+        "plain",
+        "core",
+        "adamw with kept moments",
+        "prox, stragglers",
+        "fedadam",
+        "per-layer",
+        "drawn, dropping out",
+        "dropout",
+    ],
 )
 @pytest.mark.parametrize("one_pass", ["always", "never"])
 def test_a_run_among_others_ends_where_it_ends_alone(small, tmp_path, changes, one_pass):
@@ -176,7 +186,7 @@ def test_runs_that_differ_in_values_of_a_row_alone_may_train_together(small, tmp
     ]:  # fmt: skip
         assert shared_setting(small(**PRIVATE | other)) not in (None, base), other
     for alone in [
-        PRIVATE | {"privacy__noise": "secure"}, CLIENT_LEVEL, PRIVATE | {"adapter__dropout": 0.1},
+        PRIVATE | {"privacy__noise": "secure"}, CLIENT_LEVEL,
         *(PRIVATE | {"federation__strategy": name} for name in ("lora", "fedsvd", "rolora", "fedsa", "hetlora")),
     ]:  # fmt: skip
         assert shared_setting(small(**alone)) is None, alone

@@ -6,6 +6,7 @@ from small_runs import PRIVATE
 
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
+from ffalora.federated.strategies import Answers
 from ffalora.runs.bundle import evaluate
 
 METHODS = ["vera", "loha", "lokr", "bottleneck"]
@@ -29,8 +30,8 @@ def test_clients_of_a_variant_move_and_average_exactly_in_private_rounds(small, 
 def test_the_server_s_average_of_a_variant_has_no_gap(small, method):
     experiment = build(small(adapter__method=method))
     server = experiment.strategy.begin()
-    experiment.strategy.begin_round(server)
+    experiment.strategy.load(server, trains=True)
     rows = torch.randn(3, experiment.adapters.layout.width)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    assert experiment.strategy.aggregate(server, [0, 1, 2], rows, weights) == 0.0
+    assert experiment.strategy.aggregate(server, Answers([0, 1, 2], rows, weights)) == 0.0
     torch.testing.assert_close(server.row.double(), (weights[:, None] * rows.double()).sum(0), rtol=1e-5, atol=1e-6)

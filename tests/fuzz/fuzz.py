@@ -34,9 +34,11 @@ from torch import nn
 from ffalora.adapters import AdapterConfig, CheckpointError, attach, load_adapters
 from ffalora.config import ConfigError, from_mapping, load_config
 from ffalora.federated import checkpoint as checkpoint_module
-from ffalora.federated.checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
+from ffalora.federated.checkpoint import load_checkpoint, save_checkpoint
 from ffalora.federated.strategies import ServerState
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
+from ffalora.privacy.ledger_files import resume_folder
+from ffalora.privacy.sealed import digest_of
 from ffalora.training.participant import Participant
 
 SECONDS, MEGABYTES = 10, 300
@@ -231,15 +233,25 @@ class Checkpoints(Target):
 
 
 class Ledgers(Target):
+    """Damaged ledgers that are still JSON get a digest that fits: whoever tampers can compute one."""
+
     errors = (CheckpointError, LedgerMismatch)
 
     def make(self) -> None:
         ledger = PrivacyLedger(0, 10, 0.5, 1.0, 1e-5, max_steps=9, prior=((2.0, 0.1, 5),), steps_taken=4)
-        save_ledgers(self.folder, {"0": ledger})
+        ledger.save(self.folder / "0.json")
+
+    def damaged(self, name: str, rng: random.Random) -> bytes:
+        content = super().damaged(name, rng)
+        try:
+            values = json.loads(content)
+            return _json(values | {"digest": digest_of({k: v for k, v in values.items() if k != "digest"})})
+        except (ValueError, TypeError, RecursionError):
+            return content
 
     def read(self) -> None:
         ledger = PrivacyLedger(0, 10, 0.5, 1.0, 1e-5, max_steps=9, prior=((2.0, 0.1, 5),))
-        resume_ledgers(self.folder, {"0": ledger})
+        resume_folder(self.folder, {"0": ledger})
         if not 0 <= ledger.steps_taken <= 9:
             raise Broken(f"steps_taken={ledger.steps_taken} was accepted")
 

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from ffalora.privacy.accountants import ACCOUNTANTS, Spent, affordable_steps, epsilon, epsilon_of, noise_multiplier_for
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
+from ffalora.privacy.ledger_files import load_ledger
 from ffalora.privacy.protocols import PROTOCOLS, epsilon_table, format_table
 
 GRID = [
@@ -48,7 +49,7 @@ def opacus_epsilon(name: str, history: list[tuple[float, float, int]]) -> float:
     from opacus.accountants import create_accountant
 
     theirs = create_accountant(mechanism=name)
-    for sigma, rate, steps in history:
+    for sigma, rate, steps, *_ in history:
         for _ in range(steps):
             theirs.step(noise_multiplier=sigma, sample_rate=rate)
     return theirs.get_epsilon(DELTA)
@@ -252,7 +253,7 @@ def test_ledger_comes_through_json_whole(tmp_path):
     again = PrivacyLedger.from_state_dict(json.loads(json.dumps(book.state_dict())))
     assert again == book
     book.save(tmp_path / "ledger.json")
-    assert PrivacyLedger.from_state_dict(json.loads((tmp_path / "ledger.json").read_text())) == book
+    assert load_ledger(tmp_path / "ledger.json") == book
     assert [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
 
 
@@ -297,6 +298,9 @@ def test_resume_keeps_the_higher_count():
         {"noise_multiplier": "1"},
         {"noise_multiplier": math.inf},
         {"prior": [[1.0, 0.5]]},
+        {"prior": [[1.0, 0.5, 3, "lucky", "sample", "zero-out"]]},
+        {"prior": [[1.0, 0.5, 3, "poisson", "client", "zero-out"]]},
+        {"size_is_public": 1},
         {"sampling": "lucky"},
         {"surprise": 1},
         {"format": 0},

@@ -33,7 +33,7 @@ def test_statement_holds_every_term():
     for word in (
         "unit",
         "sample",
-        "add/remove one sample",
+        "zero-out one sample",
         "Poisson",
         "DP-SGD",
         "rdp",
@@ -67,7 +67,7 @@ def test_shuffled_loader_is_stated_without_amplification():
 def test_client_level_statement_claims_client_level_alone():
     book = PrivacyLedger(0, 100, 0.1, 2.0, 1e-3, 50, unit="client", accountant="rdp")
     said = PrivacyStatement.from_ledgers([book], noise="seeded", max_grad_norm=0.5)
-    assert said.unit == "client" and said.adjacency == "add/remove one client"
+    assert said.unit == "client" and said.adjacency.startswith("zero-out one client")
     assert "DP-FedAvg" in said.to_text() and "whether or not a client was drawn" in said.to_text()
 
 
@@ -96,4 +96,5 @@ def test_printed_epsilon_is_never_below_the_spent_one():
         assert float(text.split("ε = ")[1].split()[0]) >= said.max_epsilon
         rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"])]
         for row, client in zip(rows, said.clients, strict=True):
-            assert float(row[7]) >= client.epsilon and float(row[8]) >= client.final_epsilon
+            assert float(row[7]) >= client.own_epsilon and float(row[8]) >= client.epsilon
+            assert float(row[9]) >= client.final_epsilon

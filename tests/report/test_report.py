@@ -127,6 +127,29 @@ def test_the_page_holds_everything_and_refers_to_nothing_outside(demo):
     assert "viewport" in text_of_page and "prefers-color-scheme: dark" in text_of_page
 
 
+def test_only_a_run_with_secure_noise_is_called_protected(tmp_path):
+    for noise in ("seeded", "secure"):
+        write_run(from_mapping(PRIVATE | {"privacy": PRIVATE["privacy"] | {"noise": noise}}), tmp_path / noise)
+    seeded, secure = (run_page(read_runs([tmp_path / noise])) for noise in ("seeded", "secure"))
+    assert "Every sample of every client is protected: at most ε = 6" in secure.asked[0]
+    assert "A simulation, in which nothing is protected" in seeded.asked[0]
+    assert "Every sample of every client is protected" not in seeded.asked[0]
+
+
+def test_exact_counts_of_classes_are_marked_in_a_simulation_and_not_shown_of_protected_data(tmp_path):
+    for noise in ("seeded", "secure"):
+        write_run(from_mapping(PRIVATE | {"privacy": PRIVATE["privacy"] | {"noise": noise}}), tmp_path / noise)
+    marked = {plot.name: plot.title for plot in run_plots(read_runs([tmp_path / "seeded"]))}
+    assert "exact counts of the clients' data" in marked["partition"]
+    assert "partition" not in [plot.name for plot in run_plots(read_runs([tmp_path / "secure"]))]
+
+
+def test_a_privacy_statement_is_wrapped_on_the_page_instead_of_being_cut(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path)
+    page = render(run_page(read_runs([tmp_path])))
+    assert '<pre class="prose">Privacy of this run' in page and "pre.prose { white-space: pre-wrap; }" in page
+
+
 def test_the_command_of_the_page_repeats_the_run(demo, tmp_path):
     page = run_page(read_runs([demo]))
     (tmp_path / "config.yaml").write_text(page.configs["config.yaml"])

@@ -4,6 +4,7 @@ import pytest
 from small_runs import save_texts
 
 from ffalora.config import ConfigError
+from ffalora.data import DataError
 from ffalora.federated.simulate import simulate
 from ffalora.runs.bundle import evaluate, predict
 
@@ -27,25 +28,62 @@ def test_classes_that_the_adapter_does_not_know_are_refused(run, tmp_path):
     folder, lines, _ = run
     other = tmp_path / "texts.csv"
     other.write_text("\n".join([lines[0], *(_named(line, "awful", "good") for line in lines[1:])]) + "\n")
-    with pytest.raises(ConfigError, match=r"holds the classes awful, but the adapter was trained for bad, good"):
+    with pytest.raises(DataError, match=r"holds the classes awful, but the classes of the model are bad, good"):
         evaluate(folder, {"data.name": str(other)})
 
 
-def test_names_in_another_order_leave_the_classes_as_they_are(run, tmp_path, monkeypatch):
-    from ffalora.runs import bundle
+def test_classes_are_matched_by_name_whatever_their_order(run, tmp_path):
+    from datasets import ClassLabel, Dataset, DatasetDict
 
-    folder, _, metrics = run
-    real = bundle.load_run_data
+    folder, lines, _ = run
+    columns = [line.rsplit(",", 1) for line in lines[1:]]
+    texts, labels = [text for text, _ in columns], [int(label) for _, label in columns]
 
-    def swapped(config):
-        data = real(config)
-        data.label_names = data.label_names[::-1]
-        column = data.label_column
-        data.splits = {n: d.map(lambda row: {column: 1 - row[column]}) for n, d in data.splits.items()}
-        return data
+    def saved(names, numbers):
+        rows = Dataset.from_dict({"text": texts, "label": numbers}).cast_column("label", ClassLabel(names=names))
+        DatasetDict({"test": rows}).save_to_disk(str(tmp_path / names[0]))
+        return evaluate(folder, {"data.name": str(tmp_path / names[0])})
 
-    monkeypatch.setattr(bundle, "load_run_data", swapped)
-    assert evaluate(folder) == pytest.approx(metrics)
+    scores = saved(["bad", "good"], labels)
+    assert scores == pytest.approx(saved(["good", "bad"], [1 - label for label in labels]))
+    assert scores.samples == len(labels)
+
+
+def right_share(folder, rows):
+    answers = predict(folder, [text for text, _ in rows])
+    return sum(answer["label"] == label for answer, (_, label) in zip(answers, rows, strict=True)) / len(rows)
+
+
+@pytest.mark.parametrize("form", ["file", "test.csv alone", "splits", "fraction"])
+def test_every_row_of_a_new_file_is_scored_and_counted(run, tmp_path, form):
+    folder, lines, _ = run
+    rows = [_named(line, "bad", "good").rsplit(",", 1) for line in lines[1:26]]
+    file = tmp_path / ("test.csv" if form == "test.csv alone" else "new.csv")
+    file.write_text("\n".join(["text,label", *(",".join(row) for row in rows)]) + "\n")
+    asked = {
+        "file": {"data.name": str(file)},
+        "test.csv alone": {"data.name": str(tmp_path)},
+        "splits": {"data.name": str(file), "data.splits": {"test": "all"}},
+        "fraction": {"data.name": str(file), "data.test_fraction": 1.0},
+    }
+    scores = evaluate(folder, asked[form])
+    assert scores.samples == 25 and scores["accuracy"] == pytest.approx(right_share(folder, rows))
+    low, high = scores.intervals()["accuracy"]
+    assert 0 <= low < scores["accuracy"] < high <= 1
+
+
+def test_rows_of_one_class_are_scored(run, tmp_path):
+    folder, lines, _ = run
+    rows = [(line.rsplit(",", 1)[0], "good") for line in lines[1:4]]
+    (tmp_path / "one.csv").write_text("\n".join(["text,label", *(",".join(row) for row in rows)]) + "\n")
+    scores = evaluate(folder, {"data.name": str(tmp_path / "one.csv")})
+    assert scores.samples == 3 and scores["accuracy"] == pytest.approx(right_share(folder, rows))
+
+
+def test_a_run_s_own_data_is_scored_on_what_it_held_out(run):
+    folder, lines, metrics = run
+    scores = evaluate(folder)
+    assert scores == pytest.approx(metrics) and scores.samples < len(lines) / 2
 
 
 @pytest.mark.parametrize(

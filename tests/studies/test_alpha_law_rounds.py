@@ -22,7 +22,7 @@ def after_rounds(config):
     server = experiment.strategy.begin()
     for _ in range(config.federation.rounds):
         run_round(experiment, server)
-    experiment.strategy.finish(server)
+    experiment.strategy.load(server)
     return {name: layer.delta().detach() for name, layer in experiment.adapters.layers.items()}
 
 

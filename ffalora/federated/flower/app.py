@@ -1,14 +1,17 @@
 """``ClientApp`` and ``ServerApp`` of a federation; Flower loads them by name from a generated app folder.
 
 The run's configuration holds ``ffalora`` (the configuration as YAML), ``output`` (the server's folder), ``secagg``,
-``secagg-range``, ``shared-streams`` and ``timeout`` (seconds that a round waits for answers). A node's configuration
-holds ``client`` (its id), ``folder`` (where its ledger lives) and, for data of its own, ``data``.
+``secagg-range`` and ``timeout`` (seconds that a round waits for answers). A node's configuration holds ``client`` (its
+id), ``folder`` (where its accounts live), ``policy`` (a file; see ``SitePolicy``), and, for data of its own, ``data``
+and ``ledger`` (name or folder of the data's ledger).
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -21,9 +24,13 @@ from flwr.compat.common import recorddict_compat
 from flwr.serverapp import Grid, ServerApp
 
 from ...config import Config, from_mapping
+from ..strategies.wire import BYTES_PER_NUMBER
+from .answers import Answer
+from .policy import load_policy
 from .rounds import check_range
 from .server import FAILURE, serve
 from .site import Site
+from .terms import Terms
 
 
 def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -40,34 +47,35 @@ server_app = ServerApp()
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's share of a round."""
-    run, node = context.run_config, context.node_config
+    run = context.run_config
+    if run["secagg"]:
+        given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
+        (numbers,) = parameters_to_ndarrays(given.parameters)
+        site, answer = _answer(context, numbers, given.config)
+        sent = np.asarray(answer.numbers, dtype=np.float64)
+        expected = site.experiment.strategy.wire.bytes_up(site.server, site.client) // BYTES_PER_NUMBER
+        check_range(sent, float(run["secagg-range"]), expected)
+        result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([sent]), 1, dict(answer.report()))
+        return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
+    (numbers,) = message.content.array_records["numbers"].to_numpy_ndarrays()
+    _, answer = _answer(context, numbers, message.content.config_records["task"])
+    content = RecordDict({"numbers": ArrayRecord([answer.numbers]), "report": ConfigRecord(dict(answer.report()))})
+    return Message(content, reply_to=message)
+
+
+def _answer(context: Context, numbers: np.ndarray, task: Mapping[str, Any]) -> tuple[Site, Answer]:
+    """A site on this node's terms, and its answer to a round's task."""
+    node, terms = context.node_config, Terms.from_text(str(task["terms"]))
     site = Site(
         run_configuration(context),
         int(node["client"]),
         Path(str(node["folder"])),
         data=str(node["data"]) if node.get("data") else None,
-        shared_streams=bool(run["shared-streams"]),
+        policy=load_policy(str(node["policy"]) if node.get("policy") else None),
+        labels=terms.labels,
+        ledger=str(node["ledger"]) if node.get("ledger") else None,
     )
-    if run["secagg"]:
-        given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
-        (numbers,) = parameters_to_ndarrays(given.parameters)
-        answer = site.train(int(given.config["round"]), numbers, str(given.config["fingerprint"]))
-        sent = np.asarray(answer.numbers, dtype=np.float64)
-        expected = site.experiment.strategy.bytes_up(site.client) // 4
-        check_range(sent, float(run["secagg-range"]), expected)
-        metrics = {"client": answer.client, "samples": answer.samples, "loss": answer.loss}
-        if answer.epsilon is not None:
-            metrics["epsilon"] = answer.epsilon
-        result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([sent]), 1, metrics)
-        return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
-    (numbers,) = message.content.array_records["numbers"].to_numpy_ndarrays()
-    task = message.content.config_records["task"]
-    answer = site.train(int(task["round"]), numbers, str(task["fingerprint"]))
-    report = {"client": answer.client, "samples": answer.samples, "loss": answer.loss}
-    if answer.epsilon is not None:
-        report["epsilon"] = answer.epsilon
-    content = RecordDict({"numbers": ArrayRecord([answer.numbers]), "report": ConfigRecord(report)})
-    return Message(content, reply_to=message)
+    return site, site.train(int(task["round"]), numbers, terms)
 
 
 @server_app.main()

@@ -9,12 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
+from ...adapters import CheckpointError
 from ...config import Config, ConfigError, to_yaml
+from ...runs.folder import SUMMARY
+from .policy import SitePolicy, save_policy
 from .rounds import FAILURE
+from .watchdog import MARK
 
 _LINK = "loopback"
 _APP = """[build-system]
@@ -49,9 +54,7 @@ server_app = app.server_app
 """
 
 
-def write_app(
-    folder: Path, config: Config, output: Path, secagg_range: float | None, shared_streams: bool, timeout: float
-) -> None:
+def write_app(folder: Path, config: Config, output: Path, secagg_range: float | None, timeout: float) -> None:
     """The Flower app folder of a federation, for ``flwr run``: the configuration, and where the server writes."""
     folder.mkdir(parents=True, exist_ok=True)
     run = {
@@ -59,7 +62,6 @@ def write_app(
         "output": str(output.resolve()),
         "secagg": secagg_range is not None,
         "secagg-range": float(secagg_range or 0.0),
-        "shared-streams": shared_streams,
         "timeout": float(timeout),
     }
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in run.items()]
@@ -81,29 +83,54 @@ def run_on_loopback(
         config: its ``clients.count`` says how many SuperNodes.
         output: the server's folder; each client's is ``output/clients/ID``.
         secagg_range: aggregate securely, quantising within ± this.
-        shared_streams: seeded noise that all sides know, for comparisons with the simulator.
+        shared_streams: have the sites allow seeded noise, which all sides know, for comparisons with the simulator.
         timeout: seconds that a round waits for answers.
         wait: seconds for the whole run.
 
     Raises:
-        ConfigError: Flower is not installed, or ``clients.count`` is not set. RuntimeError: the run failed; says where
-        the logs are.
+        ConfigError: Flower is not installed, or ``clients.count`` is not set. CheckpointError: the folder holds a
+        finished run. RuntimeError: the run failed; says where the logs are.
     """
     count = config.clients.count
     if count is None:
         raise ConfigError("clients.count is not set: it says how many SuperNodes to start")
-    with ExitStack() as stack:
-        federation = stack.enter_context(loopback(output, count))
-        federation.submit(config, output, secagg_range, shared_streams, timeout)
-        federation.wait_for(output / "summary.json", wait)
+    if (output / SUMMARY).exists():
+        raise CheckpointError(f"{output} holds a finished federation; choose another folder (--output)")
+    with loopback(output, count, demonstration_policy(config, shared_streams)) as federation:
+        federation.submit(config, output, secagg_range, timeout)
+        federation.wait_for(output / SUMMARY, wait)
+
+
+def demonstration_policy(config: Config, shared_streams: bool) -> SitePolicy:
+    """What the sites on this machine allow: whatever this configuration asks for, since one person wrote both; seeded
+    noise only where that is asked for by name.
+    """
+    return SitePolicy(
+        unit="none" if config.privacy.unit == "none" else "sample",
+        noise="seeded" if shared_streams else "secure",
+        max_epsilon=None,
+        max_delta=config.privacy.delta,
+        reports=["samples", "epsilon"],
+    )
 
 
 class Loopback:
     """The running processes: submits runs, waits for files, kills a SuperNode on request (for tests of faults)."""
 
     def __init__(self, folder: Path, environment: dict[str, str]):
-        self.folder, self.environment = folder, environment
+        mark = uuid.uuid4().hex
+        self.folder, self.environment = folder, environment | {MARK: mark}
         self.processes: dict[str, subprocess.Popen] = {}
+        script = Path(__file__).with_name("watchdog.py")
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-I", str(script), mark], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def close(self) -> None:
+        """Ends every process, and whatever these started."""
+        for name in list(self.processes)[::-1]:
+            self.stop(name)
+        self._watchdog.communicate()
 
     def start(self, name: str, command: list[str]) -> None:
         """Starts a process of this federation, in a process group of its own."""
@@ -113,6 +140,9 @@ class Loopback:
             start_new_session=True,
         )  # fmt: skip
         log.close()
+        if self._watchdog.stdin is not None:
+            self._watchdog.stdin.write(f"{self.processes[name].pid}\n".encode())
+            self._watchdog.stdin.flush()
 
     def stop(self, name: str, signal: int = 15) -> None:
         """Ends a process and everything it started."""
@@ -126,12 +156,10 @@ class Loopback:
         except ProcessLookupError:
             process.wait()
 
-    def submit(
-        self, config: Config, output: Path, secagg_range: float | None, shared_streams: bool, timeout: float
-    ) -> None:
+    def submit(self, config: Config, output: Path, secagg_range: float | None, timeout: float) -> None:
         """Hands the run to the SuperLink."""
         app = self.folder / "app"
-        write_app(app, config, output, secagg_range, shared_streams, timeout)
+        write_app(app, config, output, secagg_range, timeout)
         done = subprocess.run(
             [_tool("flwr"), "run", str(app), _LINK], env=self.environment, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, check=False,
@@ -155,8 +183,10 @@ class Loopback:
 
 
 @contextmanager
-def loopback(folder: Path, clients: int) -> Iterator[Loopback]:
-    """A SuperLink and ``clients`` SuperNodes; all of them are stopped at the end of the block."""
+def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopback]:
+    """A SuperLink and ``clients`` SuperNodes, each with this policy. All of them are stopped at the end of the block,
+    or with this process, if that is ended or killed within it.
+    """
     tools = os.path.dirname(_tool("flwr"))
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
@@ -166,6 +196,8 @@ def loopback(folder: Path, clients: int) -> Iterator[Loopback]:
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
     )
+    terms = (folder / "policy.yaml").resolve()
+    save_policy(policy, terms)
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = os.environ | {
         "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PYTHONPATH": paths,
@@ -185,12 +217,11 @@ def loopback(folder: Path, clients: int) -> Iterator[Loopback]:
             federation.start(
                 f"supernode-{client}",
                 [_tool("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1",
-                 "--port", str(port), "--node-config", f'client={client} folder="{own}"'],
+                 "--port", str(port), "--node-config", f'client={client} folder="{own}" policy="{terms}"'],
             )  # fmt: skip
         yield federation
     finally:
-        for name in list(federation.processes)[::-1]:
-            federation.stop(name)
+        federation.close()
 
 
 def _tool(name: str) -> str:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
-from ...training.report import TrainingReport
 from ..experiment import Experiment
-from ..records import metrics_row
 from ..simulate import evaluate_views
-from ..strategies import STRATEGIES, ServerState, Strategy
-from .site import Answer
+from ..strategies import STRATEGIES, Answers, ServerState, Strategy
+from .answers import Answer, answer_weights, bound_rows, sound_answers
+from .terms import Terms
 
 logger = logging.getLogger(__name__)
 
@@ -44,43 +42,81 @@ class Exchange:
 
 #: Where a server that was stopped by an error says which, in its output folder.
 FAILURE = "failure.txt"
-#: (round, numbers, fingerprint) -> what came back.
-Send = Callable[[int, np.ndarray, str], Exchange]
+#: (round, numbers, terms) -> what came back.
+Send = Callable[[int, np.ndarray, Terms], Exchange]
 
 
-def remote_round(experiment: Experiment, server: ServerState, send: Send) -> dict[str, Any]:
+def remote_round(
+    experiment: Experiment, server: ServerState, send: Send, terms: Terms, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """One communication round with remote clients; changes ``server`` and returns the row of ``metrics.jsonl``.
 
-    A client that sends NaN, Inf or the wrong count of numbers is rejected and named; the round goes on without it, as
-    it does without clients that fail or vanish. A round without any answer leaves the state as it is.
+    A client that sends what cannot be its row is rejected and named; the round goes on without it, as it does without
+    clients that fail or vanish. A round without any answer leaves the state as it is. The row holds what the server
+    measured or was told, and nothing else.
+
+    Args:
+        experiment: the server's. server: its state. send: sends the round and gathers the answers.
+        terms: what clients must agree to.
+        earlier: the row of the round before; the ε of clients that do not answer in this one is kept from it.
     """
     started = time.perf_counter()
     config, strategy = experiment.config, experiment.strategy
-    strategy.begin_round(server)
-    got = send(server.round, strategy.download(server).cpu().numpy(), strategy.fingerprint())
+    wire = strategy.wire
+    strategy.load(server, trains=True)
+    got = send(server.round, wire.download(server).cpu().numpy(), terms)
+    rejected: dict[int, str] = {}
+    gap, bounded = 0.0, list[int]()
+    if got.sum_only is not None:
+        mean = wire.received(server, torch.from_numpy(got.sum_only))
+        of_nobody_by_name = Answers([0], mean[None], torch.ones(1, dtype=torch.float64))
+        gap = strategy.aggregate(server, of_nobody_by_name)
+    elif got.answers:
+        wanted = wire.upload(server, torch.zeros(wire.trained_layout(server).width)).numel()
+        by_size = config.federation.weighting == "size"
+        kept, rejected = sound_answers(got.answers, wanted, strategy.clients, by_size)
+        if kept:
+            clients = [answer.client for answer in kept]
+            rows = torch.stack([wire.received(server, torch.from_numpy(np.array(a.numbers))) for a in kept])
+            rows, over = bound_rows(strategy.start(server, clients), rows)
+            bounded = [clients[i] for i in over]
+            sent = Answers(clients, rows, answer_weights(kept, config), experiment.mean)
+            gap = strategy.aggregate(server, sent)
+    got.failed += [f"client {client}: {reason}" for client, reason in rejected.items()]
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
-    report, gap = TrainingReport(), 0.0
-    if got.sum_only is not None:
-        mean = strategy.received(torch.from_numpy(got.sum_only))
-        gap = strategy.aggregate(server, [got.answers[0].client], mean[None], torch.ones(1, dtype=torch.float64))
-    elif got.answers:
-        answers = sorted(got.answers, key=lambda answer: answer.client)
-        kept = [answer for answer in answers if _is_sound(strategy, answer)]
-        report.rejected = [answer.client for answer in answers if not _is_sound(strategy, answer)]
-        if kept:
-            rows = torch.stack([strategy.received(torch.from_numpy(np.array(a.numbers))) for a in kept])
-            gap = strategy.aggregate(server, [a.client for a in kept], rows, _weights(kept, config))
     server.round += 1
     metrics = {}
     if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
         metrics = evaluate_views(experiment, server)
-    seconds = time.perf_counter() - started
-    row = metrics_row(experiment, server, report, metrics, gap, seconds, got.bytes_up, got.bytes_down)
-    spent = {str(answer.client): rounded_up(answer.epsilon) for answer in got.answers if answer.epsilon is not None}
-    losses = [answer.loss for answer in got.answers if np.isfinite(answer.loss)]
-    row["train_loss"] = round(float(np.mean(losses)), 6) if losses else None
-    return row | {"epsilon": max(spent.values(), default=None), "epsilon_per_client": spent, "failed": got.failed}
+    believed = [answer for answer in got.answers if 0 <= answer.client < strategy.clients]  # rejected ones have paid
+    spent = _latest("epsilon_per_client", "epsilon", believed, earlier)
+    return {
+        "round": server.round,
+        "seconds": round(time.perf_counter() - started, 3),
+        "metrics": metrics,
+        "epsilon": max(spent.values(), default=None),
+        "epsilon_per_client": spent,
+        "final_epsilon_per_client": _latest("final_epsilon_per_client", "final_epsilon", believed, earlier),
+        "bytes_up": got.bytes_up,
+        "bytes_down": got.bytes_down,
+        "update_gap": gap,
+        "rejected": sorted(rejected),
+        "bounded": bounded,
+        "failed": got.failed,
+    }
+
+
+def _latest(
+    key: str, name: str, answers: Sequence[Answer], earlier: Mapping[str, Any] | None
+) -> dict[str, float]:  # fmt: skip
+    """The largest that each client ever said, of this round and those before."""
+    said = dict((earlier or {}).get(key, {}))
+    for answer in answers:
+        value = getattr(answer, name)
+        if value is not None:
+            said[str(answer.client)] = max(rounded_up(value), said.get(str(answer.client), 0.0))
+    return dict(sorted(said.items(), key=lambda item: int(item[0])))
 
 
 def check_remote(config: Config) -> None:
@@ -114,6 +150,11 @@ def check_secure_aggregation(strategy: type[Strategy], config: Config) -> None:
             f"federation.strategy={strategy.name!r} needs each client's own numbers, which secure aggregation hides; "
             f"methods that need sums only: {able}"
         )
+    if config.federation.robust_mean is not None:
+        raise ConfigError(
+            f"federation.robust_mean={config.federation.robust_mean!r} compares clients' own numbers, which secure "
+            "aggregation hides; leave one of the two out"
+        )
     if config.federation.weighting != "uniform":
         raise ConfigError("federation.weighting='size': secure aggregation sums with equal weights; set it to uniform")
 
@@ -131,15 +172,3 @@ def check_range(numbers: np.ndarray, limit: float, expected: int) -> None:
     largest = float(np.abs(numbers).max(initial=0.0))
     if largest > limit:
         raise ValueError(f"a number of {largest:.3g} lies outside the quantised range ±{limit:g}; raise secagg-range")
-
-
-def _is_sound(strategy: Strategy, answer: Answer) -> bool:
-    numbers = answer.numbers
-    wanted = strategy.upload(strategy.adapters.state()).numel()
-    return numbers is not None and numbers.shape == (wanted,) and bool(np.isfinite(numbers).all())
-
-
-def _weights(answers: Sequence[Answer], config: Config) -> Tensor:
-    sizes = [answer.samples if config.federation.weighting == "size" else 1 for answer in answers]
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    return weights / weights.sum()

@@ -19,8 +19,9 @@ from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.serverapp import Grid
 
+from .answers import read_answer
 from .rounds import Exchange
-from .server import answer_of
+from .terms import Terms
 
 LEVELS = 2**22
 _THRESHOLD = 0.5
@@ -56,15 +57,15 @@ class _OneRound:
 
 
 def secure_exchange(
-    grid: Grid, context: Context, nodes: list[int], round_number: int, numbers: np.ndarray, fingerprint: str,
+    grid: Grid, context: Context, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms,
     timeout: float, limit: float,
 ) -> Exchange:  # fmt: skip
     """A round in which the server learns the average of what clients send, and no client's own numbers.
 
     Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was. What
-    clients say of themselves (id, samples, ε, loss) is not hidden.
+    clients say of themselves (id, and what their policies report) is not hidden.
     """
-    task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "fingerprint": fingerprint})
+    task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "terms": terms.to_text()})
     one = _OneRound(nodes, task)
     context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
     context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
@@ -79,7 +80,11 @@ def secure_exchange(
     if not one.results:
         got.failed.append("secure aggregation was halted: too few clients stayed")
         return got
-    got.answers = [answer_of(dict(result.metrics), None) for _, result in one.results]
+    for _, result in one.results:
+        try:
+            got.answers.append(read_answer(dict(result.metrics), None))
+        except ValueError as error:
+            got.failed.append(str(error))
     (average,) = parameters_to_ndarrays(one.results[0][1].parameters)
     got.sum_only = average.astype(np.float32)
     return got

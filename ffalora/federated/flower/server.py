@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -13,17 +11,19 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 
 from ...config import Config, to_yaml
-from ...files.numbers import restored, to_json
+from ...files.atomic import write_atomically
 from ...runs.bundle import save_bundle
-from ..checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from ...runs.folder import CHECKPOINT, SUMMARY, completed_rows, write_json, write_rows
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..experiment import build
 from ..records import summary
+from .answers import read_answer
 from .rounds import FAILURE, Exchange, check_remote, check_secure_aggregation, remote_round
-from .site import Answer
+from .statement import federation_statement, statement_text
+from .terms import Terms
 
 __all__ = ["FAILURE", "TooFewClients", "connected", "exchange", "serve"]
 
-CHECKPOINT, METRICS = "checkpoint/checkpoint.safetensors", "metrics.jsonl"
 _POLL_SECONDS, _DRAW = 0.5, 7
 
 
@@ -40,8 +40,7 @@ def serve(
         grid: Flower's way to the clients.
         context: of the ServerApp.
         config: the federation's.
-        folder: made if missing; receives what ``simulate`` writes, but for the clients' privacy, which they state
-            themselves.
+        folder: made if missing; receives what ``simulate`` writes; the statement holds what clients' ledgers reported.
         timeout: seconds to wait for connections, and for the answers of a round.
         secagg_range: quantise numbers within ± this and aggregate securely; None aggregates in the open.
 
@@ -49,34 +48,38 @@ def serve(
         ConfigError: what remote clients or secure aggregation cannot do.
         TooFewClients: fewer than ``federation.min_available``.
     """
+    config = config.with_noise("secure")
     check_remote(config)
     experiment = build(config, caches_layers=False)
     strategy = experiment.strategy
     if secagg_range is not None:
         check_secure_aggregation(type(strategy), config)
-    server, rows = strategy.begin(), []
+    server, rows, terms = strategy.begin(), [], Terms.of(experiment)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / CHECKPOINT).exists():
         load_checkpoint(folder / CHECKPOINT, config, server, [], {})
-        rows = [restored(json.loads(line)) for line in (folder / METRICS).read_text().splitlines()][: server.round]
+        rows = completed_rows(folder, server.round)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted = max(config.federation.min_available, config.clients.count or 1)
 
-    def send(round_number: int, numbers: np.ndarray, fingerprint: str) -> Exchange:
+    def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
         if secagg_range is None:
-            return exchange(grid, nodes, round_number, numbers, fingerprint, timeout)
+            return exchange(grid, nodes, round_number, numbers, terms, timeout)
         from .secagg import secure_exchange
 
-        return secure_exchange(grid, context, nodes, round_number, numbers, fingerprint, timeout, secagg_range)
+        return secure_exchange(grid, context, nodes, round_number, numbers, terms, timeout, secagg_range)
 
     while server.round < config.federation.rounds:
-        rows.append(remote_round(experiment, server, send))
-        write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows).encode())
+        rows.append(remote_round(experiment, server, send, terms, rows[-1] if rows else None))
+        write_rows(folder, rows)
         save_checkpoint(folder / CHECKPOINT, config, server, [], {})
     strategy.export(server)
     save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data.label_names)
-    write_atomically(folder / "summary.json", to_json(summary(experiment, rows), indent=2).encode())
+    statement = federation_statement(config, rows)
+    write_json(folder / "privacy.json", statement)
+    write_atomically(folder / "privacy.txt", statement_text(statement).encode())
+    write_json(folder / SUMMARY, summary(experiment, server, rows))
 
 
 def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]:
@@ -107,13 +110,13 @@ def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
 
 
 def exchange(
-    grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, fingerprint: str, timeout: float
+    grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, timeout: float
 ) -> Exchange:
     """Sends the round to every node and gathers what comes back in time."""
     content = RecordDict(
         {
             "numbers": ArrayRecord([numbers]),
-            "task": ConfigRecord({"round": round_number, "fingerprint": fingerprint}),
+            "task": ConfigRecord({"round": round_number, "terms": terms.to_text()}),
         }
     )
     messages = [
@@ -128,19 +131,10 @@ def exchange(
             got.failed.append(f"node {node}: {reply.error.reason}")
             continue
         got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
-        (answer,) = reply.content.array_records["numbers"].to_numpy_ndarrays()
-        got.answers.append(answer_of(dict(reply.content.config_records["report"]), answer))
+        try:
+            arrays = reply.content.array_records["numbers"].to_numpy_ndarrays()
+            got.answers.append(read_answer(dict(reply.content.config_records["report"]), arrays))
+        except Exception as error:  # whatever a hostile client may think of must not end the run
+            got.failed.append(f"node {node}: what it sent cannot be read ({type(error).__name__}: {error})")
     got.failed += [f"node {node}: no answer within {timeout:g} s" for node in sorted(silent)]
     return got
-
-
-def answer_of(report: dict[str, Any], numbers: np.ndarray | None) -> Answer:
-    """A client's answer from its report and its numbers."""
-    epsilon = report.get("epsilon")
-    return Answer(
-        int(report["client"]),
-        int(report["samples"]),
-        numbers,
-        None if epsilon is None else float(epsilon),
-        float(report["loss"]),
-    )

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
-from ...runs.data import data_fingerprint
+from ...privacy.accounts import ACCOUNT
+from ...runs.data import data_fingerprint, load_run_data
 from ...training.participant import Participant
-from ..checkpoint import load_checkpoint, resume_ledgers, save_checkpoint, save_ledgers
+from ..accounts import open_run_accounts
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..cohort import Cohort, train_cohort
-from ..experiment import Experiment, build, make_ledger
+from ..experiment import Experiment, build, clipping_policy, make_ledger
+from .answers import Answer
+from .policy import SitePolicy
+from .terms import Terms
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a client sends back.
-
-    Attributes:
-        client: its id.
-        samples: its data-set size, for weights by size.
-        numbers: float32, what ``Strategy.upload`` made of its row; None where secure aggregation hides it.
-        epsilon: what it has spent, by its own ledger; None without sample-level privacy.
-        loss: mean loss of its last logical step (computed on private data).
-    """
-
-    client: int
-    samples: int
-    numbers: np.ndarray | None
-    epsilon: float | None
-    loss: float
+#: How a federation's configuration becomes that of one client with data of its own.
+_ALONE = {
+    "clients.count": 1, "clients.partition": "iid", "clients.column": None, "clients.ranks": None,
+    "clients.proportions": None, "clients.quantities": None, "federation.min_available": 1,
+    "data.splits": None, "data.max_samples": None,
+}  # fmt: skip
 
 
 class Site:
@@ -43,66 +36,82 @@ class Site:
         client: its id, 0 … clients.count - 1.
         folder: where ledger and personal state are kept, durably; never sent.
         data: its own data file or folder; None takes its share of the configuration's data (simulations, tests).
-        shared_streams: noise and sampling from the configuration's seed, which the server knows. For equality tests.
+        policy: what this site allows, whatever ``config`` says (default: ``SitePolicy()``).
+        labels: the federation's classes in order, by which data of its own is numbered; None numbers its own classes.
+        ledger: name or folder of its data's ledger, which no server chooses; None takes the name of the data.
 
     Raises:
-        ConfigError: an id out of range, or seeded noise without ``shared_streams``.
+        ConfigError: an id out of range, or what the policy does not allow. DataError: classes that the federation does
+        not have.
     """
 
     def __init__(
-        self, config: Config, client: int, folder: Path, data: str | None = None, shared_streams: bool = False
+        self,
+        config: Config,
+        client: int,
+        folder: Path,
+        data: str | None = None,
+        policy: SitePolicy | None = None,
+        labels: Sequence[str] | None = None,
+        ledger: str | None = None,
     ):
-        if config.privacy.unit == "sample" and config.privacy.noise == "seeded" and not shared_streams:
-            raise ConfigError(
-                "privacy.noise='seeded': whoever knows the configuration can subtract this noise, so real clients "
-                "refuse it; set privacy.noise to secure (or, in tests only, share the streams)"
-            )
+        self.policy = policy or SitePolicy()
+        config = config.with_noise(self.policy.noise)
+        self.policy.check_run(config)
         self.client, self.folder = client, folder
-        self.experiment = _build(config, client, data)
+        self.experiment = _build(config, client, self.policy.allowed_data(data), labels, self.policy.labels)
+        self.terms = Terms.of(self.experiment)
+        self.policy.check_digests(self.terms.model, self.terms.frozen, self.experiment.data.label_names)
         self.server = self.experiment.strategy.begin()
-        self._config = config
+        self._config, self._frozen = config, self.experiment.strategy.wire.fingerprint()
         if self._checkpoint.exists():
-            load_checkpoint(self._checkpoint, config, self.server, self._own, self.experiment.ledgers)
-        resume_ledgers(folder, self.experiment.ledgers)
+            load_checkpoint(
+                self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+            )
+        open_run_accounts(
+            self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
+        )
+        for spent in self.experiment.ledgers.values():  # with what other runs spent on the same records
+            self.policy.check_ledger(spent)
         for own in self._own:  # steps that a kill cut off were charged: their noise and samples are not used again
             own.steps_taken = max(own.steps_taken, own.ledger.steps_taken if own.ledger is not None else 0)
-        self.experiment.on_charge(lambda ledgers: save_ledgers(folder, ledgers))
 
-    def train(self, round_number: int, numbers: np.ndarray, fingerprint: str) -> Answer:
+    def train(self, round_number: int, numbers: np.ndarray, terms: Terms) -> Answer:
         """Local training of a round, from what the server sent.
 
         Args:
             round_number: from 0.
-            numbers: float32, what ``Strategy.download`` gave.
-            fingerprint: of the server's frozen factors; they must be this client's too.
+            numbers: float32, what ``Wire.download`` gave.
+            terms: the server's model, frozen factors, classes and data; they must be this client's too.
 
         Raises:
-            ConfigError: the frozen factors differ. ValueError: the wrong count of numbers.
+            ConfigError: a term differs. ValueError: the wrong count of numbers.
             PrivacyBudgetSpent: the ledger does not cover the round; nothing was charged.
         """
         strategy, (own,) = self.experiment.strategy, self._own
-        if fingerprint != strategy.fingerprint():
-            raise ConfigError(
-                f"client {self.client}: its frozen factors differ from the server's, so averages would mean nothing; "
-                "give both the same adapter.seed, adapter.init, ranks and model"
-            )
+        terms.check(self.terms, self.client)
         self.server.round = round_number
-        strategy.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
-        strategy.begin_round(self.server)
+        strategy.wire.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
+        strategy.load(self.server, trains=True)
         rows = strategy.start(self.server, [self.client])
         cohort = Cohort([own], [self.experiment.config.federation.local_steps], [True])
         if own.ledger is not None and own.ledger.steps_left < cohort.steps[0]:
             own.ledger.charge(cohort.steps[0])  # raises, and says why
-        report = train_cohort(self.experiment, self.server, cohort, rows)
+        train_cohort(self.experiment, self.server, cohort, rows)
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers)
+        save_checkpoint(
+            self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
+        )
+        reports = self.policy.reports
+        account = own.ledger if "epsilon" in reports else None
+        size = len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size
         return Answer(
             client=self.client,
-            samples=len(own.samples),
-            numbers=strategy.upload(rows[0]).cpu().numpy(),
-            epsilon=None if own.ledger is None else own.ledger.epsilon(),
-            loss=report.loss,
+            numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
+            samples=size if "samples" in reports else None,
+            epsilon=None if account is None else account.epsilon(),
+            final_epsilon=None if account is None else account.final_epsilon(),
         )
 
     @property
@@ -114,21 +123,26 @@ class Site:
         return self.folder / f"client-{self.client}.safetensors"
 
 
-def _build(config: Config, client: int, data: str | None) -> Experiment:
-    if data is not None:
-        alone = {"data": {"name": data}, "clients": {"count": 1, "partition": "iid", "column": None, "ranks": None}}
-        experiment = build(from_mapping(merge(config.model_dump(mode="json"), alone | {"federation.min_available": 1})))
-        experiment.strategy = type(experiment.strategy)(experiment.adapters, config, config.clients.count or client + 1)
-        samples = experiment.participants[0].samples
-        steps = config.federation.rounds * config.federation.local_steps
-        ledger = None
-        if config.privacy.unit == "sample":
-            fingerprint = data_fingerprint(experiment.config, experiment.train, samples)
-            ledger = make_ledger(config, client, len(samples), steps, fingerprint)
-        experiment.participants = [Participant(client, samples, ledger)]
+def _build(
+    config: Config, client: int, data: str | None, labels: Sequence[str] | None, mapping: Mapping[str, str]
+) -> Experiment:
+    """What a client trains with: on data of its own, all of it; else on its share of the configuration's."""
+    if data is None:
+        experiment = build(config, caches_layers=False)
+        if not 0 <= client < len(experiment.participants):
+            raise ConfigError(f"client={client}: the configuration has clients 0 … {len(experiment.participants) - 1}")
+        experiment.participants = [experiment.participants[client]]
         return experiment
-    experiment = build(config, caches_layers=False)
-    if not 0 <= client < len(experiment.participants):
-        raise ConfigError(f"client={client}: the configuration has clients 0 … {len(experiment.participants) - 1}")
-    experiment.participants = [experiment.participants[client]]
+    alone = merge(config.model_dump(mode="json"), _ALONE | {"data.name": data})
+    own = from_mapping(alone)
+    loaded = load_run_data(own, only="train", class_names=labels, class_map=mapping)
+    loaded.splits[own.data.evaluate_on] = loaded.train.select(range(1))  # a site evaluates nothing
+    experiment = build(own, caches_layers=False, data=loaded)
+    experiment.strategy = type(experiment.strategy)(experiment.adapters, config, config.clients.count or client + 1)
+    samples = experiment.participants[0].samples
+    ledger = None
+    if config.privacy.unit == "sample":
+        steps = config.federation.rounds * config.federation.local_steps
+        ledger = make_ledger(config, client, len(samples), steps, data_fingerprint(own, experiment.train, samples))
+    experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
     return experiment

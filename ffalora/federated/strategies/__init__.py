@@ -1,6 +1,6 @@
 """The federated methods by name. A new one is a file here and a line in the table."""
 
-from .base import ServerState, Strategy, weighted_mean
+from .base import Answers, Mean, Strategy, weighted_mean
 from .factors import aggregation_gap
 from .fedex import FedEx
 from .fedsa import FedSA
@@ -12,6 +12,7 @@ from .flora import FLoRA
 from .hetlora import HetLoRA
 from .lora import LoRAFedAvg
 from .rolora import RoLoRA
+from .wire import ServerState, Wire
 
 _METHODS: tuple[type[Strategy], ...] = (
     LoRAFedAvg,
@@ -27,4 +28,4 @@ _METHODS: tuple[type[Strategy], ...] = (
 )
 STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _METHODS}
 
-__all__ = ["STRATEGIES", "ServerState", "Strategy", "aggregation_gap", "weighted_mean"]
+__all__ = ["STRATEGIES", "Answers", "Mean", "ServerState", "Strategy", "Wire", "aggregation_gap", "weighted_mean"]

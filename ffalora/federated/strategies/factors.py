@@ -7,29 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...adapters import Adapters
+from ...adapters.state import Layout
 
 
 @torch.no_grad()
-def factors(adapters: Adapters, layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+def factors(layout: Layout, layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
     """``b [C,N,R]`` and ``a [C,R,K]`` of a layer in rows ``[C,P]``; a frozen one is the model's, for every client."""
-    own = adapters.layers[layer]
-    found = []
-    for tensor, parameter in (("lora_B", own.lora_B), ("lora_A", own.lora_A)):
-        start = own.places.get(tensor)
+    own, found = layout.layers[layer], []
+    for tensor, parameter in own.factors().items():
+        place = layout.at.get(f"{layer}.{tensor}")
         value = parameter.detach()[None].expand(len(rows), *parameter.shape)
-        if start is not None:
-            value = rows[:, start : start + parameter.numel()].view(-1, *parameter.shape)
+        if place is not None:
+            value = rows[:, place.start : place.start + place.size].view(-1, *place.shape)
         found.append(value.double())
     return found[0], found[1]
 
 
 @torch.no_grad()
-def write_factors_(adapters: Adapters, layer: str, row: Tensor, b: Tensor, a: Tensor) -> None:
-    """Writes ``b [N,R]`` and ``a [R,K]`` into the layer's columns of ``row [P]``; both must be trained."""
-    own = adapters.layers[layer]
+def write_factors_(layout: Layout, layer: str, row: Tensor, b: Tensor, a: Tensor) -> None:
+    """Writes ``b [N,R]`` and ``a [R,K]`` into the layer's columns of ``row [P]``; it must have both."""
     for tensor, value in (("lora_B", b), ("lora_A", a)):
-        start = own.places[tensor]
+        start = layout.at[f"{layer}.{tensor}"].start
         row[start : start + value.numel()] = value.reshape(-1).to(row.dtype)
 
 
@@ -69,14 +67,16 @@ def relative_gap(parts: Sequence[tuple[Tensor, Tensor]]) -> float:
     return (missing / total) ** 0.5 if total else 0.0
 
 
-def aggregation_gap(adapters: Adapters, rows: Tensor, weights: Tensor) -> float:
+def aggregation_gap(layout: Layout, rows: Tensor, weights: Tensor) -> float:
     """``‖mean(b_k a_k) - mean(b_k) mean(a_k)‖ / ‖mean(b_k a_k)‖`` over all layers: 0 where averaging is exact.
 
     Both means are weighted; a frozen factor is the same for every client.
     """
     parts = []
-    for layer in adapters.layers:
-        b, a = factors(adapters, layer, rows)
+    for layer, own in layout.layers.items():
+        if "lora_A" not in own.factors():
+            continue
+        b, a = factors(layout, layer, rows)
         up, down = stacked(b, a, weights)
         w = weights.to(b)
         averaged = torch.einsum("c,cnr->nr", w, b) @ torch.einsum("c,crk->rk", w, a)
@@ -84,9 +84,8 @@ def aggregation_gap(adapters: Adapters, rows: Tensor, weights: Tensor) -> float:
     return relative_gap(parts)
 
 
-def rank_mask(adapters: Adapters, ranks: Sequence[int]) -> Tensor:
+def rank_mask(layout: Layout, ranks: Sequence[int]) -> Tensor:
     """bool ``[C,P]``: the columns that belong to the first ``ranks[c]`` ranks of each layer; heads are everyone's."""
-    layout = adapters.layout
     mask = torch.ones(len(ranks), layout.width, dtype=torch.bool)
     rank = torch.as_tensor(ranks)[:, None]
     for place in layout.places:

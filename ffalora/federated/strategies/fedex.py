@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from .base import BYTES_PER_NUMBER, ServerState
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked
-from .residual import MergesIntoBase
+from .residual import SENT, MergesIntoBase, ResidualWire
+from .wire import BYTES_PER_NUMBER
 
-_SENT = "sent"
+
+class FedExWire(ResidualWire):
+    """Both factors, and to everybody the residual of the last round."""
+
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
+        return super().bytes_down(server, cohort) + BYTES_PER_NUMBER * self.sent(server) * self.clients
 
 
 class FedEx(MergesIntoBase):
@@ -22,24 +27,24 @@ class FedEx(MergesIntoBase):
     """
 
     name = "fedex"
-    summary = "FedEx-LoRA: LoRA + FedAvg with the lost part added to the base; exact, heavy"
-    up = "a, b"
-    down = "a, b, and the residual (rank C·R)"
-    aggregation = "average of each factor, residual into the base"
+    wire_class = FedExWire
+    facts = Facts(
+        up="a, b",
+        down="a, b, and the residual (rank C·R)",
+        aggregation="average of each factor, residual into the base",
+        privacy="sample level",
+    )
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        server.row = self.average(server, server.row, rows, weights)
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        rows, weights = answers.rows, answers.weights
+        server.row = self.average(server, server.row, answers)
         wanted, averaged, sent = {}, {}, 0
         for name in self.adapters.layers:
-            b, a = factors(self.adapters, name, rows)
+            b, a = factors(self.layout, name, rows)
             up, down = stacked(b, a, weights)
-            mean_b, mean_a = factors(self.adapters, name, server.row[None])
+            mean_b, mean_a = factors(self.layout, name, server.row[None])
             wanted[name], averaged[name] = up @ down, mean_b[0] @ mean_a[0]
             sent += min(wanted[name].numel(), down.shape[0] * sum(wanted[name].shape))
-        server.tensors[_SENT] = torch.tensor([sent])
+        server.tensors[SENT] = torch.tensor([sent])
         added = self._base.add(server.tensors, {name: wanted[name] - averaged[name] for name in wanted})
         return relative_gap([(wanted[name], averaged[name] + added[name]) for name in wanted])
-
-    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        residual = int(server.tensors.get(_SENT, torch.zeros(1))[0])
-        return super().bytes_down(server, cohort) + BYTES_PER_NUMBER * residual * self.clients

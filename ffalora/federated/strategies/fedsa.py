@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .base import BYTES_PER_NUMBER, ServerState, Strategy
+from ...adapters import Adapters
+from ...adapters.state import Layout
+from ...config import Config
+from .base import Answers, Facts, ServerState, Strategy
 from .factors import aggregation_gap
+from .wire import BYTES_PER_NUMBER, Wire
 
 _PERSONAL = "personal"
+
+
+class FedSAWire(Wire):
+    """``a`` (and a trained head) alone travels, both ways.
+
+    Attributes:
+        personal: bool ``[P]``, the columns of every ``b``.
+    """
+
+    def __init__(self, adapters: Adapters, layout: Layout, config: Config, clients: int):
+        super().__init__(adapters, layout, config, clients)
+        self.personal = torch.zeros(layout.width, dtype=torch.bool, device=layout.gather().device)
+        for place in layout.places:
+            if place.tensor == "lora_B":
+                self.personal[place.start : place.start + place.size] = True
+        self._is_shared = ~layout.payload(self.personal)
+
+    def upload(self, server: ServerState, row: Tensor) -> Tensor:
+        return self.layout.payload(row)[self._is_shared]
+
+    def received(self, server: ServerState, payload: Tensor) -> Tensor:
+        whole = self.layout.payload(server.row).clone()
+        whole[self._is_shared] = payload.to(whole)
+        return self.layout.from_payload(whole)
+
+    def download(self, server: ServerState) -> Tensor:
+        return self.upload(server, server.row)
+
+    def adopt(self, server: ServerState, numbers: Tensor) -> None:
+        wanted = int(self._is_shared.sum())
+        if numbers.numel() != wanted:
+            raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {wanted}")
+        server.row = self.received(server, numbers)
+
+    def bytes_up(self, server: ServerState, client: int | None = None) -> int:
+        return BYTES_PER_NUMBER * int(self._is_shared.sum())
+
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
+        return len(cohort) * self.bytes_up(server)
 
 
 class FedSA(Strategy):
@@ -23,11 +67,9 @@ class FedSA(Strategy):
     trained = "both"
     exact = False
     personal = True
-    summary = "FedSA-LoRA: a shared and averaged, b personal"
-    up = "a"
-    down = "a"
-    aggregation = "average of a"
-    privacy = "sample level"
+    wire_class = FedSAWire
+    wire: FedSAWire
+    facts = Facts(up="a", down="a", aggregation="average of a", privacy="sample level")
 
     def begin(self) -> ServerState:
         server = super().begin()
@@ -36,55 +78,24 @@ class FedSA(Strategy):
 
     def start(self, server: ServerState, clients: Sequence[int]) -> Tensor:
         own = server.tensors[_PERSONAL][list(clients)].to(server.row.device)
-        return torch.where(self._personal_columns(), own, server.row)
+        return torch.where(self.wire.personal, own, server.row)
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        gap = aggregation_gap(self.adapters, rows, weights) if len(rows) else 0.0
-        columns = self._personal_columns()
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
+        gap = aggregation_gap(self.layout, rows, weights) if len(rows) else 0.0
+        columns = self.wire.personal
         for client, row in zip(clients, rows, strict=True):
             self.remember(server, client, row)
-        shared = self.average(server, server.row, torch.where(columns, server.row, rows), weights)
+        shared = self.average(server, server.row, replace(answers, rows=torch.where(columns, server.row, rows)))
         server.row = torch.where(columns, server.row, shared)
         return gap
 
-    def views(self, server: ServerState) -> Iterator[None]:
-        for client in range(self.clients):
-            self.adapters.load_state_(self.start(server, [client])[0])
-            yield
+    def views(self, server: ServerState) -> Iterator[Tensor]:
+        return (self.start(server, [client])[0] for client in range(self.clients))
 
     def export(self, server: ServerState) -> None:
         personal = server.tensors[_PERSONAL].to(server.row.device).mean(0)
-        self.adapters.load_state_(torch.where(self._personal_columns(), personal, server.row))
-
-    def upload(self, row: Tensor) -> Tensor:
-        return self.adapters.layout.payload(row)[~self.adapters.layout.payload(self._personal_columns())]
-
-    def received(self, payload: Tensor) -> Tensor:
-        layout = self.adapters.layout
-        whole = layout.payload(self.adapters.state())
-        whole[~layout.payload(self._personal_columns())] = payload
-        return layout.from_payload(whole)
-
-    def download(self, server: ServerState) -> Tensor:
-        return self.upload(server.row)
-
-    def adopt(self, server: ServerState, numbers: Tensor) -> None:
-        if BYTES_PER_NUMBER * numbers.numel() != self.bytes_up():
-            raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {self.bytes_up() // 4}")
-        server.row = self.received(numbers)
+        self.load(server, torch.where(self.wire.personal, personal, server.row))
 
     def remember(self, server: ServerState, client: int, row: Tensor) -> None:
         server.tensors[_PERSONAL][client] = row.to(server.tensors[_PERSONAL])
-
-    def bytes_up(self, client: int | None = None) -> int:
-        return BYTES_PER_NUMBER * sum(p.size for p in self.adapters.layout.places if p.tensor != "lora_B")
-
-    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        return len(cohort) * self.bytes_up()
-
-    def _personal_columns(self) -> Tensor:
-        columns = torch.zeros(self.adapters.layout.width, dtype=torch.bool)
-        for place in self.adapters.layout.places:
-            if place.tensor == "lora_B":
-                columns[place.start : place.start + place.size] = True
-        return columns.to(self.adapters.state().device)

@@ -1,6 +1,6 @@
 """Fed-SB (Singhal et al., 2025): an R × R core between two frozen factors is trained, sent and averaged."""
 
-from .base import Strategy
+from .base import Facts, Strategy
 
 
 class FedSB(Strategy):
@@ -13,7 +13,6 @@ class FedSB(Strategy):
     name = "fedsb"
     trained = "core"
     exact = True
+    moves_rows_only = True
     random_init = True
-    summary = "Fed-SB: an R x R core between frozen factors; exact, the least traffic"
-    up = "core (R²)"
-    down = "core (R²)"
+    facts = Facts(up="core (R²)", down="core (R²)")

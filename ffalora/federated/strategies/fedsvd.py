@@ -4,50 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from ..server_optim import forget_moments
-from .base import BYTES_PER_NUMBER, ServerState, Strategy
-from .factors import low_rank_svd, padded
+from .base import Answers, Facts, ServerState
+from .both import BothWire, KeepsBoth
+from .factors import factors, low_rank_svd, padded, write_factors_
+from .wire import BYTES_PER_NUMBER
 
 
-class FedSVD(Strategy):
+class FedSVDWire(BothWire):
+    """``a`` goes down only after it was renewed."""
+
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
+        renewed = server.round and server.round % self.config.federation.refactor_every == 0
+        return len(cohort) * BYTES_PER_NUMBER * (self.layout if renewed else self.trained_layout(server)).size
+
+
+class FedSVD(KeepsBoth):
     """After every ``federation.refactor_every`` rounds ``b a = U S Vᵀ`` becomes ``b = U S``, ``a = Vᵀ``: the product
     stays, ``a`` is orthonormal and follows what was learned. It is computed from what the server has anyway, hence free
     under differential privacy. Where ``b`` is zero there is nothing to follow, and ``a`` stays.
     """
 
     name = "fedsvd"
-    trained = "b"
-    kept = "both"
     exact = True
-    steady = False
-    summary = "FedSVD: FFA-LoRA with a renewed from the SVD of the average product; exact"
-    up = "b"
-    down = "b; after a renewal also a"
-    aggregation = "average, then SVD of the product"
-    privacy = "sample level; client level; the renewal is post-processing"
+    wire_class = FedSVDWire
+    facts = Facts(
+        up="b",
+        down="b; after a renewal also a",
+        aggregation="average, then SVD of the product",
+        privacy="sample level; client level; the renewal is post-processing",
+    )
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        self.adapters.load_state_(self.average(server, self.adapters.state(), rows, weights))
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        super().aggregate(server, answers)
         if (server.round + 1) % self.config.federation.refactor_every == 0:
-            self._renew()
+            for name, layer in self.adapters.layers.items():
+                b, a = factors(self.layout, name, server.row[None])
+                u, s, vt = low_rank_svd(b[0], a[0])
+                if float(s[0]) > 0:
+                    write_factors_(self.layout, name, server.row, *padded(u, s, vt, layer.rank))
             forget_moments(server.tensors)
-        self.keep(server)
         return 0.0
-
-    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        numbers = self.adapters.layout.size
-        if server.round and server.round % self.config.federation.refactor_every == 0:
-            numbers += sum(layer.lora_A.numel() for layer in self.adapters.layers.values())
-        return len(cohort) * BYTES_PER_NUMBER * numbers
-
-    @torch.no_grad()
-    def _renew(self) -> None:
-        for layer in self.adapters.layers.values():
-            u, s, vt = low_rank_svd(layer.lora_B.double(), layer.lora_A.double())
-            if float(s[0]) > 0:
-                b, a = padded(u, s, vt, layer.rank)
-                layer.lora_B.copy_(b)
-                layer.lora_A.copy_(a)

@@ -1,6 +1,6 @@
 """FFA-LoRA (Sun, Li, Li, Ding, ICLR 2024): ``a`` is random and frozen, ``b`` is trained, sent and averaged."""
 
-from .base import Strategy
+from .base import Facts, Strategy
 
 
 class FFALoRA(Strategy):
@@ -9,6 +9,5 @@ class FFALoRA(Strategy):
     name = "ffa"
     trained = "b"
     exact = True
-    summary = "FFA-LoRA: frozen random a, trained b; exact averages, half the traffic"
-    up = "b"
-    down = "b"
+    moves_rows_only = True
+    facts = Facts(up="b", down="b")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from .base import ServerState
+from .base import Answers, Facts, ServerState
 from .factors import factors, low_rank_svd, padded, relative_gap, stacked, write_factors_
 from .ranks import Ranked
 
@@ -20,23 +16,23 @@ class FlexLoRA(Ranked):
     name = "flexlora"
     exact = False
     steady = False
-    summary = "FlexLoRA: the average product, cut by SVD to each client's rank; inexact where cut"
-    up = "a, b of its rank"
-    down = "a, b of its rank"
-    aggregation = "SVD of the average product"
+    facts = Facts(
+        up="a, b of its rank", down="a, b of its rank", aggregation="SVD of the average product", privacy="sample level"
+    )
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        row, parts = self.average(server, server.row, rows, weights), []
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        rows, weights = answers.rows, answers.weights
+        row, parts = self.average(server, server.row, answers), []
         for name, layer in self.adapters.layers.items():
-            b, a = factors(self.adapters, name, rows)
+            b, a = factors(self.layout, name, rows)
             up, down = stacked(b, a, weights)
             u, s, vt = low_rank_svd(up, down)
             if float(s[0]) > 0:
                 new_b, new_a = padded(u, s, vt, layer.rank)
             else:
-                old_b, old_a = factors(self.adapters, name, server.row[None])
+                old_b, old_a = factors(self.layout, name, server.row[None])
                 new_b, new_a = old_b[0], old_a[0]
-            write_factors_(self.adapters, name, row, new_b, new_a)
+            write_factors_(self.layout, name, row, new_b, new_a)
             parts.append((up @ down, new_b @ new_a))
         server.row = row
         return relative_gap(parts)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ...adapters.init import initial_a
-from .base import BYTES_PER_NUMBER, ServerState
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
-from .ranks import Ranked
-from .residual import MergesIntoBase
+from .ranks import Ranked, RankedWire
+from .residual import SENT, MergesIntoBase, ResidualWire
+from .wire import BYTES_PER_NUMBER
 
-_SENT = "sent"
+
+class FLoRAWire(ResidualWire, RankedWire):
+    """Clients send their ranks, and everybody receives the stack of the last cohort."""
+
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
+        return BYTES_PER_NUMBER * (self.head_numbers() * len(cohort) + self.sent(server) * self.clients)
 
 
 class FLoRA(MergesIntoBase, Ranked):
@@ -22,29 +27,29 @@ class FLoRA(MergesIntoBase, Ranked):
     """
 
     name = "flora"
+    wire_class = FLoRAWire
     steady = False
-    summary = "FLoRA: factors stacked and merged into the base, adapters start anew; exact, any ranks"
-    up = "a, b"
-    down = "the stacked factors of the last cohort (rank Σr)"
-    aggregation = "stacking into the base"
+    facts = Facts(
+        up="a, b",
+        down="the stacked factors of the last cohort (rank Σr)",
+        aggregation="stacking into the base",
+        privacy="sample level",
+    )
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        row, products, sent = self.average(server, server.row, rows, weights), {}, 0
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
+        row, products, sent = self.average(server, server.row, answers), {}, 0
+        ranks = self.ranks(server)
         for name, layer in self.adapters.layers.items():
-            b, a = factors(self.adapters, name, rows)
+            b, a = factors(self.layout, name, rows)
             up, down = stacked(b, a, weights)
             product = products[name] = up @ down
             adapter = self.config.adapter
             fresh = initial_a(layer.rank, a.shape[2], adapter.init, adapter.seed, f"{name}/{server.round + 1}")
-            write_factors_(self.adapters, name, row, torch.zeros_like(b[0]), fresh)
-            stack = sum(min(self.ranks[c], layer.rank) for c in clients)
+            write_factors_(self.layout, name, row, torch.zeros_like(b[0]), fresh)
+            stack = sum(min(ranks[c], layer.rank) for c in clients)
             sent += min(product.numel(), stack * sum(product.shape))
         server.row = row
-        server.tensors[_SENT] = torch.tensor([sent])
+        server.tensors[SENT] = torch.tensor([sent])
         added = self._base.add(server.tensors, products)
         return relative_gap([(product, added[name]) for name, product in products.items()])
-
-    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        heads = sum(place.size for place in self.adapters.layout.places if not place.tensor.startswith("lora_"))
-        stack = int(server.tensors.get(_SENT, torch.zeros(1))[0])
-        return BYTES_PER_NUMBER * (heads * len(cohort) + stack * self.clients)

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import ServerState
+from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
-from .ranks import Ranked
+from .ranks import RANKS, Ranked, RankedWire
 
-_RANKS = "ranks"
+
+class HetLoRAWire(RankedWire):
+    """The ranks travel too, since pruning changes them."""
+
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        return {RANKS: (self.clients,)}
 
 
 class HetLoRA(Ranked):
@@ -23,55 +28,50 @@ class HetLoRA(Ranked):
     """
 
     name = "hetlora"
+    wire_class = HetLoRAWire
     exact = False
-    summary = "HetLoRA: ranks per client, zero-padded, norm-weighted, with rank pruning; inexact"
-    up = "a, b of its rank"
-    down = "a, b of its rank"
-    aggregation = "norm-weighted average of each factor"
+    facts = Facts(
+        up="a, b of its rank",
+        down="a, b of its rank",
+        aggregation="norm-weighted average of each factor",
+        privacy="sample level",
+    )
 
     def begin(self) -> ServerState:
         server = super().begin()
-        server.tensors[_RANKS] = torch.tensor(self.ranks)
+        server.tensors[RANKS] = torch.tensor(self.ranks(server))
         return server
 
-    def shared(self) -> dict[str, tuple[int, ...]]:
-        return {_RANKS: (self.clients,)}
-
-    def begin_round(self, server: ServerState) -> None:
-        super().begin_round(server)
-        self.ranks = server.tensors[_RANKS].tolist()
-
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        clients, rows, weights = answers.clients, answers.rows, answers.weights
         if self.config.federation.rank_pruning < 1:
             self._prune(server, clients, rows)
-        row, parts = self.average(server, server.row, rows, weights), []
+        row, parts = self.average(server, server.row, answers), []
         for name in self.adapters.layers:
-            b, a = factors(self.adapters, name, rows)
+            b, a = factors(self.layout, name, rows)
             norms = torch.linalg.matrix_norm(b @ a)
             share = norms / norms.sum() if float(norms.sum()) > 0 else weights.to(norms)
             new_b, new_a = torch.einsum("c,cnr->nr", share, b), torch.einsum("c,crk->rk", share, a)
-            write_factors_(self.adapters, name, row, new_b, new_a)
+            write_factors_(self.layout, name, row, new_b, new_a)
             up, down = stacked(b, a, weights)
             parts.append((up @ down, new_b @ new_a))
         server.row = row
         return relative_gap(parts)
 
     def _prune(self, server: ServerState, clients: Sequence[int], rows: Tensor) -> None:
-        before, after = self._tails(clients, self.start(server, clients)), self._tails(clients, rows)
+        ranks = self.ranks(server)
+        kept = [max(1, int(self.config.federation.rank_pruning * ranks[client])) for client in clients]
+        before, after = self._tails(kept, self.start(server, clients)), self._tails(kept, rows)
         for i, client in enumerate(clients):
             if after[i] < before[i]:
-                self.ranks[client] = self._kept(client)
-        server.tensors[_RANKS] = torch.tensor(self.ranks)
+                ranks[client] = kept[i]
+        server.tensors[RANKS] = torch.tensor(ranks)
 
-    def _kept(self, client: int) -> int:
-        return max(1, int(self.config.federation.rank_pruning * self.ranks[client]))
-
-    def _tails(self, clients: Sequence[int], rows: Tensor) -> list[float]:
-        """``Σ ‖b[:, γr:]‖·‖a[γr:]‖`` over layers, for each client."""
-        found = [0.0] * len(clients)
+    def _tails(self, kept: Sequence[int], rows: Tensor) -> list[float]:
+        """``Σ ‖b[:, γr:]‖·‖a[γr:]‖`` over layers, for each client; ``kept`` are its γr ranks."""
+        found = [0.0] * len(rows)
         for name in self.adapters.layers:
-            b, a = factors(self.adapters, name, rows)
-            for i, client in enumerate(clients):
-                kept = self._kept(client)
-                found[i] += float(b[i, :, kept:].norm() * a[i, kept:].norm())
+            b, a = factors(self.layout, name, rows)
+            for i, rank in enumerate(kept):
+                found[i] += float(b[i, :, rank:].norm() * a[i, rank:].norm())
         return found

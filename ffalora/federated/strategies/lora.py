@@ -1,10 +1,6 @@
 """LoRA with FedAvg (FedIT; Zhang et al., ICASSP 2024): both factors are trained, sent and averaged each by itself."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from .base import ServerState, Strategy
+from .base import Answers, Facts, ServerState, Strategy
 from .factors import aggregation_gap
 
 
@@ -14,11 +10,8 @@ class LoRAFedAvg(Strategy):
     name = "lora"
     trained = "both"
     exact = False
-    summary = "LoRA + FedAvg: a and b trained and averaged each; inexact"
-    up = "a, b"
-    down = "a, b"
-    aggregation = "average of each factor"
+    facts = Facts(up="a, b", down="a, b", aggregation="average of each factor")
 
-    def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-        super().aggregate(server, clients, rows, weights)
-        return aggregation_gap(self.adapters, rows, weights)
+    def aggregate(self, server: ServerState, answers: Answers) -> float:
+        super().aggregate(server, answers)
+        return aggregation_gap(self.layout, answers.rows, answers.weights)

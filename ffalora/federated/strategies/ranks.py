@@ -6,10 +6,35 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...adapters import Adapters
 from ...config import Config
-from .base import BYTES_PER_NUMBER, ServerState, Strategy
+from .base import ServerState, Strategy
 from .factors import rank_mask
+from .wire import BYTES_PER_NUMBER, Wire
+
+RANKS = "ranks"
+
+
+def ranks_of(server: ServerState, config: Config, clients: int) -> list[int]:
+    """The rank of every client: those that the server keeps, or the configured ones."""
+    if RANKS in server.tensors:
+        return server.tensors[RANKS].tolist()
+    return list(config.clients.ranks or [config.adapter.rank] * clients)
+
+
+class RankedWire(Wire):
+    """Each way a client's own ranks alone count; heads are everyone's."""
+
+    def bytes_up(self, server: ServerState, client: int | None = None) -> int:
+        ranks = ranks_of(server, self.config, self.clients)
+        return max(self._bytes(rank) for rank in (ranks if client is None else [ranks[client]]))
+
+    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
+        return sum(self.bytes_up(server, client) for client in cohort)
+
+    def _bytes(self, rank: int) -> int:
+        layers = self.adapters.layers.values()
+        own = sum(min(rank, layer.rank) * (layer.lora_B.shape[0] + layer.lora_A.shape[1]) for layer in layers)
+        return BYTES_PER_NUMBER * (own + self.head_numbers())
 
 
 class Ranked(Strategy):
@@ -21,31 +46,17 @@ class Ranked(Strategy):
     trained = "both"
     linear = False
     takes_ranks = True
-    privacy = "sample level"
+    wire_class = RankedWire
 
-    def __init__(self, adapters: Adapters, config: Config, clients: int):
-        super().__init__(adapters, config, clients)
-        self.ranks = list(config.clients.ranks or [config.adapter.rank] * clients)
+    def ranks(self, server: ServerState) -> list[int]:
+        """The rank of every client of the federation."""
+        return ranks_of(server, self.config, self.clients)
 
     def start(self, server: ServerState, clients: Sequence[int]) -> Tensor:
         rows, mask = super().start(server, clients), self.mask(server, clients)
         return rows if mask is None else rows * mask.to(rows.device)
 
     def mask(self, server: ServerState, clients: Sequence[int]) -> Tensor | None:
-        ranks = [self.ranks[c] for c in clients]
-        return None if min(ranks, default=0) >= self.config.adapter.rank else rank_mask(self.adapters, ranks)
-
-    def numbers(self, client: int) -> int:
-        """Numbers that the client trains."""
-        total = sum(place.size for place in self.adapters.layout.places if not place.tensor.startswith("lora_"))
-        for layer in self.adapters.layers.values():
-            total += min(self.ranks[client], layer.rank) * (layer.lora_B.shape[0] + layer.lora_A.shape[1])
-        return total
-
-    def bytes_up(self, client: int | None = None) -> int:
-        if client is None:
-            return max(self.bytes_up(each) for each in range(self.clients))
-        return BYTES_PER_NUMBER * self.numbers(client)
-
-    def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        return sum(self.bytes_up(client) for client in cohort)
+        everyone = self.ranks(server)
+        ranks = [everyone[c] for c in clients]
+        return None if min(ranks, default=0) >= self.config.adapter.rank else rank_mask(self.layout, ranks)

@@ -11,6 +11,10 @@ from ...adapters import Adapters
 from ...config import Config, ConfigError
 from .base import ServerState, Strategy
 from .factors import low_rank_svd
+from .wire import Wire
+
+#: How many numbers each client is sent of what the last round added to the base.
+SENT = "sent"
 
 _PREFIX = "residual."
 _NEGLIGIBLE = 1e-7
@@ -44,11 +48,6 @@ class BaseResidual:
             for name, layer in self._adapters.layers.items()
             if name in products
         }
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes ``[N,K]`` of the residuals among the server's tensors."""
-        layers = self._adapters.layers.items()
-        return {_PREFIX + name: (layer.lora_B.shape[0], layer.lora_A.shape[1]) for name, layer in layers}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -86,8 +85,21 @@ class BaseResidual:
         self._adapters.train_factors("both")
 
 
+class ResidualWire(Wire):
+    """The residuals go down beside the row."""
+
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        layers = self.adapters.layers.items()
+        return {_PREFIX + name: (layer.lora_B.shape[0], layer.lora_A.shape[1]) for name, layer in layers}
+
+    def sent(self, server: ServerState) -> int:
+        """Numbers of the last round's products, as they are sent to each client."""
+        return int(server.tensors.get(SENT, torch.zeros(1))[0])
+
+
 class MergesIntoBase(Strategy):
-    """What methods share whose server adds products to the base weight. They send the residual beside the row.
+    """What methods share whose server adds products to the base weight. Their gap is measured on the weights that the
+    model then has, so that aggregating loads these.
 
     Raises:
         ConfigError: a base that is not float32: its weights are too coarse for the updates of a round.
@@ -97,7 +109,6 @@ class MergesIntoBase(Strategy):
     exact = True
     random_init = True
     linear = False
-    privacy = "sample level"
 
     def __init__(self, adapters: Adapters, config: Config, clients: int):
         super().__init__(adapters, config, clients)
@@ -111,13 +122,10 @@ class MergesIntoBase(Strategy):
                 )
         self._base = BaseResidual(adapters)
 
-    def shared(self) -> dict[str, tuple[int, ...]]:
-        return self._base.shapes()
-
-    def finish(self, server: ServerState) -> None:
+    def load(self, server: ServerState, row: Tensor | None = None, trains: bool = False) -> None:
         self._base.load(server.tensors)
-        super().finish(server)
+        super().load(server, row, trains)
 
     def export(self, server: ServerState) -> None:
-        super().finish(server)
+        super().load(server)
         self._base.export(server.tensors)

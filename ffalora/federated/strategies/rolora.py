@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import BYTES_PER_NUMBER, ServerState, Strategy
+from .base import Facts, ServerState
+from .both import BothWire, KeepsBoth
+from .wire import BYTES_PER_NUMBER
 
 
-class RoLoRA(Strategy):
-    """Averaging is exact in every round, since all clients share the frozen factor; half of LoRA's traffic on square
-    layers. ``b`` goes first: while it is zero, ``a`` has no gradient.
-    """
+def _turn(round_number: int) -> str:
+    return "ba"[round_number % 2]
 
-    name = "rolora"
-    trained = "b"
-    trained_words = "b, a in turn"
-    kept = "both"
-    exact = True
-    steady = False
-    summary = "RoLoRA: rounds alternate between b and a; exact"
-    up = "b or a"
-    down = "the other factor (both to a client that sat out)"
 
-    def trained_in(self, round_number: int) -> str:
-        return "ba"[round_number % 2]
+class RoLoRAWire(BothWire):
+    """The factor in turn goes up; down goes the other one, and both to a client that may have sat out."""
+
+    def factor(self, server: ServerState) -> str:
+        return _turn(server.round)
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        own = self.adapters.layout.size
-        layers = self.adapters.layers.values()
-        other = sum((layer.lora_B if server.round % 2 else layer.lora_A).numel() for layer in layers)
-        heads = sum(place.size for place in self.adapters.layout.places if not place.tensor.startswith("lora_"))
+        own, heads = self.trained_layout(server).size, self.head_numbers()
+        other = self.layouts[_turn(server.round + 1)].size - heads
         if server.round == 0:
             numbers = own
         elif self.config.federation.participation == 1:
@@ -37,3 +29,17 @@ class RoLoRA(Strategy):
         else:
             numbers = own + other
         return BYTES_PER_NUMBER * numbers * len(cohort)
+
+
+class RoLoRA(KeepsBoth):
+    """Averaging is exact in every round, since all clients share the frozen factor; half of LoRA's traffic on square
+    layers. ``b`` goes first: while it is zero, ``a`` has no gradient.
+    """
+
+    name = "rolora"
+    exact = True
+    wire_class = RoLoRAWire
+    facts = Facts(up="b or a", down="the other factor (both to a client that sat out)", trained="b, a in turn")
+
+    def trained_in(self, round_number: int) -> str:
+        return _turn(round_number)

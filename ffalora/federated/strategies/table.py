@@ -18,12 +18,12 @@ def table() -> str:
 def _row(strategy: type[Strategy]) -> tuple[str, ...]:
     return (
         f"`{strategy.name}`",
-        strategy.trained_words or _TRAINED[strategy.trained],
-        strategy.up,
-        strategy.down,
-        strategy.aggregation,
+        strategy.facts.trained or _TRAINED[strategy.trained],
+        strategy.facts.up,
+        strategy.facts.down,
+        strategy.facts.aggregation,
         "yes" if strategy.exact else "no",
         "per client" if strategy.takes_ranks else "one",
         "yes" if strategy.linear else "no",
-        strategy.privacy,
+        strategy.facts.privacy,
     )

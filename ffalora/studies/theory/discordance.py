@@ -74,8 +74,8 @@ def round_discordance(adapters: Adapters, start: Tensor, rows: Tensor, weights: 
     layers: dict[str, float] = {}
     moved = 0.0
     for name, layer in adapters.layers.items():
-        b, a = factors(adapters, name, rows)
-        b0, a0 = factors(adapters, name, start[None])
+        b, a = factors(adapters.layout, name, rows)
+        b0, a0 = factors(adapters.layout, name, start[None])
         layers[name] = layer.scale * float(torch.linalg.matrix_norm(_covariance(b, a, w)))
         mean_product = torch.einsum("c,cnr,crk->nk", w, b, a)
         moved += float((layer.scale * (mean_product - b0[0] @ a0[0])).square().sum())

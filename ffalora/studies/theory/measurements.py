@@ -17,7 +17,7 @@ from ...federated.checks import find_strategy
 from ...federated.cohort import client_weights
 from ...federated.experiment import Experiment, build
 from ...federated.simulate import run_round
-from ...federated.strategies import ServerState, Strategy
+from ...federated.strategies import Answers, ServerState, Strategy
 from ...privacy.clipping import sensitivity
 from ...privacy.noise import SeededNoise
 from ...training.batches import physical_batches
@@ -87,8 +87,7 @@ class Measurements:
 
     def _row(self, is_measured: bool) -> dict[str, Any]:
         experiment, config = self.experiment, self.experiment.config
-        experiment.strategy.finish(self.server)
-        experiment.strategy.switch(experiment.strategy.trained)
+        experiment.strategy.load(self.server)
         row: dict[str, Any] = {
             "round": self.server.round, "trained": experiment.strategy.trained, "loss": self._loss(),
             "discordance": None, "epsilon": None,
@@ -189,9 +188,9 @@ class Measurements:
         outer = self
 
         class Watched(strategy):  # type: ignore[valid-type, misc]
-            def aggregate(self, server: ServerState, clients: Sequence[int], rows: Tensor, weights: Tensor) -> float:
-                outer._seen = round_discordance(self.adapters, self.adapters.state(), rows, weights)
-                return super().aggregate(server, clients, rows, weights)
+            def aggregate(self, server: ServerState, answers: Answers) -> float:
+                outer._seen = round_discordance(self.adapters, server.row, answers.rows, answers.weights)
+                return super().aggregate(server, answers)
 
         return Watched
 

@@ -171,7 +171,7 @@ def _check_described(name: str, config: Config) -> None:
         "model.dtype": (config.model.dtype, ("float32",)),
         "privacy.unit": (privacy.unit, ("none", "sample")),
         "privacy.clipping": (privacy.clipping, ("flat", "per-layer", "automatic")),
-        "privacy.noise": (privacy.noise, ("seeded",)),
+        "privacy.noise": (privacy.noise, ("auto", "seeded")),
     }
     find_strategy(federation.strategy)
     for key, (value, allowed) in wanted.items():

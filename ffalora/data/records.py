@@ -1,0 +1,29 @@
+"""Digests by which a record is known again in another run, another split, or another file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .load import LoadedData
+
+
+def record_digests(data: LoadedData, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+    """SHA-256 of what each of these training rows says: its texts or its image, not its label.
+
+    Texts are compared without upper case and by their words, so that spaces, a changed label, another tokeniser or
+    another order of the rows make no other record of one. Anything else that differs does.
+    """
+    chosen = data.train.select_columns(list(data.input_columns)).select(np.asarray(rows, dtype=np.int64).tolist())
+    return [hashlib.sha256(b"\0".join(map(_content, row.values()))).digest() for row in chosen]
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, str):
+        return " ".join(value.casefold().split()).encode()
+    if hasattr(value, "convert"):  # an image of Pillow
+        return np.asarray(value.convert("RGB")).tobytes()
+    return np.asarray(value).tobytes() if not isinstance(value, dict) else repr(sorted(value.items())).encode()

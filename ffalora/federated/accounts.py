@@ -1,0 +1,52 @@
+"""Where the steps of a run are charged: its folder, and the ledger of its data set."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..data.records import record_digests
+from ..privacy.accounts import Accounts, open_accounts
+from ..privacy.data_ledger import Records, find_data_ledger
+from .experiment import Experiment
+
+
+def open_run_accounts(
+    experiment: Experiment, folder: Path, account: Path, resume: bool, ledger: str | None = None, is_site: bool = False
+) -> Accounts:
+    """Opens the accounts of an experiment; with secure noise, every step is charged there from now on.
+
+    A secure run is charged to the ledger of its data set; a seeded one is only written down, and only where a ledger
+    was named.
+
+    Args:
+        experiment: of one method and seed.
+        folder: of the ledgers' files. account: the file by which the data set's ledger knows the run.
+        resume: go on from these files.
+        is_site: a site keeps its files also where noise is seeded.
+        ledger: name or folder of the data set's ledger, instead of the data's own name.
+
+    Raises:
+        LedgerMismatch, PrivacyBudgetSpent: see :func:`~ffalora.privacy.accounts.open_accounts`.
+    """
+    config, ledgers = experiment.config, experiment.ledgers
+    is_secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
+    data_ledger = find_data_ledger(ledger, config.data.name) if ledgers and (is_secure or ledger) else None
+    run = f"{config.federation.strategy}, seed {config.seed}, {account.parent.resolve()}"
+    is_durable = is_secure or is_site
+    accounts = open_accounts(
+        ledgers, folder, resume, is_secure, is_durable, data_ledger, _records(experiment), account, run
+    )
+    if is_durable:
+        experiment.on_charge(accounts.charge)
+    return accounts
+
+
+def _records(experiment: Experiment) -> dict[str, Records]:
+    """For each ledger, a function that digests the records it is about: everybody's for the population."""
+    everything = np.arange(len(experiment.train))
+    held = {name: everything for name in experiment.ledgers}
+    held |= {str(p.client_id): p.samples for p in experiment.participants if str(p.client_id) in held}
+    return {name: partial(record_digests, experiment.data, samples) for name, samples in held.items()}

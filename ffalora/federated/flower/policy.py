@@ -1,0 +1,149 @@
+"""What a site allows, whatever the server asks for: a local file that no run can lower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ...config import Config, ConfigError
+from ...config.messages import explain_errors
+from ...config.section import Section
+from ...privacy.accounting import PrivacyLedger
+
+
+class SitePolicy(Section):
+    """The terms on which a site takes part. Without a file these defaults hold: samples are protected with secure
+    noise, at most ε = 8 and δ = 1e-5 over all rounds, and ε alone is reported.
+    """
+
+    unit: Literal["sample", "none"] = Field(
+        "sample", description="least that is protected: each sample, or nothing (for simulations)"
+    )
+    noise: Literal["secure", "seeded"] = Field(
+        "secure", description="seeded also allows noise that whoever knows the seed can subtract (for simulations)"
+    )
+    max_epsilon: float | None = Field(8.0, gt=0, description="most ε that all rounds together may spend; null: any")
+    min_noise_multiplier: float = Field(0.0, ge=0, description="least σ")
+    max_delta: float = Field(1e-5, gt=0, lt=1, description="largest δ")
+    strategies: list[str] | None = Field(None, description="methods that are allowed (default: all)")
+    model: str | None = Field(None, description="digest that the model with its head must have (default: any)")
+    frozen: str | None = Field(None, description="digest that the frozen factors must have (default: any)")
+    label_names: list[str] | None = Field(None, description="classes of the federation, in order (default: any)")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="this site's classes as the federation calls them, where the names differ"
+    )
+    reports: list[Literal["samples", "epsilon"]] = Field(
+        ["epsilon"], description="what the server is told beside the noisy numbers: samples, epsilon"
+    )
+    data: str | None = Field(None, description="the only data that may be trained on: a file or a folder")
+
+    def check_run(self, config: Config) -> None:
+        """Refuses a run that protects less than this site demands, before anything is read.
+
+        Raises:
+            ConfigError: names the run's key and the policy's.
+        """
+        privacy, strategy = config.privacy, config.federation.strategy
+        if privacy.unit == "none" and self.unit != "none":
+            raise ConfigError(
+                "privacy.unit='none': this site's policy demands that every sample is protected (unit: sample); "
+                "set privacy.unit to sample, or unit: none in the site's policy"
+            )
+        if privacy.unit != "none" and privacy.noise == "seeded" and self.noise != "seeded":
+            raise ConfigError(
+                "privacy.noise='seeded': whoever knows the configuration can subtract this noise, so this site's "
+                "policy refuses it (noise: secure); set privacy.noise to secure, or, for simulations only, noise: "
+                "seeded in the site's policy"
+            )
+        if privacy.unit != "none" and privacy.delta > self.max_delta:
+            raise ConfigError(
+                f"privacy.delta={privacy.delta:g}: this site's policy allows at most max_delta={self.max_delta:g}; "
+                "lower it"
+            )
+        if self.strategies is not None and strategy not in self.strategies:
+            raise ConfigError(
+                f"federation.strategy={strategy!r}: this site's policy allows {', '.join(self.strategies) or 'none'}"
+            )
+        if config.federation.weighting == "size" and "samples" not in self.reports:
+            raise ConfigError(
+                "federation.weighting='size': this site's policy does not report how many samples it has; set it to "
+                "uniform, or add samples to reports in the site's policy"
+            )
+
+    def check_ledger(self, ledger: PrivacyLedger | None) -> None:
+        """Refuses terms under which the site would spend more than it allows.
+
+        Raises:
+            ConfigError: too little noise, or too much ε once every allowed step is taken.
+        """
+        if ledger is None:
+            return
+        if ledger.noise_multiplier < self.min_noise_multiplier:
+            raise ConfigError(
+                f"privacy.noise_multiplier={ledger.noise_multiplier:.4g} for this site's data: its policy demands "
+                f"min_noise_multiplier={self.min_noise_multiplier:g}; lower privacy.target_epsilon, or raise the noise"
+            )
+        if self.max_epsilon is not None and not ledger.final_epsilon() <= self.max_epsilon:
+            raise ConfigError(
+                f"the run would spend ε = {ledger.final_epsilon():.4g} on this site's data: its policy allows "
+                f"max_epsilon={self.max_epsilon:g}; lower privacy.target_epsilon, or take fewer steps"
+            )
+
+    def check_digests(self, model: str, frozen: str, label_names: list[str] | None) -> None:
+        """Refuses another model, other frozen factors, or other classes than the site agreed to.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        for key, wanted, found in (("model", self.model, model), ("frozen", self.frozen, frozen)):
+            if wanted is not None and wanted != found:
+                raise ConfigError(f"{key}={wanted}: this site's policy names another digest than that here, {found}")
+        if self.label_names is not None and self.label_names != label_names:
+            raise ConfigError(
+                f"label_names={self.label_names}: the federation's classes are {label_names}, which this site's policy "
+                "does not allow"
+            )
+
+    def allowed_data(self, data: str | None) -> str | None:
+        """The data to train on: what the node names, or the policy.
+
+        Raises:
+            ConfigError: the node names other data than the policy allows.
+        """
+        if self.data is None or data is None:
+            return data or self.data
+        if Path(data).resolve() != Path(self.data).resolve():
+            raise ConfigError(f"data={data!r}: this site's policy allows data={self.data!r} alone")
+        return data
+
+
+#: What a simulated site allows, whose data came with the configuration.
+SIMULATED = SitePolicy(
+    unit="none", noise="seeded", max_epsilon=None, max_delta=0.5, reports=["samples", "epsilon"]
+)  # fmt: skip
+
+
+def load_policy(path: str | Path | None) -> SitePolicy:
+    """A site's policy from its YAML file; without a file, the defaults.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, or a value of the wrong kind.
+    """
+    if path is None:
+        return SitePolicy()
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        return SitePolicy.model_validate(values)
+    except ValidationError as error:
+        said = explain_errors(error.errors(), SitePolicy.model_fields)
+        raise ConfigError("\n".join(f"policy {path}: {line}" for line in said)) from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the policy {path}: {error}") from None
+
+
+def save_policy(policy: SitePolicy, path: Path) -> None:
+    """Writes a policy as :func:`load_policy` reads it."""
+    path.write_text(yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,273 @@
+"""The ledger of a named data set: every run that trained on it, what each spent, and what is left.
+
+A run writes down which records it holds, as keyed hashes that never leave the folder, and every step that it takes.
+Runs that share records compose; runs on disjoint records do not touch each other. What other runs spent on a record is
+bounded, for each kind of step, by the most that any one of a run's records saw: exact where all records saw the same,
+and too much, never too little, elsewhere. Runs with seeded noise protect nothing: they are written down, not charged.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files.atomic import write_atomically
+from .accountants import affordable_steps, epsilon_of
+from .accounting import LedgerMismatch, PrivacyLedger
+from .charge_log import ChargeLog
+from .spent import Spent, check_one_unit, spent_from
+
+FOLDER_VARIABLE = "FFALORA_LEDGERS"
+#: Digests of a client's records, computed only where a ledger wants them.
+Records = Callable[[], Sequence[bytes]]
+
+
+@dataclass
+class Entry:
+    """One client of one run.
+
+    Attributes:
+        account: of the run's folder. run: what people call the run. who: whose data.
+        steps: charged so far, of a kind (a :class:`Spent`).
+        max_steps: the most that it may take. delta: its δ.
+        noise: 'secure', or 'seeded' (never charged).
+        records: names the file that lists them. when: it began, in UTC.
+    """
+
+    account: str
+    run: str
+    who: str
+    steps: Spent
+    max_steps: int
+    delta: float
+    noise: str
+    records: str
+    when: str
+
+
+class DataLedger:
+    """The ledger in a folder, made if it is missing. Several processes may use it at once.
+
+    Raises:
+        LedgerMismatch: it was changed by somebody without its key.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self._log = ChargeLog(folder)
+        self.entries: list[Entry] = []
+        self.budget: tuple[float, float] | None = None
+        self.in_prior: set[int] = set()
+        self._own: dict[str, int] = {}
+        self._age = 0
+        self._looked_at: dict[str, int] = {}  # how old the log was when each name was looked up
+        self._shared: dict[tuple[str, str], np.ndarray] = {}
+        with self.opened():
+            pass
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Holds the lock, having read what others added."""
+        with self._log.opened() as added:
+            for record in added:
+                self._take(record)
+            yield
+
+    def set_budget(self, epsilon: float, delta: float) -> None:
+        """ε that all runs together may spend on any record, at ``delta``; it may be raised or lowered later.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        if not (0 < epsilon < float("inf") and 0 < delta < 1):
+            raise ValueError(f"epsilon must be positive and delta between 0 and 1, got {epsilon} and {delta}")
+        with self.opened():
+            self._add({"budget": [float(epsilon), float(delta)], "when": _now()})
+
+    def enter(
+        self, account: str, run: str, ledgers: Mapping[str, PrivacyLedger], records: Mapping[str, Records],
+        is_secure: bool,
+    ) -> None:  # fmt: skip
+        """Writes down a run, or finds it again: an entry for each of its ledgers. Only while :meth:`opened`.
+
+        Raises:
+            LedgerMismatch: a run that protects another unit has used the same records.
+        """
+        for name, ledger in ledgers.items():
+            kind, listed = ledger.steps(0), self._list_records(records[name]())
+            noise = "secure" if is_secure else "seeded"
+            wanted = (account, name, kind, listed, noise)
+            same = [i for i, e in enumerate(self.entries) if _identity(e) == wanted]
+            if not same:
+                entry = Entry(account, run, name, kind, ledger.max_steps, ledger.delta, noise, listed, _now())
+                self._add({"entry": vars(entry) | {"steps": list(kind)}})
+                same = [len(self.entries) - 1]
+            self._own[name] = same[0]
+
+    @property
+    def own_entries(self) -> set[int]:
+        """Numbers of the entries of this run, and of those that its ledgers' ``prior`` counts."""
+        return self.in_prior | set(self._own.values())
+
+    def steps_of(self, name: str) -> int:
+        """What has been charged to one of the own entries."""
+        return self.entries[self._own[name]].steps.steps
+
+    def look_up(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
+        """Tells each ledger what other runs have spent on its records, and what the budget still allows it.
+
+        Raises:
+            LedgerMismatch: a run that protects another unit has used the same records.
+        """
+        for name, ledger in ledgers.items():
+            if self._looked_at.get(name) == self._age:
+                continue
+            self._looked_at[name] = self._age
+            ledger.others = self._spent_by_others(name)
+            ledger.allowance = None
+            if self.budget is not None:
+                ledger.allowance = affordable_steps(
+                    *self.budget, ledger.noise_multiplier, ledger.sample_rate, ledger.max_steps, ledger.accountant,
+                    ledger.sampling, (*ledger.prior, *ledger.others),
+                )  # fmt: skip
+
+    def charge(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
+        """Charges what each ledger counts beyond its entry, durably, in one record. Only while :meth:`opened`."""
+        fresh = {self._own[name]: ledger.steps_taken - self.steps_of(name) for name, ledger in ledgers.items()}
+        fresh = {number: steps for number, steps in fresh.items() if steps > 0}
+        if fresh:
+            self._add({"charge": {str(number): steps for number, steps in fresh.items()}})
+
+    def total(self, ledger: PrivacyLedger, steps: int) -> float:
+        """ε of other runs and of ``steps`` of this ledger's, at the budget's δ, or the ledger's where there is none."""
+        delta = self.budget[1] if self.budget else ledger.delta
+        return epsilon_of((*ledger.prior, *ledger.others, ledger.steps(steps)), delta, ledger.accountant)
+
+    def spent(self) -> tuple[Spent, ...]:
+        """A bound on what has been spent on any one record, over all runs."""
+        listed = [self._records(e.records) for e in self.entries if e.noise == "secure" and e.steps.steps]
+        if not listed:
+            return ()
+        everybody = np.unique(np.concatenate(listed))
+        return self._most(everybody, [(e, np.isin(everybody, self._records(e.records))) for e in self._charged()])
+
+    # ---- what is in the log
+
+    def _add(self, record: dict[str, Any]) -> None:
+        self._log.append(record)
+        self._take(record)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        try:
+            if set(record.get("charge", ())) - {str(number) for number in self._own.values()} or "charge" not in record:
+                self._age += 1
+            if "budget" in record:
+                epsilon, delta = record["budget"]
+                self.budget = (float(epsilon), float(delta))
+            elif "entry" in record:
+                values = record["entry"]
+                self.entries.append(Entry(**values | {"steps": spent_from(values["steps"])}))
+            else:
+                for number, steps in record["charge"].items():
+                    entry = self.entries[int(number)]
+                    entry.steps = entry.steps._replace(steps=entry.steps.steps + int(steps))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise LedgerMismatch(f"{self.folder}: a record of another version: {error}; update ffalora") from None
+
+    # ---- who holds which records
+
+    def _list_records(self, digests: Sequence[bytes]) -> str:
+        """Writes the salted hashes of records, sorted, and answers with the name of the list."""
+        salted = sorted({int.from_bytes(self._log.salted(digest)[:8], "little") for digest in digests})
+        values = np.array(salted, dtype=np.uint64)
+        name = self._log.salted(b"list " + values.tobytes()).hex()[:32]
+        path = self.folder / "records" / f"{name}.npy"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            buffer = io.BytesIO()
+            np.save(buffer, values)
+            write_atomically(path, buffer.getvalue())
+        return name
+
+    def _records(self, name: str) -> np.ndarray:
+        try:
+            return np.load(self.folder / "records" / f"{name}.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise LedgerMismatch(
+                f"{self.folder}: the list of records {name} cannot be read ({error}); restore it: without it nobody "
+                "can tell whose privacy was spent"
+            ) from None
+
+    def _charged(self) -> list[Entry]:
+        return [e for e in self.entries if e.noise == "secure" and e.steps.steps]
+
+    def _spent_by_others(self, name: str) -> tuple[Spent, ...]:
+        own, mine = self.own_entries, self.entries[self._own[name]].records
+        held = []
+        for number, entry in enumerate(self.entries):
+            if number in own or entry.noise != "secure":
+                continue
+            if (mine, entry.records) not in self._shared:
+                records = self._records(mine)
+                self._shared[mine, entry.records] = np.isin(records, self._records(entry.records))
+            shared = self._shared[mine, entry.records]
+            if shared.any():
+                self._check_unit(entry, name)
+                held.append((entry, shared))
+        return self._most(self._records(mine), held) if held else ()
+
+    def _check_unit(self, entry: Entry, name: str) -> None:
+        own = self.entries[self._own[name]]
+        try:
+            check_one_unit([own.steps._replace(steps=1), entry.steps._replace(steps=1)])
+        except ValueError as error:
+            raise LedgerMismatch(
+                f"ledger {self.name}: {own.who} shares records with {entry.who} of {entry.run}, but their {error}"
+            ) from None
+
+    @staticmethod
+    def _most(records: np.ndarray, held: list[tuple[Entry, np.ndarray]]) -> tuple[Spent, ...]:
+        """Of each kind of step, the most that one of the records saw."""
+        seen: dict[Spent, np.ndarray] = {}
+        for entry, shared in held:
+            kind = entry.steps._replace(steps=0)
+            seen.setdefault(kind, np.zeros(len(records), dtype=np.int64))
+            seen[kind] += entry.steps.steps * shared
+        most = {kind: int(steps.max(initial=0)) for kind, steps in seen.items()}
+        return tuple(kind._replace(steps=steps) for kind, steps in sorted(most.items()) if steps)
+
+
+def find_data_ledger(named: str | None, data: str) -> DataLedger:
+    """The ledger of a data set.
+
+    Args:
+        named: its name, or the path of its folder (anything with a separator); None takes the name of the data.
+        data: what the data is called in the configuration.
+    """
+    if named is not None and (os.sep in named or "/" in named):
+        return DataLedger(Path(named).expanduser())
+    name = re.sub(r"[^\w.+-]+", "-", named or Path(data).stem).strip("-.") or "data"
+    return DataLedger(ledgers_folder() / name)
+
+
+def ledgers_folder() -> Path:
+    """Where named ledgers live: ``FFALORA_LEDGERS``, else ``.ffalora/ledgers`` in the user's home."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".ffalora" / "ledgers"
+
+
+def _identity(entry: Entry) -> tuple[str, str, Spent, str, str]:
+    return entry.account, entry.who, entry.steps._replace(steps=0), entry.records, entry.noise
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())

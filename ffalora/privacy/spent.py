@@ -1,0 +1,92 @@
+"""What was spent on a data set, as it is written down: steps with everything that their ε depends on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
+UNITS = ("sample", "client")
+#: Which data sets are neighbours: one record adds nothing, is absent, or is another.
+ADJACENCIES = ("zero-out", "add/remove", "replace")
+
+
+class Spent(NamedTuple):
+    """A number of equal steps.
+
+    Attributes:
+        noise_multiplier: σ.
+        sample_rate: q.
+        steps: how many.
+        sampling: how batches were drawn; only 'poisson' is amplified.
+        unit: what is protected, 'sample' or 'client'.
+        adjacency: 'zero-out' where the number of records is public, 'add/remove' where it is not, 'replace' without
+            Poisson sampling.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    sampling: str = "poisson"
+    unit: str = "sample"
+    adjacency: str = "zero-out"
+
+
+def spent_from(values: Any) -> Spent:
+    """The steps that a file describes as a list of the six values.
+
+    Raises:
+        ValueError: the wrong number or kind of values.
+    """
+    if not isinstance(values, list | tuple) or len(values) != len(Spent._fields):
+        raise ValueError(f"steps that were spent must be the values {', '.join(Spent._fields)}, got {values!r}")
+    sigma, rate, steps, sampling, unit, adjacency = values
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (sigma, rate))
+    if not numbers or not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < 2**63:
+        raise ValueError(f"noise_multiplier, sample_rate and steps must be numbers, got {values!r}")
+    if sigma < 0 or not 0 <= rate <= 1:
+        raise ValueError(f"noise_multiplier must not be negative and sample_rate must lie in [0, 1], got {values!r}")
+    for name, value, known in (
+        ("sampling", sampling, SAMPLINGS), ("unit", unit, UNITS), ("adjacency", adjacency, ADJACENCIES)
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    return Spent(float(sigma), float(rate), steps, sampling, unit, adjacency)
+
+
+def check_one_unit(history: Iterable[Spent]) -> None:
+    """What protects samples says nothing of clients, and the other way round.
+
+    Raises:
+        ValueError: both are in the history.
+    """
+    units = sorted({part.unit for part in history if part.steps})
+    if len(units) > 1:
+        raise ValueError(
+            f"units {' and '.join(units)} do not compose: steps that protected one say nothing about the other. Keep "
+            "a ledger for each, and state both"
+        )
+
+
+def joint_adjacency(history: Sequence[Spent]) -> str:
+    """The adjacency under which all parts compose: their own where it is one, else zero-out, which every kind covers
+    with the noise it is counted with.
+    """
+    kinds = {part.adjacency for part in history if part.steps}
+    return kinds.pop() if len(kinds) == 1 else "zero-out"
+
+
+def largest(histories: Iterable[Sequence[Spent]]) -> tuple[Spent, ...]:
+    """An upper bound for a record that is in any one of several disjoint data sets: of each kind of step, the most
+    that one of them took.
+    """
+    most: dict[Spent, int] = {}
+    for history in histories:
+        own: dict[Spent, int] = {}
+        for part in history:
+            kind = part._replace(steps=0)
+            own[kind] = own.get(kind, 0) + part.steps
+        for kind, steps in own.items():
+            most[kind] = max(most.get(kind, 0), steps)
+    return tuple(kind._replace(steps=steps) for kind, steps in sorted(most.items()) if steps)

@@ -1,0 +1,107 @@
+"""Runs, methods and seeds on one data set: every step of a secure run is charged to it, whoever else trains."""
+
+import json
+
+import pytest
+from small_runs import CLIENT_LEVEL, PRIVATE
+
+from ffalora.adapters import CheckpointError
+from ffalora.config import ConfigError
+from ffalora.federated.experiment import build
+from ffalora.federated.flower.site import Site
+from ffalora.federated.simulate import Run, run_round, simulate
+from ffalora.privacy.accounting import LedgerMismatch
+from ffalora.privacy.data_ledger import find_data_ledger
+from ffalora.runs.folder import LEDGERS
+
+SECURE = PRIVATE | {"privacy__noise": "secure"}
+
+
+def statement(folder):
+    return json.loads((folder / "privacy.json").read_text())
+
+
+def test_methods_and_seeds_on_one_data_set_compose(small, tmp_path):
+    simulate(small(**SECURE), tmp_path / "ffa", progress=False)
+    simulate(small(**SECURE, federation__strategy="lora"), tmp_path / "lora", progress=False)
+    simulate(small(**SECURE, seed=1), tmp_path / "seed-1", progress=False)
+    spent = [statement(tmp_path / name)["clients"][0] for name in ("ffa", "lora", "seed-1")]
+    alone = spent[0]["epsilon"]
+    assert all(client["own_epsilon"] == pytest.approx(alone) for client in spent)
+    assert alone < spent[1]["epsilon"] < spent[2]["epsilon"]
+    assert sum(part[2] for part in spent[1]["history"]) == 2 * spent[0]["steps_taken"]
+
+
+def test_two_runs_on_one_folder_charge_every_step(small, tmp_path):
+    runs = [Run.open(build(small(**SECURE)), tmp_path / "run", resume=False) for _ in range(2)]
+    for run in runs:
+        run_round(run.experiment, run.server)
+    taken = 2 * runs[0].experiment.config.federation.local_steps
+    for file in (tmp_path / "run" / LEDGERS).glob("*.json"):
+        assert json.loads(file.read_text())["steps_taken"] == taken
+    assert all(ledger.steps_taken == taken for ledger in runs[1].experiment.ledgers.values())
+
+
+def test_two_sites_on_one_folder_charge_every_step(small, tmp_path):
+    config = small(**SECURE)
+    sites = [Site(config, 0, tmp_path / "site") for _ in range(2)]
+    strategy = sites[0].experiment.strategy
+    numbers, mark = strategy.wire.download(sites[0].server).numpy(), strategy.wire.fingerprint()
+    for site in sites:
+        site.train(0, numbers, mark)
+    taken = 2 * config.federation.local_steps
+    assert json.loads((tmp_path / "site" / "0.json").read_text())["steps_taken"] == taken
+
+
+def test_a_seeded_run_is_charged_nowhere(small, tmp_path):
+    simulate(small(**PRIVATE), tmp_path / "seeded", progress=False)
+    simulate(small(**PRIVATE, privacy__ledger="texts"), tmp_path / "named", progress=False)
+    book = find_data_ledger("texts", "")
+    assert {(entry.noise, entry.steps.steps) for entry in book.entries} == {("seeded", 0)}
+    assert statement(tmp_path / "named")["simulation"] is True
+
+
+def test_a_prior_is_part_of_a_runs_epsilon(small, tmp_path):
+    simulate(small(**PRIVATE), tmp_path / "first", progress=False)
+    again = small(**PRIVATE, privacy__prior=[str(tmp_path / "first")])
+    simulate(again, tmp_path / "second", progress=False)
+    first, second = (statement(tmp_path / name)["clients"][0] for name in ("first", "second"))
+    assert second["epsilon"] > first["epsilon"] == pytest.approx(second["own_epsilon"])
+    with pytest.raises(LedgerMismatch, match="do not compose"):
+        build(small(**CLIENT_LEVEL, privacy__prior=[str(tmp_path / "first")]))
+
+
+def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
+    bounded = [
+        build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="uniform", data__max_samples=n))
+        for n in (90, 93)
+    ]
+    terms = [[(p.ledger.sample_rate, p.ledger.noise_multiplier, p.noise_std(1.0), p.ledger.expected_batch)
+              for p in one.participants] for one in bounded]  # fmt: skip
+    assert terms[0] == terms[1] and bounded[0].ledgers["0"].adjacency == "add/remove one sample"
+    with pytest.raises(ConfigError, match=r"federation\.weighting='size' shows"):
+        build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="size"))
+    with pytest.raises(ConfigError, match=r"public_size_bound=3: client 0 holds more samples"):
+        build(small(**PRIVATE, privacy__public_size_bound=3, federation__weighting="uniform"))
+
+
+def test_a_frozen_factor_in_another_dtype_is_refused_on_resume(small, tmp_path):
+    config = small(**PRIVATE)
+    simulate(config, tmp_path / "run", progress=False)
+    experiment = build(config)
+    for layer in experiment.adapters.layers.values():
+        layer.lora_A.data.copy_(layer.lora_A.data.bfloat16().float())
+    with pytest.raises(CheckpointError, match="other frozen factors"):
+        Run.open(experiment, tmp_path / "run", resume=True)
+
+
+def test_adam_is_corrected_for_secure_noise(small, tmp_path):
+    adam = {"optimizer__name": "adamw", "optimizer__lr": 0.01, "optimizer__dp_bias_correction": True}
+    moved = []
+    for name, corrected in (("with", True), ("without", False)):
+        run = Run.open(build(small(**SECURE, **adam | {"optimizer__dp_bias_correction": corrected})), tmp_path / name,
+                       resume=False)  # fmt: skip
+        before = run.server.row.clone()
+        run_round(run.experiment, run.server)
+        moved.append(float((run.server.row - before).norm()))
+    assert moved[0] > 1.2 * moved[1]  # noise makes up the second moment: without it, steps are longer

@@ -1,0 +1,152 @@
+"""What a site's own policy refuses, whatever the server asks for, and what server and site must agree on."""
+
+import pytest
+from small_runs import PRIVATE, WORDS
+
+from ffalora.config import ConfigError
+from ffalora.data import DataError
+from ffalora.federated.experiment import build
+from ffalora.federated.flower.policy import SIMULATED, SitePolicy, load_policy, save_policy
+from ffalora.federated.flower.rounds import Exchange, remote_round
+from ffalora.federated.flower.site import Site
+from ffalora.federated.flower.statement import federation_statement, statement_text
+from ffalora.federated.flower.terms import Terms
+
+SECURE = PRIVATE | {"privacy__noise": "secure", "federation__weighting": "uniform"}
+
+
+@pytest.mark.parametrize(
+    "changes,policy,said",
+    [
+        ({}, {}, r"privacy\.unit='none'.*policy"),
+        (PRIVATE | {"privacy__noise": "seeded"}, {}, r"privacy\.noise='seeded'.*policy"),
+        (SECURE | {"privacy__delta": 1e-3}, {}, r"privacy\.delta=0\.001.*max_delta=1e-05"),
+        (SECURE, {"strategies": ["lora"]}, r"federation\.strategy='ffa'.*allows lora"),
+        (SECURE | {"federation__weighting": "size"}, {}, r"federation\.weighting='size'.*reports"),
+        (SECURE, {"min_noise_multiplier": 1.5}, r"privacy\.noise_multiplier=1 .*min_noise_multiplier=1\.5"),
+        (SECURE, {"max_epsilon": 0.5}, r"would spend ε = .*max_epsilon=0\.5"),
+        (SECURE, {"max_epsilon": None, "model": "0" * 64}, r"model=0{64}: .*another digest"),
+        (SECURE, {"max_epsilon": None, "frozen": "0" * 64}, r"frozen=0{64}: .*another digest"),
+        (SECURE, {"max_epsilon": None, "label_names": ["1", "0"]}, r"label_names=\['1', '0'\]"),
+    ],
+)
+def test_a_server_cannot_lower_what_a_site_demands(small, tmp_path, changes, policy, said):
+    with pytest.raises(ConfigError, match=said):
+        Site(small(**changes), 0, tmp_path, policy=SitePolicy(**policy))
+
+
+def test_a_policy_is_read_from_yaml_and_a_misspelt_key_is_refused(tmp_path):
+    wanted = SitePolicy(max_epsilon=2.0, strategies=["ffa"], labels={"good": "positive"})
+    save_policy(wanted, tmp_path / "policy.yaml")
+    assert load_policy(tmp_path / "policy.yaml") == wanted and load_policy(None) == SitePolicy()
+    (tmp_path / "policy.yaml").write_text("max_epsilom: 2\n")
+    with pytest.raises(ConfigError, match="max_epsilom"):
+        load_policy(tmp_path / "policy.yaml")
+    with pytest.raises(ConfigError, match="cannot read the policy"):
+        load_policy(tmp_path / "absent.yaml")
+
+
+def test_only_the_data_that_the_policy_names_is_trained_on(tmp_path):
+    policy = SitePolicy(data=str(tmp_path / "own.csv"))
+    assert policy.allowed_data(None) == str(tmp_path / "own.csv")
+    with pytest.raises(ConfigError, match=r"allows data='.*own\.csv' alone"):
+        policy.allowed_data(str(tmp_path / "other.csv"))
+
+
+def save_named(path, names, rows=30, only=None):
+    """Sentences whose class says whether words of the first half are in the majority, called by ``names``."""
+    lines = ["text,label"]
+    for row in range(rows):
+        is_first = row % 2 == 0 if only is None else bool(only)
+        words = WORDS[:20] if is_first else WORDS[20:]
+        lines.append(f"{words[row % 20]} {words[(row * 7) % 20]} {words[(row * 3) % 20]},{names[int(is_first)]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def site_on(config, folder, file, **policy):
+    terms = Terms.of(build(config))
+    allowed = SIMULATED.model_copy(update=policy)
+    return Site(config, 0, folder, data=str(file), policy=allowed, labels=terms.labels), terms
+
+
+def test_classes_under_other_names_are_refused_until_the_policy_says_which_is_which(small, tmp_path):
+    config = small(data__name=str(save_named(tmp_path / "server.csv", ["negative", "positive"])))
+    own = save_named(tmp_path / "own.csv", ["poor", "good"])
+    with pytest.raises(DataError, match="holds the classes good, poor, but the classes of the model are negative, pos"):
+        site_on(config, tmp_path / "state", own)
+    site, terms = site_on(config, tmp_path / "state", own, labels={"good": "positive", "poor": "negative"})
+    texts, labels = site.experiment.data.train["text"], site.experiment.data.train["label"]
+    assert [label == 1 for label in labels] == [text.split()[0] in WORDS[:20] for text in texts]
+    answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), terms)
+    assert answer.client == 0
+
+
+def test_a_site_with_one_class_takes_part_with_the_whole_head(small, tmp_path):
+    config = small(data__name=str(save_named(tmp_path / "server.csv", ["negative", "positive"])))
+    site, terms = site_on(
+        config, tmp_path / "state", save_named(tmp_path / "own.csv", ["negative", "positive"], only=1)
+    )
+    assert set(site.experiment.data.train["label"]) == {1} and site.terms == terms
+    site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), terms)
+
+
+def test_a_head_or_an_order_of_classes_that_differs_is_refused_before_training(small, tmp_path):
+    config = small()
+    site = Site(config, 1, tmp_path, policy=SIMULATED)
+    numbers = site.experiment.strategy.wire.download(site.server).numpy()
+    for change, said in (
+        ({"labels": ("1", "0")}, "its classes differ .*here 0, 1, there 1, 0"),
+        ({"model": "0" * 64}, "its model or head differs"),
+        ({"frozen": "0" * 64}, "its frozen factors differ"),
+        ({"inputs": 2}, "its number of text columns differs"),
+        ({"task": "regression"}, "its task differs"),
+    ):
+        other = Terms(**{**vars(site.terms), **change})
+        with pytest.raises(ConfigError, match=f"client 1: {said}"):
+            site.train(0, numbers, Terms.from_text(other.to_text()))
+    site.train(0, numbers, Terms.from_text(site.terms.to_text()))
+
+
+def test_another_seed_of_the_head_gives_other_terms(small):
+    assert Terms.of(build(small(seed=1))).model != Terms.of(build(small())).model
+
+
+def test_what_the_policy_does_not_report_does_not_leave(small, tmp_path):
+    config = small(**SECURE)
+    site = Site(config, 0, tmp_path, policy=SitePolicy(max_epsilon=None, reports=[]))
+    answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
+    assert answer.report() == {"client": 0}
+    site.policy = SitePolicy(max_epsilon=None)
+    assert set(site.train(1, answer.numbers, site.terms).report()) == {"client", "epsilon", "final_epsilon"}
+
+
+def test_the_summary_of_a_federation_is_over_all_clients_and_all_rounds_and_it_states_its_privacy(small, tmp_path):
+    seeded = PRIVATE | {"privacy__noise": "seeded"}
+    config = small(federation__rounds=2, federation__one_pass="never", **seeded)
+    experiment = build(config)
+    server, terms = experiment.strategy.begin(), Terms.of(experiment)
+    sites = [Site(config, client, tmp_path / str(client), policy=SIMULATED) for client in range(3)]
+    rows = []
+    for present in ([0, 1, 2], [0]):
+        send = lambda *task, who=present: Exchange([sites[i].train(*task) for i in who])  # noqa: E731
+        rows.append(remote_round(experiment, server, send, terms, rows[-1] if rows else None))
+    assert set(rows[1]["epsilon_per_client"]) == {"0", "1", "2"}
+    true = max(ledger.epsilon() for site in sites for ledger in site.experiment.ledgers.values())
+    statement = federation_statement(config, rows)
+    assert statement["max_epsilon"] == rows[1]["epsilon"] >= true
+    assert [one["client"] for one in statement["clients"]] == [0, 1, 2]
+    text = statement_text(statement)
+    assert "nothing is protected" in text.splitlines()[0] and "Not covered" in text
+    measured = {"train_loss", "clipped", "samples", "median_norm", "padding", "nonfinite"}
+    assert not measured & set(rows[0]), "the server measured none of these"
+
+
+def test_where_a_client_failed_the_headline_is_what_its_ledger_allows(small):
+    row = {"epsilon_per_client": {"0": 1.0}, "final_epsilon_per_client": {"0": 3.0}, "failed": ["node 7: gone"]}
+    config = small(**SECURE)
+    assert federation_statement(config, [row])["max_epsilon"] == 3.0
+    assert federation_statement(config, [row | {"failed": []}])["max_epsilon"] == 1.0
+    unsaid = federation_statement(config, [row | {"epsilon_per_client": {}, "final_epsilon_per_client": {}}])
+    assert unsaid["max_epsilon"] is None and "no client's policy reports" in statement_text(unsaid)
+    assert "NOT private" in statement_text(federation_statement(small(), [row]))
