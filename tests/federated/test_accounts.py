@@ -8,6 +8,7 @@ from small_runs import CLIENT_LEVEL, PRIVATE
 from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
+from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.site import Site
 from ffalora.federated.simulate import Run, run_round, simulate
 from ffalora.privacy.accounting import LedgerMismatch
@@ -43,12 +44,11 @@ def test_two_runs_on_one_folder_charge_every_step(small, tmp_path):
 
 
 def test_two_sites_on_one_folder_charge_every_step(small, tmp_path):
-    config = small(**SECURE)
-    sites = [Site(config, 0, tmp_path / "site") for _ in range(2)]
-    strategy = sites[0].experiment.strategy
-    numbers, mark = strategy.wire.download(sites[0].server).numpy(), strategy.wire.fingerprint()
+    config = small(**SECURE, federation__weighting="uniform")
+    sites = [Site(config, 0, tmp_path / "site", policy=SitePolicy(max_epsilon=1e6)) for _ in range(2)]
+    numbers = sites[0].experiment.strategy.wire.download(sites[0].server).numpy()
     for site in sites:
-        site.train(0, numbers, mark)
+        site.train(0, numbers, site.terms)
     taken = 2 * config.federation.local_steps
     assert json.loads((tmp_path / "site" / "0.json").read_text())["steps_taken"] == taken
 

@@ -196,7 +196,8 @@ def test_many_clients_and_classes_still_make_a_plot(tmp_path):
     table = [{"client": f"client-{i}", "samples": 210, "share": 0.01, "classes": classes} for i in range(100)]
     (tmp_path / "partition.json").write_text(json.dumps(table))
     plot = run_plots(read_runs([tmp_path]))[-1]
-    assert plot.title == "Who holds what, first 40 of 100 clients"
+    counts = "exact counts of the clients' data, for a simulation only"
+    assert plot.title == f"Who holds what, first 40 of 100 clients; {counts}"
     assert len({bar.get_facecolor() for bar in plot.figure.axes[0].patches}) == 20
 
 
