@@ -23,6 +23,7 @@ from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource
 from ..privacy.sampling import Draw
+from ..training.rates import head_rate, noise_variance
 from .clients import ClientFeatures, check_clients
 from .linear import LinearClassifier
 from .noisy_sum import noisy_sum
@@ -33,8 +34,6 @@ _CLIP = 0.3
 _BIAS_FEATURE = 0.1
 #: Most numbers of gradients held at once: 64 MiB.
 _NUMBERS = 2**24
-#: Length of the mean of normalised steps towards what data say of sentences; chosen on movie reviews and tweets.
-_SIGNAL = 0.04
 
 
 @dataclass(frozen=True)
@@ -79,22 +78,13 @@ class LinearProbe:
 
 
 def rate_of(plan: ProbePlan, ledgers: Sequence[PrivacyLedger], weights: Tensor, width: int) -> float:
-    """The rate at which the noise of all steps moves each averaged number as far as the data are worth.
-
-    In normalised units, with client k's noise multiplier σ_k, expected batch B_k and weight w_k, one averaged step adds
-    noise of standard deviation ``lr·factor·√V`` to each number, ``V = Σ_k w_k² σ_k²/B_k²``, and steps are independent.
-    The mean of T steps carries noise of length ``√(V·D/T)`` beside a signal of length about ``_SIGNAL``; with r their
-    ratio, all noise together is given ``most_noise/(1 + r²)``. Nothing in it is private.
+    """The rate at which the noise of all steps moves each averaged number as far as the data are worth: see
+    ``training.rates``.
     """
-    variance = sum(
-        (float(w) * ledger.noise_multiplier / (ledger.sample_rate * ledger.dataset_size)) ** 2
-        for w, ledger in zip(weights, ledgers, strict=True)
-    )
+    variance = noise_variance(ledgers, weights.tolist())
     if variance == 0:
         raise ValueError("noise_multiplier=0 protects nothing and sets no rate; plain_probe is the one without privacy")
-    ratio = math.sqrt(variance * width / plan.steps) / _SIGNAL
-    path = math.sqrt(variance * sum(plan.factor(step) ** 2 for step in range(plan.steps)))
-    return plan.most_noise / (1.0 + ratio**2) / path
+    return head_rate(variance, width, [plan.factor(step) for step in range(plan.steps)], plan.most_noise)
 
 
 def linear_probe(
