@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class EmbeddedData:
     about: str
     read: Callable[[Path], Columns]
     label_names: tuple[str, ...] | None = None
-    label_texts: dict[str, tuple[str, ...]] | None = None
+    label_texts: Mapping[str, tuple[str, ...]] | None = None
     group_column: str | None = None
     client_column: str | None = None
 

@@ -42,7 +42,7 @@ def test_a_lora_config_is_taken_where_an_adapter_is_configured():
     theirs = LoraConfig(**THEIRS)
     wanted = AdapterConfig(**OURS)
     assert AdapterConfig.from_peft(theirs) == AdapterConfig.model_validate(theirs) == wanted
-    of_a_run = RunAdapterConfig(**OURS)
+    of_a_run = RunAdapterConfig(**{"init": "kaiming"} | OURS)
     assert Config(adapter=theirs).adapter == load_config(None, {"adapter": theirs}).adapter == of_a_run
     assert AdapterConfig.from_peft(theirs, trained="both").trained == "both"
 
