@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow dry-run test-gpu lint format compile-report bench-quick bench-cpu bench-bytes results setup clean
+.PHONY: demo test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -44,8 +44,11 @@ format: setup  ## put everything into the house's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-compile-report: setup  ## compile every GPU kernel for every architecture and record what came out (no GPU needed)
-	$(BIN)/python benchmarks/compile_report.py
+compile-report: setup  ## compile every GPU kernel for every part with every claimed Triton, and record it (no GPU needed)
+	$(BIN)/python benchmarks/compile_report.py --triton all
+
+compile-sample: setup  ## some of those launches again, with the oldest and the newest Triton, against the record
+	$(BIN)/python benchmarks/compile_report.py --triton ends --check --sample 8
 
 bench-quick: setup  ## the GPU benchmark from end to end on this processor, with tiny shapes; keeps nothing
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

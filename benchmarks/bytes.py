@@ -7,8 +7,7 @@ modelled or counted; no number is a time.
     --write   also writes benchmarks/data/bytes.csv and bytes-roofline.png
     --check   fails where the committed table differs from the byte functions, or a count exceeds what the derivation
     allows
-    --count   counts some of the emulator's rows afresh and compares ('all': every one of them, which takes an
-    hour); without the emulator beside the project it says so and counts nothing
+    --count   counts some of the emulator's rows afresh and compares ('all': every one of them, which takes an hour)
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ import torch
 from op_peers import LAYERS, layer_of
 from plan import ARENAS, SWEEP
 from record import write_table
+from schemes import SCHEMES, Layer
 
 from ffalora_kernels import traffic
-from ffalora_kernels.traffic import SCHEMES, Layer
 
 DATA = Path(__file__).parent / "data"
 TABLE, PICTURE = DATA / "bytes.csv", DATA / "bytes-roofline.png"
@@ -41,11 +40,9 @@ KERNELS = {
     "outer": ("outer_kernel",),
     "clip_reduce_": ("squares_kernel", "factors_kernel", "reduce_kernel"),
     "privatize_step_": ("privatize_step_kernel",),
-    "seeded_linear": ("seeded_gemm_kernel",),
-    "seeded_dx": ("seeded_gemm_kernel",),
 }
-#: Public functions that are no operations of their own: the rows of the kernels that serve them.
-ENTRIES = {"adapted_product": "seeded_linear", "adapted_input_gradient": "seeded_dx"}
+#: Public functions that are no operations of their own: a product of the vendor's and, in the forward pass, a kernel.
+ENTRIES = ("adapted_product", "adapted_input_gradient")
 #: Public functions that are torch's own product and no kernel of ours: what ``to_base_gemm`` divides by.
 VENDOR = {"base_product", "base_input_gradient"}
 #: Unique bytes over what the derivation allows (floor, partials) that a count may reach: sector rounding, atomics.
@@ -65,11 +62,14 @@ def op_rows() -> list[Row]:
             row("backward", case, traffic.backward_floor(q.m, q.n, q.r, q.s, q.e), 4 * q.m * q.n * q.r, base),
             row("outer", case, traffic.outer_floor(q.m, q.r, q.n, q.s, q.e), 2 * q.m * q.n * q.r, base),
         ]
-        seeded = (
-            ("seeded_linear", traffic.seeded_linear_floor(q.m, q.n, q.k, q.r, q.e), 2 * q.m * q.n * (q.k + q.r)),
-            ("seeded_dx", traffic.seeded_dx_floor(q.m, q.n, q.k, q.r, q.e), 2 * q.m * q.k * (q.n + q.r)),
+        whole = (
+            (traffic.adapted_product_floor, q.n * (q.k + q.r)),
+            (traffic.adapted_input_gradient_floor, q.k * (q.n + q.r)),
         )
-        rows += [row(op, case, floor, flops, base) for op, floor, flops in seeded]
+        rows += [
+            row(entry, case, floor(q.m, q.n, q.k, q.r, q.e), 2 * q.m * flops, base)
+            for entry, (floor, flops) in zip(ENTRIES, whole, strict=True)
+        ]
     for s, p in ARENAS:
         for given in (True, False):
             case = f"S{s} P{p} {'norms given' if given else 'norms from the arena'}"
@@ -157,7 +157,7 @@ def draw(path: Path) -> None:
     for part, (bandwidth, tflops) in PARTS.items():
         axes.loglog(reach, [min(1e3 * tflops, bandwidth * x) for x in reach], label=f"{part} (published)")
     bandwidth = min(part[0] for part in PARTS.values())
-    for op in KERNELS:
+    for op in (*KERNELS, *ENTRIES):
         at = [r["flops_per_byte"] for r in op_rows() if r["op"] == op]
         axes.plot(at, [bandwidth * x for x in at], "o", label=op, alpha=0.6)
     axes.set(
@@ -194,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         write()
     remarks = counted()
     samples = {(r["op"], r["case"]): r["unique_to_allowed"] for r in read(SAMPLED)}
-    for op in KERNELS:
-        print(f"\n{op}   ({remarks[op]})")
+    for op in (*KERNELS, *ENTRIES):
+        print(f"\n{op}   ({remarks.get(op, 'the vendor computes the base product')})")
         for r in op_rows():
             if r["op"] == op:
                 share = f"{r['to_base_gemm']:7.3f} of the base product" if r["to_base_gemm"] != "" else ""

@@ -51,7 +51,7 @@ def measure(device: torch.device, gate: str, time_left: Callable[[], bool] = lam
             print(f"  no time left for counters: {name}; run again to go on")
             return
         command = [
-            profiler, "--csv", "--metrics", ",".join(METRICS), "--profile-from-start", "off",
+            profiler, "--csv", "--metrics", ",".join(METRICS), "--profile-from-start", "off", "--clock-control", "none",
             sys.executable, __file__, "--op", name, "--device", str(device),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)

@@ -41,10 +41,10 @@ from harness import Clock, copy_bandwidth, interleave
 from op_bench import run_case
 from op_peers import SCALE, Inputs, OpCase
 from record import OK, Row, append, stamp
+from schemes import Layer
 from torch import Tensor
 
 from ffalora_kernels import dispatch
-from ffalora_kernels.traffic import Layer
 
 CSV = Path(__file__).parent / "data" / "cpu_kernels.csv"
 #: Segments, tokens of each, out-features, rank: MiniLM, RoBERTa base and large, a 4096-wide layer.

@@ -2,27 +2,22 @@
 
 Unique bytes are the 32-byte sectors that a launch reads or writes at least once (its least traffic to device memory),
 summed over an operation's launches; sectors are what warps ask of the caches. Buffers that an atomic sum needs zeroed
-are counted apart, in ``fill_bytes``: torch fills them, not a kernel of ours. The emulator is a development tool beside
-the project.
+are counted apart, in ``fill_bytes``: torch fills them, not a kernel of ours.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from emulator.launch import emulated
 from record import write_table
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
 from ffalora_kernels.triton import configs
-from ffalora_kernels.triton.gemm import seeded_dx, seeded_linear
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
-from emulator import emulated
 
 CSV = Path(__file__).parent / "data" / "emulator_counts.csv"
 COLUMNS = (
@@ -41,7 +36,6 @@ class CountCase:
         cap: 80 or 90, the emulated part.
         floor: least bytes of the operation.
         extra: what the derivation allows above it.
-        lockstep: whether all its programs take one path, so that the emulator may advance them together.
         call: runs it.
         fill: bytes that torch zeroes for it.
     """
@@ -52,19 +46,18 @@ class CountCase:
     cap: int
     floor: int
     extra: int
-    lockstep: bool
     call: Callable[[], object]
     fill: int = 0
 
 
 def count(case: CountCase) -> dict:
     """Runs a case on the emulated part and returns its row."""
-    with emulated(case.cap, lockstep=case.lockstep) as reports, ffk.use_backend("triton"):
+    with emulated(case.cap) as reports, ffk.use_backend("triton"):
         case.call()
     total = {name: sum(r.get(name, 0) for _, r in reports) for name in _COUNTERS}
-    unique = total["dram_read_bytes_min"] + total["dram_write_bytes_min"]
+    unique = total["unique_read_bytes"] + total["unique_write_bytes"]
     # The emulator counts an atomic update as a store of its sectors; they are reported apart.
-    sectors = total["gld_sectors"] + total["gst_sectors"]
+    sectors = total["read_sectors"] + total["write_sectors"]
     allowed = case.floor + case.extra
     row = (
         case.op, case.shape, case.variant, f"sm_{case.cap}", reports[0][1]["programs"], case.floor, allowed, unique,
@@ -75,7 +68,7 @@ def count(case: CountCase) -> dict:
     return dict(zip(COLUMNS, row, strict=True))
 
 
-_COUNTERS = ("dram_read_bytes_min", "dram_write_bytes_min", "gld_sectors", "gst_sectors", "atomics")
+_COUNTERS = ("unique_read_bytes", "unique_write_bytes", "read_sectors", "write_sectors", "atomics")
 
 
 def backward(cap: int, lengths: list[int], n: int, r: int, deterministic: bool, shape: str) -> CountCase:
@@ -92,7 +85,6 @@ def backward(cap: int, lengths: list[int], n: int, r: int, deterministic: bool, 
     return CountCase(
         "backward", shape, "deterministic" if deterministic else "atomic", cap,
         traffic.backward_floor(m, n, r, s, 2), extra,
-        len(set(lengths)) == 1 and (segments.longest <= chunk or segments.longest % chunk == 0),
         lambda: ffk.backward(dy, h, b, segments, 1.0, arena, 0, squares, deterministic=deterministic),
         fill=0 if deterministic else m * r * 4,
     )  # fmt: skip
@@ -102,7 +94,7 @@ def expand(cap: int, m: int, n: int, r: int, shape: str = "") -> CountCase:
     """One bf16 ``expand_``."""
     y, h, b = torch.randn(m, n).bfloat16(), torch.randn(m, r).bfloat16(), torch.randn(1, n, r).bfloat16()
     return CountCase(
-        "expand_", shape or f"M{m} N{n} R{r}", "", cap, traffic.expand_floor(m, n, r, 2), 0, True,
+        "expand_", shape or f"M{m} N{n} R{r}", "", cap, traffic.expand_floor(m, n, r, 2), 0,
         lambda: ffk.expand_(y, h, b, Segments.uniform(1, m), 1.0),
     )  # fmt: skip
 
@@ -114,7 +106,7 @@ def clip(cap: int, s: int, p: int, c: int, given: bool, shape: str = "") -> Coun
     client, columns = torch.arange(s, dtype=torch.int32) % c, torch.tensor([0, p], dtype=torch.int32)
     return CountCase(
         "clip_reduce_", shape or f"S{s} P{p} C{c}", "norms given" if given else "norms from the arena", cap,
-        traffic.clip_reduce_floor(s, p, c, 1, given), 0, False,
+        traffic.clip_reduce_floor(s, p, c, 1, given), 0,
         lambda: ffk.clip_reduce_(total, arena, client, limit, columns, squares if given else None),
     )  # fmt: skip
 
@@ -127,7 +119,7 @@ def privatize(cap: int, c: int, p: int, moments: int, shape: str = "") -> CountC
     optimizer = "adamw" if moments == 2 else "sgd"
     return CountCase(
         "privatize_step_", shape or f"C{c} P{p}", ("sgd", "momentum", "adamw")[moments], cap,
-        traffic.privatize_step_floor(c, p, moments), 0, True,
+        traffic.privatize_step_floor(c, p, moments), 0,
         lambda: ffk.privatize_step_(
             state, total, client_id=ids, step=ids, noise_std=one, denominator=one, lr=one, key=1, optimizer=optimizer,
             age=ids + 1, beta1=0.9, **rows,
@@ -142,28 +134,8 @@ def outer(cap: int, lengths: list[int], n: int, k: int, shape: str = "") -> Coun
     arena = torch.empty(len(lengths), n * k)
     return CountCase(
         "outer", shape or f"{len(lengths)}x{lengths[0]} N{n} K{k}", "", cap,
-        traffic.outer_floor(segments.n_tokens, n, k, len(lengths), 2), 0, True,
+        traffic.outer_floor(segments.n_tokens, n, k, len(lengths), 2), 0,
         lambda: ffk.outer(p, q, segments, 1.0, arena, 0),
-    )  # fmt: skip
-
-
-def seeded(cap: int, m: int, n: int, k: int, r: int, shape: str = "") -> CountCase:
-    """The whole adapted forward in one bf16 GEMM; its tiles read x and w again from the caches."""
-    x, w, h = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
-    b, segments = torch.randn(1, n, r).bfloat16(), Segments.uniform(1, m)
-    return CountCase(
-        "seeded_linear", shape or f"M{m} N{n} K{k} R{r}", "", cap, traffic.seeded_linear_floor(m, n, k, r, 2), 0, True,
-        lambda: seeded_linear(x, w, None, h, b, segments.offsets, segments.client, 1.0, m),
-    )  # fmt: skip
-
-
-def input_gradient(cap: int, m: int, n: int, k: int, r: int, shape: str = "") -> CountCase:
-    """The whole adapted input gradient in one bf16 GEMM."""
-    dy, w, dh = torch.randn(m, n).bfloat16(), torch.randn(n, k).bfloat16(), torch.randn(m, r).bfloat16()
-    a = torch.randn(r, k).bfloat16()
-    return CountCase(
-        "seeded_dx", shape or f"M{m} N{n} K{k} R{r}", "", cap, traffic.seeded_dx_floor(m, n, k, r, 2), 0, True,
-        lambda: seeded_dx(dy, w, dh, a),
     )  # fmt: skip
 
 
@@ -182,8 +154,6 @@ def cases() -> list[CountCase]:
         made.append(clip(cap, 32, 20480, 1, False))
         made.append(clip(cap, 12, 8192, 3, True))
         made += [privatize(cap, 2, 8192, moments) for moments in range(3)]
-        made.append(seeded(cap, 256, 512, 512, 16))
-        made.append(input_gradient(cap, 256, 768, 512, 16))
         made.append(outer(cap, [128] * 4, 8, 1024))
     return made
 

@@ -102,9 +102,9 @@ def _leaves_meta(tensor: Tensor, options: dict | None) -> bool:
 @contextmanager
 def _without_detectors() -> Iterator[None]:
     """Within the block nothing looks at values: no probe of the model, no autocast (which knows no such device)."""
-    from ffalora.training.engine import Engine
+    from ffalora.training.probe import Probe
 
-    with mock.patch.object(Engine, "probe", lambda *_: None), mock.patch.object(torch, "is_autocast_enabled", _never):
+    with mock.patch.object(Probe, "look", lambda *_: None), mock.patch.object(torch, "is_autocast_enabled", _never):
         yield
 
 

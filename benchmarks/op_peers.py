@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from peer_ops import HAVE_OPACUS, HAVE_OPAKE, opacus_gradients, opacus_norms, opake_product
+from schemes import Layer
 from torch import Tensor
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
-from ffalora_kernels.traffic import Layer
 
 Inputs = SimpleNamespace
 Candidate = Callable[[Inputs], tuple[Tensor, ...]]
@@ -209,13 +209,6 @@ def _product_ours(i: Inputs) -> tuple[Tensor, ...]:
     return (ffk.adapted_product(i.x, i.w, None, i.x @ i.a.T, i.b, i.segments, SCALE),)
 
 
-def _product_seeded(i: Inputs) -> tuple[Tensor, ...]:
-    from ffalora_kernels.triton.gemm import seeded_linear
-
-    s = i.segments
-    return (seeded_linear(i.x, i.w, None, i.x @ i.a.T, i.b, s.offsets, s.client, SCALE, s.longest),)
-
-
 def _product_addmm(i: Inputs) -> tuple[Tensor, ...]:
     return (F.linear(i.x, i.w).addmm_(i.x @ i.a.T, i.b[0].T, alpha=SCALE),)
 
@@ -231,7 +224,7 @@ def _product_merged(i: Inputs) -> tuple[Tensor, ...]:
 def product_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device, copies: int, compiled: bool) -> OpCase:
     """The forward pass of an adapted layer from x, its base product included; 'LoRA merged' merges at each call.
 
-    The bytes are those of ``seeded_linear``: h counts as read once, a is left out.
+    The bytes are those of ``adapted_product``: h counts as read once, a is left out.
     """
     inputs = []
     for seed in range(copies):
@@ -245,12 +238,10 @@ def product_case(where: str, q: Layer, dtype: torch.dtype, device: torch.device,
     candidates: dict[str, Candidate] = {
         "ours": _product_ours, "addmm_": _product_addmm, "PEFT eager": _product_peft, "LoRA merged": _product_merged,
     }  # fmt: skip
-    if device.type == "cuda":
-        candidates["ours, seeded"] = _product_seeded
-        if HAVE_OPAKE:
-            candidates["opake"] = lambda i: opake_product(i, SCALE)
+    if device.type == "cuda" and HAVE_OPAKE:
+        candidates["opake"] = lambda i: opake_product(i, SCALE)
     flops = 2 * q.m * (q.n * (q.k + q.r) + q.k * q.r)
     return OpCase(
-        _label("adapted_product", where, q, dtype), traffic.seeded_linear_floor(q.m, q.n, q.k, q.r, q.e),
+        _label("adapted_product", where, q, dtype), traffic.adapted_product_floor(q.m, q.n, q.k, q.r, q.e),
         with_compiled(candidates, _product_peft, compiled), inputs, (expected,), TOLERANCE[dtype], flops,
     )  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import emulate
 import sampled
-from emulator import TOOLS
 
 #: Columns that decide; the others follow from them.
 DECISIVE = ("floor_bytes", "allowed_bytes", "unique_bytes")
@@ -19,8 +18,6 @@ QUICK_SAMPLES = {
     "outer": "roberta-large q S32 T128 R8 bfloat16",
     "clip_reduce_": "S32 P393216 norms given",
     "privatize_step_": "P393216 sgd",
-    "seeded_linear": "roberta-base q S32 T128 R8 bfloat16",
-    "seeded_dx": "roberta-base q S32 T128 R8 bfloat16",
 }
 Key = tuple[str, ...]
 
@@ -36,8 +33,6 @@ def counts(everything: bool = False) -> dict[Key, Callable[[], dict]]:
         emulate.clip(90, 12, 8192, 3, True),
         emulate.privatize(90, 2, 8192, 0),
         emulate.outer(90, [128] * 4, 8, 1024),
-        emulate.seeded(90, 256, 512, 512, 16),
-        emulate.input_gradient(90, 256, 768, 512, 16),
     )
     return {(c.op, c.shape, c.variant, f"sm_{c.cap}"): lambda c=c: emulate.count(c) for c in quick}
 
@@ -63,10 +58,7 @@ def drift(fresh: dict, key: Key, table: Path) -> str | None:
 
 
 def drifted(everything: bool = False) -> list[str]:
-    """Committed rows that a fresh count does not give again; nothing where the emulator is not beside the project."""
-    if not (TOOLS / "fakegpu.py").exists():
-        print(f"\nno emulator at {TOOLS} (FFALORA_GPU_TOOLS): nothing was counted afresh")
-        return []
+    """Committed rows that a fresh count does not give again."""
     jobs = [(key, again, emulate.CSV) for key, again in counts(everything).items()]
     jobs += [(key, again, sampled.CSV) for key, again in samples(everything).items()]
     found = [text for key, again, table in jobs if (text := drift(again(), key, table))]

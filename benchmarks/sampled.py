@@ -20,9 +20,12 @@ from unittest import mock
 import emulate
 import numpy as np
 import torch
-from emulate import CountCase, emulated
+from emulate import CountCase
+from emulator.launch import emulated
+from emulator.machine import Observer
 from op_peers import layer_of
 from plan import ARENAS, SWEEP
+from triton.runtime.jit import JITFunction
 
 import ffalora_kernels as ffk
 
@@ -32,19 +35,16 @@ COLUMNS = ("op", "case", "part", "programs", "run", "floor_bytes", "allowed_byte
 BOUND = 0.001
 #: Programs in the middle of an axis: eight pairs of neighbours, the period of four-byte numbers in a 32-byte sector.
 STRETCH = 9
-#: Constants of a kernel that say how many programs a row of its grid has.
+#: Parameters of a kernel that say how many programs a row of its grid has.
 ROW_LENGTH = {
-    "_backward_kernel": ("NB",), "_expand_kernel": ("NB",), "_outer_kernel": ("NB", "KB"),
-    "_join_chunks_kernel": ("NB",), "_seeded_gemm_kernel": ("NB",), "_squares_kernel": ("G", "PARTS"),
-    "_reduce_kernel": ("BLOCKS",), "_privatize_step_kernel": ("BLOCKS",),
+    "_backward_kernel": ("n_blocks",), "_expand_kernel": ("n_blocks",), "_outer_kernel": ("n_blocks", "k_blocks"),
+    "_join_chunks_kernel": ("n_blocks",), "_squares_kernel": ("G", "PARTS"),
+    "_reduce_kernel": ("n_blocks",), "_privatize_step_kernel": ("n_blocks",),
 }  # fmt: skip
 #: Kernels whose results decide what later ones read; they are small.
 WHOLE = ("_factors_kernel",)
 #: An arena above this is not emulated: the emulator keeps about ten bytes for each of it.
 LARGEST_ARENA = 2**28
-#: Layers whose whole products are emulated (every program of a GEMM walks all in-features: minutes for wide layers).
-SEEDED_LAYERS = ("roberta-base q", "roberta-large q", "roberta-large up")
-Sectors = dict[tuple[int, str], np.ndarray]
 
 
 def chosen(size: int) -> list[int]:
@@ -105,75 +105,55 @@ class Launch:
     bytes: float
 
 
-def _sampling(simulator: type, row_length: int, whole: bool, found: list[tuple[int, int, Sectors]]) -> type:
-    """The simulator, running the chosen programs of a grid only (unless ``whole``) and keeping what each touches."""
+class _Sample:
+    """The programs of one launch that are run, and the sectors that each of them touches."""
 
-    class Sampling(simulator):
-        def __init__(self, kernel, dev, args, grid, **options):
-            size = grid[0]
-            rows, columns = np.array(chosen(size // row_length)), np.array(chosen(row_length))
-            self.pids = np.arange(size) if whole else (rows[:, None] * row_length + columns[None, :]).reshape(-1)
-            self._touched: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
-            super().__init__(kernel, dev, args, (len(self.pids),), **options)
-            kept = {key: np.unique(np.concatenate(parts)) for key, parts in self._touched.items()}
-            found.append((size, len(self.pids), kept))
+    def __init__(self, name: str, programs: int, row_length: int) -> None:
+        self.name, self.programs, self.row_length = name, programs, row_length
+        rows, columns = np.array(chosen(programs // row_length)), np.array(chosen(row_length))
+        some = (rows[:, None] * row_length + columns[None, :]).reshape(-1)
+        self.run = np.arange(programs) if name in WHOLE else some
+        self._touched: dict[tuple[int, bool], list[np.ndarray]] = defaultdict(list)
 
-        def special(self, name):
-            value = super().special(name)
-            return self.pids[value].astype(value.dtype) if name == "%ctaid.x" else value
+    def observe(self, programs: np.ndarray, sectors: np.ndarray, reading: bool) -> None:
+        """Told of each access by the emulator."""
+        keys = np.unique(programs.astype(np.int64) << 40 | sectors)
+        owners = keys >> 40
+        for own in np.split(keys, np.flatnonzero(np.diff(owners)) + 1):
+            self._touched[int(own[0] >> 40), reading].append(own & ((1 << 40) - 1))
 
-        def sectors(self, ad, n, idx, what):
-            super().sectors(ad, n, idx, what)
-            programs = self.ctaflat[idx]
-            every = np.concatenate([(ad + o) // 32 for o in range(0, n, 32)])
-            keys = np.unique(np.tile(programs, len(every) // len(programs)).astype(np.int64) << 40 | every)
-            for program in np.unique(programs):
-                own = keys[keys >> 40 == program] & ((1 << 40) - 1)
-                self._touched[int(self.pids[program]), what].append(own)
-
-    return Sampling
+    def launch(self) -> Launch:
+        """What all programs together touch, as far as these tell."""
+        sets = {key: np.unique(np.concatenate(parts)) for key, parts in self._touched.items()}
+        none, length = np.empty(0, np.int64), self.row_length
+        sectors = sum(
+            union(self.programs // length, length, lambda i, j, r=reading: sets.get((i * length + j, r), none))
+            for reading in (True, False)
+        )
+        return Launch(self.name, self.programs, len(self.run), 32 * sectors)
 
 
 @contextmanager
-def sampled(cap: int, lockstep: bool) -> Iterator[list[Launch]]:
+def sampled(cap: int) -> Iterator[list[_Sample]]:
     """Within the block launches on CPU tensors run a sample of their programs on the emulated part."""
-    launches: list[Launch] = []
-    with emulated(cap, lockstep=lockstep):
-        import ptxsim
-        from triton.runtime.jit import JITFunction
+    samples: list[_Sample] = []
 
-        launch, simulator = JITFunction.run, ptxsim.Sim
+    def choose(kernel: JITFunction, bound: dict, programs: int) -> tuple[np.ndarray, Observer]:
+        name = kernel.__name__
+        row_length = int(np.prod([bound[parameter] for parameter in ROW_LENGTH.get(name, ())], dtype=int))
+        samples.append(_Sample(name, programs, row_length))
+        return samples[-1].run, samples[-1].observe
 
-        def run(self, *args, grid, **kwargs):
-            row_length = int(np.prod([kwargs[name] for name in ROW_LENGTH.get(self.__name__, ())], dtype=int))
-            found: list[tuple[int, int, Sectors]] = []
-            sampling = _sampling(simulator.func, row_length, self.__name__ in WHOLE, found)
-            ptxsim.Sim = partial(sampling, **simulator.keywords)
-            try:
-                launch(self, *args, grid=grid, **kwargs)
-            finally:
-                ptxsim.Sim = simulator
-            size, count, sets = found[0]
-            none = np.empty(0, np.int64)
-            sectors = sum(
-                union(size // row_length, row_length, lambda i, j, w=what: sets.get((i * row_length + j, w), none))
-                for what in ("ld", "st")
-            )
-            launches.append(Launch(self.__name__, size, count, 32 * sectors))
-
-        JITFunction.run = run
-        try:
-            # Norms that no program computed count as zero, so that no row is left out of a clipped sum.
-            with mock.patch.object(torch.Tensor, "new_empty", torch.Tensor.new_zeros):
-                yield launches
-        finally:
-            JITFunction.run = launch
+    # Norms that no program computed count as zero, so that no row is left out of a clipped sum.
+    with emulated(cap, choose), mock.patch.object(torch.Tensor, "new_empty", torch.Tensor.new_zeros):
+        yield samples
 
 
 def estimate(case: CountCase) -> dict:
     """Runs a sample of a case's programs and returns its row."""
-    with sampled(case.cap, case.lockstep) as launches, ffk.use_backend("triton"):
+    with sampled(case.cap) as samples, ffk.use_backend("triton"):
         case.call()
+    launches = [sample.launch() for sample in samples]
     unique, allowed = round(sum(launch.bytes for launch in launches)), case.floor + case.extra
     row = (
         case.op, case.shape, f"sm_{case.cap}", sum(x.programs for x in launches), sum(x.run for x in launches),
@@ -193,11 +173,6 @@ def cases(cap: int = 90) -> Iterator[tuple[str, str, Callable[[], CountCase]]]:
         yield "expand_", name, partial(emulate.expand, cap, q.m, q.n, r, name)
         if where.startswith("roberta"):
             yield "outer", name, partial(emulate.outer, cap, [t] * s, r, q.n, name)
-    for where in SEEDED_LAYERS:
-        q = layer_of(where, 32, 128, 8, torch.bfloat16)
-        name = f"{where} S32 T128 R8 bfloat16"
-        yield "seeded_linear", name, partial(emulate.seeded, cap, q.m, q.n, q.k, q.r, name)
-        yield "seeded_dx", name, partial(emulate.input_gradient, cap, q.m, q.n, q.k, q.r, name)
     for s, p in ARENAS:
         if s * p * 4 <= LARGEST_ARENA:
             for given in (True, False):

@@ -1,56 +1,56 @@
 """Measures candidate launch configurations on the GPU at hand and prints the winners as a table for ``configs.py``.
 
-``python benchmarks/tune.py`` times ``backward``, ``expand_`` and the seeded GEMM in bf16 over ranks and typical layers.
-Nothing is written: a person pastes the table, brings the compile report up to date and runs the tests. A candidate that
-fails to compile or gives a wrong result is left out and named.
+``python benchmarks/tune.py`` times ``backward`` and ``expand_`` in bf16 over ranks and typical layers, as the harness
+times (cold caches, behind a queued wait, so that gaps between launches do not count). Every candidate is a row of the
+CSV as soon as it is measured; called again, it goes on where it stopped. A candidate that fails to compile or gives a
+wrong result has a row that says so. The tables are frozen by a person, who pastes the winners, brings the compile
+report up to date and runs the tests.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import statistics
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from itertools import product
+from pathlib import Path
 from unittest import mock
 
 import torch
+from harness import Clock
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments
 from ffalora_kernels.triton import configs, launch
-from ffalora_kernels.triton.gemm import seeded_linear
 
 RANKS = (16, 32, 64, 128, 256)
-LAYERS = ((16, 128, 1024), (8, 512, 4096))  # segments, tokens of each, out-features (= in-features)
+LAYERS = ((16, 128, 1024), (8, 512, 4096))  # segments, tokens of each, out-features
 CANDIDATES = {
-    "backward": list(product((32, 64), (64, 128, 256), (4, 8), (2, 3))),
+    "backward": list(product((32, 64), (64, 128, 256, 512), (4, 8), (2, 3, 4))),
     "expand": list(product((32, 64, 128), (64, 128, 256), (4, 8), (2,))),
 }
-REPEATS = 30
+COLUMNS = ("device", "part", "family", "rank", "block_t", "block_n", "num_warps", "num_stages", "ms", "status")
+OK = "ok"
+REPEATS = 20
 WORST_ERROR = 1e-2
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """Median time of a call on the device, after warming up, with the L2 cache emptied before each repetition."""
-    flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(REPEATS):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[REPEATS // 2]
+Key = tuple[str, ...]
+Measure = Callable[[str, int, configs.Config], float]
 
 
 @contextmanager
-def trying(config: configs.Config) -> Iterator[None]:
-    """Within the block every kernel family uses this configuration."""
-    with mock.patch.object(configs, "choose", lambda *args: config):
+def trying(family: str, config: configs.Config) -> Iterator[None]:
+    """Within the block this kernel family, and no other, uses this configuration."""
+    frozen = configs.choose
+
+    def choose(asked: str, *args: object, **options: object) -> configs.Config:
+        return config if asked == family else frozen(asked, *args, **options)
+
+    with mock.patch.object(configs, "choose", choose):
         yield
 
 
@@ -77,55 +77,90 @@ def calls(family: str, s: int, t: int, n: int, r: int) -> tuple[Callable[[], tor
     return backward, torch.einsum("stn,str->snr", dy.view(s, t, n).float(), h.view(s, t, r).float()).reshape(s, -1)
 
 
-def best(family: str, r: int) -> configs.Config:
-    """The candidate with the smallest sum of times over the layers."""
-    times: dict[configs.Config, float] = {}
-    for candidate in CANDIDATES[family]:
-        config = configs.Config(*candidate)
-        try:
-            with trying(config):
-                for s, t, n in LAYERS:
-                    call, expected = calls(family, s, t, n, r)
-                    error = (call().float() - expected).norm() / expected.norm()
-                    if not error < WORST_ERROR:
-                        raise RuntimeError(f"relative error {float(error):.1e}")
-                    times[config] = times.get(config, 0.0) + milliseconds(call)
-        except Exception as reason:
-            times.pop(config, None)
-            print(f"# {family}, rank {r}: {config} left out: {reason}", file=sys.stderr)
-    return min(times, key=lambda config: times[config])
+def on_the_gpu(clock: Clock) -> Measure:
+    """Measures a candidate: sum over the layers of its median milliseconds.
+
+    The measure raises RuntimeError where a result is wrong, and whatever a launch raises.
+    """
+
+    def measure(family: str, r: int, config: configs.Config) -> float:
+        total = 0.0
+        with trying(family, config), ffk.use_backend("triton"):
+            for s, t, n in LAYERS:
+                call, expected = calls(family, s, t, n, r)
+                error = float((call().float() - expected).norm() / expected.norm())
+                if not error < WORST_ERROR:
+                    raise RuntimeError(f"relative error {error:.1e}")
+                total += statistics.median(clock.time(lambda _, call=call: call(), i) for i in range(REPEATS))
+        return total
+
+    return measure
 
 
-def seeded_wins() -> bool:
-    """Whether the seeded GEMM beats cuBLAS followed by ``expand_`` on every layer, for rank 16."""
-    wins = []
-    for s, t, n in LAYERS:
-        segments, m = Segments.uniform(s, t, device="cuda"), s * t
-        x, w, h, b = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((m, n), (n, n), (m, 16), (1, n, 16)))
-        index = segments.offsets, segments.client
-        layer = (x, w, None, h, b, *index, 1.0, t)
-        seeded = milliseconds(lambda layer=layer: seeded_linear(*layer))
-        two = milliseconds(lambda x=x, w=w, h=h, b=b, seg=segments: ffk.expand_(x @ w.T, h, b, seg, 1.0))
-        print(f"# seeded GEMM on {m} x {n} x {n}: {seeded:.3f} ms, cuBLAS and expand_: {two:.3f} ms", file=sys.stderr)
-        wins.append(seeded < two)
-    return all(wins)
+def read(path: Path) -> dict[Key, dict[str, str]]:
+    """Rows by everything but their result."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {tuple(row[c] for c in COLUMNS[:-2]): row for row in csv.DictReader(file)}
 
 
-def main() -> None:
-    """Prints a table for this part."""
+def tune(path: Path, device: str, part: str, measure: Measure, time_left: Callable[[], bool]) -> bool:
+    """Appends a row for every candidate that has none yet; False where the time did not suffice."""
+    done = read(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if not done and file.tell() == 0:
+            writer.writerow(COLUMNS)
+        for r, family in product(RANKS, CANDIDATES):
+            for candidate in CANDIDATES[family]:
+                key = (device, part, family, *map(str, (r, *candidate)))
+                if key in done:
+                    continue
+                if not time_left():
+                    return False
+                try:
+                    found, status = f"{measure(family, r, configs.Config(*candidate)):.5f}", OK
+                except Exception as reason:
+                    found, status = "", " ".join(str(reason).split())[:120] or type(reason).__name__
+                writer.writerow((*key, found, status))
+                file.flush()
+    return True
+
+
+def table(rows: Iterable[dict[str, str]], device: str, part: str) -> str:
+    """The fastest candidate of each family and rank, as text for ``configs.py``."""
+    lines = [f"# {device}", f'"{part}": {{']
+    own = [row for row in rows if (row["device"], row["part"]) == (device, part) and row["status"] == OK]
+    for family in CANDIDATES:
+        lines.append(f'    ("{family}", 2): {{')
+        for r in RANKS:
+            some = [row for row in own if (row["family"], row["rank"]) == (family, str(r))]
+            if some:
+                best = min(some, key=lambda row: float(row["ms"]))
+                config = configs.Config(*(int(best[c]) for c in COLUMNS[4:8]))
+                lines.append(f"        {r}: Config{astuple(config)},  # {float(best['ms']):.4f} ms")
+        lines.append("    },")
+    return "\n".join([*lines, "}"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 1 where the time did not suffice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/tune.csv"), help="where rows are kept")
+    parser.add_argument("--minutes", type=float, default=10.0, help="stop measuring after this long")
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.exit("tune.py measures on a GPU, and torch sees none; the frozen tables stay as they are")
-    arch = launch.architecture(torch.device("cuda"))
-    print(f'# {torch.cuda.get_device_name()}\n"{arch}": {{')
-    with ffk.use_backend("triton"):
-        for family in CANDIDATES:
-            print(f'    ("{family}", 2): {{')
-            for r in RANKS:
-                c = best(family, r)
-                print(f"        {r}: Config({c.block_t}, {c.block_n}, {c.num_warps}, {c.num_stages}),", flush=True)
-            print("    },")
-        print(f"}}\n# add {arch!r} to SEEDED: {seeded_wins()}")
+        parser.error("tune.py measures on a GPU, and torch sees none; the frozen tables stay as they are")
+    device, end = torch.device("cuda"), time.monotonic() + 60 * options.minutes
+    name, part = torch.cuda.get_device_name(), launch.architecture(device)
+    finished = tune(options.output, name, part, on_the_gpu(Clock(device)), lambda: time.monotonic() < end)
+    print(table(read(options.output).values(), name, part))
+    if not finished:
+        print("not every candidate was measured: call again to go on")
+    return int(not finished)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
+#include <string>
 #include <system_error>
+#include <type_traits>
 
 #include "kernels.h"
 #include "secure_noise.h"
@@ -19,6 +22,41 @@ using Address = uintptr_t;
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+// A field of a struct and how its value comes from Python: an address where it is a pointer.
+template <class S>
+struct Field {
+  const char* name;
+  void (*set)(S&, const py::handle&);
+};
+
+template <class T>
+void from_python(T& field, const py::handle& value) {
+  if constexpr (std::is_pointer_v<T>) {
+    field = at<std::remove_pointer_t<T>>(value.cast<Address>());
+  } else {
+    field = value.cast<T>();
+  }
+}
+
+// The name and the member are one word, so that they cannot be paired wrongly.
+#define FIELD(S, member)                                                         \
+  Field<S> {                                                                     \
+    #member, [](S& s, const py::handle& value) { from_python(s.member, value); } \
+  }
+
+// A struct filled by name. Throws TypeError unless each of its fields is given, and nothing else.
+template <class S>
+S filled(const py::kwargs& given, std::initializer_list<Field<S>> fields) {
+  S made{};
+  for (const auto& field : fields) {
+    if (!given.contains(field.name)) throw py::type_error(std::string("field ") + field.name + " is missing");
+    field.set(made, given[field.name]);
+  }
+  if (given.size() != fields.size())
+    throw py::type_error("a field is given that there is not: " + py::str(given).cast<std::string>());
+  return made;
 }
 
 Activations matrix(Address data, ptrdiff_t columns, ptrdiff_t stride, bool half) {
@@ -62,33 +100,24 @@ void bind_step(py::module_& m) {
   py::class_<Matrix>(m, "Matrix").def(py::init([](Address data, ptrdiff_t stride) {
     return Matrix{at<void>(data), stride};
   }));
-  py::class_<Update>(m, "Update")
-      .def(py::init([](bool adamw, double beta1, double beta2, double eps, double weight_decay, double mu, bool dp) {
-        return Update{adamw, beta1, beta2, eps, weight_decay, mu, dp};
-      }));
+  py::class_<Update>(m, "Update").def(py::init([](const py::kwargs& given) {
+    return filled<Update>(given, {FIELD(Update, adamw), FIELD(Update, beta1), FIELD(Update, beta2), FIELD(Update, eps),
+                                  FIELD(Update, weight_decay), FIELD(Update, mu), FIELD(Update, dp_bias_correction)});
+  }));
+  py::class_<StepTensors>(m, "StepTensors").def(py::init([](const py::kwargs& given) {
+    return filled<StepTensors>(given,
+                               {FIELD(StepTensors, state), FIELD(StepTensors, exp_avg), FIELD(StepTensors, exp_avg_sq),
+                                FIELD(StepTensors, total), FIELD(StepTensors, anchor), FIELD(StepTensors, clients),
+                                FIELD(StepTensors, columns), FIELD(StepTensors, client_id), FIELD(StepTensors, step),
+                                FIELD(StepTensors, age), FIELD(StepTensors, noise_std), FIELD(StepTensors, denominator),
+                                FIELD(StepTensors, lr), FIELD(StepTensors, index)});
+  }));
   m.def(
       "privatize_step",
-      [](const std::array<Matrix, 5>& matrices, ptrdiff_t clients, ptrdiff_t columns,
-         const std::array<Address, 6>& rows, Address index, uint64_t key, uint32_t stream, const Update& update,
-         int threads) {
-        const auto& [state, exp_avg, exp_avg_sq, total, anchor] = matrices;
-        const auto& [client_id, step, age, noise_std, denominator, lr] = rows;
-        const StepTensors tensors{state,
-                                  exp_avg,
-                                  exp_avg_sq,
-                                  total,
-                                  anchor,
-                                  clients,
-                                  columns,
-                                  at<const int64_t>(client_id),
-                                  at<const int64_t>(step),
-                                  at<const int64_t>(age),
-                                  at<const double>(noise_std),
-                                  at<const double>(denominator),
-                                  at<const double>(lr),
-                                  at<const int32_t>(index)};
+      [](const StepTensors& tensors, const Update& update, uint64_t key, uint32_t stream, int threads) {
         privatize_step(tensors, key, stream, update, threads);
       },
+      py::arg("tensors"), py::arg("update"), py::kw_only(), py::arg("key"), py::arg("stream"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   m.def("gaussian",
         [](uint64_t key, uint32_t client_id, uint32_t step, uint32_t stream, uint32_t first, ptrdiff_t count,

@@ -136,19 +136,20 @@ struct Apply {
 RowUpdate row_update(const StepTensors& t, const Update& options, ptrdiff_t c) {
   const auto age = static_cast<double>(t.age[c]);
   const double noise = t.noise_std[c] > 0 ? t.noise_std[c] : 0.0, deviation = t.noise_std[c] / t.denominator[c];
-  return {options,
-          noise,
-          t.denominator[c],
-          t.lr[c],
-          1 - std::pow(options.beta1, age),
-          1 - std::pow(options.beta2, age),
-          deviation * deviation,
-          t.state.row<float>(c),
-          t.exp_avg.row<float>(c),
-          t.exp_avg_sq.row<float>(c),
-          t.total.row<double>(c),
-          nullptr,
-          t.anchor.row<float>(c)};
+  RowUpdate row{};
+  row.options = options;
+  row.noise_std = noise;
+  row.denominator = t.denominator[c];
+  row.lr = t.lr[c];
+  row.correction1 = 1 - std::pow(options.beta1, age);
+  row.correction2 = 1 - std::pow(options.beta2, age);
+  row.noise_variance = deviation * deviation;
+  row.state = t.state.row<float>(c);
+  row.exp_avg = t.exp_avg.row<float>(c);
+  row.exp_avg_sq = t.exp_avg_sq.row<float>(c);
+  row.total = t.total.row<double>(c);
+  row.anchor = t.anchor.row<float>(c);
+  return row;
 }
 
 // Padding columns: the state stays as it is, its moments are zero.

@@ -17,8 +17,15 @@ class Matrix:
 
 class Update:
     def __init__(
-        self, adamw: bool, beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp: bool
-    ) -> None: ...
+        self, *, adamw: bool, beta1: float, beta2: float, eps: float, weight_decay: float, mu: float,
+        dp_bias_correction: bool,
+    ) -> None: ...  # fmt: skip
+
+class StepTensors:
+    def __init__(
+        self, *, state: Matrix, exp_avg: Matrix, exp_avg_sq: Matrix, total: Matrix, anchor: Matrix, clients: int,
+        columns: int, client_id: int, step: int, age: int, noise_std: int, denominator: int, lr: int, index: int,
+    ) -> None: ...  # fmt: skip
 
 def expand(y: Activations, h: Activations, b: AdapterB, segments: Segments, scale: float, threads: int) -> None: ...
 def backward(
@@ -33,10 +40,7 @@ def clip_reduce(
     segments: int, max_grad_norm: int, group_columns: int, groups: int, automatic: bool, gamma: float,
     factors: int, norms: int, threads: int,
 ) -> None: ...  # fmt: skip
-def privatize_step(
-    matrices: list[Matrix], clients: int, columns: int, rows: list[int], index: int,
-    key: int, stream: int, update: Update, threads: int,
-) -> None: ...  # fmt: skip
+def privatize_step(tensors: StepTensors, update: Update, *, key: int, stream: int, threads: int) -> None: ...
 def gaussian(key: int, client_id: int, step: int, stream: int, first: int, count: int, normals: int) -> None: ...
 def add_secure_normals(numbers: int, count: int, std: float, threads: int) -> None: ...
 def add_normals_of_key(

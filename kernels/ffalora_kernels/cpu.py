@@ -106,7 +106,7 @@ def clip_reduce(
 
 
 def privatize_step(
-    state: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
+    state: Tensor, *, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
     client_id: Tensor, step: Tensor, age: Tensor, noise_std: Tensor, denominator: Tensor, lr: Tensor,
     index: Tensor | None, key: int, stream: int, optimizer: str,
     beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp_bias_correction: bool,
@@ -114,17 +114,26 @@ def privatize_step(
     """``privatize_step_`` in C++: noise, division, proximal term and optimiser in one pass over the state."""
     if total.shape[1] > 1 and total.stride()[1] != 1:
         return reference.privatize_step_ref(
-            state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr,
-            index, key, stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
+            state, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, total=total, anchor=anchor, client_id=client_id, step=step,
+            age=age, noise_std=noise_std, denominator=denominator, lr=lr, index=index, key=key, stream=stream,
+            optimizer=optimizer, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, mu=mu,
+            dp_bias_correction=dp_bias_correction,
         )  # fmt: skip
-    update = _cpu.Update(optimizer == "adamw", beta1, beta2, eps, weight_decay, mu, dp_bias_correction)
-    rows = [row.contiguous() for row in (client_id, step, age, noise_std, denominator, lr)]
-    matrices = [_matrix(t) for t in (state, exp_avg, exp_avg_sq, total, anchor)]
+    client_id, step, age = client_id.contiguous(), step.contiguous(), age.contiguous()
+    noise_std, denominator, lr = noise_std.contiguous(), denominator.contiguous(), lr.contiguous()
     index = None if index is None else index.contiguous()
+    tensors = _cpu.StepTensors(
+        state=_matrix(state), exp_avg=_matrix(exp_avg), exp_avg_sq=_matrix(exp_avg_sq), total=_matrix(total),
+        anchor=_matrix(anchor), clients=state.shape[0], columns=state.shape[1], client_id=client_id.data_ptr(),
+        step=step.data_ptr(), age=age.data_ptr(), noise_std=noise_std.data_ptr(), denominator=denominator.data_ptr(),
+        lr=lr.data_ptr(), index=0 if index is None else index.data_ptr(),
+    )  # fmt: skip
+    update = _cpu.Update(
+        adamw=optimizer == "adamw", beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, mu=mu,
+        dp_bias_correction=dp_bias_correction,
+    )  # fmt: skip
     _cpu.privatize_step(
-        matrices, state.shape[0], state.shape[1], [row.data_ptr() for row in rows],
-        0 if index is None else index.data_ptr(),
-        key & _WORD64, stream & _WORD32, update, torch.get_num_threads(),
+        tensors, update, key=key & _WORD64, stream=stream & _WORD32, threads=torch.get_num_threads()
     )  # fmt: skip
 
 

@@ -34,10 +34,10 @@ SCHEMAS = {
     "Tensor(a!) arena, int column, Tensor(b!)? squares, int slot, bool accumulate) -> ()",
     "clip_reduce_": "(Tensor(a!) total, Tensor arena, Tensor? squares, Tensor client, Tensor max_grad_norm, "
     "Tensor group_columns, str mode, float gamma) -> (Tensor, Tensor)",
-    "privatize_step_": "(Tensor(a!) state, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor total, Tensor? anchor, "
-    "Tensor client_id, Tensor step, Tensor age, Tensor noise_std, Tensor denominator, Tensor lr, Tensor? index, "
-    "int key, int stream, str optimizer, float beta1, float beta2, float eps, float weight_decay, float mu, "
-    "bool dp_bias_correction) -> ()",
+    "privatize_step_": "(Tensor(a!) state, *, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor total, "
+    "Tensor? anchor, Tensor client_id, Tensor step, Tensor age, Tensor noise_std, Tensor denominator, Tensor lr, "
+    "Tensor? index, int key, int stream, str optimizer, float beta1, float beta2, float eps, float weight_decay, "
+    "float mu, bool dp_bias_correction) -> ()",
 }
 
 _library = torch.library.Library("ffalora", "DEF")
@@ -253,8 +253,10 @@ def privatize_step_(
             "privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg
         )
     _privatize_step(
-        state, exp_avg, exp_avg_sq, total, anchor, client_id, step, age, noise_std, denominator, lr, index,
-        _signed(key), stream, optimizer, beta1, beta2, eps, weight_decay, mu, dp_bias_correction,
+        state, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, total=total, anchor=anchor, client_id=client_id, step=step,
+        age=age, noise_std=noise_std, denominator=denominator, lr=lr, index=index, key=_signed(key), stream=stream,
+        optimizer=optimizer, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, mu=mu,
+        dp_bias_correction=dp_bias_correction,
     )  # fmt: skip
 
 
@@ -384,8 +386,8 @@ def _refuse_devices(op: str, **tensors: Tensor | None) -> NoReturn:
 
 
 def _implementation(op: str, device_type: str) -> Callable:
-    def run(*args):
-        return dispatch.choose(op, device_type)[0](*args)
+    def run(*args, **fields):
+        return dispatch.choose(op, device_type)[0](*args, **fields)
 
     return run
 
@@ -405,7 +407,7 @@ for _op, _schema in SCHEMAS.items():
     _library.define(_op + _schema, tags=(torch.Tag.needs_fixed_stride_order,))
     for _device in ("cpu", "cuda"):
         _library.impl(_op, _implementation(_op, _device), _device.upper())
-    torch.library.register_fake(f"ffalora::{_op}", _FAKES.get(_op, lambda *args: None), lib=_library)
+    torch.library.register_fake(f"ffalora::{_op}", _FAKES.get(_op, lambda *args, **fields: None), lib=_library)
 
 # looked up once: by name, a call would resolve its overload again
 _expand, _backward, _outer, _clip_reduce, _privatize_step = (getattr(torch.ops.ffalora, _op).default for _op in SCHEMAS)

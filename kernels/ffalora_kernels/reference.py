@@ -122,7 +122,7 @@ def gaussian_ref(key: int, client_id: int, step: int, stream: int, index: Tensor
 
 
 def privatize_step_ref(
-    state: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
+    state: Tensor, *, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
     client_id: Tensor, step: Tensor, age: Tensor, noise_std: Tensor, denominator: Tensor, lr: Tensor,
     index: Tensor | None, key: int, stream: int, optimizer: str,
     beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp_bias_correction: bool,

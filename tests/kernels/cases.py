@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -224,59 +223,6 @@ def _rest(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if name != "state"}
 
 
-def check_seeded_linear(
-    backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 40), n: int = 100, k: int = 70, r: int = 8,
-    dtype: torch.dtype = FP16, b_dtype: torch.dtype | None = None, n_clients: int = 1, bias: bool = True, pad: int = 0,
-) -> None:  # fmt: skip
-    """The whole adapted forward in one kernel (Triton only)."""
-    from ffalora_kernels.triton.gemm import seeded_linear
-
-    torch.manual_seed(0)
-    segments = to_device(make_segments(lengths, n_clients), device)
-    m = segments.n_tokens
-    x, h, w = (t.to(device) for t in (rows(m, k, dtype, pad), rows(m, r, dtype, pad), rows(n, k, dtype, pad)))
-    b = torch.randn(n_clients, n, r).to(device, b_dtype or dtype)
-    offset = torch.randn(n).to(device, dtype) if bias else None
-    expected = x.double() @ w.double().T + (0 if offset is None else offset.double())
-    with ffk.use_backend("reference"):
-        ffk.expand_(expected, h.double(), b.double(), segments, SCALE)
-    y = seeded_linear(x, w, offset, h, b, segments.offsets, segments.client, SCALE, segments.longest)
-    assert_close("y", y, expected)
-
-
-def check_seeded_dx(
-    backend: str, device: str = "cpu", m: int = 45, n: int = 100, k: int = 70, r: int = 8, dtype: torch.dtype = FP16,
-    pad: int = 0,
-) -> None:  # fmt: skip
-    """The whole input gradient in one kernel (Triton only)."""
-    from ffalora_kernels.triton.gemm import seeded_dx
-
-    torch.manual_seed(0)
-    drawn = rows(m, n, dtype, pad), rows(m, r, dtype), rows(n, k, dtype, pad), rows(r, k, dtype)
-    dy, dh, w, a = (t.to(device) for t in drawn)
-    assert_close("dx", seeded_dx(dy, w, dh, a), dy.double() @ w.double() + dh.double() @ a.double())
-
-
-def check_far_rows(backend: str, device: str = "cpu", n: int = 40, r: int = 4) -> None:
-    """Rows of y, dy and the arena whose offsets exceed 2³¹ elements (memory that is mapped, but hardly touched)."""
-    torch.manual_seed(0)
-    segments = make_segments((120, 10))
-    pitch, arena_pitch, m = 2**24 - 16, 2**31 + 16, segments.n_tokens
-    far = torch.from_numpy(np.zeros(pitch * m, np.float16)).as_strided((m, n), (pitch, 1))
-    far.copy_(torch.randn(m, n))
-    arena = torch.from_numpy(np.zeros(arena_pitch + n * r, np.float32)).as_strided((2, n * r), (arena_pitch, 1))
-    h, b, near, close = rows(m, r, FP16), torch.randn(1, n, r).half(), far.clone(), torch.zeros(2, n * r)
-    assert (m - 1) * pitch > 2**31
-    with ffk.use_backend("reference"):
-        dh_expected = ffk.backward(near, h, b, segments, SCALE, close, 0)
-        ffk.expand_(near, h, b, segments, SCALE)
-    with ffk.use_backend(backend):
-        dh = ffk.backward(far, h, b, segments, SCALE, arena, 0)
-        ffk.expand_(far, h, b, segments, SCALE)
-    for name, actual, expected in (("dh", dh, dh_expected), ("arena", arena, close), ("y", far, near)):
-        assert_close(name, actual, expected)
-
-
 def to_device(segments: Segments, device: str) -> Segments:
     """The same segments with index tensors on ``device``."""
     if device == "cpu":
@@ -286,13 +232,11 @@ def to_device(segments: Segments, device: str) -> Segments:
 
 _RAGGED = (3, 0, 37, 64, 1)
 CASES: dict[str, Callable[..., None]] = {}
-#: Second implementations that only the Triton package has.
-TRITON_CASES: dict[str, Callable[..., None]] = {}
 
 
-def _add(check: Callable[..., None], registry: dict[str, Callable[..., None]] = CASES, **variants: dict) -> None:
+def _add(check: Callable[..., None], **variants: dict) -> None:
     for name, arguments in variants.items():
-        registry[f"{check.__name__.removeprefix('check_')}-{name}"] = partial(check, **arguments)
+        CASES[f"{check.__name__.removeprefix('check_')}-{name}"] = partial(check, **arguments)
 
 
 _add(
@@ -334,7 +278,7 @@ _add(
     rank_12={"r": 12, "dtype": BF16, "n": 260},
     rank_24={"r": 24, "dtype": FP16, "n": 260},
     rank_64={"r": 64, "dtype": BF16, "n": 136},
-    rank_128_reads_dy_twice={"r": 128, "dtype": FP16, "n": 150, "lengths": (9, 0, 70), "n_clients": 2},
+    rank_128_reads_dy_twice={"r": 128, "dtype": FP16, "n": 150, "lengths": (9, 0, 70, 5), "n_clients": 2},
     rank_256={"r": 256, "dtype": BF16, "n": 72, "lengths": (9, 20)},
     rank_200_fp32={"r": 200, "n": 40, "lengths": (9, 20)},
     one_column={"n": 1, "r": 4},
@@ -385,20 +329,3 @@ _add(
     adamw_dp={"optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "dp_bias_correction": True, "noise": 0.2},
     small_key={"key": 1, "p": 5},
 )
-_add(
-    check_seeded_linear,
-    TRITON_CASES,
-    plain={"dtype": FP32},
-    bf16={"dtype": BF16, "n": 136, "k": 200, "r": 16},
-    three_clients={"lengths": _RAGGED, "n_clients": 3, "b_dtype": FP32, "bias": False},
-    strided_rows={"pad": 3, "r": 5},
-    no_tokens={"lengths": (0, 0)},
-)
-_add(
-    check_seeded_dx,
-    TRITON_CASES,
-    plain={"dtype": FP32},
-    bf16={"dtype": BF16, "k": 136, "r": 16},
-    odd={"r": 5, "pad": 3},
-)
-_add(check_far_rows, TRITON_CASES, beyond_31_bits={})

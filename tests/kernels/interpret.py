@@ -12,12 +12,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import triton  # noqa: F401
-from cases import CASES, TRITON_CASES
-from emulator import TOOLS
+from cases import CASES
 from mutations import INTERPRETED, mutated
-
-sys.path.insert(0, str(TOOLS))
-import interp_fix  # noqa: F401
+from narrow_floats import install
+from triton_cases import TRITON_CASES
 
 
 def run(name: str) -> str | None:
@@ -39,6 +37,7 @@ def run_mutants() -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
+    install()
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     mutants = sys.argv[1:] == ["mutants"]
     print(json.dumps(run_mutants() if mutants else {name: run(name) for name in [*CASES, *TRITON_CASES]}))

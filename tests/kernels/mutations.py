@@ -73,12 +73,12 @@ INTERPRETED = [
         "wide = tl.where(tile_live, acc / scale,",
         "backward-plain",
     ),
-    Mutation("last block of dh lost", "join", "range(DH_PARTS)", "range(DH_PARTS - 1)", "backward-ragged_bf16"),
+    Mutation("last block of dh lost", "join", "range(dh_parts)", "range(dh_parts - 1)", "backward-ragged_bf16"),
     Mutation(
         "last block of norms lost",
         "join",
-        "range(SQUARE_PARTS)",
-        "range(SQUARE_PARTS - 1)",
+        "range(n_square_parts)",
+        "range(n_square_parts - 1)",
         "backward-ragged_bf16",
     ),
     Mutation(
@@ -140,7 +140,101 @@ INTERPRETED = [
     Mutation("second key word lost", "optim", "key_high.to(tl.uint32),", "key_low.to(tl.uint32),", "privatize-sgd"),
     Mutation("DP bias correction lost", "optim", "if DP_CORRECTION:", "if False:", "privatize-adamw_dp"),
     Mutation("proximal term pushes away", "optim", "theta - centre", "centre - theta", "privatize-proximal"),
-    Mutation("bias lost", "gemm", "if BIAS:", "if False:", "seeded_linear-plain"),
+    Mutation(
+        "tokens of dy in 32 bits",
+        "backward",
+        "tl.cast(t, tl.int64)",
+        "tl.cast(t, tl.int32)",
+        "far_activations",
+    ),
+    Mutation(
+        "row of the arena in 32 bits",
+        "backward",
+        "g += segment.to(tl.int64) * g_units",
+        "g += segment * g_units",
+        "far_activations",
+    ),
+    Mutation("tokens of y in 32 bits", "expand", "row = first.to(tl.int64)", "row = first", "far_activations"),
+    Mutation(
+        "pitch of the partial dh in 32 bits",
+        "backward",
+        "nb.to(tl.int64) * dh_units",
+        "nb * dh_units",
+        "far_partial_sums",
+    ),
+    Mutation(
+        "pitch of the partial dh in 32 bits when summed",
+        "join",
+        "dh_units.to(tl.int64) * PART_UNIT",
+        "dh_units * PART_UNIT",
+        "far_sums",
+    ),
+    Mutation(
+        "room of the partial dh not rounded up", "join", "cdiv(size, PART_UNIT) * PART_UNIT", "size", "padded_sums"
+    ),
+    Mutation(
+        "atomics although deterministic, for many blocks",
+        "backward",
+        "if not deterministic:",
+        "if not deterministic or nb > 3:",
+        "deterministic_sums",
+    ),
+    Mutation(
+        "current device left as it is",
+        "launch",
+        'if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():',
+        "if True:",
+        "current_device",
+    ),
+    Mutation(
+        "chunks read from another segment's slots",
+        "join",
+        "start // CHUNK + segment + chunk",
+        "start // CHUNK + chunk",
+        "backward-long_segment_accumulate",
+    ),
+    Mutation(
+        "every segment uses client 0",
+        "project",
+        "client + segment",
+        "client + 0",
+        "backward-rank_128_reads_dy_twice",
+    ),
+    Mutation("accumulation forgotten", "outer", "if ACCUMULATE:", "if False:", "outer-accumulate"),
+    Mutation("row of the arena in 32 bits when summed", "clip", "row = i.to(tl.int64)", "row = i", "far_clip"),
+    Mutation(
+        "row of the arena in 32 bits when squared",
+        "clip",
+        "row = (tl.program_id(0) // PARTS // G).to(tl.int64)",
+        "row = tl.program_id(0) // PARTS // G",
+        "far_clip",
+    ),
+    Mutation(
+        "only infinity is broken", "clip", '(~(norm < float("inf")))', '(norm == float("inf"))', "clip-not_finite"
+    ),
+    Mutation("gamma of automatic clipping lost", "clip", "(widened + GAMMA)", "widened", "clip-automatic"),
+    Mutation(
+        "row of the state in 32 bits",
+        "optim",
+        "(tl.program_id(0) // n_blocks).to(tl.int64)",
+        "tl.program_id(0) // n_blocks",
+        "far_state",
+    ),
+    Mutation(
+        "noise of the expected batch's size",
+        "optim",
+        "std = tl.load(noise_std + owner)",
+        "std = tl.load(denominator + owner)",
+        "privatize-four_clients",
+    ),
+    Mutation("weight decay lost", "optim", " + WEIGHT_DECAY * theta", "", "privatize-without_noise"),
+    Mutation(
+        "second moment corrected as the first",
+        "optim",
+        "tl.load(correction2 + owner)",
+        "tl.load(correction1 + owner)",
+        "privatize-adamw",
+    ),
 ]
 EMULATED = [
     Mutation(
@@ -171,13 +265,6 @@ EMULATED = [
     Mutation("NaN times zero", "clip", "factor > 0", "factor >= 0", "clip-not_finite"),
     Mutation("padding moves", "optim", "live = p >= 0", "live = p >= -1", "privatize-padding"),
     Mutation(
-        "mask of in-features",
-        "gemm",
-        "k_live = k + k_in < k_size",
-        "k_live = k + k_in < k_size + 1",
-        "seeded_linear-strided_rows",
-    ),
-    Mutation(
         "mask of rank on h: reads past its end",
         "backward",
         "mask=live & (r < R)[None, :], other=0.0)  # [BLOCK_T, BLOCK_R]",
@@ -197,6 +284,13 @@ EMULATED = [
         'h_tile, acc, input_precision="ieee"',
         "h_tile, acc",
         "backward-plain",
+    ),
+    Mutation(
+        "TF32 instead of fp32",
+        "outer",
+        'q_tile, acc, input_precision="ieee"',
+        "q_tile, acc",
+        "outer-plain",
     ),
     Mutation(
         "false promise of 16 bytes",
@@ -229,13 +323,7 @@ def mutated(mutation: Mutation) -> Iterator[None]:
         sys.modules[name] = package
         try:
             spec.loader.exec_module(package)
-            gemm = importlib.import_module(f"{name}.gemm")
-            from ffalora_kernels.triton import gemm as shipped_gemm
-
-            with (
-                mock.patch.dict(shipped.IMPLEMENTATIONS, package.IMPLEMENTATIONS),
-                mock.patch.multiple(shipped_gemm, seeded_linear=gemm.seeded_linear, seeded_dx=gemm.seeded_dx),
-            ):
+            with mock.patch.dict(shipped.IMPLEMENTATIONS, package.IMPLEMENTATIONS):
                 yield
         finally:
             for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:

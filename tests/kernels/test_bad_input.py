@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import pytest
 import torch
-from emulator import emulated
+from emulator.launch import emulated
 
 import ffalora_kernels as ffk
-from ffalora_kernels import Segments
+from ffalora_kernels import Segments, dispatch
 from ffalora_kernels.dispatch import BACKENDS, load
 
 SEGMENTS = Segments.from_lengths([3, 2], client=[0, 1], n_clients=2)
@@ -122,22 +123,27 @@ def test_wrong_arguments_of_every_other_operation_are_refused(launches: list, op
     assert not launches
 
 
-def _calls() -> dict[str, tuple]:
+def _calls() -> dict[str, tuple[tuple, dict]]:
     index, wide = (SEGMENTS.offsets, SEGMENTS.client), {"dtype": torch.float64}
     y, h, b, arena = torch.randn(5, 8), torch.randn(5, 2), torch.randn(2, 8, 2), torch.randn(2, 20)
     squares, whole = torch.zeros(2, 1, **wide), torch.zeros(2, dtype=torch.int64)
     columns = torch.tensor([0, 20], dtype=torch.int32)
     ones = torch.ones(2, **wide)
     return {
-        "expand_": (y, h, b, *index, 1.0, 3),
-        "backward": (y, h, b, *index, 1.0, 3, arena, 4, squares, 0, False, True),
-        "outer": (y, h, index[0], 1.0, 3, arena, 4, squares, 0, False),
+        "expand_": ((y, h, b, *index, 1.0, 3), {}),
+        "backward": ((y, h, b, *index, 1.0, 3, arena, 4, squares, 0, False, True), {}),
+        "outer": ((y, h, index[0], 1.0, 3, arena, 4, squares, 0, False), {}),
         "clip_reduce_": (
-            torch.zeros(2, 20, **wide), arena, None, index[1], torch.ones(2, 1, **wide), columns, "flat", 0.01
+            (torch.zeros(2, 20, **wide), arena, None, index[1], torch.ones(2, 1, **wide), columns, "flat", 0.01), {},
         ),
         "privatize_step_": (
-            torch.randn(2, 20), torch.zeros(2, 20), None, torch.zeros(2, 20, **wide), None, whole, whole, whole + 1,
-            ones, ones, ones, None, 1, 0, "sgd", 0.9, 0.999, 1e-8, 0.0, 0.0, False,
+            (torch.randn(2, 20),),
+            {
+                "exp_avg": torch.zeros(2, 20), "exp_avg_sq": None, "total": torch.zeros(2, 20, **wide), "anchor": None,
+                "client_id": whole, "step": whole, "age": whole + 1, "noise_std": ones, "denominator": ones, "lr": ones,
+                "index": None, "key": 1, "stream": 0, "optimizer": "sgd", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+                "weight_decay": 0.0, "mu": 0.0, "dp_bias_correction": False,
+            },
         ),
     }  # fmt: skip
 
@@ -146,4 +152,42 @@ def _calls() -> dict[str, tuple]:
 def test_schema_and_fake_describe_what_the_operation_does(op: str) -> None:
     with ffk.use_backend("reference"):
         overload = getattr(torch.ops.ffalora, op).default
-        torch.library.opcheck(overload, _calls()[op], test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(overload, *_calls()[op], test_utils=("test_schema", "test_faketensor"))
+
+
+STEP = {
+    "clients": 2,
+    "columns": 20,
+    "client_id": 0,
+    "step": 0,
+    "age": 0,
+    "noise_std": 0,
+    "denominator": 0,
+    "lr": 0,
+    "index": 0,
+}
+
+
+@pytest.mark.parametrize("name", [*STEP, "state", "exp_avg", "exp_avg_sq", "total", "anchor"])
+def test_a_step_in_cpp_needs_every_field_by_its_name(name: str) -> None:
+    cpu = pytest.importorskip("ffalora_kernels.cpu")._cpu
+    fields = STEP | dict.fromkeys(("state", "exp_avg", "exp_avg_sq", "total", "anchor"), cpu.Matrix(0, 0))
+    cpu.StepTensors(**fields)
+    with pytest.raises(TypeError, match=f"field {name} is missing"):
+        cpu.StepTensors(**{field: value for field, value in fields.items() if field != name})
+    with pytest.raises(TypeError, match="a field is given that there is not"):
+        cpu.StepTensors(**fields, misspelt=0)
+    with pytest.raises(TypeError):
+        cpu.StepTensors(*fields.values())
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+def test_a_step_takes_its_fields_by_name_in_every_backend(backend: str) -> None:
+    module, reason = dispatch.load(backend)
+    if module is None:
+        pytest.skip(reason)
+    step = inspect.signature(module.IMPLEMENTATIONS["privatize_step_"])
+    by_place = [p.name for p in step.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert by_place == ["state"]
+    names = {argument.name for argument in torch.ops.ffalora.privatize_step_.default._schema.arguments}
+    assert names == set(step.parameters)

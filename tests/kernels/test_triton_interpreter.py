@@ -1,8 +1,9 @@
 """T1: every case under Triton's interpreter (its own process: the mode is fixed when triton is imported)."""
 
 import pytest
-from cases import CASES, TRITON_CASES
-from emulator import interpret
+from cases import CASES
+from interpreted import interpret
+from triton_cases import TRITON_CASES
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """Kernels broken on purpose must fail the case that guards them (see mutations.py)."""
 
 import re
+from unittest import mock
 
 import pytest
 import torch
-from cases import CASES, TRITON_CASES
-from emulator import emulated, interpret
+from cases import CASES
+from emulator import launch
+from emulator.launch import emulated
+from interpreted import interpret
 from mutations import EMULATED, INTERPRETED, Mutation, mutated
+from triton_cases import TRITON_CASES
 
 ALL = CASES | TRITON_CASES
 
@@ -40,13 +44,7 @@ def test_a_broken_kernel_fails_the_case_that_guards_it_when_emulated(mutation: M
 
 
 def test_a_kernel_without_its_barriers_is_caught_as_a_race() -> None:
-    with emulated(80) as _:
-        import ptxsim
-
-        parse = ptxsim.parse
-        ptxsim.parse = lambda ptx: parse(re.sub(r"\n\s*bar\.sync[^;]*;", "\n", ptx))
-        try:
-            with pytest.raises(RuntimeError, match="race"):
-                ALL["backward-plain"]("triton")
-        finally:
-            ptxsim.parse = parse
+    parse = launch.parse
+    without = mock.patch.object(launch, "parse", lambda ptx: parse(re.sub(r"\n\s*bar\.sync[^;]*;", "\n", ptx)))
+    with emulated(80), without, pytest.raises(RuntimeError, match="race"):
+        ALL["backward-plain"]("triton")

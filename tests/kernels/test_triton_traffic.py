@@ -6,19 +6,9 @@ from pathlib import Path
 import pytest
 from mutations import table
 
-from ffalora_kernels.traffic import SCHEMES, Layer
-
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "kernels" / "README.md").read_text()
 COUNTS = list(csv.DictReader((ROOT / "benchmarks" / "data" / "emulator_counts.csv").read_text().splitlines()))
-LAYERS = (Layer(16, 128, 1024, 1024, 8), Layer(8, 512, 4096, 4096, 16))
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_the_byte_table_of_the_readme_is_that_of_the_formulas(name: str) -> None:
-    scheme = SCHEMES[name]
-    cells = [f"{count(layer) / 2**20:.1f}" for layer in LAYERS for count in (scheme.forward, scheme.backward)]
-    assert f"| {name} | {'yes' if scheme.private else 'no'} | {' | '.join(cells)} |" in README
 
 
 def test_the_table_of_mutations_in_the_readme_is_the_one_that_is_tested() -> None:

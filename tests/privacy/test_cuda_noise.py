@@ -1,6 +1,5 @@
 """The GPU's secure noise: its PTX, executed in the emulator, has the bits of the C++ stream."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from ffalora_kernels import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "csrc" / "cuda" / "secure_noise.cu"
-TOOLS = Path(os.environ.get("FFALORA_GPU_TOOLS", ROOT.parent / "shared" / "tools"))
 KEY, NONCE = [0x01234567 * (i + 1) & 0xFFFFFFFF for i in range(8)], [9, 0x4A000000, 77]
 THREADS = 128
 
@@ -41,20 +39,17 @@ def ptx(tmp_path_factory):
 
 @pytest.mark.parametrize("count", [1, 2, 255, 256, 777])
 def test_gpu_stream_is_that_of_the_processors(ptx, count, monkeypatch):
-    if not (TOOLS / "ptxsim.py").exists():
-        pytest.skip(f"PTX emulator not found at {TOOLS}; set FFALORA_GPU_TOOLS to run this test")
-    monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
-    import ptxsim
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import emulator
 
     start = torch.linspace(-3, 3, count, dtype=torch.float64)
-    device = ptxsim.Device(1 << 16 | 1 << 20)
-    address = device.alloc(start.numpy(), "numbers")
+    device = emulator.Device(1 << 16 | 1 << 20)
+    address = device.allocate(start.numpy(), "numbers")
     pairs = [KEY[i] | KEY[i + 1] << 32 for i in range(0, 8, 2)]
     pairs = np.array([*pairs, NONCE[0] | NONCE[1] << 32], dtype=np.uint64).view(np.int64).tolist()
-    (kernel,) = ptxsim.parse(ptx).values()
+    (kernel,) = emulator.parse(ptx).values()
     grid = -(-((count + 1) // 2) // THREADS)
-    sim = ptxsim.Sim(kernel, device, [address, count, 1.7, *pairs, NONCE[2]], (grid,), block=THREADS)
-    assert not sim.errors
+    emulator.Launch(kernel, device, [address, count, 1.7, *pairs, NONCE[2]], (grid,), block=THREADS)
     found = torch.from_numpy(device.read(address, (count,), np.float64))
     assert torch.equal(found, stream_of_processor(start, 1.7))
 

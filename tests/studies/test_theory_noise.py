@@ -62,7 +62,7 @@ class TestDiscordance:
         if trained == "b":
             assert found.total == 0.0 and set(found.layers.values()) == {0.0} and found.relative == 0.0
         else:  # b started at zero: the move is the mean product
-            assert found.relative == pytest.approx(aggregation_gap(adapters, rows, WEIGHTS), rel=1e-9)
+            assert found.relative == pytest.approx(aggregation_gap(adapters.layout, rows, WEIGHTS), rel=1e-9)
             assert found.total == pytest.approx(math.sqrt(sum(d * d for d in found.layers.values())))
         assert found.update > 0
 

@@ -96,11 +96,11 @@ class Wire:
         digest = hashlib.sha256()
         travelling = {place.name for place in self.layout.places}
         for name, layer in sorted(self.adapters.layers.items()):
-            digest.update(f"{name} {tuple(layer.lora_B.shape)} {tuple(layer.lora_A.shape)}".encode())
-            if f"{name}.lora_A" not in travelling:
-                digest.update(layer.lora_A.detach().cpu().float().numpy().tobytes())
-            if not travelling & {f"{name}.lora_A", f"{name}.lora_B"}:
-                digest.update(layer.lora_B.detach().cpu().float().numpy().tobytes())
+            frozen = dict(layer.module.named_buffers(recurse=False)) | layer.factors()
+            for tensor, value in sorted(frozen.items()):
+                digest.update(f"{name}.{tensor} {tuple(value.shape)}".encode())
+                if f"{name}.{tensor}" not in travelling:
+                    digest.update(value.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()
 
     def bytes_up(self, server: ServerState, client: int | None = None) -> int:

@@ -31,6 +31,7 @@ _LAPTOP: dict[str, Any] = {
     "model.dtype": "float32",
     "model.packed": False,
     "privacy.accountant": "rdp",
+    "privacy.noise": "seeded",
     "federation.rounds": 10,
     "federation.evaluate_every": 10,
     "data.max_evaluation_samples": 32,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .join import JOIN_BLOCK, chunk_slots, join_chunks, square_targets, sum_parts
+from .join import (
+    JOIN_BLOCK,
+    PART_UNIT,
+    chunk_slots,
+    join_chunks,
+    partial_sums,
+    square_targets,
+    sum_parts,
+    summed_rows,
+)
 from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, row_units, units
 from .project import project
 
@@ -26,7 +34,7 @@ def _walk(
     dh_in = t_in[:, None] * R + r[None, :]
     for t in range(lo, hi, BLOCK_T):
         live = (t + t_in < hi)[:, None]
-        row = tl.to_tensor(t).to(tl.int64)
+        row = tl.cast(t, tl.int64)
         dy_tile = tl.load(dy + row * dy_pitch + dy_in, mask=live & n_live[None, :], other=0.0)  # [BLOCK_T, BLOCK_N]
         h_tile = tl.load(h + row * h_pitch + h_in, mask=live & (r < R)[None, :], other=0.0)  # [BLOCK_T, BLOCK_R]
         acc = tl.dot(tl.trans(dy_tile), h_tile, acc, input_precision="ieee")
@@ -39,13 +47,18 @@ def _walk(
     return acc
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "dy_units", "h_units", "g_units", "n_units", "dh_units", "n_segments", "square_pitch", "n_chunks", "n_blocks",
+    ],
+    do_not_specialize_on_alignment=["squares"],
+)  # fmt: skip
 def _backward_kernel(
     dy, h, b, offsets, client, g, dh, squares, parts,
-    dy_units, h_units, g_units, n_units, b_pitch, dh_pitch, scale, n_segments, square_pitch, n_chunks,
-    R: tl.constexpr, NB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, DH: tl.constexpr,
+    dy_units, h_units, g_units, n_units, b_pitch, dh_units, scale, n_segments, square_pitch, n_chunks, n_blocks,
+    R: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, DH: tl.constexpr,
     ACCUMULATE: tl.constexpr, SQUARES: tl.constexpr, DY_UNIT: tl.constexpr, H_UNIT: tl.constexpr,
-    G_UNIT: tl.constexpr, N_UNIT: tl.constexpr,
+    G_UNIT: tl.constexpr, N_UNIT: tl.constexpr, PART_UNIT: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """``g_i = scale · dy_iᵀ h_i`` and ``dh = scale · dy b`` for one block of out-features of one segment (or chunk).
@@ -54,8 +67,8 @@ def _backward_kernel(
     into ``parts``). All three add the same numbers in the same order.
     """
     pid = tl.program_id(0)
-    nb = pid % NB
-    segment = pid // NB
+    nb = pid % n_blocks
+    segment = pid // n_blocks
     chunk = 0
     if CHUNKS == "split":
         chunk = segment % n_chunks
@@ -80,7 +93,7 @@ def _backward_kernel(
         owner = tl.load(client + segment).to(tl.int64)
         b_tile = tl.load(b + owner * b_pitch + tile_in, mask=tile_live, other=0.0).to(dy.dtype.element_ty)
     dy += nb * BLOCK_N
-    dh += nb.to(tl.int64) * dh_pitch
+    dh += nb.to(tl.int64) * dh_units * PART_UNIT
     dy_pitch = dy_units * DY_UNIT
     h_pitch = h_units * H_UNIT
     acc = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
@@ -96,7 +109,7 @@ def _backward_kernel(
             acc, first, last, dy, h, b_tile, dh, dy_pitch, h_pitch, scale, n_live, R, DH, BLOCK_T, BLOCK_N, BLOCK_R
         )
     if CHUNKS == "split":
-        # slots of consecutive segments cannot overlap: ceil(len/CHUNK) <= end//CHUNK - start//CHUNK + 1
+        # Slots of segments cannot overlap: ceil(len/CHUNK) <= end//CHUNK - start//CHUNK + 1
         slot = (start // CHUNK + segment + chunk).to(tl.int64)
         tl.store(parts + slot * n_size * R + tile_in, acc, mask=tile_live)
         return
@@ -118,7 +131,7 @@ def backward(
     check_device("backward", _backward_kernel, dy)
     check_dtype("backward", dy)
     (m, n), r, s = dy.shape, h.shape[1], client.numel()
-    dh = torch.empty((m, r), dtype=h.dtype, device=h.device)
+    dh = summed_rows(m, r, h)
     if s == 0 or n == 0 or r == 0:
         return dh
     arch = architecture(dy.device)
@@ -130,8 +143,7 @@ def backward(
     chunks = configs.walk_chunks(arch, s * nb, n_chunks)
     split = chunks == "split"
     how = dh_reduction(n, r, nb, dy.element_size(), deterministic)
-    sums = {"store": torch.empty, "atomic": torch.zeros}.get(how)
-    parts = sums((nb if how == "store" else 1, m * r), dtype=torch.float32, device=dy.device) if sums else None
+    parts = None if how in ("direct", "skip") else partial_sums(nb if how == "store" else 1, m * r, how == "atomic", dy)
     g = arena[:, column : column + n * r]
     target, square_parts, square_pitch = square_targets(squares, slot, cdiv(n * r, JOIN_BLOCK) if split else nb)
     slots = chunk_slots(m, chunk, s, n * r, dy) if split else None
@@ -139,11 +151,12 @@ def backward(
     g_units, n_units = units(g.stride(0)), units(n)
     _backward_kernel[(s * nb * (n_chunks if split else 1),)](
         dy, h, b, offsets, client, g, dh if parts is None else parts, square_parts, slots,
-        dy_units[0], h_units[0], g_units[0], n_units[0], b.stride(0), m * r if how == "store" else 0, scale,
-        s, square_pitch, n_chunks,
-        R=r, NB=nb, CHUNK=chunk, CHUNKS=chunks, DH="store" if how == "direct" else how,
+        dy_units[0], h_units[0], g_units[0], n_units[0], b.stride(0),
+        parts.stride(0) // PART_UNIT if how == "store" and parts is not None else 0, scale,
+        s, square_pitch, n_chunks, nb,
+        R=r, CHUNK=chunk, CHUNKS=chunks, DH="store" if how == "direct" else how,
         ACCUMULATE=accumulate, SQUARES=squares is not None and not split,
-        DY_UNIT=dy_units[1], H_UNIT=h_units[1], G_UNIT=g_units[1], N_UNIT=n_units[1],
+        DY_UNIT=dy_units[1], H_UNIT=h_units[1], G_UNIT=g_units[1], N_UNIT=n_units[1], PART_UNIT=PART_UNIT,
         BLOCK_T=config.block_t, BLOCK_N=config.block_n, BLOCK_R=padded_rank(r),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

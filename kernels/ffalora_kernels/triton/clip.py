@@ -61,14 +61,14 @@ def _factors_kernel(squares, client, max_grad_norm, factors, norms, row_pitch, g
     tl.store(factors + row * G + group, tl.where(broken == 0, factor, 0.0), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_blocks"])
 def _reduce_kernel(total, arena, factors, order, bounds, group_columns, pitch_units, total_units, p_units,
-                   n_rows, G: tl.constexpr, BLOCKS: tl.constexpr, ORDERED: tl.constexpr, PITCH_UNIT: tl.constexpr,
+                   n_rows, n_blocks, G: tl.constexpr, ORDERED: tl.constexpr, PITCH_UNIT: tl.constexpr,
                    TOTAL_UNIT: tl.constexpr, P_UNIT: tl.constexpr, BLOCK_S: tl.constexpr,
                    BLOCK_P: tl.constexpr):  # fmt: skip
     """``total[c] += Σ_i factor_i g_i`` over the rows i of client c, for one block of columns. Reads the arena once."""
-    owner = (tl.program_id(0) // BLOCKS).to(tl.int64)
-    column = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
+    owner = (tl.program_id(0) // n_blocks).to(tl.int64)
+    column = (tl.program_id(0) % n_blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     in_row = column < p_units * P_UNIT
     live = (column >= tl.load(group_columns)) & (column < tl.load(group_columns + G))
     group = tl.zeros((BLOCK_P,), tl.int32)
@@ -133,8 +133,8 @@ def clip_reduce_(
         bounds = torch.searchsorted(owners, torch.arange(c + 1, dtype=torch.int32, device=client.device))
     blocks = cdiv(p, REDUCE_COLUMNS)
     _reduce_kernel[(c * blocks,)](
-        total, arena, factors, order, bounds, group_columns, pitch[0], total_pitch[0], columns[0], s,
-        G=g, BLOCKS=blocks, ORDERED=order is not None, PITCH_UNIT=pitch[1], TOTAL_UNIT=total_pitch[1],
+        total, arena, factors, order, bounds, group_columns, pitch[0], total_pitch[0], columns[0], s, blocks,
+        G=g, ORDERED=order is not None, PITCH_UNIT=pitch[1], TOTAL_UNIT=total_pitch[1],
         P_UNIT=columns[1], BLOCK_S=REDUCE_ROWS, BLOCK_P=REDUCE_COLUMNS, num_warps=4,
     )  # fmt: skip
     return factors, norms

@@ -20,12 +20,13 @@ class Config:
 
 
 #: Programs that fill a part (multiprocessors times two); with fewer, long segments are split over programs.
-FULL_GRID = {"sm_80": 216, "sm_89": 284, "sm_90": 264, "sm_100": 296, "gfx942": 608}
+FULL_GRID = {"sm_80": 216, "sm_86": 168, "sm_89": 284, "sm_90": 264, "sm_100": 296, "sm_103": 296, "sm_120": 340,
+             "gfx942": 608, "gfx950": 512}  # fmt: skip
 
 # (family, bytes of an element) -> padded rank -> configuration, for parts with over 160 KiB of shared memory a block …
 _LARGE = {
     ("backward", 2): {
-        16: Config(64, 256, 4, 3), 32: Config(64, 256, 8, 3), 64: Config(64, 128, 8, 3),
+        16: Config(32, 256, 4, 4), 32: Config(64, 256, 8, 2), 64: Config(64, 128, 8, 3),
         128: Config(64, 128, 8, 3), 256: Config(64, 64, 8, 2),
     },
     ("backward", 4): {
@@ -33,7 +34,7 @@ _LARGE = {
         128: Config(32, 32, 8, 2), 256: Config(16, 32, 8, 2),
     },
     ("expand", 2): {
-        16: Config(64, 256, 8, 2), 32: Config(64, 128, 8, 2), 64: Config(64, 128, 8, 2),
+        16: Config(64, 128, 8, 2), 32: Config(64, 128, 8, 2), 64: Config(64, 128, 8, 2),
         128: Config(64, 64, 8, 2), 256: Config(64, 64, 8, 2),
     },
     ("expand", 4): {
@@ -56,14 +57,29 @@ _SMALL = _LARGE | {
     },
     ("project", 2): dict.fromkeys((16, 32, 64, 128), Config(64, 64, 8, 2)) | {256: Config(32, 32, 8, 2)},
 }  # fmt: skip
+_SM_80 = _LARGE | {
+    ("backward", 2): _LARGE[("backward", 2)]
+    | {16: Config(32, 256, 4, 3), 32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
+}  # fmt: skip
+_SM_100 = _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(32, 256, 4, 3)}}
+# Waves of AMD parts are twice as wide: four of them where others take eight warps.
+_AMD = _SMALL | {
+    ("backward", 2): _SMALL[("backward", 2)] | {32: Config(32, 128, 4, 2), 64: Config(32, 64, 4, 2)},
+    ("backward", 4): _SMALL[("backward", 4)] | {64: Config(16, 64, 4, 2)},
+    ("expand", 4): _SMALL[("expand", 4)]
+    | {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2), 64: Config(16, 64, 4, 2)},
+}  # fmt: skip
 _TABLES = {
-    "sm_80": _LARGE,
-    "sm_90": _LARGE,
-    "sm_100": _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(64, 256, 8, 3)}},
-}
+    "sm_80": _SM_80, "sm_90": _LARGE, "sm_100": _SM_100, "sm_103": _SM_100, "gfx942": _AMD, "gfx950": _AMD,
+}  # fmt: skip
 #: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
 _UNALIGNED = {
-    ("backward", 2): {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2)},
+    ("backward", 2): {
+        16: Config(32, 128, 4, 2),
+        32: Config(32, 128, 4, 2),
+        64: Config(32, 64, 8, 2),
+        128: Config(32, 64, 4, 2),
+    },
     ("project", 2): {128: Config(64, 64, 8, 2)},
 }
 
@@ -119,14 +135,3 @@ def outer_blocks(itemsize: int, n: int, k: int) -> ProductConfig:
 
     block_n, block_k = (side(n, wide), side(k, narrow)) if n >= k else (side(n, narrow), side(k, wide))
     return ProductConfig(32, block_n, block_k, 4, 2)
-
-
-#: Parts on which the seeded GEMM was measured to beat the vendor's GEMM and a pass for the adapter: none was yet.
-SEEDED: frozenset[str] = frozenset()
-
-
-def gemm_blocks(arch: str, itemsize: int) -> ProductConfig:
-    """The tile of the seeded GEMM."""
-    if itemsize == 4:
-        return ProductConfig(32, 64, 32, 8, 2)
-    return ProductConfig(128, 128, 64, 8, 3) if arch in _TABLES else ProductConfig(64, 128, 32, 8, 2)

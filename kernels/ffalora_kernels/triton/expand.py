@@ -10,20 +10,20 @@ from . import configs
 from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, row_units, units
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["y_units", "h_units", "n_units", "n_tokens", "n_tiles", "n_blocks"])
 def _expand_kernel(
-    y, h, b, offsets, client, y_units, h_units, n_units, b_pitch, scale, n_tokens, n_tiles,
-    R: tl.constexpr, NB: tl.constexpr, SEGMENTED: tl.constexpr,
+    y, h, b, offsets, client, y_units, h_units, n_units, b_pitch, scale, n_tokens, n_tiles, n_blocks,
+    R: tl.constexpr, SEGMENTED: tl.constexpr,
     Y_UNIT: tl.constexpr, H_UNIT: tl.constexpr, N_UNIT: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """``y[m] += scale · h[m] b_cᵀ`` for one tile of tokens (of one segment, where several clients have their own b)."""
-    nb = tl.program_id(0) % NB
-    first = (tl.program_id(0) // NB) * BLOCK_T
+    nb = tl.program_id(0) % n_blocks
+    first = (tl.program_id(0) // n_blocks) * BLOCK_T
     end = n_tokens
     if SEGMENTED:
-        segment = tl.program_id(0) // NB // n_tiles
-        first = tl.load(offsets + segment) + (tl.program_id(0) // NB % n_tiles) * BLOCK_T
+        segment = tl.program_id(0) // n_blocks // n_tiles
+        first = tl.load(offsets + segment) + (tl.program_id(0) // n_blocks % n_tiles) * BLOCK_T
         end = tl.load(offsets + segment + 1)
         if first >= end:
             return
@@ -60,8 +60,8 @@ def expand_(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, sc
         return
     y_units, h_units, n_units = row_units("expand_", "y", y), row_units("expand_", "h", h), units(n)
     _expand_kernel[(programs,)](
-        y, h, b, offsets, client, y_units[0], h_units[0], n_units[0], b.stride(0), scale, m, n_tiles,
-        R=r, NB=nb, SEGMENTED=segmented, Y_UNIT=y_units[1], H_UNIT=h_units[1], N_UNIT=n_units[1],
+        y, h, b, offsets, client, y_units[0], h_units[0], n_units[0], b.stride(0), scale, m, n_tiles, nb,
+        R=r, SEGMENTED=segmented, Y_UNIT=y_units[1], H_UNIT=h_units[1], N_UNIT=n_units[1],
         BLOCK_T=config.block_t, BLOCK_N=config.block_n, BLOCK_R=padded_rank(r),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -11,17 +11,22 @@ from .launch import cdiv, units
 
 #: Four numbers a thread: one 16-byte access each.
 JOIN_BLOCK = 512
+#: Partial sums of dh start at multiples of this many numbers, and dh has room for as many, whatever the batch: kernels
+#: then access 16 bytes at a time and need not be compiled for every number of tokens.
+PART_UNIT = 16
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["g_units", "n_segments", "square_pitch", "n_blocks"], do_not_specialize_on_alignment=["squares"]
+)
 def _join_chunks_kernel(
-    parts, offsets, g, squares, g_units, scale, width, n_segments, square_pitch,
-    NB: tl.constexpr, CHUNK: tl.constexpr, ACCUMULATE: tl.constexpr, SQUARES: tl.constexpr, G_UNIT: tl.constexpr,
+    parts, offsets, g, squares, g_units, scale, width, n_segments, square_pitch, n_blocks,
+    CHUNK: tl.constexpr, ACCUMULATE: tl.constexpr, SQUARES: tl.constexpr, G_UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``g_i = scale · Σ_chunks parts`` in the order of the chunks, for BLOCK numbers of one segment."""
-    nb = tl.program_id(0) % NB
-    segment = tl.program_id(0) // NB
+    nb = tl.program_id(0) % n_blocks
+    segment = tl.program_id(0) // n_blocks
     start = tl.load(offsets + segment)
     end = tl.load(offsets + segment + 1)
     at = nb * BLOCK + tl.arange(0, BLOCK)
@@ -40,22 +45,25 @@ def _join_chunks_kernel(
         tl.store(squares + nb.to(tl.int64) * n_segments + segment.to(tl.int64) * square_pitch, tl.sum(wide * wide))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["dh_units", "dh_parts", "n_square_parts", "n_segments", "square_pitch"],
+    do_not_specialize_on_alignment=["squares"],
+)
 def _sum_parts_kernel(
-    parts, dh, square_parts, squares, dh_units, n_segments, square_pitch,
-    DH_PARTS: tl.constexpr, SQUARE_PARTS: tl.constexpr, DH_UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    parts, dh, square_parts, squares, dh_units, dh_parts, n_square_parts, n_segments, square_pitch,
+    DH: tl.constexpr, SQUARES: tl.constexpr, PART_UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums the partial dh and the partial squared norms of the blocks of out-features, in the order of the blocks."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    if DH_PARTS > 0:
-        n_dh = tl.to_tensor(dh_units).to(tl.int64) * DH_UNIT
+    if DH:
+        n_dh = dh_units.to(tl.int64) * PART_UNIT
         total = tl.zeros((BLOCK,), tl.float32)
-        for k in range(DH_PARTS):
+        for k in range(dh_parts):
             total += tl.load(parts + k * n_dh + at, mask=at < n_dh, other=0.0)
         tl.store(dh + at, total.to(dh.dtype.element_ty), mask=at < n_dh)
-    if SQUARE_PARTS > 0:
+    if SQUARES:
         square = tl.zeros((BLOCK,), tl.float64)
-        for k in range(SQUARE_PARTS):
+        for k in range(n_square_parts):
             square += tl.load(square_parts + k * n_segments + at, mask=at < n_segments, other=0.0)
         tl.store(squares + at * square_pitch, square, mask=at < n_segments)
 
@@ -79,28 +87,43 @@ def join_chunks(
     blocks = cdiv(width, JOIN_BLOCK)
     g_units, g_unit = units(g.stride(0))
     _join_chunks_kernel[(s * blocks,)](
-        slots, offsets, g, square_parts, g_units, scale, width, s, square_pitch,
-        NB=blocks, CHUNK=chunk, ACCUMULATE=accumulate, SQUARES=square_parts is not None, G_UNIT=g_unit,
+        slots, offsets, g, square_parts, g_units, scale, width, s, square_pitch, blocks,
+        CHUNK=chunk, ACCUMULATE=accumulate, SQUARES=square_parts is not None, G_UNIT=g_unit,
         BLOCK=JOIN_BLOCK, num_warps=4,
     )  # fmt: skip
 
 
 def sum_parts(parts: Tensor | None, dh: Tensor | None, square_parts: Tensor | None, squares: Tensor | None) -> None:
-    """``dh = Σ parts`` (``parts [blocks, dh.numel()]``) and ``squares = Σ square_parts``, each where it is given."""
-    n_dh = dh.numel() if dh is not None else 0
-    n_squares = squares.numel() if squares is not None else 0
-    blocks = cdiv(max(n_dh, n_squares), JOIN_BLOCK)
+    """``dh = Σ parts`` and ``squares = Σ square_parts``, each where it is given.
+
+    Args:
+        parts, dh: ``[blocks, dh.numel()]`` rounded up to PART_UNIT, as ``partial_sums`` and ``summed_rows`` make them.
+        square_parts, squares: float64 ``[blocks, S]`` and ``[S]``.
+    """
+    dh_parts, room = parts.shape if parts is not None else (0, 0)
+    n_square_parts, n_squares = square_parts.shape if square_parts is not None else (0, 0)
+    blocks = cdiv(max(room, n_squares), JOIN_BLOCK)
     if blocks == 0:
         return
-    dh_units, dh_unit = units(n_dh)
     _sum_parts_kernel[(blocks,)](
-        parts, dh, square_parts, squares, dh_units, n_squares, squares.stride(0) if squares is not None else 1,
-        DH_PARTS=parts.shape[0] if parts is not None and n_dh else 0,
-        SQUARE_PARTS=square_parts.shape[0] if square_parts is not None and n_squares else 0,
-        DH_UNIT=dh_unit, BLOCK=JOIN_BLOCK, num_warps=4,
+        parts, dh, square_parts, squares, room // PART_UNIT, dh_parts, n_square_parts, n_squares,
+        squares.stride(0) if squares is not None else 1,
+        DH=room > 0, SQUARES=n_squares > 0, PART_UNIT=PART_UNIT, BLOCK=JOIN_BLOCK, num_warps=4,
     )  # fmt: skip
 
 
 def chunk_slots(m: int, chunk: int, s: int, width: int, like: Tensor) -> Tensor:
     """Room for the partial gradients of all chunks: at most one slot per ``chunk`` tokens and one per segment."""
     return torch.empty((m // chunk + s, width), dtype=torch.float32, device=like.device)
+
+
+def partial_sums(blocks: int, size: int, zeroed: bool, like: Tensor) -> Tensor:
+    """Room for ``blocks`` fp32 sums of ``size`` numbers, rounded up to PART_UNIT; zeros, or not yet written."""
+    make = torch.zeros if zeroed else torch.empty
+    return make((blocks, cdiv(size, PART_UNIT) * PART_UNIT), dtype=torch.float32, device=like.device)
+
+
+def summed_rows(m: int, r: int, like: Tensor) -> Tensor:
+    """An unwritten ``[m,r]`` of the dtype of ``like`` with room up to PART_UNIT behind it, for ``sum_parts``."""
+    room = torch.empty(cdiv(m * r, PART_UNIT) * PART_UNIT, dtype=like.dtype, device=like.device)
+    return room.as_strided((m, r), (r, 1))

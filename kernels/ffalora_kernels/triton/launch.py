@@ -39,11 +39,11 @@ def on_its_device(launcher: Callable) -> Callable:
     """The launcher with its first tensor's device made the current one, which is where Triton launches."""
 
     @wraps(launcher)
-    def run(first: Tensor, *rest):
+    def run(first: Tensor, *rest, **fields):
         if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
-            return launcher(first, *rest)
+            return launcher(first, *rest, **fields)
         with torch.cuda.device(first.device):
-            return launcher(first, *rest)
+            return launcher(first, *rest, **fields)
 
     return run
 

@@ -13,7 +13,6 @@ from .launch import cdiv, check_device, units
 
 #: Two columns a thread: 16 bytes of the float64 total, 8 of the float32 rows.
 STEP_BLOCK = 256
-_UNIT_NAMES = ("STATE_UNIT", "AVG_UNIT", "SQ_UNIT", "TOTAL_UNIT", "ANCHOR_UNIT")
 
 
 @triton.jit
@@ -60,18 +59,18 @@ def _gaussian(index, client_id, step, stream, key_low, key_high):
     return radius * tl.where(lane % 2 == 0, cosine, sine)
 
 
-@triton.jit(do_not_specialize=["key_low", "key_high", "stream"])
+@triton.jit(do_not_specialize=["key_low", "key_high", "stream", "n_blocks"])
 def _privatize_step_kernel(
     state, exp_avg, exp_avg_sq, total, anchor, client_id, step, noise_std, denominator, lr, correction1, correction2,
-    index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream,
-    BLOCKS: tl.constexpr, ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
+    index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream, n_blocks,
+    ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, WEIGHT_DECAY: tl.constexpr, MU: tl.constexpr,
     DP_CORRECTION: tl.constexpr, DP_FLOOR: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr,
     SQ_UNIT: tl.constexpr, TOTAL_UNIT: tl.constexpr, ANCHOR_UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``grad = (total + std·z)/denominator + mu·(state - anchor)``, then SGD, momentum or AdamW, all in float64."""
-    owner = (tl.program_id(0) // BLOCKS).to(tl.int64)
-    column = (tl.program_id(0) % BLOCKS) * BLOCK + tl.arange(0, BLOCK)
+    owner = (tl.program_id(0) // n_blocks).to(tl.int64)
+    column = (tl.program_id(0) % n_blocks) * BLOCK + tl.arange(0, BLOCK)
     live = column < p_size
     p = column
     if INDEXED:
@@ -112,7 +111,7 @@ def _privatize_step_kernel(
 
 
 def privatize_step_(
-    state: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
+    state: Tensor, *, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, total: Tensor, anchor: Tensor | None,
     client_id: Tensor, step: Tensor, age: Tensor, noise_std: Tensor, denominator: Tensor, lr: Tensor,
     index: Tensor | None, key: int, stream: int, optimizer: str,
     beta1: float, beta2: float, eps: float, weight_decay: float, mu: float, dp_bias_correction: bool,
@@ -126,16 +125,19 @@ def privatize_step_(
         return
     adam = optimizer == "adamw"
     corrections = [1.0 - torch.pow(beta, age.double()) for beta in (beta1, beta2)] if adam else [None, None]
-    rows = (state, exp_avg, exp_avg_sq, total, anchor)
-    pitches = [units(0 if t is None else t.stride(0)) for t in rows]
+    rows = {"state": state, "avg": exp_avg, "sq": exp_avg_sq, "total": total, "anchor": anchor}
+    pitches = {name: units(0 if t is None else t.stride(0)) for name, t in rows.items()}
     blocks = cdiv(p, STEP_BLOCK)
     _privatize_step_kernel[(c * blocks,)](
-        *rows, client_id, step, noise_std, denominator, lr, *corrections, index, p, *(pitch for pitch, _ in pitches),
-        _signed(key), _signed(key >> 32), _signed(stream),
-        BLOCKS=blocks, ADAM=adam, MOMENTUM=exp_avg is not None and not adam, PROXIMAL=anchor is not None,
+        state=state, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, total=total, anchor=anchor,
+        client_id=client_id, step=step, noise_std=noise_std, denominator=denominator, lr=lr,
+        correction1=corrections[0], correction2=corrections[1], index=index, p_size=p,
+        key_low=_signed(key), key_high=_signed(key >> 32), stream=_signed(stream), n_blocks=blocks,
+        **{f"{name}_units": count for name, (count, _) in pitches.items()},
+        ADAM=adam, MOMENTUM=exp_avg is not None and not adam, PROXIMAL=anchor is not None,
         INDEXED=index is not None, BETA1=beta1, BETA2=beta2, EPS=eps, WEIGHT_DECAY=weight_decay, MU=mu,
         DP_CORRECTION=dp_bias_correction, DP_FLOOR=DP_FLOOR,
-        **{name: unit for name, (_, unit) in zip(_UNIT_NAMES, pitches, strict=True)},
+        **{f"{name.upper()}_UNIT": unit for name, (_, unit) in pitches.items()},
         BLOCK=STEP_BLOCK, num_warps=4,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ def _walk(
     q_in = t_in[:, None] * q_pitch + k[None, :]
     for t in range(lo, hi, BLOCK_T):
         live = (t + t_in < hi)[:, None]
-        row = tl.to_tensor(t).to(tl.int64)
+        row = tl.cast(t, tl.int64)
         p_tile = tl.load(p + row * p_pitch + p_in, mask=live & n_live[None, :], other=0.0)  # [BLOCK_T, BLOCK_N]
         if HAS_Q:
             q_tile = tl.load(q + row * q_pitch + q_in, mask=live & k_live[None, :], other=0.0)  # [BLOCK_T, BLOCK_K]
@@ -33,18 +33,24 @@ def _walk(
     return acc
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "p_units", "q_units", "g_units", "n_units", "k_units", "n_segments", "square_pitch", "n_chunks", "n_blocks",
+        "k_blocks",
+    ],
+    do_not_specialize_on_alignment=["squares"],
+)  # fmt: skip
 def _outer_kernel(
     p, q, offsets, g, squares, parts, p_units, q_units, g_units, n_units, k_units, scale,
-    n_segments, square_pitch, n_chunks,
-    NB: tl.constexpr, KB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, HAS_Q: tl.constexpr,
+    n_segments, square_pitch, n_chunks, n_blocks, k_blocks,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, HAS_Q: tl.constexpr,
     ACCUMULATE: tl.constexpr, SQUARES: tl.constexpr, P_UNIT: tl.constexpr, Q_UNIT: tl.constexpr,
     G_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``g_i = scale · p_iᵀ q_i`` for one tile of one segment, or of one chunk of it (CHUNKS as in ``backward``)."""
-    block = tl.program_id(0) % (NB * KB)
-    segment = tl.program_id(0) // (NB * KB)
+    block = tl.program_id(0) % (n_blocks * k_blocks)
+    segment = tl.program_id(0) // (n_blocks * k_blocks)
     chunk = 0
     if CHUNKS == "split":
         chunk = segment % n_chunks
@@ -59,15 +65,15 @@ def _outer_kernel(
             return
     n_size = n_units * N_UNIT
     k_size = k_units * K_UNIT
-    n = (block // KB) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = (block % KB) * BLOCK_K + tl.arange(0, BLOCK_K)
+    n = (block // k_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = (block % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     n_live = n < n_size
     k_live = k < k_size
     tile_in = n[:, None].to(tl.int64) * k_size + k[None, :]
     tile_live = n_live[:, None] & k_live[None, :]
-    p += (block // KB) * BLOCK_N
+    p += (block // k_blocks) * BLOCK_N
     if HAS_Q:
-        q += (block % KB) * BLOCK_K
+        q += (block % k_blocks) * BLOCK_K
     p_pitch = p_units * P_UNIT
     q_pitch = q_units * Q_UNIT
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -119,7 +125,8 @@ def outer(
     _outer_kernel[(s * nb * kb * (n_chunks if split else 1),)](
         p, q, offsets, g, square_parts, slots,
         p_units[0], q_units[0], g_units[0], n_units[0], k_units[0], scale, s, square_pitch, n_chunks,
-        NB=nb, KB=kb, CHUNK=chunk, CHUNKS=chunks, HAS_Q=q is not None,
+        nb, kb,
+        CHUNK=chunk, CHUNKS=chunks, HAS_Q=q is not None,
         ACCUMULATE=accumulate, SQUARES=squares is not None and not split,
         P_UNIT=p_units[1], Q_UNIT=q_units[1], G_UNIT=g_units[1], N_UNIT=n_units[1], K_UNIT=k_units[1],
         BLOCK_T=config.block_t, BLOCK_N=config.block_n, BLOCK_K=config.block_k,

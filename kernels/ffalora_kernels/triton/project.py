@@ -10,7 +10,7 @@ from . import configs
 from .launch import architecture, cdiv, padded_rank, row_units, units
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["dy_units", "n_units", "n_tiles"])
 def _project_kernel(
     dy, b, offsets, client, dh, dy_units, n_units, b_pitch, scale, n_tiles,
     R: tl.constexpr, DY_UNIT: tl.constexpr, N_UNIT: tl.constexpr,
