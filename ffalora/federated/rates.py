@@ -24,18 +24,19 @@ def set_rates(
     lr = config.optimizer.lr
     if lr == "auto":
         steps = config.federation.rounds * config.federation.local_steps
-        hidden = getattr(loaded.model.config, "hidden_size", 768)
-        length = config.model.head_scale if isinstance(loaded.model, MeanPooledClassifier) else hidden**0.5
-        lr = auto_rate(
-            config.optimizer,
-            _variance(config, participants, clients),
-            hidden,
-            length,
-            adapters.layout.size,
-            [lr_factor(config.optimizer, step, steps) for step in range(steps)],
-        )
+        lr = rate_of(config, loaded, adapters, _variance(config, participants, clients), steps)
     for participant in participants:
         participant.lr = lr
+
+
+def rate_of(config: Config, loaded: LoadedModel, adapters: Adapters, variance: float | None, steps: int) -> float:
+    """The ``auto`` rate of a run of ``steps`` steps whose averaged steps carry noise of ``variance`` (None: nothing is
+    clipped).
+    """
+    hidden = getattr(loaded.model.config, "hidden_size", 768)
+    length = config.model.head_scale if isinstance(loaded.model, MeanPooledClassifier) else hidden**0.5
+    factors = [lr_factor(config.optimizer, step, steps) for step in range(steps)]
+    return auto_rate(config.optimizer, variance, hidden, length, adapters.layout.size, factors)
 
 
 def _variance(config: Config, participants: Sequence[Participant], clients: int) -> float | None:
