@@ -22,6 +22,7 @@ VERBS = (
     "report",
     "data",
     "epsilon",
+    "plan",
     "audit",
     "study",
     "profile",

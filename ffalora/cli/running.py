@@ -96,11 +96,13 @@ def run(
 
 def show(folder: Path) -> None:
     """Writes the report of a run folder and prints its table."""
-    from ..report import read_runs, table_text, write_report
+    from ..report import read_runs, table_text, verdicts, write_report
 
     runs = read_runs([folder])
     click.echo(table_text(runs))
     click.echo(f"\nreport {write_report(runs, folder)}")
+    for sentence in verdicts(runs):
+        click.echo(sentence)
 
 
 def _runs(config: Config, folder: Path) -> dict[Path, Config]:

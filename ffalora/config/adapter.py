@@ -79,7 +79,8 @@ class AdapterConfig(Section):
 
     @model_validator(mode="after")
     def _others_train_their_zero_factor(self) -> AdapterConfig:
-        if self.method != "lora" and (self.trained != "b" or self.dropout or self.init != "kaiming"):
+        usual = type(self).model_fields["init"].default
+        if self.method != "lora" and (self.trained != "b" or self.dropout or self.init not in ("kaiming", usual)):
             raise ValueError(
                 f"method={self.method!r} trains its zero factor alone, without dropout and with its own init; got "
                 f"trained={self.trained!r}, dropout={self.dropout}, init={self.init!r}: leave them at their defaults"
@@ -98,3 +99,14 @@ class AdapterConfig(Section):
             return cls.model_validate({**values, "trained": trained})
         except ValidationError as error:
             raise ValueError("; ".join(explain_errors(error.errors(), list(cls.model_fields)))) from None
+
+
+class RunAdapterConfig(AdapterConfig):
+    """The adapters of a run. As :class:`AdapterConfig`, with the defaults that do best under privacy."""
+
+    init: Init = Field("orthonormal", description=AdapterConfig.model_fields["init"].description)
+    head: Literal["auto", "frozen", "trained"] = Field(  # type: ignore[assignment]
+        "auto",
+        description="the task head: trained, or frozen (the paper's protocol); auto: trained where it is made of "
+        "linear layers of its own",
+    )

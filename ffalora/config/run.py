@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from .adapter import AdapterConfig
+from .adapter import RunAdapterConfig
 from .messages import ConfigError, explain_errors
 from .names import dotted_names
 from .section import Section, keys_of
@@ -43,11 +43,16 @@ class Config(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: RunAdapterConfig = RunAdapterConfig()
     clients: ClientsConfig = ClientsConfig()
     federation: FederationConfig = FederationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    baselines: bool = Field(
+        True,
+        description="also compute what the result has to beat: the largest class, the class texts, and, in "
+        "simulations, class means and a linear probe with the same privacy",
+    )
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from .names import OTHER_NAMES
 from .section import Section
@@ -18,7 +18,16 @@ class ModelConfig(Section):
         "mean", description="'model': the model's own classification head; 'mean': a linear head on mean-pooled states"
     )
     head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
-    head_scale: float = Field(10.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
+    head_scale: float = Field(3.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
+    head_start: Literal["auto", "labels", "zero", "random"] = Field(
+        "auto",
+        description="where the task head starts: at the texts of its classes, which costs no privacy; at zero; or at "
+        "random weights; auto: labels where a trained head has classes with names, else zero, and random where it is "
+        "frozen",
+    )
+    head_temperature: float = Field(
+        10.0, gt=0, description="head_start: labels; what cosines between samples and classes are multiplied with"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the frozen base; auto: bfloat16 where the processor has fast bfloat16"
     )
@@ -49,6 +58,11 @@ class DataConfig(Section):
     )
     text: list[str] | None = Field(None, description="text columns, one or two (default: the data set's own)")
     label: str | None = Field(None, description="label column (default: the data set's own)")
+    label_texts: dict[str, list[str]] | None = Field(
+        None,
+        description="short texts that could be of a class, by its name, such as {negative: [a bad movie], …}; public: "
+        "never taken from the clients' data (default: the data set's own, else the names)",
+    )
     splits: dict[str, str] | None = Field(
         None,
         description="which of the source's splits play which roles, such as {train: train, test: validation}; other "
@@ -167,7 +181,19 @@ class OptimizerConfig(Section):
     """The local optimiser."""
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="local optimiser")
-    lr: float = Field(1.0, gt=0, description="learning rate")
+    normalize: bool = Field(
+        True,
+        description="learning rates that mean the same whatever clipping norm, rank, alpha and initialisation are: "
+        "private steps are divided by the clipping norm, and factors move in units of their scale; false: as the "
+        "paper writes them",
+    )
+    lr: PositiveFloat | Literal["auto"] = Field(
+        "auto", description="learning rate; auto: from noise, steps and method alone, never from the data"
+    )
+    head_lr_factor: float = Field(10.0, gt=0, description="a trained head's learning rate, relative to the adapters'")
+    a_lr_factor: float = Field(
+        1.0, gt=0, description="learning rate of a trained a, relative to that of b (LoRA+ asks for less than 1)"
+    )
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd: momentum")
     beta1: float = Field(0.9, ge=0, lt=1, description="adamw: first moment")
     beta2: float = Field(0.999, ge=0, lt=1, description="adamw: second moment")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ Columns = dict[str, Any]
 class EmbeddedData:
     """One row of the registry. ``read`` takes the asset's folder and returns columns of equal length.
 
+    ``label_texts`` are short texts that could be of each class, made up without looking at the data.
+
     A column ``split`` names the role that the source itself gives a row. Rows that agree in ``group_column`` are never
     separated by a split (default: rows with the same inputs).
     """
@@ -29,11 +31,20 @@ class EmbeddedData:
     about: str
     read: Callable[[Path], Columns]
     label_names: tuple[str, ...] | None = None
+    label_texts: Mapping[str, tuple[str, ...]] | None = None
     group_column: str | None = None
     client_column: str | None = None
 
 
 _POLARITY = ("negative", "positive")
+_OF_FILMS = {
+    "negative": ("a bad movie", "a boring and terrible film", "I did not like it"),
+    "positive": ("a good movie", "a moving and wonderful film", "I liked it very much"),
+}
+_OF_MOODS = {
+    "negative": ("this is bad", "I am sad", "a disappointment", "I do not like it"),
+    "positive": ("this is good", "I am happy", "a pleasure", "I like it"),
+}
 
 _REGISTRY = (
     EmbeddedData(
@@ -43,6 +54,7 @@ _REGISTRY = (
         input_columns=("text",),
         label_column="label",
         label_names=_POLARITY,
+        label_texts=_OF_FILMS,
         about="sentences of movie reviews, crowd rating at least 0.5 away from neutral, two balanced classes",
         read=lambda folder: readers.rated_sentences(folder, ["movie-reviews"]),
     ),
@@ -62,6 +74,7 @@ _REGISTRY = (
         input_columns=("text",),
         label_column="label",
         label_names=_POLARITY,
+        label_texts=_OF_MOODS,
         group_column="document",
         client_column="domain",
         about="movie reviews, tweets, product reviews and editorials: four natural clients in column `domain`",
@@ -123,6 +136,7 @@ _REGISTRY = (
         input_columns=("text",),
         label_column="label",
         label_names=("rotten", "fresh"),
+        label_texts={"rotten": _OF_FILMS["negative"], "fresh": _OF_FILMS["positive"]},
         group_column="movie",
         about="fresh or rotten review sentences; split by movie",
         read=readers.rotten_tomatoes,

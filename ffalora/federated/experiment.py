@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ from ..training.engine import Engine
 from ..training.participant import Participant
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
+from .heads import LabelTexts, adapter_config, label_texts, start_head
 from .partition import Partition, describe, make_partition
+from .rates import set_rates
 from .robust import robust_mean
 from .strategies import Mean, Strategy, weighted_mean
 
@@ -41,7 +44,8 @@ class Experiment:
 
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
-    holds what; ``mean`` is how the server averages rows.
+    holds what; ``mean`` is how the server averages rows. ``labels`` and ``head_start``: see ``heads``; ``baselines``:
+    see ``compared``.
     """
 
     config: Config
@@ -57,9 +61,12 @@ class Experiment:
     strategy: Strategy
     engine: Engine
     cached_layers: int = 0
+    head_start: str = "random"
+    labels: LabelTexts | None = None
     client_level: ClientLevel | None = None
     mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
+    baselines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ledgers(self) -> dict[str, PrivacyLedger]:
@@ -102,8 +109,9 @@ def build(
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
     check_fit(strategy_class, config, len(partition))
-    adapter_config = config.adapter.model_copy(update={"trained": strategy_class.trained})
-    adapters = attach(loaded.model, adapter_config)
+    labels = label_texts(config, loaded, data, device)
+    head_start = start_head(config, loaded, data, labels)
+    adapters = attach(loaded.model, adapter_config(config, loaded.model, strategy_class.trained))
     cached = CachedLayers(0, train, evaluation)
     if caches_layers:
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
@@ -113,6 +121,8 @@ def build(
     if config.privacy.unit == "client":
         client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
         mean = client_level_mean(client_level, adapters)
+    participants = make_participants(config, partition, train)
+    set_rates(config, loaded, adapters, participants, len(partition))
     return Experiment(
         config=config,
         loaded=loaded,
@@ -122,9 +132,11 @@ def build(
         train=train,
         evaluation=cached.evaluation,
         cached_layers=cached.count,
+        head_start=head_start,
+        labels=labels,
         partition=partition,
         partition_table=describe(partition, train.labels, data.label_names),
-        participants=make_participants(config, partition, train),
+        participants=participants,
         strategy=strategy,
         engine=engine,
         client_level=client_level,

@@ -90,6 +90,9 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
         **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down") if all(key in r for r in rows)},
         "trained_numbers": experiment.adapters.layout.size,
+        "lr": experiment.participants[0].lr,
+        "head_start": experiment.head_start,
+        "baselines": experiment.baselines,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "seconds_per_round": round(sum(row["seconds"] for row in rows) / max(len(rows), 1), 3),
     }

@@ -23,6 +23,7 @@ from ..training.report import TrainingReport
 from .accounts import open_run_accounts
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
+from .compared import compared
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
 from .strategies import Answers, ServerState
@@ -99,6 +100,7 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
     """
     check_unused(folder, resume)
     run = Run.open(build(config), folder, resume)
+    run.experiment.baselines = compared(run.experiment, folder)
     with tqdm(
         total=config.federation.rounds,
         initial=run.server.round,

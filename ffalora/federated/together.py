@@ -24,6 +24,7 @@ from ..training.report import TrainingReport
 from .checks import find_strategy
 from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .experiment import Experiment, build, make_participants
+from .rates import set_rates
 from .simulate import OpenRound, Run, check_unused, close_round, open_round, run_round
 
 #: Sections and keys that belong to a client's row.
@@ -96,7 +97,8 @@ def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
         participants = make_participants(config, experiment.partition, experiment.train)
     for participant in participants:
         participant.run = number
-        participant.lr, participant.max_grad_norm = config.optimizer.lr, config.privacy.max_grad_norm
+        participant.max_grad_norm = config.privacy.max_grad_norm
+    set_rates(config, experiment.loaded, experiment.adapters, participants, len(participants))
     return replace(experiment, config=config, participants=participants)
 
 

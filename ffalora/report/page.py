@@ -11,6 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from .baselines import baseline_table, verdicts
 from .plots import Plot, inline_svg, run_plots, save_plots
 from .runs import CONFIG, Run, by_label, read_top_config
 from .tables import Table, difference_table, flatten, result_table
@@ -84,7 +85,8 @@ def run_page(runs: Sequence[Run]) -> Page:
     return Page(
         title=" beside ".join(groups) if len(groups) < 4 else f"{len(groups)} methods side by side",
         asked=list(dict.fromkeys(describe_run(group[0].config) for group in groups.values())),
-        tables=[t for t in (result_table(runs), difference_table(runs)) if t is not None],
+        verdict=" ".join(verdicts(runs)),
+        tables=[t for t in (baseline_table(runs), result_table(runs), difference_table(runs)) if t is not None],
         plots=run_plots(runs),
         statements={
             _statement_name(label, group): group[0].privacy_text

@@ -32,6 +32,7 @@ class Run:
         rounds: rows of ``metrics.jsonl``.
         partition: who holds what: client, samples, classes.
         environment, privacy_text: as written by the run; empty where it was interrupted.
+        baselines: what the run has to beat; empty where it was not asked for.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Run:
     partition: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     privacy_text: str = ""
+    baselines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -131,6 +133,7 @@ def _read_run(top: Path, place: Path) -> Run:
         partition=_read(place / "partition.json", json.loads, []),
         environment=_read(place / "environment.json", json.loads, {}),
         privacy_text=_read(place / "privacy.txt", str, ""),
+        baselines=_read(place / "baselines.json", json.loads, []),
     )
 
 

@@ -11,7 +11,7 @@ from ..files.atomic import write_atomically
 from ..files.numbers import restored, to_json
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
-SUMMARY = "summary.json"
+SUMMARY, BASELINES = "summary.json", "baselines.json"
 
 
 @dataclass

@@ -19,6 +19,7 @@ from .detectors import UpdateWatch
 from .gradients import segment_gradients
 from .optim import Moments
 from .participant import Participant
+from .rates import column_units, given_rate
 from .report import TrainingReport
 from .setup import TrainingSetup
 
@@ -43,7 +44,10 @@ class LogicalStep:
         index = layout.parameter_index()
         self.index = None if index is None else index.to(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
-        self.lr = self._row([setup.optimizer.lr if p.lr is None else p.lr for p in cohort])
+        self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
+        units = column_units(setup.adapters, setup.optimizer).to(device)
+        self.lr *= units.max()  # the largest is the step's own, so that others keep a part of it
+        self.units = None if bool((units == units.max()).all()) else (units / units.max()).float()
         starts = [0]
         if setup.private and setup.privacy.clipping == "per-layer":
             starts = [place.start for place in layout.places]
@@ -165,6 +169,9 @@ class LogicalStep:
             ledger_of(p).expected_batch if setup.private else max(n, 1) for p, n in zip(self.cohort, drawn, strict=True)
         ]
         denominator = self._row(expected)
+        if setup.private and optimizer.normalize:
+            denominator *= self._row(self.norms)
+        before = None if self.units is None else self.state.clone()
         watch = None
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
@@ -200,6 +207,8 @@ class LogicalStep:
             mu=self.mu,
             dp_bias_correction=optimizer.dp_bias_correction,
         )
+        if before is not None:
+            torch.lerp(before, self.state, self.units, out=self.state)
         if self.mask is not None:
             self.state *= self.mask
         if watch is not None:

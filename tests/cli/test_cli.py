@@ -99,10 +99,12 @@ def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp
     assert [str(folder) for _, folder, _ in trained] == [
         "d/ffa/seed-5",
         "d/lora/seed-5",
+        "d/fedsvd/seed-5",
         "d/ffa/seed-6",
         "d/lora/seed-6",
+        "d/fedsvd/seed-6",
     ]
-    assert [config.seed for config, _, _ in trained] == [5, 5, 6, 6]
+    assert [config.seed for config, _, _ in trained] == [5, 5, 5, 6, 6, 6]
     assert trained[0][0].optimizer.lr == 3.0 and trained[0][0].federation.strategy == "ffa"
     assert (tmp_path / "d/report.html").exists() and (tmp_path / "d/plots/metric.png").exists()
     table = capsys.readouterr().out
@@ -134,6 +136,7 @@ def test_ctrl_c_exits_130_and_the_command_it_prints_continues(trained, tmp_path,
         ("d/ffa", False),
         ("d/ffa", True),
         ("d/lora", True),
+        ("d/fedsvd", True),
     ]
     assert trained[0][0] == trained[1][0]
 

@@ -5,6 +5,7 @@ from peft import LoraConfig
 
 from ffalora.cli import main
 from ffalora.config import AdapterConfig, Config, ConfigError, PrivacyConfig, load_config, merge, to_yaml
+from ffalora.config.adapter import RunAdapterConfig
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.trainer import PrivacyArguments
 from ffalora.trainer.terms import promised
@@ -41,7 +42,8 @@ def test_a_lora_config_is_taken_where_an_adapter_is_configured():
     theirs = LoraConfig(**THEIRS)
     wanted = AdapterConfig(**OURS)
     assert AdapterConfig.from_peft(theirs) == AdapterConfig.model_validate(theirs) == wanted
-    assert Config(adapter=theirs).adapter == load_config(None, {"adapter": theirs}).adapter == wanted
+    of_a_run = RunAdapterConfig(**{"init": "kaiming"} | OURS)
+    assert Config(adapter=theirs).adapter == load_config(None, {"adapter": theirs}).adapter == of_a_run
     assert AdapterConfig.from_peft(theirs, trained="both").trained == "both"
 
 

@@ -50,12 +50,13 @@ def save_texts(path: Path, rows: int = 160) -> Path:
 def small_config(model: Path, data: Path, **changes) -> Config:
     """Three clients, three rounds of two steps; ``changes`` are dotted keys with ``__`` for the dot."""
     base = {
-        "model": {"name": str(model), "dtype": "float32"},
+        "model": {"name": str(model), "dtype": "float32", "head_scale": 10.0},
         "data": {"name": str(data), "max_length": 16},
-        "adapter": {"rank": 2, "alpha": 4.0, "target_modules": ["query", "value"]},
+        "adapter": {"rank": 2, "alpha": 4.0, "target_modules": ["query", "value"], "init": "kaiming", "head": "frozen"},
         "clients": {"count": 3},
         "federation": {"rounds": 3, "local_steps": 2},
-        "optimizer": {"lr": 0.5, "batch_size": 8},
+        "optimizer": {"normalize": False, "lr": 0.5, "batch_size": 8},
+        "baselines": False,
     }
     return from_mapping(merge(base, {key.replace("__", "."): value for key, value in changes.items()}))
 

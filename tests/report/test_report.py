@@ -24,7 +24,7 @@ def demo(tmp_path):
     """Two methods, three seeds."""
     top = tmp_path / "demo"
     top.mkdir()
-    config = load_config(DEMO, {"seeds": 3})
+    config = load_config(DEMO, {"seeds": 3, "methods.ffa.optimizer.lr": 2})
     (top / "config.yaml").write_text(to_yaml(config))
     for seed in range(3):
         for i, (name, one) in enumerate(config.runs().items()):

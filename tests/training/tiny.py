@@ -64,7 +64,7 @@ def tiny_engine(
         adapters=adapters,
         data=changes.pop("data", None) or tiny_data(),
         losses=losses,
-        optimizer=OptimizerConfig(**{"lr": 0.5, "batch_size": 8} | (optimizer or {})),
+        optimizer=OptimizerConfig(**{"normalize": False, "lr": 0.5, "batch_size": 8} | (optimizer or {})),
         privacy=PrivacyConfig(**private),
         noise=SeededNoise.from_seed(seed),
         draw=SeededDraw(seed),

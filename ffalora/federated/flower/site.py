@@ -16,6 +16,7 @@ from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..cohort import Cohort, train_cohort
 from ..experiment import Experiment, build, clipping_policy, make_ledger
+from ..rates import set_rates
 from .answers import Answer
 from .policy import SitePolicy
 from .terms import Terms
@@ -145,4 +146,6 @@ def _build(
         steps = config.federation.rounds * config.federation.local_steps
         ledger = make_ledger(config, client, len(samples), steps, data_fingerprint(own, experiment.train, samples))
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
+    clients = config.clients.count or client + 1
+    set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)
     return experiment

@@ -22,6 +22,7 @@ from ...privacy.clipping import sensitivity
 from ...privacy.noise import SeededNoise
 from ...training.batches import physical_batches
 from ...training.optim import lr_factor
+from ...training.rates import given_rate
 from .discordance import Discordance, round_discordance
 from .gradients import Batch, layer_norms, sample_squares, spread
 from .noise import NoiseParts, averaged_variance, draw_noise, expected_parts, squared_parts, step_variance
@@ -152,7 +153,7 @@ class Measurements:
         total = config.federation.rounds * config.federation.local_steps
         std = ledger.noise_multiplier * sensitivity(config.privacy.max_grad_norm, ledger.dataset_size)
         expected = ledger.sample_rate * ledger.dataset_size
-        lr = config.optimizer.lr
+        lr = given_rate(config.optimizer)
         return [
             step_variance(std, expected, lr * lr_factor(config.optimizer, step, total)) ** 0.5 for step in range(steps)
         ]

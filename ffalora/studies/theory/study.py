@@ -68,13 +68,13 @@ class TheoryResult:
 
 
 def theory_config(smoke: bool = False, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The demo's two methods with what the measurements need (a float32 base).
+    """FFA-LoRA and LoRA as the paper writes them, with what the measurements need (a float32 base).
 
     Args:
         smoke: for a run under a minute.
         overrides: dotted keys that are to be otherwise.
     """
-    with resources.as_file(resources.files("ffalora") / "configs" / "demo.yaml") as path:
+    with resources.as_file(resources.files(__package__) / "base.yaml") as path:
         return load_config(path, _LAPTOP | (_SMOKE if smoke else {}) | dict(overrides or {}))
 
 

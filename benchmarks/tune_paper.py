@@ -1,8 +1,8 @@
-"""Chooses each demo method's learning rate on the validation split, with a seed that the demo does not use.
+"""Chooses each method's learning rate under the paper's protocol on the validation split, with a seed of its own.
 
-    python benchmarks/tune_demo.py            # every cell that benchmarks/data/demo_tuning.csv does not hold yet
+    python benchmarks/tune_paper.py           # every cell that benchmarks/data/paper_tuning.csv does not hold yet
 
-Rows are appended; the demo's configuration takes the best row of each method. The demo itself reports the test split.
+Rows are appended; ffalora/studies/theory/base.yaml takes the best row of each method.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from ffalora.config import load_config, merge
 from ffalora.federated.simulate import simulate
 
-TABLE = Path(__file__).parent / "data" / "demo_tuning.csv"
+TABLE = Path(__file__).parent / "data" / "paper_tuning.csv"
 COLUMNS = ("method", "lr", "max_grad_norm", "rounds", "seed", "validation_accuracy", "validation_loss", "epsilon")
 GRID = {"ffa": (50.0, 100.0, 200.0, 400.0, 800.0), "lora": (10.0, 30.0, 90.0, 270.0, 810.0)}
 SEED = 100
@@ -23,7 +23,7 @@ SEED = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="ffalora/configs/demo.yaml", help="the demo's configuration")
+    parser.add_argument("--config", default="ffalora/studies/theory/base.yaml", help="the protocol")
     parser.add_argument("--clip", type=float, nargs="+", default=[0.1], help="clipping norms to try")
     parser.add_argument("--method", nargs="+", default=list(GRID), choices=list(GRID), help="methods to tune")
     options = parser.parse_args()

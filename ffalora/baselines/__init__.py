@@ -1,0 +1,39 @@
+"""What a result has to beat: classifiers that train no encoder, at the same ε, from the same clients' data.
+
+Pure functions over features ``[n,D]`` and labels of each client. Two cost nothing: the largest class of public
+knowledge (``majority``) and the nearest text that describes a class (``zero_shot``). Two spend the budget of a run of
+their own: one noisy release of sums and counts (``class_means``) and a linear layer trained by DP-SGD
+(``linear_probe``), which also exists without privacy.
+"""
+
+from .budget import Budget, noise_of
+from .clients import ClientFeatures
+from .constant import Majority, majority
+from .features import head_features, states_read_by
+from .linear import LinearClassifier
+from .means import ClassMeans, ReleasedSums, class_means, release_sums
+from .probe import LinearProbe, ProbePlan, linear_probe, plain_probe
+from .texts import DEFAULT_TEMPLATES, class_texts, prototypes, zero_shot
+
+__all__ = [
+    "DEFAULT_TEMPLATES",
+    "Budget",
+    "ClassMeans",
+    "ClientFeatures",
+    "LinearClassifier",
+    "LinearProbe",
+    "Majority",
+    "ProbePlan",
+    "ReleasedSums",
+    "class_means",
+    "class_texts",
+    "head_features",
+    "linear_probe",
+    "majority",
+    "noise_of",
+    "plain_probe",
+    "prototypes",
+    "release_sums",
+    "states_read_by",
+    "zero_shot",
+]

@@ -1,0 +1,56 @@
+"""What a baseline may spend: the same ε and δ for each client as the run beside it, by the same accountant."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ..privacy.accountants import noise_multiplier_for
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.noise import SeededNoise
+
+
+@dataclass(frozen=True)
+class Budget:
+    """ε and δ of each client.
+
+    Attributes:
+        target_epsilon: ε that the baseline may spend on each client's data.
+        target_delta: δ of (ε, δ).
+        accountant: 'pld', 'prv' or 'rdp'.
+    """
+
+    target_epsilon: float
+    target_delta: float
+    accountant: str = "pld"
+
+    def ledger(self, client_id: int, samples: int, batch: float, steps: int) -> PrivacyLedger:
+        """A ledger whose σ lets ``steps`` steps of Poisson rate ``batch/samples`` spend the target, never more.
+
+        Args:
+            client_id: whose data.
+            samples: their number, which is public (rule 13): σ is calibrated for it.
+            batch: expected number of samples in a step; at least ``samples`` reads all of them in each (q = 1).
+            steps: all that will be taken.
+
+        Raises:
+            ValueError: a target that no noise meets.
+        """
+        rate = min(1.0, batch / samples)
+        sigma = noise_multiplier_for(self.target_epsilon, self.target_delta, rate, steps, self.accountant)
+        return PrivacyLedger(
+            client_id=client_id,
+            dataset_size=samples,
+            sample_rate=rate,
+            noise_multiplier=sigma,
+            delta=self.target_delta,
+            max_steps=steps,
+            target_epsilon=self.target_epsilon,
+            accountant=self.accountant,
+        )
+
+
+def noise_of(baseline: str, seed: int) -> SeededNoise:
+    """Seeded noise of one baseline, unrelated to that of the run with the same seed and of other baselines."""
+    digest = hashlib.sha256(f"ffalora noise {baseline} {seed}".encode()).digest()
+    return SeededNoise(int.from_bytes(digest[:8], "little", signed=True))

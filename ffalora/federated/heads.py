@@ -1,0 +1,126 @@
+"""Where a task head is trained, and where it starts: at the texts of its classes, at zero, or at random."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.targets import find_head
+from ..baselines import class_texts, head_features, prototypes, zero_shot
+from ..config import AdapterConfig, Config, ConfigError
+from ..data import embedded
+from ..data.load import LoadedData
+from ..models import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+
+def is_head_trained(config: Config, model: nn.Module) -> bool:
+    """``adapter.head`` with ``auto`` decided: trained where it is made of linear layers that are nothing else."""
+    if config.adapter.head != "auto":
+        return config.adapter.head == "trained"
+    head = find_head(model)
+    return config.data.task != "causal-lm" and bool(head) and all(type(m) is nn.Linear for m in head.values())
+
+
+def adapter_config(config: Config, model: nn.Module, trained: str) -> AdapterConfig:
+    """The adapters of a run whose method trains ``trained``."""
+    head = "trained" if is_head_trained(config, model) else "frozen"
+    return config.adapter.model_copy(update={"trained": trained, "head": head})
+
+
+@dataclass(frozen=True)
+class LabelTexts:
+    """What the texts of the classes say of them: public.
+
+    Attributes:
+        directions: float32 ``[L,D]`` of length 1, one a class; length: of the features that the head reads.
+    """
+
+    directions: Tensor
+    length: float
+
+
+def head_layers(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers of the task head, in their order, with or without adapters attached."""
+    found = [getattr(module, "base_layer", module) for module in find_head(model).values()]
+    return [layer for layer in dict.fromkeys(found) if type(layer) is nn.Linear]
+
+
+def label_texts(config: Config, loaded: LoadedModel, data: LoadedData, device: torch.device) -> LabelTexts | None:
+    """The classes as the whole frozen model reads their texts; None where there are no such texts.
+
+    Raises:
+        ConfigError: ``data.label_texts`` that do not fit the classes.
+    """
+    head = head_layers(loaded.model)
+    if no_class_texts(config, data) is not None or not head:
+        return None
+    texts = texts_of(config, data)
+    encoded = loaded.tokenizer(
+        [text for own in texts for text in own],
+        truncation=True,
+        max_length=config.data.max_length,
+        padding=True,
+        return_tensors="pt",
+    )
+    features = head_features(loaded.model, head[0], [{name: value.to(device) for name, value in encoded.items()}])
+    return LabelTexts(prototypes(features, [len(own) for own in texts]), float(features.norm(dim=1).mean()))
+
+
+@torch.no_grad()
+def start_head(config: Config, loaded: LoadedModel, data: LoadedData, labels: LabelTexts | None) -> str:
+    """Writes the head's first weights into the model, before adapters are attached. Nothing of it is private.
+
+    Returns:
+        where it starts: 'labels', 'zero' or 'random'.
+
+    Raises:
+        ConfigError: ``model.head_start=labels`` where classes have no texts, or the head is not one linear layer.
+    """
+    asked, trained, head = config.model.head_start, is_head_trained(config, loaded.model), head_layers(loaded.model)
+    if asked == "random" or not head or (asked == "auto" and not trained):
+        return "random"
+    if asked == "zero" or len(head) > 1 or labels is None:
+        problem = no_class_texts(config, data) or f"the head has {len(head)} linear layers"
+        if asked == "labels":
+            raise ConfigError(f"model.head_start='labels': {problem}; set it to zero or random")
+        if asked == "auto":
+            logger.info("the head starts at zero: %s", problem)
+        head[-1].weight.zero_()
+    else:
+        start = zero_shot(labels.directions.to(head[0].weight.device), config.model.head_temperature / labels.length)
+        head[0].weight.copy_(start.weight)
+    if head[-1].bias is not None:
+        head[-1].bias.zero_()
+    return "zero" if asked == "zero" or len(head) > 1 or labels is None else "labels"
+
+
+def texts_of(config: Config, data: LoadedData) -> list[list[str]]:
+    """The texts that stand for each class.
+
+    Raises:
+        ConfigError: ``data.label_texts`` that do not fit the classes.
+    """
+    own = embedded.EMBEDDED.get(config.data.name)
+    texts = config.data.label_texts or (own.label_texts if own else None)
+    try:
+        return class_texts(data.label_names or [], texts)
+    except ValueError as error:
+        raise ConfigError(f"data.label_texts: {error}") from None
+
+
+def no_class_texts(config: Config, data: LoadedData) -> str | None:
+    """Why classes cannot be told by texts of theirs; None where they can."""
+    if config.data.task != "classification" or not data.label_names:
+        return "there are no classes with names"
+    if len(data.input_columns) != 1:
+        return "samples are pairs, which no text about one class resembles"
+    own = embedded.EMBEDDED.get(config.data.name)
+    has_texts = config.data.label_texts or (own is not None and own.label_texts)
+    if not has_texts and not all(any(c.isalpha() for c in name) for name in data.label_names):
+        return f"the classes' names ({', '.join(data.label_names[:4])}) are no words"
+    return None

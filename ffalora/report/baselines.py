@@ -1,0 +1,73 @@
+"""What runs had to beat, in a table and in a sentence: was it worth it?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .runs import Run, by_label
+from .tables import Table, epsilon_text, interval_text
+
+_METRIC = "accuracy"
+
+
+def baseline_table(runs: Sequence[Run]) -> Table | None:
+    """Accuracy of every method and baseline, the best first; None where no baseline was computed."""
+    if not any(run.baselines for run in runs):
+        return None
+    entries = [
+        (interval, (f"{label} (this run)", text, epsilon, "fine-tuned adapters and head"))
+        for label, group in by_label(runs).items()
+        if (values := [run.metrics[_METRIC] for run in group if _METRIC in run.metrics])
+        for interval, text, epsilon in [(statistics.fmean(values), interval_text(values), _epsilon(group))]
+    ]
+    for name, rows in _by_name(runs).items():
+        values = [row["accuracy"] for row in rows]
+        spent = [row["epsilon"] for row in rows if row["epsilon"] is not None]
+        epsilon = epsilon_text(max(spent)) if spent else ("not private" if rows[0]["is_bound"] else "0")
+        entries.append((statistics.fmean(values), (name, interval_text(values), epsilon, rows[0]["about"])))
+    ordered = [row for _, row in sorted(entries, key=lambda entry: -entry[0])]
+    secure = any(run.config["privacy"]["noise"] == "secure" for run in runs)
+    left_out = (
+        " Baselines on the clients' data are left out: with secure noise they would spend budget." if secure else ""
+    )
+    return Table(
+        "Was it worth it? Each row could be had instead, with an ε of its own." + left_out,
+        ("what", _METRIC, "ε", "how"),
+        tuple(ordered),
+    )
+
+
+def verdicts(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each method: how far above or below the best baseline that keeps the promise."""
+    found = []
+    for label, group in by_label(runs).items():
+        values = [run.metrics[_METRIC] for run in group if _METRIC in run.metrics]
+        able = {
+            name: statistics.fmean(row["accuracy"] for row in rows)
+            for name, rows in _by_name(group).items()
+            if not rows[0]["is_bound"]
+        }
+        if not values or not able:
+            continue
+        best, reached = max(able, key=lambda name: able[name]), statistics.fmean(values)
+        gain = 100 * (reached - able[best])
+        against = f"the best baseline, {best} ({able[best]:.3f})"
+        if gain > 0:
+            found.append(f"{label}: {reached:.3f}, {gain:.1f} points above {against}.")
+        else:
+            found.append(f"{label}: {reached:.3f}, NOT above a trivial baseline: {-gain:.1f} points below {against}.")
+    return found
+
+
+def _epsilon(group: Sequence[Run]) -> str:
+    spent = [run.epsilon for run in group]
+    return "not private" if None in spent else epsilon_text(max(value for value in spent if value is not None))
+
+
+def _by_name(runs: Sequence[Run]) -> dict[str, list[dict]]:
+    rows: dict[str, list[dict]] = {}
+    for run in runs:
+        for row in run.baselines:
+            rows.setdefault(row["name"], []).append(row)
+    return rows

@@ -1,0 +1,76 @@
+"""Heads start where their classes' texts are, and runs are compared with what needs no fine-tuning."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_runs import PRIVATE
+
+from ffalora.config import ConfigError
+from ffalora.federated.experiment import build
+from ffalora.federated.simulate import simulate
+
+TEXTS = {"0": ["word30 word31 word35"], "1": ["word1 word2 word5", "word3"]}
+TRAINED = {"adapter__head": "auto", "baselines": True}
+
+
+def _head(experiment):
+    return experiment.loaded.model.classifier.base_layer
+
+
+def test_a_trained_head_starts_at_the_texts_of_its_classes(small):
+    experiment = build(small(data__label_texts=TEXTS, model__head_temperature=5.0, **TRAINED))
+    head, labels = _head(experiment), experiment.labels
+    assert experiment.head_start == "labels" and experiment.adapters.heads
+    wanted = 5.0 / labels.length * (labels.directions - labels.directions.mean(0))
+    assert (head.weight - wanted).abs().max() < 1e-6 and bool((head.bias == 0).all())
+
+
+def test_a_head_whose_classes_have_no_words_starts_at_zero(small):
+    experiment = build(small(**TRAINED))
+    assert experiment.head_start == "zero" and bool((_head(experiment).weight == 0).all())
+
+
+def test_a_frozen_head_stays_random(small):
+    experiment = build(small(adapter__head="frozen", data__label_texts=TEXTS))
+    assert experiment.head_start == "random" and not experiment.adapters.heads
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"data__label_texts": {"2": ["x"]}}, "data.label_texts"), ({}, "the classes' names")],
+)
+def test_labels_that_cannot_start_a_head_are_refused(small, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        build(small(model__head_start="labels", adapter__head="trained", **changes))
+
+
+def test_a_private_run_is_compared_with_all_baselines_at_its_own_epsilon(small, tmp_path):
+    config = small(data__label_texts=TEXTS, optimizer__lr="auto", optimizer__normalize=True, **TRAINED, **PRIVATE)
+    result = simulate(config, tmp_path, progress=False)
+    rows = {row["name"]: row for row in result.summary["baselines"]}
+    assert list(rows) == [
+        "largest class", "class texts, no training", "private class means", "private probe", "probe without privacy",
+    ]  # fmt: skip
+    assert rows["private probe"]["epsilon"] == pytest.approx(result.summary["epsilon"], rel=1e-6)
+    assert rows["private class means"]["epsilon"] <= result.summary["epsilon"] * 1.01
+    assert [name for name, row in rows.items() if row["is_bound"]] == ["probe without privacy"]
+    assert json.loads((tmp_path / "baselines.json").read_text()) == result.summary["baselines"]
+    assert result.summary["lr"] > 0
+
+
+def test_a_secure_run_computes_no_baseline_on_the_clients_data(small, tmp_path):
+    secure = PRIVATE | {"privacy__noise": "secure"}
+    result = simulate(small(data__label_texts=TEXTS, **TRAINED, **secure), tmp_path, progress=False)
+    assert [row["name"] for row in result.summary["baselines"]] == ["largest class", "class texts, no training"]
+
+
+def test_baselines_do_not_change_the_run(small, tmp_path):
+    first, second = (
+        simulate(
+            small(data__label_texts=TEXTS, **TRAINED | {"baselines": on}, **PRIVATE), tmp_path / str(on), False, False
+        )
+        for on in (True, False)
+    )
+    assert first.rounds[-1]["metrics"] == second.rounds[-1]["metrics"] and second.summary["baselines"] == []

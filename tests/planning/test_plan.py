@@ -1,0 +1,30 @@
+"""Plans: efficiency of a budget, and the choice among batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from ffalora.planning.plan import ENOUGH, Plan, choose, efficiency
+
+
+def _plan(batch: int, efficient: float, seconds: float) -> Plan:
+    return Plan(batch, 25, 2, 1.0, efficient, 1.0, 1.0, seconds, 4)
+
+
+def test_one_step_on_all_samples_is_the_most_that_a_budget_allows():
+    assert efficiency(500, 3.0, 1e-5, 500, 1, "rdp") == pytest.approx(1.0, rel=5e-3)
+
+
+def test_larger_batches_are_more_efficient():
+    found = [efficiency(1000, 3.0, 1e-5, batch, 50, "rdp") for batch in (50, 200, 1000)]
+    assert found == sorted(found) and found[0] < 0.9 * found[-1]
+
+
+def test_the_smallest_efficient_batch_is_chosen_and_time_limits_it():
+    plans = [_plan(64, 0.3, 1), _plan(256, 0.7, 4), _plan(512, ENOUGH, 8), _plan(1024, 0.95, 16)]
+    assert [choose(plans, s).batch for s in (float("inf"), 8, 5, 0.5)] == [512, 512, 256, 64]
+
+
+def test_an_empty_choice_is_refused():
+    with pytest.raises(ValueError, match="plans is empty"):
+        choose([])

@@ -1,0 +1,77 @@
+"""Rates in units that mean the same, and the rate that noise alone decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import participants, tiny_engine, tiny_model
+
+from ffalora.adapters import AdapterConfig, attach
+from ffalora.config import ConfigError, OptimizerConfig
+from ffalora.training.rates import auto_rate, column_units, given_rate, head_rate, noise_variance
+
+FACTORS = [1.0] * 50
+
+
+def _moved(clip: float, normalize: bool, lr: float) -> torch.Tensor:
+    engine, adapters = tiny_engine(
+        optimizer={"lr": lr, "normalize": normalize, "batch_size": 40}, privacy={"max_grad_norm": clip}
+    )
+    state = adapters.state()[None].clone()
+    before = state.clone()
+    engine.train(participants(1, batch=40, sigma=0.5), state, 1)
+    return state - before
+
+
+def test_a_normalised_step_moves_as_far_whatever_the_clipping_norm_is():
+    # far below every gradient's norm, all samples are clipped: the direction is the same
+    small, large = _moved(1e-7, True, 1.0), _moved(4e-7, True, 1.0)
+    torch.testing.assert_close(small, large, rtol=2e-3, atol=2e-5)
+
+
+def test_steps_are_the_papers_without_normalisation():
+    # units are those of the clipping norm and of s·κ: s = 2 (alpha 8, rank 4), κ = 1/√3 on average
+    plain = _moved(1e-7, False, 1e6)
+    _, adapters = tiny_engine()
+    units = column_units(adapters, OptimizerConfig())
+    expected = plain / (1e6 * 1e-7) * units.float()
+    torch.testing.assert_close(_moved(1e-7, True, 1.0), expected, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("alpha", "rank"), [(8, 8), (2, 8), (32, 4)])
+def test_units_are_one_over_the_scale_of_an_orthonormal_adapter(alpha, rank):
+    config = AdapterConfig(rank=rank, alpha=alpha, init="orthonormal", trained="both")
+    adapters = attach(tiny_model(), config)
+    units = column_units(adapters, OptimizerConfig(a_lr_factor=0.25))
+    for place in adapters.layout.places:
+        found = units[place.start : place.start + place.size]
+        wanted = 0.25 if place.tensor == "lora_A" else rank / alpha
+        torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=1e-6, atol=0)
+
+
+def test_units_are_one_without_normalisation():
+    adapters = attach(tiny_model(), AdapterConfig(alpha=2))
+    assert bool((column_units(adapters, OptimizerConfig(normalize=False)) == 1).all())
+
+
+def test_the_auto_rate_falls_with_noise_and_is_capped_without():
+    optimizer = OptimizerConfig()
+    rates = [auto_rate(optimizer, v, 384, 3.0, 10_000, FACTORS) for v in (0.0, 1e-6, 1e-4, 1e-2)]
+    assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(3.0 * 10 / 50)
+    assert rates[-1] < rates[1] / 100
+
+
+def test_noise_of_all_steps_moves_a_head_by_what_was_allowed():
+    variance, width = 1e-8, 16
+    lr = head_rate(variance, width, FACTORS)
+    assert lr * (variance * sum(f**2 for f in FACTORS)) ** 0.5 == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_noise_of_an_average_is_that_of_its_weighted_clients():
+    ledgers = [p.ledger for p in participants(2, sigma=3.0)]
+    assert noise_variance(ledgers, [0.5, 0.5]) == pytest.approx(2 * (0.5 * 3.0 / 8) ** 2)
+
+
+def test_auto_is_refused_where_nobody_decided_it():
+    with pytest.raises(ConfigError, match=r"optimizer\.lr='auto'"):
+        given_rate(OptimizerConfig())
