@@ -27,6 +27,7 @@ from ..training.engine import Engine
 from ..training.gradients import segment_gradients
 from ..training.optim import Moments
 from ..training.participant import Participant
+from ..training.rates import given_rate
 from ..training.report import TrainingReport
 from ..training.sensitivity import Sensitivity, secret_noise
 from .canaries import (
@@ -182,7 +183,7 @@ class _CanaryRun:
                 one.client_id, len(samples), ledger.sample_rate, ledger.noise_multiplier, ledger.delta,
                 ledger.max_steps, accountant=ledger.accountant, sampling=ledger.sampling,
             )  # fmt: skip
-            cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None))
+            cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
         self.first, self.n, self.each = first, n, each
         return included, cohort
 
@@ -193,7 +194,9 @@ class _CanaryRun:
         together = [slice(0, len(cohort))] if self.one_pass else [slice(i, i + 1) for i in range(len(cohort))]
         steps = [self._step(rows) for rows in together]
         expected = [ledger_of(p).sample_rate * len(p.samples) for p in cohort]
-        factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / engine.optimizer.lr
+        factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / given_rate(
+            engine.optimizer
+        )
         while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
             before = state.clone()
             for step in steps:
@@ -285,11 +288,15 @@ def _engine(experiment: Experiment, data: Examples) -> Engine:
     can be read off what it changes.
     """
     config, device, own = experiment.config, experiment.engine.device, experiment.config.optimizer
-    lr = own.lr
+    first, limit = experiment.participants[0], config.privacy.max_grad_norm
+    lr = given_rate(own) if first.lr is None else first.lr
     if own.name == "adamw":  # as large a step as a parameter takes there
-        ledger = ledger_of(experiment.participants[0])
-        lr *= own.batch_size / max(ledger.noise_multiplier * config.privacy.max_grad_norm, 1e-6)
-    optimizer = OptimizerConfig(name="sgd", lr=lr, batch_size=own.batch_size, token_budget=own.token_budget)
+        lr *= own.batch_size / max(ledger_of(first).noise_multiplier * limit, 1e-6)
+    elif own.normalize:
+        lr /= limit
+    optimizer = OptimizerConfig(
+        name="sgd", lr=lr, normalize=False, batch_size=own.batch_size, token_budget=own.token_budget
+    )
     config = config.model_copy(update={"optimizer": optimizer})
     cached = cache_frozen_layers(
         config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device

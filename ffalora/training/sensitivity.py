@@ -26,6 +26,7 @@ from .participant import Participant
 from .plain import is_exact
 from .private_gradient import PrivateGradient
 from .probe import Probe
+from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
 
@@ -245,11 +246,13 @@ def probe_gradient(
 
 def moved_by_noise(setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor) -> Tensor:
     """A state as far from ``state`` as half the noise of all steps brings it, float32 ``[C,P]``."""
-    lr, moved = setup.optimizer.lr, state.clone()
+    optimizer, moved = setup.optimizer, state.clone()
     for row, participant in enumerate(cohort):
         ledger = ledger_of(participant)
-        std = participant.noise_std(participant.clipping_norm(setup.privacy.max_grad_norm))
-        size = lr if setup.optimizer.name == "adamw" else lr * std / (ledger.sample_rate * len(participant.samples))
+        lr = given_rate(optimizer) if participant.lr is None else participant.lr
+        limit = participant.clipping_norm(setup.privacy.max_grad_norm)
+        std = participant.noise_std(limit) / (limit if optimizer.normalize else 1.0)
+        size = lr if optimizer.name == "adamw" else lr * std / (ledger.sample_rate * len(participant.samples))
         moved[row] += 0.5 * size * ledger.max_steps**0.5 * torch.randn_like(moved[row])
     index = setup.adapters.layout.parameter_index()
     return moved if index is None else moved * (index.to(moved.device) >= 0)
