@@ -49,7 +49,7 @@ def make_engine(
         adapters=adapters,
         data=data,
         losses=work.losses,
-        optimizer=OptimizerConfig(lr=work.lr, batch_size=max(1, round(work.expected))),
+        optimizer=OptimizerConfig(lr=work.lr, normalize=False, batch_size=max(1, round(work.expected))),
         privacy=privacy,
         noise=SeededNoise.from_seed(0),
         draw=SeededDraw(0),

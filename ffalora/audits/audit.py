@@ -189,7 +189,8 @@ def _engine(model: nn.Module, adapters: Adapters, data: Data, losses: Losses, no
     source: NoiseSource = SecureNoise() if noise == "secure" else SeededNoise.from_seed(seed)
     draw: Draw = SystemDraw() if noise == "secure" else SeededDraw(seed)
     return Engine(
-        model=model, adapters=adapters, data=data, losses=losses, optimizer=OptimizerConfig(name="sgd", lr=1.0),
+        model=model, adapters=adapters, data=data, losses=losses,
+        optimizer=OptimizerConfig(name="sgd", lr=1.0, normalize=False),
         privacy=PrivacyConfig(unit="sample", noise_multiplier=1.0, max_grad_norm=1.0, noise=noise),
         noise=source, draw=draw, seed=seed, token_budget=1024,
     )  # fmt: skip

@@ -110,11 +110,12 @@ def build(
     partition = partition_clients(config, data, train)
     check_fit(strategy_class, config, len(partition))
     labels = label_texts(config, loaded, data, device)
-    head_start = start_head(config, loaded, data, labels)
     adapters = attach(loaded.model, adapter_config(config, loaded.model, strategy_class.trained))
     cached = CachedLayers(0, train, evaluation)
     if caches_layers:
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
+    # Behind the layers' check: at a zero head all outputs are the same.
+    head_start = start_head(config, loaded, data, labels, is_trained=bool(adapters.heads))
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)

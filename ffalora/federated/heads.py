@@ -72,8 +72,10 @@ def label_texts(config: Config, loaded: LoadedModel, data: LoadedData, device: t
 
 
 @torch.no_grad()
-def start_head(config: Config, loaded: LoadedModel, data: LoadedData, labels: LabelTexts | None) -> str:
-    """Writes the head's first weights into the model, before adapters are attached. Nothing of it is private.
+def start_head(
+    config: Config, loaded: LoadedModel, data: LoadedData, labels: LabelTexts | None, is_trained: bool
+) -> str:
+    """Writes the head's first weights into the model, with adapters attached. Nothing of it is private.
 
     Returns:
         where it starts: 'labels', 'zero' or 'random'.
@@ -81,8 +83,8 @@ def start_head(config: Config, loaded: LoadedModel, data: LoadedData, labels: La
     Raises:
         ConfigError: ``model.head_start=labels`` where classes have no texts, or the head is not one linear layer.
     """
-    asked, trained, head = config.model.head_start, is_head_trained(config, loaded.model), head_layers(loaded.model)
-    if asked == "random" or not head or (asked == "auto" and not trained):
+    asked, head = config.model.head_start, head_layers(loaded.model)
+    if asked == "random" or not head or (asked == "auto" and not is_trained):
         return "random"
     if asked == "zero" or len(head) > 1 or labels is None:
         problem = no_class_texts(config, data) or f"the head has {len(head)} linear layers"

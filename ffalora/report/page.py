@@ -83,7 +83,7 @@ def run_page(runs: Sequence[Run]) -> Page:
     """The page of finished runs, side by side."""
     groups, configs = by_label(runs), _configs(runs)
     return Page(
-        title=" beside ".join(groups) if len(groups) < 4 else f"{len(groups)} methods side by side",
+        title=_title(runs, list(groups)),
         asked=list(dict.fromkeys(describe_run(group[0].config) for group in groups.values())),
         verdict=" ".join(verdicts(runs)),
         tables=[t for t in (baseline_table(runs), result_table(runs), difference_table(runs)) if t is not None],
@@ -97,6 +97,14 @@ def run_page(runs: Sequence[Run]) -> Page:
         configs=configs,
         environment=flatten(runs[0].environment),
     )
+
+
+def _title(runs: Sequence[Run], labels: list[str]) -> str:
+    names = " beside ".join(labels) if len(labels) < 4 else f"{len(labels)} methods side by side"
+    config = runs[0].config
+    if not any(run.baselines for run in runs) or config["privacy"]["unit"] == "none":
+        return names
+    return f"Was private fine-tuning on {config['data']['name']} worth it? {names}"
 
 
 def describe_run(config: dict[str, Any]) -> str:

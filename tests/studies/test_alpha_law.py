@@ -34,7 +34,7 @@ def trained(alpha, optimizer, max_grad_norm, mu=0.0, clipping="flat", merge=Fals
         adapters=adapters,
         data=tiny_data(),
         losses=losses,
-        optimizer=OptimizerConfig(batch_size=8, **optimizer),
+        optimizer=OptimizerConfig(batch_size=8, normalize=False, **optimizer),
         privacy=PrivacyConfig(unit="sample", noise_multiplier=sigma, max_grad_norm=max_grad_norm, clipping=clipping),
         noise=SeededNoise.from_seed(1),
         draw=SeededDraw(1),
