@@ -15,10 +15,11 @@ from ffalora.federated.flower.loopback import run_on_loopback
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see who is running")
 
 COMMAND = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from ffalora.federated.flower.loopback import Loopback
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
 folder = Path(sys.argv[1])
 (folder / "logs").mkdir()
 federation = Loopback(folder, {"PATH": "/usr/bin:/bin"})
