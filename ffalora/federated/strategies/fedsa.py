@@ -32,6 +32,7 @@ class FedSAWire(Wire):
             if place.tensor == "lora_B":
                 self.personal[place.start : place.start + place.size] = True
         self._is_shared = ~layout.payload(self.personal)
+        self._shared = sum(place.size for place in layout.places if place.tensor != "lora_B")
 
     def upload(self, server: ServerState, row: Tensor) -> Tensor:
         return self.layout.payload(row)[self._is_shared]
@@ -45,13 +46,13 @@ class FedSAWire(Wire):
         return self.upload(server, server.row)
 
     def adopt(self, server: ServerState, numbers: Tensor) -> None:
-        wanted = int(self._is_shared.sum())
+        wanted = self._shared
         if numbers.numel() != wanted:
             raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {wanted}")
         server.row = self.received(server, numbers)
 
     def bytes_up(self, server: ServerState, client: int | None = None) -> int:
-        return BYTES_PER_NUMBER * int(self._is_shared.sum())
+        return BYTES_PER_NUMBER * self._shared
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         return len(cohort) * self.bytes_up(server)
