@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from ..privacy.accountants import noise_multiplier_for
@@ -52,5 +51,4 @@ class Budget:
 
 def noise_of(baseline: str, seed: int) -> SeededNoise:
     """Seeded noise of one baseline, unrelated to that of the run with the same seed and of other baselines."""
-    digest = hashlib.sha256(f"ffalora noise {baseline} {seed}".encode()).digest()
-    return SeededNoise(int.from_bytes(digest[:8], "little", signed=True))
+    return SeededNoise.from_seed(f"{baseline} {seed}")

@@ -26,8 +26,8 @@ class SeededNoise:
     mode = "seeded"
 
     @classmethod
-    def from_seed(cls, seed: int) -> SeededNoise:
-        """The noise of a run's seed; a key of its own, unrelated to that of the frozen factor and the sampling."""
+    def from_seed(cls, seed: int | str) -> SeededNoise:
+        """The noise of a run's seed, or of a name that holds one: a key unrelated to frozen factor and sampling."""
         digest = hashlib.sha256(f"ffalora noise {seed}".encode()).digest()
         return cls(int.from_bytes(digest[:8], "little", signed=True))
 
