@@ -19,6 +19,12 @@ class ModelConfig(Section):
     )
     head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
     head_scale: float = Field(3.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
+    pooled_layers: int = Field(
+        3,
+        ge=1,
+        description="pooling: mean; the head reads the pooled states of so many layers, evenly spaced and ending with "
+        "the last; 1 is the last alone",
+    )
     head_start: Literal["auto", "labels", "zero", "random"] = Field(
         "auto",
         description="where the task head starts: at the texts of its classes, which costs no privacy; at zero; or at "
@@ -62,6 +68,12 @@ class DataConfig(Section):
         None,
         description="short texts that could be of a class, by its name, such as {negative: [a bad movie], …}; public: "
         "never taken from the clients' data (default: the data set's own, else the names)",
+    )
+    public_texts: list[str] | None = Field(
+        None,
+        description="a few texts that look like the data, public: never taken from the clients' data; the mean of what "
+        "the model makes of them is taken off the pooled states (default: the data set's own, else the class texts and "
+        "sentences of everyday English)",
     )
     splits: dict[str, str] | None = Field(
         None,
@@ -229,6 +241,9 @@ class PrivacyConfig(Section):
     )
     clipping: Literal["flat", "per-layer", "automatic", "adaptive"] = Field(
         "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
+    )
+    head_share: float | None = Field(
+        None, gt=0, lt=1, description="clipping: flat; clip a trained head apart from the adapters, to this share of C²"
     )
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
     accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="accountant of the stated ε")

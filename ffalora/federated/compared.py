@@ -105,7 +105,10 @@ def _private(
     if any(ledger.dataset_size != len(client) for client, ledger in zip(clients, fresh, strict=True)):
         return rows  # a bound on the size is public, and not the size
     plan = ProbePlan(config.federation.rounds, config.federation.local_steps)
-    start = None if directions is None else zero_shot(directions, config.model.head_temperature)
+    start = None
+    if experiment.labels is not None:
+        part = float(features.norm(dim=1).mean()) / experiment.labels.length
+        start = zero_shot(experiment.labels.directions, config.model.head_temperature * part)
     probe = linear_probe(
         clients, classes, plan, fresh, SeededDraw(config.seed), noise_of(PROBE, config.seed), start
     ).classifier.accuracy(unit, labels)

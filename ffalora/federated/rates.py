@@ -33,10 +33,11 @@ def rate_of(config: Config, loaded: LoadedModel, adapters: Adapters, variance: f
     """The ``auto`` rate of a run of ``steps`` steps whose averaged steps carry noise of ``variance`` (None: nothing is
     clipped).
     """
-    hidden = getattr(loaded.model.config, "hidden_size", 768)
-    length = config.model.head_scale if isinstance(loaded.model, MeanPooledClassifier) else hidden**0.5
+    pools = isinstance(loaded.model, MeanPooledClassifier)
+    width = loaded.model.center.numel() if pools else getattr(loaded.model.config, "hidden_size", 768)
+    length = config.model.head_scale if pools else width**0.5
     factors = [lr_factor(config.optimizer, step, steps) for step in range(steps)]
-    return auto_rate(config.optimizer, variance, hidden, length, adapters.layout.size, factors)
+    return auto_rate(config.optimizer, variance, width, length, adapters.layout.size, factors)
 
 
 def _variance(config: Config, participants: Sequence[Participant], clients: int) -> float | None:

@@ -2,7 +2,6 @@
 
 from .load import (
     LoadedModel,
-    MeanPooledClassifier,
     base_dtype,
     cast_base,
     choose_device,
@@ -10,8 +9,10 @@ from .load import (
     has_fast_bfloat16,
     load_model,
 )
+from .pooled import KeptMeans, MeanPooledClassifier, mean_of_real
 
 __all__ = [
+    "KeptMeans",
     "LoadedModel",
     "MeanPooledClassifier",
     "base_dtype",
@@ -20,4 +21,5 @@ __all__ = [
     "compile_model",
     "has_fast_bfloat16",
     "load_model",
+    "mean_of_real",
 ]

@@ -26,7 +26,7 @@ from ..config import ConfigError, OptimizerConfig
 from ..privacy.accounting import PrivacyLedger
 
 #: Length of the mean of normalised steps towards what data say of sentences.
-SIGNAL = 0.04
+SIGNAL = 0.1
 #: Farthest that all steps together may carry an adapter, for features of length 1, and a tenth of it that one step may:
 #: beyond, training diverges.
 _FARTHEST = 10.0

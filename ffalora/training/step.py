@@ -48,9 +48,13 @@ class LogicalStep:
         units = column_units(setup.adapters, setup.optimizer).to(device)
         self.lr *= units.max()  # the largest is the step's own, so that others keep a part of it
         self.units = None if bool((units == units.max()).all()) else (units / units.max()).float()
-        starts = [0]
+        starts, self.shares = [0], [1.0]
         if setup.private and setup.privacy.clipping == "per-layer":
             starts = [place.start for place in layout.places]
+            self.shares = [1.0] * len(starts)
+        elif setup.private and setup.privacy.head_share is not None and setup.adapters.heads:
+            starts.append(min(place.start for place in layout.places if place.layer in setup.adapters.heads))
+            self.shares = [1.0 - setup.privacy.head_share, setup.privacy.head_share]
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
 
@@ -118,7 +122,7 @@ class LogicalStep:
         self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, self.norms, strict=True)])
         limits = torch.full((len(self.cohort), 1), math.inf, dtype=torch.float64)
         if setup.private and groups > 1:
-            limits = torch.stack([per_layer_thresholds(norm, [1.0] * groups) for norm in self.norms])
+            limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in self.norms])
         elif setup.private:
             limits = torch.tensor(self.norms, dtype=torch.float64)[:, None]
         self.max_grad_norm = limits.to(setup.device)
