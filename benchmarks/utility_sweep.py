@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
+import gc
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -96,7 +96,7 @@ def configuration(job: Job) -> Config:
         "data.evaluate_on": "test" if job.split == "test" else "validation",
         "adapter.layers_to_transform": [4, 5],
         "optimizer.batch_size": 512,
-        "optimizer.token_budget": 16384 if job.device != "cpu" else None,
+        "optimizer.token_budget": 32768 if job.device != "cpu" else None,
         "federation.one_pass": "auto",
         "privacy.target_epsilon": job.epsilon,
     } | dict(job.recipe.changes)
@@ -200,9 +200,42 @@ def start_at_probe(experiment: Experiment, share: float) -> None:
     head.bias.copy_(probe.bias)
 
 
-def recipes() -> list[Recipe]:
-    """Everything that is tried."""
-    return [Recipe("base", path) for path in (10, 30)]
+def recipes(epsilon: float) -> list[Recipe]:
+    """Everything that is tried. Where ε is small, steps carry more noise, and paths are shorter in proportion to it."""
+    layers, modules, batch = "adapter.layers_to_transform", "adapter.target_modules", "optimizer.batch_size"
+    rank = lambda r: (("adapter.rank", r), ("adapter.alpha", r))  # noqa: E731
+    scale = lambda h: (("model.head_scale", h), ("privacy.max_grad_norm", h / 3))  # noqa: E731
+    lora = (("federation.strategy", "lora"),)
+    found = [Recipe("base", path) for path in (0.01, 3.0, 10.0, 30.0, 60.0)]
+    grid: dict[str, tuple[tuple[tuple[str, Any], ...], tuple[float, ...]]] = {
+        "layer 5": (((layers, [5]),), (10.0, 30.0, 60.0)),
+        "lora": (lora, (1.0, 3.0, 10.0)),
+        "all layers": (((layers, [0, 1, 2, 3, 4, 5]),), (3.0, 10.0, 30.0)),
+        "layers 2-5": (((layers, [2, 3, 4, 5]),), (10.0, 30.0)),
+        "layers 0-3": (((layers, [0, 1, 2, 3]),), (10.0, 30.0)),
+        "scale 6": (scale(6.0), (10.0, 30.0)),
+        "scale 10": (scale(10.0), (10.0, 30.0, 60.0)),
+        "rank 2": (rank(2), (10.0, 30.0)),
+        "rank 1": (rank(1), (10.0, 30.0)),
+        "rank 32": (rank(32), (10.0, 30.0)),
+        "query, value": (((modules, ["query", "value"]),), (30.0, 60.0)),
+        "output": (((modules, ["layer.4.output.dense", "layer.5.output.dense"]), (layers, None)), (30.0, 60.0)),
+        "batch 1024": (((batch, 1024),), (10.0, 30.0)),
+        "batch 256": (((batch, 256),), (10.0, 30.0)),
+        "100 steps": ((("federation.rounds", 50),), (10.0, 30.0)),
+        "head share .5": ((("privacy.head_share", 0.5),), (10.0, 30.0)),
+        "head share .8": ((("privacy.head_share", 0.8),), (10.0, 30.0)),
+        "one layer read": ((("model.pooled_layers", 1),), (3.0, 10.0, 30.0)),
+        "six layers read": ((("model.pooled_layers", 6),), (10.0, 30.0)),
+        "lora, layer 5": (((layers, [5]), *lora), (3.0, 10.0)),
+        "scale 10, all layers": ((*scale(10.0), (layers, [0, 1, 2, 3, 4, 5])), (10.0, 30.0)),
+        "scale 10, batch 1024": ((*scale(10.0), (batch, 1024)), (10.0, 30.0)),
+    }
+    found += [Recipe(name, path, changes) for name, (changes, paths) in grid.items() for path in paths]
+    found += [Recipe(f"head x {times:g}", 10.0, head=times) for times in (0.5, 2.0)]
+    found += [Recipe("probe first", path, probe_share=0.5) for path in (10.0, 30.0)]
+    found += [Recipe("probe first, scale 10", path, scale(10.0), probe_share=0.5) for path in (10.0, 30.0)]
+    return [replace(one, path=float(f"{one.path * epsilon / 6:.3g}")) for one in found]
 
 
 class Sweep:
@@ -257,19 +290,25 @@ def guarded(job: Job) -> list[dict[str, Any]] | None:
     except Exception as error:
         print(f"{job.key}: {type(error).__name__}: {error}", flush=True)
         return None
+    finally:
+        gc.collect()  # what a run leaves holds the device's memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def choose(sweep: Sweep, epsilons: Iterable[float], least: int) -> dict[float, tuple[str, float]]:
-    """The recipe with the best sum over ε of its best path's score, and that path for each ε; of those with at least
-    ``least`` seeds.
+def choose(sweep: Sweep, epsilons: Sequence[float], lora: bool) -> dict[float, tuple[str, float]]:
+    """The recipe of FFA-LoRA, or of LoRA, with the best sum over ε of its best path's score, and that path for each ε;
+    of those with the most seeds that any has.
     """
     best: dict[str, dict[float, tuple[float, float]]] = {}
     for epsilon in epsilons:
-        for (name, path), (score, seeds) in sweep.scores(epsilon).items():
-            if seeds >= least:
-                own = best.setdefault(name, {})
-                own[epsilon] = max(own.get(epsilon, (-1.0, 0.0)), (score, path))
-    whole = {name: own for name, own in best.items() if len(own) == len(tuple(epsilons))}
+        own = {n: s for n, s in sweep.scores(epsilon).items() if n[0].startswith("lora") == lora}
+        most = max((seeds for _, seeds in own.values()), default=0)
+        for (name, path), (score, seeds) in own.items():
+            if seeds >= most - 2:
+                paths = best.setdefault(name, {})
+                paths[epsilon] = max(paths.get(epsilon, (-1.0, 0.0)), (score, path))
+    whole = {name: paths for name, paths in best.items() if len(paths) == len(epsilons)}
     if not whole:
         return {}
     name = max(whole, key=lambda one: sum(score for score, _ in whole[one].values()))
@@ -291,37 +330,46 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="no run starts after so many")
     parser.add_argument("--small", action="store_true", help="tiny runs, to try the script")
     asked = parser.parse_args()
-    every, epsilons = recipes(), (6.0, 1.0)
-    if asked.small:
-        every = every[::8]
-    by_name = {(one.name, float(one.path)): one for one in every}
+    epsilons = (6.0, 1.0)
+    every = {epsilon: recipes(epsilon)[:: 20 if asked.small else 1] for epsilon in epsilons}
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
         sweep = Sweep(asked, pool)
-        plans = {one: _plan_of(one) for one in every}
-        wanted = sorted({(epsilon, *plan) for plan in plans.values() for epsilon in epsilons})
+        plans = {recipe: _plan_of(recipe) for each in every.values() for recipe in each}
+        wanted = sorted({(epsilon, *plans[recipe]) for epsilon, each in every.items() for recipe in each})
         sigmas = dict(zip(wanted, pool.map(sigma_of, wanted, chunksize=1), strict=True))
-
-        def jobs(chosen: Iterable[Recipe], seeds: Iterable[int], epsilon: float) -> list[Job]:
-            return [Job(r, epsilon, "dev", s, sigmas[(epsilon, *plans[r])]) for s in seeds for r in chosen]
-
-        waves = [(len(every), (100, 101), 0.5), (16, (102, 103), 0.62), (6, range(104, 108), 0.74)]
-        for keep, seeds, share in waves:
+        for keep, seeds, share in WAVES:
             todo = []
-            for epsilon in epsilons:
-                ranked = sorted(by_name, key=lambda n: sweep.scores(epsilon).get(n, (0.0, 0))[::-1][::-1], reverse=True)
-                todo += jobs([by_name[name] for name in ranked[:keep]], seeds, epsilon)
-            sweep.add(sorted(todo, key=lambda job: (job.seed, -job.epsilon)), share)
-        chosen = choose(sweep, epsilons, least=2 if asked.small else 4)
+            for epsilon, each in every.items():
+                scores = sweep.scores(epsilon)
+                ranked = sorted(each, key=lambda r: scores.get((r.name, r.path), (0.0, 0))[0], reverse=True)[:keep]
+                todo += [
+                    Job(recipe, epsilon, "dev", seed, sigmas[(epsilon, *plans[recipe])])
+                    for recipe in ranked
+                    for seed in seeds
+                ]
+            half = len(todo) // 2
+            mixed = [job for pair in zip(todo[:half], todo[half:], strict=True) for job in pair]
+            sweep.add(sorted(mixed, key=lambda job: job.seed), share)
+        chosen = {lora: choose(sweep, epsilons, lora) for lora in (False, True)}
         print("chosen", chosen, flush=True)
-        final = []
-        for seed in range(10):
-            for epsilon, name in chosen.items():
-                recipe = by_name[name]
-                lora = dataclasses.replace(
-                    recipe, name=f"{recipe.name} lora", changes=(*recipe.changes, ("federation.strategy", "lora"))
-                )
-                final += [Job(one, epsilon, "test", seed) for one in (recipe, lora, replace(recipe, path=0.0))]
-        sweep.add(final, 1.0)
+        sweep.add(final_jobs(every, chosen), 1.0)
+
+
+#: Of each: how many recipes go on for each ε, with which further seeds, until which share of the time.
+WAVES = ((1000, (100, 101), 0.5), (18, (102, 103), 0.63), (8, (104, 105, 106, 107), 0.75))
+
+
+def final_jobs(every: dict[float, list[Recipe]], chosen: dict[bool, dict[float, tuple[str, float]]]) -> list[Job]:
+    """The chosen recipes and the baselines on the test split."""
+    jobs = []
+    for seed in range(10):
+        for epsilon, each in every.items():
+            by_name = {(one.name, one.path): one for one in each}
+            jobs += [Job(by_name[own[epsilon]], epsilon, "test", seed) for own in chosen.values() if own]
+            for layers in (3, 1):
+                read = Recipe(f"{layers} layers read", 0.0, (("model.pooled_layers", layers),))
+                jobs.append(Job(read, epsilon, "test", seed))
+    return jobs
 
 
 def _plan_of(recipe: Recipe) -> tuple[int, int, int]:
