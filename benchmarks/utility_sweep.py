@@ -42,7 +42,7 @@ from ffalora.training.rates import head_rate, noise_variance
 
 DEMO = Path(__file__).parents[1] / "ffalora" / "configs" / "demo.yaml"
 COLUMNS = (
-    "recipe", "path", "epsilon", "split", "seed", "accuracy", "tail_accuracy", "loss", "lr", "head_lr_factor",
+    "recipe", "path", "epsilon", "split", "seed", "accuracy", "tail_accuracy", "loss", "lr", "head_lr",
     "numbers", "seconds", "device",
 )  # fmt: skip
 BASELINES = "baseline: "
@@ -154,7 +154,7 @@ def run(job: Job) -> list[dict[str, Any]] | None:
             "tail_accuracy": evaluate_views(experiment, server)["accuracy"],
             "loss": metrics["loss"],
             "lr": experiment.participants[0].lr,
-            "head_lr_factor": experiment.engine.optimizer.head_lr_factor,
+            "head_lr": experiment.participants[0].head_lr,
             "numbers": experiment.adapters.layout.size,
             "seconds": time.perf_counter() - started,
         }
@@ -170,11 +170,9 @@ def set_rates(experiment: Experiment, recipe: Recipe) -> None:
     variance = noise_variance(ledgers, [size / sum(sizes) for size in sizes])
     width = head_layers(experiment.loaded.model)[0].in_features
     lr = recipe.path / sum(factors)
-    factor = recipe.head * head_rate(variance, width, factors) / config.model.head_scale / lr
-    engine = experiment.engine
-    engine.optimizer = engine.optimizer.model_copy(update={"head_lr_factor": factor})
     for participant in experiment.participants:
         participant.lr = lr
+        participant.head_lr = recipe.head * head_rate(variance, width, factors) / config.model.head_scale
 
 
 @torch.no_grad()

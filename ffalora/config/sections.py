@@ -202,7 +202,11 @@ class OptimizerConfig(Section):
     lr: PositiveFloat | Literal["auto"] = Field(
         "auto", description="learning rate; auto: from noise, steps and method alone, never from the data"
     )
-    head_lr_factor: float = Field(10.0, gt=0, description="a trained head's learning rate, relative to the adapters'")
+    head_lr_factor: PositiveFloat | Literal["auto"] = Field(
+        "auto",
+        description="a trained head's learning rate, relative to the adapters'; auto: each as its noise allows, and "
+        "10 where nothing is clipped",
+    )
     a_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of a trained a, relative to that of b (LoRA+ asks for less than 1)"
     )

@@ -45,9 +45,10 @@ class LogicalStep:
         self.index = None if index is None else index.to(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        units = column_units(setup.adapters, setup.optimizer).to(device)
-        self.lr *= units.max()  # the largest is the step's own, so that others keep a part of it
-        self.units = None if bool((units == units.max()).all()) else (units / units.max()).float()
+        units = column_units(setup.adapters, setup.optimizer, cohort).to(device)
+        largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
+        self.lr *= largest[:, 0]
+        self.units = None if bool((units == largest).all()) else (units / largest).float()
         starts, self.shares = [0], [1.0]
         if setup.private and setup.privacy.clipping == "per-layer":
             starts = [place.start for place in layout.places]

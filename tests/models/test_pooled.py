@@ -1,4 +1,4 @@
-"""A head that reads several layers: which, what it takes off, and what it is given where layers are computed no more."""
+"""A head that reads several layers: which, what it takes off, and what stands for layers that are computed no more."""
 
 import pytest
 import torch
