@@ -332,8 +332,8 @@ def main() -> None:
     every = {epsilon: recipes(epsilon)[:: 20 if asked.small else 1] for epsilon in epsilons}
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
         sweep = Sweep(asked, pool)
-        plans = {recipe: _plan_of(recipe) for each in every.values() for recipe in each}
-        wanted = sorted({(epsilon, *plans[recipe]) for epsilon, each in every.items() for recipe in each})
+        plans = {recipe.name: _plan_of(recipe) for recipe in every[epsilons[0]]}
+        wanted = sorted({(epsilon, *plan) for epsilon in epsilons for plan in plans.values()})
         sigmas = dict(zip(wanted, pool.map(sigma_of, wanted, chunksize=1), strict=True))
         for keep, seeds, share in WAVES:
             todo = []
@@ -341,7 +341,7 @@ def main() -> None:
                 scores = sweep.scores(epsilon)
                 ranked = sorted(each, key=lambda r: scores.get((r.name, r.path), (0.0, 0))[0], reverse=True)[:keep]
                 todo += [
-                    Job(recipe, epsilon, "dev", seed, sigmas[(epsilon, *plans[recipe])])
+                    Job(recipe, epsilon, "dev", seed, sigmas[(epsilon, *plans[recipe.name])])
                     for recipe in ranked
                     for seed in seeds
                 ]
