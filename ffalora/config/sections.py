@@ -18,7 +18,7 @@ class ModelConfig(Section):
         "mean", description="'model': the model's own classification head; 'mean': a linear head on mean-pooled states"
     )
     head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
-    head_scale: float = Field(3.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
+    head_scale: float = Field(10.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
     pooled_layers: int = Field(
         3,
         ge=1,
@@ -247,7 +247,11 @@ class PrivacyConfig(Section):
         "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
     )
     head_share: float | None = Field(
-        None, gt=0, lt=1, description="clipping: flat; clip a trained head apart from the adapters, to this share of C²"
+        0.9,
+        gt=0,
+        lt=1,
+        description="clipping: flat or automatic; share of C² up to which a trained head is clipped, apart from the "
+        "adapters, which take the rest; null clips both together",
     )
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
     accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="accountant of the stated ε")

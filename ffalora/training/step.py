@@ -49,13 +49,7 @@ class LogicalStep:
         largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
         self.lr *= largest[:, 0]
         self.units = None if bool((units == largest).all()) else (units / largest).float()
-        starts, self.shares = [0], [1.0]
-        if setup.private and setup.privacy.clipping == "per-layer":
-            starts = [place.start for place in layout.places]
-            self.shares = [1.0] * len(starts)
-        elif setup.private and setup.privacy.head_share is not None and setup.adapters.heads:
-            starts.append(min(place.start for place in layout.places if place.layer in setup.adapters.heads))
-            self.shares = [1.0 - setup.privacy.head_share, setup.privacy.head_share]
+        starts, self.shares = _groups(setup)
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
 
@@ -232,3 +226,15 @@ class LogicalStep:
 
     def _row(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.setup.device)
+
+
+def _groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:
+    """Where each group of columns starts that is clipped by itself, and its share of C²."""
+    places, heads, privacy = setup.adapters.layout.places, setup.adapters.heads, setup.privacy
+    if setup.private and privacy.clipping == "per-layer":
+        return [place.start for place in places], [1.0] * len(places)
+    first = min((place.start for place in places if place.layer in heads), default=0)
+    share = privacy.head_share
+    if not setup.private or privacy.clipping == "adaptive" or share is None or first == 0:
+        return [0], [1.0]
+    return [0, first], [1.0 - share, share]
