@@ -30,7 +30,7 @@ from ffalora.baselines import ProbePlan, linear_probe, noise_of, zero_shot
 from ffalora.baselines.clients import ClientFeatures
 from ffalora.config import Config, load_config
 from ffalora.data.load import LoadedData
-from ffalora.federated.compared import _features, compare
+from ffalora.federated.compared import compare, features_of
 from ffalora.federated.experiment import Experiment, build
 from ffalora.federated.heads import head_layers
 from ffalora.federated.simulate import evaluate_views, run_round
@@ -181,7 +181,7 @@ def start_at_probe(experiment: Experiment, share: float) -> None:
     config, train = experiment.config, experiment.train
     every = torch.from_numpy(np.asarray(train.labels, dtype=np.int64))
     features = torch.nn.functional.normalize(
-        _features(experiment, experiment.engine.data, np.arange(len(every))), dim=1
+        features_of(experiment, experiment.engine.data, np.arange(len(every))), dim=1
     )
     clients, ledgers = [], []
     for participant in experiment.participants:
