@@ -170,11 +170,10 @@ def _step(setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor) ->
 def _sums(step: LogicalStep, row: int) -> Callable[[np.ndarray], Tensor]:
     """The clipped sums of a cohort in which this participant has some samples and the others a batch that stays."""
     drawn = [step.setup.sample(participant) for participant in step.cohort]
-    limits = torch.tensor(step.norms, dtype=torch.float64, device=step.setup.device)[:, None]
 
     def clipped_sums(samples: np.ndarray) -> Tensor:
         step.clipped_sums([*drawn[:row], samples, *drawn[row + 1 :]], int(step.setup.token_budget or 1))
-        return step.total / limits
+        return step.total / step.norms[:, None]
 
     return clipped_sums
 

@@ -229,7 +229,7 @@ def test_a_client_that_sends_nan_is_named_and_the_round_goes_on(small, monkeypat
 def test_a_round_of_nothing_but_rejected_clients_leaves_the_state(small, monkeypatch):
     experiment = build(small())
     monkeypatch.setattr(
-        module, "train_cohort", lambda e, s, cohort, rows: (rows.fill_(float("inf")), module.TrainingReport())[1]
+        module, "train_cohort", lambda e, s, cohort, rows: (rows.fill_(float("inf")), module.TrainingReport(3))[1]
     )
     server = experiment.strategy.begin()
     before = server.row.clone()

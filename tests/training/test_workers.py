@@ -30,7 +30,7 @@ def _run(options, clients, workers=None):
     engine.data.collate = lambda samples: (seen.append(len(samples)), collate(samples))[1]
     state, cohort = adapters.state().repeat(clients, 1), participants(clients)
     report = engine.train(cohort, state, steps=3)
-    numbers = (report.samples, report.loss, report.median_norm)
+    numbers = int(report.samples.sum()), float(report.losses.mean()), float(report.norms.median())
     return state, sum(seen), numbers, [p.ledger.steps_taken for p in cohort]
 
 
@@ -51,7 +51,7 @@ def _worker(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     try:
-        workers = Workers.of_this_group()
+        workers = Workers(rank, size)
         found = {name: _run(*case, workers) for name, case in CASES.items()}
         found["secure"] = _run_secure(workers)
         try:
@@ -93,7 +93,3 @@ def test_processes_agree_on_cryptographic_draws_and_noise(processes):
 
 def test_processes_that_start_from_different_states_are_refused(processes):
     assert all("1 of 2 processes start from another state" in found["parted"] for found in processes)
-
-
-def test_without_a_group_there_are_no_workers():
-    assert Workers.of_this_group() is None
