@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..adapters import Adapters
 from ..config import PrivacyConfig
-from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from .detectors import check_attached
 from .probe import SamplesNotIndependent
 
@@ -58,15 +57,6 @@ def check_batch_norm(model: nn.Module) -> None:
                 f"{name} is a {type(module).__name__} that normalises by the batch's own statistics, which mixes "
                 "samples; put it into evaluation mode, or replace it by layer or group normalisation"
             )
-
-
-def check_draw(draw: Draw) -> None:
-    """Amplified ε is for Poisson sampling alone; a source of batches that is not known to be Poisson is refused."""
-    if not isinstance(draw, SeededDraw | SystemDraw):
-        raise ValueError(
-            f"draw is a {type(draw).__name__}, which is not known to be Poisson sampling (SeededDraw, SystemDraw); set "
-            "privacy.sampling='shuffled' for ε without amplification"
-        )
 
 
 def check_cohort(cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: bool) -> None:

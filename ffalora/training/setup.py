@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
 from ..privacy.noise import NoiseSource, SecureNoise
-from ..privacy.sampling import Draw, SeededDraw, shuffled_batches
-from .admission import check_draw, check_model
+from ..privacy.sampling import Draw, SeededDraw, SystemDraw, shuffled_batches
+from .admission import check_model
 from .arena import Arena
 from .dropout import DropoutKeys
 from .participant import Participant
@@ -91,8 +91,11 @@ class TrainingSetup:
     def check_model(self) -> None:
         """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
         check_model(self.model, self.adapters, self.device, self.private)
-        if self.private and self.privacy.sampling == "poisson":
-            check_draw(self.draw)
+        if self.private and self.privacy.sampling == "poisson" and not isinstance(self.draw, SeededDraw | SystemDraw):
+            raise ValueError(
+                f"draw is a {type(self.draw).__name__}, which is not known to be Poisson sampling (SeededDraw, "
+                "SystemDraw); set privacy.sampling='shuffled' for ε without amplification"
+            )
 
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
