@@ -111,6 +111,16 @@ def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp
     assert "ffa" in table and "lora" in table and "±" in table and "report" in table
 
 
+@pytest.mark.parametrize("best,said", [(0.1, "points above"), (1.0, "NOT above a trivial baseline")])
+def test_a_report_says_of_each_run_whether_it_was_worth_it(best, said, trained, tmp_path, capsys):
+    run("simulate", *SMALL, "--output", tmp_path / "r")
+    rows = [{"name": "majority", "accuracy": best, "epsilon": 0.0, "is_bound": False, "about": "the largest class"}]
+    (tmp_path / "r/baselines.json").write_text(json.dumps(rows))
+    capsys.readouterr()
+    assert run("report", tmp_path / "r") == 0
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_a_second_run_never_lands_in_the_first_ones_folder(trained):
     for _ in range(2):
         assert run("simulate", *SMALL) == 0
