@@ -22,7 +22,7 @@ from .launch import cdiv, check_device, check_dtype
 SCRATCH_BYTES = 2**28
 #: Tokens of a chunk are a multiple of this where so many fit: whole tiles of the products.
 CHUNK_TILE = 128
-VOCABULARY_BLOCK, VOCABULARY_WARPS = 4096, 8
+VOCABULARY_BLOCK, VOCABULARY_WARPS = 2048, 8
 #: Rows of logits start at multiples of this.
 PITCH_UNIT = tl.constexpr(64)
 TOKEN_BLOCK = 1024
