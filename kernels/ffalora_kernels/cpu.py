@@ -12,7 +12,7 @@ from torch import Tensor
 from . import reference
 
 try:
-    from . import _cpu
+    from . import _cpu, cpu_head_loss
 except ImportError as missing:
     raise ImportError(
         f"the C++ extension ffalora_kernels._cpu is not usable ({missing}); "
@@ -137,10 +137,17 @@ def privatize_step(
     )  # fmt: skip
 
 
+def linear_cross_entropy(x: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    """``linear_cross_entropy``, the softmax of it in C++."""
+    compute = cpu_head_loss.linear_cross_entropy if x.dtype in _COMPILED else reference.linear_cross_entropy_ref
+    return compute(x, *rest)
+
+
 IMPLEMENTATIONS = {
     "expand_": expand,
     "backward": backward,
     "outer": outer,
     "clip_reduce_": clip_reduce,
     "privatize_step_": privatize_step,
+    "linear_cross_entropy": linear_cross_entropy,
 }

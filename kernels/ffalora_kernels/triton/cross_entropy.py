@@ -103,7 +103,7 @@ def _softmax_gradient_kernel(
     chosen = _logits(chosen, bias, tl.where(known, target, 0), n, softcap, BIASED, CAPPED)
     logarithm = tl.where(known, logarithm, float("nan"))
     tl.store(losses + token, logarithm - (chosen - shift))
-    tl.store(right + token, (known & (chosen >= peak)).to(tl.int32))
+    tl.store(right + token, ((chosen >= peak) & (logarithm == logarithm)).to(tl.int32))
     if GRADIENT:
         level = shift + logarithm
         for first in range(0, pitch, BLOCK):
