@@ -137,17 +137,11 @@ def privatize_step(
     )  # fmt: skip
 
 
-def linear_cross_entropy(x: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
-    """``linear_cross_entropy``, the softmax of it in C++."""
-    compute = cpu_head_loss.linear_cross_entropy if x.dtype in _COMPILED else reference.linear_cross_entropy_ref
-    return compute(x, *rest)
-
-
 IMPLEMENTATIONS = {
     "expand_": expand,
     "backward": backward,
     "outer": outer,
     "clip_reduce_": clip_reduce,
     "privatize_step_": privatize_step,
-    "linear_cross_entropy": linear_cross_entropy,
+    "linear_cross_entropy": cpu_head_loss.linear_cross_entropy,
 }

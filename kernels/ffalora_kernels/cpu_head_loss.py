@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _cpu
+from . import _cpu, reference
 from .products import base_input_gradient, base_product
 
 #: Logits that exist at a time, and columns of the head that are widened at a time.
@@ -22,7 +22,13 @@ def linear_cross_entropy(
     x: Tensor, w: Tensor, bias: Tensor | None, targets: Tensor, offsets: Tensor,
     ignore_index: int, mean: bool, softcap: float, gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See :func:`ffalora_kernels.head_loss.linear_cross_entropy`; float32 or bfloat16."""
+    """See :func:`ffalora_kernels.head_loss.linear_cross_entropy`; other states than float32 or bfloat16 go to
+    the reference.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return reference.linear_cross_entropy_ref(
+            x, w, bias, targets, offsets, ignore_index, mean, softcap, gradient
+        )  # fmt: skip
     counted = targets != ignore_index
     before = torch.cat([offsets.new_zeros(1, dtype=torch.int64), counted.cumsum(0)])[offsets.long()]
     counts = before.diff()
@@ -35,22 +41,33 @@ def linear_cross_entropy(
     chunk = max(SCRATCH_BYTES // (4 * len(w)), 1)
     for first in range(0, len(own), chunk):
         rows = slice(first, first + chunk)
-        logits = _logits(states[rows], w, bias)
-        slopes = logits.new_empty(logits.shape, dtype=x.dtype) if gradient and x.dtype != logits.dtype else logits
-        fields = _cpu.HeadLogits(
-            data=logits.data_ptr(), stride=logits.shape[1], rows=logits.shape[0], columns=logits.shape[1],
-            targets=wanted[rows].data_ptr(), weights=weights[rows].data_ptr(), softcap=softcap,
-            losses=token_losses[rows].data_ptr(), right=token_right[rows].data_ptr(),
-        )  # fmt: skip
-        into = slopes.data_ptr() if gradient else 0
-        half = gradient and slopes.dtype is torch.bfloat16
-        target = _cpu.Activations(into, slopes.shape[1], slopes.shape[1], half)
-        _cpu.softmax_gradient(fields, target, torch.get_num_threads())
+        found = token_losses[rows], token_right[rows]
+        slopes = _slopes(
+            _logits(states[rows], w, bias), wanted[rows], weights[rows], softcap, x.dtype, gradient, *found
+        )
         if gradient:
             dx.index_copy_(0, own[rows], base_input_gradient(slopes, w))
+        del slopes  # before the next chunk's logits take as much
     losses = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, segment, (token_losses * weights).double())
     right = torch.zeros_like(counts, dtype=torch.int32).index_add_(0, segment, token_right)
     return losses.float(), right, dx
+
+
+def _slopes(
+    logits: Tensor, targets: Tensor, weights: Tensor, softcap: float, dtype: torch.dtype, gradient: bool,
+    losses: Tensor, right: Tensor,
+) -> Tensor:  # fmt: skip
+    """``weights · (softmax - one-hot)`` in ``dtype``; overwrites the logits and fills losses and right."""
+    apart = gradient and dtype is not logits.dtype
+    slopes = torch.empty_like(logits, dtype=dtype) if apart else logits
+    rows, columns = logits.shape
+    fields = _cpu.HeadLogits(
+        data=logits.data_ptr(), stride=columns, rows=rows, columns=columns, targets=targets.data_ptr(),
+        weights=weights.data_ptr(), softcap=softcap, losses=losses.data_ptr(), right=right.data_ptr(),
+    )  # fmt: skip
+    into = _cpu.Activations(slopes.data_ptr() if gradient else 0, columns, columns, apart)
+    _cpu.softmax_gradient(fields, into, torch.get_num_threads())
+    return slopes
 
 
 def _logits(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
