@@ -147,9 +147,8 @@ def main() -> int:
     for m, d, v in _LARGE if device.type == "cuda" else _SMALL:
         for dtype in (torch.bfloat16,) if device.type == "cuda" else (torch.float32, torch.bfloat16):
             name = f"M{m} D{d} V{v} {str(dtype).removeprefix('torch.')}"
-            rows = measure(
-                HeadCase.drawn(m, d, v, dtype, device), name, clock, copy, asked.repeats, asked.seconds, gate
-            )
+            case = HeadCase.drawn(m, d, v, dtype, device)
+            rows = measure(case, name, clock, copy, asked.repeats, asked.seconds, gate)
             append(asked.output, [stamp(row, device) for row in rows])
             for row in rows:
                 print(f"  {name:36} {row.provider:15} {row.ms:9.3f} ms  {row.config.get('tflops', 0):8.2f} TFLOP/s "
