@@ -5,7 +5,7 @@
 
 *ours* is ``linear_cross_entropy``; *whole logits* multiplies, widens to float32 and calls ``F.cross_entropy``, as
 models do; *products alone* makes the two matrix products of *ours* and nothing else, which nobody can beat who keeps
-them. ``peak_mib`` is memory beyond the inputs and the gradient; bytes are those of states, head and gradient.
+them. ``peak_mib`` is memory beyond the inputs and the gradient.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import torch
 import torch.nn.functional as F
 from gate import CASES, backend_of, fresh_inputs, poisoned_buffers
 from harness import Clock, PeakMemory, Timing, copy_bandwidth, interleave, relative_error, release, survived, verdict
+from plan import HEADS
 from record import OK, Row, append, stamp
 from torch import Tensor
 
 import ffalora_kernels as ffk
-from ffalora_kernels import Segments
+from ffalora_kernels import Segments, traffic
 
-#: Tokens, width, vocabulary: SmolLM2-135M, Llama-3.2-1B, Llama-3-8B, Gemma-2-2B.
-_LARGE = ((8192, 576, 49152), (8192, 2048, 128256), (8192, 4096, 128256), (8192, 2304, 256000))
 _SMALL = ((1024, 576, 49152),)
 #: Tokens whose gradient is compared with float64's.
 _COMPARED = 64
@@ -96,7 +95,7 @@ def measure(case: HeadCase, name: str, clock: Clock, copy: float, repeats: int, 
         "ours": case.ours, "whole logits": case.whole_logits, "products alone": case.products_alone
     }  # fmt: skip
     (m, d), v, e = case.x.shape, len(case.w), case.x.element_size()
-    moved, flops = (2 * m * d + v * d) * e, 4 * m * v * d
+    moved, flops = traffic.linear_cross_entropy_floor(m, d, v, len(case.segments), e), 4 * m * v * d
     expected, rows = case.expected(), {}
     for provider, call in calls.items():
         row, outcome = Row("head loss", name, provider, gate=gate, bytes=moved), Timing()
@@ -144,7 +143,7 @@ def main() -> int:
     device = torch.device(asked.device)
     clock, gate, wrong = Clock(device), gate_of(device), False
     copy = copy_bandwidth(clock, 1024 if device.type == "cuda" else 64)
-    for m, d, v in _LARGE if device.type == "cuda" else _SMALL:
+    for m, d, v in HEADS if device.type == "cuda" else _SMALL:
         for dtype in (torch.bfloat16,) if device.type == "cuda" else (torch.float32, torch.bfloat16):
             name = f"M{m} D{d} V{v} {str(dtype).removeprefix('torch.')}"
             case = HeadCase.drawn(m, d, v, dtype, device)
