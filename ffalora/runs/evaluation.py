@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from ..config import DataConfig
 from ..data.examples import Examples
 from ..data.generation import exact_match, generate_answers
 from ..data.load import LoadedData
-from ..data.tasks import Task
+from ..data.tasks import Task, causal_losses
 from ..data.validate import column_values
 from ..models import LoadedModel
+from ..models.frozen_head import can_leave_head_out, head_left_out
 from ..training.batches import physical_batches
 
 _TOKENS = 8192
@@ -38,7 +40,17 @@ def evaluate_examples(
 ) -> dict[str, float]:
     """The task's metrics on the first ``samples`` examples (all by default)."""
     count = len(examples) if samples is None else min(samples, len(examples))
-    return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+    with _without_logits(model, examples, task, device) if count else nullcontext():
+        return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+
+
+def _without_logits(
+    model: nn.Module, examples: Examples, task: Task, device: torch.device
+) -> AbstractContextManager[None]:
+    """Leaves the head out where losses do without its logits."""
+    inputs = {name: value.to(device) for name, value in examples.collate([0])[0].items()}
+    apart = task.losses is causal_losses and can_leave_head_out(model, inputs)
+    return head_left_out(model) if apart else nullcontext()
 
 
 def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> dict[str, float]:

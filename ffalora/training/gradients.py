@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ffalora_kernels import clip_reduce_
 
 from ..adapters import Adapters, TrainingPass
+from ..models.frozen_head import head_left_out
 from ..models.packing import pack, packed_attention, packed_segments
 from .admission import check_batch
 from .arena import Arena
@@ -110,7 +111,8 @@ def segment_gradients(
     check_batch(inputs, targets, samples)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     targets = targets.to(device)
-    (probe or Probe(adapters, packed=packed)).look(model, losses, inputs, targets)
+    seen = probe or Probe(adapters, packed=packed)
+    seen.look(model, losses, inputs, targets)
     arena = arena or Arena(adapters)
     segment = np.unique(rows, return_inverse=True)[1] if per_client else np.arange(samples)
     current = _training_pass(state, arena, rows, segment, merged)
@@ -125,7 +127,8 @@ def segment_gradients(
         if current.masks is not None:
             current.masks.starts = inputs["cu_seq_lens_q"]
     attention = packed_attention(model) if packed else nullcontext()
-    with adapters.training_pass(current), attention, keyed_dropout(model, current.masks):
+    head = head_left_out(model) if seen.head_apart else nullcontext()
+    with adapters.training_pass(current), attention, head, keyed_dropout(model, current.masks):
         found = losses(model(**inputs), targets)
         check_losses(found, samples)
         found.sum().backward()

@@ -11,6 +11,7 @@ import torch
 from ffalora.data import DataError
 from ffalora.data.examples import IGNORE_INDEX
 from ffalora.data.generation import exact_match, final_number
+from ffalora.data.head_loss import HeadStates
 from ffalora.data.tasks import TASKS, find_task
 
 
@@ -51,6 +52,14 @@ def test_gradient_of_a_sample_touches_its_own_outputs_only(name):
     find_task(name).losses(logits, targets)[1].backward()
     touched = logits.grad.flatten(1).abs().sum(1) > 0
     assert touched.tolist() == [False, True, False, False]
+
+
+def test_losses_of_tokens_read_nothing_back_from_the_device():
+    """Tensors without data stand for a device that would have to be waited for."""
+    logits, targets = (t.to("meta") for t in causal_batch())
+    states = HeadStates(torch.empty(4, 9, 6, device="meta"), torch.empty(13, 6, device="meta"))
+    for given in (logits, states):
+        assert find_task("causal-lm").losses(SimpleNamespace(logits=given), targets).shape == (4,)
 
 
 @pytest.mark.parametrize("name", TASKS)

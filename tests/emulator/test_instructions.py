@@ -106,6 +106,17 @@ def test_a_shuffle_reads_the_other_lane_and_says_whether_it_is_there() -> None:
     assert result(body, "b32", "%r3", np.uint32).tolist() == [*range(5, 32), *[99] * 5]
 
 
+@pytest.mark.parametrize("kind,expected", [("add", 7 * -5 + 25 * 3), ("min", -5), ("max", 3)])
+def test_a_reduction_gives_every_lane_the_same_number(kind: str, expected: int) -> None:
+    body = f"""
+    setp.lt.u32 %p0, %r0, 7;
+    selp.s32 %r2, -5, 3, %p0;
+    mov.b32 %r3, -1;
+    redux.sync.{kind}.s32 %r4, %r2, %r3;
+    """
+    assert result(body, "s32", "%r4", np.int32).tolist() == [expected] * 32
+
+
 def test_updates_of_one_place_add_up_and_each_finds_the_sum_before_it() -> None:
     body = "mov.u32 %r2, 1;\n atom.global.add.u32 %r3, [%d0+124], %r2;" + stored("b32", "%r3").replace(
         "st.", "@%p2 st."

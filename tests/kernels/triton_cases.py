@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cases import FP16, SCALE, assert_close, make_segments, rows
+from cases import FP16, SCALE, assert_close, check_linear_cross_entropy, make_segments, rows
 from torch import Tensor
 
 import ffalora_kernels as ffk
@@ -164,6 +164,15 @@ def check_padded_sums(backend: str) -> None:
     assert_close("dh", dh, expected)
 
 
+def check_chunks_of_tokens(backend: str) -> None:
+    """Tokens in chunks of three, the last one of two, across the bounds of segments."""
+    module = module_of("linear_cross_entropy")
+    with mock.patch.object(module, "SCRATCH_BYTES", 3 * 4 * 320):
+        assert module.chunk_tokens(301) == 3
+        check_linear_cross_entropy(backend, lengths=(4, 0, 7), dtype=FP16)
+    assert module.chunk_tokens(128256) == 512 and module.chunk_tokens(2**27) == 1
+
+
 #: Cases that the emulator leaves out: it would need as much memory as they span, or nothing is launched.
 NOT_EMULATED = {
     "far_activations": check_far_activations,
@@ -174,4 +183,8 @@ NOT_EMULATED = {
     "deterministic_sums": check_deterministic_sums,
     "current_device": check_current_device,
 }
-TRITON_CASES: dict[str, Callable[..., None]] = {**NOT_EMULATED, "padded_sums": check_padded_sums}
+TRITON_CASES: dict[str, Callable[..., None]] = {
+    **NOT_EMULATED,
+    "padded_sums": check_padded_sums,
+    "chunks_of_tokens": check_chunks_of_tokens,
+}
