@@ -18,6 +18,7 @@ from .admission import ledger_of
 from .batches import PhysicalBatches, packed_batches, physical_batches
 from .detectors import UpdateWatch
 from .gradients import segment_gradients
+from .graphs import Clipping, PassGraphs
 from .optim import Moments
 from .participant import Participant
 from .rates import column_units, given_rate
@@ -54,6 +55,7 @@ class LogicalStep:
             starts = [place.start for place in layout.places]
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
+        self.graphs: PassGraphs | None = None
 
     def run(self, report: TrainingReport, index: Tensor, lr_factor: float) -> None:
         """Takes one step and adds what happened to ``report``; ``index`` int64 ``[C]``, the cohort's rows there."""
@@ -91,9 +93,12 @@ class LogicalStep:
         most = setup.arena.most_rows if setup.private else None
         plan = cut(setup.data.lengths[samples], budget, max_samples=most)
         self.total.zero_()
+        if self.graphs is None and setup.graphs is not None and setup.may_record:
+            self.graphs = setup.graphs
+            self.graphs.forget_moved(model=True)
         merged = self._merged_weights()
-        losses, norms = [torch.empty(0)], [torch.empty(0, dtype=torch.float64)]
-        rows = [np.empty(0, dtype=np.int64)]
+        losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
+        losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
             batch = batch if workers is None else workers.share(batch)
             if len(batch):
@@ -102,6 +107,9 @@ class LogicalStep:
                 losses.append(loss)
                 norms.append(norm)
                 rows.append(row_of[batch])
+        losses, norms = ([torch.cat(each).cpu()] for each in (losses, norms))  # the first wait for the device
+        if self.graphs is not None:
+            self.graphs.check_written()
         if workers is not None:
             workers.add_up_(self.total)
             losses, norms, rows = workers.gather(losses, norms, rows)
@@ -131,10 +139,16 @@ class LogicalStep:
         self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
-        ``[S]``, on the CPU: without privacy, those of the sums that the samples went into.
+        ``[S]``: without privacy, those of the sums that the samples went into.
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
+        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
+        if self.graphs is not None:
+            clipping = Clipping(self.max_grad_norm, self.group_columns, mode)
+            done = self.graphs.run(inputs, targets, rows, self.state, self.total, clipping)
+            if done is not None:
+                return done
         found = segment_gradients(
             setup.model,
             setup.adapters,
@@ -150,11 +164,10 @@ class LogicalStep:
             packed=setup.packed,
             merged=merged,
         )
-        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
-        norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode).cpu()
+        norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode)
         if not setup.private:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
-        return found.losses.cpu(), norms
+        return found.losses, norms
 
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
