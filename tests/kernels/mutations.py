@@ -73,7 +73,7 @@ INTERPRETED = [
         "wide = tl.where(tile_live, acc / scale,",
         "backward-plain",
     ),
-    Mutation("last block of dh lost", "join", "range(dh_parts)", "range(dh_parts - 1)", "backward-ragged_bf16"),
+    Mutation("last block of dh lost", "join", "k + part < dh_parts", "k + part < dh_parts - 1", "backward-ragged_bf16"),
     Mutation(
         "last block of norms lost",
         "join",

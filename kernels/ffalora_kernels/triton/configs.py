@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .launch import padded_rank
+
 
 @dataclass(frozen=True)
 class Config:
@@ -97,9 +99,15 @@ def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) 
         aligned: whether rows start at multiples of 16 bytes.
     """
     table = _TABLES.get(arch, _SMALL)[(family, itemsize)]
-    padded = 8 if r <= 8 and 8 in table else max(16, 1 << (r - 1).bit_length())
+    padded = 8 if r <= 8 and 8 in table else padded_rank(r)
     special = {} if aligned else _UNALIGNED.get((family, itemsize), {})
     return special.get(max(16, padded)) or table[padded]
+
+
+def rank_columns(arch: str, itemsize: int, r: int) -> int:
+    """Columns that ``backward`` pads a rank to: 8 for the smallest on parts where that is compiled and measured."""
+    narrow = 8 in _TABLES.get(arch, _SMALL)[("backward", itemsize)]
+    return 8 if r <= 8 and narrow else padded_rank(r)
 
 
 def chunk_tokens(r: int) -> int:

@@ -95,14 +95,6 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def padded_rank(r: int, least: int = 16) -> int:
-    """The power of two, at least ``least``, that a rank is padded to inside a kernel.
-
-    Tensor cores reduce over 16 numbers. NVIDIA's make results 8 columns wide, AMD's 16.
-    """
-    return max(least, 1 << (r - 1).bit_length())
-
-
-def narrowest_product(arch: str) -> int:
-    """The fewest columns that the result of a product on tensor cores has on a part."""
-    return 8 if arch.startswith("sm_") else 16
+def padded_rank(r: int) -> int:
+    """The power of two, at least 16, that a rank is padded to inside a kernel (tensor cores reduce over 16)."""
+    return max(16, 1 << (r - 1).bit_length())
