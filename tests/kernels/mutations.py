@@ -77,8 +77,8 @@ INTERPRETED = [
     Mutation(
         "last block of norms lost",
         "join",
-        "range(n_square_parts)",
-        "range(n_square_parts - 1)",
+        "k + part < n_square_parts",
+        "k + part < n_square_parts - 1",
         "backward-ragged_bf16",
     ),
     Mutation(
