@@ -1,5 +1,8 @@
 """Mutants of dropout, detectors, audit and statement: each is seen by a check that the sound package passes."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 from mutants import MUTANTS
@@ -48,6 +51,12 @@ def _says_the_largest():
         one.charge(5)
     said = PrivacyStatement.from_ledgers(both, "seeded", 1.0)
     return said.max_epsilon >= max(one.epsilon() for one in both)
+
+
+def test_every_mutant_is_noticed_by_a_test_of_the_record():
+    with open(Path(__file__).parents[2] / "benchmarks/data/mutations.csv", newline="", encoding="utf-8") as file:
+        noticed = {row["broken"]: int(row["tests that notice"]) for row in csv.DictReader(file)}
+    assert set(noticed) == set(MUTANTS) and min(noticed.values()) > 0
 
 
 CHECKS = {
