@@ -65,10 +65,11 @@ CHECKS = {
     "gradients are not compared": _is_raised,
     "probe leaves nothing out": lambda _: _near_the_bound(),
     "audit guesses by a coin": lambda _: _guesses_right(),
-    "audit ignores delta": lambda _: one_run_bound(1000, 500, 400, 0.0, 0.05)
-    > one_run_bound(1000, 500, 400, 0.1, 0.05),
+    "audit ignores delta": lambda _: (
+        one_run_bound(1000, 500, 400, 0.0, 0.05) > one_run_bound(1000, 500, 400, 0.1, 0.05)
+    ),
     "statement gives the smallest epsilon": lambda _: _says_the_largest(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mutant", CHECKS)

@@ -283,8 +283,10 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
     assert said == {"accuracy": 0.75, "loss": 0.5, "samples": 40, "rows": "all of new.csv that is test data"}
     assert run("evaluate", tmp_path) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "accuracy  0.7500  95% [0.5981, 0.8581]", "loss      0.5000", "40 rows: all of new.csv that is test data",
-    ]  # fmt: skip
+        "accuracy  0.7500  95% [0.5981, 0.8581]",
+        "loss      0.5000",
+        "40 rows: all of new.csv that is test data",
+    ]
 
 
 @pytest.mark.parametrize("name", ["new.csv", "notes"])
