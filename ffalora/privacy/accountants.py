@@ -21,7 +21,7 @@ different kinds compose under zero-out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from .composition import Gaussians, compose
@@ -124,20 +124,29 @@ def noise_multiplier_for(
         spent = epsilon_of([*prior, this_run], target_delta, accountant)
         return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
+    found = _least_noise(excess, tolerance)
+    if found is None:
+        raise ValueError(
+            f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
+            "its error is larger; take accountant='pld', fewer steps or a larger target"
+        )
+    return found
+
+
+def _least_noise(excess: Callable[[float], float], tolerance: float) -> float | None:
+    """A σ with ``log(1 - tolerance) ≤ excess(σ) ≤ 0``, where ``excess`` is ``log(ε(σ)/target)`` and falls; None where
+    no σ up to the largest has it. False position in (log σ, log ε) with the Illinois rule; excess(high) ≤ 0 throughout.
+    """
     low = high = 1.0
     at_low = at_high = excess(1.0)
     while at_high > 0:
         low, at_low, high = high, at_high, 2 * high
         if high > _LARGEST_NOISE:
-            raise ValueError(
-                f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
-                "its error is larger; take accountant='pld', fewer steps or a larger target"
-            )
+            return None
         at_high = excess(high)
     while at_low <= 0:
         high, at_high, low = low, at_low, low / 2
         at_low = excess(low)
-    # False position in (log σ, log ε) with the Illinois rule; ε(high) ≤ target holds throughout.
     goal = math.log1p(-tolerance / 2)
     weight_low = weight_high = 1.0
     lowered: bool | None = None
