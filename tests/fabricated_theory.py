@@ -51,9 +51,12 @@ def rows(method: str, seed: int, config: Config) -> Rows:
     found: Rows = []
     for number in range(rounds + 1):
         row = {
-            "round": number, "trained": "both" if is_lora else "b",
-            "loss": 0.5 + 0.3 / (number + 1) + rng.gauss(0, 0.01), "discordance": None, "epsilon": None,
-        }  # fmt: skip
+            "round": number,
+            "trained": "both" if is_lora else "b",
+            "loss": 0.5 + 0.3 / (number + 1) + rng.gauss(0, 0.01),
+            "discordance": None,
+            "epsilon": None,
+        }
         if number:
             total = rng.uniform(1.0, 2.0) if is_lora else 0.0
             row |= {

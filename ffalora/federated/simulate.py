@@ -51,9 +51,8 @@ class Run:
         frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
             load_checkpoint(
-                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level,
-                frozen,
-            )  # fmt: skip
+                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level, frozen
+            )
         account = checkpoint.with_name(ACCOUNT)
         open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)

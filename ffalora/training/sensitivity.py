@@ -30,8 +30,9 @@ from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
 
-#: Most that a record may move the sum by, in units of C: in float32, and where a narrower base rounds what others
-#: contribute differently when the shape of the batch changes.
+#: Most that a record may move the sum by, in units of C: in float32, and with a narrower base, where the shape of the
+#: batch may round what the m others contribute: by a share ρ of C each, in directions of their own, so that all is
+#: √(1 + m·ρ²). A hundred roundings of bfloat16, 2⁻⁸/√3 each at random, make ρ = 2.3%, and 200 others 1.05.
 FLOAT32_LIMIT, NARROW_LIMIT = 1.0001, 1.05
 SETTINGS = ("start", "moved", "clipped")
 

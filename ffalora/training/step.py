@@ -225,10 +225,12 @@ class LogicalStep:
 
     def _adapt_clipping(self, norms: Tensor, rows: Tensor) -> None:
         """Moves the clipping norm of every participant that has a policy, by its own noisy count."""
+        normals = np.array([self.setup.noise.normal(p.client_id, p.steps_taken) for p in self.cohort])
+        if self.setup.workers is not None:  # a count is released once, and all clip to the same norm
+            [normals] = self.setup.workers.same_for_all([normals])
         for row, participant in enumerate(self.cohort):
             if participant.adaptive is not None:
-                normal = self.setup.noise.normal(participant.client_id, participant.steps_taken)
-                participant.adaptive.update(norms[rows == row], normal)
+                participant.adaptive.update(norms[rows == row], float(normals[row]))
         self._take_clipping_norms()
 
     def _row(self, values: Sequence[float]) -> Tensor:

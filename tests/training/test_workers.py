@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import participants, tiny_engine
 
+from ffalora.privacy.clipping import AdaptiveQuantileClipping
 from ffalora.privacy.noise import SecureNoise
 from ffalora.privacy.sampling import SystemDraw
 from ffalora.training.workers import Workers, check_same_state
@@ -42,9 +43,10 @@ def _run_secure(workers):
         engine.model, adapters, engine.data, engine.losses, engine.optimizer, privacy, SecureNoise(), SystemDraw(),
         workers=workers,
     )  # fmt: skip
-    state = adapters.state()[None]
-    engine.train(participants(1), state, steps=2)
-    return state
+    state, (client,) = adapters.state()[None], participants(1)
+    client.adaptive = AdaptiveQuantileClipping(client.ledger.noise_multiplier, 8.0, engine.privacy.max_grad_norm)
+    engine.train([client], state, steps=2)
+    return state, client.adaptive.max_grad_norm
 
 
 def _worker(rank, size, folder):
@@ -87,8 +89,9 @@ def test_each_process_computes_its_own_half_of_the_samples_only(processes, name)
     assert first + second == samples and abs(first - second) <= 0.4 * samples
 
 
-def test_processes_agree_on_cryptographic_draws_and_noise(processes):
-    assert torch.equal(processes[0]["secure"], processes[1]["secure"])
+def test_processes_agree_on_cryptographic_draws_noise_and_clipping_norms(processes):
+    (first, first_norm), (second, second_norm) = (found["secure"] for found in processes)
+    assert torch.equal(first, second) and first_norm == second_norm
 
 
 def test_processes_that_start_from_different_states_are_refused(processes):
