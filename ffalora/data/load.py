@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
+from .conversations import check_conversations, holds_conversations
 from .errors import DataError
 from .labels import describe, encode_classes, encode_numbers, number_classes
 from .sources import read_embedded, read_other
@@ -79,7 +80,8 @@ def load_data(
     spec           embedded name ("movie-reviews"), path of a file or folder, or hub name ("owner/name",
                    "owner/name:config", "glue/sst2")
     task           a name in ``tasks.TASKS``; default: the embedded data's own, else classification
-    input_columns  one text column, two for pairs, or (prompt, answer) for causal-lm, or the image column;
+    input_columns  one text column, two for pairs, or the image column; for causal-lm (prompt, answer), or one column of
+                   conversations (lists of messages) or of texts;
                    default: the embedded data's own, else "text", "sentence" or the only column of strings
     label_column   default: the embedded data's own, else "label"
     client_column  column that says whose row it is (natural clients), kept for the partition
@@ -156,6 +158,9 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
         for pair in pairs:
             if set(pair) <= set(data.column_names):
                 return pair
+        for name in ("messages", "text"):
+            if name in data.column_names:
+                return (name,)
     else:
         for name in wanted:
             if name in data.column_names:
@@ -223,12 +228,12 @@ def _check_inputs(
             validate.require_columns(data, [column], parameter, source)
     if loaded.task == "image-classification":
         return data
-    wanted = 2 if loaded.task == "causal-lm" else None
-    if (wanted and len(loaded.input_columns) != wanted) or len(loaded.input_columns) > 2:
-        raise DataError(
-            f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes "
-            f"{'two, the prompt and the answer' if wanted else 'one text column or two (a pair)'}"
-        )
+    if len(loaded.input_columns) > 2:
+        one_or_two = "one column (texts or conversations) or two (prompt and answer)"
+        takes = one_or_two if loaded.task == "causal-lm" else "one text column or two (a pair)"
+        raise DataError(f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes {takes}")
+    if loaded.task == "causal-lm" and holds_conversations(data, loaded.input_columns):
+        return check_conversations(data, loaded.input_columns[0], source, drop_empty=drop_empty)
     return validate.check_texts(data, loaded.input_columns, source, drop_empty=drop_empty)
 
 
