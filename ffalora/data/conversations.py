@@ -7,7 +7,7 @@ is what it answers to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, Any]
+Form = Literal["prompts", "conversations", "texts"]
+_LOOKED_AT = 100  # rows that tell what a column holds
 
 
-def holds_conversations(data: Dataset, columns: Sequence[str]) -> bool:
-    """Whether the only input column holds lists of messages."""
-    if len(columns) != 1 or columns[0] not in data.column_names:
-        return False
-    return any(isinstance(value, list) for value in column_values(data, columns[0])[:_LOOKED_AT])
-
-
-_LOOKED_AT = 100
+def form_of(data: Dataset, columns: Sequence[str]) -> Form:
+    """What the columns hold for a language model: prompts and answers (two columns), conversations or plain texts."""
+    if len(columns) == 2:
+        return "prompts"
+    values = column_values(data, columns[0])[:_LOOKED_AT] if columns[0] in data.column_names else []
+    return "conversations" if any(isinstance(value, list) for value in values) else "texts"
 
 
 def check_conversations(data: Dataset, column: str, source: str, *, drop_empty: bool) -> Dataset:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .conversations import Message, encode_question
 from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -19,38 +20,47 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def generate_answers(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Message]],
     *,
     template: str = DEFAULT_TEMPLATE,
     max_new_tokens: int = 128,
     batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
-    """Greedy continuations of ``prompts``, each cut at the end-of-sequence token.
+    """Continuations of ``prompts``, each cut at the end-of-sequence token: the likeliest ones, or, at a temperature
+    above 0, draws that ``seed`` decides.
 
-    Prompts are tokenised as in training, sorted by length and padded on the left.
+    Texts are put into the template, conversations into the tokenizer's chat template, both tokenised as in training;
+    then sorted by length and padded on the left. Keys and values of earlier tokens are kept, not computed again.
     """
-    rows = encode_prompts(prompts, tokenizer, template)
+    rows = [
+        encode_prompts([prompt], tokenizer, template)[0]
+        if isinstance(prompt, str)
+        else encode_question(prompt, tokenizer)
+        for prompt in prompts
+    ]
     pad, device = pad_token_of(tokenizer), next(model.parameters()).device
+    choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     answers = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = len(rows[chosen[-1]])
-        ids = torch.full((len(chosen), width), pad)
-        mask = torch.zeros_like(ids)
-        for position, row in enumerate(chosen):
-            ids[position, width - len(rows[row]) :] = torch.tensor(rows[row])
-            mask[position, width - len(rows[row]) :] = 1
-        made = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        for row, text in zip(chosen, tokenizer.batch_decode(made[:, width:], skip_special_tokens=True), strict=True):
-            answers[row] = text
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = len(rows[chosen[-1]])
+            ids = torch.full((len(chosen), width), pad)
+            mask = torch.zeros_like(ids)
+            for position, row in enumerate(chosen):
+                ids[position, width - len(rows[row]) :] = torch.tensor(rows[row])
+                mask[position, width - len(rows[row]) :] = 1
+            made = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
+                pad_token_id=pad, eos_token_id=tokenizer.eos_token_id, use_cache=True, **choice,
+            )  # fmt: skip
+            texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+            for row, text in zip(chosen, texts, strict=True):
+                answers[row] = text
     return answers
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
-from .conversations import check_conversations, holds_conversations
+from .conversations import Form, check_conversations, form_of
 from .errors import DataError
 from .labels import describe, encode_classes, encode_numbers, number_classes
 from .sources import read_embedded, read_other
@@ -50,6 +50,12 @@ class LoadedData:
     @property
     def test(self) -> Dataset | None:
         return self.splits.get("test")
+
+    @property
+    def form(self) -> Form | None:
+        """What a language model learns of a row; None for other tasks."""
+        rows = next(iter(self.splits.values()), None)
+        return form_of(rows, self.input_columns) if rows is not None and self.task == "causal-lm" else None
 
     @property
     def num_labels(self) -> int:
@@ -232,7 +238,7 @@ def _check_inputs(
         one_or_two = "one column (texts or conversations) or two (prompt and answer)"
         takes = one_or_two if loaded.task == "causal-lm" else "one text column or two (a pair)"
         raise DataError(f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes {takes}")
-    if loaded.task == "causal-lm" and holds_conversations(data, loaded.input_columns):
+    if loaded.task == "causal-lm" and form_of(data, loaded.input_columns) == "conversations":
         return check_conversations(data, loaded.input_columns[0], source, drop_empty=drop_empty)
     return validate.check_texts(data, loaded.input_columns, source, drop_empty=drop_empty)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .conversations import holds_conversations, tokenize_conversations
+from .conversations import form_of, tokenize_conversations
 from .errors import DataError
 from .examples import CausalDataset, Examples, ImageDataset, Ragged, TokenizedDataset
 from .load import LoadedData
@@ -106,11 +106,12 @@ def _language(
     """Prompts and answers, conversations or plain texts, whichever the columns hold."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
-    if len(columns) == 2:
+    form = form_of(rows, columns)
+    if form == "prompts":
         return tokenize_causal(
             rows, columns, tokenizer, max_length=max_length, template=template, pad_to_multiple=pad_to_multiple
         )
-    if holds_conversations(rows, columns):
+    if form == "conversations":
         pad = pad_token_of(tokenizer)
         return tokenize_conversations(rows, columns[0], tokenizer, pad, max_length, pad_to_multiple)
     return tokenize_texts(rows, columns[0], tokenizer, max_length=max_length, pad_to_multiple=pad_to_multiple)

@@ -18,7 +18,9 @@ from torch import nn
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
+from ..data.conversations import Form
 from ..data.examples import Ragged, TokenizedDataset
+from ..data.load import LoadedData
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
 from ..files.atomic import write_atomically
@@ -42,6 +44,8 @@ class Bundle:
         loaded: model and tokenizer.
         label_names: of the classes; None for other tasks.
         trained_on: name of the data that it was trained on.
+        form: what a language model learned of a row; None for other tasks.
+        adapters: the handle.
     """
 
     config: Config
@@ -49,6 +53,8 @@ class Bundle:
     label_names: list[str] | None
     device: torch.device
     trained_on: str
+    form: Form | None
+    adapters: Adapters
 
 
 class Scores(dict[str, float]):
@@ -78,9 +84,7 @@ class Scores(dict[str, float]):
         return found
 
 
-def save_bundle(
-    folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, label_names: Sequence[str] | None
-) -> None:
+def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, data: LoadedData) -> None:
     """Writes the adapter in PEFT's format, and beside it the task head (where PEFT's files do not hold it) and this
     run's terms.
     """
@@ -90,7 +94,8 @@ def save_bundle(
         write_atomically(folder / HEAD_FILE, save(head))
     terms = {
         "config": config.model_dump(mode="json"),
-        "label_names": None if label_names is None else list(label_names),
+        "label_names": data.label_names,
+        "form": data.form,
     }
     write_atomically(folder / BUNDLE_FILE, json.dumps(terms, indent=2, ensure_ascii=False).encode())
 
@@ -112,6 +117,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
+        form = terms.get("form")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise
@@ -120,11 +126,11 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         ) from None
     device = choose_device(config.device)
     loaded = load_model(config.model, config.data.task, len(names) if names else 1, config.seed, device)
-    load_adapters(loaded.model, folder, loaded.root)
+    adapters = load_adapters(loaded.model, folder, loaded.root)
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device, trained_on)
+    return Bundle(config, loaded, names, device, trained_on, form, adapters)
 
 
 def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import DataConfig
+from ..config import ConfigError, DataConfig
 from ..data.examples import Examples
 from ..data.generation import exact_match, generate_answers
 from ..data.load import LoadedData
@@ -62,9 +62,16 @@ def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, 
     rows = data.splits[split]
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
-    prompts, references = (column_values(rows, column) for column in data.input_columns)
+    if data.form == "texts":
+        raise ConfigError(
+            f"data.answer_tokens={config.answer_tokens} is given, but {data.name} holds plain texts without answers; "
+            "set it to null, or give columns of prompts and answers"
+        )
+    prompts, *answered = (column_values(rows, column) for column in data.input_columns)
+    references = answered[0] if answered else [messages[-1]["content"] for messages in prompts]
+    asked = prompts if answered else [messages[:-1] for messages in prompts]
     answers = generate_answers(
-        loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
+        loaded.model, loaded.tokenizer, asked, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
     )
     return {"exact_match": exact_match(answers, references)}
 
