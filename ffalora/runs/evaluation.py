@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..config import ConfigError, DataConfig
 from ..data.examples import Examples
 from ..data.generation import exact_match, generate_answers
 from ..data.load import LoadedData
-from ..data.tasks import Task, causal_losses
+from ..data.tasks import Gathered, Task, causal_losses
 from ..data.validate import column_values
 from ..models import LoadedModel
 from ..models.frozen_head import can_leave_head_out, head_left_out
@@ -34,14 +34,38 @@ def predict_examples(model: nn.Module, examples: Examples, device: torch.device)
     return torch.stack(outputs)
 
 
-@torch.inference_mode()
 def evaluate_examples(
     model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
 ) -> dict[str, float]:
     """The task's metrics on the first ``samples`` examples (all by default)."""
+    gathered = gather_examples(model, examples, task, device, samples)
+    return task.metrics([gathered] if gathered else [])
+
+
+@torch.inference_mode()
+def gather_examples(
+    model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
+) -> Gathered:
+    """What the task's metrics need of the first ``samples`` examples (all by default), in their order."""
     count = len(examples) if samples is None else min(samples, len(examples))
-    with _without_logits(model, examples, task, device) if count else nullcontext():
-        return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+    if not count:
+        return {}
+    order, found = [], []
+    with _without_logits(model, examples, task, device):
+        for batch, *results in _passes(model, examples, device, count):
+            order.append(batch)
+            found.append(task.gather(*results))
+    places = np.argsort(np.concatenate(order))
+    return {name: np.concatenate([batch[name] for batch in found])[places] for name in found[0]}
+
+
+def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """The task's metrics on the samples of each group alone; ``groups`` names each sample's."""
+    names = np.asarray([str(group) for group in groups])
+    return {
+        name: task.metrics([{key: values[names == name] for key, values in gathered.items()}])
+        for name in sorted(set(names))
+    }
 
 
 def _without_logits(

@@ -102,6 +102,28 @@ def test_answers_of_conversations_are_compared_with_the_last_one(runs) -> None:
     assert "exact_match" in evaluate(runs["conversations"])
 
 
+def test_perplexity_of_each_site_is_that_of_its_rows_alone(runs, tmp_path, capsys) -> None:
+    rng = np.random.default_rng(5)
+    rows = [{"text": words(rng, 3 + i % 4), "site": "north" if i % 3 else "south"} for i in range(9)]
+
+    def scores(name: str, chosen: list[dict]):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in chosen))
+        return evaluate(runs["texts"], {"data.name": str(path)}, by="site")
+
+    found = scores("both", rows)
+    assert list(found.by_group) == ["north", "south"]
+    for site, metrics in found.by_group.items():
+        alone = scores(site, [row for row in rows if row["site"] == site])
+        assert metrics == pytest.approx(dict(alone)) and metrics["perplexity"] != pytest.approx(found["perplexity"])
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(runs["texts"]), "--data.name", str(tmp_path / "both.jsonl"), "--by", "site"])
+    said = capsys.readouterr()
+    assert f"{found.by_group['north']['perplexity']:.4f}" in said.out, said.err
+    with pytest.raises(DataError, match=r"by='ward': .* its columns are text, site"):
+        evaluate(runs["texts"], {"data.name": str(tmp_path / "both.jsonl")}, by="ward")
+
+
 @pytest.mark.parametrize(
     "form,options,error,message",
     [
