@@ -33,7 +33,9 @@ from .running import hide_loading_bars
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts at a time.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest tokens.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws at a temperature above 0.")
-@click.option("--merge/--no-merge", default=True, help="Add the adapter to the base weights first  [default: merge]")
+@click.option(
+    "--merge", is_flag=True, help="Add the adapter to the base weights first: faster, rounded to their format."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(
     folder: Path, prompts: tuple[str, ...], path: Path | None, as_json: bool, overrides: dict[str, Any], **options: Any

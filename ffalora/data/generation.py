@@ -28,8 +28,8 @@ def generate_answers(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Continuations of ``prompts``, each cut at the end-of-sequence token: the likeliest ones, or, at a temperature
-    above 0, draws that ``seed`` decides.
+    """Continuations of ``prompts``, each cut where the tokenizer or the model's own settings end a sequence or a turn:
+    the likeliest ones, or, at a temperature above 0, draws that ``seed`` decides.
 
     Texts are put into the template, conversations into the tokenizer's chat template, both tokenised as in training;
     then sorted by length and padded on the left. Keys and values of earlier tokens are kept, not computed again.
@@ -41,6 +41,8 @@ def generate_answers(
         for prompt in prompts
     ]
     pad, device = pad_token_of(tokenizer), next(model.parameters()).device
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     answers = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -56,7 +58,7 @@ def generate_answers(
                 mask[position, width - len(rows[row]) :] = 1
             made = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
-                pad_token_id=pad, eos_token_id=tokenizer.eos_token_id, use_cache=True, **choice,
+                pad_token_id=pad, eos_token_id=sorted(ends), use_cache=True, **choice,
             )  # fmt: skip
             texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
             for row, text in zip(chosen, texts, strict=True):

@@ -24,7 +24,7 @@ def generate(
     *,
     form: Form | None = None,
     system: str | None = None,
-    merge: bool = True,
+    merge: bool = False,
     max_new_tokens: int = 128,
     batch_size: int = 8,
     temperature: float = 0.0,
@@ -39,7 +39,8 @@ def generate(
         form: how texts are put to the model: 'prompts' (in the template of training), 'conversations' (as what a user
             says) or 'texts' (to be continued as they are); None for the form of the data that it was trained on.
         system: what the system says first, in conversations.
-        merge: add the adapter to the base weights first, which generates faster and rounds a little differently.
+        merge: add the adapter to the base weights first, which generates faster and rounds the sum to the base's number
+            format.
         max_new_tokens: of an answer; batch_size: prompts at a time.
         temperature: 0 takes the likeliest tokens, more draws them; seed: of the draws.
 
