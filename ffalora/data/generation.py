@@ -1,4 +1,4 @@
-"""Answers of a causal language model to prompts, and the exact match of the numbers they end in."""
+"""Answers of a causal language model to prompts, and how near they are to what should be answered."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from .conversations import Message, encode_question
 from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
 
+_WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -82,3 +83,25 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     wanted = [final_number(reference) for reference in references]
     given = [final_number(answer) for answer in answers]
     return sum(a is not None and a == b for a, b in zip(given, wanted, strict=True)) / len(answers)
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Mean F1 of the longest common subsequence of words (ROUGE-L: Lin 2004), letters and digits in lower case."""
+    if len(answers) != len(references) or not answers:
+        raise ValueError(f"ROUGE-L of {len(answers)} answers with {len(references)} references: give equally many")
+    total = 0.0
+    for pair in zip(answers, references, strict=True):
+        given, wanted = (_WORD.findall(text.lower()) for text in pair)
+        common = _common(given, wanted)
+        total += 2.0 * common / (len(given) + len(wanted)) if common else 0.0
+    return total / len(answers)
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    best = [0] * (len(other) + 1)
+    for word in one:
+        before = 0
+        for place, there in enumerate(other, start=1):
+            before, best[place] = best[place], before + 1 if word == there else max(best[place], best[place - 1])
+    return best[-1]

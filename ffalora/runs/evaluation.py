@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, DataConfig
 from ..data.examples import Examples
-from ..data.generation import exact_match, generate_answers
+from ..data.generation import exact_match, final_number, generate_answers, rouge_l
 from ..data.load import LoadedData
 from ..data.tasks import Gathered, Task, causal_losses
 from ..data.validate import column_values
@@ -78,8 +78,8 @@ def _without_logits(
 
 
 def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> dict[str, float]:
-    """``exact_match`` of the numbers in which generated answers end with those of ``split``; empty where the
-    configuration asks for no answers.
+    """``rouge_l`` of generated answers with those of ``split``, and ``exact_match`` of the numbers that they end in
+    where any of those does; empty where the configuration asks for no answers.
     """
     if config.answer_tokens is None:
         return {}
@@ -97,7 +97,10 @@ def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, 
     answers = generate_answers(
         loaded.model, loaded.tokenizer, asked, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
     )
-    return {"exact_match": exact_match(answers, references)}
+    numbers = any(final_number(reference) is not None for reference in references)
+    return {"rouge_l": rouge_l(answers, references)} | (
+        {"exact_match": exact_match(answers, references)} if numbers else {}
+    )
 
 
 def _passes(

@@ -11,8 +11,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from ffalora.cli import main
 from ffalora.config import ConfigError
 from ffalora.data.errors import DataError
+from ffalora.data.generation import exact_match, rouge_l
 from ffalora.federated.simulate import simulate
 from ffalora.runs.bundle import evaluate, load_bundle
+from ffalora.runs.data import load_run_data
 from ffalora.runs.generate import generate, read_prompts
 
 TEMPLATE = (
@@ -99,7 +101,25 @@ def test_draws_are_those_of_their_seed(runs) -> None:
 
 
 def test_answers_of_conversations_are_compared_with_the_last_one(runs) -> None:
-    assert "exact_match" in evaluate(runs["conversations"])
+    bundle = load_bundle(runs["conversations"])
+    scores = evaluate(runs["conversations"])
+    data = load_run_data(bundle.config)
+    asked = data.test["messages"][:4]
+    answers = generate(runs["conversations"], [messages[:-1] for messages in asked], max_new_tokens=2)
+    assert scores["rouge_l"] == rouge_l(answers, [messages[-1]["content"] for messages in asked])
+    assert scores["exact_match"] == exact_match(answers, [messages[-1]["content"] for messages in asked])
+
+
+def test_numbers_are_compared_only_where_answers_end_in_them(runs, tmp_path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"messages": [{"role": "user", "content": "so"}, {"role": "assistant", "content": said}]})
+            for said in ("yes", "no")
+        )
+    )
+    scores = evaluate(runs["conversations"], {"data.name": str(path)})
+    assert "rouge_l" in scores and "exact_match" not in scores
 
 
 def test_perplexity_of_each_site_is_that_of_its_rows_alone(runs, tmp_path, capsys) -> None:
