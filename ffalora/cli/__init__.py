@@ -17,6 +17,7 @@ VERBS = (
     "simulate",
     "train",
     "demo",
+    "generate",
     "evaluate",
     "predict",
     "report",

@@ -84,8 +84,8 @@ class DataConfig(Section):
     answer_tokens: int | None = Field(
         None,
         ge=1,
-        description="causal-lm: also generate answers of at most this many tokens, and report how many end in the "
-        "right number (exact_match)",
+        description="causal-lm: also generate answers of at most this many tokens, and report how near they are to "
+        "the data's (rouge_l) and how many end in the right number (exact_match)",
     )
 
     @model_validator(mode="after")

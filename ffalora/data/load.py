@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
+from .conversations import Form, check_conversations, form_of
 from .errors import DataError
 from .labels import describe, encode_classes, encode_numbers, number_classes
 from .sources import read_embedded, read_other
@@ -51,6 +52,12 @@ class LoadedData:
         return self.splits.get("test")
 
     @property
+    def form(self) -> Form | None:
+        """What a language model learns of a row; None for other tasks."""
+        rows = next(iter(self.splits.values()), None)
+        return form_of(rows, self.input_columns) if rows is not None and self.task == "causal-lm" else None
+
+    @property
     def num_labels(self) -> int:
         """Outputs the model needs: number of classes, or 1 for regression."""
         return len(self.label_names) if self.label_names else 1
@@ -79,7 +86,8 @@ def load_data(
     spec           embedded name ("movie-reviews"), path of a file or folder, or hub name ("owner/name",
                    "owner/name:config", "glue/sst2")
     task           a name in ``tasks.TASKS``; default: the embedded data's own, else classification
-    input_columns  one text column, two for pairs, or (prompt, answer) for causal-lm, or the image column;
+    input_columns  one text column, two for pairs, or the image column; for causal-lm (prompt, answer), or one column of
+                   conversations (lists of messages) or of texts;
                    default: the embedded data's own, else "text", "sentence" or the only column of strings
     label_column   default: the embedded data's own, else "label"
     client_column  column that says whose row it is (natural clients), kept for the partition
@@ -156,6 +164,9 @@ def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str)
         for pair in pairs:
             if set(pair) <= set(data.column_names):
                 return pair
+        for name in ("messages", "text"):
+            if name in data.column_names:
+                return (name,)
     else:
         for name in wanted:
             if name in data.column_names:
@@ -223,12 +234,12 @@ def _check_inputs(
             validate.require_columns(data, [column], parameter, source)
     if loaded.task == "image-classification":
         return data
-    wanted = 2 if loaded.task == "causal-lm" else None
-    if (wanted and len(loaded.input_columns) != wanted) or len(loaded.input_columns) > 2:
-        raise DataError(
-            f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes "
-            f"{'two, the prompt and the answer' if wanted else 'one text column or two (a pair)'}"
-        )
+    if len(loaded.input_columns) > 2:
+        one_or_two = "one column (texts or conversations) or two (prompt and answer)"
+        takes = one_or_two if loaded.task == "causal-lm" else "one text column or two (a pair)"
+        raise DataError(f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes {takes}")
+    if loaded.task == "causal-lm" and form_of(data, loaded.input_columns) == "conversations":
+        return check_conversations(data, loaded.input_columns[0], source, drop_empty=drop_empty)
     return validate.check_texts(data, loaded.input_columns, source, drop_empty=drop_empty)
 
 

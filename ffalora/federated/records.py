@@ -112,9 +112,7 @@ def finish_folder(experiment: Experiment, server: ServerState, folder: Path, row
     """The adapter as it is saved, the privacy statement, and the summary."""
     result = summary(experiment, server, rows)  # of what was trained and sent: what is saved may have another rank
     experiment.strategy.export(server)
-    save_bundle(
-        folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names
-    )
+    save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data)
     statement = privacy_statement(experiment)
     write_json(folder / "privacy.json", statement.as_dict())
     write_atomically(folder / "privacy.txt", statement.to_text().encode())

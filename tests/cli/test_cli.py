@@ -270,7 +270,7 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
 
     stand_in = types.ModuleType("ffalora.runs.bundle")
     scores = Scores({"accuracy": 0.75, "loss": 0.5}, 40, "all of new.csv that is test data")
-    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides: scores
+    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides, by: scores
     monkeypatch.setitem(sys.modules, "ffalora.runs.bundle", stand_in)
     assert run("predict", tmp_path, "fine", "good", "--device", "cpu") == 0
     assert capsys.readouterr().out.splitlines() == ["positive\t0.900\tfine", "positive\t0.900\tgood"]

@@ -170,7 +170,11 @@ def replaced(rows, values):
         (ROWS, {"split_names": {"exam": "train"}}, r"role 'exam'"),
         (ROWS, {"label_column": "text"}, r"'text' .* has 60 different values in 60 rows, which are no classes"),
         (ROWS, {"task": "regression"}, r"'label' .* must hold finite numbers for regression, rows 0, 1"),
-        (ROWS, {"task": "causal-lm", "input_columns": ["text"]}, r"takes two, the prompt and the answer"),
+        (
+            ROWS,
+            {"task": "causal-lm", "input_columns": ["text"] * 3},
+            r"takes one column .* or two \(prompt and answer\)",
+        ),
         (ROWS, {"input_columns": ["text", "text", "text"]}, r"takes one text column or two"),
         (
             replaced(ROWS, {7: {"text": None}, 9: {"text": "  "}}),
