@@ -30,7 +30,7 @@ BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
 #: Metrics that are a count of rows over their number.
 _SHARES = ("accuracy", "exact_match")
 #: Keys that a run sets for its own data and that say nothing of other data.
-_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "clients.column")
+_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "data.encoding", "data.delimiter", "clients.column")
 
 
 @dataclass
