@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from .adapter import RunAdapterConfig
-from .messages import ConfigError, explain_errors
-from .names import dotted_names
+from .messages import ConfigError
 from .section import Section, keys_of
 from .sections import ClientsConfig, DataConfig, FederationConfig, ModelConfig, OptimizerConfig, PrivacyConfig
 from .values import merge
@@ -102,12 +101,7 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 def from_mapping(values: Mapping[str, Any], where: str = "") -> Config:
     """A checked configuration of nested (or dotted) keys."""
-    try:
-        return Config.model_validate(merge({}, values))
-    except ValidationError as error:
-        prefix = f"{where}: " if where else ""
-        said = explain_errors(error.errors(), [*fields(), *dotted_names()])
-        raise ConfigError("\n".join(prefix + sentence for sentence in said)) from None
+    return Config.read(merge({}, values), f"{where}: " if where else "")
 
 
 def fields() -> dict[str, Any]:

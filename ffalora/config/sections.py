@@ -90,6 +90,11 @@ class DataConfig(Section):
         "right number (exact_match)",
     )
 
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_column_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _answers_are_for_language_models(self) -> DataConfig:
         if self.answer_tokens is not None and self.task != "causal-lm":

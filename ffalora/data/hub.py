@@ -6,6 +6,7 @@ import difflib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -38,7 +39,7 @@ def read_hub(spec: str) -> dict[str, Dataset]:
     reasons = []
     for path, subset in tries:
         try:
-            with _cache_alone_without_network():
+            with cache_alone_without_network(path):
                 loaded = load_dataset(path, subset)
         except Exception as error:  # the hub client raises dozens of unrelated types; all end in one message
             reasons.append(f"{path}{f' ({subset})' if subset else ''}: {type(error).__name__}: {_first_line(error)}")
@@ -52,8 +53,14 @@ def read_hub(spec: str) -> dict[str, Dataset]:
 
 
 @contextmanager
-def _cache_alone_without_network() -> Iterator[None]:
-    """Keeps the hub's clients from asking again and again, for half a minute, where no network answers for its name."""
+def cache_alone_without_network(name: str) -> Iterator[None]:
+    """Keeps the hub's clients from asking for ``name`` again and again, for half a minute, where there is no network.
+
+    A folder is never asked for.
+    """
+    if Path(name).expanduser().is_dir():
+        yield
+        return
     import datasets.config
     from huggingface_hub import constants
 

@@ -84,7 +84,7 @@ class Run:
         return finish_folder(self.experiment, self.server, self.folder, rows)
 
 
-def simulate(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:
+def simulate(config: Config, folder: str | Path, resume: bool = False, progress: bool = True) -> RunResult:
     """Runs one method and writes its folder.
 
     Args:
@@ -98,6 +98,7 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         ConfigError, DataError, PartitionError: before anything is written. CheckpointError, LedgerMismatch: nothing to
         resume, or something else. KeyboardInterrupt leaves the last completed round on disk.
     """
+    folder = Path(folder)
     check_unused(folder, resume)
     run = Run.open(build(config), folder, resume)
     run.experiment.baselines = compared(run.experiment, folder)
