@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .privacy.statement import PrivacyStatement
     from .runs.bundle import evaluate, predict
     from .runs.folder import RunResult
+    from .runs.tables import predict_file
     from .trainer import PrivacyArguments, PrivateTrainer
     from .training.gradients import segment_gradients
     from .training.private_gradient import PrivateGradient
@@ -74,6 +75,7 @@ __all__ = [
     "load_data",
     "noise_multiplier_for",
     "predict",
+    "predict_file",
     "segment_gradients",
     "sensitivity",
     "simulate",
@@ -106,6 +108,7 @@ _HOMES = {
     "privacy.statement": ("PrivacyStatement",),
     "runs.bundle": ("evaluate", "predict"),
     "runs.folder": ("RunResult",),
+    "runs.tables": ("predict_file",),
     "trainer": ("PrivacyArguments", "PrivateTrainer"),
     "training.gradients": ("segment_gradients",),
     "training.private_gradient": ("PrivateGradient",),

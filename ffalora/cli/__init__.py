@@ -14,6 +14,7 @@ from .._version import __version__
 from .errors import explain
 
 VERBS = (
+    "init",
     "simulate",
     "train",
     "demo",

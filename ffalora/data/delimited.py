@@ -41,7 +41,7 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
 
     The encoding is what a byte-order mark announces, else UTF-8 where the whole file is valid UTF-8, else Windows-1252.
     The delimiter is the one by which most of the first 200 records have as many cells as the header, and the header
-    the most; a header of one cell says nothing of it, and then it is a comma (a tab in a .tsv file).
+    the most; where the header is one cell, the one by which all records are, a comma first (in a .tsv file a tab).
 
     Raises:
         ValueError: bytes that no encoding tried here allows, or an encoding that Python does not know.
@@ -118,19 +118,20 @@ def _decoded(content: bytes, encoding: str, is_cut: bool) -> str:
 
 
 def _delimiter_of(text: str, usual: str) -> str:
-    best, found = (0.0, 0), usual
-    for delimiter in sorted(DELIMITERS, key=lambda d: d != usual):
-        try:
-            widths = [len(cells) for _, cells in islice(_records(text, delimiter), _RECORDS) if cells]
-        except csv.Error:
-            continue
-        if len(widths) > 2:
-            widths.pop()  # may have been cut
-        if widths and widths[0] > 1:
-            agreeing = Counter(widths)[widths[0]] / len(widths)
-            if (agreeing, widths[0]) > best:
-                best, found = (agreeing, widths[0]), delimiter
-    return found
+    widths = {d: found for d in sorted(DELIMITERS, key=lambda d: d != usual) if (found := _widths(text, d))}
+    several = {d: (Counter(found)[found[0]] / len(found), found[0]) for d, found in widths.items() if found[0] > 1}
+    if several:
+        return max(several, key=lambda d: several[d])
+    return next((d for d, found in widths.items() if set(found) == {1}), usual)
+
+
+def _widths(text: str, delimiter: str) -> list[int]:
+    """Cells of each of the first records; none where the text is no table with this delimiter."""
+    try:
+        found = [len(cells) for _, cells in islice(_records(text, delimiter), _RECORDS) if cells]
+    except csv.Error:
+        return []
+    return found[:-1] if len(found) > 2 else found  # the last one may have been cut
 
 
 def _uneven(file: Path, form: TextFormat) -> str:

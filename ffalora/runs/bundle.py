@@ -142,7 +142,9 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         evaluation_split(config, data)
         rows = f"the {split} split of {data.name}"
     else:
-        kept = {key: None for key in _OF_OWN_DATA if key not in asked}
+        kept: dict[str, Any] = {key: None for key in _OF_OWN_DATA if key not in asked}
+        if config.clients.partition == "column":
+            kept["clients.partition"] = "iid"
         config = from_mapping(merge(config.model_dump(mode="json"), kept))
         data = load_run_data(config, only=split, class_names=bundle.label_names)
         rows = f"all of {data.name} that is {split} data"
@@ -162,7 +164,13 @@ def predict(
         ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
             are mixed.
     """
-    bundle = load_bundle(folder, overrides)
+    if isinstance(texts, str):
+        raise ConfigError(f"texts={texts[:40]!r} is one text; give a list of them, or a file to predict_file")
+    return predict_with(load_bundle(folder, overrides), texts)
+
+
+def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """As :func:`predict`, of an adapter that is loaded; a tuple of one text is a text."""
     task = bundle.config.data.task
     if task not in ("classification", "regression"):
         raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")

@@ -41,9 +41,15 @@ def test_encoding_and_delimiter_are_found_and_the_texts_are_whole(tmp_path, deli
 
 def test_a_single_column_and_a_tsv_file_keep_their_usual_delimiter(tmp_path):
     (tmp_path / "a.csv").write_text("text\none; two\nthree\n")
+    (tmp_path / "b.csv").write_text("text\none, two\nthree\nfour\n")
     (tmp_path / "a.tsv").write_text("text\tlabel\none, two, three\tyes\nfour, five\tno\n")
     assert find_format(tmp_path / "a.csv").delimiter == ","
     assert find_format(tmp_path / "a.tsv").delimiter == "\t"
+    assert list(read_delimited(tmp_path / "b.csv", find_format(tmp_path / "b.csv"))["text"]) == [
+        "one, two",
+        "three",
+        "four",
+    ]
 
 
 def test_what_is_given_is_not_guessed(tmp_path):
