@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .privacy.sampling import SeededDraw, SystemDraw
     from .privacy.statement import PrivacyStatement
     from .runs.bundle import evaluate, predict
+    from .runs.export import export
     from .runs.folder import RunResult
     from .runs.tables import predict_file
     from .trainer import PrivacyArguments, PrivateTrainer
@@ -69,6 +70,7 @@ __all__ = [
     "attach",
     "convert",
     "evaluate",
+    "export",
     "get_peft_model",
     "load_adapters",
     "load_config",
@@ -107,6 +109,7 @@ _HOMES = {
     "privacy.sampling": ("SeededDraw", "SystemDraw"),
     "privacy.statement": ("PrivacyStatement",),
     "runs.bundle": ("evaluate", "predict"),
+    "runs.export": ("export",),
     "runs.folder": ("RunResult",),
     "runs.tables": ("predict_file",),
     "trainer": ("PrivacyArguments", "PrivateTrainer"),

@@ -20,6 +20,7 @@ VERBS = (
     "demo",
     "evaluate",
     "predict",
+    "export",
     "report",
     "data",
     "epsilon",

@@ -25,10 +25,9 @@ from ..files.atomic import write_atomically
 from ..models import LoadedModel, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
 from .evaluation import evaluate_answers, evaluate_examples, predict_examples
+from .intervals import SHARES, share_interval
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
-#: Metrics that are a count of rows over their number.
-_SHARES = ("accuracy", "exact_match")
 #: Keys that a run sets for its own data and that say nothing of other data.
 _OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "data.encoding", "data.delimiter", "clients.column")
 
@@ -42,6 +41,7 @@ class Bundle:
         loaded: model and tokenizer.
         label_names: of the classes; None for other tasks.
         trained_on: name of the data that it was trained on.
+        adapters: the handle.
     """
 
     config: Config
@@ -49,6 +49,7 @@ class Bundle:
     label_names: list[str] | None
     device: torch.device
     trained_on: str
+    adapters: Adapters
 
 
 class Scores(dict[str, float]):
@@ -67,15 +68,7 @@ class Scores(dict[str, float]):
         """The 95% interval (Wilson 1927) of each metric that is a share of the rows: what other rows of the same kind
         would give. Metrics that are no shares have none.
         """
-        from scipy.stats import binomtest
-
-        found = {}
-        for name in _SHARES:
-            if name in self:
-                test = binomtest(round(self[name] * self.samples), self.samples)
-                interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-                found[name] = (float(interval.low), float(interval.high))
-        return found
+        return {name: share_interval(self[name], self.samples) for name in SHARES if name in self}
 
 
 def save_bundle(
@@ -105,9 +98,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
     """
-    folder = Path(folder)
-    if not (folder / BUNDLE_FILE).exists() and (folder / "adapter" / BUNDLE_FILE).exists():
-        folder = folder / "adapter"
+    folder = adapter_folder(folder)
     try:
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
@@ -120,11 +111,28 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         ) from None
     device = choose_device(config.device)
     loaded = load_model(config.model, config.data.task, len(names) if names else 1, config.seed, device)
-    load_adapters(loaded.model, folder, loaded.root)
+    adapters = load_adapters(loaded.model, folder, loaded.root)
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device, trained_on)
+    return Bundle(config, loaded, names, device, trained_on, adapters)
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder of the adapter, of a run's folder or of that folder itself.
+
+    Raises:
+        CheckpointError: there are several runs, which are named, and it is not said which.
+    """
+    folder = Path(folder)
+    if (folder / BUNDLE_FILE).exists():
+        return folder
+    if (folder / "adapter" / BUNDLE_FILE).exists():
+        return folder / "adapter"
+    inside = sorted(str(found.parents[1]) for found in folder.glob(f"*/**/adapter/{BUNDLE_FILE}"))
+    if inside:
+        raise CheckpointError(f"{folder} holds {len(inside)} runs; give one of them: {', '.join(inside[:6])}")
+    return folder
 
 
 def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Scores:

@@ -89,3 +89,16 @@ def test_a_batch_is_halved_while_the_budget_is_still_spent_well():
 def test_evaluate_takes_a_file_once(feedback, capsys, tmp_path):
     assert run("evaluate", tmp_path, "feedback.csv", "--data.name", "new.csv") == 2
     assert "are both given" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_with_its_card(feedback, small, tmp_path, capsys):
+    run("init", "feedback.csv", "--client", "Hospital")
+    tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]
+    assert run("simulate", "feedback.yaml", "--no-progress", *tiny) == 0
+    capsys.readouterr()
+    assert run("export", "runs/feedback", "--to", "shared") == 0
+    shown = capsys.readouterr().out
+    assert "written shared: the adapter and README.md" in shown and "name theirs with --base" in shown
+    assert 'tokenizer("the first text", "the second"' in (tmp_path / "shared" / "README.md").read_text()
+    assert run("export", "runs/feedback", "--to", "shared") == 2
+    assert "holds something already" in capsys.readouterr().err
