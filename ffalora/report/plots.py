@@ -97,9 +97,7 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
     targets = {run.config["privacy"]["target_epsilon"] for group in private.values() for run in group} - {None}
     for target in sorted(targets):
         axes.axhline(target, color=_INK, linewidth=1, linestyle=":")
-        axes.annotate(
-            f"target {target:g}", (1, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
+        axes.annotate(f"target {target:g}", (0.02, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.legend(loc="lower right")
     return Plot("epsilon", "ε spent by round", figure)
