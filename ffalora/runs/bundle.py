@@ -18,6 +18,7 @@ from torch import nn
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
+from ..data.embedded import EMBEDDED
 from ..data.examples import Ragged, TokenizedDataset
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
@@ -183,6 +184,11 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
     if task not in ("classification", "regression"):
         raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
     columns = _columns(texts)
+    if len(columns) == 1 and len(trained_columns(bundle)) == 2:
+        raise ConfigError(
+            f"this adapter was trained on pairs ({' and '.join(trained_columns(bundle))}); give tuples of two texts "
+            "(--pairs on the command line)"
+        )
     encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=bundle.config.data.max_length)
     types = encoded.get("token_type_ids")
     examples = TokenizedDataset(
@@ -199,6 +205,14 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
         {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
         for row in logits
     ]
+
+
+def trained_columns(bundle: Bundle) -> tuple[str, ...]:
+    """Text columns that an adapter was trained on; empty where its configuration left them to be guessed, which only
+    single ones are.
+    """
+    own = EMBEDDED.get(bundle.trained_on)
+    return tuple(bundle.config.data.text or (own.input_columns if own else ()))
 
 
 def _columns(texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[list[str]]:

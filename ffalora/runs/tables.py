@@ -13,7 +13,7 @@ from ..data.delimited import TextFormat
 from ..data.errors import DataError
 from ..data.files import SUFFIXES, read_file
 from ..data.validate import column_values, is_missing
-from .bundle import load_bundle, predict_with
+from .bundle import load_bundle, predict_with, trained_columns
 
 PREDICTED, PROBABILITY = "predicted", "probability"
 
@@ -59,7 +59,7 @@ def predict_file(
     bundle = load_bundle(folder, overrides)
     data, part = read_file(file, asked.get("data.encoding"), asked.get("data.delimiter"))
     config = bundle.config.data
-    columns = tuple(config.text or guess_inputs(data, config.label, config.task, str(file)))
+    columns = trained_columns(bundle) or guess_inputs(data, config.label, config.task, str(file))
     missing = [name for name in columns if name not in data.column_names]
     if missing:
         raise DataError(

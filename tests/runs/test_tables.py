@@ -99,3 +99,14 @@ def test_an_adapter_of_natural_clients_is_scored_on_a_file_without_them(small, t
     simulate(small(federation__rounds=1, **natural, **encoded), tmp_path / "run", progress=False)
     own[["text", "label"]][:30].to_csv(tmp_path / "new.csv", index=False)
     assert evaluate(tmp_path / "run", {"data.name": str(tmp_path / "new.csv")}).samples == 30
+
+
+def test_single_texts_are_refused_by_an_adapter_of_pairs(small, tmp_path):
+    own = pandas.read_csv(save_texts(tmp_path / "texts.csv"))
+    own["more"] = own["text"].iloc[::-1].to_numpy()
+    own.to_csv(tmp_path / "texts.csv", index=False)
+    pairs = {"data__name": str(tmp_path / "texts.csv"), "data__text": ["text", "more"]}
+    simulate(small(federation__rounds=1, **pairs), tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match=r"trained on pairs \(text and more\); give tuples of two texts"):
+        predict(tmp_path / "run", ["word1"])
+    assert len(predict(tmp_path / "run", [("word1", "word2")])) == 1
