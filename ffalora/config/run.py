@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .adapter import RunAdapterConfig
 from .messages import ConfigError
@@ -47,6 +47,10 @@ class Config(Section):
     federation: FederationConfig = FederationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="also write each round for these tools, in the run's folder: tensorboard, wandb, mlflow, trackio",
+    )
     baselines: bool = Field(
         True,
         description="also compute what the result has to beat: the largest class, the class texts, and, in "
@@ -55,6 +59,11 @@ class Config(Section):
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
     )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tool_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _methods_can_be_folders(self) -> Config:

@@ -19,6 +19,7 @@ from ..privacy.accounts import ACCOUNT
 from ..runs.data import evaluation_split
 from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
+from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from .accounts import open_run_accounts
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -31,8 +32,8 @@ from .strategies import Answers, ServerState
 
 @dataclass
 class Run:
-    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, and the digest
-    of the frozen factors that it began with.
+    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, the digest of
+    the frozen factors that it began with, and who else is told of each round.
     """
 
     experiment: Experiment
@@ -40,6 +41,7 @@ class Run:
     folder: Path
     rows: list[dict[str, Any]]
     frozen: str
+    trackers: Trackers
 
     @classmethod
     def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
@@ -48,6 +50,7 @@ class Run:
         Raises:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
+        trackers = Trackers(experiment.config, folder)
         config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
         frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
@@ -58,7 +61,7 @@ class Run:
         account = checkpoint.with_name(ACCOUNT)
         open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
-        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen)
+        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen, trackers)
 
     def is_over(self) -> bool:
         """Whether all rounds are done, or no budget allows another (which it warns of)."""
@@ -74,6 +77,7 @@ class Run:
             self.folder / CHECKPOINT, experiment.config, self.server, experiment.participants, experiment.ledgers,
             experiment.client_level, self.frozen,
         )  # fmt: skip
+        self.trackers.log(row)
 
     def finish(self) -> RunResult:
         """Writes down everything else, after the last round."""
@@ -81,6 +85,7 @@ class Run:
         if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
             rows[-1]["metrics"] = evaluate_views(self.experiment, self.server)
             write_rows(self.folder, rows)
+        self.trackers.close()
         return finish_folder(self.experiment, self.server, self.folder, rows)
 
 
