@@ -49,7 +49,7 @@ class Config(Section):
     privacy: PrivacyConfig = PrivacyConfig()
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         default_factory=list,
-        description="also write each round for these tools, in the run's folder: tensorboard, wandb, mlflow, trackio",
+        description="also write each round for these tools, on this machine: tensorboard, wandb, mlflow, trackio",
     )
     baselines: bool = Field(
         True,

@@ -1,8 +1,8 @@
 """The rounds of a run for the tools that people watch runs with: TensorBoard, Weights & Biases, MLflow, trackio.
 
-Each is imported when the first round is written down. What they get is the row of ``metrics.jsonl``, and it stays in
-the run's folder unless the tool's own environment variables say otherwise: ``WANDB_MODE``, ``MLFLOW_TRACKING_URI``,
-``TRACKIO_DIR``.
+Each is imported when the first round is written down. What they get is the row of ``metrics.jsonl``, and it stays on
+this machine: in the run's folder (trackio: where it keeps all its runs) unless the tool's own environment variables say
+otherwise: ``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ``TRACKIO_DIR``.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class _Wandb:
         self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class _Mlflow:
@@ -123,7 +123,6 @@ class _Mlflow:
 
 class _Trackio:
     def __init__(self, config: Config, folder: Path):
-        os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))  # read when trackio is imported
         import trackio
 
         self._run = trackio.init(
