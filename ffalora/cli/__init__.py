@@ -29,6 +29,7 @@ VERBS = (
     "study",
     "profile",
     "flower",
+    "schema",
     "info",
 )
 

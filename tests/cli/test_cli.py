@@ -288,3 +288,16 @@ def test_every_verb_is_a_command_with_a_line_of_help():
     assert {verb: bool(cli.get_command(context, verb).get_short_help_str()) for verb in VERBS} == dict.fromkeys(
         VERBS, True
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("si", "simulate"), ("simulate --optimizer.l", "--optimizer.lr"), ("evaluate --da", "--data.name")],
+)
+def test_shells_complete_verbs_and_keys(typed, completed, monkeypatch, capsys):
+    words = ["ffalora", *typed.split(" ")]
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setenv("_FFALORA_COMPLETE", "bash_complete")
+    run()
+    assert f"plain,{completed}" in capsys.readouterr().out.splitlines()
