@@ -8,6 +8,7 @@ from .load import (
     compile_model,
     has_fast_bfloat16,
     load_model,
+    needs_no_mask,
 )
 from .pooled import KeptMeans, MeanPooledClassifier, mean_of_real
 
@@ -22,4 +23,5 @@ __all__ = [
     "has_fast_bfloat16",
     "load_model",
     "mean_of_real",
+    "needs_no_mask",
 ]

@@ -54,14 +54,14 @@ class MeanPooledClassifier(nn.Module):
 
     def means(self, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
         """The mean state of each layer that is read, before centring: float32 ``[S, len(read), D]``."""
-        kept = [] if self.kept is None else [*self.kept.of(attention_mask, inputs).unbind(1)]
+        kept = [] if self.kept is None else [*self.kept.of(inputs).unbind(1)]
         missing = self.read[len(kept) : -1]
         output = self.encoder(attention_mask=attention_mask, output_hidden_states=bool(missing), **inputs)
         states = [output.hidden_states[layer - self.depth - 1] for layer in missing] + [output.last_hidden_state]
         return torch.stack(kept + [_mean(each.float(), attention_mask, inputs) for each in states], 1)
 
     def forward(self, attention_mask: Tensor | None = None, **inputs: Any) -> SimpleNamespace:
-        """Logits ``[S, labels]`` float32, of a padded batch or (without a mask) of a packed one."""
+        """Logits ``[S, labels]`` float32, of a packed batch or a padded one (no mask: nothing is padding)."""
         centred = F.normalize(self.means(attention_mask, **inputs) - self.center, dim=-1)
         return SimpleNamespace(logits=self.classifier(centred.flatten(1) * (self.head_scale / len(self.read) ** 0.5)))
 
@@ -78,18 +78,18 @@ class KeptMeans:
     means: Tensor
     first_rows: Tensor
 
-    def of(self, attention_mask: Tensor | None, inputs: Mapping[str, Tensor]) -> Tensor:
+    def of(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The means of a padded or packed batch's samples: ``[S, layers, D]``."""
         ids = inputs["input_ids"]
-        first = ids[:, 0] if attention_mask is not None else ids[0, inputs["cu_seq_lens_q"][:-1].long()]
+        first = ids[0, inputs["cu_seq_lens_q"][:-1].long()] if "cu_seq_lens_q" in inputs else ids[:, 0]
         return self.means[torch.searchsorted(self.first_rows, first.contiguous(), right=True) - 1]
 
 
 def _mean(states: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Tensor]) -> Tensor:
     """The mean over each sample's real tokens: ``[S,D]``."""
-    if attention_mask is None:
+    if "cu_seq_lens_q" in inputs:
         return mean_of_samples(states, inputs["cu_seq_lens_q"])
-    return mean_of_real(states, attention_mask)
+    return states.mean(1) if attention_mask is None else mean_of_real(states, attention_mask)
 
 
 def mean_of_real(states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -18,19 +18,23 @@ from torch import Tensor, nn
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
+from ..data.conversations import Form
+from ..data.embedded import EMBEDDED
+from ..data.errors import DataError
 from ..data.examples import Ragged, TokenizedDataset
+from ..data.load import LoadedData
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
+from ..data.validate import column_values
 from ..files.atomic import write_atomically
 from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
-from .evaluation import evaluate_answers, evaluate_examples, predict_examples
+from .evaluation import evaluate_answers, gather_examples, metrics_of_groups, predict_examples
+from .intervals import SHARES, share_interval
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
-#: Metrics that are a count of rows over their number.
-_SHARES = ("accuracy", "exact_match")
 #: Keys that a run sets for its own data and that say nothing of other data.
-_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "clients.column")
+_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "data.encoding", "data.delimiter", "clients.column")
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Bundle:
         loaded: model and tokenizer.
         label_names: of the classes; None for other tasks.
         trained_on: name of the data that it was trained on.
+        form: what a language model learned of a row; None for other tasks.
+        adapters: the handle.
     """
 
     config: Config
@@ -49,6 +55,8 @@ class Bundle:
     label_names: list[str] | None
     device: torch.device
     trained_on: str
+    form: Form | None
+    adapters: Adapters
 
 
 class Scores(dict[str, float]):
@@ -57,30 +65,27 @@ class Scores(dict[str, float]):
     Attributes:
         samples: the number of rows that were scored.
         rows: which rows these are, in words.
+        by_group: metrics on the rows of each client alone, or of each value of another column.
     """
 
-    def __init__(self, metrics: Mapping[str, float], samples: int, rows: str):
+    def __init__(
+        self,
+        metrics: Mapping[str, float],
+        samples: int,
+        rows: str,
+        by_group: Mapping[str, Mapping[str, float]] | None = None,
+    ):
         super().__init__(metrics)
-        self.samples, self.rows = samples, rows
+        self.samples, self.rows, self.by_group = samples, rows, dict(by_group or {})
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95% interval (Wilson 1927) of each metric that is a share of the rows: what other rows of the same kind
         would give. Metrics that are no shares have none.
         """
-        from scipy.stats import binomtest
-
-        found = {}
-        for name in _SHARES:
-            if name in self:
-                test = binomtest(round(self[name] * self.samples), self.samples)
-                interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-                found[name] = (float(interval.low), float(interval.high))
-        return found
+        return {name: share_interval(self[name], self.samples) for name in SHARES if name in self}
 
 
-def save_bundle(
-    folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, label_names: Sequence[str] | None
-) -> None:
+def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, data: LoadedData) -> None:
     """Writes the adapter in PEFT's format, and beside it the task head (where PEFT's files do not hold it) and this
     run's terms.
     """
@@ -90,7 +95,8 @@ def save_bundle(
         write_atomically(folder / HEAD_FILE, save(head))
     terms = {
         "config": config.model_dump(mode="json"),
-        "label_names": None if label_names is None else list(label_names),
+        "label_names": data.label_names,
+        "form": data.form,
     }
     write_atomically(folder / BUNDLE_FILE, json.dumps(terms, indent=2, ensure_ascii=False).encode())
 
@@ -105,13 +111,12 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
     """
-    folder = Path(folder)
-    if not (folder / BUNDLE_FILE).exists() and (folder / "adapter" / BUNDLE_FILE).exists():
-        folder = folder / "adapter"
+    folder = adapter_folder(folder)
     try:
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
+        form = terms.get("form")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise
@@ -120,16 +125,35 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         ) from None
     device = choose_device(config.device)
     loaded = load_model(config.model, config.data.task, len(names) if names else 1, config.seed, device)
-    load_adapters(loaded.model, folder, loaded.root)
+    adapters = load_adapters(loaded.model, folder, loaded.root)
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device, trained_on)
+    return Bundle(config, loaded, names, device, trained_on, form, adapters)
 
 
-def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Scores:
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder of the adapter, of a run's folder or of that folder itself.
+
+    Raises:
+        CheckpointError: there are several runs, which are named, and it is not said which.
+    """
+    folder = Path(folder)
+    if (folder / BUNDLE_FILE).exists():
+        return folder
+    if (folder / "adapter" / BUNDLE_FILE).exists():
+        return folder / "adapter"
+    inside = sorted(str(found.parents[1]) for found in folder.glob(f"*/**/adapter/{BUNDLE_FILE}"))
+    if inside:
+        raise CheckpointError(f"{folder} holds {len(inside)} runs; give one of them: {', '.join(inside[:6])}")
+    return folder
+
+
+def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by: str | None = None) -> Scores:
     """The task's metrics of a finished adapter: on the evaluation split of its own data, or on other data
-    (``data.name``), of which all rows are taken that are not named another split. Classes are matched by name.
+    (``data.name``), of which all rows are taken that are not named another split. Classes are matched by name. With
+    ``by``, the name of a column (by default the one that says whose a row is), metrics of the rows of each of its
+    values are there too.
 
     Raises:
         DataError: the data holds classes that the adapter was not trained for, or no rows to evaluate on.
@@ -142,15 +166,24 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         evaluation_split(config, data)
         rows = f"the {split} split of {data.name}"
     else:
-        kept = {key: None for key in _OF_OWN_DATA if key not in asked}
+        kept: dict[str, Any] = {key: None for key in _OF_OWN_DATA if key not in asked}
+        if config.clients.partition == "column":
+            kept["clients.partition"] = "iid"
         config = from_mapping(merge(config.model_dump(mode="json"), kept))
         data = load_run_data(config, only=split, class_names=bundle.label_names)
         rows = f"all of {data.name} that is {split} data"
     examples = prepare_split(config, data, split, bundle.loaded)
-    limit = config.data.max_evaluation_samples
-    metrics = evaluate_examples(bundle.loaded.model, examples, find_task(config.data.task), bundle.device, limit)
+    limit, task = config.data.max_evaluation_samples, find_task(config.data.task)
+    count = len(examples) if limit is None else min(limit, len(examples))
+    gathered = gather_examples(bundle.loaded.model, examples, task, bundle.device, limit)
+    metrics = task.metrics([gathered] if gathered else [])
     metrics |= evaluate_answers(bundle.loaded, data, config.data, split)
-    return Scores(metrics, len(examples) if limit is None else min(limit, len(examples)), rows)
+    by = by or data.client_column
+    scored = data.splits[split]
+    if by is not None and by not in scored.column_names:
+        raise DataError(f"by={by!r}: {rows} has no such column; its columns are {', '.join(scored.column_names)}")
+    groups = [] if by is None else column_values(scored, by)[:count]
+    return Scores(metrics, count, rows, metrics_of_groups(gathered, task, groups))
 
 
 def predict(
@@ -162,11 +195,22 @@ def predict(
         ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
             are mixed.
     """
-    bundle = load_bundle(folder, overrides)
+    if isinstance(texts, str):
+        raise ConfigError(f"texts={texts[:40]!r} is one text; give a list of them, or a file to predict_file")
+    return predict_with(load_bundle(folder, overrides), texts)
+
+
+def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """As :func:`predict`, of an adapter that is loaded; a tuple of one text is a text."""
     task = bundle.config.data.task
     if task not in ("classification", "regression"):
         raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
     columns = _columns(texts)
+    if len(columns) == 1 and len(trained_columns(bundle)) == 2:
+        raise ConfigError(
+            f"this adapter was trained on pairs ({' and '.join(trained_columns(bundle))}); give tuples of two texts "
+            "(--pairs on the command line)"
+        )
     encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=bundle.config.data.max_length)
     types = encoded.get("token_type_ids")
     examples = TokenizedDataset(
@@ -183,6 +227,14 @@ def predict(
         {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
         for row in logits
     ]
+
+
+def trained_columns(bundle: Bundle) -> tuple[str, ...]:
+    """Text columns that an adapter was trained on; empty where its configuration left them to be guessed, which only
+    single ones are.
+    """
+    own = EMBEDDED.get(bundle.trained_on)
+    return tuple(bundle.config.data.text or (own.input_columns if own else ()))
 
 
 def _columns(texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[list[str]]:
