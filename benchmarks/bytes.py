@@ -134,8 +134,9 @@ def problems() -> list[str]:
     found = [f"{r['op']} {r['case']}: not in {TABLE.name}" for r in now if (r["op"], r["case"]) not in committed]
     found += [
         f"{r['op']} {r['case']}: {TABLE.name} says {committed[key]}, the byte functions say {r}"
-        for r in now if (key := (r["op"], r["case"])) in committed and committed[key] != r
-    ]  # fmt: skip
+        for r in now
+        if (key := (r["op"], r["case"])) in committed and committed[key] != r
+    ]
     gone = set(committed) - {(r["op"], r["case"]) for r in now}
     found += [f"{' '.join(key)}: in {TABLE.name} but no longer measured" for key in sorted(gone)]
     floors = {(r["op"], r["case"]): r["floor_bytes"] for r in now}

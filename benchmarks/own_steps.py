@@ -22,6 +22,7 @@ def make_engine(
     compiled: bool = False,
     packed: bool = False,
     token_budget: int | None = None,
+    graphs: bool = True,
 ) -> Any:
     """The engine on a workload, its adapters at the common starting point; arguments as in :func:`ours`."""
     from ffalora.adapters import AdapterConfig, attach
@@ -58,6 +59,7 @@ def make_engine(
         token_budget=token_budget if cut else 2**40,
         merge_weights=merged,
         packed=packed,
+        cuda_graphs=graphs,
     )
 
 
@@ -70,6 +72,7 @@ def ours(
     compiled: bool = False,
     packed: bool = False,
     token_budget: int | None = None,
+    graphs: bool = True,
 ) -> Provider:
     """The engine of this package.
 
@@ -81,11 +84,12 @@ def ours(
         compiled: compile the model.
         packed: lay samples end to end instead of padding them.
         token_budget: most tokens of a physical batch; None takes what suits model and memory.
+        graphs: on a GPU, replay recorded passes.
     """
     from ffalora.privacy.accounting import PrivacyLedger
     from ffalora.training.participant import Participant
 
-    engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget)
+    engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget, graphs)
     adapters = engine.adapters
     current = [0]
     engine.sample = lambda participant: np.sort(work.draws[current[0] % len(work.draws)])

@@ -73,7 +73,7 @@ class OneLinear(nn.Module):
         self.linear = nn.Linear(k, n)
 
     def forward(self, x: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.linear(x.detach().requires_grad_()))
+        return SimpleNamespace(logits=self.linear(x.detach().to(next(self.parameters()).dtype).requires_grad_()))
 
 
 class _Activations:

@@ -45,6 +45,10 @@ class ModelConfig(Section):
         "training repeats samples and their states take at most 2 GiB",
     )
     compile: bool = Field(False, description="compile the model with torch.compile")
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, record the passes of private steps and replay them: the GPU then waits less",
+    )
 
 
 class DataConfig(Section):

@@ -66,6 +66,11 @@ class Probe:
             check_losses_independence(losses, logits, targets)
             self._open.remove("independence")
 
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether nothing is left to look at."""
+        return not self._open and not (self.private and self.recomputes and len(self._compared) < 2)
+
     def is_to_compare(self, state: Tensor) -> bool:
         """Whether gradients at this state, float32 ``[C,P]``, are to be compared: in two batches of different ones."""
         if not (self.private and self.recomputes) or len(self._compared) == 2:

@@ -132,9 +132,7 @@ def privatize_step(
         adamw=optimizer == "adamw", beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, mu=mu,
         dp_bias_correction=dp_bias_correction,
     )  # fmt: skip
-    _cpu.privatize_step(
-        tensors, update, key=key & _WORD64, stream=stream & _WORD32, threads=torch.get_num_threads()
-    )  # fmt: skip
+    _cpu.privatize_step(tensors, update, key=key & _WORD64, stream=stream & _WORD32, threads=torch.get_num_threads())
 
 
 IMPLEMENTATIONS = {

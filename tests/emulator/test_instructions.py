@@ -66,9 +66,11 @@ def test_members_of_a_structure_are_read_from_their_places() -> None:
     ld.param.f64 %g1, [settings+16];
     """
     read = {
-        "b64": ("%d1", np.int64, 2**40), "f32": ("%f1", np.float32, 2.5), "b32": ("%r2", np.uint32, 7),
+        "b64": ("%d1", np.int64, 2**40),
+        "f32": ("%f1", np.float32, 2.5),
+        "b32": ("%r2", np.uint32, 7),
         "f64": ("%g1", np.float64, -1.25),
-    }  # fmt: skip
+    }
     for kind, (register, dtype, expected) in read.items():
         found = result(body, kind, register, dtype, parameters=parameters, arguments=[bytes_of_it])
         assert found.tolist() == [expected] * 32

@@ -198,11 +198,13 @@ def check_privatize(
         index[:3] = index[p // 2 : p // 2 + 10] = -1
         tensors["index"] = index
     tensors |= {
-        "client_id": torch.tensor([7 + 2**40, 3, 11, 5][:c]), "step": torch.tensor([0, 123456, 9, 1][:c]),
-        "age": torch.tensor([1, 40, 2, 3][:c]), "lr": torch.rand(c, dtype=torch.float64),
+        "client_id": torch.tensor([7 + 2**40, 3, 11, 5][:c]),
+        "step": torch.tensor([0, 123456, 9, 1][:c]),
+        "age": torch.tensor([1, 40, 2, 3][:c]),
+        "lr": torch.rand(c, dtype=torch.float64),
         "noise_std": noise * torch.tensor([1.0, 2.0, 0.0, 1e-3][:c], dtype=torch.float64),
         "denominator": torch.tensor([64.0, 3.0, 1.0, 9.0][:c], dtype=torch.float64),
-    }  # fmt: skip
+    }
     moved = {name: t.to(device, copy=True) for name, t in tensors.items()}
     before = tensors["state"].clone()
     settings = {"key": key, "stream": 5, "optimizer": optimizer, **hyper}

@@ -73,12 +73,12 @@ INTERPRETED = [
         "wide = tl.where(tile_live, acc / scale,",
         "backward-plain",
     ),
-    Mutation("last block of dh lost", "join", "range(dh_parts)", "range(dh_parts - 1)", "backward-ragged_bf16"),
+    Mutation("last block of dh lost", "join", "k + part < dh_parts", "k + part < dh_parts - 1", "backward-ragged_bf16"),
     Mutation(
         "last block of norms lost",
         "join",
-        "range(n_square_parts)",
-        "range(n_square_parts - 1)",
+        "k + part < n_square_parts",
+        "k + part < n_square_parts - 1",
         "backward-ragged_bf16",
     ),
     Mutation(

@@ -88,9 +88,10 @@ def check_far_sums(backend: str) -> None:
     join = sys.modules[f"{module_of('backward').__package__}.join"]
     parts, dh = far_rows(3, FAR // 2, 512, np.float32), torch.zeros(512)
     parts.copy_(torch.randn(3, 512))
-    join._sum_parts_kernel[(1,)](
+    join._sum_parts_kernel[(512 // join.SUM_BLOCK,)](
         parts, dh, None, None, parts.stride(0) // join.PART_UNIT, 3, 0, 0, 1,
-        DH=True, SQUARES=False, PART_UNIT=join.PART_UNIT, BLOCK=join.JOIN_BLOCK, num_warps=4,
+        DH=True, SQUARES=False, PART_UNIT=join.PART_UNIT, BLOCK=join.SUM_BLOCK,
+        AT_ONCE=join.SUM_AT_ONCE, num_warps=4,
     )  # fmt: skip
     assert_close("dh", dh, parts.double().sum(0))
 

@@ -15,8 +15,9 @@ DELTA = 1e-5
 
 
 def ledger(**terms) -> PrivacyLedger:
-    return PrivacyLedger(**dict(client_id=0, dataset_size=100, sample_rate=0.1, noise_multiplier=1.0, delta=DELTA,
-                                max_steps=50) | terms)  # fmt: skip
+    return PrivacyLedger(
+        **dict(client_id=0, dataset_size=100, sample_rate=0.1, noise_multiplier=1.0, delta=DELTA, max_steps=50) | terms
+    )
 
 
 def run(folder, noise="secure", **terms):
