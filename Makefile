@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results setup clean
+.PHONY: demo test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -77,5 +77,9 @@ setup: .venv/.installed
 	$(PIP) -e ".[dev,triton]"
 	touch $@
 
+docs: setup  ## the site, in site/: every page and the reference, with no broken link
+	$(PIP) -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## remove the environment and everything that was built
-	rm -rf .venv build dist *.egg-info kernels/ffalora_kernels/*.so
+	rm -rf .venv build dist site *.egg-info kernels/ffalora_kernels/*.so

@@ -80,7 +80,14 @@ setup(
     packages=[*find_packages(include=["ffalora", "ffalora.*"]), *find_packages("kernels")],
     package_dir={"": ".", "ffalora_kernels": "kernels/ffalora_kernels"},
     package_data={
-        "ffalora": ["configs/*.yaml", "report/*.html", "studies/grids/*.yaml", "studies/bases/*.yaml", "py.typed"],
+        "ffalora": [
+            "configs/*.yaml",
+            "report/*.html",
+            "runs/*.md",
+            "studies/grids/*.yaml",
+            "studies/bases/*.yaml",
+            "py.typed",
+        ],
         "ffalora_kernels": ["py.typed", "*.pyi"],
     },
     ext_modules=extensions(),

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from .privacy.sampling import SeededDraw, SystemDraw
     from .privacy.statement import PrivacyStatement
     from .runs.bundle import evaluate, predict
+    from .runs.export import export
     from .runs.folder import RunResult
+    from .runs.tables import predict_file
     from .trainer import PrivacyArguments, PrivateTrainer
     from .training.gradients import segment_gradients
     from .training.private_gradient import PrivateGradient
@@ -68,12 +70,14 @@ __all__ = [
     "attach",
     "convert",
     "evaluate",
+    "export",
     "get_peft_model",
     "load_adapters",
     "load_config",
     "load_data",
     "noise_multiplier_for",
     "predict",
+    "predict_file",
     "segment_gradients",
     "sensitivity",
     "simulate",
@@ -105,7 +109,9 @@ _HOMES = {
     "privacy.sampling": ("SeededDraw", "SystemDraw"),
     "privacy.statement": ("PrivacyStatement",),
     "runs.bundle": ("evaluate", "predict"),
+    "runs.export": ("export",),
     "runs.folder": ("RunResult",),
+    "runs.tables": ("predict_file",),
     "trainer": ("PrivacyArguments", "PrivateTrainer"),
     "training.gradients": ("segment_gradients",),
     "training.private_gradient": ("PrivateGradient",),

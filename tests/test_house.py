@@ -187,8 +187,8 @@ def test_no_work_is_left_as_a_note():
 
 def test_files_that_the_package_reads_are_packaged():
     spec = importlib.util.spec_from_file_location("setup_file", ROOT / "setup.py")
-    patterns = re.findall(r'"((?:configs|report|studies)/\*\.\w+)"', Path(spec.origin).read_text())
-    for file in ("configs/demo.yaml", "report/page.html"):
+    patterns = re.findall(r'"((?:configs|report|runs|studies)/\*\.\w+)"', Path(spec.origin).read_text())
+    for file in ("configs/demo.yaml", "report/page.html", "runs/card.md"):
         assert (ROOT / "ffalora" / file).exists() and any(fnmatch(file, pattern) for pattern in patterns), file
 
 

@@ -14,12 +14,14 @@ from .._version import __version__
 from .errors import explain
 
 VERBS = (
+    "init",
     "simulate",
     "train",
     "demo",
     "generate",
     "evaluate",
     "predict",
+    "export",
     "report",
     "data",
     "epsilon",
@@ -28,6 +30,7 @@ VERBS = (
     "study",
     "profile",
     "flower",
+    "schema",
     "info",
 )
 

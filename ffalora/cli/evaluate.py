@@ -14,16 +14,24 @@ from .running import hide_loading_bars
 
 @click.command("evaluate", cls=ConfigCommand, sections=("device", "model", "data"), short_help="Metrics of an adapter.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--by", help="Column, such as a client's or site's name, for metrics of the rows of each of its values.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(folder: Path, by: str | None, as_json: bool, overrides: dict[str, Any]) -> None:
-    """Evaluate the adapter in FOLDER (a run's folder or its `adapter`) on its own held-out rows, or on other data.
+def command(folder: Path, data: Path | None, by: str | None, as_json: bool, overrides: dict[str, Any]) -> None:
+    """Evaluate the adapter in FOLDER (a run's folder or its `adapter`) on its own held-out rows, or on other DATA.
 
-    --data.name FILE scores every row of a file. Of a folder or hub name it scores the split called test (or the one
+    Of a file, every row is scored. Of a folder (or of a hub name, --data.name) it is the split called test (or the one
     that --data.evaluate_on or --data.splits '{test: NAME}' names). Classes are matched by name.
+
+    
+    ffalora evaluate runs/feedback new.csv
     """
     from ..runs.bundle import evaluate
 
+    if data is not None:
+        if "data.name" in overrides:
+            raise click.UsageError(f"{data} and --data.name {overrides['data.name']} are both given; leave one out")
+        overrides = overrides | {"data.name": str(data)}
     hide_loading_bars()
     scores = evaluate(folder, overrides, by)
     intervals = scores.intervals()

@@ -1,4 +1,4 @@
-"""``ffalora predict``: labels for texts."""
+"""``ffalora predict``: labels for texts, or for every row of a table."""
 
 from __future__ import annotations
 
@@ -13,23 +13,36 @@ from .options import ConfigCommand
 from .running import hide_loading_bars
 
 
-@click.command("predict", cls=ConfigCommand, sections=("device", "model"), short_help="Labels for texts.")
+@click.command("predict", cls=ConfigCommand, sections=("device", "model"), short_help="Labels for texts or tables.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--pairs", is_flag=True, help="Take the texts two by two, for adapters of sentence pairs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, overrides: dict[str, Any]) -> None:
-    """Predict the label of each of TEXTS (of each line of the standard input if there are none).
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Of a table.  [NAME-predicted.SUFFIX]")
+def command(
+    folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, output: Path | None, overrides: dict[str, Any]
+) -> None:
+    """Predict the label of each of TEXTS (of each line of the standard input if there are none), or of every row of a
+    table.
 
-    FOLDER is a run's folder or its `adapter`. A text is never taken for the name of a file: give a file's lines as
-    `ffalora predict FOLDER < FILE`.
+    FOLDER is a run's folder or its `adapter`. A single TEXT that names a file (CSV, TSV, JSON, JSON lines, Parquet) is
+    a table with the columns that the run was trained on; it is written again with predictions and probabilities.
+
+    
+    ffalora predict runs/feedback new.csv
+    ffalora predict runs/demo "a wonderful film"
     """
+    if len(texts) == 1 and _is_table(texts[0]):
+        _predict_table(folder, Path(texts[0]), output, overrides)
+        return
     files = [text for text in texts if _names_file(text)]
     if files:
         raise click.UsageError(
-            f"{files[0]!r} is a file, not a text; label its lines with `ffalora predict {folder} < {files[0]}`, or "
-            f"score a table that has labels with `ffalora evaluate {folder} --data.name {files[0]}`"
+            f"{files[0]!r} names a file that is no table alone; give one table that there is (CSV, TSV, JSON, JSON "
+            f"lines, Parquet), or label the lines of a file with `ffalora predict {folder} < FILE`"
         )
+    if output is not None:
+        raise click.UsageError(f"--output {output} is for tables; give the name of one, or redirect what is printed")
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not lines:
         raise click.UsageError("give texts to label, or lines on the standard input")
@@ -47,6 +60,24 @@ def command(folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, ov
             click.echo(f"{answer['label']}\t{answer['probabilities'][answer['label']]:.3f}\t{shown}")
         else:
             click.echo(f"{answer['value']:.4f}\t{text}")
+
+
+def _predict_table(folder: Path, file: Path, output: Path | None, overrides: dict[str, Any]) -> None:
+    from ..runs.tables import predict_file
+
+    hide_loading_bars()
+    target = output or Path(f"{file.stem}-predicted{file.suffix}")
+    found = predict_file(folder, file, target, overrides)
+    counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
+    skipped = f"; {found.skipped} rows without a text have none" if found.skipped else ""
+    click.echo(f"written {target}: {found.rows} predictions{f' ({counts})' if counts else ''}{skipped}")
+
+
+def _is_table(text: str) -> bool:
+    """Whether there is a file of this name, with the suffix of a table."""
+    from ..data.files import SUFFIXES
+
+    return _names_file(text) and Path(text).suffix.lower() in SUFFIXES and Path(text).is_file()
 
 
 def _names_file(text: str) -> bool:

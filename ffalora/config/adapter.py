@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .messages import explain_errors
 from .names import OTHER_NAMES
 from .peft_names import own_init, to_own_names, without_neutral
 from .section import Section
@@ -95,10 +94,7 @@ class AdapterConfig(Section):
             ValueError: names every key that cannot be honoured, its value, and why.
         """
         values = to_own_names(config if isinstance(config, Mapping) else config.to_dict())
-        try:
-            return cls.model_validate({**values, "trained": trained})
-        except ValidationError as error:
-            raise ValueError("; ".join(explain_errors(error.errors(), list(cls.model_fields)))) from None
+        return cls.read({**values, "trained": trained})
 
 
 class RunAdapterConfig(AdapterConfig):

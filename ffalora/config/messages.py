@@ -6,6 +6,15 @@ import difflib
 from collections.abc import Collection, Sequence
 from typing import Any
 
+#: Words that other tools have for what is called so here.
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr", "epochs": "federation.rounds", "num_train_epochs": "federation.rounds",
+    "num_clients": "clients.count", "client_column": "clients.column", "dataset": "data.name", "file": "data.name",
+    "path": "data.name", "columns": "data.text", "text_column": "data.text", "label_column": "data.label",
+    "sep": "data.delimiter", "lora": "adapter", "peft": "adapter", "training": "optimizer", "sigma":
+    "privacy.noise_multiplier", "clip": "privacy.max_grad_norm", "batch": "optimizer.batch_size",
+}  # fmt: skip
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names each key, its value and the remedy."""
@@ -36,7 +45,9 @@ def explain_errors(errors: Sequence[Any], keys: Collection[str], whole: str = "c
     """
     by_key: dict[str, list[Any]] = {}
     for error in errors:
-        by_key.setdefault(_key(error["loc"], keys) or whole, []).append(error)
+        unknown = error["type"] == "extra_forbidden"
+        key = ".".join(map(str, error["loc"])) if unknown else _key(error["loc"], keys)
+        by_key.setdefault(key or whole, []).append(error)
     return [_sentence(key, found, keys) for key, found in by_key.items()]
 
 
@@ -49,7 +60,10 @@ def near_keys(key: str, keys: Collection[str]) -> list[str]:
     section, _, name = key.rpartition(".")
     names = difflib.get_close_matches(name, by_name, n=3, cutoff=0.7)
     same_name = sorted((k for n in names for k in by_name[n]), key=lambda k: (not k.startswith(f"{section}."), names))
-    return list(dict.fromkeys([*difflib.get_close_matches(key, known, n=2, cutoff=0.8), *same_name]))[:3]
+    close = difflib.get_close_matches(key, keys if section else known, n=2, cutoff=0.8)
+    meant = [_ELSEWHERE[word] for word in (key, name) if _ELSEWHERE.get(word) in known]
+    in_a_section = "." in key and name in by_name
+    return list(dict.fromkeys([*meant, *(same_name if in_a_section else [*close, *same_name])]))[:3]
 
 
 def no_such_key(key: str, keys: Collection[str]) -> str:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .adapter import RunAdapterConfig
-from .messages import ConfigError, explain_errors
-from .names import dotted_names
+from .messages import ConfigError
 from .section import Section, keys_of
 from .sections import ClientsConfig, DataConfig, FederationConfig, ModelConfig, OptimizerConfig, PrivacyConfig
 from .values import merge
@@ -48,6 +47,10 @@ class Config(Section):
     federation: FederationConfig = FederationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="also write each round for these tools, on this machine: tensorboard, wandb, mlflow, trackio",
+    )
     baselines: bool = Field(
         True,
         description="also compute what the result has to beat: the largest class, the class texts, and, in "
@@ -56,6 +59,11 @@ class Config(Section):
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
     )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tool_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _methods_can_be_folders(self) -> Config:
@@ -102,12 +110,7 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 def from_mapping(values: Mapping[str, Any], where: str = "") -> Config:
     """A checked configuration of nested (or dotted) keys."""
-    try:
-        return Config.model_validate(merge({}, values))
-    except ValidationError as error:
-        prefix = f"{where}: " if where else ""
-        said = explain_errors(error.errors(), [*fields(), *dotted_names()])
-        raise ConfigError("\n".join(prefix + sentence for sentence in said)) from None
+    return Config.read(merge({}, values), f"{where}: " if where else "")
 
 
 def fields() -> dict[str, Any]:

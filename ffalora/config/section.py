@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import Self
 
 from .messages import ConfigError, explain_errors
 from .names import one_name_each
@@ -28,11 +30,17 @@ class _AnswersInWords(ModelMetaclass):
                 f"{cls.__name__}({type(positional[0]).__name__}): its values are named, such as "
                 f"{cls.__name__}({next(iter(cls.model_fields))}=…)"
             )
-        try:
+        with cls._in_words(f"{cls.__name__}: "):
             return super().__call__(**values)
+
+    @contextmanager
+    def _in_words(cls, where: str) -> Iterator[None]:
+        """Turns what pydantic says of values into a ConfigError, each of whose sentences begins with ``where``."""
+        try:
+            yield
         except ValidationError as error:
-            said = explain_errors(error.errors(), [*keys_of(cls.model_fields), *cls.other_names], whole="")
-            raise ConfigError("\n".join(f"{cls.__name__}: {sentence}" for sentence in said)) from None
+            said = explain_errors(error.errors(), names_of(cls.model_fields, cls.other_names), whole="")
+            raise ConfigError("\n".join(where + sentence for sentence in said)) from None
 
 
 class Section(BaseModel, metaclass=_AnswersInWords):
@@ -51,6 +59,24 @@ class Section(BaseModel, metaclass=_AnswersInWords):
     def _under_their_own_names(cls, values: Any) -> Any:
         return one_name_each(values, cls.other_names) if isinstance(values, Mapping) else values
 
+    @classmethod
+    def read(cls, values: Any, where: str = "") -> Self:
+        """A checked section of keys and values; each sentence of its ConfigError begins with ``where``."""
+        with cls._in_words(where):
+            return super().model_validate(values)
+
+    @classmethod
+    def model_validate(cls, *arguments: Any, **options: Any) -> Self:
+        """As pydantic's, with a ConfigError for what does not fit."""
+        with cls._in_words(f"{cls.__name__}: "):
+            return super().model_validate(*arguments, **options)
+
+    @classmethod
+    def model_validate_json(cls, *arguments: Any, **options: Any) -> Self:
+        """As pydantic's, with a ConfigError for what does not fit."""
+        with cls._in_words(f"{cls.__name__}: "):
+            return super().model_validate_json(*arguments, **options)
+
 
 def keys_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A section's ``model_fields`` and those of the sections inside it, by dotted key."""
@@ -61,4 +87,13 @@ def keys_of(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             found |= keys_of(kind.model_fields, f"{prefix}{name}.")
         else:
             found[prefix + name] = field
+    return found
+
+
+def names_of(fields: Mapping[str, Any], other_names: Mapping[str, str]) -> list[str]:
+    """Keys as :func:`keys_of` finds them, and all their second names."""
+    found = [*keys_of(fields), *other_names]
+    for name, field in fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += [f"{name}.{other}" for other in field.annotation.other_names]
     return found

@@ -72,7 +72,13 @@ class DataConfig(Section):
         description="which of the source's splits play which roles, such as {train: train, test: validation}; other "
         "roles are cut from the training data (default: splits called so)",
     )
-    drop_empty: bool = Field(False, description="leave out rows with an empty text instead of refusing them")
+    drop_empty: bool = Field(
+        False, description="leave out rows whose text, label or client is empty instead of refusing them"
+    )
+    encoding: str | None = Field(None, description="of CSV files, such as cp1252 (default: found in the file)")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="between the cells of CSV files (default: found in the file)"
+    )
     max_length: int = Field(128, ge=2, description="tokens after which a text is cut")
     max_samples: int | None = Field(None, ge=1, description="use at most this many training samples")
     validation_fraction: float = Field(
@@ -87,6 +93,11 @@ class DataConfig(Section):
         description="causal-lm: also generate answers of at most this many tokens, and report how near they are to "
         "the data's (rouge_l) and how many end in the right number (exact_match)",
     )
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_column_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _answers_are_for_language_models(self) -> DataConfig:

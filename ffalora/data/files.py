@@ -7,9 +7,12 @@ builders of ``datasets.load_dataset``.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .delimited import TextFormat, find_format, read_delimited, record_lines
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -28,37 +31,68 @@ _ROLE_OF_STEM = {
 }
 
 
-def read_file(file: Path) -> Dataset:
+@dataclass(frozen=True)
+class Part:
+    """The rows of one file, ``rows`` of them; ``form`` is how a CSV or TSV file is written."""
+
+    file: Path
+    rows: int
+    form: TextFormat | None = None
+
+    def lines(self) -> list[int] | None:
+        """In which line each row begins, counted from 1; None where rows have no lines."""
+        if self.form is not None:
+            return record_lines(self.file, self.form)
+        text = "" if self.file.suffix.lower() == ".parquet" else self.file.read_text(encoding="utf-8-sig")
+        if not text or _is_one_list(self.file, text):
+            return None
+        return [number for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Splits of a source by their own names, and the files that the rows of each come from, in their order."""
+
+    data: dict[str, Dataset]
+    parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
+
+
+def read_file(file: Path, encoding: str | None = None, delimiter: str | None = None) -> tuple[Dataset, Part]:
     """One CSV, TSV, JSON (list of objects), JSON-lines or Parquet file as a ``Dataset`` in memory.
 
-    Only an empty cell counts as missing: a text "NA" or "null" is a text. Raises ``DataError`` for an unknown suffix, a
-    file that cannot be parsed, and one without rows.
+    ``encoding`` and ``delimiter`` of text tables are found where they are not given. Raises ``DataError`` for an
+    unknown suffix, a file that cannot be parsed, and one without rows.
     """
     from datasets import Dataset
 
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"data file {file}: suffix {suffix!r} is not one of {', '.join(SUFFIXES)}")
+        hint = "; save the sheet as CSV" if suffix in (".xlsx", ".xls", ".ods") else ""
+        raise DataError(f"data file {file}: suffix {suffix!r} is not one of {', '.join(SUFFIXES)}{hint}")
     try:
-        table = _read_table(file, suffix)
+        form = find_format(file, encoding, delimiter) if suffix in (".csv", ".tsv") else None
+        table = read_delimited(file, form) if form else _read_table(file, suffix)
         data = Dataset.from_pandas(table, preserve_index=False)
     except (OSError, ValueError, TypeError, ImportError) as error:  # parsers of pandas and arrow raise ValueErrors
         raise DataError(f"data file {file} cannot be read as {suffix[1:]}: {error}") from error
     if len(data) == 0:
         raise DataError(f"data file {file} has no rows")
-    return data
+    return data, Part(file, len(data), form)
+
+
+def _is_one_list(file: Path, text: str) -> bool:
+    return file.suffix.lower() != ".jsonl" and text.lstrip().startswith("[")
 
 
 def _read_table(file: Path, suffix: str) -> Any:
     import pandas
 
-    if suffix in (".csv", ".tsv"):
-        separator = "\t" if suffix == ".tsv" else ","
-        return pandas.read_csv(file, sep=separator, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
     if suffix == ".parquet":
         return pandas.read_parquet(file)
     text = file.read_text(encoding="utf-8-sig")
-    if suffix == ".jsonl" or not text.lstrip().startswith("["):
+    if _is_one_list(file, text):
+        rows = json.loads(text)
+    else:
         rows = []
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
@@ -66,14 +100,12 @@ def _read_table(file: Path, suffix: str) -> Any:
                     rows.append(json.loads(line))
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
-    else:
-        rows = json.loads(text)
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every row must be an object with named columns")
     return pandas.DataFrame(rows)
 
 
-def read_folder(folder: Path) -> dict[str, Dataset]:
+def read_folder(folder: Path, encoding: str | None = None, delimiter: str | None = None) -> Splits:
     """Splits of a folder: saved by ``datasets.save_to_disk``, or holding data files.
 
     Files called train, validation (valid, val, dev) or test, also with more behind ``-``, ``_`` or ``.``, are those
@@ -81,7 +113,7 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
     holds the file's stem. Raises ``DataError`` when nothing can be read.
     """
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _read_saved(folder)
+        return Splits(_read_saved(folder))
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(
@@ -89,19 +121,19 @@ def read_folder(folder: Path) -> dict[str, Dataset]:
             f"{', '.join(SUFFIXES)}"
         )
     roles = {file: _role(file) for file in files}
-    if not any(roles.values()):
-        parts = [_with_file_column(read_file(file), file.stem) for file in files]
-        return {"train": _concatenate(folder, parts)}
     strangers = [file.name for file, role in roles.items() if role is None]
-    if strangers:
+    if strangers and any(roles.values()):
         raise DataError(
             f"data folder {folder}: {strangers} are not named after a split although other files are; "
             "rename them to train*, validation* or test*, or move them away"
         )
     found: dict[str, list[Dataset]] = {}
+    parts: dict[str, list[Part]] = {}
     for file, role in roles.items():
-        found.setdefault(str(role), []).append(read_file(file))
-    return {role: _concatenate(folder, parts) for role, parts in found.items()}
+        data, part = read_file(file, encoding, delimiter)
+        found.setdefault(role or "train", []).append(data if role else _with_file_column(data, file.stem))
+        parts.setdefault(role or "train", []).append(part)
+    return Splits({role: _concatenate(folder, rows) for role, rows in found.items()}, parts)
 
 
 def _role(file: Path) -> str | None:

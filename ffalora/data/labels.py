@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import DataError
 from .splits import ALL
-from .validate import column_values, is_missing, name_rows
+from .validate import RowCheck, column_values
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,25 +17,66 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 1000
 
 
-def encode_numbers(parts: dict[str, Dataset], column: str, source: str) -> dict[str, Dataset]:
-    """Each part with its label column as float64; ``DataError`` names rows that hold no finite number."""
+def check_numbers(check: RowCheck, column: str) -> None:
+    """The column holds finite numbers, for regression."""
+    if not check.has("label_column", column):
+        return
+    bad = [
+        (row, value)
+        for row, value in check.present("label_column", column)
+        if isinstance(value, bool | str) or not np.isfinite(value)
+    ]
+    if bad:
+        said = f"must hold finite numbers for regression; it holds e.g. {bad[0][1]!r} in"
+        check.refuse("label_column", column, [row for row, _ in bad], said)
+
+
+def check_classes(check: RowCheck, column: str, is_learned: bool) -> None:
+    """The column holds classes: integers or strings; where the model learns from them, at least two, and fewer than a
+    column of identifiers or free text would have.
+    """
+    if not check.has("label_column", column):
+        return
+    present = [(row, _whole(value)) for row, value in check.present("label_column", column)]
+    bad = [(row, value) for row, value in present if not isinstance(value, int | str)]
+    if bad:
+        said = (
+            "must hold classes (integers or strings) for classification, choose another column or task: regression; "
+            f"it holds e.g. {bad[0][1]!r} in"
+        )
+        check.refuse("label_column", column, [row for row, _ in bad], said)
+    elif present and is_learned:
+        distinct = len({value for _, value in present})
+        if distinct < 2:
+            check.problems.append(
+                f"label_column={column!r} holds one class only ({present[0][1]!r}); classification needs two or more"
+            )
+        elif distinct > _MOST_CLASSES or (len(present) >= 20 and distinct > len(present) / 2):
+            check.problems.append(
+                f"label_column={column!r} has {distinct} different values in {len(present)} rows, which are no "
+                "classes; choose another label_column, or task: regression for numbers"
+            )
+
+
+def encode_numbers(parts: dict[str, Dataset], column: str) -> dict[str, Dataset]:
+    """Each part, checked before, with its label column as float64."""
     return {
-        role: _replace(data, column, _numbers(data, column, describe(source, role))) for role, data in parts.items()
+        role: _replace(data, column, np.asarray(column_values(data, column), dtype=np.float64))
+        for role, data in parts.items()
     }
 
 
 def encode_classes(
     parts: dict[str, Dataset], column: str, source: str, names: Sequence[str] | None = None
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """Each part with its label column as class numbers (int64), and the names of the classes.
+    """Each part, checked before, with its label column as class numbers (int64), and the names of the classes.
 
     ``parts`` maps roles to data; its first entry is what the model learns from, and no other part may hold a class that
     it does not. ``names``, or else those of a ``ClassLabel`` column, are kept where the labels are already their
     numbers; otherwise classes are numbered in sorted order. Raises ``DataError``.
     """
-    values = {role: _class_values(data, column, describe(source, role)) for role, data in parts.items()}
+    values = {role: _class_values(data, column) for role, data in parts.items()}
     first, *others = values
-    _check_classes(values[first], column, describe(source, first))
     learned = set(values[first])
     for role in others:
         strange = sorted({str(value) for value in values[role] if value not in learned})
@@ -67,7 +108,8 @@ def number_classes(
     mapping: Mapping[str, str],
     own_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """Each part with its label column as positions (int64) in ``names``, the classes of a model that exists already.
+    """Each part, checked before, with its label column as positions (int64) in ``names``, the classes of a model that
+    exists already.
 
     Classes are matched by name: as the source writes them (a ``ClassLabel`` column and ``own_names`` turn numbers into
     names), or what ``mapping`` makes of that. A class without rows is no fault; one that is not in ``names`` is a
@@ -75,7 +117,7 @@ def number_classes(
     """
     encoded = {}
     for role, data in parts.items():
-        values = _class_values(data, column, describe(source, role))
+        values = _class_values(data, column)
         written = own_names or getattr(data.features[column], "names", None) or []
         is_numbers = bool(written) and set(values) <= set(range(len(written)))
         called = [written[value] if is_numbers else str(value) for value in values]
@@ -99,55 +141,11 @@ def _replace(data: Dataset, column: str, values: np.ndarray) -> Dataset:
     return data.remove_columns(column).add_column(column, values)
 
 
-def _class_values(data: Dataset, column: str, source: str) -> list[Any]:
-    """The column as class values (int, str or bool), integral floats turned into ints.
-
-    Raises ``DataError`` for missing values and for numbers that are no classes.
-    """
-    values = column_values(data, column)
-    missing = [row for row, value in enumerate(values) if is_missing(value)]
-    if missing:
-        raise DataError(
-            f"label column {column!r} of {source} is missing in {len(missing)} of {len(values)} rows: "
-            f"{name_rows(missing)}. Label or remove them"
-        )
-    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-    bad = [row for row, value in enumerate(values) if not isinstance(value, (int, str))]
-    if bad:
-        raise DataError(
-            f"label column {column!r} of {source} must hold classes (integers or strings) for classification, but "
-            f"{name_rows(bad)} hold e.g. {values[bad[0]]!r}. Choose another label_column, or "
-            "task: regression for numbers"
-        )
-    return values
+def _class_values(data: Dataset, column: str) -> list[Any]:
+    """The column as class values (int, str or bool)."""
+    return [_whole(value) for value in column_values(data, column)]
 
 
-def _check_classes(values: Sequence[Any], column: str, source: str) -> None:
-    """At least two classes, and fewer than a column of identifiers or free text would have."""
-    distinct = len(set(values))
-    if distinct < 2:
-        raise DataError(
-            f"label column {column!r} of {source} holds one class only ({values[0]!r}); classification needs two "
-            "or more"
-        )
-    if distinct > _MOST_CLASSES or (len(values) >= 20 and distinct > len(values) / 2):
-        raise DataError(
-            f"label column {column!r} of {source} has {distinct} different values in {len(values)} rows, which are no "
-            "classes; choose another label_column, or task: regression for numbers"
-        )
-
-
-def _numbers(data: Dataset, column: str, source: str) -> np.ndarray:
-    """The column as float64 numbers; ``DataError`` names rows that are missing, not finite or not numbers."""
-    values = column_values(data, column)
-    bad = [
-        row
-        for row, value in enumerate(values)
-        if isinstance(value, (bool, str)) or is_missing(value) or not np.isfinite(value)
-    ]
-    if bad:
-        raise DataError(
-            f"label column {column!r} of {source} must hold finite numbers for regression, {name_rows(bad)} "
-            f"hold e.g. {values[bad[0]]!r}"
-        )
-    return np.asarray(values, dtype=np.float64)
+def _whole(value: Any) -> Any:
+    """An integral float as an int, which it was before a missing cell made its column one of floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

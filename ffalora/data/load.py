@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
+from .columns import guess_inputs
 from .conversations import Form, check_conversations, form_of
 from .errors import DataError
-from .labels import describe, encode_classes, encode_numbers, number_classes
+from .labels import check_classes, check_numbers, describe, encode_classes, encode_numbers, number_classes
+from .places import Places
+from .roles import assign_roles, rows_of_role, what_there_is
 from .sources import read_embedded, read_other
 from .splits import ALL, ROLES, check_fractions, mix_rows, sample_rows, split_rows
 from .tasks import find_task
@@ -80,6 +83,8 @@ def load_data(
     only: str | None = None,
     class_names: Sequence[str] | None = None,
     class_map: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> LoadedData:
     """Load, check and split.
 
@@ -96,12 +101,14 @@ def load_data(
     fractions      of train, validation and test; used for the roles that the source does not fill
     split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
     max_samples    at most that many training rows, drawn from ``seed``
-    drop_empty     leave out rows with empty text instead of refusing them
+    drop_empty     leave out rows whose text, label or client is empty instead of refusing them
     only           "train" or "test": nothing is cut. The source's split of this name (or the one that ``split_names``
                    gives it, or else rows of no split, or the only split) is the only one that is made, whole
     class_names    the classes of a model that exists already, in its order: rows are numbered by name, some classes
                    may have no rows, and other classes are refused
     class_map      names of classes as the source writes them -> as ``class_names`` has them
+    encoding, delimiter
+                   of CSV files, such as "cp1252" and ";"; default: found in each file
 
     Raises ``DataError`` (names column, rows and remedy) and ``AssetError`` (embedded data that cannot be fetched).
     """
@@ -111,7 +118,8 @@ def load_data(
     find_task(task)
     if own and task != own.task and not (input_columns or label_column):
         raise DataError(f"task={task!r}: {spec} is data for task {own.task}; name its columns to use it otherwise")
-    source, is_path = (read_embedded(own), False) if own else read_other(spec)
+    found, is_path = (read_embedded(own), False) if own else read_other(spec, encoding, delimiter)
+    source = found.data
     if own is not None:
         input_columns = input_columns or own.input_columns
         label_column = label_column or own.label_column
@@ -121,25 +129,23 @@ def load_data(
     if client_column is None and is_path and files.FILE_COLUMN in first.column_names:
         client_column = files.FILE_COLUMN
     label_column = None if task == "causal-lm" else label_column or "label"
-    inputs = tuple(input_columns) if input_columns else _guess_inputs(first, label_column, task, spec)
+    inputs = tuple(input_columns) if input_columns else guess_inputs(first, label_column, task, spec)
     licence = assets.find(own.asset).licence if own else None
     loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, licence)
-    roles = _assign_roles(source, split_names, spec)
+    roles = assign_roles(source, split_names, spec)
     if only is not None:
-        roles = {only: _whole(roles, source, only, spec)}
+        roles = {only: rows_of_role(roles, source, only, spec)}
     else:
         roles = {role: data for role, data in roles.items() if not _unlabelled(loaded, role, data, spec)}
         if "train" not in roles and ALL not in roles:
-            raise DataError(
-                f"{spec}: there are no rows to train on; its splits are {', '.join(source)}. Name the one to train on "
-                "in split_names.train"
-            )
-    for role, data in roles.items():
-        roles[role] = _check_inputs(data, loaded, group_column, describe(spec, role), drop_empty)
+            raise DataError(f"{spec}: no rows are left to train on; {what_there_is(source)}")
     learned = ALL if ALL in roles else "train"
     roles = {role: roles[role] for role in sorted(roles, key=lambda role: role != learned)}
+    _check_columns(loaded)
+    places = {role: _places(found, data) for role, data in roles.items()}
+    roles = _checked_rows(roles, places, loaded, group_column, drop_empty, class_names is None and learned)
     if task == "regression":
-        roles = encode_numbers(roles, str(label_column), spec)
+        roles = encode_numbers(roles, str(label_column))
     elif label_column is not None:
         names = own.label_names if own else None
         if class_names is not None:
@@ -157,58 +163,6 @@ def load_data(
     return loaded
 
 
-def _guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) -> tuple[str, ...]:
-    wanted = {"image-classification": ("image",)}.get(task, ("text", "sentence"))
-    if task == "causal-lm":
-        pairs = (("prompt", "answer"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
-        for pair in pairs:
-            if set(pair) <= set(data.column_names):
-                return pair
-        for name in ("messages", "text"):
-            if name in data.column_names:
-                return (name,)
-    else:
-        for name in wanted:
-            if name in data.column_names:
-                return (name,)
-        strings = [
-            name
-            for name, feature in data.features.items()
-            if getattr(feature, "dtype", "") in ("string", "large_string")
-            and name not in (label_column, files.FILE_COLUMN)
-        ]
-        if len(strings) == 1 and task != "image-classification":
-            return (strings[0],)
-    raise DataError(
-        f"input_columns is not given and cannot be guessed for {spec} (task {task}); "
-        f"name one or two of its columns: {', '.join(data.column_names)}"
-    )
-
-
-def _assign_roles(source: dict[str, Dataset], split_names: Mapping[str, str] | None, spec: str) -> dict[str, Dataset]:
-    if not split_names:
-        return {role: data for role, data in source.items() if role in (*ROLES, ALL)}
-    named = source | ({"train": source[ALL]} if ALL in source else {})
-    roles = {}
-    for role, name in split_names.items():
-        if role not in ROLES:
-            raise DataError(f"split_names: role {role!r} is not one of {', '.join(ROLES)}")
-        if name not in named:
-            raise DataError(f"split_names.{role}={name!r}: {spec} has the splits {', '.join(source)}")
-        roles[role] = named[name]
-    return roles
-
-
-def _whole(roles: dict[str, Dataset], source: dict[str, Dataset], role: str, spec: str) -> Dataset:
-    """All rows that play one role: those of the split called so, of no split, or of the only split."""
-    for name in (role, ALL):
-        if name in roles:
-            return roles[name]
-    if len(source) == 1:
-        return next(iter(source.values()))
-    raise DataError(f"{spec} has the splits {', '.join(source)}, none of them {role}; name one in split_names.{role}")
-
-
 def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool:
     """Benchmarks publish test splits whose labels are all -1; such a split is of no use here."""
     column = loaded.label_column
@@ -221,26 +175,49 @@ def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool
     return True
 
 
-def _check_inputs(
-    data: Dataset, loaded: LoadedData, group_column: str | None, source: str, drop_empty: bool
-) -> Dataset:
-    validate.require_columns(data, loaded.input_columns, "input_columns", source)
-    for parameter, column in (
-        ("label_column", loaded.label_column),
-        ("client_column", loaded.client_column),
-        ("group_column", group_column),
-    ):
-        if column is not None:
-            validate.require_columns(data, [column], parameter, source)
-    if loaded.task == "image-classification":
-        return data
+def _check_columns(loaded: LoadedData) -> None:
     if len(loaded.input_columns) > 2:
         one_or_two = "one column (texts or conversations) or two (prompt and answer)"
         takes = one_or_two if loaded.task == "causal-lm" else "one text column or two (a pair)"
         raise DataError(f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes {takes}")
-    if loaded.task == "causal-lm" and form_of(data, loaded.input_columns) == "conversations":
-        return check_conversations(data, loaded.input_columns[0], source, drop_empty=drop_empty)
-    return validate.check_texts(data, loaded.input_columns, source, drop_empty=drop_empty)
+
+
+def _places(found: files.Splits, data: Dataset) -> Places:
+    """Where the rows of one of the source's splits stand."""
+    return Places(next((found.parts.get(name, ()) for name, rows in found.data.items() if rows is data), ()))
+
+
+def _checked_rows(
+    roles: dict[str, Dataset], places: dict[str, Places], loaded: LoadedData, group_column: str | None,
+    drop_empty: bool, learned: str | bool,
+) -> dict[str, Dataset]:  # fmt: skip
+    """The rows that can be used, of every role; ``DataError`` holds all problems of all of them."""
+    checks = {role: validate.RowCheck(data, places[role]) for role, data in roles.items()}
+    for role, check in checks.items():
+        talks = loaded.task == "causal-lm" and form_of(roles[role], loaded.input_columns) == "conversations"
+        for column in loaded.input_columns:
+            if loaded.task == "image-classification":
+                check.has("input_columns", column)
+            elif talks:
+                check_conversations(check, "input_columns", column)
+            else:
+                check.text("input_columns", column)
+        if loaded.task == "regression":
+            check_numbers(check, str(loaded.label_column))
+        elif loaded.label_column is not None:
+            check_classes(check, loaded.label_column, is_learned=role == learned)
+        for parameter, other in (("client_column", loaded.client_column), ("group_column", group_column)):
+            if other is not None and check.has(parameter, other):
+                check.present(parameter, other)
+    validate.refuse({describe(loaded.name, role): check for role, check in checks.items()}, drop_empty)
+    used = {role: check.kept() for role, check in checks.items()}
+    for role, kept in used.items():
+        if len(kept) < len(roles[role]):
+            left_out = len(roles[role]) - len(kept)
+            loaded.notes.append(f"{describe(loaded.name, role)}: {left_out} rows with an empty cell are left out")
+            logger.warning("%s", loaded.notes[-1])
+            roles[role] = roles[role].select(kept)
+    return roles
 
 
 def _fill_roles(

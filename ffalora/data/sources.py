@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import assets, files
 from .embedded import EmbeddedData
 from .errors import DataError
 from .splits import ALL
 
-if TYPE_CHECKING:
-    from datasets import Dataset
 
-
-def read_embedded(data: EmbeddedData) -> dict[str, Dataset]:
+def read_embedded(data: EmbeddedData) -> files.Splits:
     """Rows of embedded data under ``ALL``, or under the splits that the source itself makes."""
     from datasets import Dataset
 
@@ -22,25 +18,32 @@ def read_embedded(data: EmbeddedData) -> dict[str, Dataset]:
     given = columns.pop("split", None)
     whole = Dataset.from_dict(columns)
     if given is None:
-        return {ALL: whole}
-    return {
+        return files.Splits({ALL: whole})
+    splits = {
         split: whole.select([row for row, value in enumerate(given) if value == split])
         for split in dict.fromkeys(given)
     }
+    return files.Splits(splits)
 
 
-def read_other(spec: str) -> tuple[dict[str, Dataset], bool]:
+def read_other(spec: str, encoding: str | None = None, delimiter: str | None = None) -> tuple[files.Splits, bool]:
     """Splits of a file, a folder or a hub name, and whether they came from this machine's files."""
     path = Path(spec).expanduser()
     if path.is_file():
-        return {ALL: files.read_file(path)}, True
+        data, part = files.read_file(path, encoding, delimiter)
+        return files.Splits({ALL: data}, {ALL: [part]}), True
     if path.is_dir():
-        splits = files.read_folder(path)
-        return ({ALL: splits["train"]} if list(splits) == ["train"] else splits), True
+        found = files.read_folder(path, encoding, delimiter)
+        return (found if list(found.data) != ["train"] else _of_no_split(found)), True
     repository = spec.rpartition(":")[0]
     looks_local = path.suffix.lower() in files.SUFFIXES or spec.startswith((".", "/", "~"))
     if looks_local and not (repository and Path(repository).expanduser().is_dir()):
         raise DataError(f"data={spec!r}: there is no such file or folder")
     from .hub import read_hub
 
-    return read_hub(spec), False
+    return files.Splits(read_hub(spec)), False
+
+
+def _of_no_split(found: files.Splits) -> files.Splits:
+    """Rows that their source calls training rows only because it makes no splits."""
+    return files.Splits({ALL: found.data["train"]}, {ALL: found.parts.get("train", ())})

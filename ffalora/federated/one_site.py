@@ -32,7 +32,7 @@ def alone(config: Config) -> Config:
     return from_mapping(values).with_noise("secure")
 
 
-def train(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:
+def train(config: Config, folder: str | Path, resume: bool = False, progress: bool = True) -> RunResult:
     """Trains one adapter on all the training data; see ``simulate`` for the folder, resuming and errors.
 
     The rounds of the configuration are kept as intervals between evaluations and checkpoints: a client alone is

@@ -76,6 +76,7 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "strategy": experiment.strategy.name,
         "rounds": len(rows),
         "metrics": evaluated[-1]["metrics"] if evaluated else {},
+        "evaluated": evaluated_rows(experiment),
         "epsilon": rows[-1]["epsilon"] if rows else None,
         "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
         **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down") if all(key in r for r in rows)},
@@ -86,6 +87,12 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "seconds_per_round": round(sum(row["seconds"] for row in rows) / max(len(rows), 1), 3),
     }
+
+
+def evaluated_rows(experiment: Experiment) -> dict[str, Any]:
+    """Which rows the metrics are of, and how many."""
+    data, rows = experiment.config.data, len(experiment.evaluation)
+    return {"split": data.evaluate_on, "rows": min(rows, data.max_evaluation_samples or rows)}
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..config import Config
 from ..privacy.accounts import ACCOUNT
 from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
+from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from .accounts import open_run_accounts
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -30,8 +31,8 @@ from .strategies import Answers, ServerState
 
 @dataclass
 class Run:
-    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, and the digest
-    of the frozen factors that it began with.
+    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, the digest of
+    the frozen factors that it began with, and who else is told of each round.
     """
 
     experiment: Experiment
@@ -39,6 +40,7 @@ class Run:
     folder: Path
     rows: list[dict[str, Any]]
     frozen: str
+    trackers: Trackers
 
     @classmethod
     def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
@@ -47,6 +49,7 @@ class Run:
         Raises:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
+        trackers = Trackers(experiment.config, folder)
         config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
         frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
@@ -56,7 +59,7 @@ class Run:
         account = checkpoint.with_name(ACCOUNT)
         open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
-        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen)
+        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen, trackers)
 
     def is_over(self) -> bool:
         """Whether all rounds are done, or no budget allows another (which it warns of)."""
@@ -72,6 +75,7 @@ class Run:
             self.folder / CHECKPOINT, experiment.config, self.server, experiment.participants, experiment.ledgers,
             experiment.client_level, self.frozen,
         )  # fmt: skip
+        self.trackers.log(row)
 
     def finish(self) -> RunResult:
         """Writes down everything else, after the last round."""
@@ -79,10 +83,11 @@ class Run:
         if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
             rows[-1]["metrics"] = evaluate_views(self.experiment, self.server)
             write_rows(self.folder, rows)
+        self.trackers.close()
         return finish_folder(self.experiment, self.server, self.folder, rows)
 
 
-def simulate(config: Config, folder: Path, resume: bool = False, progress: bool = True) -> RunResult:
+def simulate(config: Config, folder: str | Path, resume: bool = False, progress: bool = True) -> RunResult:
     """Runs one method and writes its folder.
 
     Args:
@@ -96,6 +101,7 @@ def simulate(config: Config, folder: Path, resume: bool = False, progress: bool 
         ConfigError, DataError, PartitionError: before anything is written. CheckpointError, LedgerMismatch: nothing to
         resume, or something else. KeyboardInterrupt leaves the last completed round on disk.
     """
+    folder = Path(folder)
     check_unused(folder, resume)
     run = Run.open(build(config), folder, resume)
     run.experiment.baselines = compared(run.experiment, folder)

@@ -4,6 +4,7 @@ states.
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from ..adapters.init import generator_for
 from ..config import ConfigError, ModelConfig
+from ..data.asset_table import ASSETS
+from ..data.hub import cache_alone_without_network
 from .packing import mean_of_samples
 
 
@@ -93,28 +96,26 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
     pooled = config.pooling == "mean" and task in ("classification", "regression")
     info: dict[str, Any] = {}
     try:
-        if task == "causal-lm":
-            model = AutoModelForCausalLM.from_pretrained(source, **options)
-        elif task == "image-classification":
-            model, info = AutoModelForImageClassification.from_pretrained(
-                source, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        with cache_alone_without_network(source):
+            if task == "causal-lm":
+                model = AutoModelForCausalLM.from_pretrained(source, **options)
+            elif task == "image-classification":
+                model, info = AutoModelForImageClassification.from_pretrained(
+                    source, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
+                )
+            elif pooled:
+                model = MeanPooledClassifier(
+                    AutoModel.from_pretrained(source, **options), labels, config.head_std, config.head_scale, seed
+                )
+            else:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, num_labels=labels, output_loading_info=True, **options
+                )
+            tokenizer = (
+                None if task == "image-classification" else AutoTokenizer.from_pretrained(source, **gguf_file(source))
             )
-        elif pooled:
-            model = MeanPooledClassifier(
-                AutoModel.from_pretrained(source, **options), labels, config.head_std, config.head_scale, seed
-            )
-        else:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source, num_labels=labels, output_loading_info=True, **options
-            )
-        tokenizer = (
-            None if task == "image-classification" else AutoTokenizer.from_pretrained(source, **gguf_file(source))
-        )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ConfigError(
-            f"model.name={config.name!r} cannot be loaded for task {task}: {error}. Give an embedded model "
-            "(ffalora data list), a local folder with config.json and safetensors, or a hub name (with a network)"
-        ) from error
+        raise ConfigError(_not_loaded(config.name, task, source, error)) from error
     _seed_missing(model, sorted(info.get("missing_keys", ())), seed)
     if tokenizer is not None and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -123,10 +124,25 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
     return LoadedModel(model.eval().to(device), tokenizer, "encoder" if pooled else "")
 
 
+def _not_loaded(name: str, task: str, source: str, error: Exception) -> str:
+    """What is to be done about a model that could not be loaded."""
+    said = f"model.name={name!r} cannot be loaded for task {task}"
+    near = difflib.get_close_matches(name, ASSETS, n=1, cutoff=0.75)
+    if near and name not in ASSETS:
+        return f"{said}: there is no such model; did you mean {near[0]}?"
+    if gguf_file(source) and isinstance(error, ImportError):
+        return f"{said}: its weights are a GGUF file; install what reads it with `pip install ffalora[gguf]`"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    kind = "; its architecture does not do this task" if "Unrecognized configuration class" in reason else ""
+    return (
+        f"{said}: {reason}{kind}. Give an embedded model (ffalora data list), a local folder with config.json and "
+        "safetensors, or a hub name (with a network)"
+    )
+
+
 def resolve(name: str) -> str:
     """The folder of an embedded model (fetched if need be), or the name itself: a local path or a hub name."""
     from ..data import assets
-    from ..data.asset_table import ASSETS
 
     return str(assets.path(name)) if name in ASSETS else name
 

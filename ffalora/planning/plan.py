@@ -21,7 +21,7 @@ from ..training.rates import SIGNAL
 from .measure import Cost, measure
 
 ROUNDS, LOCAL_STEPS, ENOUGH = 25, 2, 0.85
-_HALVINGS = 5
+HALVINGS = 5
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def make_plans(config: Config, seconds: float = math.inf) -> Plans:
     experiment = build(config)
     sizes = [p.ledger.dataset_size for p in experiment.participants if p.ledger is not None]
     cost = measure(experiment)
-    batches = sorted({max(1, math.ceil(max(sizes) / 2**k)) for k in range(_HALVINGS)})
+    batches = sorted({max(1, math.ceil(max(sizes) / 2**k)) for k in range(HALVINGS)})
     plans = [_plan(experiment, sizes, batch, ROUNDS, LOCAL_STEPS, cost) for batch in batches]
     own = _plan(
         experiment, sizes, config.optimizer.batch_size, config.federation.rounds, config.federation.local_steps, cost

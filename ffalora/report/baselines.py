@@ -35,6 +35,7 @@ def baseline_table(runs: Sequence[Run]) -> Table | None:
         "Was it worth it? Each row could be had instead, with an ε of its own." + left_out,
         ("what", _METRIC, "ε", "how"),
         tuple(ordered),
+        prose=("how",),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,25 @@ from markupsafe import Markup
 
 from .baselines import baseline_table, verdicts
 from .plots import Plot, inline_svg, run_plots, save_plots
-from .runs import CONFIG, Run, by_label, read_top_config
-from .tables import Table, difference_table, flatten, result_table
+from .runs import CONFIG, Run, by_label, data_title, method_title, read_top_config
+from .tables import (
+    Table,
+    difference_table,
+    epsilon_text,
+    flatten,
+    interval_text,
+    largest_epsilon,
+    metric_names,
+    metric_title,
+    result_table,
+)
 
 FILE = "report.html"
+_ENVIRONMENT = {
+    "base_dtype": "number format of the frozen base",
+    "cached_layers": "lower layers computed once a sample",
+}
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ def render(page: Page) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters["blocks"] = statement_blocks
     svgs = [(plot.title, Markup(inline_svg(plot))) for plot in page.plots]
     return environment.get_template("page.html").render(page=page, svgs=svgs)
 
@@ -84,7 +101,12 @@ def run_page(runs: Sequence[Run]) -> Page:
     groups, configs = by_label(runs), _configs(runs)
     return Page(
         title=_title(runs, list(groups)),
-        asked=list(dict.fromkeys(describe_run(group[0].config) for group in groups.values())),
+        asked=list(
+            dict.fromkeys(
+                describe_run(group[0].config, [str(one["client"]) for one in group[0].partition])
+                for group in groups.values()
+            )
+        ),
         verdict=" ".join(verdicts(runs)),
         tables=[t for t in (baseline_table(runs), result_table(runs), difference_table(runs)) if t is not None],
         plots=run_plots(runs),
@@ -95,19 +117,43 @@ def run_page(runs: Sequence[Run]) -> Page:
         },
         commands=[f"ffalora simulate {name}" for name in configs],
         configs=configs,
-        environment=flatten(runs[0].environment),
+        environment=_in_words(flatten(runs[0].environment)),
     )
 
 
 def _title(runs: Sequence[Run], labels: list[str]) -> str:
-    names = " beside ".join(labels) if len(labels) < 4 else f"{len(labels)} methods side by side"
-    config = runs[0].config
-    if not any(run.baselines for run in runs) or config["privacy"]["unit"] == "none":
-        return names
-    return f"Was private fine-tuning on {config['data']['name']} worth it? {names}"
+    """What was done to what, and for a single method what came of it."""
+    privacy, data = runs[0].config["privacy"], data_title(runs[0].config)
+    is_private = privacy["unit"] != "none" and privacy["noise_multiplier"] != 0
+    kind = "private fine-tuning" if is_private else "fine-tuning"
+    if is_private and privacy["noise"] != "secure":
+        kind = "simulated private fine-tuning"
+    if len(labels) > 1:
+        names = [method_title(label) for label in labels]
+        shown = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) < 4 else f"{len(names)} methods"
+        asked = f"Was {kind} on {data} worth it? " if is_private and any(run.baselines for run in runs) else ""
+        return f"{asked}{shown} side by side" + ("" if asked else f": {kind} on {data}")
+    names = metric_names(runs)
+    reached = f": {metric_title(names[0])} {interval_text([run.metrics[names[0]] for run in runs])}" if names else ""
+    epsilon = largest_epsilon(runs)
+    return f"{kind.capitalize()} on {data}{reached}" + (f" at ε = {epsilon_text(epsilon)}" if is_private else "")
 
 
-def describe_run(config: dict[str, Any]) -> str:
+def statement_blocks(text: str) -> list[str | Table]:
+    """A privacy statement in paragraphs; its table of clients as one, where it is one."""
+    found: list[str | Table] = []
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        lines = [re.split(r"\s{2,}", line.strip()) for line in block.splitlines()]
+        is_table = len(lines) > 1 and lines[0][0] == "client" and {len(line) for line in lines} == {len(lines[0])}
+        found.append(Table("", tuple(lines[0]), tuple(map(tuple, lines[1:]))) if is_table else block)
+    return found
+
+
+def _in_words(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {_ENVIRONMENT.get(name, name.removeprefix("packages.")): value for name, value in environment.items()}
+
+
+def describe_run(config: dict[str, Any], clients_names: Sequence[str] = ()) -> str:
     """What a configuration asks for, in two or three sentences; without what methods usually differ in."""
     data, clients, rounds = config["data"], config["clients"], config["federation"]
     privacy, optimizer = config["privacy"], config["optimizer"]
@@ -118,11 +164,13 @@ def describe_run(config: dict[str, Any]) -> str:
         "quantity": "in unequal shares",
         "column": f"one for each {clients['column']}",
     }
-    count = clients["count"] or len(clients["proportions"] or clients["quantities"] or []) or "several"
+    count = clients["count"] or len(clients_names or clients["proportions"] or clients["quantities"] or []) or "several"
     who = "at one site" if count == 1 else f"at {count} clients, {split[clients['partition']]}"
+    if clients["partition"] == "column" and 1 < len(clients_names) <= _MOST_NAMED:
+        who += f" ({', '.join(clients_names)})"
     asked = (
-        f"Fine-tune {config['model']['name']} on {data['name']} ({data['task']}) {who}: {rounds['rounds']} rounds of "
-        f"{rounds['local_steps']} local steps, batch {optimizer['batch_size']}. "
+        f"Fine-tune {config['model']['name']} on {data_title(config)} ({data['task']}) {who}: "
+        f"{rounds['rounds']} rounds of {rounds['local_steps']} local steps, batch {optimizer['batch_size']}. "
         f"Metrics are of the {data['evaluate_on']} split. "
     )
     if privacy["unit"] == "none":

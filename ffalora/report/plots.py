@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -67,9 +68,9 @@ def inline_svg(plot: Plot) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace(_INK, "currentColor")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]*"', r'<svg \1role="img"', re.sub(r'height="[\d.]+pt" ', "", svg, count=1), count=1
-    )
+    svg = re.sub(r'height="[\d.]+pt" ', "", svg, count=1)
+    named = f'role="img" aria-label="{escape(plot.title)}"'
+    return re.sub(r'<svg ([^>]*?)width="[^"]*"', lambda found: f"<svg {found[1]}{named}", svg, count=1)
 
 
 def _metric_plot(runs: Sequence[Run]) -> Plot | None:
@@ -97,9 +98,7 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
     targets = {run.config["privacy"]["target_epsilon"] for group in private.values() for run in group} - {None}
     for target in sorted(targets):
         axes.axhline(target, color=_INK, linewidth=1, linestyle=":")
-        axes.annotate(
-            f"target {target:g}", (1, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
+        axes.annotate(f"target {target:g}", (0.02, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.legend(loc="lower right")
     return Plot("epsilon", "ε spent by round", figure)

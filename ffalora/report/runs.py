@@ -11,10 +11,15 @@ from typing import Any
 
 import yaml
 
+from ..data.files import SUFFIXES
 from ..files.numbers import restored
 
 CONFIG, METRICS, STUDY = "config.yaml", "metrics.jsonl", "study.yaml"
 _SEED = "seed-"
+_TITLES = {
+    "ffa": "FFA-LoRA", "lora": "LoRA", "rolora": "RoLoRA", "fedsa": "FedSA-LoRA", "fedsvd": "FedSVD", "fedsb": "Fed-SB",
+    "fedex": "FedEx-LoRA", "flora": "FLoRA", "flexlora": "FlexLoRA", "hetlora": "HetLoRA",
+}  # fmt: skip
 
 
 class ReportError(ValueError):
@@ -33,6 +38,7 @@ class Run:
         partition: who holds what: client, samples, classes.
         environment, privacy_text: as written by the run; empty where it was interrupted.
         baselines: what the run has to beat; empty where it was not asked for.
+        evaluated: of how many rows the metrics are; None where nobody wrote it down.
     """
 
     label: str
@@ -43,6 +49,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     privacy_text: str = ""
     baselines: list[dict[str, Any]] = field(default_factory=list)
+    evaluated: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -86,6 +93,18 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(run.label, []).append(run)
     return groups
+
+
+def method_title(label: str) -> str:
+    """A method's name as papers write it; any other label as it is."""
+    return _TITLES.get(label, label)
+
+
+def data_title(config: dict[str, Any]) -> str:
+    """The name of a run's data, without the folder and suffix of a file."""
+    name = str(config["data"]["name"])
+    path = Path(name)
+    return path.stem if path.suffix.lower() in SUFFIXES else (path.name if path.is_absolute() else name)
 
 
 def number(value: Any) -> float | None:
@@ -134,6 +153,7 @@ def _read_run(top: Path, place: Path) -> Run:
         environment=_read(place / "environment.json", json.loads, {}),
         privacy_text=_read(place / "privacy.txt", str, ""),
         baselines=_read(place / "baselines.json", json.loads, []),
+        evaluated=(_read(place / "summary.json", json.loads, {}).get("evaluated") or {}).get("rows"),
     )
 
 

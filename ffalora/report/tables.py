@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from ..runs.intervals import SHARES, share_interval
 from .runs import Run, by_label
 
 _NAMES = {"macro_f1": "macro-F1", "epsilon": "ε"}
@@ -17,11 +18,12 @@ _FIRST = ("accuracy", "macro_f1", "exact_match")
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns; the first column names the row."""
+    """Text in rows and columns; the first column names the row, and those named in ``prose`` hold sentences."""
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    prose: tuple[str, ...] = ()
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
@@ -41,7 +43,7 @@ def result_table(runs: Sequence[Run]) -> Table:
     head = ("method", *map(metric_title, metrics), "largest ε", "up / round", "down / round", "seconds", "seeds")
     rows = []
     for label, group in groups.items():
-        values = [interval_text([run.metrics[m] for run in group if m in run.metrics]) for m in metrics]
+        values = [_metric_text(m, [run for run in group if m in run.metrics]) for m in metrics]
         done = min(len(run.rounds) for run in group)
         asked = group[0].config["federation"]["rounds"]
         name = label if all(run.is_finished for run in group) else f"{label} (only {done} of {asked} rounds)"
@@ -56,10 +58,30 @@ def result_table(runs: Sequence[Run]) -> Table:
                 str(len(group)),
             )
         )
-    several = "; ± is the 95% interval of the mean over seeds (Student's t)" if len(runs) > len(groups) else ""
     return Table(
-        f"After the last round{several}. Traffic of all clients together; seconds of training.", head, tuple(rows)
+        f"After the last round{_said_of_intervals(runs)}. Traffic of all clients together; seconds of training.",
+        head,
+        tuple(rows),
     )
+
+
+def _metric_text(name: str, runs: Sequence[Run]) -> str:
+    """A metric over seeds; of a single run, a share of rows with the interval that so few rows leave."""
+    values = [run.metrics[name] for run in runs]
+    if len(runs) == 1 and name in SHARES and runs[0].evaluated:
+        return "{} ({:.3f} to {:.3f})".format(interval_text(values), *share_interval(values[0], runs[0].evaluated))
+    return interval_text(values)
+
+
+def _said_of_intervals(runs: Sequence[Run]) -> str:
+    groups = by_label(runs).values()
+    rows = {run.evaluated for run in runs if run.evaluated}
+    said = f", on {' or '.join(f'{n:,}' for n in sorted(rows))} rows of the evaluation split" if rows else ""
+    if any(len(group) > 1 for group in groups):
+        said += "; ± is the 95% interval of the mean over seeds (Student's t)"
+    if rows and any(len(group) == 1 for group in groups):
+        said += "; in brackets, the 95% interval of a share of so many rows (Wilson)"
+    return said
 
 
 def difference_table(runs: Sequence[Run]) -> Table | None:
@@ -76,8 +98,9 @@ def difference_table(runs: Sequence[Run]) -> Table | None:
 
 
 def table_text(runs: Sequence[Run]) -> str:
-    """The result table for a terminal."""
-    return plain_text(result_table(runs))
+    """The result table for a terminal, with what its signs mean."""
+    table = result_table(runs)
+    return f"{plain_text(table)}\n{table.caption}"
 
 
 def plain_text(table: Table) -> str:

@@ -19,6 +19,7 @@ from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
 from ..data.conversations import Form
+from ..data.embedded import EMBEDDED
 from ..data.errors import DataError
 from ..data.examples import Ragged, TokenizedDataset
 from ..data.load import LoadedData
@@ -29,12 +30,11 @@ from ..files.atomic import write_atomically
 from ..models import LoadedModel, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
 from .evaluation import evaluate_answers, gather_examples, metrics_of_groups, predict_examples
+from .intervals import SHARES, share_interval
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
-#: Metrics that are a count of rows over their number.
-_SHARES = ("accuracy", "exact_match")
 #: Keys that a run sets for its own data and that say nothing of other data.
-_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "clients.column")
+_OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "data.encoding", "data.delimiter", "clients.column")
 
 
 @dataclass
@@ -82,15 +82,7 @@ class Scores(dict[str, float]):
         """The 95% interval (Wilson 1927) of each metric that is a share of the rows: what other rows of the same kind
         would give. Metrics that are no shares have none.
         """
-        from scipy.stats import binomtest
-
-        found = {}
-        for name in _SHARES:
-            if name in self:
-                test = binomtest(round(self[name] * self.samples), self.samples)
-                interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-                found[name] = (float(interval.low), float(interval.high))
-        return found
+        return {name: share_interval(self[name], self.samples) for name in SHARES if name in self}
 
 
 def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, data: LoadedData) -> None:
@@ -119,9 +111,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
     """
-    folder = Path(folder)
-    if not (folder / BUNDLE_FILE).exists() and (folder / "adapter" / BUNDLE_FILE).exists():
-        folder = folder / "adapter"
+    folder = adapter_folder(folder)
     try:
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
@@ -142,6 +132,23 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     return Bundle(config, loaded, names, device, trained_on, form, adapters)
 
 
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder of the adapter, of a run's folder or of that folder itself.
+
+    Raises:
+        CheckpointError: there are several runs, which are named, and it is not said which.
+    """
+    folder = Path(folder)
+    if (folder / BUNDLE_FILE).exists():
+        return folder
+    if (folder / "adapter" / BUNDLE_FILE).exists():
+        return folder / "adapter"
+    inside = sorted(str(found.parents[1]) for found in folder.glob(f"*/**/adapter/{BUNDLE_FILE}"))
+    if inside:
+        raise CheckpointError(f"{folder} holds {len(inside)} runs; give one of them: {', '.join(inside[:6])}")
+    return folder
+
+
 def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by: str | None = None) -> Scores:
     """The task's metrics of a finished adapter: on the evaluation split of its own data, or on other data
     (``data.name``), of which all rows are taken that are not named another split. Classes are matched by name. With
@@ -159,7 +166,9 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
         evaluation_split(config, data)
         rows = f"the {split} split of {data.name}"
     else:
-        kept = {key: None for key in _OF_OWN_DATA if key not in asked}
+        kept: dict[str, Any] = {key: None for key in _OF_OWN_DATA if key not in asked}
+        if config.clients.partition == "column":
+            kept["clients.partition"] = "iid"
         config = from_mapping(merge(config.model_dump(mode="json"), kept))
         data = load_run_data(config, only=split, class_names=bundle.label_names)
         rows = f"all of {data.name} that is {split} data"
@@ -186,11 +195,22 @@ def predict(
         ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
             are mixed.
     """
-    bundle = load_bundle(folder, overrides)
+    if isinstance(texts, str):
+        raise ConfigError(f"texts={texts[:40]!r} is one text; give a list of them, or a file to predict_file")
+    return predict_with(load_bundle(folder, overrides), texts)
+
+
+def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """As :func:`predict`, of an adapter that is loaded; a tuple of one text is a text."""
     task = bundle.config.data.task
     if task not in ("classification", "regression"):
         raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
     columns = _columns(texts)
+    if len(columns) == 1 and len(trained_columns(bundle)) == 2:
+        raise ConfigError(
+            f"this adapter was trained on pairs ({' and '.join(trained_columns(bundle))}); give tuples of two texts "
+            "(--pairs on the command line)"
+        )
     encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=bundle.config.data.max_length)
     types = encoded.get("token_type_ids")
     examples = TokenizedDataset(
@@ -207,6 +227,14 @@ def predict(
         {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
         for row in logits
     ]
+
+
+def trained_columns(bundle: Bundle) -> tuple[str, ...]:
+    """Text columns that an adapter was trained on; empty where its configuration left them to be guessed, which only
+    single ones are.
+    """
+    own = EMBEDDED.get(bundle.trained_on)
+    return tuple(bundle.config.data.text or (own.input_columns if own else ()))
 
 
 def _columns(texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[list[str]]:

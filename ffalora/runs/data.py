@@ -58,6 +58,8 @@ def load_run_data(
             only=only,
             class_names=class_names,
             class_map=class_map,
+            encoding=data.encoding,
+            delimiter=data.delimiter,
         )
     except DataError as error:
         raise DataError(_in_keys(str(error))) from error

@@ -9,10 +9,9 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..config import ConfigError, Section
-from ..config.messages import explain_errors
 from .claims import Claim
 
 #: Values to choose from, by method and dotted key.
@@ -142,8 +141,4 @@ def load_study(name: str) -> Study:
     if name not in study_names():
         raise ConfigError(f"there is no study {name!r}; choose one of {', '.join(study_names())}, or theory")
     text = (files(__package__) / "grids" / f"{name}.yaml").read_text(encoding="utf-8")
-    try:
-        return Study.model_validate(yaml.safe_load(text))
-    except ValidationError as error:
-        said = "\n".join(explain_errors(error.errors(), {}))
-        raise ConfigError(f"study {name}: {said}") from None
+    return Study.read(yaml.safe_load(text), f"study {name}: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
+from transformers import Trainer
 
+from ..config.messages import near_keys
 from ..config.names import PRIVACY_NAMES, takes_names
 from ..data.tasks import causal_losses, classification_losses, regression_losses
 
@@ -64,8 +67,13 @@ def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> Privac
 
     Raises:
         ValueError: both are given, or neither.
+        TypeError: neither PrivateTrainer nor transformers' Trainer has an argument of such a name.
     """
     names = [*(field.name for field in fields(PrivacyArguments)), *PRIVACY_NAMES]
+    known = [*names, "privacy", "adapters", "losses", *inspect.signature(Trainer.__init__).parameters]
+    unknown = [name for name in others if name not in known]
+    if unknown:
+        raise TypeError(f"PrivateTrainer({unknown[0]}=…): " + _no_such_argument(unknown[0], known))
     terms = {name: others.pop(name) for name in names if name in others}
     if privacy is not None and terms:
         name, value = next(iter(terms.items()))
@@ -77,6 +85,11 @@ def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> Privac
             "PrivateTrainer is not told what it promises; give privacy=PrivacyArguments(…), or target_epsilon=…"
         )
     return privacy or PrivacyArguments(**terms)
+
+
+def _no_such_argument(name: str, known: Sequence[str]) -> str:
+    near = near_keys(name, known)
+    return "there is no such argument" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:

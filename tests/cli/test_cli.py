@@ -289,12 +289,13 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
     ]
 
 
-@pytest.mark.parametrize("name", ["new.csv", "notes"])
-def test_the_name_of_a_file_is_not_labelled_as_a_text(tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize("names", [["notes"], ["gone.csv"], ["new.csv", "new.csv"]])
+def test_the_name_of_a_file_is_not_labelled_as_a_text(tmp_path, monkeypatch, capsys, names):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_text("text,label\nfine,1\n")
-    assert run("predict", tmp_path, name) == 2
-    assert f"{name!r} is a file, not a text" in capsys.readouterr().err
+    for name in ("notes", "new.csv"):
+        (tmp_path / name).write_text("text,label\nfine,1\n")
+    assert run("predict", tmp_path, *names) == 2
+    assert f"{names[0]!r} names a file that is no table alone" in capsys.readouterr().err
 
 
 def test_every_verb_is_a_command_with_a_line_of_help():
@@ -302,3 +303,16 @@ def test_every_verb_is_a_command_with_a_line_of_help():
     assert {verb: bool(cli.get_command(context, verb).get_short_help_str()) for verb in VERBS} == dict.fromkeys(
         VERBS, True
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("si", "simulate"), ("simulate --optimizer.l", "--optimizer.lr"), ("evaluate --da", "--data.name")],
+)
+def test_shells_complete_verbs_and_keys(typed, completed, monkeypatch, capsys):
+    words = ["ffalora", *typed.split(" ")]
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setenv("_FFALORA_COMPLETE", "bash_complete")
+    run()
+    assert f"plain,{completed}" in capsys.readouterr().out.splitlines()

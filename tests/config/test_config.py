@@ -1,5 +1,7 @@
 """The configuration: one meaning for YAML, flags and Python; every mistake is answered with its key and the remedy."""
 
+import json
+
 import pytest
 
 from ffalora.config import Config, ConfigError, fields, from_mapping, load_config, merge, to_yaml
@@ -74,7 +76,7 @@ def test_a_misspelt_key_inside_a_method_names_the_method():
         ({"privacy.delta": 1.0}, ["privacy.delta=1.0", "below 1"]),
         ({"privacy.accountant": "rpd"}, ["privacy.accountant='rpd'", "'prv'", "did you mean rdp"]),
         ({"adapter.target_modules": 5}, ["adapter.target_modules=5", "text or a list"]),
-        ({"data.text": "sentence"}, ["data.text='sentence'", "a list"]),
+        ({"data.text": 5}, ["data.text=5", "a list"]),
         ({"optimizer": 5}, ["optimizer=5", "section"]),
         ({"model.compile": "maybe"}, ["model.compile='maybe'", "true or false"]),
         ({"clients.proportions": [[0.1, "x"]]}, ["clients.proportions[0][1]='x'", "a number"]),
@@ -134,3 +136,37 @@ def test_every_key_is_described():
 
 def test_near_matches_prefer_the_section_that_was_written():
     assert near_keys("optimizer.nam", fields())[0] == "optimizer.name"
+
+
+@pytest.mark.parametrize(
+    "key,meant",
+    [
+        ("learning_rate", "optimizer.lr"),
+        ("model.lr", "optimizer.lr"),
+        ("optimizer.text", "data.text"),
+        ("data.file", "data.name"),
+        ("data.label_column", "data.label"),
+        ("lora", "adapter"),
+        ("optimizer.lrr", "optimizer.lr"),
+    ],
+)
+def test_a_key_is_found_in_whichever_section_it_is_and_under_other_tools_words(key, meant):
+    assert message({key: 1}).endswith(f"did you mean {meant}?")
+
+
+def test_every_way_to_check_values_answers_in_our_words():
+    wrong = {"optimizer": {"lrr": 3}}
+    for check in (
+        lambda: Config.model_validate(wrong),
+        lambda: Config.model_validate_json(json.dumps(wrong)),
+        lambda: Config(**wrong),
+        lambda: Config.read(wrong, "Config: "),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"^Config: optimizer.lrr: there is no such key; did you mean optimizer.lr"
+        ):
+            check()
+
+
+def test_one_text_column_needs_no_list():
+    assert load_config(None, {"data.text": "message"}).data.text == ["message"]

@@ -143,3 +143,9 @@ def test_the_trainer_takes_what_is_promised_as_one_object_or_by_name():
         promised(PrivacyArguments(target_epsilon=3.0), {"epsilon": 2.0})
     with pytest.raises(ValueError, match="not told what it promises"):
         promised(None, {})
+
+
+def test_an_argument_that_no_trainer_has_is_a_type_error_with_the_name_that_was_meant():
+    for wrong, meant in (({"epsilom": 3.0}, "epsilon"), ({"epsilon": 3.0, "train_datset": []}, "train_dataset")):
+        with pytest.raises(TypeError, match=rf"PrivateTrainer\(\w+=…\): there is no .*; did you mean {meant}\?"):
+            promised(None, wrong)

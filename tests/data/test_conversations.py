@@ -111,8 +111,8 @@ def test_prompts_with_completions_are_found_by_their_names(tmp_path, tokenizer) 
     [
         ([{"role": "narrator", "content": "x"}, TURNS[1]], r"role 'narrator' is none of system, user, assistant"),
         ([{"role": "user", "content": None}, TURNS[1]], r"content of a message must be text"),
-        (TURNS[:3], r"no answer of an assistant.* in 1 of 3 rows: row 1.*drop_empty"),
-        ([TURNS[0], {"role": "assistant", "content": "  "}], r"an empty one, in 1 of 3 rows: row 1"),
+        (TURNS[:3], r"(?s)no answer of an assistant.* in 1 of 3 rows: line 2 of chat.jsonl.*drop_empty"),
+        ([TURNS[0], {"role": "assistant", "content": "  "}], r"an empty one\) is empty in 1 of 3 rows: line 2"),
         ([], r"no answer of an assistant"),
     ],
 )

@@ -110,10 +110,8 @@ def test_name_that_is_nowhere_lists_what_there_is(monkeypatch):
         raise ConnectionError("hub not reachable\nwith a second line")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        DataError, match=r"(?s)'movie-review' is no embedded name.*hub not reachable\nEmb.*movie-reviews"
-    ):
-        load_data("movie-review")
+    with pytest.raises(DataError, match=r"(?s)'films' is no embedded name.*hub not reachable\nEmb.*movie-reviews"):
+        load_data("films")
 
 
 def test_unlabelled_benchmark_split_is_not_used(tmp_path):
@@ -157,9 +155,9 @@ def replaced(rows, values):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (ROWS, {"label_column": "lable"}, r"label_column='lable': .* its columns are id, text, label"),
-        (ROWS, {"input_columns": ["txt"]}, r"input_columns='txt': .* its columns are id, text, label"),
-        (ROWS, {"input_columns": ["id"]}, r"column 'id' .* must hold text, but holds int in rows 0, 1"),
+        (ROWS, {"label_column": "lable"}, r"label_column='lable': .* the columns are id, text, label"),
+        (ROWS, {"input_columns": ["txt"]}, r"input_columns='txt': .* the columns are id, text, label"),
+        (ROWS, {"input_columns": ["id"]}, r"input_columns='id' must hold text, .* it holds int in lines 1, 2"),
         (ROWS, {"client_column": "site"}, r"client_column='site'"),
         (ROWS, {"group_column": "site"}, r"group_column='site'"),
         (ROWS, {"task": "classify"}, r"task='classify': choose one of classification"),
@@ -168,8 +166,12 @@ def replaced(rows, values):
         (ROWS, {"max_samples": 0}, r"max_samples=0"),
         (ROWS, {"split_names": {"train": "trian"}}, r"split_names.train='trian'"),
         (ROWS, {"split_names": {"exam": "train"}}, r"role 'exam'"),
-        (ROWS, {"label_column": "text"}, r"'text' .* has 60 different values in 60 rows, which are no classes"),
-        (ROWS, {"task": "regression"}, r"'label' .* must hold finite numbers for regression, rows 0, 1"),
+        (ROWS, {"label_column": "text"}, r"'text' has 60 different values in 60 rows, which are no classes"),
+        (
+            ROWS,
+            {"task": "regression"},
+            r"'label' must hold finite numbers for regression; it holds e.g. 'no' in lines 1, 2",
+        ),
         (
             ROWS,
             {"task": "causal-lm", "input_columns": ["text"] * 3},
@@ -179,13 +181,17 @@ def replaced(rows, values):
         (
             replaced(ROWS, {7: {"text": None}, 9: {"text": "  "}}),
             {},
-            r"empty or missing in 2 of 60 rows: rows 7, 9 .*drop",
+            r"(?s)'text' is empty in 2 of 60 rows: lines 8, 10 of any.jsonl.*drop_empty=true",
         ),
-        (replaced(ROWS, {4: {"label": None}}), {}, r"label column 'label' .* is missing in 1 of 60 rows: row 4"),
+        (
+            replaced(ROWS, {4: {"label": None}}),
+            {},
+            r"label_column='label' is empty in 1 of 60 rows: line 5 of any.jsonl",
+        ),
         (
             [{**row, "label": row["id"] / 7} for row in ROWS],
             {},
-            r"must hold classes .* hold e.g. 0.142.*task: regression",
+            r"must hold classes .*task: regression; it holds e.g. 0.142",
         ),
         ([{**row, "label": "same"} for row in ROWS], {}, r"holds one class only \('same'\)"),
         ([{"a": f"x{n}", "b": f"y{n}", "label": n % 2} for n in range(60)], {}, r"cannot be guessed .* a, b, label"),
@@ -218,7 +224,7 @@ def test_class_unknown_to_the_training_split_is_named(tmp_path):
         ("a.csv", b'text,label\n"never closed,1\n', "cannot be read as csv"),
         ("a.csv", b"", "cannot be read as csv"),
         ("a.csv", b"text,label\n", "has no rows"),
-        ("a.csv", b"text,label\n\xff\xfe\xfa,1\n", "cannot be read as csv"),
+        ("a.csv", b"text,label\n\x81\x8d\xfa,1\n", "neither UTF-8 nor Windows-1252"),
         ("a.xlsx", b"", "suffix '.xlsx' is not one of"),
     ],
 )

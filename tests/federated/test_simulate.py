@@ -537,7 +537,7 @@ def test_a_clients_ledger_depends_on_its_own_data_alone(small, tmp_path):
 @pytest.mark.parametrize(
     "changes,said",
     [
-        ({"data__label": "mood"}, r"data\.label='mood': .* no such column; its columns are text, label"),
+        ({"data__label": "mood"}, r"data\.label='mood': there is no such column; the columns are text, label"),
         ({"data__text": ["body"]}, r"data\.text='body'"),
         ({"clients__partition": "column", "clients__column": "who", "clients__count": None}, r"clients\.column='who'"),
         ({"data__label": "text"}, r"choose another data\.label"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -15,6 +16,7 @@ from transformers import (
 
 from ffalora.config import ConfigError, ModelConfig
 from ffalora.models import MeanPooledClassifier, base_dtype, cast_base, choose_device, compile_model, load_model
+from ffalora.models.load import _not_loaded
 
 CPU = torch.device("cpu")
 
@@ -122,3 +124,23 @@ def test_a_bfloat16_base_works_with_the_head_of_every_task(kind):
     cast_base(model, torch.bfloat16)
     narrow = model(**inputs).logits
     assert (narrow.float() - wide).square().mean().sqrt() < 0.05 * wide.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(
+    "name,task,said",
+    [
+        ("all-MiniLM-L6", "classification", r"there is no such model; did you mean all-MiniLM-L6-v2\?"),
+        ("OWN", "image-classification", "its architecture does not do this task. Give an embedded model"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_answered_in_one_line(small, name, task, said, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config = small().model if name == "OWN" else ModelConfig(name=name)
+    with pytest.raises(ConfigError, match=said) as refused:
+        load_model(config, task, 2, 0, CPU)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+
+
+def test_weights_in_a_gguf_file_name_what_reads_them(tmp_path):
+    (tmp_path / "weights.gguf").write_bytes(b"")
+    assert "pip install ffalora[gguf]" in _not_loaded("own", "causal-lm", str(tmp_path), ImportError("no gguf"))

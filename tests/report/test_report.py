@@ -10,10 +10,11 @@ import pytest
 from browser import check, look_at
 from fabricated import write_run
 
-from ffalora.config import from_mapping, load_config, to_yaml
+from ffalora.config import from_mapping, load_config, merge, to_yaml
 from ffalora.report import Page, ReportError, Table, read_runs, render, run_page, table_text, write_report
+from ffalora.report.page import statement_blocks
 from ffalora.report.plots import run_plots
-from ffalora.report.tables import bytes_text, epsilon_text, interval
+from ffalora.report.tables import bytes_text, epsilon_text, interval, result_table
 
 DEMO = "ffalora/configs/demo.yaml"
 PRIVATE = {"privacy": {"unit": "sample", "target_epsilon": 6}, "federation": {"rounds": 4}}
@@ -109,6 +110,7 @@ def test_runs_of_equal_names_in_two_folders_are_told_apart(tmp_path):
 def test_the_page_holds_everything_and_refers_to_nothing_outside(demo):
     write_report(read_runs([demo]), demo)
     text_of_page = (demo / "report.html").read_text()
+    assert len(text_of_page.encode()) <= 200_000
     page = _Page(text_of_page)
     assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
     assert not re.search(r"@import|url\((?!#|\"?data:)|<script", text_of_page)
@@ -148,6 +150,75 @@ def test_a_privacy_statement_is_wrapped_on_the_page_instead_of_being_cut(tmp_pat
     write_run(from_mapping(PRIVATE), tmp_path)
     page = render(run_page(read_runs([tmp_path])))
     assert '<pre class="prose">Privacy of this run' in page and "pre.prose { white-space: pre-wrap; }" in page
+
+
+STATEMENT = """Privacy of this run: ε = 5.998 at most, at δ = 1e-05
+  unit        sample
+
+  client       records        σ    target
+  St. Mary         274   2.9066         6
+  Nord; Süd        280   2.8513         6
+
+  Not covered:
+  - <other> runs
+"""
+
+
+def test_the_clients_of_a_statement_are_a_table_under_their_names(tmp_path):
+    first, clients, last = statement_blocks(STATEMENT)
+    assert first.startswith("Privacy of this run") and last.endswith("- <other> runs")
+    assert clients.head == ("client", "records", "σ", "target")
+    assert clients.rows == (("St. Mary", "274", "2.9066", "6"), ("Nord; Süd", "280", "2.8513", "6"))
+    write_run(from_mapping(PRIVATE), tmp_path)
+    (tmp_path / "privacy.txt").write_text(STATEMENT)
+    page = render(run_page(read_runs([tmp_path])))
+    assert '<span>Nord; Süd</span></th><td role="cell" data-head="records">280</td>' in page
+    assert "- &lt;other&gt; runs" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "Fine-tuning on movie-reviews: accuracy 0.700"),
+        (PRIVATE, "Simulated private fine-tuning on movie-reviews: accuracy 0.700 at ε = 6.00"),
+        (
+            merge(PRIVATE, {"privacy.noise": "secure", "data.name": "/somewhere/own table.csv"}),
+            "Private fine-tuning on own table: accuracy 0.700 at ε = 6.00",
+        ),
+    ],
+)
+def test_the_title_says_what_was_done_to_what_and_what_came_of_it(tmp_path, changes, title):
+    write_run(from_mapping(changes), tmp_path)
+    assert run_page(read_runs([tmp_path])).title == title
+
+
+def test_several_methods_are_named_as_papers_do(demo):
+    assert run_page(read_runs([demo])).title == (
+        "FFA-LoRA, LoRA and FedSVD side by side: simulated private fine-tuning on movie-reviews"
+    )
+    for run in demo.glob("*/seed-*"):
+        row = {"name": "largest class", "accuracy": 0.5, "epsilon": None, "about": "always one", "is_bound": False}
+        (run / "baselines.json").write_text(json.dumps([row]))
+    title = run_page(read_runs([demo])).title
+    assert title.startswith("Was simulated private fine-tuning on movie-reviews worth it? FFA-LoRA, LoRA and FedSVD")
+
+
+def test_natural_clients_are_counted_and_named(tmp_path):
+    natural = {"clients": {"partition": "column", "column": "hospital"}}
+    write_run(from_mapping(natural), tmp_path)
+    asked = run_page(read_runs([tmp_path])).asked[0]
+    assert "at 2 clients, one for each hospital (client-0, client-1): " in asked
+
+
+def test_metrics_come_with_the_number_of_rows_and_the_interval_that_it_leaves(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"evaluated": {"split": "test", "rows": 200}}))
+    table = result_table(read_runs([tmp_path]))
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    # Wilson's interval of 140 of 200
+    assert row["accuracy"] == "0.700 (0.633 to 0.759)" and row["macro-F1"] == "0.680"
+    assert "on 200 rows of the evaluation split" in table.caption and "95% interval of a share" in table.caption
+    assert table.caption in table_text(read_runs([tmp_path]))
 
 
 def test_the_command_of_the_page_repeats_the_run(demo, tmp_path):

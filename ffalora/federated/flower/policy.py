@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...config import Config, ConfigError
-from ...config.messages import explain_errors
 from ...config.section import Section
 from ...privacy.accounting import PrivacyLedger
 
@@ -134,12 +133,9 @@ def load_policy(path: str | Path | None) -> SitePolicy:
         return SitePolicy()
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        return SitePolicy.model_validate(values)
-    except ValidationError as error:
-        said = explain_errors(error.errors(), SitePolicy.model_fields)
-        raise ConfigError("\n".join(f"policy {path}: {line}" for line in said)) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the policy {path}: {error}") from None
+    return SitePolicy.read(values, f"policy {path}: ")
 
 
 def save_policy(policy: SitePolicy, path: Path) -> None:

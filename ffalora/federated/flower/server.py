@@ -14,6 +14,7 @@ from ...config import Config, to_yaml
 from ...files.atomic import write_atomically
 from ...runs.bundle import save_bundle
 from ...runs.folder import CHECKPOINT, SUMMARY, completed_rows, write_json, write_rows
+from ...runs.trackers import Trackers
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..experiment import build
 from ..records import summary
@@ -70,10 +71,13 @@ def serve(
 
         return secure_exchange(grid, context, nodes, round_number, numbers, terms, timeout, secagg_range)
 
+    trackers = Trackers(config, folder)
     while server.round < config.federation.rounds:
         rows.append(remote_round(experiment, server, send, terms, rows[-1] if rows else None))
         write_rows(folder, rows)
         save_checkpoint(folder / CHECKPOINT, config, server, [], {})
+        trackers.log(rows[-1])
+    trackers.close()
     strategy.export(server)
     save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data)
     statement = federation_statement(config, rows)

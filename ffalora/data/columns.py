@@ -1,0 +1,43 @@
+"""Which columns a task reads, where nobody says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import DataError
+from .files import FILE_COLUMN
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) -> tuple[str, ...]:
+    """The columns that a task reads where none are named: by their usual names, else the only column of strings.
+
+    Raises:
+        DataError: lists the columns that there are.
+    """
+    wanted = {"image-classification": ("image",)}.get(task, ("text", "sentence"))
+    if task == "causal-lm":
+        pairs = (("prompt", "answer"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+        for pair in pairs:
+            if set(pair) <= set(data.column_names):
+                return pair
+        for name in ("messages", "text"):
+            if name in data.column_names:
+                return (name,)
+    else:
+        for name in wanted:
+            if name in data.column_names:
+                return (name,)
+        strings = [
+            name
+            for name, feature in data.features.items()
+            if getattr(feature, "dtype", "") in ("string", "large_string") and name not in (label_column, FILE_COLUMN)
+        ]
+        if len(strings) == 1 and task != "image-classification":
+            return (strings[0],)
+    raise DataError(
+        f"input_columns is not given and cannot be guessed for {spec} (task {task}); "
+        f"name one or two of its columns: {', '.join(data.column_names)}"
+    )

@@ -1,0 +1,150 @@
+"""Tables in text: which encoding and which delimiter a file has, and in which line each of its rows begins."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+#: Byte-order marks, longest first, and the encodings that they announce.
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_WESTERN = "cp1252"
+_NAMES = {
+    "utf-8": "UTF-8",
+    "utf-8-sig": "UTF-8 with a byte-order mark",
+    "utf-16": "UTF-16",
+    _WESTERN: "Windows-1252",
+}
+_RECORDS = 200
+_LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields of 128 kB unless told otherwise
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a table is written as text: Python's name of the encoding, and what stands between two cells."""
+
+    encoding: str
+    delimiter: str
+
+    def __str__(self) -> str:
+        delimiter = DELIMITERS.get(self.delimiter, repr(self.delimiter))
+        return f"{_NAMES.get(self.encoding, self.encoding)}, {delimiter} between cells"
+
+
+def find_format(file: Path, encoding: str | None = None, delimiter: str | None = None) -> TextFormat:
+    """The format of a CSV or TSV file; what is given is taken as it is.
+
+    The encoding is what a byte-order mark announces, else UTF-8 where the whole file is valid UTF-8, else Windows-1252.
+    The delimiter is the one by which most of the first 200 records have as many cells as the header, and the header
+    the most; where the header is one cell, the one by which all records are, a comma first (in a .tsv file a tab).
+
+    Raises:
+        ValueError: bytes that no encoding tried here allows, or an encoding that Python does not know.
+    """
+    content = file.read_bytes()
+    encoding = encoding or _encoding_of(content)
+    if delimiter is None:
+        text = _decoded(content[: 1 << 18], encoding, is_cut=len(content) > 1 << 18)
+        delimiter = _delimiter_of(text, "\t" if file.suffix.lower() == ".tsv" else ",")
+    return TextFormat(encoding, delimiter)
+
+
+def read_delimited(file: Path, form: TextFormat) -> Any:
+    """The table as a pandas.DataFrame. Only an empty cell counts as missing: a text "NA" or "null" is a text.
+
+    Raises:
+        ValueError: no header, undecodable bytes, or rows with more cells than the header, by their lines.
+    """
+    import pandas
+
+    try:
+        table = pandas.read_csv(
+            file, sep=form.delimiter, encoding=form.encoding, keep_default_na=False, na_values=[""], low_memory=False
+        )
+    except pandas.errors.ParserError as error:
+        raise ValueError(_uneven(file, form) or str(error)) from error
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells for names of rows
+        raise ValueError(_uneven(file, form) or "rows have more cells than the header")
+    return table
+
+
+def record_lines(file: Path, form: TextFormat) -> list[int]:
+    """In which line of the file, counted from 1, each row after the header begins; blank lines are no rows."""
+    return [line for line, cells in _records(_text(file, form), form.delimiter) if not _is_blank(cells)][1:]
+
+
+def _text(file: Path, form: TextFormat) -> str:
+    return file.read_bytes().decode(form.encoding)
+
+
+def _records(text: str, delimiter: str) -> Any:
+    """First line and cells of each record, also of blank ones."""
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    begun = 1
+    for cells in reader:
+        yield begun, cells
+        begun = reader.line_num + 1
+
+
+def _is_blank(cells: list[str]) -> bool:
+    return not cells or (len(cells) == 1 and cells[0].isspace())
+
+
+def _encoding_of(content: bytes) -> str:
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            return name
+    for encoding in ("utf-8", _WESTERN):
+        try:
+            content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    raise ValueError("its bytes are neither UTF-8 nor Windows-1252; save it as UTF-8, or name its encoding")
+
+
+def _decoded(content: bytes, encoding: str, is_cut: bool) -> str:
+    """The text of the beginning of a file; a character that the cut went through is left out."""
+    try:
+        return content.decode(encoding, errors="ignore" if is_cut else "strict")
+    except LookupError:
+        raise ValueError(f"encoding {encoding!r} is not known; write utf-8, cp1252, …") from None
+
+
+def _delimiter_of(text: str, usual: str) -> str:
+    widths = {d: found for d in sorted(DELIMITERS, key=lambda d: d != usual) if (found := _widths(text, d))}
+    several = {d: (Counter(found)[found[0]] / len(found), found[0]) for d, found in widths.items() if found[0] > 1}
+    if several:
+        return max(several, key=lambda d: several[d])
+    return next((d for d, found in widths.items() if set(found) == {1}), usual)
+
+
+def _widths(text: str, delimiter: str) -> list[int]:
+    """Cells of each of the first records; none where the text is no table with this delimiter."""
+    try:
+        found = [len(cells) for _, cells in islice(_records(text, delimiter), _RECORDS) if cells]
+    except csv.Error:
+        return []
+    return found[:-1] if len(found) > 2 else found  # the last one may have been cut
+
+
+def _uneven(file: Path, form: TextFormat) -> str:
+    """Which lines have more cells than the header, in words; empty where none has."""
+    records = [(line, len(cells)) for line, cells in _records(_text(file, form), form.delimiter) if cells]
+    if not records:
+        return ""
+    width = records[0][1]
+    wrong = [f"line {line} has {cells}" for line, cells in records[1:] if cells > width]
+    if not wrong:
+        return ""
+    more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+    return (
+        f"the header has {width} cells, {', '.join(wrong[:3])}{more}, read as {form}; put texts that hold the "
+        "delimiter into double quotes, or name another delimiter"
+    )

@@ -1,0 +1,49 @@
+"""Where rows stand, in the words of whoever has to look for them: files and their lines, or numbers of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .files import Part
+
+_SHOWN = 8
+
+
+class Places:
+    """Places of the rows of one split.
+
+    Args:
+        parts: the files that its rows come from, in their order; none where there are no files.
+    """
+
+    def __init__(self, parts: Sequence[Part] = ()):
+        self._parts = parts
+        self._names: list[str] | None = None
+
+    def __call__(self, rows: Sequence[int]) -> str:
+        """The first few of these rows in words: ``lines 4, 9 of a.csv; line 3 of b.csv``."""
+        names = self._names = self._names or self._named()
+        shown = list(rows[:_SHOWN])
+        if not names:
+            found = [_counted("row", [str(row) for row in shown]) + " (counted from 0)"]
+        else:
+            by_file: dict[tuple[str, str], list[str]] = {}
+            for row in shown:
+                kind, number, file = names[row].split(" ", 2)
+                by_file.setdefault((kind, file), []).append(number)
+            found = [f"{_counted(kind, numbers)} of {file}" for (kind, file), numbers in by_file.items()]
+        return "; ".join(found) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+
+    def _named(self) -> list[str]:
+        """``line 4 a.csv`` for each row."""
+        names = []
+        for part in self._parts:
+            lines = part.lines()
+            exact = lines is not None and len(lines) == part.rows
+            numbers = lines if lines is not None and exact else range(1, part.rows + 1)
+            names += [f"{'line' if exact else 'row'} {number} {part.file.name}" for number in numbers]
+        return names
+
+
+def _counted(kind: str, numbers: Sequence[str]) -> str:
+    return f"{kind}{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"

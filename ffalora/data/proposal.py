@@ -1,0 +1,175 @@
+"""What a person's own table holds, and which of its columns are likely texts, labels and clients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError
+from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
+from .validate import column_values, is_missing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LABEL_WORDS = (
+    "label labels class target category sentiment verdict outcome polarity topic intent rating score stars grade "
+    "result y"
+).split()
+_CLIENT_WORDS = (
+    "client hospital clinic ward site centre center institution branch store shop school bank department office "
+    "customer patient user author speaker device country region state tenant organisation organization owner source "
+    "file"
+).split()
+_MOST_CLASSES, _MOST_SHOWN, _TEXT_WORDS = 50, 6, 2.5
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds.
+
+    Attributes:
+        kind: 'text', 'number' or 'other'.
+        distinct: different values; empty: cells without one; words: of a text, on average.
+        examples: some of the values; all, where there are few.
+    """
+
+    name: str
+    kind: str
+    distinct: int
+    empty: int
+    words: float
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.kind == "text" and self.words >= _TEXT_WORDS:
+            return f"texts of {self.words:.0f} words on average"
+        more = ", …" if self.distinct > len(self.examples) else ""
+        return f"{self.distinct} different {'numbers' if self.kind == 'number' else 'values'}: " + (
+            ", ".join(self.examples) + more
+        )
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Which columns a run would use, and what they hold.
+
+    Attributes:
+        source: as it was given; parts: its files; columns: all of them.
+        task: 'classification' or 'regression'; text: one column or two; client: None for a single site.
+        sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
+    """
+
+    source: str
+    parts: tuple[Part, ...]
+    columns: tuple[Column, ...]
+    task: str
+    text: tuple[str, ...]
+    label: str
+    client: str | None
+    sizes: tuple[int, ...]
+    dropped: int
+
+    def column(self, name: str) -> Column:
+        """The column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+
+def propose(
+    path: str | Path, text: Sequence[str] = (), label: str | None = None, client: str | None = None
+) -> Proposal:
+    """Looks at a file or folder and proposes what to train on; what is given is taken.
+
+    Raises:
+        DataError: it cannot be read, has no such column, or none that is likely a text or a label.
+    """
+    found = _read(Path(path).expanduser())
+    name = "train" if "train" in found.data else next(iter(found.data))
+    data, parts = found.data[name], tuple(found.parts.get(name, ()))
+    for column in (*text, *filter(None, (label, client))):
+        if column not in data.column_names:
+            raise DataError(f"{path} has no column {column!r}; its columns are {', '.join(data.column_names)}")
+    columns = tuple(_describe(data, name) for name in data.column_names)
+    taken = {*text, *filter(None, (label, client))}
+    if client is None:
+        able = [c for c in columns if _groups(c, len(data)) and c.name not in taken]
+        client = next((c.name for c in able if _is_called(c.name, _CLIENT_WORDS)), None)
+    label = label or _likely_label(columns, len(data), {*taken, client}, path)
+    texts = tuple(text) or _likely_texts(columns, {label, client}, path)
+    chosen = next(c for c in columns if c.name == label)
+    task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
+    sizes, dropped = _sizes(data, [*texts, label, *([client] if client else [])], client)
+    return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped)
+
+
+def _read(path: Path) -> Splits:
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file or folder")
+    data, part = read_file(path)
+    return Splits({"train": data}, {"train": [part]})
+
+
+def _describe(data: Dataset, name: str) -> Column:
+    values = column_values(data, name)
+    present = [value for value in values if not is_missing(value)]
+    if present and all(isinstance(value, str) for value in present):
+        kind, words = "text", sum(len(value.split()) for value in present) / len(present)
+    else:
+        numbers = present and all(isinstance(value, int | float) for value in present)
+        kind, words = ("number" if numbers else "other"), 0.0
+    seen: dict[str, Any] = dict.fromkeys(_shown(value) for value in present)
+    examples = tuple(sorted(seen) if len(seen) <= _MOST_SHOWN else list(seen)[:3])
+    return Column(name, kind, len(seen), len(values) - len(present), words, examples)
+
+
+def _shown(value: Any) -> str:
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _is_called(name: str, words: Sequence[str]) -> bool:
+    return any(part in words for part in re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+
+
+def _groups(column: Column, rows: int) -> bool:
+    """Whether the column's values come again often enough to be those of clients."""
+    return 2 <= column.distinct <= max(2, rows // 20)
+
+
+def _likely_label(columns: Sequence[Column], rows: int, others: set[str | None], path: str | Path) -> str:
+    able = [c for c in columns if c.name not in others and c.name != FILE_COLUMN and c.kind != "other"]
+    named = [c for c in able if _is_called(c.name, _LABEL_WORDS) and c.distinct > 1]
+    few = [c for c in able if 2 <= c.distinct <= min(_MOST_CLASSES, max(2, rows // 10)) and c.words < _TEXT_WORDS]
+    found = named or sorted(few, key=lambda c: c.distinct)
+    if not found:
+        raise DataError(
+            f"{path}: none of its columns looks like a label; name one of {', '.join(c.name for c in columns)} with "
+            "--label"
+        )
+    return found[0].name
+
+
+def _likely_texts(columns: Sequence[Column], others: set[str | None], path: str | Path) -> tuple[str, ...]:
+    able = [c for c in columns if c.kind == "text" and c.name not in others and c.words >= _TEXT_WORDS]
+    longest = sorted(able, key=lambda c: -c.words)[:2]
+    if not longest:
+        raise DataError(
+            f"{path}: none of its columns looks like text; name one or two of {', '.join(c.name for c in columns)} "
+            "with --text"
+        )
+    return tuple(c.name for c in columns if c in longest)
+
+
+def _sizes(data: Dataset, needed: Sequence[str], client: str | None) -> tuple[tuple[int, ...], int]:
+    values = [column_values(data, column) for column in needed]
+    whole = [row for row in range(len(data)) if not any(is_missing(column[row]) for column in values)]
+    if client is None:
+        return (len(whole),), len(data) - len(whole)
+    counts: dict[str, int] = {}
+    for row in whole:
+        counts[str(values[-1][row])] = counts.get(str(values[-1][row]), 0) + 1
+    return tuple(sorted(counts.values(), reverse=True)), len(data) - len(whole)

@@ -1,0 +1,116 @@
+"""A first configuration for a person's own table: what was found in it, in YAML with the reasons beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from ..data.proposal import Proposal
+from .plan import ENOUGH, HALVINGS, LOCAL_STEPS, ROUNDS, efficiency
+
+MODEL, TOP_LAYER = "all-MiniLM-L6-v2", 5
+_HELD_OUT = 0.3
+_SAMPLES = 40_000  # that a first run computes, all clients and steps together: minutes on two cores
+
+
+def starter_yaml(found: Proposal, target_epsilon: float) -> str:
+    """The configuration, ready to run: a private one, with the batch that suits the budget and the sizes.
+
+    Raises:
+        ValueError: an ε that no noise meets.
+    """
+    largest = max(1, math.floor((1 - _HELD_OUT) * found.sizes[0]))
+    delta = min(1e-5, 10.0 ** -math.ceil(math.log10(10 * found.sizes[0])))
+    batch = sensible_batch(largest, target_epsilon, delta, _SAMPLES // (ROUNDS * LOCAL_STEPS * len(found.sizes)))
+    lines = [
+        f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help",
+        "seed: 0",
+        "model:",
+        f"  name: {MODEL}  # an English sentence encoder; any encoder of the hub or a folder will do",
+        "data:",
+        f"  name: {_value(found.source)}",
+        f"  task: {found.task}  # {_task_reason(found)}",
+        f"  text: {_value(list(found.text))}",
+        f"  label: {_value(found.label)}  # {found.column(found.label)}",
+        *_cells(found),
+        *_class_texts(found),
+        "adapter:",
+        "  rank: 8",
+        "  target_modules: all-linear",
+        f"  layers_to_transform: [{TOP_LAYER}]  # the upper layer alone: those below are computed once",
+        "  head: auto  # trained; with the classes' texts to start from",
+        *_clients(found),
+        "federation:",
+        f"  rounds: {ROUNDS}",
+        f"  local_steps: {LOCAL_STEPS}",
+        "  evaluate_every: 5",
+        "optimizer:",
+        f"  batch_size: {batch}  # of {largest} samples of the largest client; others, and their time: ffalora plan",
+        "  lr: auto  # from noise and steps, never from the data",
+        "  schedule: cosine",
+        "privacy:",
+        "  unit: sample  # each row is protected",
+        f"  target_epsilon: {target_epsilon:g}  # for all rounds together; smaller protects more and learns less",
+        f"  delta: {delta:.1e}  # well below one over the rows of a client",
+        "  noise: secure  # charged to the data's ledger, run by run; seeded: to try things out, protects nothing",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sensible_batch(samples: int, target_epsilon: float, delta: float, most: int) -> int:
+    """The smallest of n, n/2, n/4, … that ε is spent well with (see :mod:`ffalora.planning.plan`); ``most`` or less
+    where the largest of them that time allows is smaller yet.
+    """
+    batches = [math.ceil(samples / 2**halvings) for halvings in range(HALVINGS)]
+    chosen = batches[0]
+    for batch in batches[1:]:
+        if chosen <= most and efficiency(samples, target_epsilon, delta, batch, ROUNDS * LOCAL_STEPS) < ENOUGH:
+            break
+        chosen = batch
+    return min(chosen, max(1, most))
+
+
+def _task_reason(found: Proposal) -> str:
+    if found.task == "regression":
+        return "its label is a number; classification treats each value as a class"
+    return "its label has few values; regression predicts numbers"
+
+
+def _cells(found: Proposal) -> list[str]:
+    forms = {part.form for part in found.parts if part.form is not None}
+    lines = [f"  # {form}" for form in forms]
+    if len(forms) == 1:
+        form = forms.pop()
+        lines = [f"  encoding: {form.encoding}", f"  delimiter: {_value(form.delimiter)}"]
+    if found.dropped:
+        rows = found.dropped + sum(found.sizes)
+        lines.append(f"  drop_empty: true  # {found.dropped} of {rows} rows lack a text, the label or the client")
+    return lines
+
+
+def _class_texts(found: Proposal) -> list[str]:
+    label = found.column(found.label)
+    if found.task != "classification" or label.distinct > len(label.examples):
+        return []
+    return [
+        "  # What a text of each class could say helps most where data are few; never taken from the rows:",
+        "  # label_texts: {" + ", ".join(f"{_value(name)}: [{_value(name)}]" for name in label.examples) + "}",
+    ]
+
+
+def _clients(found: Proposal) -> list[str]:
+    if found.client is None:
+        return [
+            "clients:",
+            "  count: 1  # one site; where a column says whose a row is: partition: column, column: its name",
+        ]
+    return [
+        "clients:",
+        "  partition: column  # each keeps its rows, and its own ledger",
+        f"  column: {_value(found.client)}  # {len(found.sizes)} clients of {found.sizes[0]} to {found.sizes[-1]} rows",
+    ]
+
+
+def _value(value: object) -> str:
+    """A value in YAML, on one line: JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)

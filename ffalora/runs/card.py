@@ -1,0 +1,171 @@
+"""The model card of an exported adapter: how to use it, what is promised, what it reached, what it is for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..files.atomic import write_atomically
+from ..privacy.sealed import digest_of
+from .bundle import Bundle
+from .intervals import SHARES, share_interval
+
+_PIPELINES = {
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "causal-lm": "text-generation",
+    "image-classification": "image-classification",
+}
+_CLASSES = {
+    "classification": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "causal-lm": "ForCausalLM",
+    "image-classification": "ForImageClassification",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the folder, whether merged, and the name under which the base model is to be found."""
+
+    folder: Path
+    is_merged: bool
+    base: str
+    is_base_local: bool
+
+
+def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) -> None:
+    """Writes ``README.md`` into the exported folder, from what the run's folder says."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ffalora", "runs"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    summary, config = _json(run / "summary.json"), bundle.config
+    rows = (summary.get("evaluated") or {}).get("rows") if with_metrics else None
+    kind = "A model" if made.is_merged else "An adapter"
+    text = environment.get_template("card.md").render(
+        library="transformers" if made.is_merged else "peft",
+        base=made.base,
+        relation="finetune" if made.is_merged else "adapter",
+        pipeline=_PIPELINES[config.data.task],
+        tags=["ffalora", "lora", "differential-privacy", "federated-learning"],
+        title=_title(bundle),
+        about=f"{kind} of {made.base}, fine-tuned with [ffalora]: {_answers(bundle)}.".replace("[ffalora]", "ffalora"),
+        code=_code(made, bundle),
+        note=_note(made, bundle),
+        promise=_promise(run),
+        statement=_text(run / "privacy.txt") or "no statement came with this adapter",
+        digests=_digests(run),
+        rows=f"{rows} rows of the {config.data.evaluate_on} split",
+        metrics=[_metric(name, value, rows) for name, value in summary.get("metrics", {}).items()] if rows else [],
+        baselines=summary.get("baselines") or [],
+        training=_training(run, bundle),
+        inputs="images" if config.data.task == "image-classification" else "texts",
+        unit=config.privacy.unit if config.privacy.unit != "none" else "sample",
+    )
+    write_atomically(made.folder / "README.md", text.encode())
+
+
+def _title(bundle: Bundle) -> str:
+    """The data's name without its folder, and what is told of it."""
+    names = bundle.label_names or []
+    shown = f": {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else ""
+    return f"{Path(bundle.trained_on).stem}{shown}"
+
+
+def _answers(bundle: Bundle) -> str:
+    if bundle.label_names:
+        return f"it tells {len(bundle.label_names)} classes apart"
+    return "it answers with a number" if bundle.config.data.task == "regression" else "it continues prompts"
+
+
+def _code(made: Exported, bundle: Bundle) -> str:
+    folder, base = json.dumps(made.folder.name), json.dumps(made.base)
+    kind = "AutoModel" + _CLASSES[bundle.config.data.task]
+    is_image = bundle.config.data.task == "image-classification"
+    trusted = ", trust_remote_code=True" if bundle.loaded.root else ""
+    tokenizer = [] if is_image else [f"tokenizer = AutoTokenizer.from_pretrained({folder}{trusted})"]
+    lines = [f"from transformers import {kind}{', AutoTokenizer' if tokenizer else ''}", ""]
+    if made.is_merged or bundle.loaded.root:
+        lines.append(f"model = {kind}.from_pretrained({folder}{trusted})")
+    else:
+        labels = f", num_labels={len(bundle.label_names or [0])}" if kind != "AutoModelForCausalLM" else ""
+        sizes = ", ignore_mismatched_sizes=True" if is_image else ""
+        lines.insert(0, "from peft import PeftModel")
+        lines.append(f"base = {kind}.from_pretrained({base}{labels}{sizes})")
+        lines.append(f"model = PeftModel.from_pretrained(base, {folder})")
+    lines += tokenizer
+    if kind == "AutoModelForSequenceClassification":
+        texts = '"a text"' if len(bundle.config.data.text or [0]) == 1 else '"the first text", "the second"'
+        lines.append(f'inputs = tokenizer({texts}, truncation=True, return_tensors="pt")')
+        lines.append(f"print(model(**inputs).logits{'.softmax(-1)' if bundle.label_names else ''})")
+    return "\n".join(lines)
+
+
+def _note(made: Exported, bundle: Bundle) -> str:
+    said = []
+    if bundle.loaded.root:
+        said.append(
+            "The head reads pooled states, for which transformers has no class: `modeling_pooled.py` is that class, "
+            "which `trust_remote_code` runs."
+        )
+        if not made.is_merged:
+            said.append(
+                "The encoder with its adapter alone: `AutoPeftModelForFeatureExtraction.from_pretrained("
+                f'"{made.folder.name}/adapter")`.'
+            )
+    if made.is_base_local and not made.is_merged:
+        said.append("The base model is a folder that this one does not hold; who has it elsewhere, writes where.")
+    return " ".join(said) or "Nothing but the libraries named is needed."
+
+
+def _promise(run: Path) -> str:
+    stated = _json(run / "privacy.json")
+    if not stated.get("private"):
+        return "**Nothing is promised**: this model was trained without differential privacy."
+    if stated.get("simulation"):
+        return (
+            "**Nothing is promised**: the noise of this simulation came from a seed, and who has the seed or the run's "
+            "folder can subtract it."
+        )
+    return "Differential privacy, under the assumptions that the statement names:"
+
+
+def _digests(run: Path) -> dict[str, str]:
+    """By client, the digest of the ledger that the run left."""
+    found = {}
+    for path in sorted((run / "checkpoint" / "ledgers").glob("*.json")):
+        values = _json(path)
+        found[str(values.get("label") or path.stem)] = values.get("digest") or digest_of(values)
+    return found or {"no ledger": "–"}
+
+
+def _metric(name: str, value: float, rows: int) -> tuple[str, str, str]:
+    low_high = "{:.3f} to {:.3f}".format(*share_interval(value, rows)) if name in SHARES else "–"
+    return name, f"{value:.4f}", low_high
+
+
+def _training(run: Path, bundle: Bundle) -> dict[str, Any]:
+    config, versions = bundle.config, _json(run / "environment.json")
+    clients = _json(run / "partition.json") or []
+    own, federation = config.adapter, config.federation
+    return {
+        "method": f"{federation.strategy}, rank {own.rank}, alpha {own.alpha:g}",
+        "clients": len(clients) or config.clients.count or 1,
+        "rounds": f"{federation.rounds} of {federation.local_steps} local steps, batch {config.optimizer.batch_size}",
+        "longest text": f"{config.data.max_length} tokens",
+        "made with": f"ffalora {versions.get('ffalora', '')}, "
+        + ", ".join(f"{name} {versions.get('packages', {}).get(name, '')}" for name in ("torch", "transformers")),
+    }
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_text(path) or "{}")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""

@@ -1,0 +1,110 @@
+"""Predictions for whole tables: the same rows, with what the adapter says of each beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.columns import guess_inputs
+from ..data.delimited import TextFormat
+from ..data.errors import DataError
+from ..data.files import SUFFIXES, read_file
+from ..data.validate import column_values, is_missing
+from .bundle import load_bundle, predict_with, trained_columns
+
+PREDICTED, PROBABILITY = "predicted", "probability"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was written.
+
+    Attributes:
+        file: the table; rows: with a prediction; skipped: without one, because they have no text.
+        counts: rows of each class, the most frequent first; empty for numbers.
+    """
+
+    file: Path
+    rows: int
+    skipped: int
+    counts: dict[str, int]
+
+
+def predict_file(
+    folder: str | Path, file: str | Path, output: str | Path, overrides: Mapping[str, Any] | None = None
+) -> Predictions:
+    """Writes the table ``file`` to ``output`` with what the adapter in ``folder`` predicts for each row.
+
+    Columns added: ``predicted``, ``probability`` (of that), and ``p(CLASS)`` for every class; for regression
+    ``predicted`` alone. Rows with an empty text keep their place and have none of them.
+
+    Args:
+        folder: a run's folder or its ``adapter``.
+        file, output: CSV, TSV, JSON, JSON lines or Parquet, each by its suffix. A CSV file is written in UTF-8 with the
+            delimiter of ``file``.
+        overrides: dotted keys to change, such as ``{"data.text": ["subject", "message"]}``.
+
+    Raises:
+        DataError: the file cannot be read, lacks a text column, has a column of such a name, or no row with a text.
+        ConfigError, CheckpointError: as :func:`ffalora.predict`.
+    """
+    file, output, asked = Path(file), Path(output), overrides or {}
+    if output.suffix.lower() not in SUFFIXES:
+        raise DataError(f"output={str(output)!r}: its suffix must be one of {', '.join(SUFFIXES)}")
+    if output.exists() and output.resolve() == file.resolve():
+        raise DataError(f"output={str(output)!r} is the file that is read; give another name")
+    bundle = load_bundle(folder, overrides)
+    data, part = read_file(file, asked.get("data.encoding"), asked.get("data.delimiter"))
+    config = bundle.config.data
+    columns = trained_columns(bundle) or guess_inputs(data, config.label, config.task, str(file))
+    missing = [name for name in columns if name not in data.column_names]
+    if missing:
+        raise DataError(
+            f"{file} has no column {missing[0]!r}, which the run was trained on; its columns are "
+            f"{', '.join(data.column_names)}"
+        )
+    values = [column_values(data, name) for name in columns]
+    rows = [row for row in range(len(data)) if not any(is_missing(column[row]) for column in values)]
+    if not rows:
+        raise DataError(f"{file}: no row has a text in {' and '.join(columns)}")
+    texts: Any = [tuple(str(column[row]) for column in values) for row in rows]
+    answers = predict_with(bundle, texts)
+    table = _with_answers(data.to_pandas(), rows, answers, file)
+    _write(table, output, part.form)
+    counts = Counter(answer["label"] for answer in answers if "label" in answer)
+    return Predictions(output, len(rows), len(data) - len(rows), dict(counts.most_common()))
+
+
+def _with_answers(table: Any, rows: Sequence[int], answers: Sequence[Mapping[str, Any]], file: Path) -> Any:
+    found: dict[str, list[Any]] = {}
+    for answer in answers:
+        if "label" in answer:
+            shares = answer["probabilities"]
+            named = {PREDICTED: answer["label"], PROBABILITY: shares[answer["label"]]}
+            named |= {f"p({name})": share for name, share in shares.items()}
+        else:
+            named = {PREDICTED: answer["value"]}
+        for name, value in named.items():
+            found.setdefault(name, []).append(value)
+    import pandas
+
+    taken = [name for name in found if name in table.columns]
+    if taken:
+        raise DataError(f"{file} has a column {taken[0]!r} already; rename it")
+    return table.join(pandas.DataFrame(found, index=rows))
+
+
+def _write(table: Any, output: Path, form: TextFormat | None) -> None:
+    suffix = output.suffix.lower()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if suffix in (".csv", ".tsv"):
+        is_plain = form is None or form.encoding == "utf-8"
+        delimiter = "\t" if suffix == ".tsv" else (form.delimiter if form else ",")
+        table.to_csv(output, index=False, sep=delimiter, encoding="utf-8" if is_plain else "utf-8-sig")
+    elif suffix == ".parquet":
+        table.to_parquet(output, index=False)
+    else:
+        table.to_json(output, orient="records", lines=suffix == ".jsonl", force_ascii=False)

@@ -1,0 +1,104 @@
+"""A stranger's table in three commands: looked at, trained on privately, and used on a second file."""
+
+import numpy as np
+import pandas
+import pytest
+from small_runs import WORDS
+
+from ffalora.cli import main
+from ffalora.config import load_config
+from ffalora.planning.plan import efficiency
+from ffalora.planning.starter import sensible_batch
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as done:
+        main([str(a) for a in arguments])
+    return done.value.code
+
+
+@pytest.fixture
+def feedback(tmp_path, monkeypatch):
+    """Semicolons, a byte-order mark, two text columns, classes in words, clients, and blanks in each of them."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, 40, 9) for _ in range(150)]
+    rows = pandas.DataFrame(
+        {
+            "Nr": range(150),
+            "Subject": [" ".join(WORDS[i] for i in row[:3]) for row in drawn],
+            "Message": [", ".join(WORDS[i] for i in row[3:]) for row in drawn],
+            "Verdict": [("bad", "good")[int((row < 20).mean() > 0.5)] for row in drawn],
+            "Hospital": [("St. Mary", "Charité", "Nord; Süd")[row % 3] for row in range(150)],
+        }
+    )
+    for row, column in ((3, "Message"), (8, "Verdict"), (13, "Hospital")):
+        rows.loc[row, column] = " "
+    rows.to_csv(tmp_path / "feedback.csv", index=False, sep=";", encoding="utf-8-sig")
+    rows[["Message", "Subject"]][20:40].to_csv(tmp_path / "new.csv", index=False, encoding="cp1252")
+    monkeypatch.chdir(tmp_path)
+    return rows
+
+
+def test_three_commands_lead_from_a_table_to_private_predictions(feedback, small, tmp_path, capsys):
+    assert run("init", "feedback.csv") == 0
+    shown = capsys.readouterr().out
+    assert "150 rows, UTF-8 with a byte-order mark, semicolons between cells" in shown
+    assert "ffalora simulate feedback.yaml" in shown and "ffalora plan feedback.yaml" in shown
+    tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]
+    assert run("simulate", "feedback.yaml", "--no-progress", *tiny) == 0
+    assert "ffa" in capsys.readouterr().out
+    assert "ε = 5.9" in (tmp_path / "runs" / "feedback" / "privacy.txt").read_text()
+    assert run("predict", "runs/feedback", "new.csv") == 0
+    assert "written new-predicted.csv: 20 predictions" in capsys.readouterr().out
+    table = pandas.read_csv("new-predicted.csv")
+    assert len(table) == 20 and set(table["predicted"]) <= {"bad", "good"}
+    assert table[["p(bad)", "p(good)"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(20), abs=1e-5)
+
+
+def test_what_init_writes_is_the_configuration_that_it_showed(feedback):
+    assert run("init", "feedback.csv", "--epsilon", "3") == 0
+    config = load_config("feedback.yaml")
+    assert config.data.text == ["Subject", "Message"] and config.data.label == "Verdict" and config.data.drop_empty
+    assert (config.data.encoding, config.data.delimiter) == ("utf-8-sig", ";")
+    assert (config.clients.partition, config.clients.column) == ("column", "Hospital")
+    privacy = config.privacy
+    assert (privacy.unit, privacy.target_epsilon, privacy.delta, privacy.noise) == ("sample", 3.0, 1e-5, "secure")
+    assert config.optimizer.batch_size == sensible_batch(34, 3.0, 1e-5, most=266)
+
+
+def test_without_clients_it_is_training_at_one_site(feedback, capsys):
+    feedback.drop(columns="Hospital").to_csv("alone.csv", index=False)
+    assert run("init", "alone.csv") == 0
+    assert "ffalora train alone.yaml" in capsys.readouterr().out
+    assert load_config("alone.yaml").clients.count == 1
+
+
+def test_a_file_that_is_there_is_not_overwritten(feedback, capsys):
+    assert run("init", "feedback.csv", "--output", "mine.yaml") == 0
+    before = (feedback, open("mine.yaml").read())
+    assert run("init", "feedback.csv", "--output", "mine.yaml") == 2
+    assert "is there already" in capsys.readouterr().err and open("mine.yaml").read() == before[1]
+
+
+def test_a_batch_is_halved_while_the_budget_is_still_spent_well():
+    assert sensible_batch(279, 6.0, 1e-5, most=10_000) == 140
+    assert efficiency(279, 6.0, 1e-5, 140, 50) >= 0.85 > efficiency(279, 6.0, 1e-5, 70, 50)
+    assert sensible_batch(279, 6.0, 1e-5, most=50) == 35 and sensible_batch(279, 6.0, 1e-5, most=3) == 3
+
+
+def test_evaluate_takes_a_file_once(feedback, capsys, tmp_path):
+    assert run("evaluate", tmp_path, "feedback.csv", "--data.name", "new.csv") == 2
+    assert "are both given" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_with_its_card(feedback, small, tmp_path, capsys):
+    run("init", "feedback.csv", "--client", "Hospital")
+    tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]
+    assert run("simulate", "feedback.yaml", "--no-progress", *tiny) == 0
+    capsys.readouterr()
+    assert run("export", "runs/feedback", "--to", "shared") == 0
+    shown = capsys.readouterr().out
+    assert "written shared: the adapter and README.md" in shown and "name theirs with --base" in shown
+    assert 'tokenizer("the first text", "the second"' in (tmp_path / "shared" / "README.md").read_text()
+    assert run("export", "runs/feedback", "--to", "shared") == 2
+    assert "holds something already" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""What is proposed for a person's own table: texts, label, clients and task, and what is said where nothing fits."""
+
+import pandas
+import pytest
+
+from ffalora.data import DataError
+from ffalora.data.proposal import propose
+
+ROWS = 60
+
+
+def table(tmp_path, **columns):
+    path = tmp_path / "own.csv"
+    pandas.DataFrame({name: list(values) for name, values in columns.items()}).to_csv(path, index=False, sep=";")
+    return path
+
+
+def texts(words, seed=0):
+    return [" ".join(f"w{(seed + row * word) % 91}" for word in range(1, words + 1)) for row in range(ROWS)]
+
+
+def classes(*names):
+    return [names[row % len(names)] for row in range(ROWS)]
+
+
+def test_texts_label_and_clients_are_told_apart(tmp_path):
+    found = propose(
+        table(
+            tmp_path, Nr=range(ROWS), Subject=texts(4), Message=texts(9, 3), Verdict=classes("no", "yes"),
+            Hospital=classes("A", "B", "C"), Day=[f"2024-01-{1 + row % 28:02}" for row in range(ROWS)],
+        )
+    )  # fmt: skip
+    assert (found.text, found.label, found.client) == (("Subject", "Message"), "Verdict", "Hospital")
+    assert found.task == "classification" and found.sizes == (20, 20, 20) and found.dropped == 0
+    assert str(found.column("Verdict")) == "2 different values: no, yes"
+    assert str(found.column("Message")) == "texts of 9 words on average"
+
+
+def test_rows_that_lack_something_are_counted_and_belong_to_nobody(tmp_path):
+    verdict, message = classes("no", "yes"), texts(5)
+    verdict[4], message[7] = None, "  "
+    found = propose(table(tmp_path, message=message, verdict=verdict, site=classes("A", "B")))
+    assert found.dropped == 2 and found.sizes == (29, 29)
+
+
+def test_a_number_of_many_values_is_learned_as_a_number(tmp_path):
+    found = propose(table(tmp_path, text=texts(5), rating=[row / 7 for row in range(ROWS)]))
+    assert (found.task, found.label, found.client) == ("regression", "rating", None) and found.sizes == (ROWS,)
+
+
+def test_without_a_telling_name_the_label_is_the_column_of_fewest_values(tmp_path):
+    found = propose(table(tmp_path, a=texts(5), b=classes(*"abcdef"), c=classes("u", "v")))
+    assert (found.text, found.label, found.client) == (("a",), "c", None)
+
+
+def test_what_is_given_is_taken(tmp_path):
+    path = table(tmp_path, a=texts(5), b=texts(6, 2), c=classes("u", "v"), d=classes("k", "l", "m"))
+    found = propose(path, ["a"], "d", "c")
+    assert (found.text, found.label, found.client) == (("a",), "d", "c")
+
+
+def test_files_of_a_folder_are_clients(tmp_path):
+    for name in ("north", "south"):
+        pandas.DataFrame({"text": texts(5), "label": classes("no", "yes")}).to_csv(tmp_path / f"{name}.csv")
+    found = propose(tmp_path)
+    assert found.client == "file" and found.sizes == (ROWS, ROWS) and len(found.parts) == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "said"),
+    [
+        ({"text": texts(5), "id": range(ROWS)}, {}, r"none of its columns looks like a label; name one of text, id"),
+        ({"a": classes("u", "v"), "b": range(ROWS)}, {}, r"none of its columns looks like text; name one or two"),
+        ({"text": texts(5), "label": classes("u", "v")}, {"client": "sight"}, r"has no column 'sight'; its columns"),
+    ],
+)
+def test_a_table_in_which_nothing_fits_says_what_to_name(tmp_path, columns, given, said):
+    with pytest.raises(DataError, match=said):
+        propose(table(tmp_path, **columns), **given)

@@ -1,0 +1,146 @@
+"""What is exported works without us: transformers and PEFT alone give the same probabilities."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from small_runs import WORDS
+
+from ffalora.adapters import CheckpointError
+from ffalora.config import ConfigError
+from ffalora.federated.simulate import simulate
+from ffalora.runs.bundle import load_bundle, predict
+from ffalora.runs.export import export
+
+TEXTS = [" ".join(WORDS[(7 * row + 3 * word) % 40] for word in range(2 + row % 6)) for row in range(12)]
+#: A colleague's machine: neither of our packages is there.
+WITHOUT_US = """
+import json, sys
+class Absent:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in ("ffalora", "ffalora_kernels"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+texts = json.loads(sys.argv[1])
+"""
+PROBABILITIES = """
+inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+with torch.no_grad():
+    print("RESULT", json.dumps(model.eval()(**inputs).logits.softmax(-1).tolist()))
+"""
+
+
+def colleague(folder, code):
+    """What the code prints on a machine that has the folder's parent as its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_US + code, json.dumps(TEXTS)],
+        cwd=folder.parent, capture_output=True, text=True, check=False,
+        env={"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder.parent / "modules"), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def card_code(folder):
+    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+
+
+def largest_difference(folder, run):
+    shown = colleague(folder, card_code(folder) + PROBABILITIES)
+    theirs = json.loads(shown.partition("RESULT ")[2])
+    ours = [list(answer["probabilities"].values()) for answer in predict(run, TEXTS)]
+    return max(abs(a - b) for row, own in zip(theirs, ours, strict=True) for a, b in zip(row, own, strict=True))
+
+
+@pytest.fixture(scope="module", params=["mean", "model"])
+def run(request, small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    asked = {"model__pooling": request.param, "model__head_start": "random", "adapter__head": "trained"}
+    config = small(federation__rounds=2, optimizer__lr=5.0, **asked)
+    simulate(config, folder, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])
+def test_transformers_and_peft_alone_give_the_same_probabilities(run, tmp_path, merged, tolerance):
+    made = export(run, tmp_path / "shared", merged=merged)
+    assert largest_difference(made.folder, run) <= tolerance
+
+
+def test_the_adapter_moved_the_probabilities_that_are_compared(run):
+    bundle = load_bundle(run)
+    ours = [list(answer["probabilities"].values()) for answer in predict(run, TEXTS)]
+    assert all(layer.factors() for layer in bundle.adapters.layers.values())
+    with bundle.adapters.disabled():
+        inputs = bundle.loaded.tokenizer(TEXTS, padding=True, return_tensors="pt")
+        without = bundle.loaded.model(**inputs).logits.softmax(-1).tolist()
+    assert max(abs(a - b) for row, own in zip(without, ours, strict=True) for a, b in zip(row, own, strict=True)) > 1e-3
+
+
+def test_peft_s_auto_class_loads_the_adapter_by_what_it_says_of_itself(run, tmp_path):
+    folder = export(run, tmp_path / "shared").folder
+    pooled = (folder / "adapter").exists()
+    place = folder / "adapter" if pooled else folder
+    config = json.loads((place / "adapter_config.json").read_text())
+    assert config["task_type"] == ("FEATURE_EXTRACTION" if pooled else "SEQ_CLS")
+    kind = "AutoPeftModelForFeatureExtraction" if pooled else "AutoPeftModelForSequenceClassification"
+    path = str(place.relative_to(folder.parent))
+    shown = colleague(
+        folder, f"import peft\nmodel = peft.{kind}.from_pretrained({path!r})\nprint(type(model).__name__)"
+    )
+    assert shown.split()[-1] == kind.replace("AutoPeft", "Peft")
+
+
+def test_the_base_model_has_the_name_that_others_know_it_by(run, tmp_path):
+    folder = export(run, tmp_path / "shared", base="someone/encoder").folder
+    files = [file for file in folder.rglob("*") if file.suffix in (".json", ".md")]
+    assert all(load_bundle(run).config.model.name not in file.read_text() for file in files)
+    assert any("someone/encoder" in file.read_text() for file in folder.rglob("adapter_config.json"))
+
+
+def test_the_card_states_privacy_ledgers_results_and_use(small, tmp_path):
+    private = {"privacy__unit": "sample", "privacy__noise_multiplier": 1.0, "privacy__noise": "secure"}
+    simulate(small(federation__rounds=1, baselines=True, **private), tmp_path / "run", progress=False)
+    card = (export(tmp_path / "run", tmp_path / "shared").folder / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["library_name"] == "peft" and head["pipeline_tag"] == "text-classification"
+    statement = (tmp_path / "run" / "privacy.txt").read_text().strip()
+    assert statement in card and "Nothing is promised" not in card
+    for ledger in (tmp_path / "run" / "checkpoint" / "ledgers").glob("*.json"):
+        assert json.loads(ledger.read_text())["digest"] in card
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())
+    rows = accuracy["evaluated"]["rows"]
+    assert (
+        f"Of {rows} rows of the test split" in card and f"| accuracy | {accuracy['metrics']['accuracy']:.4f} |" in card
+    )
+    assert "| largest class |" in card and "## Intended use and limits" in card
+    without = (export(tmp_path / "run", tmp_path / "bare", metrics=False).folder / "README.md").read_text()
+    assert "| accuracy |" not in without and "largest class" not in without
+
+
+def test_the_card_of_a_seeded_run_promises_nothing(small, tmp_path):
+    private = {"privacy__unit": "sample", "privacy__noise_multiplier": 1.0, "privacy__noise": "seeded"}
+    simulate(small(federation__rounds=1, **private), tmp_path / "run", progress=False)
+    assert "**Nothing is promised**" in (export(tmp_path / "run", tmp_path / "out").folder / "README.md").read_text()
+
+
+def test_nothing_is_written_over_and_adapters_without_a_format_of_peft_are_merged(small, tmp_path):
+    simulate(small(federation__rounds=1, adapter__method="vera"), tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match="PEFT has no format for this kind of adapter; export the merged model"):
+        export(tmp_path / "run", tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+    made = export(tmp_path / "run", tmp_path / "shared", merged=True)
+    assert largest_difference(made.folder, tmp_path / "run") <= 1e-5
+    with pytest.raises(ConfigError, match="holds something already"):
+        export(tmp_path / "run", tmp_path / "shared", merged=True)
+
+
+def test_of_several_runs_in_a_folder_one_is_to_be_named(small, tmp_path):
+    for name in ("a", "b"):
+        simulate(small(federation__rounds=1), tmp_path / "runs" / name, progress=False)
+    with pytest.raises(CheckpointError, match=r"holds 2 runs; give one of them: .*a, .*b"):
+        export(tmp_path / "runs", tmp_path / "shared")
