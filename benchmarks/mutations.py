@@ -76,8 +76,9 @@ def failures(mutant: str, tests: Sequence[str]) -> list[str]:
 def _session(mutant: str, tests: Sequence[str], sender: Connection) -> None:
     os.environ["FFALORA_MUTANT"] = mutant
     found = _Failures()
-    options = ["-q", "-p", "mutants", "-m", "not slow and not gpu", "--tb=no", "-p", "no:cacheprovider"]
-    done = pytest.main([*options, *(str(ROOT / "tests" / name) for name in tests)], plugins=[found])
+    options = ["-qq", "--tb=no", "--no-summary", "-p", "mutants", "-p", "no:cacheprovider", "-m", "not slow"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *(str(ROOT / "tests" / name) for name in tests)]
+    done = pytest.main(options, plugins=[found])
     if done in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         sender.send(found.names)
     sender.close()
