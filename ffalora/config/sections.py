@@ -1,4 +1,4 @@
-"""The sections of a run's configuration, every key with its type, its default and a description."""
+"""The sections of a run's configuration but model and adapter, every key with its type, default and description."""
 
 from __future__ import annotations
 
@@ -8,47 +8,6 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from .names import OTHER_NAMES
 from .section import Section
-
-
-class ModelConfig(Section):
-    """The pretrained model."""
-
-    name: str = Field("all-MiniLM-L6-v2", description="embedded model, local folder, or hub name")
-    pooling: Literal["model", "mean"] = Field(
-        "mean", description="'model': the model's own classification head; 'mean': a linear head on mean-pooled states"
-    )
-    head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
-    head_scale: float = Field(3.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
-    head_start: Literal["auto", "labels", "zero", "random"] = Field(
-        "auto",
-        description="where the task head starts: at the texts of its classes, which costs no privacy; at zero; or at "
-        "random weights; auto: labels where a trained head has classes with names, else zero, and random where it is "
-        "frozen",
-    )
-    head_temperature: float = Field(
-        10.0, gt=0, description="head_start: labels; what cosines between samples and classes are multiplied with"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the frozen base; auto: bfloat16 where the processor has fast bfloat16"
-    )
-    attention: Literal["auto", "eager", "sdpa"] = Field(
-        "auto", description="attention implementation; auto: eager on a CPU"
-    )
-    packed: bool | Literal["auto"] = Field(
-        "auto",
-        description="train on samples laid end to end, without padding (pooling: mean); auto: on a CPU, where the "
-        "model's outputs stay the same",
-    )
-    cache_frozen_layers: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="compute the layers below the first adapted one once a sample (encoders such as BERT); auto: where "
-        "training repeats samples and their states take at most 2 GiB",
-    )
-    compile: bool = Field(False, description="compile the model with torch.compile")
-    cuda_graphs: bool = Field(
-        True,
-        description="on a GPU, record the passes of private steps and replay them: the GPU then waits less",
-    )
 
 
 class DataConfig(Section):
@@ -66,6 +25,12 @@ class DataConfig(Section):
         None,
         description="short texts that could be of a class, by its name, such as {negative: [a bad movie], …}; public: "
         "never taken from the clients' data (default: the data set's own, else the names)",
+    )
+    public_texts: list[str] | None = Field(
+        None,
+        description="a few texts that look like the data, public: never taken from the clients' data; the mean of what "
+        "the model makes of them is taken off the pooled states (default: the data set's own, else the class texts and "
+        "sentences of everyday English)",
     )
     splits: dict[str, str] | None = Field(
         None,
@@ -205,7 +170,11 @@ class OptimizerConfig(Section):
     lr: PositiveFloat | Literal["auto"] = Field(
         "auto", description="learning rate; auto: from noise, steps and method alone, never from the data"
     )
-    head_lr_factor: float = Field(10.0, gt=0, description="a trained head's learning rate, relative to the adapters'")
+    head_lr_factor: PositiveFloat | Literal["auto"] = Field(
+        "auto",
+        description="a trained head's learning rate, relative to the adapters'; auto: each as its noise allows, and "
+        "10 where nothing is clipped",
+    )
     a_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of a trained a, relative to that of b (LoRA+ asks for less than 1)"
     )
@@ -244,6 +213,13 @@ class PrivacyConfig(Section):
     )
     clipping: Literal["flat", "per-layer", "automatic", "adaptive"] = Field(
         "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
+    )
+    head_share: float | None = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="clipping: flat or automatic; share of C² up to which a trained head is clipped, apart from the "
+        "adapters, which take the rest; null clips both together",
     )
     clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
     accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="accountant of the stated ε")

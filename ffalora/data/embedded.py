@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import readers
+from . import public_texts, readers
 from .errors import DataError
 
 Columns = dict[str, Any]
@@ -17,7 +17,8 @@ Columns = dict[str, Any]
 class EmbeddedData:
     """One row of the registry. ``read`` takes the asset's folder and returns columns of equal length.
 
-    ``label_texts`` are short texts that could be of each class, made up without looking at the data.
+    ``label_texts`` are short texts that could be of each class, and ``public_texts`` texts that look like the data;
+    both are made up without looking at it.
 
     A column ``split`` names the role that the source itself gives a row. Rows that agree in ``group_column`` are never
     separated by a split (default: rows with the same inputs).
@@ -32,6 +33,7 @@ class EmbeddedData:
     read: Callable[[Path], Columns]
     label_names: tuple[str, ...] | None = None
     label_texts: Mapping[str, tuple[str, ...]] | None = None
+    public_texts: tuple[str, ...] | None = None
     group_column: str | None = None
     client_column: str | None = None
 
@@ -55,6 +57,7 @@ _REGISTRY = (
         label_column="label",
         label_names=_POLARITY,
         label_texts=_OF_FILMS,
+        public_texts=public_texts.FILM_REVIEWS,
         about="sentences of movie reviews, crowd rating at least 0.5 away from neutral, two balanced classes",
         read=lambda folder: readers.rated_sentences(folder, ["movie-reviews"]),
     ),
@@ -64,6 +67,7 @@ _REGISTRY = (
         task="regression",
         input_columns=("text",),
         label_column="rating",
+        public_texts=public_texts.FILM_REVIEWS,
         about="the same sentences, all of them, with their mean crowd rating from -4 to 4",
         read=lambda folder: readers.rated_sentences(folder, ["movie-reviews"], neutral=0.0),
     ),
@@ -75,6 +79,12 @@ _REGISTRY = (
         label_column="label",
         label_names=_POLARITY,
         label_texts=_OF_MOODS,
+        public_texts=(
+            *public_texts.FILM_REVIEWS[:4],
+            *public_texts.SHORT_MESSAGES[:4],
+            *public_texts.PRODUCT_REVIEWS,
+            *public_texts.EDITORIALS,
+        ),
         group_column="document",
         client_column="domain",
         about="movie reviews, tweets, product reviews and editorials: four natural clients in column `domain`",
@@ -137,6 +147,7 @@ _REGISTRY = (
         label_column="label",
         label_names=("rotten", "fresh"),
         label_texts={"rotten": _OF_FILMS["negative"], "fresh": _OF_FILMS["positive"]},
+        public_texts=public_texts.FILM_REVIEWS,
         group_column="movie",
         about="fresh or rotten review sentences; split by movie",
         read=readers.rotten_tomatoes,

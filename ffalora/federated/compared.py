@@ -59,7 +59,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     rows = [_row(MAJORITY, constant.accuracy, f"always {data.label_names[constant.label]}, the largest class there")]
     if not head:
         return rows
-    features = _features(experiment, experiment.evaluation, np.arange(count))
+    features = features_of(experiment, experiment.evaluation, np.arange(count))
     directions = None if experiment.labels is None else experiment.labels.directions
     if directions is not None:
         found = zero_shot(directions).accuracy(features, labels)
@@ -67,7 +67,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     if config.privacy.unit != "none" and config.privacy.noise == "secure":
         return rows
     every = torch.from_numpy(np.asarray(experiment.train.labels, dtype=np.int64))
-    train = _features(experiment, experiment.engine.data, np.arange(len(every)))
+    train = features_of(experiment, experiment.engine.data, np.arange(len(every)))
     clients = [ClientFeatures(p.client_id, train[p.samples], every[p.samples]) for p in experiment.participants]
     ledgers = [p.ledger for p in experiment.participants if p.ledger is not None and p.ledger.noise_multiplier > 0]
     if len(ledgers) == len(clients) and config.privacy.sampling == "poisson":
@@ -105,7 +105,10 @@ def _private(
     if any(ledger.dataset_size != len(client) for client, ledger in zip(clients, fresh, strict=True)):
         return rows  # a bound on the size is public, and not the size
     plan = ProbePlan(config.federation.rounds, config.federation.local_steps)
-    start = None if directions is None else zero_shot(directions, config.model.head_temperature)
+    start = None
+    if experiment.labels is not None:
+        part = float(features.norm(dim=1).mean()) / experiment.labels.length
+        start = zero_shot(experiment.labels.directions, config.model.head_temperature * part)
     probe = linear_probe(
         clients, classes, plan, fresh, SeededDraw(config.seed), noise_of(PROBE, config.seed), start
     ).classifier.accuracy(unit, labels)
@@ -114,7 +117,7 @@ def _private(
 
 
 @torch.inference_mode()
-def _features(experiment: Experiment, examples: Examples, indices: np.ndarray) -> Tensor:
+def features_of(experiment: Experiment, examples: Examples, indices: np.ndarray) -> Tensor:
     """What the head reads of samples, float32 ``[n,D]`` in their order."""
     model, device, head = experiment.loaded.model, experiment.engine.device, head_layers(experiment.loaded.model)[0]
     found: list[Tensor] = [torch.empty(0)] * len(indices)

@@ -29,7 +29,7 @@ from ..training.engine import Engine
 from ..training.participant import Participant
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
-from .heads import LabelTexts, adapter_config, label_texts, start_head
+from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
 from .partition import Partition, describe, make_partition
 from .rates import set_rates
 from .robust import robust_mean
@@ -109,6 +109,7 @@ def build(
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
     check_fit(strategy_class, config, len(partition))
+    center_states(config, loaded, data, device)
     labels = label_texts(config, loaded, data, device)
     adapters = attach(loaded.model, adapter_config(config, loaded.model, strategy_class.trained))
     cached = CachedLayers(0, train, evaluation)

@@ -1,4 +1,6 @@
-"""Where a task head is trained, and where it starts: at the texts of its classes, at zero, or at random."""
+"""What a task head reads, whether it is trained, and where it starts: at the texts of its classes, at zero, or at
+random.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from ..baselines import class_texts, head_features, prototypes, zero_shot
 from ..config import AdapterConfig, Config, ConfigError
 from ..data import embedded
 from ..data.load import LoadedData
-from ..models import LoadedModel
+from ..data.public_texts import EVERYDAY
+from ..models import LoadedModel, MeanPooledClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ class LabelTexts:
     """What the texts of the classes say of them: public.
 
     Attributes:
-        directions: float32 ``[L,D]`` of length 1, one a class; length: of the features that the head reads.
+        directions: float32 ``[L,D]`` of length 1, one a class, in the columns of the last layer: it was trained to
+            compare texts. length: of what the head reads there.
     """
 
     directions: Tensor
@@ -60,15 +64,37 @@ def label_texts(config: Config, loaded: LoadedModel, data: LoadedData, device: t
     if no_class_texts(config, data) is not None or not head:
         return None
     texts = texts_of(config, data)
-    encoded = loaded.tokenizer(
-        [text for own in texts for text in own],
-        truncation=True,
-        max_length=config.data.max_length,
-        padding=True,
-        return_tensors="pt",
-    )
-    features = head_features(loaded.model, head[0], [{name: value.to(device) for name, value in encoded.items()}])
-    return LabelTexts(prototypes(features, [len(own) for own in texts]), float(features.norm(dim=1).mean()))
+    encoded = _encoded(config, loaded, device, [text for own in texts for text in own])
+    features = head_features(loaded.model, head[0], [encoded])
+    layers = len(loaded.model.read) if isinstance(loaded.model, MeanPooledClassifier) else 1
+    last = features[:, -(features.shape[1] // layers) :]
+    directions = torch.zeros(len(texts), features.shape[1])
+    directions[:, -last.shape[1] :] = prototypes(last, [len(own) for own in texts])
+    return LabelTexts(directions, float(last.norm(dim=1).mean()))
+
+
+@torch.inference_mode()
+def center_states(config: Config, loaded: LoadedModel, data: LoadedData, device: torch.device) -> None:
+    """Takes off the pooled states what they have in common, as far as public texts know it; before anything reads them.
+    With one layer alone there is nothing to do: sentence encoders are trained to spread what their last layer says.
+    """
+    model = loaded.model
+    if not isinstance(model, MeanPooledClassifier) or len(model.read) == 1:
+        return
+    own = embedded.EMBEDDED.get(config.data.name)
+    texts = list(config.data.public_texts or (own.public_texts if own else None) or ())
+    if not texts:
+        texts = [*EVERYDAY, *(text for each in texts_of(config, data) for text in each)] if data.label_names else []
+        texts = texts or list(EVERYDAY)
+    pairs = [texts[1:] + texts[:1]] if len(data.input_columns) == 2 else []
+    model.center.copy_(model.means(**_encoded(config, loaded, device, texts, *pairs)).mean(0))
+
+
+def _encoded(config: Config, loaded: LoadedModel, device: torch.device, *texts: list[str]) -> dict[str, Tensor]:
+    """Texts, or pairs of them, as the model takes them: one padded batch on the device."""
+    longest = config.data.max_length
+    found = loaded.tokenizer(*texts, truncation=True, max_length=longest, padding=True, return_tensors="pt")
+    return {name: value.to(device) for name, value in found.items()}
 
 
 @torch.no_grad()

@@ -9,34 +9,38 @@ from ..config import Config
 from ..models import LoadedModel, MeanPooledClassifier
 from ..training.optim import lr_factor
 from ..training.participant import Participant
-from ..training.rates import auto_rate, noise_variance
+from ..training.rates import auto_rates, noise_variance
 
 
 def set_rates(
     config: Config, loaded: LoadedModel, adapters: Adapters, participants: Sequence[Participant], clients: int
 ) -> None:
-    """Gives every participant the rate of the run: the configuration's, or the one that the noise of all allows.
+    """Gives every participant the rates of the run: the configuration's, or those that the noise of all allows.
 
     Args:
         participants: all clients, or those that are here; the others are taken to be like them.
         clients: number of clients of the run.
     """
-    lr = config.optimizer.lr
-    if lr == "auto":
-        steps = config.federation.rounds * config.federation.local_steps
-        lr = rate_of(config, loaded, adapters, _variance(config, participants, clients), steps)
+    optimizer, variance = config.optimizer, _variance(config, participants, clients)
+    steps = config.federation.rounds * config.federation.local_steps
+    lr, head_lr = rates_of(config, loaded, adapters, variance, steps)
     for participant in participants:
-        participant.lr = lr
+        participant.lr = lr if optimizer.lr == "auto" else optimizer.lr
+        participant.head_lr = head_lr if optimizer.lr == optimizer.head_lr_factor == "auto" else None
 
 
-def rate_of(config: Config, loaded: LoadedModel, adapters: Adapters, variance: float | None, steps: int) -> float:
-    """The ``auto`` rate of a run of ``steps`` steps whose averaged steps carry noise of ``variance`` (None: nothing is
-    clipped).
+def rates_of(
+    config: Config, loaded: LoadedModel, adapters: Adapters, variance: float | None, steps: int
+) -> tuple[float, float]:
+    """The ``auto`` rates, of adapters and of a trained head, of a run of ``steps`` steps whose averaged steps carry
+    noise of ``variance`` (None: nothing is clipped).
     """
-    hidden = getattr(loaded.model.config, "hidden_size", 768)
-    length = config.model.head_scale if isinstance(loaded.model, MeanPooledClassifier) else hidden**0.5
+    pools = isinstance(loaded.model, MeanPooledClassifier)
+    width = loaded.model.center.numel() if pools else getattr(loaded.model.config, "hidden_size", 768)
+    length = config.model.head_scale if pools else width**0.5
     factors = [lr_factor(config.optimizer, step, steps) for step in range(steps)]
-    return auto_rate(config.optimizer, variance, hidden, length, adapters.layout.size, factors)
+    numbers = sum(place.size for place in adapters.layout.places if place.layer not in adapters.heads)
+    return auto_rates(config.optimizer, variance, width, length, numbers, factors)
 
 
 def _variance(config: Config, participants: Sequence[Participant], clients: int) -> float | None:

@@ -2,7 +2,6 @@
 
 from .load import (
     LoadedModel,
-    MeanPooledClassifier,
     base_dtype,
     cast_base,
     choose_device,
@@ -11,8 +10,10 @@ from .load import (
     load_model,
     needs_no_mask,
 )
+from .pooled import KeptMeans, MeanPooledClassifier, mean_of_real
 
 __all__ = [
+    "KeptMeans",
     "LoadedModel",
     "MeanPooledClassifier",
     "base_dtype",
@@ -21,5 +22,6 @@ __all__ = [
     "compile_model",
     "has_fast_bfloat16",
     "load_model",
+    "mean_of_real",
     "needs_no_mask",
 ]

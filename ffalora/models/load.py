@@ -1,6 +1,4 @@
-"""Pretrained models: embedded, local or from the hub; with the model's own head, or a linear head on mean-pooled
-states.
-"""
+"""Pretrained models: embedded, local or from the hub; with the model's own head, or a linear head on pooled states."""
 
 from __future__ import annotations
 
@@ -8,18 +6,16 @@ import difflib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..adapters.init import generator_for
 from ..config import ConfigError, ModelConfig
 from ..data.asset_table import ASSETS
 from ..data.hub import cache_alone_without_network
-from .packing import mean_of_samples
+from .pooled import MeanPooledClassifier
 
 
 @dataclass
@@ -36,38 +32,6 @@ class LoadedModel:
     model: nn.Module
     tokenizer: Any
     root: str
-
-
-class MeanPooledClassifier(nn.Module):
-    """A linear head on the mean of an encoder's last states over real tokens, normalised to a fixed length.
-
-    Sentence encoders are trained with mean pooling, and their [CLS] pooler is not: with a frozen head the mean is the
-    better feature. Normalising to ``head_scale`` sets the size of per-sample gradients, which a frozen random head
-    fixes for good.
-    """
-
-    def __init__(self, encoder: nn.Module, labels: int, head_std: float, head_scale: float, seed: int):
-        super().__init__()
-        self.encoder = encoder
-        self.config = encoder.config
-        self.head_scale = head_scale
-        self.classifier = nn.Linear(encoder.config.hidden_size, labels)
-        weight = torch.randn(self.classifier.weight.shape, generator=generator_for(seed, "classifier.weight"))
-        with torch.no_grad():
-            self.classifier.weight.copy_(weight * head_std)
-            self.classifier.bias.zero_()
-
-    def forward(self, attention_mask: Tensor | None = None, **inputs: Any) -> SimpleNamespace:
-        """Logits ``[S, labels]`` float32, of a packed batch or a padded one (no mask: nothing is padding)."""
-        states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state.float()
-        if "cu_seq_lens_q" in inputs:
-            pooled = mean_of_samples(states, inputs["cu_seq_lens_q"])
-        elif attention_mask is None:
-            pooled = states.mean(1)
-        else:
-            mask = attention_mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return SimpleNamespace(logits=self.classifier(F.normalize(pooled, dim=-1) * self.head_scale))
 
 
 def needs_no_mask(model: nn.Module) -> bool:
@@ -105,7 +69,12 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
                 )
             elif pooled:
                 model = MeanPooledClassifier(
-                    AutoModel.from_pretrained(source, **options), labels, config.head_std, config.head_scale, seed
+                    AutoModel.from_pretrained(source, **options),
+                    labels,
+                    config.head_std,
+                    config.head_scale,
+                    seed,
+                    config.pooled_layers,
                 )
             else:
                 model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -15,7 +15,7 @@ from functools import cache
 
 from ..config import Config, ConfigError
 from ..federated.experiment import Experiment, build
-from ..federated.rates import rate_of
+from ..federated.rates import rates_of
 from ..privacy.accountants import noise_multiplier_for
 from ..training.rates import SIGNAL
 from .measure import Cost, measure
@@ -143,7 +143,7 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
         sigma=sigmas[sizes.index(max(sizes))],
         efficiency=min(efficiency(n, target, delta, b, steps, accountant) for n, b in terms),
         signal_to_noise=SIGNAL / math.sqrt(variance * hidden / steps),
-        lr=rate_of(config, experiment.loaded, experiment.adapters, variance, steps),
+        lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=cost.seconds_per_sample * steps * sum(b for _, b in terms),
         bytes_up=rounds * 4 * experiment.adapters.layout.size,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
@@ -27,7 +27,7 @@ from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
 from ..data.validate import column_values
 from ..files.atomic import write_atomically
-from ..models import LoadedModel, choose_device, load_model
+from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
 from .evaluation import evaluate_answers, gather_examples, metrics_of_groups, predict_examples
 from .intervals import SHARES, share_interval
@@ -91,7 +91,7 @@ def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: C
     """
     adapters.save(folder, loaded.root)
     if loaded.root:
-        head = {n: t.detach().float().contiguous().cpu() for n, t in head_tensors(loaded.model).items()}
+        head = {n: t.detach().float().contiguous().cpu() for n, t in _head(loaded.model).items()}
         write_atomically(folder / HEAD_FILE, save(head))
     terms = {
         "config": config.model_dump(mode="json"),
@@ -260,8 +260,14 @@ def _load_head(model: nn.Module, path: Path) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
-    head = head_tensors(model)
+    head = _head(model)
     if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in head.items()}:
         raise CheckpointError(f"{path} does not fit this model's head")
     for name, parameter in head.items():
         parameter.copy_(tensors[name])
+
+
+def _head(model: nn.Module) -> dict[str, Tensor]:
+    """The task head's tensors, and what is taken off the states that it reads."""
+    center = {"center": model.center} if isinstance(model, MeanPooledClassifier) else {}
+    return head_tensors(model) | center

@@ -8,26 +8,28 @@ they are given, and the token numbers of a batch become rows of the table. Names
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Adapters
 from ..config import Config, ConfigError
-from ..data.examples import Batch, Examples, TokenizedDataset, fingerprint
+from ..data.examples import Examples, TokenizedDataset, fingerprint
+from ..models import KeptMeans, MeanPooledClassifier, mean_of_real
 from .batches import physical_batches
 from .probe import SamplesNotIndependent, check_independence
+from .stand_ins import CachedExamples, PassOn, Rows
 
 #: Most bytes that 'auto' spends on the table. A constant: what is free changes between a run and its continuation.
 AUTO_BYTES = 2 * 2**30
 _TOKENS, _PROBED, _COMPARED = 8192, 64, 8
 #: The last table, by the digest of all that it was computed from: methods and seeds of one comparison share it.
-_kept: dict[str, Tensor] = {}
+_kept: dict[str, _Table] = {}
 
 
 @dataclass(frozen=True)
@@ -85,30 +87,17 @@ def cache_frozen_layers(
         return CachedLayers(0, train, evaluation)
 
 
-class CachedExamples:
-    """Texts whose token numbers are rows of a table of states; lengths, labels and targets are the texts'.
+@dataclass(frozen=True)
+class _Table:
+    """What the frozen layers make of all samples.
 
-    Args:
-        texts: what the states were computed from; count: how many of them, from the first, are in the table.
-        first_row: of the first text's first token; the tokens of all texts follow in their order.
-        padding_row: any row: attention masks it.
+    Attributes:
+        states: ``[rows,D]``, of each token behind the last of them.
+        means: float32 ``[n, layers, D]``, of each sample, at those layers whose means the head reads.
     """
 
-    def __init__(self, texts: TokenizedDataset, count: int, first_row: int, padding_row: int) -> None:
-        self.texts, self.padding_row = texts, padding_row
-        self.lengths, self.labels = texts.lengths[:count], texts.labels[:count]
-        self.first_rows = first_row + texts.input_ids.offsets[: count + 1]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """As the texts' own, with rows of the table for ``input_ids``: int64 ``[S,T]``."""
-        inputs, targets = self.texts.collate(indices)
-        real = inputs["attention_mask"].bool()
-        first = torch.from_numpy(self.first_rows[np.asarray(indices, dtype=np.int64)])
-        rows = first[:, None] + torch.arange(real.shape[1])
-        return inputs | {"input_ids": rows.masked_fill(~real, self.padding_row)}, targets
+    states: Tensor
+    means: Tensor
 
 
 @dataclass(frozen=True)
@@ -128,28 +117,6 @@ class _Bottom:
     def last(self) -> nn.Module:
         """The last frozen layer."""
         return self.layers[self.count - 1]
-
-
-class _Rows(nn.Module):
-    """In place of embeddings: ``input_ids [S,T]`` are rows of a table ``[rows,D]`` of states."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("table", table, persistent=False)
-
-    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
-        return F.embedding(input_ids, self.table)
-
-
-class _PassOn(nn.Module):
-    """In place of a layer whose work is done: gives back the states that it is given, in the form that it did."""
-
-    def __init__(self, in_tuple: bool) -> None:
-        super().__init__()
-        self.in_tuple = in_tuple
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        return (hidden_states,) if self.in_tuple else hidden_states
 
 
 class _Reached(Exception):
@@ -217,30 +184,37 @@ def _cache(
     padding_row = tokens + int(evaluation.input_ids.offsets[evaluated])
     cached_train = CachedExamples(train, len(train), 0, padding_row)
     cached_evaluation = CachedExamples(evaluation, evaluated, tokens, padding_row)
+    read = [layer for layer in model.read if layer <= bottom.count] if isinstance(model, MeanPooledClassifier) else []
     first = _output(model, bottom.last, _on(device, train.collate(compared)[0]))
     states = _states(first)
-    key = _digest(bottom, states, cached_train, cached_evaluation)
+    key = _digest(bottom, states, read, cached_train, cached_evaluation)
     table = _kept.get(key)
     if table is None:
         _kept.clear()
-        table = states.new_zeros(padding_row + 1, states.shape[-1])
-        for examples in (cached_train, cached_evaluation):  # apart: training must not depend on what is evaluated
-            _fill(table, model, bottom.last, examples, device)
+        size, wide = len(cached_train) + len(cached_evaluation), states.shape[-1]
+        table = _Table(states.new_zeros(padding_row + 1, wide), torch.zeros(size, len(read), wide, device=device))
+        _fill(table, 0, model, bottom, read, cached_train, device)
+        _fill(table, len(cached_train), model, bottom, read, cached_evaluation, device)
     before = bottom.encoder.embeddings, list(bottom.layers[: bottom.count])
-    _put(bottom, _Rows(table).eval(), [_PassOn(isinstance(first, tuple)).eval() for _ in before[1]])
+    _put(bottom, Rows(table.states).eval(), [PassOn(isinstance(first, tuple)).eval() for _ in before[1]])
+    if read:
+        first_rows = np.concatenate([each.first_rows[:-1] for each in (cached_train, cached_evaluation)])
+        model.kept = KeptMeans(table.means, torch.from_numpy(first_rows).to(device))
     try:
         _compare(_logits(model, cached_train, compared, device), alone, states.dtype)
     except (_NotCacheable, RuntimeError, TypeError, ValueError, AttributeError) as error:  # unfit states raise any
         _put(bottom, *before)
+        if read:
+            model.kept = None
         raise _NotCacheable(str(error)) from None
     _kept[key] = table
     return CachedLayers(bottom.count, cached_train, cached_evaluation)
 
 
-def _digest(bottom: _Bottom, states: Tensor, *examples: CachedExamples) -> str:
+def _digest(bottom: _Bottom, states: Tensor, read: list[int], *examples: CachedExamples) -> str:
     """SHA-256 over everything that the table depends on, to the last bit."""
     parts = [bottom.encoder.embeddings, *bottom.layers[: bottom.count]]
-    terms = f"{parts} {bottom.encoder.config} {states.dtype} {states.device} {torch.get_num_threads()}"
+    terms = f"{parts} {read} {bottom.encoder.config} {states.dtype} {states.device} {torch.get_num_threads()}"
     digest = hashlib.sha256(terms.encode())
     for part in parts:
         for name, tensor in part.state_dict().items():
@@ -258,13 +232,32 @@ def _put(bottom: _Bottom, embeddings: nn.Module, layers: Sequence[nn.Module]) ->
 
 
 @torch.no_grad()
-def _fill(table: Tensor, model: nn.Module, last: nn.Module, examples: CachedExamples, device: torch.device) -> None:
-    """Writes the states of all tokens of ``examples`` into their rows of the table."""
+def _fill(
+    table: _Table, first: int, model: nn.Module, bottom: _Bottom, read: list[int], examples: CachedExamples,
+    device: torch.device,
+) -> None:  # fmt: skip
+    """Writes what the layers make of ``examples``, of which ``first`` is the first sample's number, into the table."""
     for batch in physical_batches(examples.lengths, _TOKENS, overhead=256).batches:
         inputs, _ = examples.texts.collate(batch)
         real = inputs["attention_mask"].bool()
         rows = examples.collate(batch)[0]["input_ids"][real]
-        table[rows.to(device)] = _states(_output(model, last, _on(device, inputs)))[real.to(device)]
+        inputs = _on(device, inputs)
+        with ExitStack() as stack:
+            passed = [stack.enter_context(_watched(bottom.layers[layer - 1])) for layer in read]
+            table.states[rows.to(device)] = _states(_output(model, bottom.last, inputs))[real.to(device)]
+        for column, states in enumerate(passed):
+            table.means[first + torch.from_numpy(batch), column] = mean_of_real(states[0], inputs["attention_mask"])
+
+
+@contextmanager
+def _watched(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block, the states that come out of ``layer`` are appended to the list, as float32."""
+    found: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: found.append(_states(output).float()))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

@@ -60,8 +60,10 @@ class SegmentGradients:
             max_grad_norm = torch.full(shape, max_grad_norm, dtype=torch.float64, device=total.device)
         if group_columns is None:
             group_columns = torch.tensor([0, total.shape[1]], dtype=torch.int32, device=total.device)
-        whole = max_grad_norm.shape[1] == 1
-        squares = self.squares.sum(1, keepdim=True) if whole else self.squares
+        groups = max_grad_norm.shape[1]
+        squares = self.squares.sum(1, keepdim=True) if groups == 1 else self.squares
+        if groups not in (1, self.squares.shape[1]):
+            squares = None  # neither the whole row nor every tensor apart: from the gradients themselves
         _, norms = clip_reduce_(
             total, self.gradients, self.client, max_grad_norm, group_columns, squares=squares, mode=mode
         )

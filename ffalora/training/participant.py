@@ -20,6 +20,7 @@ class Participant:
         ledger: what it may spend; None trains without privacy.
         steps_taken: logical steps over its whole life.
         lr: its learning rate, where it differs from the configuration's.
+        head_lr: that of a trained head, where it is not ``lr`` times the configuration's factor.
         max_grad_norm: its clipping norm, likewise.
         adaptive: the policy that moves its clipping norm after each step; None keeps the norm.
         run: which of several simulated runs it belongs to, where these train on one engine: a client that takes part in
@@ -31,6 +32,7 @@ class Participant:
     ledger: PrivacyLedger | None = None
     steps_taken: int = 0
     lr: float | None = None
+    head_lr: float | None = None
     max_grad_norm: float | None = None
     adaptive: AdaptiveQuantileClipping | None = None
     run: int = 0

@@ -7,10 +7,11 @@ A trained ``a`` moves in units of κ, a core in units of both factors. With orth
 units are 1. What is clipped together is compared in length as it is: ``s·κ`` still decides how much of a clipped sample
 is the adapters' share beside a trained head.
 
-The rate. Client k's step carries noise of ``σ_k/B_k`` in each number, in normalised units; averaged with weights w_k,
-``V = Σ w_k²σ_k²/B_k²``. The mean of T steps has noise of length ``√(V·D/T)`` beside a signal of about ``SIGNAL``; with
-r their ratio, all noise together may move each number of a linear head on features of length 1 by ``1/(1+r²)``. All of
-it is public. The constants were chosen on movie reviews and tweets.
+The rates. Client k's step carries noise of ``σ_k/B_k`` in each number, in normalised units; averaged with weights w_k,
+``V = Σ w_k²σ_k²/B_k²``. The mean of T steps has noise of length ``√(V·D/T)`` in D numbers; with r its ratio to the
+length of what data say, all noise together may move each number of a linear head on features of length 1 by
+``1/(1+r²)``, and adapters go a path (the sum of all steps' rates) of at most ``PATH/(1+r²)``. All of it is public. The
+constants were chosen on movie reviews and tweets.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from torch import Tensor
 from ..adapters import Adapters
 from ..config import ConfigError, OptimizerConfig
 from ..privacy.accounting import PrivacyLedger
+from .participant import Participant
 
-#: Length of the mean of normalised steps towards what data say of sentences.
-SIGNAL = 0.04
-#: Farthest that all steps together may carry an adapter, for features of length 1, and a tenth of it that one step may:
-#: beyond, training diverges.
-_FARTHEST = 10.0
+#: Length of the mean of normalised steps towards what data say of sentences: in a head, in adapters.
+SIGNAL, ADAPTERS_SIGNAL = 0.1, 0.05
+#: Farthest that all steps together may carry an adapter: beyond, training diverges.
+PATH = 30.0
+#: A head's rate relative to the adapters' where no noise tells.
+HEAD_FACTOR = 10.0
 
 
 def noise_variance(ledgers: Sequence[PrivacyLedger], weights: Sequence[float]) -> float:
@@ -55,37 +58,46 @@ def head_rate(variance: float, width: int, factors: Sequence[float], most_noise:
     return most_noise / (1.0 + ratio**2) / math.sqrt(variance * sum(factor**2 for factor in factors))
 
 
-def auto_rate(
+def auto_rates(
     optimizer: OptimizerConfig, variance: float | None, width: int, length: float, numbers: int,
     factors: Sequence[float],
-) -> float:  # fmt: skip
-    """``optimizer.lr: auto``: in normalised units for private steps, of plain gradients where nothing is clipped.
+) -> tuple[float, float]:  # fmt: skip
+    """``optimizer.lr: auto`` for adapters and for a trained head: in normalised units for private steps, of plain
+    gradients where nothing is clipped.
 
     Args:
         variance: of an averaged step's noise; None where nothing is clipped.
         width, length: of the features that the head reads.
-        numbers: trained numbers. factors: of the schedule, one a step.
+        numbers: trained numbers, outside the head. factors: of the schedule, one a step.
     """
-    farthest = length * min(1.0, _FARTHEST / sum(factors))
+    factor = HEAD_FACTOR if optimizer.head_lr_factor == "auto" else optimizer.head_lr_factor
+    farthest = PATH / max(sum(factors), 3.0)
     if optimizer.name == "adamw":  # every number moves by about the rate, whatever its gradient
-        path = math.sqrt(sum(factor**2 for factor in factors))
+        path = math.sqrt(sum(step**2 for step in factors))
         signal = 1.0 if not variance else head_rate(variance, width, factors) * math.sqrt(variance) * path
-        return min(signal / path / length / optimizer.head_lr_factor, farthest / math.sqrt(numbers))
-    if variance is None:  # below twice the inverse curvature of the logistic loss in the head
-        return min(farthest, 4.0 / length**2 / optimizer.head_lr_factor)
-    if variance == 0:
-        return farthest
-    return min(farthest, head_rate(variance, width, factors) / length / optimizer.head_lr_factor)
+        lr = min(signal / path / length / factor, farthest / math.sqrt(max(numbers, 1)))
+    elif variance is None:  # below twice the inverse curvature of the logistic loss in the head
+        lr = min(farthest, 4.0 / length**2 / factor)
+    else:
+        ratio = math.sqrt(variance * numbers / len(factors)) / ADAPTERS_SIGNAL
+        lr = farthest / (1.0 + ratio**2)
+    if optimizer.name == "sgd" and variance and optimizer.head_lr_factor == "auto":
+        return lr, head_rate(variance, width, factors) / length
+    return lr, lr * factor
 
 
-def column_units(adapters: Adapters, optimizer: OptimizerConfig) -> Tensor:
-    """What the rate is multiplied with in each column of the state, float64 ``[P]``; 1 everywhere without
-    ``optimizer.normalize``.
+def column_units(adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequence[Participant]) -> Tensor:
+    """What each participant's rate is multiplied with in each column of the state, float64 ``[C,P]``; 1 everywhere
+    without ``optimizer.normalize``.
     """
-    units = torch.ones(adapters.layout.width, dtype=torch.float64)
+    units = torch.ones(len(cohort), adapters.layout.width, dtype=torch.float64)
     if optimizer.normalize:
         for place in adapters.layout.places:
-            units[place.start : place.start + place.size] = _unit(adapters, place.layer, place.tensor, optimizer)
+            columns = units[:, place.start : place.start + place.size]
+            if place.layer in adapters.heads:
+                columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
+            else:
+                columns *= _unit(adapters, place.layer, place.tensor, optimizer)
     return units
 
 
@@ -100,9 +112,13 @@ def given_rate(optimizer: OptimizerConfig) -> float:
     return optimizer.lr
 
 
+def _head_factor(optimizer: OptimizerConfig, participant: Participant) -> float:
+    if participant.head_lr is not None:
+        return participant.head_lr / (given_rate(optimizer) if participant.lr is None else participant.lr)
+    return HEAD_FACTOR if optimizer.head_lr_factor == "auto" else optimizer.head_lr_factor
+
+
 def _unit(adapters: Adapters, name: str, tensor: str, optimizer: OptimizerConfig) -> float:
-    if name in adapters.heads:
-        return optimizer.head_lr_factor
     layer = adapters.layers[name]
     if tensor not in ("lora_A", "lora_B", "lora_core"):
         return 1.0

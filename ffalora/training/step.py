@@ -47,12 +47,11 @@ class LogicalStep:
         self.index = None if index is None else index.to(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        units = column_units(setup.adapters, setup.optimizer).to(device)
-        self.lr *= units.max()  # the largest is the step's own, so that others keep a part of it
-        self.units = None if bool((units == units.max()).all()) else (units / units.max()).float()
-        starts = [0]
-        if setup.private and setup.privacy.clipping == "per-layer":
-            starts = [place.start for place in layout.places]
+        units = column_units(setup.adapters, setup.optimizer, cohort).to(device)
+        largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
+        self.lr *= largest[:, 0]
+        self.units = None if bool((units == largest).all()) else (units / largest).float()
+        starts, self.shares = _groups(setup)
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
@@ -123,7 +122,7 @@ class LogicalStep:
         self.norms = self._row(norms)
         self.max_grad_norm = self.norms[:, None] if setup.private else torch.full_like(self.norms, math.inf)[:, None]
         if setup.private and groups > 1:
-            limits = torch.stack([per_layer_thresholds(norm, [1.0] * groups) for norm in norms])
+            limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in norms])
             self.max_grad_norm = limits.to(setup.device)
 
     @torch.no_grad()
@@ -235,3 +234,15 @@ class LogicalStep:
 
     def _row(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.setup.device)
+
+
+def _groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:
+    """Where each group of columns starts that is clipped by itself, and its share of C²."""
+    places, heads, privacy = setup.adapters.layout.places, setup.adapters.heads, setup.privacy
+    if setup.private and privacy.clipping == "per-layer":
+        return [place.start for place in places], [1.0] * len(places)
+    first = min((place.start for place in places if place.layer in heads), default=0)
+    share = privacy.head_share
+    if not setup.private or privacy.clipping == "adaptive" or share is None or first == 0:
+        return [0], [1.0]
+    return [0, first], [1.0 - share, share]

@@ -12,6 +12,7 @@ from ffalora.baselines.probe import rate_of
 from ffalora.privacy.accountants import epsilon
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.sampling import SeededDraw
+from ffalora.training.rates import SIGNAL
 
 PLAN = ProbePlan(rounds=5, local_steps=2)
 
@@ -78,7 +79,7 @@ def test_all_noise_together_moves_each_number_as_far_as_the_rate_was_chosen_for(
     ledgers = ledgers_of(clients, batch=10, steps=12)
     probe = trained(clients, ledgers, plan=plan, start=certain)
     of_mean = ledgers[0].noise_multiplier / 10 / math.sqrt(2 * 12)  # of each number, two clients and twelve steps
-    expected = 0.7 / (1 + (of_mean / 0.04) ** 2 * width)
+    expected = 0.7 / (1 + (of_mean / SIGNAL) ** 2 * width)
     assert float(probe.classifier.weight.std()) == pytest.approx(expected, rel=0.05)
 
 

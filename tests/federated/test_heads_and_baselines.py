@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from small_runs import PRIVATE
 
 from ffalora.config import ConfigError
@@ -25,6 +26,24 @@ def test_a_trained_head_starts_at_the_texts_of_its_classes(small):
     assert experiment.head_start == "labels" and experiment.adapters.heads
     wanted = 5.0 / labels.length * (labels.directions - labels.directions.mean(0))
     assert (head.weight - wanted).abs().max() < 1e-6 and bool((head.bias == 0).all())
+
+
+def test_states_are_centred_by_public_texts_and_not_by_the_clients_data(small):
+    texts = ["word1 word2 word3", "word4"]
+    experiment = build(small(data__public_texts=texts, **TRAINED))
+    model, tokenizer = experiment.loaded.model, experiment.loaded.tokenizer
+    with torch.no_grad():
+        means = torch.cat([model.means(**tokenizer(text, return_tensors="pt")) for text in texts])
+    assert model.center.norm() > 0 and (model.center - means.mean(0)).abs().max() < 1e-5
+    alone = build(small(data__public_texts=texts, model__pooled_layers=1, **TRAINED)).loaded.model
+    assert bool((alone.center == 0).all())
+
+
+def test_a_head_starts_at_class_texts_in_the_columns_of_the_last_layer(small):
+    experiment = build(small(data__label_texts=TEXTS, **TRAINED))
+    width = experiment.loaded.model.center.shape[1]
+    weight = _head(experiment).weight
+    assert bool((weight[:, :-width] == 0).all()) and bool((weight[:, -width:] != 0).all())
 
 
 def test_a_head_whose_classes_have_no_words_starts_at_zero(small):

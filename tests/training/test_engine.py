@@ -268,6 +268,23 @@ def test_per_layer_thresholds_bound_the_whole_gradient():
     assert 0 < moved <= len(drawn) * 1e-3 * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("share", [0.9, 0.2])
+def test_a_trained_head_is_clipped_apart_to_its_share_of_the_squared_norm(share):
+    engine, adapters = tiny_engine(
+        head="trained", privacy={"head_share": share, "noise_multiplier": 0.0, "max_grad_norm": 1e-3},
+        optimizer={"lr": 1.0, "batch_size": 1},
+    )  # fmt: skip
+    client = Participant(0, np.arange(1), ledger(0, 1, 1, sigma=0.0))
+    before = adapters.state()
+    state = before[None].clone()
+    engine.train([client], state, steps=1)
+    moved, head = (before - state[0]).double(), torch.zeros(len(before), dtype=torch.bool)
+    for place in adapters.layout.places:
+        head[place.start : place.start + place.size] = place.layer in adapters.heads
+    assert float(moved[head].norm()) == pytest.approx(1e-3 * share**0.5, rel=1e-3)
+    assert float(moved[~head].norm()) == pytest.approx(1e-3 * (1 - share) ** 0.5, rel=1e-3)
+
+
 def test_adaptive_clipping_follows_the_median_and_adds_more_noise_to_the_sum():
     """40 steps from a norm that clips nobody: C ends within a factor 2 of the median norm."""
     engine, adapters = tiny_engine(privacy={"clipping": "adaptive"}, optimizer={"lr": 1e-9, "batch_size": 20})

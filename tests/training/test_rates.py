@@ -8,7 +8,7 @@ from tiny import participants, tiny_engine, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import ConfigError, OptimizerConfig
-from ffalora.training.rates import auto_rate, column_units, given_rate, head_rate, noise_variance
+from ffalora.training.rates import PATH, auto_rates, column_units, given_rate, head_rate, noise_variance
 
 FACTORS = [1.0] * 50
 
@@ -33,7 +33,7 @@ def test_steps_are_the_papers_without_normalisation():
     # units are those of the clipping norm and of s·κ: s = 2 (alpha 8, rank 4), κ = 1/√3 on average
     plain = _moved(1e-7, False, 1e6)
     _, adapters = tiny_engine()
-    units = column_units(adapters, OptimizerConfig())
+    units = column_units(adapters, OptimizerConfig(), participants(1))
     expected = plain / (1e6 * 1e-7) * units.float()
     torch.testing.assert_close(_moved(1e-7, True, 1.0), expected, rtol=2e-3, atol=2e-5)
 
@@ -42,7 +42,7 @@ def test_steps_are_the_papers_without_normalisation():
 def test_units_are_one_over_the_scale_of_an_orthonormal_adapter(alpha, rank):
     config = AdapterConfig(rank=rank, alpha=alpha, init="orthonormal", trained="both")
     adapters = attach(tiny_model(), config)
-    units = column_units(adapters, OptimizerConfig(a_lr_factor=0.25))
+    units = column_units(adapters, OptimizerConfig(a_lr_factor=0.25), participants(1))[0]
     for place in adapters.layout.places:
         found = units[place.start : place.start + place.size]
         wanted = 0.25 if place.tensor == "lora_A" else rank / alpha
@@ -51,14 +51,31 @@ def test_units_are_one_over_the_scale_of_an_orthonormal_adapter(alpha, rank):
 
 def test_units_are_one_without_normalisation():
     adapters = attach(tiny_model(), AdapterConfig(alpha=2))
-    assert bool((column_units(adapters, OptimizerConfig(normalize=False)) == 1).all())
+    assert bool((column_units(adapters, OptimizerConfig(normalize=False), participants(2)) == 1).all())
 
 
-def test_the_auto_rate_falls_with_noise_and_is_capped_without():
+def test_the_auto_rates_fall_with_noise_and_the_adapters_is_capped():
     optimizer = OptimizerConfig()
-    rates = [auto_rate(optimizer, v, 384, 3.0, 10_000, FACTORS) for v in (0.0, 1e-6, 1e-4, 1e-2)]
-    assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(3.0 * 10 / 50)
-    assert rates[-1] < rates[1] / 100
+    rates = [auto_rates(optimizer, v, 384, 3.0, 10_000, FACTORS) for v in (1e-9, 1e-6, 1e-4, 1e-2)]
+    for each in zip(*rates, strict=True):
+        assert list(each) == sorted(each, reverse=True) and each[-1] < each[0] / 100
+    assert rates[0][0] == pytest.approx(PATH / 50, rel=0.01)
+
+
+def test_adapters_of_more_numbers_take_smaller_steps_and_the_head_the_same():
+    few, many = (auto_rates(OptimizerConfig(), 1e-5, 384, 3.0, numbers, FACTORS) for numbers in (1_000, 100_000))
+    assert many[0] < few[0] / 5 and many[1] == few[1]
+
+
+def test_a_head_moves_at_its_own_rate_beside_the_adapters():
+    cohort = participants(2)
+    cohort[0].lr, cohort[0].head_lr = 0.5, 4.0
+    adapters = attach(tiny_model(), AdapterConfig(init="orthonormal", head="trained"))
+    units = column_units(adapters, OptimizerConfig(lr=1.0, head_lr_factor=3.0), cohort)
+    places = [place for place in adapters.layout.places if place.layer in adapters.heads]
+    assert places
+    for place in places:
+        assert units[:, place.start : place.start + place.size].unique(dim=1).tolist() == [[8.0], [3.0]]
 
 
 def test_noise_of_all_steps_moves_a_head_by_what_was_allowed():

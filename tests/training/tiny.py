@@ -57,7 +57,7 @@ def tiny_engine(
     with torch.no_grad():
         for i, layer in enumerate(adapters.layers.values()):
             layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
-    private = {"unit": "sample", "noise_multiplier": 1.0, "max_grad_norm": 0.5} | (privacy or {})
+    private = {"unit": "sample", "noise_multiplier": 1.0, "max_grad_norm": 0.5, "head_share": None} | (privacy or {})
     if private["unit"] == "none":
         private = {"unit": "none"}
     engine = Engine(
