@@ -100,8 +100,8 @@ def write_report(runs: Sequence[Run], folder: str | Path) -> Path:
         draft.replace(target)
     except OSError as error:
         raise ReportError(
-            f"the page cannot be written into {folder}: {error.strerror or error}. The runs are complete: make room, then "
-            f"`ffalora report {folder}`"
+            f"the page cannot be written into {folder}: {error.strerror or error}. The runs are complete: make room, "
+            f"then `ffalora report {folder}`"
         ) from error
     return target
 

@@ -134,9 +134,7 @@ def test_a_full_disk_is_told_with_what_is_to_be_done(demo, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(page, "save_plots", full)
-    with pytest.raises(
-        ReportError, match=r"No space left on device. The runs are complete: make room, then `ffalora rep"
-    ):
+    with pytest.raises(ReportError, match=r"No space left on device.*make room, then `ffalora report "):
         write_report(read_runs([demo]), demo)
 
 
