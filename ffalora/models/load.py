@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -68,6 +70,16 @@ class MeanPooledClassifier(nn.Module):
         return SimpleNamespace(logits=self.classifier(F.normalize(pooled, dim=-1) * self.head_scale))
 
 
+def _asks_the_hub_once(load: Callable[..., LoadedModel]) -> Callable[..., LoadedModel]:
+    @wraps(load)
+    def loaded(config: ModelConfig, *others: Any, **named: Any) -> LoadedModel:
+        with cache_alone_without_network(resolve(config.name)):
+            return load(config, *others, **named)
+
+    return loaded
+
+
+@_asks_the_hub_once
 def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: torch.device) -> LoadedModel:
     """The model that ``config`` names, in evaluation mode, with its frozen base in the chosen number format.
 
@@ -89,24 +101,23 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
     pooled = config.pooling == "mean" and task in ("classification", "regression")
     info: dict[str, Any] = {}
     try:
-        with cache_alone_without_network(source):
-            if task == "causal-lm":
-                model = AutoModelForCausalLM.from_pretrained(source, **options)
-            elif task == "image-classification":
-                model, info = AutoModelForImageClassification.from_pretrained(
-                    source, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
-                )
-            elif pooled:
-                model = MeanPooledClassifier(
-                    AutoModel.from_pretrained(source, **options), labels, config.head_std, config.head_scale, seed
-                )
-            else:
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, num_labels=labels, output_loading_info=True, **options
-                )
-            tokenizer = (
-                None if task == "image-classification" else AutoTokenizer.from_pretrained(source, **gguf_file(source))
+        if task == "causal-lm":
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+        elif task == "image-classification":
+            model, info = AutoModelForImageClassification.from_pretrained(
+                source, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
             )
+        elif pooled:
+            model = MeanPooledClassifier(
+                AutoModel.from_pretrained(source, **options), labels, config.head_std, config.head_scale, seed
+            )
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source, num_labels=labels, output_loading_info=True, **options
+            )
+        tokenizer = (
+            None if task == "image-classification" else AutoTokenizer.from_pretrained(source, **gguf_file(source))
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(_not_loaded(config.name, task, source, error)) from error
     _seed_missing(model, sorted(info.get("missing_keys", ())), seed)
