@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from op_peers import LAYERS, layer_of
-from plan import ARENAS, SWEEP
+from plan import ARENAS, HEADS, SWEEP
 from record import write_table
 from schemes import SCHEMES, Layer
 
@@ -40,7 +40,10 @@ KERNELS = {
     "outer": ("outer_kernel",),
     "clip_reduce_": ("squares_kernel", "factors_kernel", "reduce_kernel"),
     "privatize_step_": ("privatize_step_kernel",),
+    "linear_cross_entropy": ("weights_kernel", "softmax_gradient_kernel", "segments_kernel"),
 }
+#: Operations that arithmetic decides, not memory: two products of the vendor's with a kernel between them.
+COMPUTE_BOUND = {"linear_cross_entropy"}
 #: Public functions that are no operations of their own: a product of the vendor's and, in the forward pass, a kernel.
 ENTRIES = ("adapted_product", "adapted_input_gradient")
 #: Public functions that are torch's own product and no kernel of ours: what ``to_base_gemm`` divides by.
@@ -80,6 +83,9 @@ def op_rows() -> list[Row]:
         for moments, optimizer in enumerate(("sgd", "momentum", "adamw")):
             floor = traffic.privatize_step_floor(1, p, moments)
             rows.append(row("privatize_step_", f"P{p} {optimizer}", floor, (4 + 5 * moments) * p))
+    for m, d, v in HEADS:
+        floor = traffic.linear_cross_entropy_floor(m, d, v, m // 512, 2)
+        rows.append(row("linear_cross_entropy", f"M{m} D{d} V{v} bfloat16", floor, 4 * m * d * v))
     return rows
 
 
@@ -128,8 +134,9 @@ def problems() -> list[str]:
     found = [f"{r['op']} {r['case']}: not in {TABLE.name}" for r in now if (r["op"], r["case"]) not in committed]
     found += [
         f"{r['op']} {r['case']}: {TABLE.name} says {committed[key]}, the byte functions say {r}"
-        for r in now if (key := (r["op"], r["case"])) in committed and committed[key] != r
-    ]  # fmt: skip
+        for r in now
+        if (key := (r["op"], r["case"])) in committed and committed[key] != r
+    ]
     gone = set(committed) - {(r["op"], r["case"]) for r in now}
     found += [f"{' '.join(key)}: in {TABLE.name} but no longer measured" for key in sorted(gone)]
     floors = {(r["op"], r["case"]): r["floor_bytes"] for r in now}
@@ -157,7 +164,7 @@ def draw(path: Path) -> None:
     for part, (bandwidth, tflops) in PARTS.items():
         axes.loglog(reach, [min(1e3 * tflops, bandwidth * x) for x in reach], label=f"{part} (published)")
     bandwidth = min(part[0] for part in PARTS.values())
-    for op in (*KERNELS, *ENTRIES):
+    for op in (op for op in (*KERNELS, *ENTRIES) if op not in COMPUTE_BOUND):
         at = [r["flops_per_byte"] for r in op_rows() if r["op"] == op]
         axes.plot(at, [bandwidth * x for x in at], "o", label=op, alpha=0.6)
     axes.set(

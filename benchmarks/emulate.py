@@ -139,6 +139,17 @@ def outer(cap: int, lengths: list[int], n: int, k: int, shape: str = "") -> Coun
     )  # fmt: skip
 
 
+def head_loss(cap: int, m: int, d: int, v: int) -> CountCase:
+    """The kernels of a bf16 ``linear_cross_entropy``: its products are the vendor's and not counted."""
+    x, w = torch.randn(m, d).bfloat16(), torch.randn(v, d).bfloat16()
+    segments = Segments.uniform(4, m // 4)
+    return CountCase(
+        "linear_cross_entropy", f"M{m} V{v}", "", cap, traffic.softmax_gradient_floor(m, v, 2),
+        traffic.segment_sums_floor(m, 4),
+        lambda: ffk.linear_cross_entropy(x, w, None, torch.arange(m), segments),
+    )  # fmt: skip
+
+
 def cases() -> list[CountCase]:
     """Every case on sm_80 and sm_90."""
     made = []
@@ -155,6 +166,7 @@ def cases() -> list[CountCase]:
         made.append(clip(cap, 12, 8192, 3, True))
         made += [privatize(cap, 2, 8192, moments) for moments in range(3)]
         made.append(outer(cap, [128] * 4, 8, 1024))
+        made.append(head_loss(cap, 32, 16, 9000))
     return made
 
 

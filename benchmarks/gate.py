@@ -1,22 +1,29 @@
 """The correctness gate: the cases of the kernels' tests, on this device, with fresh random inputs and poisoned
-buffers.
+buffers; and every benchmarked shape once.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import checkout  # noqa: F401
 import torch
+from record import Row, append, stamp
 
 from ffalora_kernels import explain
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from cases import CASES
+
+GATE_CASE = "tests/kernels/cases"
 
 
 def backend_of(device: torch.device) -> str:
@@ -26,9 +33,13 @@ def backend_of(device: torch.device) -> str:
     return "cpp" if explain()["cpp"] == "available" else "reference"
 
 
-def run_gate(device: torch.device, quick: bool = False) -> tuple[dict[str, str], int]:
-    """Runs every case (a third of them when quick). Returns the failures by name, and how many cases there were."""
-    names = list(CASES)[:: 3 if quick else 1]
+def case_names(quick: bool) -> list[str]:
+    """The gate's cases; a third of them when quick."""
+    return list(CASES)[:: 3 if quick else 1]
+
+
+def run_gate(device: torch.device, names: Sequence[str]) -> tuple[dict[str, str], int]:
+    """Runs cases by name. Returns the failures by name, and how many cases there were."""
     failures = {}
     with fresh_inputs(), poisoned_buffers():
         for name in names:
@@ -57,3 +68,79 @@ def poisoned_buffers() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def check_shapes(device: torch.device, quick: bool, share: slice) -> dict[str, str]:
+    """Runs every benchmarked shape once, for its result and so that it is compiled; the failures by name."""
+    import plan
+    from harness import release
+    from op_bench import check
+
+    failures = {}
+    for make in list(plan.ops(device, quick))[share]:
+        case = make()
+        status, _ = check(case, case.candidates["ours"])
+        if status != "ok":
+            failures[case.name] = status
+        del case
+        release()
+    return failures
+
+
+def shared_out(device: str, quick: bool, processes: int) -> tuple[dict[str, str], int]:
+    """The gate and the benchmarked shapes, shared out over processes; failures by name and number of cases."""
+    command = [sys.executable, __file__, "--device", device, *(["--quick"] if quick else [])]
+    started = [
+        subprocess.Popen([*command, "--share", str(i), str(processes)], stdout=subprocess.PIPE, text=True)
+        for i in range(processes)
+    ]
+    failures: dict[str, str] = {}
+    count = 0
+    for i, process in enumerate(started):
+        text, _ = process.communicate()
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        if process.returncode or not lines:
+            failures[f"process {i} of {processes}"] = f"ended with status {process.returncode}"
+            continue
+        failures |= lines[-1]["failures"]
+        count += lines[-1]["count"]
+    return failures, count
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: python benchmarks/gate.py; 1 where a case failed."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …, or cpu")
+    parser.add_argument("--quick", action="store_true", help="a third of the cases, tiny shapes")
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="these cases alone, in this process")
+    parser.add_argument("--processes", type=int, default=1, help="that check (and compile) at once")
+    parser.add_argument("--output", type=Path, help="CSV that gets the gate's row: gpu.py then does not run it again")
+    parser.add_argument("--share", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    if options.share:
+        share = slice(options.share[0], None, options.share[1])
+        failures, count = run_gate(device, case_names(options.quick)[share])
+        print(json.dumps({"failures": failures | check_shapes(device, options.quick, share), "count": count}))
+        return 0
+    if options.only:
+        failures, count = run_gate(device, options.only)
+    else:
+        failures, count = shared_out(options.device, options.quick, options.processes)
+    row = gate_row(failures, count)
+    if options.output:
+        append(options.output, [stamp(row, device)])
+    return int(row.gate == "red")
+
+
+def gate_row(failures: dict[str, str], count: int) -> Row:
+    """Prints what failed; the row that says so."""
+    state = "red" if failures else "green"
+    print(f"  {count} cases against float64, {len(failures)} failed: {state}")
+    for name, message in failures.items():
+        print(f"  FAILED {name}: {message}")
+    return Row("gate", GATE_CASE, "ours", gate=state, config={"failed": sorted(failures)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -113,6 +113,16 @@ def _privatize(c: int, p: int, optimizer: str, moments: int) -> None:
     )  # fmt: skip
 
 
+def _head_loss(m: int, d: int, v: int, dtype: torch.dtype, bias: bool = False, **changes: object) -> None:
+    segments = Segments.from_lengths([m // 4] * 4, device="meta")
+    empty = lambda *shape: torch.empty(*shape, dtype=dtype, device="meta")  # noqa: E731
+    targets = torch.empty(m, dtype=torch.int64, device="meta")
+    settings = {"ignore_index": -100, "mean": True, "softcap": 0.0, "gradient": True} | changes
+    IMPLEMENTATIONS["linear_cross_entropy"](
+        empty(m, d), empty(v, d), empty(v) if bias else None, targets, segments.offsets, *settings.values()
+    )
+
+
 def cases() -> Iterator[tuple[str, torch.dtype, int, object]]:
     """``(name, dtype, rank, call)`` of every combination in the report."""
     batch, long = [128] * 8, [4096, 1000]
@@ -130,6 +140,15 @@ def cases() -> Iterator[tuple[str, torch.dtype, int, object]]:
         yield "gradient of a, long", dtype, 16, lambda d=dtype: _outer(long, 16, 1024, d)
         yield "head", dtype, 0, lambda d=dtype: _outer([1] * 8, 1024, 1024, d)
         yield "bias", dtype, 0, lambda d=dtype: _outer(batch, 1024, None, d)
+        yield "losses of a head", dtype, 0, lambda d=dtype: _head_loss(1024, 2048, 128256, d)
+        if dtype == torch.bfloat16:
+            yield (
+                "losses of a biased and capped head",
+                dtype,
+                0,
+                lambda d=dtype: _head_loss(64, 64, 50257, d, bias=True, mean=False, softcap=30.0),
+            )
+            yield "losses without gradient", dtype, 0, lambda d=dtype: _head_loss(64, 64, 128256, d, gradient=False)
     for g in (1, 24):
         yield f"flat, {g} groups", torch.float32, 0, lambda g=g: _clip(64, 393216, g, 1, "flat", False)
         yield (
@@ -147,7 +166,7 @@ def core(name: str, dtype: torch.dtype, rank: int) -> bool:
     """The cases that stand for all others where a compiler is older: every kernel, a small and a large rank."""
     if dtype == torch.bfloat16:
         wide = rank == 128 and name in ("deterministic", "accumulate, odd n")
-        return rank == 12 or wide or name in ("head", "bias")
+        return rank == 12 or wide or name in ("head", "bias", "losses of a head")
     return name in ("flat, 1 groups", "automatic, 24 groups, clients", "adamw")
 
 

@@ -73,9 +73,7 @@ def run(seed: int, rounds: int) -> list[str]:
     config = load_config(CONFIG).runs()["ffa"]
     figures = []
     for name in FORMATS:
-        changes = {
-            "seed": seed, "model.dtype": name, "federation.rounds": rounds, "federation.evaluate_every": rounds,
-        }  # fmt: skip
+        changes = {"seed": seed, "model.dtype": name, "federation.rounds": rounds, "federation.evaluate_every": rounds}
         cell = type(config).model_validate(merge(config.model_dump(exclude={"methods"}), changes))
         with tempfile.TemporaryDirectory() as folder:
             metrics = simulate(cell, Path(folder) / "run", progress=False).summary["metrics"]

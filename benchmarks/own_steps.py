@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from provider import Provider, Sums
-from workload import Workload, starting_factors
+from workload import Workload, starting_factors, token_losses
 
 #: Learning rate of the step that ``sums`` of ours is read off: far enough that rounding of the state does not matter.
 _FAR = 2.0**24
@@ -22,10 +22,12 @@ def make_engine(
     compiled: bool = False,
     packed: bool = False,
     token_budget: int | None = None,
+    graphs: bool = True,
 ) -> Any:
     """The engine on a workload, its adapters at the common starting point; arguments as in :func:`ours`."""
     from ffalora.adapters import AdapterConfig, attach
     from ffalora.config import OptimizerConfig, PrivacyConfig
+    from ffalora.data.tasks import causal_losses
     from ffalora.models import compile_model
     from ffalora.privacy.noise import SeededNoise
     from ffalora.privacy.sampling import SeededDraw
@@ -48,7 +50,7 @@ def make_engine(
         model=compile_model(model, work.device) if compiled else model,
         adapters=adapters,
         data=data,
-        losses=work.losses,
+        losses=causal_losses if work.losses is token_losses else work.losses,  # the same, as a run computes it
         optimizer=OptimizerConfig(lr=work.lr, normalize=False, batch_size=max(1, round(work.expected))),
         privacy=privacy,
         noise=SeededNoise.from_seed(0),
@@ -57,6 +59,7 @@ def make_engine(
         token_budget=token_budget if cut else 2**40,
         merge_weights=merged,
         packed=packed,
+        cuda_graphs=graphs,
     )
 
 
@@ -69,6 +72,7 @@ def ours(
     compiled: bool = False,
     packed: bool = False,
     token_budget: int | None = None,
+    graphs: bool = True,
 ) -> Provider:
     """The engine of this package.
 
@@ -80,11 +84,12 @@ def ours(
         compiled: compile the model.
         packed: lay samples end to end instead of padding them.
         token_budget: most tokens of a physical batch; None takes what suits model and memory.
+        graphs: on a GPU, replay recorded passes.
     """
     from ffalora.privacy.accounting import PrivacyLedger
     from ffalora.training.participant import Participant
 
-    engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget)
+    engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget, graphs)
     adapters = engine.adapters
     current = [0]
     engine.sample = lambda participant: np.sort(work.draws[current[0] % len(work.draws)])

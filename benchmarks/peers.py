@@ -21,5 +21,6 @@ STEPS: dict[str, Factory] = {
     "ours": ours,
     "ours, merged": lambda work: ours(work, merged=True),
     "ours, a and b trained": lambda work: ours(work, trained="both"),
+    "ours, without graphs": lambda work: ours(work, graphs=False),
     "ours, not private": lambda work: ours(work, private=False),
 }

@@ -19,7 +19,7 @@ from record import OK, Row, latest, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "data"
-TABLES = ("measured", "kernels", "accuracy", "modelled", "unknown")
+TABLES = ("measured", "operations", "kernels", "accuracy", "modelled", "unknown")
 #: What a GPU's owner can find out with one command, and where its rows would come from.
 QUESTIONS = {
     "ops": "time of each operation on a GPU, and its share of the copy bandwidth",
@@ -38,7 +38,7 @@ def measured(rows: list[Row]) -> str:
     ]
     for row in latest(rows).values():
         says_nothing = row.ms != row.ms and row.peak_mib != row.peak_mib
-        if row.status != OK or row.section in ("device", "gate") or says_nothing:
+        if row.status != OK or row.section in ("device", "gate", "ops") or says_nothing:
             continue
         time = "" if row.ms != row.ms else f"{row.ms:.4g} ms ({row.ms_low:.4g} to {row.ms_high:.4g})"
         time += "" if row.gb_per_s != row.gb_per_s else f", {row.gb_per_s:.0f} GB/s"
@@ -46,6 +46,30 @@ def measured(rows: list[Row]) -> str:
         memory = "" if row.peak_mib != row.peak_mib else f"{row.peak_mib:.0f} MiB"
         where = f"{row.device}; {row.commit}; {row.date}"
         lines.append(f"| {row.section}: {row.case} | {row.provider} | {time} | {floor} | {memory} | {where} |")
+    return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
+
+
+def operations(rows: list[Row]) -> str:
+    """Operations on a GPU beside the fastest rival with the same result; every rival's row is in the CSV."""
+    lines = [
+        "| operation and shape | ours (20% to 80%) | GB/s | of a copy | fastest rival | times ours | device, commit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    by_case: dict[str, list[Row]] = {}
+    for row in latest(rows).values():
+        if row.section == "ops" and row.status == OK and row.ms == row.ms:
+            by_case.setdefault(row.case, []).append(row)
+    for case, group in by_case.items():
+        ours = next((row for row in group if row.provider == "ours"), None)
+        rivals = [row for row in group if not row.provider.startswith("ours")]
+        if ours is None or not rivals:
+            continue
+        best = min(rivals, key=lambda row: row.ms)
+        time = f"{1e3 * ours.ms:.1f} us ({1e3 * ours.ms_low:.1f} to {1e3 * ours.ms_high:.1f})"
+        lines.append(
+            f"| {case} | {time} | {ours.gb_per_s:.0f} | {ours.copy_share:.0%} | {best.provider} "
+            f"| {best.ms / ours.ms:.2f} | {ours.device}; {ours.commit} |"
+        )
     return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
 
 
@@ -130,6 +154,7 @@ def fill(page: str) -> str:
     on_gpu = read(DATA / "gpu.csv")
     tables = {
         "measured": measured([*read(DATA / "cpu.csv"), *on_gpu]),
+        "operations": operations(on_gpu),
         "kernels": kernels(read(DATA / "cpu_kernels.csv")),
         "accuracy": accuracy(_table("number_format.csv")),
         "modelled": modelled(),

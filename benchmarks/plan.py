@@ -25,6 +25,8 @@ SWEEP: list[tuple[str, int, int, int, torch.dtype]] = [
     *(("roberta-large q", 32, 128, 8, dtype) for dtype in (FP16, FP32)),
 ]
 QUICK = [("roberta-base q", 4, 16, 4, BF16), ("roberta-base q", 4, 16, 4, FP32)]
+#: Tokens, width and vocabulary of the heads of SmolLM2-135M, Llama-3.2-1B, Llama-3-8B and Gemma-2-2B.
+HEADS = ((8192, 576, 49152), (8192, 2048, 128256), (8192, 4096, 128256), (8192, 2304, 256000))
 ARENAS = ((32, 393216), (256, 393216), (8, 4194304))
 _LAYER_PEERS = [
     "peft",
@@ -71,7 +73,7 @@ class OneLinear(nn.Module):
         self.linear = nn.Linear(k, n)
 
     def forward(self, x: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.linear(x.detach().requires_grad_()))
+        return SimpleNamespace(logits=self.linear(x.detach().to(next(self.parameters()).dtype).requires_grad_()))
 
 
 class _Activations:

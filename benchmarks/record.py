@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import platform
 import subprocess
 import time
@@ -101,7 +102,10 @@ def versions() -> str:
 
 @cache
 def commit() -> str:
-    """Short hash of the checkout, with '+' where files that are measured differ from it; 'unknown' outside one."""
+    """Short hash of the checkout, with '+' where files that are measured differ from it.
+
+    Outside a checkout (a copy on a borrowed machine) what ``FFALORA_COMMIT`` says, or 'unknown'.
+    """
     here = Path(__file__).resolve().parents[1]
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
@@ -110,8 +114,10 @@ def commit() -> str:
             cwd=here, capture_output=True, text=True,
         )  # fmt: skip
     except OSError:
-        return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown"
+        return os.environ.get("FFALORA_COMMIT", "unknown")
+    if head.returncode:
+        return os.environ.get("FFALORA_COMMIT", "unknown")
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def stamp(row: Row, device: torch.device) -> Row:

@@ -33,6 +33,7 @@ def counts(everything: bool = False) -> dict[Key, Callable[[], dict]]:
         emulate.clip(90, 12, 8192, 3, True),
         emulate.privatize(90, 2, 8192, 0),
         emulate.outer(90, [128] * 4, 8, 1024),
+        emulate.head_loss(90, 32, 16, 9000),
     )
     return {(c.op, c.shape, c.variant, f"sm_{c.cap}"): lambda c=c: emulate.count(c) for c in quick}
 

@@ -61,7 +61,8 @@ class Case:
         rng = np.random.default_rng([number, 17])
         packed, trained = bool(rng.random() < 0.4), str(rng.choice(["b", "both", "core"]))
         return cls(
-            number, dtype,
+            number,
+            dtype,
             unit=str(rng.choice(["sample", "sample", "client"])),
             packed=packed,
             layers=int(rng.integers(1, 4)),
@@ -74,7 +75,7 @@ class Case:
             clipping=str(rng.choice(["flat", "flat", "per-layer", "automatic"])),
             clients=int(rng.integers(1, 4)) if trained == "b" else 1,
             token_budget=int(rng.choice([20, 60, 1000])),
-        )  # fmt: skip
+        )
 
 
 def ratio(case: Case) -> float:

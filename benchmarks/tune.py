@@ -1,26 +1,29 @@
 """Measures candidate launch configurations on the GPU at hand and prints the winners as a table for ``configs.py``.
 
 ``python benchmarks/tune.py`` times ``backward`` and ``expand_`` in bf16 over ranks and typical layers, as the harness
-times (cold caches, behind a queued wait, so that gaps between launches do not count). Every candidate is a row of the
-CSV as soon as it is measured; called again, it goes on where it stopped. A candidate that fails to compile or gives a
-wrong result has a row that says so. The tables are frozen by a person, who pastes the winners, brings the compile
-report up to date and runs the tests.
+times (cold caches, behind a queued wait, so that gaps between launches do not count). All candidates are compiled
+first, shared out over processes. Every candidate is a row of the CSV as soon as it is measured; called again, it goes
+on where it stopped. A candidate that fails to compile or gives a wrong result has a row that says so. The tables are
+frozen by a person, who pastes the winners, brings the compile report up to date and runs the tests.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from itertools import product
 from pathlib import Path
 from unittest import mock
 
+import checkout  # noqa: F401
 import torch
 from harness import Clock
 
@@ -28,12 +31,14 @@ import ffalora_kernels as ffk
 from ffalora_kernels import Segments
 from ffalora_kernels.triton import configs, launch
 
-RANKS = (16, 32, 64, 128, 256)
+RANKS = (8, 16, 32, 64, 128, 256)
 LAYERS = ((16, 128, 1024), (8, 512, 4096))  # segments, tokens of each, out-features
 CANDIDATES = {
-    "backward": list(product((32, 64), (64, 128, 256, 512), (4, 8), (2, 3, 4))),
+    "backward": list(product((32, 64, 128), (64, 128, 256, 512), (4, 8), (2, 3, 4))),
     "expand": list(product((32, 64, 128), (64, 128, 256), (4, 8), (2,))),
 }
+#: Bytes of a block's shared memory on the largest part: candidates whose stages need more are not tried.
+_MOST_SHARED = 227 * 1024
 COLUMNS = ("device", "part", "family", "rank", "block_t", "block_n", "num_warps", "num_stages", "ms", "status")
 OK = "ok"
 REPEATS = 20
@@ -105,7 +110,39 @@ def read(path: Path) -> dict[Key, dict[str, str]]:
         return {tuple(row[c] for c in COLUMNS[:-2]): row for row in csv.DictReader(file)}
 
 
-def tune(path: Path, device: str, part: str, measure: Measure, time_left: Callable[[], bool]) -> bool:
+def candidates(ranks: Sequence[int]) -> list[tuple[str, int, configs.Config]]:
+    """Family, rank and configuration of everything that is tried, in the order of the table. ``expand_`` pads to 16."""
+    return [
+        (family, r, configs.Config(*values))
+        for r, family in product(ranks, CANDIDATES)
+        for values in CANDIDATES[family]
+        if 2 * values[0] * (values[1] + r) * values[3] <= _MOST_SHARED and (family, r) != ("expand", 8)
+    ]
+
+
+def compile_all(ranks: Sequence[int], processes: int) -> None:
+    """Fills Triton's cache: every candidate is run once by one of several processes."""
+    command = [sys.executable, __file__, "--ranks", *map(str, ranks), "--share"]
+    started = [subprocess.Popen([*command, str(i), str(processes)]) for i in range(processes)]
+    for process in started:
+        process.wait()
+
+
+def compile_share(ranks: Sequence[int], share: slice) -> None:
+    """Runs every one of these candidates once; a candidate that fails is found again when it is measured."""
+    for family, r, config in candidates(ranks)[share]:
+        with trying(family, config), ffk.use_backend("triton"), suppress(Exception):
+            calls(family, *LAYERS[0], r)[0]()
+
+
+def tune(
+    path: Path,
+    device: str,
+    part: str,
+    measure: Measure,
+    time_left: Callable[[], bool],
+    ranks: Sequence[int] | None = None,
+) -> bool:
     """Appends a row for every candidate that has none yet; False where the time did not suffice."""
     done = read(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,19 +150,18 @@ def tune(path: Path, device: str, part: str, measure: Measure, time_left: Callab
         writer = csv.writer(file, lineterminator="\n")
         if not done and file.tell() == 0:
             writer.writerow(COLUMNS)
-        for r, family in product(RANKS, CANDIDATES):
-            for candidate in CANDIDATES[family]:
-                key = (device, part, family, *map(str, (r, *candidate)))
-                if key in done:
-                    continue
-                if not time_left():
-                    return False
-                try:
-                    found, status = f"{measure(family, r, configs.Config(*candidate)):.5f}", OK
-                except Exception as reason:
-                    found, status = "", " ".join(str(reason).split())[:120] or type(reason).__name__
-                writer.writerow((*key, found, status))
-                file.flush()
+        for family, r, config in candidates(RANKS if ranks is None else ranks):
+            key = (device, part, family, *map(str, (r, *astuple(config))))
+            if key in done:
+                continue
+            if not time_left():
+                return False
+            try:
+                found, status = f"{measure(family, r, config):.5f}", OK
+            except Exception as reason:
+                found, status = "", " ".join(str(reason).split())[:120] or type(reason).__name__
+            writer.writerow((*key, found, status))
+            file.flush()
     return True
 
 
@@ -150,12 +186,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/bench/tune.csv"), help="where rows are kept")
     parser.add_argument("--minutes", type=float, default=10.0, help="stop measuring after this long")
+    parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS), help=f"padded ranks [{RANKS}]")
+    parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1), help="that compile at once")
+    parser.add_argument("--share", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("tune.py measures on a GPU, and torch sees none; the frozen tables stay as they are")
+    if options.share:
+        compile_share(options.ranks, slice(options.share[0], None, options.share[1]))
+        return 0
     device, end = torch.device("cuda"), time.monotonic() + 60 * options.minutes
+    compile_all(options.ranks, options.processes)
     name, part = torch.cuda.get_device_name(), launch.architecture(device)
-    finished = tune(options.output, name, part, on_the_gpu(Clock(device)), lambda: time.monotonic() < end)
+    finished = tune(
+        options.output, name, part, on_the_gpu(Clock(device)), lambda: time.monotonic() < end, options.ranks
+    )
     print(table(read(options.output).values(), name, part))
     if not finished:
         print("not every candidate was measured: call again to go on")

@@ -148,7 +148,8 @@ def roberta(
         return made.requires_grad_(False).to(device=device, dtype=dtype)
 
     return Workload(
-        f"roberta {layers}x{hidden} B{batch} T{length} R{rank}", build, "roberta", tuple(targets or ("query", "value")),
+        f"roberta {layers}x{hidden} B{batch} T{length} R{rank} {short(dtype)}",
+        build, "roberta", tuple(targets or ("query", "value")),
         RandomTokens([length] * samples, vocabulary, 2),
         np.split(np.arange(samples), range(batch, samples, batch)), class_losses, device, rank=rank, dtype=dtype,
     )  # fmt: skip
@@ -188,10 +189,15 @@ def llama(
         return made.requires_grad_(False).to(device=device, dtype=dtype)
 
     return Workload(
-        f"llama {layers}x{hidden} B{batch} T{length} R{rank}", build, "", ("q_proj", "v_proj"),
+        f"llama {layers}x{hidden} B{batch} T{length} R{rank} {short(dtype)}", build, "", ("q_proj", "v_proj"),
         RandomTokens([length] * samples, vocabulary, None),
         np.split(np.arange(samples), range(batch, samples, batch)), token_losses, device, rank=rank, dtype=dtype,
     )  # fmt: skip
+
+
+def short(dtype: torch.dtype) -> str:
+    """A number format's name without torch's own, e.g. 'bfloat16'."""
+    return str(dtype).removeprefix("torch.")
 
 
 def logits_of(output: Any) -> SimpleNamespace:

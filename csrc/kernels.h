@@ -53,6 +53,20 @@ void backward(const Activations& dy, const Activations& h, const AdapterB& b, co
 void outer(const Activations& p, const Activations& q, const Segments& segments, float scale, const ArenaColumns& arena,
            int threads);
 
+// Logits of a few tokens, and what is computed of each: its loss, whether its target's logit is the largest, and (in
+// place, or into `gradient`; none where that is null) weight · (softmax - one-hot). The logits are overwritten.
+struct HeadLogits {
+  float* data;  // [rows, columns]
+  ptrdiff_t stride, rows, columns;
+  const int64_t* targets;  // [rows]; losses and gradient are NaN where it is not a column
+  const float* weights;    // [rows]
+  float softcap;           // 0: none
+  float* losses;           // [rows]
+  int32_t* right;          // [rows]
+};
+
+void softmax_gradient(const HeadLogits& logits, const Activations& gradient, int threads);
+
 struct Clipping {
   const double* max_grad_norm;   // [clients, groups]
   const int32_t* group_columns;  // [groups + 1]

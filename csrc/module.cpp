@@ -81,6 +81,16 @@ void bind_activations(py::module_& m) {
   m.def("outer", &outer, py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_head_loss(py::module_& m) {
+  py::class_<HeadLogits>(m, "HeadLogits").def(py::init([](const py::kwargs& given) {
+    return filled<HeadLogits>(
+        given, {FIELD(HeadLogits, data), FIELD(HeadLogits, stride), FIELD(HeadLogits, rows), FIELD(HeadLogits, columns),
+                FIELD(HeadLogits, targets), FIELD(HeadLogits, weights), FIELD(HeadLogits, softcap),
+                FIELD(HeadLogits, losses), FIELD(HeadLogits, right)});
+  }));
+  m.def("softmax_gradient", &softmax_gradient, py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_clipping(py::module_& m) {
   m.def(
       "clip_reduce",
@@ -166,6 +176,7 @@ void bind_level(py::module_& m) {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "C++ kernels of ffalora_kernels.cpu on plain pointers.";
   ffalora::bind_activations(m);
+  ffalora::bind_head_loss(m);
   ffalora::bind_clipping(m);
   ffalora::bind_step(m);
   ffalora::bind_secure_noise(m);

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from ffalora.config import Config, to_yaml
@@ -12,6 +13,17 @@ from ffalora.studies.theory.plots import Rows
 from ffalora.training.optim import lr_factor
 
 SECONDS = 90.0
+
+
+def expected_square_of_discordance(
+    n: int, k: int, rank: int, scale: float, variance: float, weights: Sequence[float]
+) -> float:
+    """``E‖D‖²`` that noise alone causes when clients average both factors: ``s²v²NRK(Σw² - 2Σw³ + (Σw²)²)``.
+
+    For n_c equal weights the bracket is ``(1 - 1/n_c)/n_c``. Zero for a frozen ``a``.
+    """
+    second, third = sum(w**2 for w in weights), sum(w**3 for w in weights)
+    return scale**2 * variance**2 * n * rank * k * (second - 2 * third + second**2)
 
 
 def fabricate_theory(folder: Path, config: Config | None = None) -> dict[tuple[str, int], Rows]:
@@ -39,9 +51,12 @@ def rows(method: str, seed: int, config: Config) -> Rows:
     found: Rows = []
     for number in range(rounds + 1):
         row = {
-            "round": number, "trained": "both" if is_lora else "b",
-            "loss": 0.5 + 0.3 / (number + 1) + rng.gauss(0, 0.01), "discordance": None, "epsilon": None,
-        }  # fmt: skip
+            "round": number,
+            "trained": "both" if is_lora else "b",
+            "loss": 0.5 + 0.3 / (number + 1) + rng.gauss(0, 0.01),
+            "discordance": None,
+            "epsilon": None,
+        }
         if number:
             total = rng.uniform(1.0, 2.0) if is_lora else 0.0
             row |= {

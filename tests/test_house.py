@@ -244,9 +244,12 @@ def test_the_loop_of_ones_own_in_the_readme_runs_and_spends_what_it_says(small, 
     texts = [f"word{i % 40} word{(7 * i) % 40} word{(3 * i) % 40}" for i in range(200)]
     config = BertConfig.from_pretrained(folder, num_labels=2)
     names = {
-        "model": BertForSequenceClassification(config).eval(), "tokenizer": AutoTokenizer.from_pretrained(folder),
-        "texts": texts, "labels": torch.arange(200) % 40 // 20, "losses": classification_losses,
-    }  # fmt: skip
+        "model": BertForSequenceClassification(config).eval(),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "texts": texts,
+        "labels": torch.arange(200) % 40 // 20,
+        "losses": classification_losses,
+    }
     shorter = readme_examples()[1].replace("len(texts), 64, 30", "len(texts), 64, 3")
     exec(compile(shorter, "README.md", "exec"), names)
     assert names["ledger"].steps_taken == 3 and 1.0 < names["ledger"].epsilon() <= 3.0

@@ -21,9 +21,7 @@ from .registers import Mask, Registers
 
 MAX_THREADS = 1 << 14
 #: Hints and fences: memory is in order here, so that they do nothing.
-IGNORED = {
-    "fence", "membar", "griddepcontrol", "prefetch", "prefetchu", "createpolicy", "nanosleep", "setmaxnreg",
-}  # fmt: skip
+IGNORED = {"fence", "membar", "griddepcontrol", "prefetch", "prefetchu", "createpolicy", "nanosleep", "setmaxnreg"}
 _BRANCHES = {"bra", "ret", "exit"}
 Execute = Callable[["Machine", Instruction, Mask], None]
 #: Called with the programs, 32-byte sectors and direction of an access.
@@ -88,8 +86,9 @@ class Launch:
     def report(self) -> dict[str, int]:
         """The counts, and the bytes of all sectors that were touched at least once."""
         unique = {
-            "unique_read_bytes": 32 * len(self.sectors_read), "unique_write_bytes": 32 * len(self.sectors_written),
-        }  # fmt: skip
+            "unique_read_bytes": 32 * len(self.sectors_read),
+            "unique_write_bytes": 32 * len(self.sectors_written),
+        }
         return dict(self.counts) | unique
 
 

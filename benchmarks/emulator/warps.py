@@ -68,6 +68,20 @@ def vote(m: Machine, x: Instruction, mask: Mask) -> None:
     m.set(x.args[0], found, mask)
 
 
+@instruction("redux")
+def reduce(m: Machine, x: Instruction, mask: Mask) -> None:
+    """``redux.sync``: the sum, least or largest integer of the lanes that are there, in each of them."""
+    kind = x.mods[-1]
+    values, there = m.by_warp(m.value(x.args[1], kind)), _present(m, mask)
+    combine, nothing = {
+        "add": (np.sum, 0),
+        "min": (np.min, np.iinfo(values.dtype).max),
+        "max": (np.max, np.iinfo(values.dtype).min),
+    }[x.mods[1]]
+    found = combine(np.where(there, values, values.dtype.type(nothing)), axis=1).astype(values.dtype)
+    m.set(x.args[0], np.repeat(found, 32), mask)
+
+
 @instruction("activemask")
 def active_mask(m: Machine, x: Instruction, mask: Mask) -> None:
     """``activemask``: one bit for each lane that is there."""

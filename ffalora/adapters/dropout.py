@@ -41,10 +41,12 @@ class DropoutMasks:
     Attributes:
         keys: int64 ``[S]``, one a sample.
         starts: int32 ``[S+1]``, where each sample's tokens start in a packed batch ``[1,M,...]``; None for padded ones.
+        shared: the generator's seed for the pass.
     """
 
     keys: Tensor
     starts: Tensor | None = None
+    shared: int = 0
 
     def keep(self, shape: Sequence[int], p: float) -> Tensor:
         """bool ``shape``: which elements stay, each with probability ``1 - p`` to within 2⁻¹⁷.

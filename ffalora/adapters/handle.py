@@ -93,7 +93,23 @@ class Adapters:
         return probe_uses(self.model, self.layout.layers.values(), inputs)
 
     def merge(self) -> None:
-        """Adds every adapter to its base weight: the model then runs at the base model's speed."""
+        """Adds every adapter to its base weight: the model then runs at the base model's speed.
+
+        Raises:
+            ValueError: a base weight is another module's too (a head tied to the input embeddings), which would change
+                with it.
+        """
+        for name, layer in self.layers.items():
+            weight = getattr(layer.base_layer, "weight", None)
+            others = [
+                other for other, m in self.model.named_modules()
+                if m is not layer.base_layer and any(p is weight for p in m.parameters(recurse=False))
+            ]  # fmt: skip
+            if others:
+                raise ValueError(
+                    f"{name} shares its weight with {others[0]}, which merging would change too; keep the adapter "
+                    "beside the base, or untie them first"
+                )
         for layer in self.layers.values():
             layer.merge()
 

@@ -265,8 +265,7 @@ class AdaptedLinear(LowRank, nn.Module):
         self.is_merged, self.is_enabled = False, True
         self.train(base_layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.adapted(x)
+    forward = LowRank.adapted
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.p_dropout:g}"

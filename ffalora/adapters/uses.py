@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -39,14 +40,11 @@ def _record(model: nn.Module, layers: list[TrainedLayer], inputs: Inputs, sample
     """The inputs of every use of each layer; those that lead with the samples are kept as empty tensors."""
     seen: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
 
-    def keep(name: str) -> Callable:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x = arguments[0]
-            seen[name].append(x.detach().clone() if _is_multiple(x, samples) else x.new_empty(0))
+    def keep(rows: list[Tensor], _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        x = arguments[0]
+        rows.append(x.detach().clone() if _is_multiple(x, samples) else x.new_empty(0))
 
-        return hook
-
-    handles = [layer.module.register_forward_pre_hook(keep(layer.name)) for layer in layers]
+    handles = [layer.module.register_forward_pre_hook(partial(keep, seen[layer.name])) for layer in layers]
     try:
         model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     finally:

@@ -184,7 +184,7 @@ class _CanaryRun:
                 ledger.max_steps, accountant=ledger.accountant, sampling=ledger.sampling,
             )  # fmt: skip
             cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
-        self.first, self.n, self.each = first, n, each
+        self.first, self.n = first, n
         return included, cohort
 
     def train(self, deadline: float) -> None:
@@ -200,7 +200,7 @@ class _CanaryRun:
         while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
             before = state.clone()
             for step in steps:
-                step.run(TrainingReport.of(len(step.cohort)), 1.0)
+                step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0)
             self.steps += 1
             self.seen += (before - state).double() * factor
             if self.steps % self.local_steps == 0:
@@ -212,7 +212,7 @@ class _CanaryRun:
         moments = Moments.zeros(self.engine.optimizer, len(cohort), state.shape[1], self.engine.device)
         step = CanaryStep(self.engine, cohort, state, None, 0.0, moments, None)
         step.columns, step.signs = np.tile(self.columns, len(self.cohort)), self.signs.reshape(-1)
-        self.limits[rows] = torch.tensor(step.norms, dtype=torch.float64)
+        self.limits[rows] = step.norms.cpu()
         self.noise_std[rows] = step.noise_std.cpu()
         return step
 

@@ -18,6 +18,7 @@ VERBS = (
     "simulate",
     "train",
     "demo",
+    "generate",
     "evaluate",
     "predict",
     "export",

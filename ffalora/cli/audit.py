@@ -18,9 +18,10 @@ import click
     help="RUN: after which canaries take no further step, all methods together.",
 )  # fmt: skip
 @click.option(
-    "--private-to-me", is_flag=True,
+    "--private-to-me",
+    is_flag=True,
     help="RUN with secure noise: I own its data, and the numbers printed here stay with me.",
-)  # fmt: skip
+)
 @click.option(
     "--target-epsilon", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True,
     help="Claimed ε; the noise is calibrated for it. May be given several times.",
@@ -37,9 +38,10 @@ import click
 )  # fmt: skip
 @click.option("--clients", type=click.IntRange(min=1), default=1000, show_default=True, help="Clients of the one run.")
 @click.option(
-    "--canaries", type=click.IntRange(min=0),
+    "--canaries",
+    type=click.IntRange(min=0),
     help="Canaries of each client; 0 with RUN probes clipping alone.  [400; RUN: 1000]",
-)  # fmt: skip
+)
 @click.option("--runs", type=click.IntRange(min=2), default=4000, show_default=True, help="Runs of many-runs.")
 @click.option("--noise", type=click.Choice(["seeded", "secure"]), default="seeded", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of coins and seeded noise.")

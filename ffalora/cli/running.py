@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -91,16 +91,17 @@ def run(
         if is_new:
             _remove_if_nothing_was_run(folder)
         raise
-    show(folder)
+    show([folder], folder)
 
 
-def show(folder: Path) -> None:
-    """Writes the report of a run folder and prints its table."""
+def show(folders: Sequence[Path], output: Path) -> None:
+    """Writes the report of run folders and prints their table, and whether each run was worth it."""
     from ..report import read_runs, table_text, verdicts, write_report
 
-    runs = read_runs([folder])
+    runs = read_runs(folders)
+    page = write_report(runs, output)
     click.echo(table_text(runs))
-    click.echo(f"\nreport {write_report(runs, folder)}")
+    click.echo(f"\nreport {page}")
     for sentence in verdicts(runs):
         click.echo(sentence)
 

@@ -45,6 +45,10 @@ class ModelConfig(Section):
         "training repeats samples and their states take at most 2 GiB",
     )
     compile: bool = Field(False, description="compile the model with torch.compile")
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, record the passes of private steps and replay them: the GPU then waits less",
+    )
 
 
 class DataConfig(Section):
@@ -86,8 +90,8 @@ class DataConfig(Section):
     answer_tokens: int | None = Field(
         None,
         ge=1,
-        description="causal-lm: also generate answers of at most this many tokens, and report how many end in the "
-        "right number (exact_match)",
+        description="causal-lm: also generate answers of at most this many tokens, and report how near they are to "
+        "the data's (rouge_l) and how many end in the right number (exact_match)",
     )
 
     @field_validator("text", mode="before")

@@ -23,6 +23,9 @@ def guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) 
         for pair in pairs:
             if set(pair) <= set(data.column_names):
                 return pair
+        for name in ("messages", "text"):
+            if name in data.column_names:
+                return (name,)
     else:
         for name in wanted:
             if name in data.column_names:

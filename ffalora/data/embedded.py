@@ -173,18 +173,3 @@ def find(name: str) -> EmbeddedData:
         return EMBEDDED[name]
     except KeyError:
         raise DataError(f"embedded data {name!r} is not known; choose one of {', '.join(EMBEDDED)}") from None
-
-
-def list_embedded() -> list[dict[str, object]]:
-    """One row per embedded data set: name, task, input columns, asset, natural clients, what it is."""
-    return [
-        {
-            "name": data.name,
-            "task": data.task,
-            "inputs": list(data.input_columns),
-            "asset": data.asset,
-            "clients": data.client_column,
-            "about": data.about,
-        }
-        for data in _REGISTRY
-    ]

@@ -138,18 +138,24 @@ class TokenizedDataset:
 
 
 class CausalDataset:
-    """Prompts with answers for a causal language model; the loss counts the answer's own tokens only.
+    """Texts for a causal language model; the loss counts an answer's own tokens only.
 
-    answer_starts: int64 [rows], position of the first answer token in each row. ``labels`` are all zero: there are no
-    classes to partition by.
+    answer_starts: int64 [rows], position of the first answer token in each row; counted: of each token 1 where it is
+    part of an answer, where there are several in a row, else None. ``labels`` are all zero: there are no classes to
+    partition by.
     """
 
     def __init__(
-        self, input_ids: Ragged, answer_starts: np.ndarray, pad_token_id: int, pad_to_multiple: int = 1
+        self,
+        input_ids: Ragged,
+        answer_starts: np.ndarray,
+        pad_token_id: int,
+        pad_to_multiple: int = 1,
+        counted: Ragged | None = None,
     ) -> None:
         if len(input_ids) != len(answer_starts):
             raise ValueError(f"input_ids has {len(input_ids)} rows, answer_starts {len(answer_starts)}")
-        self.input_ids, self.answer_starts = input_ids, answer_starts
+        self.input_ids, self.answer_starts, self.counted = input_ids, answer_starts, counted
         self.lengths = input_ids.lengths
         self.labels = np.zeros(len(input_ids), dtype=np.int64)
         self.pad_token_id, self.pad_to_multiple = pad_token_id, pad_to_multiple
@@ -162,6 +168,8 @@ class CausalDataset:
         rows = np.asarray(indices, dtype=np.int64)
         ids, mask = self.input_ids.padded(rows, self.pad_token_id, self.pad_to_multiple)
         own = mask & (np.arange(ids.shape[1]) >= self.answer_starts[rows][:, None])
+        if self.counted is not None:
+            own &= self.counted.padded(rows, 0, self.pad_to_multiple)[0] == 1
         targets = np.where(own, ids, IGNORE_INDEX)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         return inputs, torch.from_numpy(targets)

@@ -1,4 +1,4 @@
-"""Answers of a causal language model to prompts, and the exact match of the numbers they end in."""
+"""Answers of a causal language model to prompts, and how near they are to what should be answered."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .conversations import Message, encode_question
 from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
 
+_WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -19,38 +21,49 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def generate_answers(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Message]],
     *,
     template: str = DEFAULT_TEMPLATE,
     max_new_tokens: int = 128,
     batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
-    """Greedy continuations of ``prompts``, each cut at the end-of-sequence token.
+    """Continuations of ``prompts``, each cut where the tokenizer or the model's own settings end a sequence or a turn:
+    the likeliest ones, or, at a temperature above 0, draws that ``seed`` decides.
 
-    Prompts are tokenised as in training, sorted by length and padded on the left.
+    Texts are put into the template, conversations into the tokenizer's chat template, both tokenised as in training;
+    then sorted by length and padded on the left. Keys and values of earlier tokens are kept, not computed again.
     """
-    rows = encode_prompts(prompts, tokenizer, template)
+    rows = [
+        encode_prompts([prompt], tokenizer, template)[0]
+        if isinstance(prompt, str)
+        else encode_question(prompt, tokenizer)
+        for prompt in prompts
+    ]
     pad, device = pad_token_of(tokenizer), next(model.parameters()).device
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     answers = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = len(rows[chosen[-1]])
-        ids = torch.full((len(chosen), width), pad)
-        mask = torch.zeros_like(ids)
-        for position, row in enumerate(chosen):
-            ids[position, width - len(rows[row]) :] = torch.tensor(rows[row])
-            mask[position, width - len(rows[row]) :] = 1
-        made = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        for row, text in zip(chosen, tokenizer.batch_decode(made[:, width:], skip_special_tokens=True), strict=True):
-            answers[row] = text
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = len(rows[chosen[-1]])
+            ids = torch.full((len(chosen), width), pad)
+            mask = torch.zeros_like(ids)
+            for position, row in enumerate(chosen):
+                ids[position, width - len(rows[row]) :] = torch.tensor(rows[row])
+                mask[position, width - len(rows[row]) :] = 1
+            made = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
+                pad_token_id=pad, eos_token_id=sorted(ends), use_cache=True, **choice,
+            )  # fmt: skip
+            texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+            for row, text in zip(chosen, texts, strict=True):
+                answers[row] = text
     return answers
 
 
@@ -70,3 +83,25 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     wanted = [final_number(reference) for reference in references]
     given = [final_number(answer) for answer in answers]
     return sum(a is not None and a == b for a, b in zip(given, wanted, strict=True)) / len(answers)
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Mean F1 of the longest common subsequence of words (ROUGE-L: Lin 2004), letters and digits in lower case."""
+    if len(answers) != len(references) or not answers:
+        raise ValueError(f"ROUGE-L of {len(answers)} answers with {len(references)} references: give equally many")
+    total = 0.0
+    for pair in zip(answers, references, strict=True):
+        given, wanted = (_WORD.findall(text.lower()) for text in pair)
+        common = _common(given, wanted)
+        total += 2.0 * common / (len(given) + len(wanted)) if common else 0.0
+    return total / len(answers)
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    best = [0] * (len(other) + 1)
+    for word in one:
+        before = 0
+        for place, there in enumerate(other, start=1):
+            before, best[place] = best[place], before + 1 if word == there else max(best[place], best[place - 1])
+    return best[-1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
 from .columns import guess_inputs
+from .conversations import Form, check_conversations, form_of
 from .errors import DataError
 from .labels import check_classes, check_numbers, describe, encode_classes, encode_numbers, number_classes
 from .places import Places
@@ -54,6 +55,12 @@ class LoadedData:
         return self.splits.get("test")
 
     @property
+    def form(self) -> Form | None:
+        """What a language model learns of a row; None for other tasks."""
+        rows = next(iter(self.splits.values()), None)
+        return form_of(rows, self.input_columns) if rows is not None and self.task == "causal-lm" else None
+
+    @property
     def num_labels(self) -> int:
         """Outputs the model needs: number of classes, or 1 for regression."""
         return len(self.label_names) if self.label_names else 1
@@ -84,7 +91,8 @@ def load_data(
     spec           embedded name ("movie-reviews"), path of a file or folder, or hub name ("owner/name",
                    "owner/name:config", "glue/sst2")
     task           a name in ``tasks.TASKS``; default: the embedded data's own, else classification
-    input_columns  one text column, two for pairs, or (prompt, answer) for causal-lm, or the image column;
+    input_columns  one text column, two for pairs, or the image column; for causal-lm (prompt, answer), or one column of
+                   conversations (lists of messages) or of texts;
                    default: the embedded data's own, else "text", "sentence" or the only column of strings
     label_column   default: the embedded data's own, else "label"
     client_column  column that says whose row it is (natural clients), kept for the partition
@@ -168,12 +176,10 @@ def _unlabelled(loaded: LoadedData, role: str, data: Dataset, spec: str) -> bool
 
 
 def _check_columns(loaded: LoadedData) -> None:
-    wanted = 2 if loaded.task == "causal-lm" else None
-    if (wanted and len(loaded.input_columns) != wanted) or len(loaded.input_columns) > 2:
-        raise DataError(
-            f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes "
-            f"{'two, the prompt and the answer' if wanted else 'one text column or two (a pair)'}"
-        )
+    if len(loaded.input_columns) > 2:
+        one_or_two = "one column (texts or conversations) or two (prompt and answer)"
+        takes = one_or_two if loaded.task == "causal-lm" else "one text column or two (a pair)"
+        raise DataError(f"input_columns={list(loaded.input_columns)}: task {loaded.task} takes {takes}")
 
 
 def _places(found: files.Splits, data: Dataset) -> Places:
@@ -188,9 +194,12 @@ def _checked_rows(
     """The rows that can be used, of every role; ``DataError`` holds all problems of all of them."""
     checks = {role: validate.RowCheck(data, places[role]) for role, data in roles.items()}
     for role, check in checks.items():
+        talks = loaded.task == "causal-lm" and form_of(roles[role], loaded.input_columns) == "conversations"
         for column in loaded.input_columns:
             if loaded.task == "image-classification":
                 check.has("input_columns", column)
+            elif talks:
+                check_conversations(check, "input_columns", column)
             else:
                 check.text("input_columns", column)
         if loaded.task == "regression":

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from .errors import DataError
 from .examples import IGNORE_INDEX
+from .head_loss import HeadStates
 
 Gathered = dict[str, np.ndarray]  # per sample, first dimension S
 
@@ -39,8 +40,8 @@ class Task:
     higher_is_better: bool
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits of a transformers output, or the tensor itself."""
+def logits_of(outputs: Any) -> Any:
+    """The logits of a transformers output (or what stands for them), or the tensor itself."""
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
@@ -58,19 +59,22 @@ def causal_losses(outputs: Any, targets: Tensor) -> Tensor:
     """Mean cross-entropy over a sample's own target tokens: logits [S, T, V], targets int64 [S, T] -> float32 [S].
 
     ``targets`` are the input tokens themselves (IGNORE_INDEX where none is counted): position t is predicted at t - 1.
-    A sample without target tokens has loss 0.
+    A sample without target tokens has loss 0. Outputs with :class:`HeadStates` for logits are never made logits of.
     """
-    sums, counts = _token_losses(logits_of(outputs), targets)
+    sums, counts, _ = _token_losses(outputs, targets)
     return sums / counts.clamp(min=1)
 
 
-def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of token losses and number of target tokens per sample, [S] each; logits of other tokens are not upcast."""
-    following = targets[:, 1:]
-    own = following != IGNORE_INDEX  # [S, T-1]
-    losses = functional.cross_entropy(logits[:, :-1][own].float(), following[own], reduction="none")
-    padded = losses.new_zeros(own.shape).masked_scatter(own, losses)
-    return padded.sum(dim=1), own.sum(dim=1)
+def _token_losses(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each sample's target tokens: sum of losses, number, and number of right predictions, ``[S]`` each."""
+    logits = logits_of(outputs)
+    if isinstance(logits, HeadStates):
+        return logits.token_losses(targets)
+    following, logits = targets[:, 1:], logits[:, :-1]
+    flat = logits.reshape(-1, logits.shape[-1]).float(), following.reshape(-1)
+    losses = functional.cross_entropy(*flat, reduction="none").view_as(following)
+    right = logits.argmax(dim=-1) == following  # IGNORE_INDEX equals no token
+    return losses.sum(dim=1), (following != IGNORE_INDEX).sum(dim=1), right.sum(dim=1)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -95,9 +99,7 @@ def _gather_numbers(outputs: Any, targets: Tensor) -> Gathered:
 
 
 def _gather_tokens(outputs: Any, targets: Tensor) -> Gathered:
-    logits = logits_of(outputs)
-    sums, counts = _token_losses(logits, targets)
-    right = (logits[:, :-1].argmax(dim=-1) == targets[:, 1:]).sum(dim=1)  # IGNORE_INDEX equals no token
+    sums, counts, right = _token_losses(outputs, targets)
     return {
         "sum": _numpy(sums),
         "tokens": _numpy(counts),

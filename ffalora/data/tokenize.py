@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .conversations import form_of, tokenize_conversations
 from .errors import DataError
 from .examples import CausalDataset, Examples, ImageDataset, Ragged, TokenizedDataset
 from .load import LoadedData
@@ -51,14 +52,7 @@ def prepare(
     if tokenizer is None:
         raise DataError(f"tokenizer is missing; task {data.task} needs one")
     if data.task == "causal-lm":
-        return tokenize_causal(
-            rows,
-            data.input_columns,
-            tokenizer,
-            max_length=max_length,
-            template=prompt_template,
-            pad_to_multiple=pad_to_multiple,
-        )
+        return _language(rows, data.input_columns, tokenizer, max_length, prompt_template, pad_to_multiple)
     return tokenize(
         rows,
         data.input_columns,
@@ -106,6 +100,38 @@ def tokenize(
     )
 
 
+def _language(
+    rows: Dataset, columns: Sequence[str], tokenizer: Any, max_length: int | None, template: str, pad_to_multiple: int
+) -> CausalDataset:
+    """Prompts and answers, conversations or plain texts, whichever the columns hold."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+    form = form_of(rows, columns)
+    if form == "prompts":
+        return tokenize_causal(
+            rows, columns, tokenizer, max_length=max_length, template=template, pad_to_multiple=pad_to_multiple
+        )
+    if form == "conversations":
+        pad = pad_token_of(tokenizer)
+        return tokenize_conversations(rows, columns[0], tokenizer, pad, max_length, pad_to_multiple)
+    return tokenize_texts(rows, columns[0], tokenizer, max_length=max_length, pad_to_multiple=pad_to_multiple)
+
+
+def tokenize_texts(
+    rows: Dataset, column: str, tokenizer: Any, *, max_length: int | None = None, pad_to_multiple: int = 1
+) -> CausalDataset:
+    """Plain texts, every token but the first of which is learned; what does not fit ``max_length`` is cut from the end.
+
+    A text that fits ends in the end-of-sequence token.
+    """
+    end, sequences = tokenizer.eos_token_id, []
+    for ids in encode_prompts(column_values(rows, column), tokenizer, "{prompt}"):
+        sequences.append([*ids, end][:max_length])
+    return CausalDataset(
+        Ragged(sequences), np.zeros(len(sequences), dtype=np.int64), pad_token_of(tokenizer), pad_to_multiple
+    )
+
+
 def tokenize_causal(
     rows: Dataset,
     input_columns: Sequence[str],
@@ -122,8 +148,6 @@ def tokenize_causal(
     """
     prompt_column, answer_column = input_columns
     end = tokenizer.eos_token_id
-    if end is None:
-        raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
     prompts = encode_prompts(column_values(rows, prompt_column), tokenizer, template)
     answers = tokenizer(column_values(rows, answer_column), add_special_tokens=False, return_attention_mask=False)
     sequences, starts = [], []

@@ -82,11 +82,11 @@ def train_cohort(
     anchor = rows.clone() if federation.prox_mu else None
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    reports = []
+    report = TrainingReport(len(rows))
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows))):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
-        report = experiment.engine.train(
+        experiment.engine.train(
             [cohort.clients[i] for i in index],
             part,
             end - begin,
@@ -95,14 +95,15 @@ def train_cohort(
             moments=part_moments,
             lr_factors=factors[begin:end],
             mask=None if mask is None else mask[index].to(rows.device),
+            report=report,
+            index=index,
         )
-        reports.append((index, report))
         if not is_all:
             rows[index] = part
             moments.put_(index, part_moments)
     if keeps:
         keep_moments(experiment, server, cohort, rows, moments)
-    return TrainingReport.merged(len(rows), reports)
+    return report
 
 
 def kept_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> Moments:

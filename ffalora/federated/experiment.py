@@ -272,6 +272,7 @@ def make_engine(
         token_budget=config.optimizer.token_budget,
         merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
         packed=_packed(config, loaded, train, device),
+        cuda_graphs=config.model.cuda_graphs,
     )
 
 

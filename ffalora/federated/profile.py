@@ -96,9 +96,9 @@ def profile_run(config: Config, folder: Path, steps: int = 3, warmup: int = 1) -
     found = Profile(
         milliseconds=time_by_part(trace, ranks, steps, cuda),
         steps=steps,
-        samples=report.samples,
+        samples=int(report.samples.sum()),
         tokens=report.tokens,
-        padding=report.padding,
+        padding=1.0 - report.tokens / max(1, report.padded_tokens),
         memory=_memory(experiment, trace, cuda),
         trace=folder / "trace.json",
     )

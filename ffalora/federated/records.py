@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,16 +41,7 @@ def metrics_row(
     if not (is_secure and privacy.unit == "client"):
         row |= {"bytes_up": bytes_up, "bytes_down": bytes_down}
         row |= {"rejected": report.rejected, "dropped": report.dropped}
-    if is_secure:
-        return row
-    return row | {
-        "train_loss": _finite(report.loss),
-        "median_norm": _finite(report.median_norm),
-        "clipped": round(report.clipped, 4),
-        "nonfinite": report.nonfinite,
-        "padding": round(report.padding, 4),
-        "samples": report.samples,
-    }
+    return row if is_secure else row | report.numbers()
 
 
 def _client_name(experiment: Experiment, ledger: str) -> str:
@@ -129,15 +119,9 @@ def finish_folder(experiment: Experiment, server: ServerState, folder: Path, row
     """The adapter as it is saved, the privacy statement, and the summary."""
     result = summary(experiment, server, rows)  # of what was trained and sent: what is saved may have another rank
     experiment.strategy.export(server)
-    save_bundle(
-        folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data.label_names
-    )
+    save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, experiment.config, experiment.data)
     statement = privacy_statement(experiment)
     write_json(folder / "privacy.json", statement.as_dict())
     write_atomically(folder / "privacy.txt", statement.to_text().encode())
     write_json(folder / SUMMARY, result)
     return RunResult(folder, result, rows)
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None

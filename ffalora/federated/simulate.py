@@ -16,7 +16,6 @@ from tqdm import tqdm
 from ..adapters import CheckpointError
 from ..config import Config
 from ..privacy.accounts import ACCOUNT
-from ..runs.data import evaluation_split
 from ..runs.evaluation import evaluate_answers, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..runs.trackers import Trackers
@@ -55,9 +54,8 @@ class Run:
         frozen = experiment.strategy.wire.fingerprint()
         if resume and checkpoint.exists():
             load_checkpoint(
-                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level,
-                frozen,
-            )  # fmt: skip
+                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level, frozen
+            )
         account = checkpoint.with_name(ACCOUNT)
         open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
@@ -198,7 +196,7 @@ def close_round(
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
     found: list[dict[str, float]] = []
-    config, split = experiment.config.data, evaluation_split(experiment.config, experiment.data)
+    config = experiment.config.data
     for row in experiment.strategy.views(server):
         experiment.strategy.load(server, row)
         metrics = evaluate_examples(
@@ -208,7 +206,7 @@ def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, flo
             experiment.engine.device,
             config.max_evaluation_samples,
         )
-        found.append(metrics | evaluate_answers(experiment.loaded, experiment.data, config, split))
+        found.append(metrics | evaluate_answers(experiment.loaded, experiment.data, config, config.evaluate_on))
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 

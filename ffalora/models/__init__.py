@@ -9,6 +9,7 @@ from .load import (
     compile_model,
     has_fast_bfloat16,
     load_model,
+    needs_no_mask,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "compile_model",
     "has_fast_bfloat16",
     "load_model",
+    "needs_no_mask",
 ]

@@ -60,14 +60,21 @@ class MeanPooledClassifier(nn.Module):
             self.classifier.bias.zero_()
 
     def forward(self, attention_mask: Tensor | None = None, **inputs: Any) -> SimpleNamespace:
-        """Logits ``[S, labels]`` float32, of a padded batch or (without a mask) of a packed one."""
+        """Logits ``[S, labels]`` float32, of a packed batch or a padded one (no mask: nothing is padding)."""
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state.float()
-        if attention_mask is None:
+        if "cu_seq_lens_q" in inputs:
             pooled = mean_of_samples(states, inputs["cu_seq_lens_q"])
+        elif attention_mask is None:
+            pooled = states.mean(1)
         else:
             mask = attention_mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
         return SimpleNamespace(logits=self.classifier(F.normalize(pooled, dim=-1) * self.head_scale))
+
+
+def needs_no_mask(model: nn.Module) -> bool:
+    """Whether the model takes no attention mask for one that hides nothing: those of transformers, and ours of them."""
+    return isinstance(model, MeanPooledClassifier) or type(model).__module__.startswith("transformers.models.")
 
 
 def _asks_the_hub_once(load: Callable[..., LoadedModel]) -> Callable[..., LoadedModel]:

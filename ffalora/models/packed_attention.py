@@ -88,18 +88,14 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(index, back)
-        return _at(rows, index, back)
+        if len(index) > len(back):
+            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         index, back = ctx.saved_tensors
         return _Moved.apply(gradient, back, index), None, None
-
-
-def _at(rows: Tensor, index: Tensor, back: Tensor) -> Tensor:
-    if len(index) > len(back):
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    return rows.index_select(0, index)
 
 
 def packed_attention_forward(

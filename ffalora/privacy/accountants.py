@@ -21,7 +21,7 @@ different kinds compose under zero-out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from .composition import Gaussians, compose
@@ -29,6 +29,8 @@ from .spent import SAMPLINGS, Spent, check_one_unit
 
 ACCOUNTANTS = ("rdp", "prv", "pld")
 _LARGEST_NOISE = 1e6
+#: How far below its target, relatively, a calibrated ε may stay.
+_TOLERANCE = 1e-3
 
 
 def epsilon(
@@ -90,13 +92,12 @@ def noise_multiplier_for(
     steps: int,
     accountant: str = "pld",
     sampling: str = "poisson",
-    tolerance: float = 1e-3,
     prior: tuple[Spent, ...] = (),
 ) -> float:
     """The smallest noise multiplier found whose ε over all ``steps``, after those of ``prior``, does not exceed
     ``target_epsilon``.
 
-    The ε that it spends lies in ``[target·(1 - tolerance), target]``: never above. ``steps`` are all that may be taken
+    The ε that it spends lies in ``[0.999·target, target]``: never above. ``steps`` are all that may be taken
     in all rounds together; calibrating one round at a time spends the target once a round.
 
     Raises:
@@ -110,10 +111,8 @@ def noise_multiplier_for(
         raise ValueError(f"steps must be at least 1 to calibrate noise, got {steps}")
     if not 0 < sample_rate <= 1:
         raise ValueError(f"sample_rate must lie in (0, 1] to calibrate noise, got {sample_rate}")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1 (relative to target_epsilon), got {tolerance}")
     before = epsilon_of(prior, target_delta, accountant)
-    if before * (1 + tolerance) >= target_epsilon:
+    if before * (1 + _TOLERANCE) >= target_epsilon:
         raise ValueError(
             f"target_epsilon={target_epsilon:g} is spent: earlier runs on this data (prior) have spent {before:.4g} at "
             f"delta={target_delta:g}; raise the target, or train on other data"
@@ -124,24 +123,33 @@ def noise_multiplier_for(
         spent = epsilon_of([*prior, this_run], target_delta, accountant)
         return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
+    found = _least_noise(excess)
+    if found is None:
+        raise ValueError(
+            f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
+            "its error is larger; take accountant='pld', fewer steps or a larger target"
+        )
+    return found
+
+
+def _least_noise(excess: Callable[[float], float]) -> float | None:
+    """A σ with ``log(1 - tolerance) ≤ excess(σ) ≤ 0``, where ``excess`` is ``log(ε(σ)/target)`` and falls; None where
+    no σ up to the largest has it. False position in (log σ, log ε) with the Illinois rule; excess(high) ≤ 0 throughout.
+    """
     low = high = 1.0
     at_low = at_high = excess(1.0)
     while at_high > 0:
         low, at_low, high = high, at_high, 2 * high
         if high > _LARGEST_NOISE:
-            raise ValueError(
-                f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
-                "its error is larger; take accountant='pld', fewer steps or a larger target"
-            )
+            return None
         at_high = excess(high)
     while at_low <= 0:
         high, at_high, low = low, at_low, low / 2
         at_low = excess(low)
-    # False position in (log σ, log ε) with the Illinois rule; ε(high) ≤ target holds throughout.
-    goal = math.log1p(-tolerance / 2)
+    goal = math.log1p(-_TOLERANCE / 2)
     weight_low = weight_high = 1.0
     lowered: bool | None = None
-    while at_high < math.log1p(-tolerance) and high / low > 1 + 1e-9:
+    while at_high < math.log1p(-_TOLERANCE) and high / low > 1 + 1e-9:
         down, up = weight_low * (at_low - goal), weight_high * (goal - at_high)
         share = min(max(down / (down + up), 0.02), 0.98) if math.isfinite(down + up) else 0.5
         sigma = math.exp(math.log(low) + share * math.log(high / low))

@@ -46,7 +46,7 @@ class PrivacyLedger:
         delta: δ, at most one over ``dataset_size``; ``target_delta`` is another name of it.
         max_steps: the most steps that may be taken in all rounds together.
         target_epsilon: if given, steps that would spend more are refused even below ``max_steps``.
-        accountant: 'pld', 'prv' or 'rdp': decides what the target allows and what :meth:`epsilon` answers by default.
+        accountant: 'pld', 'prv' or 'rdp': decides what the target allows and what :meth:`epsilon` answers.
         sampling: 'poisson', or one of the kinds that get no amplification (see ``accountants``).
         unit: 'sample' or 'client'.
         fingerprint: identifies the data beyond its size (a digest, a path's name; may be empty); must agree on resume.
@@ -207,14 +207,14 @@ class PrivacyLedger:
             )
         self.steps_taken += steps
 
-    def epsilon(self, accountant: str | None = None) -> float:
+    def epsilon(self) -> float:
         """ε spent so far, earlier and other runs included, at this ledger's δ."""
-        return epsilon_of(self.history, self.delta, accountant or self.accountant)
+        return epsilon_of(self.history, self.delta, self.accountant)
 
-    def final_epsilon(self, accountant: str | None = None) -> float:
+    def final_epsilon(self) -> float:
         """ε once every allowed step is taken."""
         history = (*self.prior, *self.others, self.steps(self.steps_allowed))
-        return epsilon_of(history, self.delta, accountant or self.accountant)
+        return epsilon_of(history, self.delta, self.accountant)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but ``others``, as plain JSON values."""

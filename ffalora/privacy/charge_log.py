@@ -68,9 +68,10 @@ class ChargeLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(
-                error.errno, f"cannot write: {error.strerror or error}; nothing was released. Make room, and go on",
+                error.errno,
+                f"cannot write: {error.strerror or error}; nothing was released. Make room, and go on",
                 str(self._log),
-            ) from error  # fmt: skip
+            ) from error
         self._seal = seal
         self._offset += len(line)
 

@@ -127,14 +127,7 @@ class ClientLevel:
         return fixed_size_draw(seed, SERVER_ID, round_number, n, int(self.expected_cohort))
 
     def close_round_(
-        self,
-        state: Tensor,
-        received: Tensor,
-        round_number: int,
-        lr: float = 1.0,
-        index: Tensor | None = None,
-        momentum: Tensor | None = None,
-        beta: float = 0.0,
+        self, state: Tensor, received: Tensor, round_number: int, index: Tensor | None = None
     ) -> ServerReport:
         """Clips what the drawn clients sent, adds noise, and moves the global state.
 
@@ -142,9 +135,7 @@ class ClientLevel:
             state: float32 ``[P]``, the state that the clients started from; changed in place.
             received: float32 ``[C,P]``, the states that came back; ``[0,P]`` when nobody was drawn or all dropped out.
             round_number: as in :meth:`open_round`.
-            lr: server learning rate; 1 averages.
             index: int32 ``[P]``, parameter index of each column, -1 for padding.
-            momentum: float32 ``[P]``, changed in place; beta: its decay (FedAvgM).
 
         Raises:
             RuntimeError: the round was not opened, hence not charged.
@@ -175,16 +166,14 @@ class ClientLevel:
             step=torch.tensor([round_number], dtype=torch.int64, device=state.device),
             noise_std=std,
             denominator=one * self.expected_cohort,
-            lr=one * lr,
+            lr=one,
             key=key,
             stream=_NOISE_STREAM,
             optimizer="sgd",
-            exp_avg=None if momentum is None else momentum[None],
-            beta1=beta,
             index=index,
         )
         if self.adaptive is not None:
-            self.adaptive.update(norms, self._count_noise(round_number))
+            self.adaptive.update(norms, self.noise.normal(SERVER_ID, round_number, _COUNT_STREAM))
         finite = norms.isfinite()
         return ServerReport(
             received=len(received),
@@ -194,9 +183,6 @@ class ClientLevel:
             max_update_norm=limit,
             noise_std=noise_std,
         )
-
-    def _count_noise(self, round_number: int) -> float:
-        return self.noise.normal(SERVER_ID, round_number, _COUNT_STREAM)
 
 
 def clip_updates(updates: Tensor, max_update_norm: float, mode: str = "flat") -> tuple[Tensor, Tensor]:

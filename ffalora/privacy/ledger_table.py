@@ -7,7 +7,7 @@ from .accountants import epsilon_of
 from .data_ledger import DataLedger
 
 
-def format_ledger(ledger: DataLedger, accountant: str = "pld") -> str:
+def format_ledger(ledger: DataLedger) -> str:
     """One line for each client of each run, then a bound on what was spent on any one record, against the budget."""
     if not ledger.entries:
         return f"ledger {ledger.name}: no run yet\n{_budget(ledger)}"
@@ -19,7 +19,7 @@ def format_ledger(ledger: DataLedger, accountant: str = "pld") -> str:
     ]
     for e in ledger.entries:
         if e.noise == "secure":
-            spent = f"{rounded_up(epsilon_of([e.steps], e.delta, accountant)):.4g}"
+            spent = f"{rounded_up(epsilon_of([e.steps], e.delta)):.4g}"
         else:
             spent = "-"  # a simulation: never charged
         steps = f"{e.steps.steps} / {e.max_steps}" if e.noise == "secure" else f"- / {e.max_steps}"
@@ -27,16 +27,16 @@ def format_ledger(ledger: DataLedger, accountant: str = "pld") -> str:
             f"{e.when}  {e.who:<{width}}  {e.noise:<6}  {e.steps.noise_multiplier:>9.4f}  {e.steps.sample_rate:>11.5f}"
             f"    {steps:>21}  {spent:>6}  {e.delta:>9.1e}  {e.run}"
         )
-    return "\n".join([*lines, "", _total(ledger, accountant), _budget(ledger)])
+    return "\n".join([*lines, "", _total(ledger), _budget(ledger)])
 
 
-def _total(ledger: DataLedger, accountant: str) -> str:
+def _total(ledger: DataLedger) -> str:
     deltas = [e.delta for e in ledger.entries if e.noise == "secure"]
     if not deltas:
         return "Nothing was charged: every run was a simulation."
     delta = ledger.budget[1] if ledger.budget else min(deltas)
-    spent = epsilon_of(ledger.spent(), delta, accountant)
-    return f"Spent on any one record: ε = {rounded_up(spent):.4g} at most, at δ = {delta:g}, by {accountant}."
+    spent = epsilon_of(ledger.spent(), delta)
+    return f"Spent on any one record: ε = {rounded_up(spent):.4g} at most, at δ = {delta:g}, by pld."
 
 
 def _budget(ledger: DataLedger) -> str:

@@ -127,8 +127,6 @@ class PrivacyStatement:
         noise: str,
         max_grad_norm: float,
         clipping: str = "flat",
-        accountant: str | None = None,
-        public: Sequence[str] = (),
         caveats: Sequence[str] = (),
     ) -> PrivacyStatement:
         """The statement of a private run.
@@ -138,8 +136,7 @@ class PrivacyStatement:
             noise: 'seeded' or 'secure'.
             max_grad_norm: C.
             clipping: name of the clipping policy.
-            accountant: overrides the ledgers' own.
-            public, caveats: what the run adds to the standing lists.
+            caveats: what the run adds to the standing ones.
 
         Raises:
             ValueError: no ledger, or ledgers that differ in unit, sampling, δ or accountant.
@@ -152,10 +149,10 @@ class PrivacyStatement:
             )
         for term in ("unit", "sampling", "delta", "accountant", "size_is_public"):
             values = {getattr(ledger, term) for ledger in ledgers}
-            if len(values) > 1 and not (term == "accountant" and accountant):
+            if len(values) > 1:
                 raise ValueError(f"ledgers differ in {term}: {sorted(values)}; write one statement for each")
         first = ledgers[0]
-        clients = tuple(_line(ledger, accountant) for ledger in ledgers)
+        clients = tuple(_line(ledger) for ledger in ledgers)
         max_epsilon = max(c.epsilon for c in clients)
         return cls(
             private=math.isfinite(max_epsilon),
@@ -164,13 +161,13 @@ class PrivacyStatement:
             adjacency=_describe_adjacency(ledgers),
             sampling=_describe_sampling(first.sampling),
             mechanism=_MECHANISMS[first.unit],
-            accountant=accountant or first.accountant,
+            accountant=first.accountant,
             delta=first.delta,
             noise=_describe_noise(noise),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
             clients=clients,
             max_epsilon=max_epsilon,
-            public=(*(_PUBLIC_SIZE if first.size_is_public else _SECRET_SIZE), *PUBLIC, *public),
+            public=(*(_PUBLIC_SIZE if first.size_is_public else _SECRET_SIZE), *PUBLIC),
             caveats=(*_caveats(ledgers, noise), *caveats),
         )
 
@@ -185,7 +182,7 @@ class PrivacyStatement:
         )  # fmt: skip
 
 
-def _line(ledger: PrivacyLedger, accountant: str | None) -> ClientPrivacy:
+def _line(ledger: PrivacyLedger) -> ClientPrivacy:
     own = [ledger.steps(ledger.steps_taken)]
     return ClientPrivacy(
         client_id=ledger.client_id,
@@ -195,9 +192,9 @@ def _line(ledger: PrivacyLedger, accountant: str | None) -> ClientPrivacy:
         noise_multiplier=ledger.noise_multiplier,
         steps_taken=ledger.steps_taken,
         max_steps=ledger.steps_allowed,
-        epsilon=ledger.epsilon(accountant),
-        own_epsilon=epsilon_of(own, ledger.delta, accountant or ledger.accountant),
-        final_epsilon=ledger.final_epsilon(accountant),
+        epsilon=ledger.epsilon(),
+        own_epsilon=epsilon_of(own, ledger.delta, ledger.accountant),
+        final_epsilon=ledger.final_epsilon(),
         target_epsilon=ledger.target_epsilon,
         history=ledger.history,
     )

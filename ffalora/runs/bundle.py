@@ -18,14 +18,18 @@ from torch import nn
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
+from ..data.conversations import Form
 from ..data.embedded import EMBEDDED
+from ..data.errors import DataError
 from ..data.examples import Ragged, TokenizedDataset
+from ..data.load import LoadedData
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
+from ..data.validate import column_values
 from ..files.atomic import write_atomically
 from ..models import LoadedModel, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
-from .evaluation import evaluate_answers, evaluate_examples, predict_examples
+from .evaluation import evaluate_answers, gather_examples, metrics_of_groups, predict_examples
 from .intervals import SHARES, share_interval
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
@@ -42,6 +46,7 @@ class Bundle:
         loaded: model and tokenizer.
         label_names: of the classes; None for other tasks.
         trained_on: name of the data that it was trained on.
+        form: what a language model learned of a row; None for other tasks.
         adapters: the handle.
     """
 
@@ -50,6 +55,7 @@ class Bundle:
     label_names: list[str] | None
     device: torch.device
     trained_on: str
+    form: Form | None
     adapters: Adapters
 
 
@@ -59,11 +65,18 @@ class Scores(dict[str, float]):
     Attributes:
         samples: the number of rows that were scored.
         rows: which rows these are, in words.
+        by_group: metrics on the rows of each client alone, or of each value of another column.
     """
 
-    def __init__(self, metrics: Mapping[str, float], samples: int, rows: str):
+    def __init__(
+        self,
+        metrics: Mapping[str, float],
+        samples: int,
+        rows: str,
+        by_group: Mapping[str, Mapping[str, float]] | None = None,
+    ):
         super().__init__(metrics)
-        self.samples, self.rows = samples, rows
+        self.samples, self.rows, self.by_group = samples, rows, dict(by_group or {})
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95% interval (Wilson 1927) of each metric that is a share of the rows: what other rows of the same kind
@@ -72,9 +85,7 @@ class Scores(dict[str, float]):
         return {name: share_interval(self[name], self.samples) for name in SHARES if name in self}
 
 
-def save_bundle(
-    folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, label_names: Sequence[str] | None
-) -> None:
+def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: Config, data: LoadedData) -> None:
     """Writes the adapter in PEFT's format, and beside it the task head (where PEFT's files do not hold it) and this
     run's terms.
     """
@@ -84,7 +95,8 @@ def save_bundle(
         write_atomically(folder / HEAD_FILE, save(head))
     terms = {
         "config": config.model_dump(mode="json"),
-        "label_names": None if label_names is None else list(label_names),
+        "label_names": data.label_names,
+        "form": data.form,
     }
     write_atomically(folder / BUNDLE_FILE, json.dumps(terms, indent=2, ensure_ascii=False).encode())
 
@@ -104,6 +116,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
+        form = terms.get("form")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise
@@ -116,7 +129,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device, trained_on, adapters)
+    return Bundle(config, loaded, names, device, trained_on, form, adapters)
 
 
 def adapter_folder(folder: str | Path) -> Path:
@@ -136,9 +149,11 @@ def adapter_folder(folder: str | Path) -> Path:
     return folder
 
 
-def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Scores:
+def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by: str | None = None) -> Scores:
     """The task's metrics of a finished adapter: on the evaluation split of its own data, or on other data
-    (``data.name``), of which all rows are taken that are not named another split. Classes are matched by name.
+    (``data.name``), of which all rows are taken that are not named another split. Classes are matched by name. With
+    ``by``, the name of a column (by default the one that says whose a row is), metrics of the rows of each of its
+    values are there too.
 
     Raises:
         DataError: the data holds classes that the adapter was not trained for, or no rows to evaluate on.
@@ -158,10 +173,17 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         data = load_run_data(config, only=split, class_names=bundle.label_names)
         rows = f"all of {data.name} that is {split} data"
     examples = prepare_split(config, data, split, bundle.loaded)
-    limit = config.data.max_evaluation_samples
-    metrics = evaluate_examples(bundle.loaded.model, examples, find_task(config.data.task), bundle.device, limit)
+    limit, task = config.data.max_evaluation_samples, find_task(config.data.task)
+    count = len(examples) if limit is None else min(limit, len(examples))
+    gathered = gather_examples(bundle.loaded.model, examples, task, bundle.device, limit)
+    metrics = task.metrics([gathered] if gathered else [])
     metrics |= evaluate_answers(bundle.loaded, data, config.data, split)
-    return Scores(metrics, len(examples) if limit is None else min(limit, len(examples)), rows)
+    by = by or data.client_column
+    scored = data.splits[split]
+    if by is not None and by not in scored.column_names:
+        raise DataError(f"by={by!r}: {rows} has no such column; its columns are {', '.join(scored.column_names)}")
+    groups = [] if by is None else column_values(scored, by)[:count]
+    return Scores(metrics, count, rows, metrics_of_groups(gathered, task, groups))
 
 
 def predict(

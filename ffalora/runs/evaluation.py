@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import DataConfig
+from ..config import ConfigError, DataConfig
 from ..data.examples import Examples
-from ..data.generation import exact_match, generate_answers
+from ..data.generation import exact_match, final_number, generate_answers, rouge_l
 from ..data.load import LoadedData
-from ..data.tasks import Task
+from ..data.tasks import Gathered, Task, causal_losses
 from ..data.validate import column_values
 from ..models import LoadedModel
+from ..models.frozen_head import can_leave_head_out, head_left_out
 from ..training.batches import physical_batches
 
 _TOKENS = 8192
@@ -32,29 +34,73 @@ def predict_examples(model: nn.Module, examples: Examples, device: torch.device)
     return torch.stack(outputs)
 
 
-@torch.inference_mode()
 def evaluate_examples(
     model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
 ) -> dict[str, float]:
     """The task's metrics on the first ``samples`` examples (all by default)."""
+    gathered = gather_examples(model, examples, task, device, samples)
+    return task.metrics([gathered] if gathered else [])
+
+
+@torch.inference_mode()
+def gather_examples(
+    model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
+) -> Gathered:
+    """What the task's metrics need of the first ``samples`` examples (all by default), in their order."""
     count = len(examples) if samples is None else min(samples, len(examples))
-    return task.metrics([task.gather(*results) for _, *results in _passes(model, examples, device, count)])
+    if not count:
+        return {}
+    order, found = [], []
+    with _without_logits(model, examples, task, device):
+        for batch, *results in _passes(model, examples, device, count):
+            order.append(batch)
+            found.append(task.gather(*results))
+    places = np.argsort(np.concatenate(order))
+    return {name: np.concatenate([batch[name] for batch in found])[places] for name in found[0]}
+
+
+def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """The task's metrics on the samples of each group alone; ``groups`` names each sample's."""
+    names = np.asarray([str(group) for group in groups])
+    return {
+        name: task.metrics([{key: values[names == name] for key, values in gathered.items()}])
+        for name in sorted(set(names))
+    }
+
+
+def _without_logits(
+    model: nn.Module, examples: Examples, task: Task, device: torch.device
+) -> AbstractContextManager[None]:
+    """Leaves the head out where losses do without its logits."""
+    inputs = {name: value.to(device) for name, value in examples.collate([0])[0].items()}
+    apart = task.losses is causal_losses and can_leave_head_out(model, inputs)
+    return head_left_out(model) if apart else nullcontext()
 
 
 def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> dict[str, float]:
-    """``exact_match`` of the numbers in which generated answers end with those of ``split``; empty where the
-    configuration asks for no answers.
+    """``rouge_l`` of generated answers with those of ``split``, and ``exact_match`` of the numbers that they end in
+    where any of those does; empty where the configuration asks for no answers.
     """
     if config.answer_tokens is None:
         return {}
     rows = data.splits[split]
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
-    prompts, references = (column_values(rows, column) for column in data.input_columns)
+    if data.form == "texts":
+        raise ConfigError(
+            f"data.answer_tokens={config.answer_tokens} is given, but {data.name} holds plain texts without answers; "
+            "set it to null, or give columns of prompts and answers"
+        )
+    prompts, *answered = (column_values(rows, column) for column in data.input_columns)
+    references = answered[0] if answered else [messages[-1]["content"] for messages in prompts]
+    asked = prompts if answered else [messages[:-1] for messages in prompts]
     answers = generate_answers(
-        loaded.model, loaded.tokenizer, prompts, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
+        loaded.model, loaded.tokenizer, asked, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
     )
-    return {"exact_match": exact_match(answers, references)}
+    numbers = any(final_number(reference) is not None for reference in references)
+    return {"rouge_l": rouge_l(answers, references)} | (
+        {"exact_match": exact_match(answers, references)} if numbers else {}
+    )
 
 
 def _passes(

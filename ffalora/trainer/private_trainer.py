@@ -34,6 +34,7 @@ from ..privacy.sampling import SeededDraw, SystemDraw
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
+from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from .steps import LogicalSteps, classes_of, lengths_of
@@ -80,7 +81,7 @@ class PrivateTrainer(Trainer):
             from ..adapters import convert
 
             adapters = convert(model)
-        check_trained_tensors(model, adapters, private=True)
+        check_trained_tensors(modules_of(model), adapters, private=True)
         check_arguments(args, others)
         self.privacy, self.adapters = privacy, adapters
         self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -17,8 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..adapters import Adapters
 from ..config import PrivacyConfig
-from ..privacy.sampling import Draw, SeededDraw, SystemDraw
-from .detectors import check_attached
+from .detectors import Modules, check_attached, modules_of
 from .probe import SamplesNotIndependent
 
 if TYPE_CHECKING:
@@ -33,16 +32,22 @@ def check_model(model: nn.Module, adapters: Adapters, device: torch.device, priv
     Raises:
         ValueError, SamplesNotIndependent, StorageParted: with the name of what is wrong.
     """
-    check_attached(model, adapters, device)
-    check_trained_tensors(model, adapters, private)
+    modules = modules_of(model)
+    check_attached(modules, adapters, device)
+    check_trained_tensors(modules, adapters, private)
     if private:
-        check_batch_norm(model)
+        check_batch_norm(modules)
 
 
-def check_trained_tensors(model: nn.Module, adapters: Adapters, private: bool) -> None:
+def check_trained_tensors(modules: Modules, adapters: Adapters, private: bool) -> None:
     """Every tensor that requires grad must have a place in the state: nothing else is clipped and noised."""
     placed = {id(adapters.layout.parameter(place)) for place in adapters.layout.places}
-    outside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in placed]
+    outside = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in modules
+        for name, p in module._parameters.items()
+        if p is not None and p.requires_grad and id(p) not in placed
+    ]
     if outside:
         raise ValueError(
             f"{len(outside)} trainable tensors are outside the adapters' state (first: {outside[0]}), so they would be "
@@ -50,23 +55,14 @@ def check_trained_tensors(model: nn.Module, adapters: Adapters, private: bool) -
         )
 
 
-def check_batch_norm(model: nn.Module) -> None:
+def check_batch_norm(modules: Modules) -> None:
     """Batch normalisation by a batch's own statistics makes every sample's gradient depend on the others."""
-    for name, module in model.named_modules():
+    for name, module in modules:
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             raise SamplesNotIndependent(
                 f"{name} is a {type(module).__name__} that normalises by the batch's own statistics, which mixes "
                 "samples; put it into evaluation mode, or replace it by layer or group normalisation"
             )
-
-
-def check_draw(draw: Draw) -> None:
-    """Amplified ε is for Poisson sampling alone; a source of batches that is not known to be Poisson is refused."""
-    if not isinstance(draw, SeededDraw | SystemDraw):
-        raise ValueError(
-            f"draw is a {type(draw).__name__}, which is not known to be Poisson sampling (SeededDraw, SystemDraw); set "
-            "privacy.sampling='shuffled' for ε without amplification"
-        )
 
 
 def check_cohort(cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: bool) -> None:

@@ -49,14 +49,19 @@ class Arena:
             self.gradients = torch.zeros(capacity, layout.width, device=self._device)
             self.squares = torch.zeros(capacity, layout.slots, dtype=torch.float64, device=self._device)
         gradients, squares = self.gradients[:count], self.squares[:count]
+        self.prepare(gradients, squares)
+        return gradients, squares
+
+    def prepare(self, gradients: Tensor, squares: Tensor) -> None:
+        """Makes rows ready for a backward pass: squares unwritten, gradients of shared tensors zero."""
         squares.fill_(UNWRITTEN)
+        layout = self._layout
         for place in layout.places:
             columns = gradients[:, place.start : place.start + place.size]
             if layout.layers[place.layer].shared_use:
                 columns.zero_()
             elif self.poison:
                 columns.fill_(float("nan"))
-        return gradients, squares
 
     def check_written(self, squares: Tensor) -> None:
         """Every trained tensor received a gradient from every segment.
@@ -64,7 +69,10 @@ class Arena:
         Raises:
             GradientMissing: names the tensors that the backward pass did not reach.
         """
-        unwritten = (squares == UNWRITTEN).any(0)
+        self.refuse_unwritten((squares == UNWRITTEN).any(0))
+
+    def refuse_unwritten(self, unwritten: Tensor) -> None:
+        """As :meth:`check_written`, of what was found: bool ``[slots]``."""
         if bool(unwritten.any()):
             places = self._adapters.layout.places
             names = [places[i].name for i in unwritten.nonzero().flatten().tolist()]

@@ -227,7 +227,7 @@ def _cache(
         for examples in (cached_train, cached_evaluation):  # apart: training must not depend on what is evaluated
             _fill(table, model, bottom.last, examples, device)
     before = bottom.encoder.embeddings, list(bottom.layers[: bottom.count])
-    _put(bottom, _Rows(table), [_PassOn(isinstance(first, tuple)) for _ in before[1]])
+    _put(bottom, _Rows(table).eval(), [_PassOn(isinstance(first, tuple)).eval() for _ in before[1]])
     try:
         _compare(_logits(model, cached_train, compared, device), alone, states.dtype)
     except (_NotCacheable, RuntimeError, TypeError, ValueError, AttributeError) as error:  # unfit states raise any

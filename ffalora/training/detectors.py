@@ -8,7 +8,7 @@ learning rate of zero or a zero gradient for a fault.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,34 @@ class GradientWrong(RuntimeError):
     """A sample's gradient in the arena is not the one that ordinary autograd finds for that sample alone."""
 
 
-def check_attached(model: nn.Module, adapters: Adapters, device: torch.device) -> None:
-    """The adapters' layers are the modules inside ``model``, and their parameters are float32, here, and nobody else's.
+#: Each module of a model once, with its name there.
+Modules = Sequence[tuple[str, nn.Module]]
+
+
+def modules_of(model: nn.Module) -> Modules:
+    """As ``model.named_modules()``, which asks each module in turn: of a large model that takes longer than a step's
+    other work on the host.
+    """
+    found, seen, waiting = [], set(), [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append((name, module))
+            inside = [
+                (f"{name}.{key}" if name else key, part) for key, part in module._modules.items() if part is not None
+            ]
+            waiting += reversed(inside)
+    return found
+
+
+def check_attached(modules: Modules, adapters: Adapters, device: torch.device) -> None:
+    """The adapters' layers are among a model's modules, and their parameters are float32, here, and nobody else's.
 
     Raises:
         StorageParted: names the layer or the tensor, what happened to it, and what to do.
     """
-    inside = {id(module) for module in model.modules()}
+    inside = {id(module) for _, module in modules}
     for layer in adapters.trained_layers():
         if id(layer.module) not in inside:
             raise StorageParted(
@@ -53,7 +74,7 @@ def check_attached(model: nn.Module, adapters: Adapters, device: torch.device) -
                 f"{layer.name} looks for its training pass somewhere else than these adapters put it (a copied layer); "
                 "attach adapters to the copy"
             )
-    holders = _holders(model)
+    holders = _holders(modules)
     for place in adapters.layout.places:
         parameter = adapters.layout.parameter(place)
         if parameter.dtype != torch.float32:
@@ -74,10 +95,10 @@ def check_attached(model: nn.Module, adapters: Adapters, device: torch.device) -
             )
 
 
-def _holders(model: nn.Module) -> dict[int, list[str]]:
+def _holders(modules: Modules) -> dict[int, list[str]]:
     """Names of the parameters and buffers at each address; a module that hangs in several places counts once."""
     found: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in modules:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None and tensor.numel() and tensor.device.type != "meta":
                 found.setdefault(tensor.data_ptr(), []).append(f"{prefix}.{name}" if prefix else name)
@@ -168,7 +189,6 @@ class UpdateWatch:
 
     def _by_tensor(self, columns: Tensor) -> Tensor:
         """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor."""
-        found = torch.zeros(len(columns), self._layout.slots, dtype=torch.bool, device=columns.device)
-        for place in self._layout.places:
-            found[:, place.slot] = columns[:, place.start : place.start + place.size].any(1)
-        return found
+        found = torch.zeros(len(columns), self._layout.slots + 1, dtype=torch.int32, device=columns.device)
+        slots = self._layout.slot_of_column().to(columns.device)
+        return found.index_add_(1, slots, columns.int())[:, :-1] > 0

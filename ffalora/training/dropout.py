@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..adapters import Adapters
 from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix
 from ..privacy.noise import NoiseSource, SecureNoise
 from .probe import SamplesNotIndependent
@@ -49,6 +50,10 @@ class DropoutKeys:
     def only(self, row: int) -> DropoutKeys:
         """Of one sample of the batch."""
         return DropoutKeys(self.samples[row : row + 1], self.shared)
+
+    def masks(self, device: torch.device) -> DropoutMasks:
+        """The masks of a pass on padded samples."""
+        return DropoutMasks(torch.as_tensor(self.samples).to(device), shared=self.shared)
 
     @classmethod
     def of(
@@ -88,15 +93,34 @@ class DropoutKeys:
         return cls(np.frombuffer(bytearray(os.urandom(8 * samples)), dtype=np.int64), shared)
 
 
-def keyed_dropout(model: nn.Module, masks: DropoutMasks) -> AbstractContextManager:
-    """Within the block every dropout of a model that is in training mode takes its mask from ``masks``.
+def drops_out(model: nn.Module, adapters: Adapters) -> bool:
+    """Whether a pass may draw masks: the adapters' dropout is on in every pass, the model's own in training mode."""
+    own = any(getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values())
+    return own or any(module.training for module in model.modules())
+
+
+@contextmanager
+def keyed_dropout(model: nn.Module, masks: DropoutMasks | None) -> Iterator[None]:
+    """Within the block every dropout of a model that is in training mode takes its mask from ``masks``; None is for
+    passes in which nothing drops out.
 
     Raises:
         SamplesNotIndependent: a compiled model in training mode, whose dropout cannot be reached; or, within the
             block, other random tensors.
     """
-    if not any(module.training for module in model.modules()):
-        return nullcontext()
+    if masks is None:
+        yield
+        return
+    keyed: AbstractContextManager = nullcontext()
+    if any(module.training for module in model.modules()):
+        _check_reachable(model)
+        keyed = _Keyed(masks)
+    with torch.random.fork_rng([]), keyed:
+        torch.default_generator.manual_seed(masks.shared)
+        yield
+
+
+def _check_reachable(model: nn.Module) -> None:
     inside = [name for name, module in model.named_modules() if _draws_inside(module)]
     if inside:
         raise SamplesNotIndependent(
@@ -115,7 +139,6 @@ def keyed_dropout(model: nn.Module, masks: DropoutMasks) -> AbstractContextManag
             f"attn_implementation={fused!r} draws attention dropout by the position in the batch; use 'eager' or "
             "'sdpa', or set the model's attention dropout to 0"
         )
-    return _Keyed(masks)
 
 
 def _draws_inside(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..privacy.noise import SeededNoise
@@ -35,6 +36,8 @@ class Engine(TrainingSetup):
         lr_factors: Sequence[float] | None = None,
         mask: Tensor | None = None,
         on_step: Callable[[int], None] | None = None,
+        report: TrainingReport | None = None,
+        index: Tensor | None = None,
     ) -> TrainingReport:
         """``steps`` logical steps of every client of the cohort, from and into its row of ``state``.
 
@@ -46,6 +49,10 @@ class Engine(TrainingSetup):
             lr_factors: what the learning rate is multiplied with in each step; None leaves it.
             mask: bool ``[C,P]``, columns that a client has (clients of a smaller rank lack some); the others stay zero.
             on_step: called after each logical step with its number.
+            report: what to add to, where the cohort is a part of a larger one; index: its rows there, int64 ``[C]``.
+
+        Returns:
+            The report, by default a fresh one of this cohort.
 
         Raises:
             PrivacyBudgetSpent: a client may not take the steps; nothing was charged for the step that was refused.
@@ -65,9 +72,10 @@ class Engine(TrainingSetup):
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
-        report = TrainingReport.of(len(cohort))
+        report = TrainingReport(len(cohort)) if report is None else report
+        index = torch.arange(len(cohort)) if index is None else index
         for number in range(steps):
-            step.run(report, 1.0 if lr_factors is None else lr_factors[number])
+            step.run(report, index, 1.0 if lr_factors is None else lr_factors[number])
             if on_step is not None:
                 on_step(number)
         return report

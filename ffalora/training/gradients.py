@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ffalora_kernels import clip_reduce_
 
 from ..adapters import Adapters, TrainingPass
-from ..adapters.dropout import DropoutMasks
+from ..models.frozen_head import head_left_out
 from ..models.packing import pack, packed_attention, packed_segments
 from .admission import check_batch
 from .arena import Arena
 from .detectors import check_gradients, check_reads_state
-from .dropout import DropoutKeys, keyed_dropout
+from .dropout import DropoutKeys, drops_out, keyed_dropout
 from .plain import plain_gradient
 from .probe import Probe, check_losses
 
@@ -80,7 +80,7 @@ def segment_gradients(
     per_client: bool = False,
     arena: Arena | None = None,
     probe: Probe | None = None,
-    dropout: DropoutKeys | None = None,
+    dropout: Callable[[], DropoutKeys] | None = None,
     packed: bool = False,
     merged: dict[str, Tensor] | None = None,
 ) -> SegmentGradients:
@@ -95,7 +95,8 @@ def segment_gradients(
             is how many samples there are, whatever a collator made of them.
         per_client: one segment a client instead of one a sample: enough where nothing is clipped.
         arena, probe: buffers, and what is known of the model; None makes and looks afresh (some forward passes more).
-        dropout: what the masks of dropout are made from; None takes fresh keys from the operating system.
+        dropout: gives what the masks are made from, where anything drops out; None takes fresh keys from the operating
+            system.
         packed: lay the samples end to end instead of padding them.
         merged: for each layer's name the base weight with the adapter added, where the pass serves one client.
 
@@ -110,20 +111,24 @@ def segment_gradients(
     check_batch(inputs, targets, samples)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     targets = targets.to(device)
-    (probe or Probe(adapters, packed=packed)).look(model, losses, inputs, targets)
+    seen = probe or Probe(adapters, packed=packed)
+    seen.look(model, losses, inputs, targets)
     arena = arena or Arena(adapters)
     segment = np.unique(rows, return_inverse=True)[1] if per_client else np.arange(samples)
     current = _training_pass(state, arena, rows, segment, merged)
     check_reads_state(current, state)
-    keys = dropout or DropoutKeys.fresh(samples)
-    current.masks = DropoutMasks(torch.as_tensor(keys.samples).to(device))
-    padded = inputs
+    keys, padded = None, inputs
+    if drops_out(model, adapters):
+        keys = DropoutKeys.fresh(samples) if dropout is None else dropout()
+        current.masks = keys.masks(device)
     if packed:
         inputs = pack(inputs)
-        current.packed, current.masks.starts = packed_segments(inputs, current), inputs["cu_seq_lens_q"]
+        current.packed = packed_segments(inputs, current)
+        if current.masks is not None:
+            current.masks.starts = inputs["cu_seq_lens_q"]
     attention = packed_attention(model) if packed else nullcontext()
-    with adapters.training_pass(current), attention, torch.random.fork_rng([]), keyed_dropout(model, current.masks):
-        torch.default_generator.manual_seed(keys.shared)
+    head = head_left_out(model) if seen.head_apart else nullcontext()
+    with adapters.training_pass(current), attention, head, keyed_dropout(model, current.masks):
         found = losses(model(**inputs), targets)
         check_losses(found, samples)
         found.sum().backward()
@@ -131,7 +136,7 @@ def segment_gradients(
     if probe is not None and not per_client and samples and probe.is_to_compare(state):
         for i in {0, samples - 1}:
             one = {name: value[i : i + 1] for name, value in padded.items()}, targets[i : i + 1]
-            alone = plain_gradient(model, adapters, losses, *one, state[rows[i]], keys.only(i))
+            alone = plain_gradient(model, adapters, losses, *one, state[rows[i]], keys and keys.only(i))
             check_gradients(adapters, current.arena, {i: alone})
     return SegmentGradients(current.arena, current.squares, current.client, found.detach())
 

@@ -31,7 +31,7 @@ def plain_gradient(
     inputs: Mapping[str, Tensor],
     target: Tensor,
     row: Tensor,
-    keys: DropoutKeys,
+    keys: DropoutKeys | None,
 ) -> tuple[Tensor, bool]:
     """The gradient of one sample alone, and whether it was computed in float32 throughout.
 
@@ -39,7 +39,7 @@ def plain_gradient(
         model, adapters, losses: as in ``segment_gradients``; a compiled model runs uncompiled.
         inputs: padded, one row each; target: ``[1, ...]``.
         row: float32 ``[P]``, the parameters.
-        keys: of this sample's dropout.
+        keys: of this sample's dropout; None where nothing drops out.
 
     Returns:
         float32 ``[P]``, zero where the loss does not depend on a tensor, and the answer.
@@ -48,13 +48,11 @@ def plain_gradient(
         place.name: row[place.start : place.start + place.size].view(place.shape).clone().requires_grad_()
         for place in adapters.layout.places
     }
-    masks = DropoutMasks(torch.as_tensor(keys.samples).to(row.device))
+    masks = None if keys is None else keys.masks(row.device)
     model = getattr(model, "_orig_mod", model)
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
     narrow: list[bool] = []
-    plain, keyed = _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks)
-    with eager, plain, torch.random.fork_rng([]), keyed:
-        torch.default_generator.manual_seed(keys.shared)
+    with eager, _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks):
         losses(model(**inputs), target).sum().backward()
     gradient = torch.zeros_like(row)
     for place in adapters.layout.places:
@@ -73,7 +71,7 @@ def is_exact(model: nn.Module, device: torch.device) -> bool:
 
 @contextmanager
 def _plain_layers(
-    adapters: Adapters, tensors: Mapping[str, Tensor], masks: DropoutMasks, narrow: list[bool]
+    adapters: Adapters, tensors: Mapping[str, Tensor], masks: DropoutMasks | None, narrow: list[bool]
 ) -> Iterator[None]:
     """Within the block every trained layer computes its formula on ``tensors``, by names of places, and adds to
     ``narrow`` whether it did so under autocast (which may be on inside the model's forward alone).
@@ -93,7 +91,7 @@ def _plain_layers(
 
 
 def _formula(
-    layer: TrainedLayer, own: Mapping[str, Tensor], masks: DropoutMasks, narrow: list[bool], x: Tensor, *_: Any
+    layer: TrainedLayer, own: Mapping[str, Tensor], masks: DropoutMasks | None, narrow: list[bool], x: Tensor, *_: Any
 ) -> Tensor:
     base, autocast = layer.base_layer, torch.is_autocast_enabled(x.device.type)
     narrow.append(autocast)
@@ -111,7 +109,7 @@ def _formula(
     return linear(_wide(x), weight, bias).to(x.dtype)
 
 
-def _low_rank(layer: LowRank, own: Mapping[str, Tensor], masks: DropoutMasks, x: Tensor) -> Tensor:
+def _low_rank(layer: LowRank, own: Mapping[str, Tensor], masks: DropoutMasks | None, x: Tensor) -> Tensor:
     """``scale · b a x``, or ``scale · b core a x``, of the tensors that are trained here and the others' own."""
     x = _wide(masked_dropout(x, layer.p_dropout, masks) if layer.p_dropout else x)
     h = linear(x, own.get("lora_A", layer.lora_A).to(x.dtype))

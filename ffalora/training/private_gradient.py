@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,6 @@ class PrivateGradient:
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
-        shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
         for samples, inputs, targets in batches:
             found = segment_gradients(
                 model or self.model,
@@ -109,7 +109,7 @@ class PrivateGradient:
                 rows=np.zeros(len(samples), dtype=np.int64),
                 arena=self._arena,
                 probe=self._probe,
-                dropout=DropoutKeys.of(self.noise, *self._named(len(samples), number), samples, shared),
+                dropout=partial(self._dropout_keys, samples, number),
             )
             norms.append(found.clip_into_(total, self.max_grad_norm))
             losses.append(found.losses)
@@ -144,9 +144,10 @@ class PrivateGradient:
         )
         return gradient[0]
 
-    def _named(self, samples: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Client and step of every sample of a batch."""
-        return np.full(samples, self.ledger.client_id), np.full(samples, number)
+    def _dropout_keys(self, samples: np.ndarray, number: int) -> DropoutKeys:
+        client, step = np.full(len(samples), self.ledger.client_id), np.full(len(samples), number)
+        shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
+        return DropoutKeys.of(self.noise, client, step, samples, shared)
 
     def _row(self, value: float) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=self.device)

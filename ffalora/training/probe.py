@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters
-from ..data.tasks import logits_of
+from ..data.tasks import causal_losses, logits_of
+from ..models.frozen_head import can_leave_head_out
 from ..models.packing import check_packing
 
 
@@ -29,20 +30,22 @@ class Probe:
         packed: samples are laid end to end; the model must give the same outputs as for padded ones.
         recomputes: compare gradients with ordinary autograd's, in the first batch and once more when the state has
             moved (with ``b`` zero and all clients alike, half of what can be wrong does not show).
+        head_apart: whether the losses can be computed without the logits of a language model's frozen head.
     """
 
     adapters: Adapters
     private: bool = True
     packed: bool = False
     recomputes: bool = False
-    _open: set[str] = field(default_factory=lambda: {"uses", "packing", "independence"}, init=False, repr=False)
+    head_apart: bool = field(default=False, init=False)
+    _open: set[str] = field(default_factory=lambda: {"uses", "head", "packing", "independence"}, init=False, repr=False)
     _compared: list[float] = field(default_factory=list, init=False, repr=False)
 
     def look(
         self, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor], targets: Tensor
     ) -> None:
-        """Counts how often layers are used, compares packed with padded outputs, and checks that neither the model nor
-        the loss mixes samples; each once, on the first batch that can tell.
+        """Counts how often layers are used, sees whether the head can be left out, compares packed with padded outputs,
+        and checks that neither the model nor the loss mixes samples; each once, on the first batch that can tell.
 
         Raises:
             SamplesNotIndependent: see :func:`check_independence`. ValueError: see ``check_packing``.
@@ -50,6 +53,9 @@ class Probe:
         if "uses" in self._open:
             self.adapters.count_uses(inputs)
             self._open.remove("uses")
+        if "head" in self._open and len(targets):
+            self.head_apart = losses is causal_losses and can_leave_head_out(model, inputs)
+            self._open.remove("head")
         if not self.packed or ("packing" in self._open and check_packing(model, inputs, logits_of)):
             self._open.discard("packing")
         if not self.private:
@@ -59,6 +65,11 @@ class Probe:
                 logits = logits_of(model(**inputs))
             check_losses_independence(losses, logits, targets)
             self._open.remove("independence")
+
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether nothing is left to look at."""
+        return not self._open and not (self.private and self.recomputes and len(self._compared) < 2)
 
     def is_to_compare(self, state: Tensor) -> bool:
         """Whether gradients at this state, float32 ``[C,P]``, are to be compared: in two batches of different ones."""

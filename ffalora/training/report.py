@@ -2,144 +2,80 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from .batches import PhysicalBatches
 
 
-def _no_counts() -> Tensor:
-    return torch.empty(0, dtype=torch.int64)
-
-
-def _no_numbers() -> Tensor:
-    return torch.empty(0, dtype=torch.float64)
-
-
-@dataclass
 class TrainingReport:
-    """What happened in a call of ``Engine.train``; numbers marked private are computed on private data without noise.
+    """What happened in calls of ``Engine.train``; numbers marked private are computed on private data without noise.
+
+    Args:
+        clients: rows of the cohort.
 
     Attributes:
-        samples_by_row: int64 ``[C]``, samples passed through the model, by row of the cohort.
+        samples: int64 ``[C]``, passed through the model, by row of the cohort.
         tokens, padded_tokens: of all these samples, without and with the padding of their passes.
-        nonfinite_by_row: int64 ``[C]``, samples whose gradient held NaN or Inf and contributed zero (private). Without
+        nonfinite: int64 ``[C]``, samples whose gradient held NaN or Inf and contributed zero (private). Without
             privacy the samples of a physical batch share a client's gradient.
-        rows: int64 ``[S]``, whose sample each of the last logical step is.
+        rows: int64 ``[S]``, whose sample each of the clients' last logical steps is.
         losses, norms: float64 ``[S]``, of these samples (private); norms are empty without privacy.
         above: bool ``[S]``, which of those norms were above the clipping norm (private).
         rejected: clients whose row came back with NaN or Inf and was left out.
         dropped: clients that vanished before their row arrived; they have spent the steps they took.
     """
 
-    tokens: int = 0
-    padded_tokens: int = 0
-    samples_by_row: Tensor = field(default_factory=_no_counts)
-    nonfinite_by_row: Tensor = field(default_factory=_no_counts)
-    rows: Tensor = field(default_factory=_no_counts)
-    losses: Tensor = field(default_factory=_no_numbers)
-    norms: Tensor = field(default_factory=_no_numbers)
-    above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
-    rejected: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, clients: int) -> TrainingReport:
-        """An empty report of a cohort."""
-        none = torch.zeros(clients, dtype=torch.int64)
-        return cls(samples_by_row=none, nonfinite_by_row=none.clone())
+    def __init__(self, clients: int):
+        self.tokens = self.padded_tokens = 0
+        self.samples, self.nonfinite = torch.zeros(2, clients, dtype=torch.int64)
+        self.rows, self.above = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+        self.losses, self.norms = torch.empty(2, 0, dtype=torch.float64)
+        self.rejected: list[int] = []
+        self.dropped: list[int] = []
 
     def add_step(
-        self, losses: Sequence[Tensor], norms: Tensor, rows: Tensor, limits: Tensor | None, drawn: Sequence[int],
-        plan: PhysicalBatches,
-    ) -> None:  # fmt: skip
-        """Adds the counts of a logical step, and makes it the last one.
+        self, index: Tensor, rows: Tensor, losses: Tensor, norms: Tensor, limits: Tensor | None, plan: PhysicalBatches
+    ) -> None:
+        """Adds the counts of a logical step, and makes it the last one of those who took it.
 
         Args:
-            losses: float32 ``[S]`` in pieces; norms: float64 ``[S]``; rows: int64 ``[S]``.
-            limits: float64 ``[C]``, the clipping norms that the step used; None without privacy.
-            drawn: samples of each row; plan: how they were cut.
+            index: int64 ``[c]``, the row here of each client that took the step.
+            rows: int64 ``[S]``, whose each sample is, among them; losses: float32 and norms: float64, ``[S]``.
+            limits: float64 ``[c]``, the clipping norms that the step used; None without privacy.
+            plan: how the samples were cut.
         """
-        self.rows = rows
-        self.losses = torch.cat([torch.empty(0), *losses]).double()
-        self.nonfinite_by_row += torch.bincount(rows[~norms.isfinite()], minlength=len(drawn))
-        self.samples_by_row += torch.tensor(drawn)
+        own, others = index[rows], ~torch.isin(self.rows, index)
+        self.samples += torch.bincount(own, minlength=len(self.samples))
+        self.nonfinite += torch.bincount(own[~norms.isfinite()], minlength=len(self.samples))
         self.tokens += plan.tokens
         self.padded_tokens += plan.padded_tokens
         if limits is not None:
-            self.norms, self.above = norms, norms > limits[rows]
-
-    @classmethod
-    def merged(cls, clients: int, parts: Sequence[tuple[Tensor, TrainingReport]]) -> TrainingReport:
-        """The report of a cohort that trained in several calls: counts add up, and a client's last step is that of the
-        last call that it took part in.
-
-        Args:
-            clients: of the cohort.
-            parts: in the order of the calls, which row of the cohort each row of the call was (int64), and its report.
-        """
-        whole, last = cls.of(clients), torch.full((clients,), -1)
-        for number, (index, report) in enumerate(parts):
-            whole.tokens += report.tokens
-            whole.padded_tokens += report.padded_tokens
-            whole.samples_by_row[index] += report.samples_by_row
-            whole.nonfinite_by_row[index] += report.nonfinite_by_row
-            last[index] = number
-        kept = [report._of(last[index] == number) for number, (index, report) in enumerate(parts)]
-        whole.rows = torch.cat([whole.rows, *(index[each.rows] for (index, _), each in zip(parts, kept, strict=True))])
-        for name in ("losses", "norms", "above"):
-            setattr(whole, name, torch.cat([getattr(whole, name), *(getattr(each, name) for each in kept)]))
-        return whole
-
-    def _of(self, wanted: Tensor) -> TrainingReport:
-        """The samples of the last step whose row is ``wanted [C]``, without counts."""
-        mine = wanted[self.rows]
-        norms, above = (each[mine] if len(each) else each for each in (self.norms, self.above))
-        return TrainingReport(rows=self.rows[mine], losses=self.losses[mine], norms=norms, above=above)
+            self.norms = torch.cat([self.norms[others], norms])
+            self.above = torch.cat([self.above[others], norms > limits[rows]])
+        self.losses = torch.cat([self.losses[others], losses.double()])
+        self.rows = torch.cat([self.rows[others], own])
 
     def part(self, begin: int, end: int) -> TrainingReport:
         """The report of the rows from ``begin`` to ``end``; tokens remain those of the whole cohort."""
-        wanted = torch.zeros(len(self.samples_by_row), dtype=torch.bool)
-        wanted[begin:end] = True
-        found = self._of(wanted)
-        found.rows = found.rows - begin
+        found, own = TrainingReport(end - begin), (self.rows >= begin) & (self.rows < end)
         found.tokens, found.padded_tokens = self.tokens, self.padded_tokens
-        found.samples_by_row = self.samples_by_row[begin:end]
-        found.nonfinite_by_row = self.nonfinite_by_row[begin:end]
+        found.samples, found.nonfinite = self.samples[begin:end], self.nonfinite[begin:end]
+        found.rows, found.losses = self.rows[own] - begin, self.losses[own]
+        if len(self.norms):
+            found.norms, found.above = self.norms[own], self.above[own]
         return found
 
-    @property
-    def samples(self) -> int:
-        """Samples passed through the model."""
-        return int(self.samples_by_row.sum())
-
-    @property
-    def nonfinite(self) -> int:
-        """Samples whose gradient held NaN or Inf."""
-        return int(self.nonfinite_by_row.sum())
-
-    @property
-    def loss(self) -> float:
-        """Mean training loss of the last logical step; NaN without samples."""
-        return float(self.losses.mean()) if len(self.losses) else math.nan
-
-    @property
-    def median_norm(self) -> float:
-        """Median of the finite gradient norms of the last logical step; NaN without privacy or samples."""
-        finite = self.norms[self.norms.isfinite()]
-        return float(finite.median()) if len(finite) else math.nan
-
-    @property
-    def clipped(self) -> float:
-        """Share of the last logical step's finite gradients whose norm was above the clipping norm."""
+    def numbers(self) -> dict[str, float | int | None]:
+        """What a simulation writes down of the last logical steps: mean loss, median of the finite norms and the share
+        of them above the clipping norm; of all steps, samples, those that were not finite, and the share of padding in
+        what was computed. None where there is nothing to tell, or it is not finite.
+        """
         finite = self.norms.isfinite()
-        return float(self.above[finite].double().mean()) if bool(finite.any()) else 0.0
-
-    @property
-    def padding(self) -> float:
-        """Share of the computed tokens that were padding."""
-        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+        means = {"train_loss": self.losses.mean(), "median_norm": self.norms[finite].median()}
+        return {name: round(float(value), 6) if bool(value.isfinite()) else None for name, value in means.items()} | {
+            "clipped": round(float(self.above[finite].double().mean()), 4) if bool(finite.any()) else 0.0,
+            "nonfinite": int(self.nonfinite.sum()),
+            "padding": round(1.0 - self.tokens / self.padded_tokens, 4) if self.padded_tokens else 0.0,
+            "samples": int(self.samples.sum()),
+        }

@@ -30,8 +30,9 @@ from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
 
-#: Most that a record may move the sum by, in units of C: in float32, and where a narrower base rounds what others
-#: contribute differently when the shape of the batch changes.
+#: Most that a record may move the sum by, in units of C: in float32, and with a narrower base, where the shape of the
+#: batch may round what the m others contribute: by a share ρ of C each, in directions of their own, so that all is
+#: √(1 + m·ρ²). A hundred roundings of bfloat16, 2⁻⁸/√3 each at random, make ρ = 2.3%, and 200 others 1.05.
 FLOAT32_LIMIT, NARROW_LIMIT = 1.0001, 1.05
 SETTINGS = ("start", "moved", "clipped")
 
@@ -170,11 +171,10 @@ def _step(setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor) ->
 def _sums(step: LogicalStep, row: int) -> Callable[[np.ndarray], Tensor]:
     """The clipped sums of a cohort in which this participant has some samples and the others a batch that stays."""
     drawn = [step.setup.sample(participant) for participant in step.cohort]
-    limits = torch.tensor(step.norms, dtype=torch.float64, device=step.setup.device)[:, None]
 
     def clipped_sums(samples: np.ndarray) -> Tensor:
         step.clipped_sums([*drawn[:row], samples, *drawn[row + 1 :]], int(step.setup.token_budget or 1))
-        return step.total / limits
+        return step.total / step.norms[:, None]
 
     return clipped_sums
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
 from ..privacy.noise import NoiseSource, SecureNoise
-from ..privacy.sampling import Draw, SeededDraw, shuffled_batches
-from .admission import check_draw, check_model
+from ..privacy.sampling import Draw, SeededDraw, SystemDraw, shuffled_batches
+from .admission import check_model
 from .arena import Arena
-from .dropout import DropoutKeys
+from .dropout import DropoutKeys, drops_out
+from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
 from .probe import Probe
 from .token_budget import token_budget
@@ -52,6 +53,7 @@ class TrainingSetup:
         charged: called with the cohort once a step has been charged, before its noisy result exists.
         workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
         packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
+        cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class TrainingSetup:
     token_budget: int | None = None
     merge_weights: bool = False
     packed: bool = False
+    cuda_graphs: bool = True
     workers: Workers | None = None
     charged: Callable[[Sequence[Participant]], None] | None = None
 
@@ -80,6 +83,9 @@ class TrainingSetup:
         self.check_model()
         self.arena = Arena(self.adapters, self.device)
         self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
+        self.graphs = None
+        if self.cuda_graphs and self.device.type == "cuda":
+            self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, CudaRecorder())
         if self.token_budget is None:
             self.token_budget = token_budget(self.model, self.data, self.device)
 
@@ -91,8 +97,21 @@ class TrainingSetup:
     def check_model(self) -> None:
         """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
         check_model(self.model, self.adapters, self.device, self.private)
-        if self.private and self.privacy.sampling == "poisson":
-            check_draw(self.draw)
+        if self.private and self.privacy.sampling == "poisson" and not isinstance(self.draw, SeededDraw | SystemDraw):
+            raise ValueError(
+                f"draw is a {type(self.draw).__name__}, which is not known to be Poisson sampling (SeededDraw, "
+                "SystemDraw); set privacy.sampling='shuffled' for ε without amplification"
+            )
+
+    @property
+    def may_record(self) -> bool:
+        """Whether a pass does the same for every batch of one shape: nothing drops out, nothing is compiled or merged,
+        and the probe has seen what it wanted to see.
+        """
+        model = self.model
+        compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
+        plain = self.private and not (self.packed or self.merge_weights or compiled)
+        return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
 
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""

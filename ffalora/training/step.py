@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .admission import ledger_of
 from .batches import PhysicalBatches, packed_batches, physical_batches
 from .detectors import UpdateWatch
 from .gradients import segment_gradients
+from .graphs import Clipping, PassGraphs
 from .optim import Moments
 from .participant import Participant
 from .rates import column_units, given_rate
@@ -53,36 +55,37 @@ class LogicalStep:
             starts = [place.start for place in layout.places]
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
+        self.graphs: PassGraphs | None = None
 
-    def run(self, report: TrainingReport, lr_factor: float) -> None:
-        """Takes one step and adds what happened to ``report``."""
+    def run(self, report: TrainingReport, index: Tensor, lr_factor: float) -> None:
+        """Takes one step and adds what happened to ``report``; ``index`` int64 ``[C]``, the cohort's rows there."""
         setup, workers = self.setup, self.setup.workers
         if setup.private:
-            self._charge()
+            for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
+                ledger.charge()  # the poorest first: a refusal comes before anybody is charged
+            if setup.charged is not None and (workers is None or workers.rank == 0):
+                setup.charged(self.cohort)
         drawn = [setup.sample(participant) for participant in self.cohort]
         budget = setup.token_budget or 1
         if workers is not None:  # their free memory, and so the budget, may differ
             drawn, [[budget]] = (workers.same_for_all(each) for each in (drawn, [np.array([budget])]))
         losses, norms, rows, plan = self.clipped_sums(drawn, int(budget))
-        counts = [len(one) for one in drawn]
-        self._update(counts, lr_factor)
-        limits = torch.tensor(self.norms).double() if setup.private else None
-        report.add_step(losses, norms, rows, limits, counts, plan)
-        self._adapt_clipping(norms, rows)
+        self._update([len(one) for one in drawn], lr_factor)
+        report.add_step(index, rows, losses, norms, self.norms.cpu() if setup.private else None, plan)
+        if any(participant.adaptive is not None for participant in self.cohort):
+            self._adapt_clipping(norms, rows)
         for participant in self.cohort:
             participant.steps_taken += 1
 
-    def clipped_sums(
-        self, drawn: Sequence[np.ndarray], budget: int
-    ) -> tuple[list[Tensor], Tensor, Tensor, PhysicalBatches]:
+    def clipped_sums(self, drawn: Sequence[np.ndarray], budget: int) -> tuple[Tensor, Tensor, Tensor, PhysicalBatches]:
         """Puts each participant's clipped sum, without noise, into its row of ``total``.
 
         Args:
             drawn: a participant's samples each, indices into the data; budget: most tokens in a physical batch.
 
         Returns:
-            losses of the physical batches; norms float64 ``[S]`` before clipping, and whose they are ``[S]``; and how
-            the logical batch was cut. All computed on private data.
+            losses ``[S]``; norms float64 ``[S]`` before clipping; whose they are, int64 ``[S]``; and how the logical
+            batch was cut. All computed on private data.
         """
         setup, workers = self.setup, self.setup.workers
         row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
@@ -90,8 +93,12 @@ class LogicalStep:
         most = setup.arena.most_rows if setup.private else None
         plan = cut(setup.data.lengths[samples], budget, max_samples=most)
         self.total.zero_()
+        if self.graphs is None and setup.graphs is not None and setup.may_record:
+            self.graphs = setup.graphs
+            self.graphs.forget_moved(model=True)
         merged = self._merged_weights()
-        losses, norms, rows = [], [torch.empty(0, dtype=torch.float64)], [np.empty(0, dtype=np.int64)]
+        losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
+        losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
             batch = batch if workers is None else workers.share(batch)
             if len(batch):
@@ -100,28 +107,24 @@ class LogicalStep:
                 losses.append(loss)
                 norms.append(norm)
                 rows.append(row_of[batch])
+        losses, norms = ([torch.cat(each).cpu()] for each in (losses, norms))  # the first wait for the device
+        if self.graphs is not None:
+            self.graphs.check_written()
         if workers is not None:
             workers.add_up_(self.total)
             losses, norms, rows = workers.gather(losses, norms, rows)
-        return losses, torch.cat(norms), torch.from_numpy(np.concatenate(rows)), plan
-
-    def _charge(self) -> None:
-        for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
-            ledger.charge()  # the poorest first: a refusal comes before anybody is charged
-        if self.setup.charged is not None and (self.setup.workers is None or self.setup.workers.rank == 0):
-            self.setup.charged(self.cohort)
+        return torch.cat(losses), torch.cat(norms), torch.from_numpy(np.concatenate(rows)), plan
 
     def _take_clipping_norms(self) -> None:
         """Clipping thresholds and noise of the next step, from each participant's policy or the configuration."""
         setup, groups = self.setup, len(self.group_columns) - 1
-        self.norms = [p.clipping_norm(setup.privacy.max_grad_norm) for p in self.cohort]
-        self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, self.norms, strict=True)])
-        limits = torch.full((len(self.cohort), 1), math.inf, dtype=torch.float64)
+        norms = [p.clipping_norm(setup.privacy.max_grad_norm) for p in self.cohort]
+        self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, norms, strict=True)])
+        self.norms = self._row(norms)
+        self.max_grad_norm = self.norms[:, None] if setup.private else torch.full_like(self.norms, math.inf)[:, None]
         if setup.private and groups > 1:
-            limits = torch.stack([per_layer_thresholds(norm, [1.0] * groups) for norm in self.norms])
-        elif setup.private:
-            limits = torch.tensor(self.norms, dtype=torch.float64)[:, None]
-        self.max_grad_norm = limits.to(setup.device)
+            limits = torch.stack([per_layer_thresholds(norm, [1.0] * groups) for norm in norms])
+            self.max_grad_norm = limits.to(setup.device)
 
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor] | None:
@@ -136,10 +139,16 @@ class LogicalStep:
         self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
-        ``[S]``, on the CPU: without privacy, those of the sums that the samples went into.
+        ``[S]``: without privacy, those of the sums that the samples went into.
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
+        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
+        if self.graphs is not None:
+            clipping = Clipping(self.max_grad_norm, self.group_columns, mode)
+            done = self.graphs.run(inputs, targets, rows, self.state, self.total, clipping)
+            if done is not None:
+                return done
         found = segment_gradients(
             setup.model,
             setup.adapters,
@@ -151,15 +160,14 @@ class LogicalStep:
             per_client=not setup.private,
             arena=setup.arena,
             probe=setup.probe,
-            dropout=setup.dropout_keys(self.cohort, rows, samples),
+            dropout=partial(setup.dropout_keys, self.cohort, rows, samples),
             packed=setup.packed,
             merged=merged,
         )
-        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
-        norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode).cpu()
+        norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode)
         if not setup.private:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
-        return found.losses.cpu(), norms
+        return found.losses, norms
 
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
@@ -170,7 +178,7 @@ class LogicalStep:
         ]
         denominator = self._row(expected)
         if setup.private and optimizer.normalize:
-            denominator *= self._row(self.norms)
+            denominator *= self.norms
         before = None if self.units is None else self.state.clone()
         watch = None
         if sum(drawn) and not self.watched:
@@ -217,12 +225,12 @@ class LogicalStep:
 
     def _adapt_clipping(self, norms: Tensor, rows: Tensor) -> None:
         """Moves the clipping norm of every participant that has a policy, by its own noisy count."""
-        if all(p.adaptive is None for p in self.cohort):
-            return
+        normals = np.array([self.setup.noise.normal(p.client_id, p.steps_taken) for p in self.cohort])
+        if self.setup.workers is not None:  # a count is released once, and all clip to the same norm
+            [normals] = self.setup.workers.same_for_all([normals])
         for row, participant in enumerate(self.cohort):
             if participant.adaptive is not None:
-                normal = self.setup.noise.normal(participant.client_id, participant.steps_taken)
-                participant.adaptive.update(norms[rows == row], normal)
+                participant.adaptive.update(norms[rows == row], float(normals[row]))
         self._take_clipping_norms()
 
     def _row(self, values: Sequence[float]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a ``torch.distributed`` group that train together.
+    """The processes of the default ``torch.distributed`` group, which is initialised, that train together.
 
     Attributes:
         rank, size: of this process, and of the group.
@@ -25,13 +25,6 @@ class Workers:
 
     rank: int
     size: int
-
-    @classmethod
-    def of_this_group(cls) -> Workers | None:
-        """The initialised default group; None where there is none, or one process only."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
-            return None
-        return cls(dist.get_rank(), dist.get_world_size())
 
     def same_for_all(self, drawn: list[np.ndarray]) -> list[np.ndarray]:
         """The first process's draw, on every process: cryptographic draws differ between processes."""

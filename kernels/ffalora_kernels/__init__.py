@@ -5,6 +5,7 @@ C++ kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md
 """
 
 from .dispatch import BackendUnavailable, explain, use_backend
+from .head_loss import linear_cross_entropy
 from .ops import backward, clip_reduce_, expand_, outer, privatize_step_
 from .products import adapted_input_gradient, adapted_product, base_input_gradient, base_product
 from .segments import Segments
@@ -20,6 +21,7 @@ __all__ = [
     "clip_reduce_",
     "expand_",
     "explain",
+    "linear_cross_entropy",
     "outer",
     "privatize_step_",
     "use_backend",

@@ -27,6 +27,13 @@ class StepTensors:
         columns: int, client_id: int, step: int, age: int, noise_std: int, denominator: int, lr: int, index: int,
     ) -> None: ...  # fmt: skip
 
+class HeadLogits:
+    def __init__(
+        self, *, data: int, stride: int, rows: int, columns: int, targets: int, weights: int, softcap: float,
+        losses: int, right: int,
+    ) -> None: ...  # fmt: skip
+
+def softmax_gradient(logits: HeadLogits, gradient: Activations, threads: int) -> None: ...
 def expand(y: Activations, h: Activations, b: AdapterB, segments: Segments, scale: float, threads: int) -> None: ...
 def backward(
     dy: Activations, h: Activations, b: AdapterB, dh: Activations, segments: Segments, scale: float,

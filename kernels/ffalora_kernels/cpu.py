@@ -12,7 +12,7 @@ from torch import Tensor
 from . import reference
 
 try:
-    from . import _cpu
+    from . import _cpu, cpu_head_loss
 except ImportError as missing:
     raise ImportError(
         f"the C++ extension ffalora_kernels._cpu is not usable ({missing}); "
@@ -132,9 +132,7 @@ def privatize_step(
         adamw=optimizer == "adamw", beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, mu=mu,
         dp_bias_correction=dp_bias_correction,
     )  # fmt: skip
-    _cpu.privatize_step(
-        tensors, update, key=key & _WORD64, stream=stream & _WORD32, threads=torch.get_num_threads()
-    )  # fmt: skip
+    _cpu.privatize_step(tensors, update, key=key & _WORD64, stream=stream & _WORD32, threads=torch.get_num_threads())
 
 
 IMPLEMENTATIONS = {
@@ -143,4 +141,5 @@ IMPLEMENTATIONS = {
     "outer": outer,
     "clip_reduce_": clip_reduce,
     "privatize_step_": privatize_step,
+    "linear_cross_entropy": cpu_head_loss.linear_cross_entropy,
 }

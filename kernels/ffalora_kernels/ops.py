@@ -13,12 +13,9 @@ float64 arena, are accepted by the reference backend only: gradient checks need 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from . import dispatch
 from .checks import (
     activation,
     check_alike,
@@ -33,6 +30,7 @@ from .checks import (
     refuse_tokens,
     signed,
 )
+from .registration import define
 from .segments import Segments
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -51,8 +49,6 @@ SCHEMAS = {
     "Tensor? index, int key, int stream, str optimizer, float beta1, float beta2, float eps, float weight_decay, "
     "float mu, bool dp_bias_correction) -> ()",
 }
-
-_library = torch.library.Library("ffalora", "DEF")
 
 
 def expand_(y: Tensor, h: Tensor, b: Tensor, segments: Segments, scale: float) -> None:
@@ -275,13 +271,6 @@ def privatize_step_(
 # ---- registration
 
 
-def _implementation(op: str, device_type: str) -> Callable:
-    def run(*args, **fields):
-        return dispatch.choose(op, device_type)[0](*args, **fields)
-
-    return run
-
-
 def _fake_backward(dy, h, *rest):
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
@@ -293,11 +282,6 @@ def _fake_clip_reduce(total, arena, squares, client, max_grad_norm, *rest):
 
 _FAKES = {"backward": _fake_backward, "clip_reduce_": _fake_clip_reduce}
 
-for _op, _schema in SCHEMAS.items():
-    _library.define(_op + _schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    for _device in ("cpu", "cuda"):
-        _library.impl(_op, _implementation(_op, _device), _device.upper())
-    torch.library.register_fake(f"ffalora::{_op}", _FAKES.get(_op, lambda *args, **fields: None), lib=_library)
-
-# looked up once: by name, a call would resolve its overload again
-_expand, _backward, _outer, _clip_reduce, _privatize_step = (getattr(torch.ops.ffalora, _op).default for _op in SCHEMAS)
+_expand, _backward, _outer, _clip_reduce, _privatize_step = (
+    define(op, schema, _FAKES.get(op, lambda *args, **fields: None)) for op, schema in SCHEMAS.items()
+)

@@ -86,6 +86,33 @@ def clip_reduce_ref(
     return factors, norms
 
 
+def linear_cross_entropy_ref(
+    x: Tensor, w: Tensor, bias: Tensor | None, targets: Tensor, offsets: Tensor,
+    ignore_index: int, mean: bool, softcap: float, gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Losses and right predictions of each segment, and the gradient of the losses' sum with respect to ``x``."""
+    bounds = offsets.tolist()
+    losses = _wide(x).new_zeros(len(bounds) - 1)
+    right = torch.zeros(len(bounds) - 1, dtype=torch.int32, device=x.device)
+    dx = torch.zeros_like(x if gradient else x[:0], memory_format=torch.contiguous_format)
+    for i, (lo, hi) in enumerate(pairwise(bounds)):
+        own = lo + (targets[lo:hi] != ignore_index).nonzero()[:, 0]
+        z = _wide(x[own]) @ _wide(w).T
+        z = z if bias is None else z + _wide(bias)
+        z = softcap * (z / softcap).tanh() if softcap else z
+        real = (targets[own] >= 0) & (targets[own] < len(w))
+        z = z.where(real[:, None], math.nan)
+        target = targets[own].clamp(0, len(w) - 1)[:, None]
+        chosen, weight = z.gather(1, target)[:, 0], 1.0 / max(len(own), 1) if mean else 1.0
+        losses[i] = weight * (z.logsumexp(1) - chosen).sum()
+        right[i] = (chosen >= z.amax(1)).sum()
+        if gradient:
+            dz = z.softmax(1).scatter_add(1, target, -torch.ones_like(z[:, :1]))
+            dz = dz * (1.0 - (z / softcap).square()) if softcap else dz
+            dx[own] = (weight * (dz @ _wide(w))).to(x.dtype)
+    return losses, right, dx
+
+
 def philox_ref(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words per counter, as int64 tensors of equal shape."""
     c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64) & _MASK for c in counter)
@@ -164,4 +191,5 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "outer": outer_ref,
     "clip_reduce_": clip_reduce_ref,
     "privatize_step_": privatize_step_ref,
+    "linear_cross_entropy": linear_cross_entropy_ref,
 }

@@ -63,3 +63,20 @@ def adapted_product_floor(m: int, n: int, k: int, r: int, e: int, c: int = 1, bi
 def adapted_input_gradient_floor(m: int, n: int, k: int, r: int, e: int) -> int:
     """``adapted_input_gradient``: dy, w, dh and a read, dx written."""
     return (m * n + n * k + m * r + r * k + m * k) * e
+
+
+def linear_cross_entropy_floor(m: int, d: int, v: int, s: int, e: int) -> int:
+    """``linear_cross_entropy``: states, head, targets and offsets read, gradient, losses and right counts written."""
+    return (2 * m * d + v * d) * e + m * INT64 + (s + 1) * INT32 + s * (FP32 + INT32)
+
+
+def softmax_gradient_floor(m: int, v: int, e: int) -> int:
+    """Between the products of ``linear_cross_entropy``: float32 logits and targets read, their gradient (in the dtype
+    of the states), losses and right predictions written.
+    """
+    return m * v * (FP32 + e) + m * (INT64 + FP32 + INT32)
+
+
+def segment_sums_floor(m: int, s: int) -> int:
+    """Around it: targets and offsets read, weights written; losses, right predictions and weights read and summed."""
+    return m * (INT64 + 3 * FP32 + INT32) + 2 * (s + 1) * INT32 + s * (FP32 + INT32)

@@ -113,6 +113,26 @@ def test_patterns_choose_rank_and_scale_by_layer():
     assert layers["bert.encoder.layer.1.attention.self.value"].scale == pytest.approx(3 / 2)
 
 
+def test_a_head_that_shares_its_weight_is_not_merged_into_it():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    for tied in (True, False):
+        model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, tie_word_embeddings=tied, **sizes)).eval()
+        adapters = attach(model, AdapterConfig(rank=2, target_modules=["q_proj", "lm_head"]))
+        torch.nn.init.normal_(adapters.layers["lm_head"].lora_B)
+        before, weight = model(torch.arange(5)[None]).logits, model.lm_head.base_layer.weight.clone()
+        if tied:
+            with pytest.raises(
+                ValueError, match=r"lm_head shares its weight with model\.embed_tokens.* untie them first"
+            ):
+                adapters.merge()
+            assert torch.equal(model.lm_head.base_layer.weight, weight)
+        else:
+            adapters.merge()
+        torch.testing.assert_close(model(torch.arange(5)[None]).logits, before)
+
+
 def test_merge_keeps_the_outputs_and_unmerge_restores_the_weight():
     for model, losses in ((tiny_bert(), sample_losses), (tiny_gpt2(), lambda m, b: m(input_ids=b["input_ids"]).logits)):
         batch = text_batch()

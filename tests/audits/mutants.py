@@ -7,6 +7,8 @@ A test takes a mutant from ``MUTANTS`` and applies it with pytest's monkeypatch.
 from __future__ import annotations
 
 import os
+import subprocess
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,10 +18,12 @@ from ffalora.adapters import autograd
 from ffalora.adapters.dropout import DropoutMasks
 from ffalora.audits import bounds, own
 from ffalora.data.examples import TokenizedDataset
-from ffalora.privacy import statement
+from ffalora.federated.flower.policy import SitePolicy
+from ffalora.privacy import charge_log, data_ledger, ledger_files, prior, sealed, statement
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
+from ffalora.report import baselines, page
 from ffalora.training import gradients, sensitivity
 from ffalora.training import step as step_module
 from ffalora.training.dropout import DropoutKeys
@@ -192,6 +196,93 @@ def statement_gives_the_smallest_epsilon(patch) -> None:
     patch.setattr(statement, "max", min, raising=False)
 
 
+def epsilon_is_rounded_to_the_nearest(patch) -> None:
+    patch.setattr(statement, "rounded_up", lambda value, digits=4: float(f"{value:.{digits}g}"))
+
+
+def dropout_is_left_to_the_generator(patch) -> None:
+    patch.setattr(gradients, "drops_out", lambda model, adapters: False)
+
+
+def probe_forgives_everything(patch) -> None:
+    patch.setattr(sensitivity, "limit_of", lambda model, device: 1e9)
+
+
+def prior_is_amplified(patch) -> None:
+    """What was spent by shuffled batches counts as if they had been Poisson samples."""
+    real = prior.spent_from
+    patch.setattr(prior, "spent_from", lambda values: real(values)._replace(sampling="poisson"))
+
+
+def prior_is_left_out(patch) -> None:
+    patch.setattr(PrivacyLedger, "history", property(lambda self: (*self.others, self.steps(self.steps_taken))))
+
+
+def prior_of_a_simulation_counts(patch) -> None:
+    real = prior._of_one_run
+    patch.setattr(prior, "_of_one_run", lambda path, is_secure: real(path, False))
+
+
+def ledgers_are_not_locked(patch) -> None:
+    """Here, and in the processes that tests start."""
+    for module in (ledger_files, charge_log):
+        patch.setattr(module, "locked", nullcontext)
+    real = subprocess.Popen
+
+    def unlocked(command, **options):
+        if command[1:2] == ["-c"]:
+            command = [command[0], "-c", _UNLOCKED + command[2], *command[3:]]
+        return real(command, **options)
+
+    patch.setattr(subprocess, "Popen", unlocked)
+
+
+_UNLOCKED = """
+from contextlib import nullcontext
+from ffalora.privacy import charge_log, ledger_files
+ledger_files.locked = charge_log.locked = nullcontext
+"""
+
+
+def charges_forget_what_others_charged(patch) -> None:
+    patch.setattr(ledger_files, "charge_file", lambda ledger, path: ledger.save(path))
+
+
+def edited_ledgers_are_believed(patch) -> None:
+    patch.setattr(sealed, "digest_of", lambda values: "")
+
+
+def edited_charges_are_believed(patch) -> None:
+    patch.setattr(charge_log.ChargeLog, "_sealed", lambda self, record: "")
+
+
+def runs_of_other_folders_are_not_counted(patch) -> None:
+    patch.setattr(data_ledger.DataLedger, "look_up", lambda self, ledgers: None)
+
+
+def a_site_takes_what_the_server_asks_for(patch) -> None:
+    patch.setattr(SitePolicy, "check_run", lambda self, config: None)
+
+
+def a_site_spends_what_the_server_asks_for(patch) -> None:
+    patch.setattr(SitePolicy, "check_ledger", lambda self, ledger: None)
+
+
+def a_site_trains_on_whatever_is_named(patch) -> None:
+    patch.setattr(SitePolicy, "allowed_data", lambda self, data: data)
+
+
+def pages_call_simulations_protected(patch) -> None:
+    real = page.describe_run
+    patch.setattr(
+        page, "describe_run", lambda config: real(config | {"privacy": config["privacy"] | {"noise": "secure"}})
+    )
+
+
+def a_run_is_held_against_the_worst_baseline(patch) -> None:
+    patch.setattr(baselines, "max", min, raising=False)
+
+
 MUTANTS = {
     mutant.__name__.replace("_", " "): mutant
     for mutant in (
@@ -201,6 +292,12 @@ MUTANTS = {
         dropout_masks_repeat_every_step, secure_dropout_from_a_public_seed, clipping_norm_doubled,
         rows_counted_twice, collator_mixes_neighbours, gradients_are_not_compared, backward_scaled,
         probe_leaves_nothing_out, audit_guesses_by_a_coin, audit_ignores_delta, statement_gives_the_smallest_epsilon,
+        epsilon_is_rounded_to_the_nearest, dropout_is_left_to_the_generator, probe_forgives_everything,
+        prior_is_amplified, prior_is_left_out, prior_of_a_simulation_counts, ledgers_are_not_locked,
+        charges_forget_what_others_charged, edited_ledgers_are_believed, edited_charges_are_believed,
+        runs_of_other_folders_are_not_counted, a_site_takes_what_the_server_asks_for,
+        a_site_spends_what_the_server_asks_for, a_site_trains_on_whatever_is_named, pages_call_simulations_protected,
+        a_run_is_held_against_the_worst_baseline,
     )
 }  # fmt: skip
 

@@ -1,5 +1,8 @@
 """Mutants of dropout, detectors, audit and statement: each is seen by a check that the sound package passes."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 from mutants import MUTANTS
@@ -50,16 +53,23 @@ def _says_the_largest():
     return said.max_epsilon >= max(one.epsilon() for one in both)
 
 
+def test_every_mutant_is_noticed_by_a_test_of_the_record():
+    with open(Path(__file__).parents[2] / "benchmarks/data/mutations.csv", newline="", encoding="utf-8") as file:
+        noticed = {row["broken"]: int(row["tests that notice"]) for row in csv.DictReader(file)}
+    assert set(noticed) == set(MUTANTS) and min(noticed.values()) > 0
+
+
 CHECKS = {
     "dropout masks repeat every step": lambda _: bool((_keys(SeededNoise(1), 0) != _keys(SeededNoise(1), 1)).all()),
     "secure dropout from a public seed": lambda _: bool((_keys(SecureNoise(), 0) != _keys(SecureNoise(), 0)).all()),
     "gradients are not compared": _is_raised,
     "probe leaves nothing out": lambda _: _near_the_bound(),
     "audit guesses by a coin": lambda _: _guesses_right(),
-    "audit ignores delta": lambda _: one_run_bound(1000, 500, 400, 0.0, 0.05)
-    > one_run_bound(1000, 500, 400, 0.1, 0.05),
+    "audit ignores delta": lambda _: (
+        one_run_bound(1000, 500, 400, 0.0, 0.05) > one_run_bound(1000, 500, 400, 0.1, 0.05)
+    ),
     "statement gives the smallest epsilon": lambda _: _says_the_largest(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mutant", CHECKS)

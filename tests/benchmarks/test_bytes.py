@@ -27,7 +27,7 @@ def test_every_operation_has_a_row_in_the_byte_table():
 
 def test_every_public_function_has_a_row_in_the_byte_table():
     computing = {name for name in ffk.__all__ if inspect.isfunction(getattr(ffk, name))} - {"explain", "use_backend"}
-    assert computing - table.VENDOR == set(SCHEMAS) | set(table.ENTRIES)
+    assert computing - table.VENDOR == set(table.KERNELS) | set(table.ENTRIES)
 
 
 def test_every_compiled_kernel_belongs_to_a_row_of_the_byte_table():
@@ -73,8 +73,8 @@ def test_seeded_floor_is_what_the_tensors_of_a_call_hold():
     assert gradient == sum(t.nbytes for t in (y, i.w, h, i.a, i.x))
 
 
-def test_committed_samples_hold_every_operation():
-    assert {row["op"] for row in table.read(table.SAMPLED)} == set(table.KERNELS)
+def test_committed_samples_hold_every_operation_that_memory_decides():
+    assert {row["op"] for row in table.read(table.SAMPLED)} == set(table.KERNELS) - table.COMPUTE_BOUND
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -33,9 +33,7 @@ def test_measured_question_is_no_longer_unknown():
 
 def test_formats_are_compared_over_their_own_seeds_and_rounds():
     def row(rounds, seed, wide, narrow):
-        return {
-            "method": "ffa", "rounds": rounds, "seed": seed, "float32_accuracy": wide, "bfloat16_accuracy": narrow,
-        }  # fmt: skip
+        return {"method": "ffa", "rounds": rounds, "seed": seed, "float32_accuracy": wide, "bfloat16_accuracy": narrow}
 
     text = page.accuracy([row("8", "0", "0.60", "0.61"), row("8", "1", "0.70", "0.69"), row("25", "0", "0.9", "0.1")])
     assert "demo, ffa, 8 rounds | 2 | 0.6500 | 0.6500 | +0.0000 (-0.1271 to +0.1271) | 0.0707" in text

@@ -111,6 +111,19 @@ def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp
     assert "ffa" in table and "lora" in table and "±" in table and "report" in table
 
 
+@pytest.mark.parametrize("best,said", [(0.1, "points above"), (1.0, "NOT above a trivial baseline")])
+def test_a_report_says_of_each_run_whether_it_was_worth_it(best, said, trained, tmp_path, capsys):
+    run("simulate", *SMALL, "--output", tmp_path / "r")
+    rows = [
+        {"name": name, "accuracy": accuracy, "epsilon": 0.0, "is_bound": False, "about": "…"}
+        for name, accuracy in (("majority", 0.05), ("means", best))
+    ]
+    (tmp_path / "r/baselines.json").write_text(json.dumps(rows))
+    capsys.readouterr()
+    assert run("report", tmp_path / "r") == 0
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_a_second_run_never_lands_in_the_first_ones_folder(trained):
     for _ in range(2):
         assert run("simulate", *SMALL) == 0
@@ -257,7 +270,7 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
 
     stand_in = types.ModuleType("ffalora.runs.bundle")
     scores = Scores({"accuracy": 0.75, "loss": 0.5}, 40, "all of new.csv that is test data")
-    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides: scores
+    stand_in.predict, stand_in.evaluate = predict, lambda folder, overrides, by: scores
     monkeypatch.setitem(sys.modules, "ffalora.runs.bundle", stand_in)
     assert run("predict", tmp_path, "fine", "good", "--device", "cpu") == 0
     assert capsys.readouterr().out.splitlines() == ["positive\t0.900\tfine", "positive\t0.900\tgood"]
@@ -270,8 +283,10 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
     assert said == {"accuracy": 0.75, "loss": 0.5, "samples": 40, "rows": "all of new.csv that is test data"}
     assert run("evaluate", tmp_path) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "accuracy  0.7500  95% [0.5981, 0.8581]", "loss      0.5000", "40 rows: all of new.csv that is test data",
-    ]  # fmt: skip
+        "accuracy  0.7500  95% [0.5981, 0.8581]",
+        "loss      0.5000",
+        "40 rows: all of new.csv that is test data",
+    ]
 
 
 @pytest.mark.parametrize("names", [["notes"], ["gone.csv"], ["new.csv", "new.csv"]])

@@ -172,7 +172,11 @@ def replaced(rows, values):
             {"task": "regression"},
             r"'label' must hold finite numbers for regression; it holds e.g. 'no' in lines 1, 2",
         ),
-        (ROWS, {"task": "causal-lm", "input_columns": ["text"]}, r"takes two, the prompt and the answer"),
+        (
+            ROWS,
+            {"task": "causal-lm", "input_columns": ["text"] * 3},
+            r"takes one column .* or two \(prompt and answer\)",
+        ),
         (ROWS, {"input_columns": ["text", "text", "text"]}, r"takes one text column or two"),
         (
             replaced(ROWS, {7: {"text": None}, 9: {"text": "  "}}),

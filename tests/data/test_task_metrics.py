@@ -10,7 +10,8 @@ import torch
 
 from ffalora.data import DataError
 from ffalora.data.examples import IGNORE_INDEX
-from ffalora.data.generation import exact_match, final_number
+from ffalora.data.generation import exact_match, final_number, rouge_l
+from ffalora.data.head_loss import HeadStates
 from ffalora.data.tasks import TASKS, find_task
 
 
@@ -51,6 +52,14 @@ def test_gradient_of_a_sample_touches_its_own_outputs_only(name):
     find_task(name).losses(logits, targets)[1].backward()
     touched = logits.grad.flatten(1).abs().sum(1) > 0
     assert touched.tolist() == [False, True, False, False]
+
+
+def test_losses_of_tokens_read_nothing_back_from_the_device():
+    """Tensors without data stand for a device that would have to be waited for."""
+    logits, targets = (t.to("meta") for t in causal_batch())
+    states = HeadStates(torch.empty(4, 9, 6, device="meta"), torch.empty(13, 6, device="meta"))
+    for given in (logits, states):
+        assert find_task("causal-lm").losses(SimpleNamespace(logits=given), targets).shape == (4,)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -145,3 +154,20 @@ def test_exact_match_compares_values_and_counts_missing_numbers_as_wrong():
     assert exact_match(["#### 7.0", "8", "none", "1,000"], ["#### 7", "#### 9", "#### 1", "#### 1000"]) == 0.5
     with pytest.raises(ValueError, match="give equally many"):
         exact_match(["1"], [])
+
+
+@pytest.mark.parametrize(
+    "answer,reference,expected",
+    [
+        ("The cat sat.", "the CAT sat", 1.0),
+        ("police killed the gunman", "police kill the gunman", 0.75),
+        ("the gunman police killed", "police kill the gunman", 0.5),
+        ("", "word", 0.0),
+        ("a b c d", "d", 0.4),
+    ],
+)
+def test_rouge_l_is_the_share_of_words_in_the_same_order(answer, reference, expected):
+    assert rouge_l([answer], [reference]) == pytest.approx(expected)
+    assert rouge_l([answer, "x"], [reference, "y"]) == pytest.approx(expected / 2)
+    with pytest.raises(ValueError, match="give equally many"):
+        rouge_l([answer], [])

@@ -33,9 +33,10 @@ def test_a_read_of_memory_that_nobody_wrote_is_refused() -> None:
 @pytest.mark.parametrize("first,second", [("st", "st"), ("st", "ld"), ("ld", "st"), ("atom", "ld"), ("ld", "atom")])
 def test_two_programs_at_one_place_are_a_race_unless_both_read(first: str, second: str) -> None:
     access = {
-        "st": "st.global.b32 [%d0], %r1;", "ld": "ld.global.b32 %r5, [%d0];",
+        "st": "st.global.b32 [%d0], %r1;",
+        "ld": "ld.global.b32 %r5, [%d0];",
         "atom": "atom.global.add.u32 %r5, [%d0], 1;",
-    }  # fmt: skip
+    }
     body = f"setp.eq.u32 %p0, %r1, 0;\n @!%p0 bra OTHER;\n {access[first]}\n ret;\nOTHER:\n {access[second]}"
     with pytest.raises(PTXError, match="global-race"):
         launch(body, np.zeros(32, np.uint32), programs=2)

@@ -66,9 +66,11 @@ def test_members_of_a_structure_are_read_from_their_places() -> None:
     ld.param.f64 %g1, [settings+16];
     """
     read = {
-        "b64": ("%d1", np.int64, 2**40), "f32": ("%f1", np.float32, 2.5), "b32": ("%r2", np.uint32, 7),
+        "b64": ("%d1", np.int64, 2**40),
+        "f32": ("%f1", np.float32, 2.5),
+        "b32": ("%r2", np.uint32, 7),
         "f64": ("%g1", np.float64, -1.25),
-    }  # fmt: skip
+    }
     for kind, (register, dtype, expected) in read.items():
         found = result(body, kind, register, dtype, parameters=parameters, arguments=[bytes_of_it])
         assert found.tolist() == [expected] * 32
@@ -104,6 +106,17 @@ def test_an_integer_is_divided_towards_zero() -> None:
 def test_a_shuffle_reads_the_other_lane_and_says_whether_it_is_there() -> None:
     body = "shfl.sync.down.b32 %r2|%p1, %r0, 5, 31, -1;\n selp.b32 %r3, %r2, 99, %p1;"
     assert result(body, "b32", "%r3", np.uint32).tolist() == [*range(5, 32), *[99] * 5]
+
+
+@pytest.mark.parametrize("kind,expected", [("add", 7 * -5 + 25 * 3), ("min", -5), ("max", 3)])
+def test_a_reduction_gives_every_lane_the_same_number(kind: str, expected: int) -> None:
+    body = f"""
+    setp.lt.u32 %p0, %r0, 7;
+    selp.s32 %r2, -5, 3, %p0;
+    mov.b32 %r3, -1;
+    redux.sync.{kind}.s32 %r4, %r2, %r3;
+    """
+    assert result(body, "s32", "%r4", np.int32).tolist() == [expected] * 32
 
 
 def test_updates_of_one_place_add_up_and_each_finds_the_sum_before_it() -> None:

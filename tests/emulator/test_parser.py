@@ -40,8 +40,11 @@ def test_kernels_parameters_labels_and_guards_are_found() -> None:
     assert first.threads == 128 and first.shared == {"dynamic": 0, "fixed": 0} and first.shared_bytes == 24
     assert first.register_types == {"%p": "pred", "%r": "b32", "=named": "b32"}
     assert [(x.op, x.predicate, x.negated) for x in first.code] == [
-        ("mov", None, False), ("add", "%p1", True), ("bra", "%p0", False), ("ret", None, False),
-    ]  # fmt: skip
+        ("mov", None, False),
+        ("add", "%p1", True),
+        ("bra", "%p0", False),
+        ("ret", None, False),
+    ]
     assert first.labels == {"LOOP": 1}
     add = first.code[1]
     assert (add.args, add.source_line) == (["%r1", "%r0", "1"], 17)

@@ -99,8 +99,9 @@ def test_adam_is_corrected_for_secure_noise(small, tmp_path):
     adam = {"optimizer__name": "adamw", "optimizer__lr": 0.01, "optimizer__dp_bias_correction": True}
     moved = []
     for name, corrected in (("with", True), ("without", False)):
-        run = Run.open(build(small(**SECURE, **adam | {"optimizer__dp_bias_correction": corrected})), tmp_path / name,
-                       resume=False)  # fmt: skip
+        run = Run.open(
+            build(small(**SECURE, **adam | {"optimizer__dp_bias_correction": corrected})), tmp_path / name, resume=False
+        )
         before = run.server.row.clone()
         run_round(run.experiment, run.server)
         moved.append(float((run.server.row - before).norm()))

@@ -229,7 +229,7 @@ def test_a_client_that_sends_nan_is_named_and_the_round_goes_on(small, monkeypat
 def test_a_round_of_nothing_but_rejected_clients_leaves_the_state(small, monkeypatch):
     experiment = build(small())
     monkeypatch.setattr(
-        module, "train_cohort", lambda e, s, cohort, rows: (rows.fill_(float("inf")), module.TrainingReport())[1]
+        module, "train_cohort", lambda e, s, cohort, rows: (rows.fill_(float("inf")), module.TrainingReport(3))[1]
     )
     server = experiment.strategy.begin()
     before = server.row.clone()
@@ -368,9 +368,12 @@ def test_the_saved_adapter_gives_peft_the_same_hidden_states_and_reproduces_the_
 def test_training_at_one_site_does_not_depend_on_how_it_is_cut_into_rounds(small, tmp_path, optimizer):
     for rounds, steps in ((1, 6), (3, 2)):
         config = small(
-            federation__rounds=rounds, federation__local_steps=steps, optimizer__schedule="cosine",
-            optimizer__warmup_steps=2, **optimizer,
-        )  # fmt: skip
+            federation__rounds=rounds,
+            federation__local_steps=steps,
+            optimizer__schedule="cosine",
+            optimizer__warmup_steps=2,
+            **optimizer,
+        )
         train(config, tmp_path / str(rounds), progress=False)
     whole, cut = adapter_of(tmp_path / "1"), adapter_of(tmp_path / "3")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -523,8 +526,10 @@ def test_a_clients_ledger_depends_on_its_own_data_alone(small, tmp_path):
     flat.flat[flat.offsets[experiment.participants[1].samples[0]] + 1] += 1
     again = make_participants(experiment.config, experiment.partition, experiment.train)
     assert [p.ledger.fingerprint == q.ledger.fingerprint for p, q in zip(before.participants, again, strict=True)] == [
-        True, False, True,
-    ]  # fmt: skip
+        True,
+        False,
+        True,
+    ]
     assert first.ledger.fingerprint.startswith(f"{texts} sha256:")
     assert len({p.ledger.fingerprint for p in again}) == 3
 

@@ -186,9 +186,10 @@ def test_runs_that_differ_in_values_of_a_row_alone_may_train_together(small, tmp
     ]:  # fmt: skip
         assert shared_setting(small(**PRIVATE | other)) not in (None, base), other
     for alone in [
-        PRIVATE | {"privacy__noise": "secure"}, CLIENT_LEVEL,
+        PRIVATE | {"privacy__noise": "secure"},
+        CLIENT_LEVEL,
         *(PRIVATE | {"federation__strategy": name} for name in ("lora", "fedsvd", "rolora", "fedsa", "hetlora")),
-    ]:  # fmt: skip
+    ]:
         assert shared_setting(small(**alone)) is None, alone
 
 

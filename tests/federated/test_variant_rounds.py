@@ -18,8 +18,9 @@ def test_clients_of_a_variant_move_and_average_exactly_in_private_rounds(small, 
     together = simulate(config, tmp_path / "together", progress=False)
     alone = simulate(
         config.model_copy(update={"federation": config.federation.model_copy(update={"one_pass": "never"})}),
-        tmp_path / "alone", progress=False,
-    )  # fmt: skip
+        tmp_path / "alone",
+        progress=False,
+    )
     assert together.rounds[-1]["metrics"]["loss"] == pytest.approx(alone.rounds[-1]["metrics"]["loss"], rel=1e-4)
     assert evaluate(tmp_path / "together" / "adapter")["loss"] == pytest.approx(
         together.rounds[-1]["metrics"]["loss"], rel=1e-4

@@ -198,11 +198,13 @@ def check_privatize(
         index[:3] = index[p // 2 : p // 2 + 10] = -1
         tensors["index"] = index
     tensors |= {
-        "client_id": torch.tensor([7 + 2**40, 3, 11, 5][:c]), "step": torch.tensor([0, 123456, 9, 1][:c]),
-        "age": torch.tensor([1, 40, 2, 3][:c]), "lr": torch.rand(c, dtype=torch.float64),
+        "client_id": torch.tensor([7 + 2**40, 3, 11, 5][:c]),
+        "step": torch.tensor([0, 123456, 9, 1][:c]),
+        "age": torch.tensor([1, 40, 2, 3][:c]),
+        "lr": torch.rand(c, dtype=torch.float64),
         "noise_std": noise * torch.tensor([1.0, 2.0, 0.0, 1e-3][:c], dtype=torch.float64),
         "denominator": torch.tensor([64.0, 3.0, 1.0, 9.0][:c], dtype=torch.float64),
-    }  # fmt: skip
+    }
     moved = {name: t.to(device, copy=True) for name, t in tensors.items()}
     before = tensors["state"].clone()
     settings = {"key": key, "stream": 5, "optimizer": optimizer, **hyper}
@@ -217,6 +219,40 @@ def check_privatize(
         assert torch.equal(moved["state"].cpu()[:, tensors["index"] < 0], before[:, tensors["index"] < 0]), (
             "padding moved"
         )
+
+
+def check_linear_cross_entropy(
+    backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 12), d: int = 24, v: int = 301,
+    dtype: torch.dtype = FP32, bias_dtype: torch.dtype | None = None, reduction: str = "mean", softcap: float = 0.0,
+    ignored: float = 0.3, unknown: Sequence[int] = (), gradient: bool = True, pad: int = 0, size: float = 2.0,
+) -> None:  # fmt: skip
+    """Losses, right predictions and gradient of the states; tokens in ``unknown`` have targets that do not exist."""
+    torch.manual_seed(0)
+    segments = make_segments(lengths)
+    m = segments.n_tokens
+    x, w = rows(m, d, dtype, pad), rows(v, d, dtype, pad)
+    w *= size / d**0.5
+    bias = None if bias_dtype is None else torch.randn(v).to(bias_dtype)
+    likely = (x.float() @ w.float().T).argmax(1) if m else torch.zeros(0, dtype=torch.int64)
+    targets = torch.where(torch.rand(m) < 0.3, likely, torch.randint(v, (m,)))
+    targets[torch.rand(m) < ignored] = -7
+    for at, token in enumerate(unknown):
+        targets[token] = (v, -1)[at % 2]
+    settings = {"ignore_index": -7, "reduction": reduction, "softcap": softcap, "gradient": gradient}
+    with ffk.use_backend("reference"):
+        wide = (None if t is None else t.double() for t in (x, w, bias))
+        expected = ffk.linear_cross_entropy(*wide, targets, segments, **settings)
+    with ffk.use_backend(backend):
+        moved = (None if t is None else t.to(device) for t in (x, w, bias, targets))
+        losses, right, dx = ffk.linear_cross_entropy(*moved, to_device(segments, device), **settings)
+    assert losses.dtype == FP32 and right.dtype == torch.int32 and dx.dtype == dtype
+    assert dx.shape == ((m, d) if gradient else (0, d))
+    broken = [t.isnan() for t in expected]
+    for name, actual, wanted, lost in zip(("losses", "dx"), (losses, dx), expected[::2], broken[::2], strict=True):
+        assert torch.equal(actual.isnan().cpu(), lost), f"{name} is NaN elsewhere than a target is unknown"
+        assert_close(name, actual.cpu()[~lost], wanted[~lost])
+    assert torch.equal(right.cpu(), expected[1]), "right predictions differ"
+    assert not gradient or not dx.cpu()[targets == -7].any(), "an ignored token has a gradient"
 
 
 def _rest(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -328,4 +364,24 @@ _add(
     adamw={"optimizer": "adamw", "beta1": 0.9, "weight_decay": 0.01, "padding": True},
     adamw_dp={"optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "dp_bias_correction": True, "noise": 0.2},
     small_key={"key": 1, "p": 5},
+)
+_add(
+    check_linear_cross_entropy,
+    plain={},
+    bf16_of_three_chunks_of_vocabulary={"dtype": BF16, "v": 9001, "d": 16, "lengths": (3, 0, 9)},
+    fp16_with_bias={"dtype": FP16, "v": 515, "bias_dtype": FP16, "lengths": _RAGGED},
+    fp32_bias_of_narrow_states={"dtype": BF16, "bias_dtype": FP32, "v": 128},
+    sums={"reduction": "sum", "bias_dtype": FP32, "v": 1024, "dtype": BF16},
+    capped={"softcap": 1.5, "v": 100},
+    capped_bf16_with_bias={"softcap": 3.0, "dtype": BF16, "bias_dtype": BF16, "v": 333},
+    unknown_targets={"unknown": (1, 7), "lengths": (3, 3, 6), "dtype": BF16},
+    sharp={"size": 40.0, "dtype": FP16, "v": 200},
+    strided_rows={"pad": 3, "dtype": FP16, "d": 33},
+    without_gradient={"gradient": False, "dtype": BF16},
+    one_token={"lengths": (1,), "ignored": 0.0, "v": 5, "d": 1},
+    vocabulary_of_one={"v": 1, "dtype": BF16},
+    all_ignored={"ignored": 1.1, "dtype": BF16},
+    long_segment={"lengths": (1100, 3), "d": 8, "v": 37, "dtype": BF16},
+    no_tokens={"lengths": (0, 0)},
+    no_segments={"lengths": ()},
 )

@@ -73,12 +73,12 @@ INTERPRETED = [
         "wide = tl.where(tile_live, acc / scale,",
         "backward-plain",
     ),
-    Mutation("last block of dh lost", "join", "range(dh_parts)", "range(dh_parts - 1)", "backward-ragged_bf16"),
+    Mutation("last block of dh lost", "join", "k + part < dh_parts", "k + part < dh_parts - 1", "backward-ragged_bf16"),
     Mutation(
         "last block of norms lost",
         "join",
-        "range(n_square_parts)",
-        "range(n_square_parts - 1)",
+        "k + part < n_square_parts",
+        "k + part < n_square_parts - 1",
         "backward-ragged_bf16",
     ),
     Mutation(
@@ -235,6 +235,49 @@ INTERPRETED = [
         "tl.load(correction1 + owner)",
         "privatize-adamw",
     ),
+    Mutation("one-hot lost", "cross_entropy", " - (column == target).to(tl.float32)", "", "linear_cross_entropy-plain"),
+    Mutation(
+        "ignored tokens counted in the mean",
+        "cross_entropy",
+        "(live & (target != ignore_index))",
+        "live",
+        "linear_cross_entropy-plain",
+    ),
+    Mutation("bias lost", "cross_entropy", "if BIASED:", "if False:", "linear_cross_entropy-fp16_with_bias"),
+    Mutation(
+        "columns beyond the vocabulary counted",
+        "cross_entropy",
+        'tl.where(column < n, z, float("-inf"))',
+        "z",
+        "linear_cross_entropy-plain",
+    ),
+    Mutation(
+        "sums of earlier blocks not lowered",
+        "cross_entropy",
+        "sums * tl.exp(peaks - shift)",
+        "sums",
+        "linear_cross_entropy-bf16_of_three_chunks_of_vocabulary",
+    ),
+    Mutation(
+        "slope of the cap lost",
+        "cross_entropy",
+        "slope *= tl.where(column < n, 1.0 - (z / softcap) * (z / softcap), 0.0)",
+        "slope *= 1.0",
+        "linear_cross_entropy-capped",
+    ),
+    Mutation(
+        "gain of float16 kept", "cross_entropy", "weights[rows] / gain", "weights[rows]", "linear_cross_entropy-sharp"
+    ),
+    Mutation(
+        "a target that does not exist is taken for the first",
+        "cross_entropy",
+        'tl.where(known, logarithm, float("nan"))',
+        "logarithm",
+        "linear_cross_entropy-unknown_targets",
+    ),
+    Mutation(
+        "targets of the first chunk for all", "cross_entropy", "targets + token", "targets + row", "chunks_of_tokens"
+    ),
 ]
 EMULATED = [
     Mutation(
@@ -298,6 +341,20 @@ EMULATED = [
         "return stride // unit, unit",
         "return stride // unit, 16",
         "backward-strided_rows",
+    ),
+    Mutation(
+        "mask of a row's logits: reads past its end",
+        "cross_entropy",
+        "tl.load(products + column, mask=column < pitch, other=0.0)",
+        "tl.load(products + column)",
+        "linear_cross_entropy-plain",
+    ),
+    Mutation(
+        "mask of a row's gradient: writes past its end",
+        "cross_entropy",
+        "gradient.dtype.element_ty), mask=column < pitch)",
+        "gradient.dtype.element_ty))",
+        "linear_cross_entropy-plain",
     ),
     Mutation("two programs write one g", "backward", "g += segment.to", "g += (segment // 2).to", "backward-plain"),
 ]

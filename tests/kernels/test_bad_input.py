@@ -75,9 +75,7 @@ def arguments_of(op: str) -> dict:
             "group_columns": columns, "squares": limit.clone(),
         }  # fmt: skip
     rows = {name: torch.ones(2, **wide) for name in ("noise_std", "denominator", "lr")}
-    return rows | {
-        "state": arena, "total": torch.zeros(2, 20, **wide), "client_id": whole, "step": whole, "key": 1
-    }  # fmt: skip
+    return rows | {"state": arena, "total": torch.zeros(2, 20, **wide), "client_id": whole, "step": whole, "key": 1}
 
 
 META = {"device": "meta"}

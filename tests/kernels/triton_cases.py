@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cases import FP16, SCALE, assert_close, make_segments, rows
+from cases import FP16, SCALE, assert_close, check_linear_cross_entropy, make_segments, rows
 from torch import Tensor
 
 import ffalora_kernels as ffk
@@ -88,9 +88,10 @@ def check_far_sums(backend: str) -> None:
     join = sys.modules[f"{module_of('backward').__package__}.join"]
     parts, dh = far_rows(3, FAR // 2, 512, np.float32), torch.zeros(512)
     parts.copy_(torch.randn(3, 512))
-    join._sum_parts_kernel[(1,)](
+    join._sum_parts_kernel[(512 // join.SUM_BLOCK,)](
         parts, dh, None, None, parts.stride(0) // join.PART_UNIT, 3, 0, 0, 1,
-        DH=True, SQUARES=False, PART_UNIT=join.PART_UNIT, BLOCK=join.JOIN_BLOCK, num_warps=4,
+        DH=True, SQUARES=False, PART_UNIT=join.PART_UNIT, BLOCK=join.SUM_BLOCK,
+        AT_ONCE=join.SUM_AT_ONCE, num_warps=4,
     )  # fmt: skip
     assert_close("dh", dh, parts.double().sum(0))
 
@@ -164,6 +165,15 @@ def check_padded_sums(backend: str) -> None:
     assert_close("dh", dh, expected)
 
 
+def check_chunks_of_tokens(backend: str) -> None:
+    """Tokens in chunks of three, the last one of two, across the bounds of segments."""
+    module = module_of("linear_cross_entropy")
+    with mock.patch.object(module, "SCRATCH_BYTES", 3 * 4 * 320):
+        assert module.chunk_tokens(301) == 3
+        check_linear_cross_entropy(backend, lengths=(4, 0, 7), dtype=FP16)
+    assert module.chunk_tokens(128256) == 512 and module.chunk_tokens(2**27) == 1
+
+
 #: Cases that the emulator leaves out: it would need as much memory as they span, or nothing is launched.
 NOT_EMULATED = {
     "far_activations": check_far_activations,
@@ -174,4 +184,8 @@ NOT_EMULATED = {
     "deterministic_sums": check_deterministic_sums,
     "current_device": check_current_device,
 }
-TRITON_CASES: dict[str, Callable[..., None]] = {**NOT_EMULATED, "padded_sums": check_padded_sums}
+TRITON_CASES: dict[str, Callable[..., None]] = {
+    **NOT_EMULATED,
+    "padded_sums": check_padded_sums,
+    "chunks_of_tokens": check_chunks_of_tokens,
+}

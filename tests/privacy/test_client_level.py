@@ -116,18 +116,6 @@ def test_padding_receives_no_noise():
     assert bool((state[:-4] != 0).all()) and bool((state[-4:] == 0).all())
 
 
-def test_server_momentum_is_kept():
-    server = mechanism(sigma=0.0, limit=100.0)
-    momentum, moved = torch.zeros(P), []
-    state = torch.zeros(P)
-    for round_number in range(2):
-        before = state.clone()
-        server.open_round(round_number)
-        server.close_round_(state, (before + 1.0)[None], round_number, momentum=momentum, beta=0.5)
-        moved.append((state - before).mean().item())
-    assert moved[1] == pytest.approx(1.5 * moved[0], rel=1e-4)
-
-
 @pytest.mark.parametrize("sampling", ["without-replacement", "full"])
 def test_clients_not_drawn_by_poisson_get_no_amplification(sampling):
     rate = 1.0 if sampling == "full" else 0.2

@@ -35,8 +35,9 @@ for _ in range(steps):
 
 
 def ledger(**terms) -> PrivacyLedger:
-    return PrivacyLedger(**dict(client_id=0, dataset_size=50, sample_rate=0.1, noise_multiplier=1.0, delta=1e-5,
-                                max_steps=10) | terms)  # fmt: skip
+    return PrivacyLedger(
+        **dict(client_id=0, dataset_size=50, sample_rate=0.1, noise_multiplier=1.0, delta=1e-5, max_steps=10) | terms
+    )
 
 
 def start(folder, book, steps):

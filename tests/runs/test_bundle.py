@@ -7,6 +7,7 @@ from ffalora.config import ConfigError
 from ffalora.data import DataError
 from ffalora.federated.simulate import simulate
 from ffalora.runs.bundle import evaluate, predict
+from ffalora.runs.generate import generate
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,11 @@ def test_a_run_s_own_data_is_scored_on_what_it_held_out(run):
     folder, lines, metrics = run
     scores = evaluate(folder)
     assert scores == pytest.approx(metrics) and scores.samples < len(lines) / 2
+
+
+def test_a_classifier_is_not_asked_for_answers(run):
+    with pytest.raises(ConfigError, match="was trained for classification: use `ffalora predict`"):
+        generate(run[0], ["what is it?"])
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,11 @@ def test_a_page_of_the_tables_alone_equals_that_of_the_runs(tmp_path, monkeypatc
     result = run_study(load_grid("heterogeneity", "laptop", "smoke"), tmp_path / "study", progress=False)
     run, stored = study_page(result), study_page(read_study(result.folder))
     assert (run.asked, run.findings, run.tables, run.details) == (
-        stored.asked, stored.findings, stored.tables, stored.details,
-    )  # fmt: skip
+        stored.asked,
+        stored.findings,
+        stored.tables,
+        stored.details,
+    )
 
 
 def test_one_seed_has_no_interval(tmp_path):

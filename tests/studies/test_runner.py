@@ -45,8 +45,9 @@ def test_runs_share_passes_but_for_those_whose_costs_are_read_from_the_clock(
 ):
     monkeypatch.setattr(runner, "step_costs", lambda config: {})
     scale = DEFINITION["scales"]["laptop"] | {"tried": {"ffa": {"optimizer.lr": [1, 2, 4]}}}
-    grid = small_grid(methods={"ffa": {"federation.strategy": "ffa"}}, claims=[], scales={"laptop": scale},
-                      counts_costs=counts_costs)  # fmt: skip
+    grid = small_grid(
+        methods={"ffa": {"federation.strategy": "ffa"}}, claims=[], scales={"laptop": scale}, counts_costs=counts_costs
+    )
     run_study(grid, tmp_path / "study", progress=False)
     # Three learning rates for each of two conditions; then three conditions with two seeds, no two of which may share.
     assert sorted(trainer.groups) == ([1] * 12 if counts_costs else [1] * 6 + [3] * 2)
@@ -144,9 +145,7 @@ def test_a_real_study_that_is_interrupted_in_a_round_ends_where_it_would_have(tm
     base = small_config(model, data, federation__rounds=2).model_dump()
     part = {"seeds": 1}
     scale = {"base": "laptop", "tried": {"ffa": {"optimizer.lr": [0.1, 0.5]}}, "smoke": part, "verdict": part}
-    grid = small_grid(
-        base, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale}
-    )  # fmt: skip
+    grid = small_grid(base, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale})
     real, rounds = training.Run.complete_round, []
 
     def complete_round(run, row):

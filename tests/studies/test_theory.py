@@ -172,9 +172,12 @@ class TestConvergence:
 
     @pytest.mark.parametrize(
         ("t", "loss", "said"),
-        [([1, 2, 3, 4], [1, 1, 1, 1], "at least 5"), ([0, 1, 2, 3, 4], [1.0] * 5, "positive"),
-         ([1, 2, 3, 4, 5], [1, 1, 1, 1, math.nan], "finite")],
-    )  # fmt: skip
+        [
+            ([1, 2, 3, 4], [1, 1, 1, 1], "at least 5"),
+            ([0, 1, 2, 3, 4], [1.0] * 5, "positive"),
+            ([1, 2, 3, 4, 5], [1, 1, 1, 1, math.nan], "finite"),
+        ],
+    )
     def test_curves_without_a_law_are_refused(self, t, loss, said):
         with pytest.raises(ValueError, match=said):
             fit_law("power", t, loss)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fabricated_theory import expected_square_of_discordance
 from tiny import participants, tiny_engine, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
@@ -17,7 +18,6 @@ from ffalora.studies.theory.noise import (
     decompose,
     draw_noise,
     expected_parts,
-    expected_square_of_discordance,
     squared_parts,
     step_variance,
 )

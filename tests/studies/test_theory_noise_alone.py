@@ -3,9 +3,10 @@
 import math
 
 import pytest
+from fabricated_theory import expected_square_of_discordance
 
 from ffalora.studies.theory import theory_config
-from ffalora.studies.theory.noise import averaged_variance, expected_square_of_discordance, step_variance
+from ffalora.studies.theory.noise import averaged_variance, step_variance
 from ffalora.studies.theory.noise_alone import discordance_by_noise
 from ffalora.training.optim import lr_factor
 

@@ -153,10 +153,13 @@ def test_its_page_holds_every_verdict_and_how_to_repeat_it(small, tmp_path, monk
 
 def test_numbers_come_through_the_table_unchanged(tmp_path):
     row = {
-        "round": 1, "trained": "b", "loss": 0.1 + 0.2, "epsilon": float("inf"),
+        "round": 1,
+        "trained": "b",
+        "loss": 0.1 + 0.2,
+        "epsilon": float("inf"),
         "discordance": {"layers": {"0.query": 1e-300, "1": 3.0}, "total": 0.0},
         "gradients": {"all": {"quantiles": [1 / 3, 2.0]}},
-    }  # fmt: skip
+    }
     first = {"round": 0, "trained": "b", "loss": 0.5, "epsilon": None, "discordance": None}
     (tmp_path / "results.csv").write_text(to_csv({("ffa", 3): [first, row], ("lora", 4): [row]}))
     assert read_csv(tmp_path / "results.csv") == {("ffa", 3): [first | {"gradients": None}, row], ("lora", 4): [row]}

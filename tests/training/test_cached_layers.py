@@ -115,6 +115,7 @@ def test_cached_layers_are_not_computed_again(upper, meddled):
     meddled(lambda states: calls.append(len(states)), layer=1)
     experiment = build(upper())
     assert experiment.cached_layers == 2 and calls
+    assert not any(module.training for module in experiment.engine.model.modules())  # nothing drops out
     calls.clear()
     run_round(experiment, experiment.strategy.begin())
     assert not calls

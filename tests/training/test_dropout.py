@@ -33,7 +33,14 @@ def clipped_sum(model, adapters, samples, packed=False):
     inputs, targets = tiny_data().collate(np.asarray(samples))
     total = torch.zeros(1, adapters.layout.width, dtype=torch.float64)
     found = segment_gradients(
-        model, adapters, losses, inputs, targets, dropout=keys(samples), packed=packed, rows=np.zeros(len(samples), int)
+        model,
+        adapters,
+        losses,
+        inputs,
+        targets,
+        dropout=lambda: keys(samples),
+        packed=packed,
+        rows=np.zeros(len(samples), int),
     )
     found.clip_into_(total, C)
     return total[0]
@@ -144,6 +151,18 @@ def test_dropout_whose_samples_cannot_be_told_apart_is_refused():
         masks.keep((3, 5), P)
 
 
+def test_keys_are_made_only_where_something_drops_out():
+    asked = []
+    for dropout in (0.0, P):
+        model = tiny_model()
+        adapters = attach(model, AdapterConfig(rank=4, dropout=dropout))
+        inputs, targets = tiny_data().collate(np.arange(4))
+        segment_gradients(
+            model, adapters, losses, inputs, targets, dropout=lambda p=dropout: (asked.append(p), keys(range(4)))[1]
+        )
+    assert asked == [P]
+
+
 def test_keys_of_all_branches_are_different():
     grown = branched(branched(torch.arange(100), 50), 20)
     assert len(grown.unique()) == grown.numel()
@@ -197,8 +216,12 @@ def test_fused_attention_with_dropout_is_computed_with_masks_of_the_samples():
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 3, num_layers=2, dropout=0.1), nn.MultiheadAttention(4, 2, dropout=0.1)])
 def test_dropout_inside_an_operation_of_its_own_is_refused(module):
-    with pytest.raises(SamplesNotIndependent, match="inside an operation of its own"):
-        keyed_dropout(nn.Sequential(module).train(), DropoutMasks(torch.zeros(2, dtype=torch.int64)))
+    masks = DropoutMasks(torch.zeros(2, dtype=torch.int64))
+    with (
+        pytest.raises(SamplesNotIndependent, match="inside an operation of its own"),
+        keyed_dropout(nn.Sequential(module).train(), masks),
+    ):
+        pass
 
 
 def test_checkpointed_activations_are_computed_again_with_the_same_masks():

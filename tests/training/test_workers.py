@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import participants, tiny_engine
 
+from ffalora.privacy.clipping import AdaptiveQuantileClipping
 from ffalora.privacy.noise import SecureNoise
 from ffalora.privacy.sampling import SystemDraw
 from ffalora.training.workers import Workers, check_same_state
@@ -30,7 +31,7 @@ def _run(options, clients, workers=None):
     engine.data.collate = lambda samples: (seen.append(len(samples)), collate(samples))[1]
     state, cohort = adapters.state().repeat(clients, 1), participants(clients)
     report = engine.train(cohort, state, steps=3)
-    numbers = (report.samples, report.loss, report.median_norm)
+    numbers = int(report.samples.sum()), float(report.losses.mean()), float(report.norms.median())
     return state, sum(seen), numbers, [p.ledger.steps_taken for p in cohort]
 
 
@@ -42,16 +43,17 @@ def _run_secure(workers):
         engine.model, adapters, engine.data, engine.losses, engine.optimizer, privacy, SecureNoise(), SystemDraw(),
         workers=workers,
     )  # fmt: skip
-    state = adapters.state()[None]
-    engine.train(participants(1), state, steps=2)
-    return state
+    state, (client,) = adapters.state()[None], participants(1)
+    client.adaptive = AdaptiveQuantileClipping(client.ledger.noise_multiplier, 8.0, engine.privacy.max_grad_norm)
+    engine.train([client], state, steps=2)
+    return state, client.adaptive.max_grad_norm
 
 
 def _worker(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     try:
-        workers = Workers.of_this_group()
+        workers = Workers(rank, size)
         found = {name: _run(*case, workers) for name, case in CASES.items()}
         found["secure"] = _run_secure(workers)
         try:
@@ -87,13 +89,10 @@ def test_each_process_computes_its_own_half_of_the_samples_only(processes, name)
     assert first + second == samples and abs(first - second) <= 0.4 * samples
 
 
-def test_processes_agree_on_cryptographic_draws_and_noise(processes):
-    assert torch.equal(processes[0]["secure"], processes[1]["secure"])
+def test_processes_agree_on_cryptographic_draws_noise_and_clipping_norms(processes):
+    (first, first_norm), (second, second_norm) = (found["secure"] for found in processes)
+    assert torch.equal(first, second) and first_norm == second_norm
 
 
 def test_processes_that_start_from_different_states_are_refused(processes):
     assert all("1 of 2 processes start from another state" in found["parted"] for found in processes)
-
-
-def test_without_a_group_there_are_no_workers():
-    assert Workers.of_this_group() is None

@@ -49,9 +49,10 @@ def tiny_engine(
     optimizer: dict | None = None,
     privacy: dict | None = None,
     seed: int = 0,
+    device: str = "cpu",
     **changes,
 ) -> tuple[Engine, Adapters]:
-    model = tiny_model()
+    model = tiny_model().to(device)
     adapters = attach(model, AdapterConfig(rank=4, trained=trained, head=head, target_modules="all-linear"))
     with torch.no_grad():
         for i, layer in enumerate(adapters.layers.values()):
@@ -69,6 +70,7 @@ def tiny_engine(
         noise=SeededNoise.from_seed(seed),
         draw=SeededDraw(seed),
         seed=seed,
+        device=torch.device(device),
         **changes,
     )
     return engine, adapters

@@ -120,9 +120,7 @@ class SitePolicy(Section):
 
 
 #: What a simulated site allows, whose data came with the configuration.
-SIMULATED = SitePolicy(
-    unit="none", noise="seeded", max_epsilon=None, max_delta=0.5, reports=["samples", "epsilon"]
-)  # fmt: skip
+SIMULATED = SitePolicy(unit="none", noise="seeded", max_epsilon=None, max_delta=0.5, reports=["samples", "epsilon"])
 
 
 def load_policy(path: str | Path | None) -> SitePolicy:

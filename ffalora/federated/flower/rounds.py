@@ -107,9 +107,7 @@ def remote_round(
     }
 
 
-def _latest(
-    key: str, name: str, answers: Sequence[Answer], earlier: Mapping[str, Any] | None
-) -> dict[str, float]:  # fmt: skip
+def _latest(key: str, name: str, answers: Sequence[Answer], earlier: Mapping[str, Any] | None) -> dict[str, float]:
     """The largest that each client ever said, of this round and those before."""
     said = dict((earlier or {}).get(key, {}))
     for answer in answers:

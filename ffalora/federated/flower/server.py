@@ -79,7 +79,7 @@ def serve(
         trackers.log(rows[-1])
     trackers.close()
     strategy.export(server)
-    save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data.label_names)
+    save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data)
     statement = federation_statement(config, rows)
     write_json(folder / "privacy.json", statement)
     write_atomically(folder / "privacy.txt", statement_text(statement).encode())

@@ -48,11 +48,9 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
         "noise": privacy.noise,
         "clipping": f"{privacy.clipping}, norm {privacy.max_grad_norm:g}",
         "max_epsilon": most,
-        "clients": [
-            {"client": int(name), "epsilon": spent[name], "final_epsilon": final.get(name)} for name in spent
-        ],
+        "clients": [{"client": int(name), "epsilon": spent[name], "final_epsilon": final.get(name)} for name in spent],
         "caveats": caveats,
-    }  # fmt: skip
+    }
 
 
 def statement_text(statement: Mapping[str, Any]) -> str:

@@ -104,17 +104,6 @@ def expected_parts(b: Tensor, a: Tensor, scale: float, variance: float, trains_a
     return NoiseParts(scale**2 * variance * linear, scale**2 * variance**2 * n * r * k)
 
 
-def expected_square_of_discordance(
-    n: int, k: int, rank: int, scale: float, variance: float, weights: Sequence[float]
-) -> float:
-    """``E‖D‖²`` that noise alone causes when clients average both factors: ``s²v²NRK(Σw² - 2Σw³ + (Σw²)²)``.
-
-    For n_c equal weights the bracket is ``(1 - 1/n_c)/n_c``. Zero for a frozen ``a``.
-    """
-    second, third = sum(w**2 for w in weights), sum(w**3 for w in weights)
-    return scale**2 * variance**2 * n * rank * k * (second - 2 * third + second**2)
-
-
 def draw_noise(
     layout: Layout, noise: SeededNoise, client_id: int, stds: Sequence[float], first_step: int = 0
 ) -> Tensor:

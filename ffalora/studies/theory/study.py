@@ -78,17 +78,14 @@ def theory_config(smoke: bool = False, overrides: Mapping[str, Any] | None = Non
         return load_config(path, _LAPTOP | (_SMOKE if smoke else {}) | dict(overrides or {}))
 
 
-def measure(
-    config: Config, folder: Path, progress: bool = True, effort: Effort | None = None, resume: bool = True
-) -> TheoryResult:
+def measure(config: Config, folder: Path, progress: bool = True, effort: Effort | None = None) -> TheoryResult:
     """Runs every method of ``config`` with every seed, measures, and answers.
 
     Args:
         config: with ``methods`` (or one method); strategies ffa and lora, SGD without momentum, float32 base.
-        folder: made if missing.
+        folder: made if missing; what is complete there is read back.
         progress: show a bar with the time left.
         effort: how much is measured and how often; by default twice in the run, and at its start.
-        resume: read back what is complete; False runs everything again.
 
     Raises:
         ConfigError: a method that the formulas do not describe, or a folder with results of another configuration.
@@ -108,7 +105,7 @@ def measure(
     ) as bar:
         for (name, seed), run in wanted.items():
             place = folder / name / f"seed-{seed}"
-            found = _completed(place, run, effort) if resume else None
+            found = _completed(place, run, effort)
             if found is None:
                 found = _run(run, place, effort, bar)
             else:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from .backward import backward
 from .clip import clip_reduce_
+from .cross_entropy import linear_cross_entropy
 from .expand import expand_
 from .launch import on_its_device
 from .optim import privatize_step_
@@ -15,5 +16,6 @@ _LAUNCHERS: dict[str, Callable] = {
     "outer": outer,
     "clip_reduce_": clip_reduce_,
     "privatize_step_": privatize_step_,
+    "linear_cross_entropy": linear_cross_entropy,
 }
 IMPLEMENTATIONS = {op: on_its_device(launcher) for op, launcher in _LAUNCHERS.items()}

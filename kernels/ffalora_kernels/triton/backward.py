@@ -17,7 +17,7 @@ from .join import (
     sum_parts,
     summed_rows,
 )
-from .launch import architecture, cdiv, check_device, check_dtype, padded_rank, row_units, units
+from .launch import architecture, cdiv, check_device, check_dtype, row_units, units
 from .project import project
 
 
@@ -157,7 +157,7 @@ def backward(
         R=r, CHUNK=chunk, CHUNKS=chunks, DH="store" if how == "direct" else how,
         ACCUMULATE=accumulate, SQUARES=squares is not None and not split,
         DY_UNIT=dy_units[1], H_UNIT=h_units[1], G_UNIT=g_units[1], N_UNIT=n_units[1], PART_UNIT=PART_UNIT,
-        BLOCK_T=config.block_t, BLOCK_N=config.block_n, BLOCK_R=padded_rank(r),
+        BLOCK_T=config.block_t, BLOCK_N=config.block_n, BLOCK_R=configs.rank_columns(arch, dy.element_size(), r),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if slots is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .launch import padded_rank
+
 
 @dataclass(frozen=True)
 class Config:
@@ -61,6 +63,8 @@ _SM_80 = _LARGE | {
     ("backward", 2): _LARGE[("backward", 2)]
     | {16: Config(32, 256, 4, 3), 32: Config(32, 256, 8, 3), 64: Config(64, 64, 4, 3)},
 }  # fmt: skip
+#: Measured on an H100 (benchmarks/data/tune.csv).
+_SM_90 = _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {8: Config(128, 128, 8, 2)}}
 _SM_100 = _LARGE | {("backward", 2): _LARGE[("backward", 2)] | {16: Config(32, 256, 4, 3)}}
 # Waves of AMD parts are twice as wide: four of them where others take eight warps.
 _AMD = _SMALL | {
@@ -70,7 +74,7 @@ _AMD = _SMALL | {
     | {16: Config(32, 128, 4, 2), 32: Config(32, 128, 4, 2), 64: Config(16, 64, 4, 2)},
 }  # fmt: skip
 _TABLES = {
-    "sm_80": _SM_80, "sm_90": _LARGE, "sm_100": _SM_100, "sm_103": _SM_100, "gfx942": _AMD, "gfx950": _AMD,
+    "sm_80": _SM_80, "sm_90": _SM_90, "sm_100": _SM_100, "sm_103": _SM_100, "gfx942": _AMD, "gfx950": _AMD,
 }  # fmt: skip
 #: Rows of dy that are not 16-byte aligned are loaded element by element, which takes registers: smaller tiles.
 _UNALIGNED = {
@@ -94,9 +98,16 @@ def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) 
         r: rank.
         aligned: whether rows start at multiples of 16 bytes.
     """
-    padded = max(16, 1 << (r - 1).bit_length())
+    table = _TABLES.get(arch, _SMALL)[(family, itemsize)]
+    padded = 8 if r <= 8 and 8 in table else padded_rank(r)
     special = {} if aligned else _UNALIGNED.get((family, itemsize), {})
-    return special.get(padded) or _TABLES.get(arch, _SMALL)[(family, itemsize)][padded]
+    return special.get(max(16, padded)) or table[padded]
+
+
+def rank_columns(arch: str, itemsize: int, r: int) -> int:
+    """Columns that ``backward`` pads a rank to: 8 for the smallest on parts where that is compiled and measured."""
+    narrow = 8 in _TABLES.get(arch, _SMALL)[("backward", itemsize)]
+    return 8 if r <= 8 and narrow else padded_rank(r)
 
 
 def chunk_tokens(r: int) -> int:

@@ -11,6 +11,8 @@ from .launch import cdiv, units
 
 #: Four numbers a thread: one 16-byte access each.
 JOIN_BLOCK = 512
+#: Numbers that a program of ``sum_parts`` sums, and parts that it reads at once.
+SUM_BLOCK, SUM_AT_ONCE = 128, 16
 #: Partial sums of dh start at multiples of this many numbers, and dh has room for as many, whatever the batch: kernels
 #: then access 16 bytes at a time and need not be compiled for every number of tokens.
 PART_UNIT = 16
@@ -51,21 +53,30 @@ def _join_chunks_kernel(
 )
 def _sum_parts_kernel(
     parts, dh, square_parts, squares, dh_units, dh_parts, n_square_parts, n_segments, square_pitch,
-    DH: tl.constexpr, SQUARES: tl.constexpr, PART_UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    DH: tl.constexpr, SQUARES: tl.constexpr, PART_UNIT: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Sums the partial dh and the partial squared norms of the blocks of out-features, in the order of the blocks."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """Sums the partial dh and the partial squared norms of the blocks of out-features, AT_ONCE blocks at a time.
+
+    There is little to read for each program and much latency in it: the loads of a step are all under way together.
+    """
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    at = first + tl.arange(0, BLOCK)
+    part = tl.arange(0, AT_ONCE)
     if DH:
         n_dh = dh_units.to(tl.int64) * PART_UNIT
         total = tl.zeros((BLOCK,), tl.float32)
-        for k in range(dh_parts):
-            total += tl.load(parts + k * n_dh + at, mask=at < n_dh, other=0.0)
+        for k in range(0, dh_parts, AT_ONCE):
+            live = (k + part < dh_parts)[:, None] & (at < n_dh)[None, :]
+            total += tl.sum(tl.load(parts + (k + part)[:, None] * n_dh + at[None, :], mask=live, other=0.0), 0)
         tl.store(dh + at, total.to(dh.dtype.element_ty), mask=at < n_dh)
     if SQUARES:
-        square = tl.zeros((BLOCK,), tl.float64)
-        for k in range(n_square_parts):
-            square += tl.load(square_parts + k * n_segments + at, mask=at < n_segments, other=0.0)
-        tl.store(squares + at * square_pitch, square, mask=at < n_segments)
+        if first < n_segments:
+            square = tl.zeros((BLOCK,), tl.float64)
+            for k in range(0, n_square_parts, AT_ONCE):
+                live = (k + part < n_square_parts)[:, None] & (at < n_segments)[None, :]
+                where = square_parts + (k + part)[:, None] * n_segments.to(tl.int64) + at[None, :]
+                square += tl.sum(tl.load(where, mask=live, other=0.0), 0)
+            tl.store(squares + at * square_pitch, square, mask=at < n_segments)
 
 
 def square_targets(squares: Tensor | None, slot: int, blocks: int) -> tuple[Tensor | None, Tensor | None, int]:
@@ -102,13 +113,14 @@ def sum_parts(parts: Tensor | None, dh: Tensor | None, square_parts: Tensor | No
     """
     dh_parts, room = parts.shape if parts is not None else (0, 0)
     n_square_parts, n_squares = square_parts.shape if square_parts is not None else (0, 0)
-    blocks = cdiv(max(room, n_squares), JOIN_BLOCK)
+    blocks = cdiv(max(room, n_squares), SUM_BLOCK)
     if blocks == 0:
         return
     _sum_parts_kernel[(blocks,)](
         parts, dh, square_parts, squares, room // PART_UNIT, dh_parts, n_square_parts, n_squares,
         squares.stride(0) if squares is not None else 1,
-        DH=room > 0, SQUARES=n_squares > 0, PART_UNIT=PART_UNIT, BLOCK=JOIN_BLOCK, num_warps=4,
+        DH=room > 0, SQUARES=n_squares > 0, PART_UNIT=PART_UNIT, BLOCK=SUM_BLOCK,
+        AT_ONCE=SUM_AT_ONCE, num_warps=4,
     )  # fmt: skip
 
 

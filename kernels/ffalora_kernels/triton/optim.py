@@ -36,20 +36,20 @@ def _sine_cosine(turn):
 
 
 @triton.jit
-def _philox_words(index, client_id, step, stream, key_low, key_high):
-    """The four words of Philox4x32-10 at counter (index // 4, client_id, step, stream)."""
+def _philox_words(index, client_id, step, tag, key_low, key_high):
+    """The four words of Philox4x32-10 at counter (index // 4, client_id, step, tag)."""
     zero = (index * 0).to(tl.uint32)
     c0 = (index // 4).to(tl.uint32)
     return philox_impl(
-        c0, zero + client_id.to(tl.uint32), zero + step.to(tl.uint32), zero + stream.to(tl.uint32),
+        c0, zero + client_id.to(tl.uint32), zero + step.to(tl.uint32), zero + tag.to(tl.uint32),
         key_low.to(tl.uint32), key_high.to(tl.uint32),
     )  # fmt: skip
 
 
 @triton.jit
-def _gaussian(index, client_id, step, stream, key_low, key_high):
+def _gaussian(index, client_id, step, tag, key_low, key_high):
     """Standard normals in float64 at parameter indices ``index``; see ``reference.gaussian_ref``."""
-    w0, w1, w2, w3 = _philox_words(index, client_id, step, stream, key_low, key_high)
+    w0, w1, w2, w3 = _philox_words(index, client_id, step, tag, key_low, key_high)
     lane = index % 4
     word = tl.where(lane < 2, w0, w2)
     turn = tl.where(lane < 2, w1, w3)
@@ -59,10 +59,10 @@ def _gaussian(index, client_id, step, stream, key_low, key_high):
     return radius * tl.where(lane % 2 == 0, cosine, sine)
 
 
-@triton.jit(do_not_specialize=["key_low", "key_high", "stream", "n_blocks"])
+@triton.jit(do_not_specialize=["key_low", "key_high", "tag", "n_blocks"])
 def _privatize_step_kernel(
     state, exp_avg, exp_avg_sq, total, anchor, client_id, step, noise_std, denominator, lr, correction1, correction2,
-    index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, stream, n_blocks,
+    index, p_size, state_units, avg_units, sq_units, total_units, anchor_units, key_low, key_high, tag, n_blocks,
     ADAM: tl.constexpr, MOMENTUM: tl.constexpr, PROXIMAL: tl.constexpr, INDEXED: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, WEIGHT_DECAY: tl.constexpr, MU: tl.constexpr,
     DP_CORRECTION: tl.constexpr, DP_FLOOR: tl.constexpr, STATE_UNIT: tl.constexpr, AVG_UNIT: tl.constexpr,
@@ -82,7 +82,7 @@ def _privatize_step_kernel(
     if std > 0:
         who = tl.load(client_id + owner)
         when = tl.load(step + owner)
-        grad += std * _gaussian(tl.maximum(p, 0), who, when, stream, key_low, key_high)
+        grad += std * _gaussian(tl.maximum(p, 0), who, when, tag, key_low, key_high)
     grad = grad / expected
     at = state + owner * state_units * STATE_UNIT + column
     theta = tl.load(at, mask=live, other=0.0).to(tl.float64)
@@ -132,7 +132,7 @@ def privatize_step_(
         state=state, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, total=total, anchor=anchor,
         client_id=client_id, step=step, noise_std=noise_std, denominator=denominator, lr=lr,
         correction1=corrections[0], correction2=corrections[1], index=index, p_size=p,
-        key_low=_signed(key), key_high=_signed(key >> 32), stream=_signed(stream), n_blocks=blocks,
+        key_low=_signed(key), key_high=_signed(key >> 32), tag=_signed(stream), n_blocks=blocks,
         **{f"{name}_units": count for name, (count, _) in pitches.items()},
         ADAM=adam, MOMENTUM=exp_avg is not None and not adam, PROXIMAL=anchor is not None,
         INDEXED=index is not None, BETA1=beta1, BETA2=beta2, EPS=eps, WEIGHT_DECAY=weight_decay, MU=mu,

@@ -1,0 +1,100 @@
+"""Answers of a finished adapter of a language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError
+from ..data.conversations import Form, Message, check_template
+from ..data.errors import DataError
+from ..data.generation import generate_answers
+from ..data.tokenize import DEFAULT_TEMPLATE
+from .bundle import load_bundle
+
+Prompt = str | Sequence[Message]
+
+
+def generate(
+    folder: str | Path,
+    prompts: Sequence[Prompt],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    form: Form | None = None,
+    system: str | None = None,
+    merge: bool = False,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """What the model of a run says to prompts, in their order.
+
+    Args:
+        folder: a run's, or its ``adapter``.
+        prompts: texts, or conversations that end before the answer.
+        overrides: dotted configuration keys to change.
+        form: how texts are put to the model: 'prompts' (in the template of training), 'conversations' (as what a user
+            says) or 'texts' (to be continued as they are); None for the form of the data that it was trained on.
+        system: what the system says first, in conversations.
+        merge: add the adapter to the base weights first, which generates faster and rounds the sum to the base's number
+            format.
+        max_new_tokens: of an answer; batch_size: prompts at a time.
+        temperature: 0 takes the likeliest tokens, more draws them; seed: of the draws.
+
+    Raises:
+        ConfigError: the run is of no language model, there are no prompts, or one is empty. DataError: a conversation
+            that the tokenizer's template does not take.
+    """
+    if not prompts or any(not (prompt.strip() if isinstance(prompt, str) else prompt) for prompt in prompts):
+        raise ConfigError("a prompt is empty, or there are none; give one text an answer")
+    if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
+        raise ConfigError(
+            f"temperature={temperature} must be 0 or more, max_new_tokens={max_new_tokens} and batch_size={batch_size} "
+            "at least 1"
+        )
+    bundle = load_bundle(folder, overrides)
+    if bundle.config.data.task != "causal-lm":
+        raise ConfigError(
+            f"generate takes adapters of language models (data.task=causal-lm); this one was trained for "
+            f"{bundle.config.data.task}: use `ffalora predict`"
+        )
+    form = form or bundle.form or "prompts"
+    if form == "conversations":
+        check_template(bundle.loaded.tokenizer)
+        before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        prompts = [[*before, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    elif system is not None:
+        raise ConfigError(f"system is given, but this run's prompts are {form}; leave it out, or ask for conversations")
+    if merge:
+        bundle.adapters.merge()
+    return generate_answers(
+        bundle.loaded.model, bundle.loaded.tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        template="{prompt}" if form == "texts" else DEFAULT_TEMPLATE, temperature=temperature, seed=seed,
+    )  # fmt: skip
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: a line each, or of a ``.jsonl`` file what each object has as ``prompt`` or ``messages``
+    (without the answers that conversations end in).
+
+    Raises:
+        DataError: a line that holds neither.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix.lower() != ".jsonl":
+        return list(lines)
+    found: list[Prompt] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            prompt = row["messages"] if "messages" in row else row["prompt"]
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{path}, line {number}: no JSON object with prompt or messages") from None
+        if isinstance(prompt, list):
+            while prompt and prompt[-1].get("role") == "assistant":
+                prompt = prompt[:-1]
+        found.append(prompt)
+    return found

@@ -1,0 +1,266 @@
+"""Physical batches of one shape as one launch: forward, backward and clipping, recorded once as a CUDA graph.
+
+A step of a transformer is thousands of launches; where a layer's own work takes microseconds, a GPU waits for its host.
+A recorded pass is replayed with one call, and it reads nothing back: inputs are copied into its own buffers through
+pinned memory, results stay on the device, and whether every trained tensor received its gradients is a flag there, read
+once before the optimiser's step.
+
+Poisson batches have a different size each time. A recording is for so many samples or fewer: the rest are copies of the
+last sample whose loss is multiplied by zero, so that they add exactly nothing. Passes that cannot be recorded (dropout,
+packed samples, merged weights, a model that reads from the device) are run as they are; a model that turns out to be
+one is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ffalora_kernels import clip_reduce_
+
+from ..adapters import Adapters, TrainingPass
+from ..models import needs_no_mask
+from ..models.frozen_head import head_left_out
+from .arena import UNWRITTEN, Arena
+from .probe import Probe, check_losses
+
+log = logging.getLogger(__name__)
+
+Losses = Callable[[Any, Tensor], Tensor]
+#: Makes a function that repeats what the given one did, without its host's part.
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class CudaRecorder:
+    """Records as CUDA graphs that share one pool of memory: they are replayed one after another."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            compute()
+        return graph.replay
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How the gradients of a pass become sums.
+
+    Attributes:
+        max_grad_norm: float64 ``[C,G]``.
+        group_columns: int32 ``[G+1]``.
+        mode: 'flat' or 'automatic'.
+    """
+
+    max_grad_norm: Tensor
+    group_columns: Tensor
+    mode: str
+
+
+class PassGraphs:
+    """The recorded passes of one model, by shape.
+
+    Args:
+        model, adapters, losses, arena, probe: of the training; the model draws no random numbers.
+        record: how a pass is recorded.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapters: Adapters, losses: Losses, arena: Arena, probe: Probe, record: Record
+    ):
+        self.model, self.adapters, self.losses, self.record = model, adapters, losses, record
+        self.arena, self.probe = arena, probe
+        self._passes: dict[tuple, _RecordedPass] = {}
+        self._seen: set[tuple] = set()
+        self._arena: tuple = ()
+        self._tensors: tuple = ()
+        self._unwritten: Tensor | None = None
+        self.refused = ""
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        targets: Tensor,
+        rows: np.ndarray,
+        state: Tensor,
+        total: Tensor,
+        clipping: Clipping,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Adds the clipped gradients of a batch to its clients' sums, if its shape is recorded or was seen before.
+
+        Args:
+            inputs, targets: of the samples, on the CPU, ``[S, ...]``; rows: ``[S]``, whose each sample is.
+            state: float32 ``[C,P]``; total: float64 ``[C,P]``, changed in place.
+
+        Returns:
+            losses and norms before clipping, ``[S]`` on the device; None where the pass has to be run as it is.
+        """
+        if self.refused or not len(rows):
+            return None
+        inputs = _without_idle_mask(self.model, inputs)
+        room = min(rounded_up(len(rows)), max(self.arena.most_rows, len(rows)))
+        key = (room, _shapes(inputs), tuple(targets.shape[1:]), targets.dtype, state.shape,
+               clipping.max_grad_norm.shape, clipping.mode)  # fmt: skip
+        if key not in self._seen:
+            self._seen.add(key)
+            return None
+        self.arena.rows(room)  # an arena that grows here leaves older recordings behind
+        self.forget_moved()
+        if key not in self._passes:
+            made = self._recorded(room, inputs, targets, state, clipping)
+            if made is None:
+                return None
+            self._passes[key] = made
+        return self._passes[key].run(inputs, targets, rows, state, total, clipping)
+
+    def check_written(self) -> None:
+        """Every trained tensor received its gradients in every pass since the last call: one read from the device.
+
+        Raises:
+            GradientMissing: names the tensors that a backward pass did not reach.
+        """
+        if self._unwritten is not None and self._passes:
+            self.arena.refuse_unwritten(self._unwritten)
+
+    def _recorded(
+        self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping
+    ) -> _RecordedPass | None:
+        """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none."""
+        if self._unwritten is None:
+            self._unwritten = torch.zeros(self.adapters.layout.slots, dtype=torch.bool, device=state.device)
+        try:
+            return _RecordedPass(self, room, inputs, targets, state, clipping, self._unwritten)
+        except RuntimeError as error:
+            if "captur" not in str(error).lower():
+                raise
+            self.refused = (str(error).splitlines() or [""])[0]
+            log.warning("passes of this model are not recorded as CUDA graphs: %s", self.refused)
+            return None
+
+    def forget_moved(self, model: bool = False) -> None:
+        """Drops recordings whose addresses are not those of the arena (and of the model's tensors) any more."""
+        arena = (id(self.adapters.layout), self.arena.gradients.data_ptr(), self.arena.squares.data_ptr())
+        tensors = self._tensors
+        if model or not tensors:
+            tensors = tuple(t.data_ptr() for part in (self.model.parameters(), self.model.buffers()) for t in part)
+        if (arena, tensors) != (self._arena, self._tensors):
+            self._arena, self._tensors, self._unwritten = arena, tensors, None
+            self._passes.clear()
+
+
+class _RecordedPass:
+    """One recording, and the buffers that it reads and writes."""
+
+    def __init__(
+        self, owner: PassGraphs, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor,
+        clipping: Clipping, unwritten: Tensor,
+    ):  # fmt: skip
+        device = state.device
+        gradients, squares = owner.arena.rows(room)
+        self.inputs = {name: _room_for(value, room, device) for name, value in inputs.items()}
+        self.targets = _room_for(targets, room, device)
+        self.live = torch.zeros(room, device=device)
+        self.total = torch.zeros(state.shape, dtype=torch.float64, device=device)
+        self.clipping = Clipping(clipping.max_grad_norm.clone(), clipping.group_columns.clone(), clipping.mode)
+        self.current = TrainingPass(
+            state=state.clone(),
+            arena=gradients,
+            squares=squares,
+            client=torch.zeros(room, dtype=torch.int32, device=device),
+            sample_offsets=torch.arange(room + 1, dtype=torch.int32, device=device),
+            samples=room,
+        )
+        self.losses = torch.zeros(room, device=device)
+        self.norms = torch.zeros(room, dtype=torch.float64, device=device)
+        self._owner, self._unwritten = owner, unwritten
+        self._fill(inputs, targets, np.zeros(len(targets), dtype=np.int64))
+        self._replay = owner.record(self._compute)
+
+    def run(
+        self, inputs: Mapping[str, Tensor], targets: Tensor, rows: np.ndarray, state: Tensor, total: Tensor,
+        clipping: Clipping,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As :meth:`PassGraphs.run`."""
+        self._fill(inputs, targets, rows)
+        with torch.no_grad():
+            self.current.state.copy_(state)
+        self.clipping.max_grad_norm.copy_(clipping.max_grad_norm)
+        self._replay()
+        total += self.total
+        return self.losses[: len(rows)].clone(), self.norms[: len(rows)].clone()
+
+    def _fill(self, inputs: Mapping[str, Tensor], targets: Tensor, rows: np.ndarray) -> None:
+        """The batch into the buffers; what room is left gets copies of its last sample, which do not count."""
+        room = len(self.live)
+        at = torch.arange(room).clamp_(max=len(rows) - 1)
+        client = torch.from_numpy(np.asarray(rows, dtype=np.int32))
+        for buffer, value in [*((self.inputs[name], value) for name, value in inputs.items()),
+                              (self.targets, targets), (self.current.client, client)]:  # fmt: skip
+            _copy(buffer, value[at] if len(value) < room else value)
+        _copy(self.live, (torch.arange(room) < len(rows)).float())
+
+    def _compute(self) -> None:
+        """What is recorded."""
+        owner, squares = self._owner, self.current.squares
+        owner.arena.prepare(self.current.arena, squares)
+        self.total.zero_()
+        head = head_left_out(owner.model) if owner.probe.head_apart else nullcontext()
+        with owner.adapters.training_pass(self.current), head:
+            found = owner.losses(owner.model(**self.inputs), self.targets)
+            check_losses(found, len(self.live))
+            torch.where(self.live > 0, found, 0.0).sum().backward()
+        self._unwritten.logical_or_((squares == UNWRITTEN).any(0))
+        clipping = self.clipping
+        sums = squares.sum(1, keepdim=True) if clipping.max_grad_norm.shape[1] == 1 else squares
+        _, norms = clip_reduce_(
+            self.total, self.current.arena, self.current.client, clipping.max_grad_norm, clipping.group_columns,
+            squares=sums, mode=clipping.mode,
+        )  # fmt: skip
+        self.norms.copy_(norms.square().sum(1).sqrt())
+        self.losses.copy_(found.detach())
+
+
+def rounded_up(samples: int) -> int:
+    """Samples that a recording has room for: at most an eighth more than asked for, or seven, so that few shapes
+    serve Poisson batches of all sizes.
+    """
+    step = max(8, 1 << max(0, samples.bit_length() - 4))
+    return -(-samples // step) * step
+
+
+def _without_idle_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The inputs without an attention mask that hides nothing, for models that take none for that: with one, a
+    recorded pass could not see that it is idle, and would take slower attention.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.device.type != "cpu" or not needs_no_mask(model) or not bool(mask.all()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+
+def _shapes(inputs: Mapping[str, Tensor]) -> tuple:
+    return tuple((name, tuple(value.shape[1:]), value.dtype) for name, value in inputs.items())
+
+
+def _room_for(value: Tensor, room: int, device: torch.device) -> Tensor:
+    return torch.zeros((room, *value.shape[1:]), dtype=value.dtype, device=device)
+
+
+def _copy(buffer: Tensor, value: Tensor) -> None:
+    """Copies from pinned memory where the buffer is on a GPU: the host does not wait."""
+    pin = buffer.device.type == "cuda" and value.device.type == "cpu"
+    buffer.copy_(value.pin_memory() if pin else value, non_blocking=True)

@@ -1,0 +1,35 @@
+"""Operations known to torch by name, so that compilers and dispatch modes see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import dispatch
+
+_library = torch.library.Library("ffalora", "DEF")
+
+
+def define(op: str, schema: str, fake: Callable) -> Callable:
+    """Registers ``op``, served by whichever backend is chosen at the call.
+
+    Args:
+        op: name; schema: arguments and results in torch's notation.
+        fake: makes results of the right shape and dtype, for tensors without numbers.
+
+    Returns:
+        The operation, looked up once: by name, a call would resolve its overload again.
+    """
+    _library.define(op + schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    for device in ("cpu", "cuda"):
+        _library.impl(op, _implementation(op, device), device.upper())
+    torch.library.register_fake(f"ffalora::{op}", fake, lib=_library)
+    return getattr(torch.ops.ffalora, op).default
+
+
+def _implementation(op: str, device_type: str) -> Callable:
+    def run(*args, **fields):
+        return dispatch.choose(op, device_type)[0](*args, **fields)
+
+    return run

@@ -1,0 +1,92 @@
+"""The one command of a borrowed machine: its stages share the time, keep what they said, and bring what is missing."""
+
+import sys
+from zipfile import ZipFile
+
+import bench_path  # noqa: F401
+import bringup
+import gate
+import pytest
+from record import read
+
+
+@pytest.fixture
+def sitting(tmp_path):
+    return bringup.BringUp(tmp_path, "cpu", True, 2, {})
+
+
+def test_wheels_are_unpacked_where_their_package_is_missing_and_nowhere_else(tmp_path):
+    for name, package in (("there-1-py3-none-any.whl", "json"), ("missing-1-py3-none-any.whl", "not_installed_here")):
+        with ZipFile(tmp_path / name, "w") as wheel:
+            wheel.writestr(f"{package}/__init__.py", "")
+            wheel.writestr(f"{package}-1.dist-info/METADATA", "")
+    assert bringup.unpack_missing(tmp_path, tmp_path / "site") == ["missing-1-py3-none-any.whl"]
+    assert (tmp_path / "site" / "not_installed_here" / "__init__.py").exists()
+    assert bringup.unpack_missing(None, tmp_path / "site") == []
+
+
+def test_a_stage_that_ends_early_leaves_its_time_to_those_after_it(sitting, monkeypatch):
+    given = {}
+
+    def stage(name):
+        def run(_, seconds):
+            given[name] = seconds
+            return sitting.run(name, [sys.executable, "-c", f"print('{name} was here')"], seconds)
+
+        return run
+
+    monkeypatch.setattr(bringup, "RUN", {name: stage(name) for name in bringup.STAGES})
+    bringup.run_stages(sitting, list(bringup.STAGES), 1000.0)
+    assert given["extension"] == pytest.approx(120, rel=0.05)
+    assert given["tune"] > 0.5 * 1000 and (sitting.output / "gate.log").read_text() == "gate was here\n"
+    assert {status for status, _ in sitting.results.values()} == {0}
+
+
+def test_a_stage_that_runs_out_of_time_is_ended_and_said(sitting):
+    assert sitting.run("gate", [sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == bringup.TIMED_OUT
+
+
+def test_gate_runs_cases_by_name_and_keeps_its_row(tmp_path, monkeypatch):
+    names = ("expand-plain", "clip-flat")
+    monkeypatch.setattr(gate, "CASES", {name: gate.CASES[name] for name in names})
+    output = tmp_path / "gpu.csv"
+    assert gate.main(["--device", "cpu", "--only", *names, "--output", str(output)]) == 0
+    (row,) = read(output)
+    assert (row.section, row.gate, row.config) == ("gate", "green", {"failed": []})
+
+
+def test_a_process_of_the_gate_that_dies_makes_it_red(monkeypatch):
+    monkeypatch.setattr(gate, "__file__", "-c")  # in place of the script: python -c --device …
+    failures, count = gate.shared_out("cpu", True, 2)
+    assert len(failures) == 2 and count == 0
+
+
+def test_kernels_take_no_argument_that_a_launch_refuses():
+    pytest.importorskip("triton")
+    from triton.runtime.jit import JITFunction
+
+    from ffalora_kernels import triton as backend  # noqa: F401
+
+    kernels = {
+        f"{name}.{key}": value
+        for name, module in sys.modules.items()
+        if name.startswith("ffalora_kernels.triton.")
+        for key, value in vars(module).items()
+        if isinstance(value, JITFunction) and key.endswith("_kernel")
+    }
+    assert len(kernels) >= 8
+    refused = {"stream", "device", "device_type", "grid", "warmup", "num_warps", "num_stages", "num_ctas", "debug"}
+    for name, kernel in kernels.items():
+        assert not refused & set(kernel.arg_names), name
+
+
+def test_a_commit_is_named_where_there_is_no_checkout(monkeypatch, tmp_path):
+    import record
+
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "benchmarks" / "record.py"))
+    monkeypatch.setenv("FFALORA_COMMIT", "abc123")
+    record.commit.cache_clear()
+    try:
+        assert record.commit() == "abc123"
+    finally:
+        record.commit.cache_clear()

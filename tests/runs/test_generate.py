@@ -1,0 +1,190 @@
+"""Language models trained on conversations, prompts or texts answer as they were trained, alone, in a batch, merged."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_runs import WORDS, save_model
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from ffalora.cli import main
+from ffalora.config import ConfigError
+from ffalora.data.errors import DataError
+from ffalora.data.generation import exact_match, rouge_l
+from ffalora.federated.simulate import simulate
+from ffalora.runs.bundle import evaluate, load_bundle
+from ffalora.runs.data import load_run_data
+from ffalora.runs.generate import generate, read_prompts
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} [SEP] {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def words(rng, count):
+    return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), count))
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """Folder of a tiny causal language model with a chat template."""
+    folder = tmp_path_factory.mktemp("llama")
+    save_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token, tokenizer.chat_template = "[SEP]", TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(language_model, small, tmp_path_factory):
+    """A finished run of each form of data, by its name."""
+    folder, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
+    pairs = [(text := words(rng, 3), text.split()[0]) for _ in range(60)]
+    rows = {
+        "conversations": [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in pairs
+        ],
+        "prompts": [{"prompt": q, "completion": a} for q, a in pairs],
+        "texts": [{"text": f"{q} {a}"} for q, a in pairs],
+    }
+    found = {}
+    for form, data in rows.items():
+        path = folder / f"{form}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in data))
+        config = small(
+            data__name=str(path), data__task="causal-lm", model__name=str(language_model), federation__rounds=2,
+            adapter__target_modules="all-linear", optimizer__lr=0.5,
+            **({} if form == "texts" else {"data__answer_tokens": 2, "data__max_evaluation_samples": 4}),
+        )  # fmt: skip
+        simulate(config, folder / form, progress=False)
+        found[form] = folder / form
+    return found
+
+
+@pytest.mark.parametrize("form", ["conversations", "prompts", "texts"])
+def test_a_run_answers_in_the_form_that_it_was_trained_on(runs, form) -> None:
+    assert load_bundle(runs[form]).form == form
+    prompts = [f"{WORDS[1]} {WORDS[2]}", WORDS[3], f"{WORDS[4]} {WORDS[5]} {WORDS[6]} {WORDS[7]}"]
+    together = generate(runs[form], prompts, max_new_tokens=5, merge=False)
+    assert together == [generate(runs[form], [prompt], max_new_tokens=5, merge=False)[0] for prompt in prompts]
+    assert together == generate(runs[form], prompts, max_new_tokens=5, merge=True, batch_size=2)
+    others = {"conversations", "prompts", "texts"} - {form}
+    assert any(generate(runs[form], prompts, max_new_tokens=5, form=other) != together for other in others)
+
+
+def test_the_adapter_takes_part_in_an_answer(runs) -> None:
+    prompts = [f"{WORDS[i]} {WORDS[i + 1]}" for i in range(20)]
+    answers = generate(runs["texts"], prompts, max_new_tokens=4)
+    bundle = load_bundle(runs["texts"])
+    from ffalora.data.generation import generate_answers
+
+    with bundle.adapters.disabled():
+        untrained = generate_answers(
+            bundle.loaded.model, bundle.loaded.tokenizer, prompts, template="{prompt}", max_new_tokens=4
+        )
+    assert answers != untrained
+
+
+def test_draws_are_those_of_their_seed(runs) -> None:
+    asked = {"prompts": [WORDS[0]] * 3, "max_new_tokens": 8, "temperature": 2.0}
+    first, again, other = (generate(runs["prompts"], **asked, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_answers_of_conversations_are_compared_with_the_last_one(runs) -> None:
+    bundle = load_bundle(runs["conversations"])
+    scores = evaluate(runs["conversations"])
+    data = load_run_data(bundle.config)
+    asked = data.test["messages"][:4]
+    answers = generate(runs["conversations"], [messages[:-1] for messages in asked], max_new_tokens=2)
+    assert scores["rouge_l"] == rouge_l(answers, [messages[-1]["content"] for messages in asked])
+    assert scores["exact_match"] == exact_match(answers, [messages[-1]["content"] for messages in asked])
+
+
+def test_numbers_are_compared_only_where_answers_end_in_them(runs, tmp_path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"messages": [{"role": "user", "content": "so"}, {"role": "assistant", "content": said}]})
+            for said in ("yes", "no")
+        )
+    )
+    scores = evaluate(runs["conversations"], {"data.name": str(path)})
+    assert "rouge_l" in scores and "exact_match" not in scores
+
+
+def test_perplexity_of_each_site_is_that_of_its_rows_alone(runs, tmp_path, capsys) -> None:
+    rng = np.random.default_rng(5)
+    rows = [{"text": words(rng, 3 + i % 4), "site": "north" if i % 3 else "south"} for i in range(9)]
+
+    def scores(name: str, chosen: list[dict]):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in chosen))
+        return evaluate(runs["texts"], {"data.name": str(path)}, by="site")
+
+    found = scores("both", rows)
+    assert list(found.by_group) == ["north", "south"]
+    for site, metrics in found.by_group.items():
+        alone = scores(site, [row for row in rows if row["site"] == site])
+        assert metrics == pytest.approx(dict(alone)) and metrics["perplexity"] != pytest.approx(found["perplexity"])
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(runs["texts"]), "--data.name", str(tmp_path / "both.jsonl"), "--by", "site"])
+    said = capsys.readouterr()
+    assert f"{found.by_group['north']['perplexity']:.4f}" in said.out, said.err
+    with pytest.raises(DataError, match=r"by='ward': .* its columns are text, site"):
+        evaluate(runs["texts"], {"data.name": str(tmp_path / "both.jsonl")}, by="ward")
+
+
+@pytest.mark.parametrize(
+    "form,options,error,message",
+    [
+        ("prompts", {"prompts": []}, ConfigError, "a prompt is empty, or there are none"),
+        ("prompts", {"prompts": ["a", " "]}, ConfigError, "a prompt is empty"),
+        ("prompts", {"temperature": -1.0}, ConfigError, "temperature=-1.0 must be 0 or more"),
+        ("prompts", {"system": "be brief"}, ConfigError, "system is given, but this run's prompts are prompts"),
+        ("conversations", {"prompts": [[{"role": "user", "content": "x"}] * 0]}, ConfigError, "a prompt is empty"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_name(runs, form, options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        generate(runs[form], **{"prompts": ["a"]} | options)
+
+
+def test_prompts_are_read_from_lines_or_objects(tmp_path) -> None:
+    lines, objects = tmp_path / "asked.txt", tmp_path / "asked.jsonl"
+    lines.write_text("one\n\ntwo words\n")
+    assert read_prompts(lines) == ["one", "two words"]
+    question = {"role": "user", "content": "q"}
+    rows = [{"prompt": "p"}, {"messages": [question, {"role": "assistant", "content": "a"}]}]
+    objects.write_text("\n".join(json.dumps(row) for row in rows))
+    assert read_prompts(objects) == ["p", [question]]
+    objects.write_text('{"prompt": "p"}\n{"text": "q"}')
+    with pytest.raises(DataError, match="line 2: no JSON object with prompt or messages"):
+        read_prompts(objects)
+
+
+def test_the_verb_prints_what_the_function_answers(runs, tmp_path, capsys) -> None:
+    def run(*arguments) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["generate", *map(str, arguments)])
+        return ended.value.code
+
+    folder, prompts = runs["conversations"], [WORDS[1], WORDS[2]]
+    expected = generate(folder, prompts, max_new_tokens=3)
+    capsys.readouterr()
+    assert run(folder, *prompts, "--max-new-tokens", 3, "--json") == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said == [{"prompt": p, "answer": a} for p, a in zip(prompts, expected, strict=True)]
+    (tmp_path / "asked.txt").write_text("\n".join(prompts))
+    assert run(folder, "--file", tmp_path / "asked.txt", "--max-new-tokens", 3) == 0
+    assert f"> {prompts[1]}\n{expected[1]}\n" in capsys.readouterr().out
+    assert run(folder, prompts[0], "--file", tmp_path / "asked.txt") == 2

@@ -1,0 +1,186 @@
+"""Recorded passes: the same sums as passes that are run, for every size of batch, without a read from the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import losses, participants, tiny_data, tiny_engine
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.utils import import_utils
+
+from ffalora.training.arena import GradientMissing
+from ffalora.training.graphs import Clipping, PassGraphs, rounded_up
+
+
+class HostRead(RuntimeError):
+    """A number left the device while a pass was recorded."""
+
+
+class _NoHostReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "unique_dim"):
+            raise HostRead(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Replays by computing again, as a graph would, and refuses every read back; counts recordings."""
+    monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
+    made = []
+
+    def record(compute):
+        def replay():
+            with _NoHostReads():
+                compute()
+
+        replay()
+        made.append(replay)
+        return replay
+
+    record.made = made
+    return record
+
+
+def _recording(record, **changes):
+    engine, adapters = tiny_engine(**changes)
+    engine.graphs = PassGraphs(engine.model, adapters, losses, engine.arena, engine.probe, record)
+    return engine, adapters
+
+
+@pytest.mark.parametrize("trained,head", [("b", "trained"), ("both", "frozen")])
+@pytest.mark.parametrize("clipping", ["flat", "per-layer", "automatic"])
+def test_recorded_steps_lead_to_the_state_of_steps_that_are_run(recorder, trained, head, clipping):
+    states, clients = [], 1 if trained == "both" else 3
+    for build in (tiny_engine, lambda **changes: _recording(recorder, **changes)):
+        engine, adapters = build(trained=trained, head=head, privacy={"clipping": clipping})
+        engine.arena.poison = True
+        state = adapters.state()[None].repeat(clients, 1)
+        report = engine.train(participants(clients), state, steps=12)
+        states.append((state, report.norms, report.losses))
+    assert len(recorder.made) > 1
+    for run, recorded in zip(*states, strict=True):
+        assert torch.allclose(run, recorded, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_that_fill_the_room_add_nothing_and_a_size_without_a_recording_shares_one(recorder):
+    engine, adapters = _recording(recorder)
+    state, groups = adapters.state()[None].clone(), torch.tensor([0, adapters.layout.width], dtype=torch.int32)
+    clipping = Clipping(torch.full((1, 1), 0.5, dtype=torch.float64), groups, "flat")
+
+    def sums(samples):
+        total = torch.zeros(1, adapters.layout.width, dtype=torch.float64)
+        inputs, targets = engine.data.collate(np.asarray(samples))
+        found = engine.graphs.run(inputs, targets, np.zeros(len(samples), dtype=np.int64), state, total, clipping)
+        return found, total
+
+    engine.data.pad_to_multiple = 16
+    assert sums(range(5))[0] is None
+    (found_losses, norms), five = sums(range(5))
+    assert len(found_losses) == len(norms) == 5 and len(recorder.made) == 1
+    alone = sum(sums([i])[1] for i in range(5))
+    assert len(recorder.made) == 1 and torch.allclose(five, alone, atol=1e-6) and five.abs().max() > 1e-3
+
+
+def test_a_sample_that_is_not_finite_fills_no_room(recorder):
+    engine, adapters = _recording(recorder)
+    state, groups = adapters.state()[None].clone(), torch.tensor([0, adapters.layout.width], dtype=torch.int32)
+    clipping = Clipping(torch.full((1, 1), 0.5, dtype=torch.float64), groups, "flat")
+    inputs, targets = engine.data.collate(np.arange(3))
+    engine.graphs.losses = lambda output, y: losses(output, y.clamp(max=2)) * torch.where(y == 7, torch.nan, 1.0)
+    total, rows = torch.zeros(1, adapters.layout.width, dtype=torch.float64), np.zeros(3, dtype=np.int64)
+    targets[2] = 7
+    engine.graphs.run(inputs, targets, rows, state, total, clipping)
+    _, norms = engine.graphs.run(inputs, targets, rows, state, total, clipping)
+    assert norms[:2].isfinite().all() and not norms[2].isfinite() and total.isfinite().all()
+
+
+def test_a_pass_that_reads_from_the_device_is_noticed(recorder):
+    engine, adapters = _recording(recorder)
+    engine.graphs.losses = lambda output, y: losses(output, y) * float(output.logits.detach().abs().max() > 0)
+    with pytest.raises(HostRead):
+        engine.train(participants(1), adapters.state()[None].clone(), steps=12)
+
+
+def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog):
+    def refuse(compute):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    engine, adapters = _recording(refuse)
+    expected, other = tiny_engine()
+    state, run = adapters.state()[None].clone(), other.state()[None].clone()
+    engine.train(participants(1), state, steps=12)
+    expected.train(participants(1), run, steps=12)
+    assert torch.equal(state, run)
+    assert [record.message for record in caplog.records] == [
+        "passes of this model are not recorded as CUDA graphs: operation not permitted when stream is capturing"
+    ]
+
+
+def test_a_recorded_pass_that_misses_a_tensor_changes_nothing(recorder):
+    engine, adapters = _recording(recorder)
+    state = adapters.state()[None].clone()
+    engine.train(participants(1), state, steps=12)
+    last = list(adapters.layers.values())[-1]
+    last.is_enabled, before = False, state.clone()
+    with pytest.raises(GradientMissing, match=last.name):
+        engine.train(participants(1), state, steps=1)
+    assert torch.equal(state, before)
+
+
+def test_recordings_of_tensors_that_moved_are_dropped(recorder):
+    engine, adapters = _recording(recorder)
+    state = adapters.state()[None].clone()
+    engine.train(participants(1), state, steps=12)
+    made = len(recorder.made)
+    weight = engine.model.bert.embeddings.word_embeddings.weight
+    weight.data = weight.data.clone()
+    engine.train(participants(1), state, steps=12)
+    assert len(recorder.made) > made
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("trained", ["b", "both"])
+def test_graphs_on_a_device_lead_to_the_state_of_steps_that_are_run(trained):
+    states = []
+    for recorded in (True, False):
+        engine, adapters = tiny_engine(trained=trained, head="trained", device="cuda", cuda_graphs=recorded)
+        state = adapters.state()[None].clone()
+        engine.train(participants(1), state, steps=30)
+        states.append(state)
+        assert not recorded or (engine.graphs._passes and not engine.graphs.refused)
+    assert torch.allclose(*states, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_and_packing_are_run_as_they_are():
+    engine, adapters = tiny_engine()
+    assert not engine.may_record, "the probe has not looked yet"
+    engine.train(participants(1), adapters.state()[None].clone(), steps=4)
+    assert engine.may_record
+    engine.packed = True
+    assert not engine.may_record
+    engine.packed = False
+    engine.model.train()
+    assert not engine.may_record
+
+
+def test_room_is_at_most_an_eighth_or_seven_more_than_the_samples():
+    for samples in range(1, 5000):
+        room = rounded_up(samples)
+        assert samples <= room <= max(samples + 7, samples * 9 / 8)
+    assert len({rounded_up(samples) for samples in range(200, 300)}) <= 6
+
+
+def test_a_batch_without_padding_needs_no_mask(recorder):
+    engine, adapters = _recording(recorder, data=tiny_data(longest=3))
+    seen = []
+    plain = engine.model.bert.forward
+    engine.model.bert.forward = lambda *args, **kwargs: (
+        seen.append(kwargs.get("attention_mask")),
+        plain(*args, **kwargs),
+    )[1]
+    engine.train(participants(1), adapters.state()[None].clone(), steps=6)
+    assert seen[0] is not None and seen[-1] is None
