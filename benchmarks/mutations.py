@@ -26,13 +26,18 @@ MUTANTS = {
     ("training/test_engine.py", "training/test_refusals.py", "audits/test_audit.py", "privacy/test_accounting.py",
      "privacy/test_sampling.py"),
     ("clipping norm doubled", "rows counted twice", "collator mixes neighbours", "backward scaled"):
-    ("training/test_engine.py", "training/test_sensitivity.py"),
+    ("training/test_engine.py::test_clipped_sum_equals_opacus",
+     "training/test_sensitivity.py::test_the_probe_catches_what_one_record_moves_too_far"),
     ("dropout masks by position", "dropout keys by position", "dropout masks fresh in each pass",
      "dropout masks repeat every step", "secure dropout from a public seed", "dropout is left to the generator"):
-    ("training/test_dropout.py", "training/test_sensitivity.py", "audits/test_mutants.py"),
+    ("training/test_dropout.py::test_one_record_moves_the_clipped_sum_by_at_most_the_clipping_norm",
+     "training/test_dropout.py::test_secure_runs_never_repeat_a_mask_and_seeded_runs_always_do",
+     "training/test_dropout.py::test_an_engine_draws_the_same_masks_however_a_batch_is_cut",
+     "training/test_dropout.py::test_keys_are_made_only_where_something_drops_out"),
     ("gradients are not compared", "probe leaves nothing out", "probe forgives everything",
      "audit guesses by a coin", "audit ignores delta"):
-    ("training/test_sensitivity.py", "audits/test_mutants.py"),
+    ("audits/test_mutants.py::test_a_check_passes_in_the_sound_package_and_fails_in_the_mutant",
+     "training/test_sensitivity.py::test_the_probe_catches_what_one_record_moves_too_far"),
     ("prior is amplified", "prior is left out", "prior of a simulation counts"):
     ("privacy/test_prior.py", "privacy/test_accounting.py"),
     ("ledgers are not locked",):
@@ -46,7 +51,9 @@ MUTANTS = {
     ("federated/test_policy.py",),
     ("statement gives the smallest epsilon", "epsilon is rounded to the nearest", "pages call simulations protected",
      "a run is held against the worst baseline"):
-    ("report/test_report.py", "cli/test_cli.py", "privacy/test_statement.py", "audits/test_mutants.py"),
+    ("report/test_report.py::test_only_a_run_with_secure_noise_is_called_protected", "privacy/test_statement.py",
+     "cli/test_cli.py::test_a_report_says_of_each_run_whether_it_was_worth_it",
+     "audits/test_mutants.py::test_a_check_passes_in_the_sound_package_and_fails_in_the_mutant"),
 }  # fmt: skip
 
 
