@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from emulator.launch import emulated
@@ -17,7 +18,7 @@ from record import write_table
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic
-from ffalora_kernels.triton import configs
+from ffalora_kernels.triton import configs, launch
 
 CSV = Path(__file__).parent / "data" / "emulator_counts.csv"
 COLUMNS = (
@@ -51,8 +52,9 @@ class CountCase:
 
 
 def count(case: CountCase) -> dict:
-    """Runs a case on the emulated part and returns its row."""
-    with emulated(case.cap) as reports, ffk.use_backend("triton"):
+    """Runs a case, as it would be launched on its part, on that part's emulator; its row."""
+    own = mock.patch.object(launch, "DEFAULT_ARCHITECTURE", f"sm_{case.cap}")
+    with own, emulated(case.cap) as reports, ffk.use_backend("triton"):
         case.call()
     total = {name: sum(r.get(name, 0) for _, r in reports) for name in _COUNTERS}
     unique = total["unique_read_bytes"] + total["unique_write_bytes"]

@@ -1,19 +1,24 @@
 """Breaks privacy on purpose, one way at a time, and records which tests notice: ``benchmarks/data/mutations.csv``.
 
-Each mutant of ``tests/audits/mutants.py`` is loaded as a plugin of a test session of its own. A mutant that no test
-notices fails the script.
+Each mutant of ``tests/audits/mutants.py`` is loaded as a plugin of a test session of its own, in a process that is
+forked once everything is imported. A mutant that no test notices fails the script. Names as arguments run these alone
+and leave the other rows as they are.
 """
 
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
-import re
-import subprocess
 import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "benchmarks/data/mutations.csv"
 #: What is broken, and the tests of its rooms.
 MUTANTS = {
     ("noise halved", "clipping removed", "head without noise", "accounting reset each round",
@@ -21,65 +26,97 @@ MUTANTS = {
     ("training/test_engine.py", "training/test_refusals.py", "audits/test_audit.py", "privacy/test_accounting.py",
      "privacy/test_sampling.py"),
     ("clipping norm doubled", "rows counted twice", "collator mixes neighbours", "backward scaled"):
-    ("training/test_engine.py", "training/test_sensitivity.py"),
+    ("training/test_engine.py::test_clipped_sum_equals_opacus",
+     "training/test_sensitivity.py::test_the_probe_catches_what_one_record_moves_too_far"),
     ("dropout masks by position", "dropout keys by position", "dropout masks fresh in each pass",
      "dropout masks repeat every step", "secure dropout from a public seed", "dropout is left to the generator"):
-    ("training/test_dropout.py", "training/test_sensitivity.py", "audits/test_own.py"),
+    ("training/test_dropout.py::test_one_record_moves_the_clipped_sum_by_at_most_the_clipping_norm",
+     "training/test_dropout.py::test_secure_runs_never_repeat_a_mask_and_seeded_runs_always_do",
+     "training/test_dropout.py::test_an_engine_draws_the_same_masks_however_a_batch_is_cut",
+     "training/test_dropout.py::test_keys_are_made_only_where_something_drops_out"),
     ("gradients are not compared", "probe leaves nothing out", "probe forgives everything",
      "audit guesses by a coin", "audit ignores delta"):
-    ("training/test_sensitivity.py", "audits/test_audit.py", "audits/test_own.py", "audits/test_mutants.py"),
+    ("audits/test_mutants.py::test_a_check_passes_in_the_sound_package_and_fails_in_the_mutant",
+     "training/test_sensitivity.py::test_the_probe_catches_what_one_record_moves_too_far"),
     ("prior is amplified", "prior is left out", "prior of a simulation counts"):
-    ("privacy/test_prior.py", "privacy/test_accounting.py", "federated/test_accounts.py"),
-    ("ledgers are not locked", "charges forget what others charged", "edited ledgers are believed",
-     "edited charges are believed", "runs of other folders are not counted"):
-    ("privacy/test_ledger_files.py", "privacy/test_data_ledger.py", "federated/test_accounts.py"),
+    ("privacy/test_prior.py", "privacy/test_accounting.py"),
+    ("ledgers are not locked",):
+    ("privacy/test_ledger_files.py",),  # four processes at once
+    ("charges forget what others charged", "edited ledgers are believed", "edited charges are believed",
+     "runs of other folders are not counted"):
+    ("privacy/test_ledger_files.py::test_two_ledgers_of_one_file_share_what_is_allowed",
+     "privacy/test_ledger_files.py::test_an_edited_ledger_is_refused", "privacy/test_data_ledger.py"),
     ("a site takes what the server asks for", "a site spends what the server asks for",
      "a site trains on whatever is named"):
     ("federated/test_policy.py",),
     ("statement gives the smallest epsilon", "epsilon is rounded to the nearest", "pages call simulations protected",
      "a run is held against the worst baseline"):
-    ("report/test_report.py", "cli/test_cli.py", "privacy/test_statement.py", "audits/test_mutants.py"),
+    ("report/test_report.py::test_only_a_run_with_secure_noise_is_called_protected", "privacy/test_statement.py",
+     "cli/test_cli.py::test_a_report_says_of_each_run_whether_it_was_worth_it",
+     "audits/test_mutants.py::test_a_check_passes_in_the_sound_package_and_fails_in_the_mutant"),
 }  # fmt: skip
 
 
-def failures(mutant: str, tests: tuple[str, ...]) -> list[str]:
+class _Failures:
+    """A plugin that keeps the names of the tests that failed."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            file, _, name = report.nodeid.partition("::")
+            self.names.append(f"{Path(file).stem}::{name.partition('[')[0]}")
+
+
+def failures(mutant: str, tests: Sequence[str]) -> list[str]:
     """Names of the tests that fail in a package with this mutant ('' for the sound one)."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "mutants",
-        "-m",
-        "not slow",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += [f"tests/{name}" for name in tests]
-    environment = os.environ | {"FFALORA_MUTANT": mutant, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests/audits"), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the test session failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    found = re.findall(r"^FAILED \S*?(test_\w+)\.py::(test_\w+)", done.stdout, flags=re.M)
-    return list(dict.fromkeys(f"{file}::{name}" for file, name in found))
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_session, args=(mutant, tests, sender))
+    process.start()
+    sender.close()
+    try:
+        return list(dict.fromkeys(receiver.recv()))
+    except EOFError:
+        raise RuntimeError(f"the test session of {mutant or 'the sound package'!r} ended without a result") from None
+    finally:
+        process.join()
+
+
+def _session(mutant: str, tests: Sequence[str], sender: Connection) -> None:
+    os.environ["FFALORA_MUTANT"] = mutant
+    found = _Failures()
+    options = ["-qq", "--tb=no", "--no-summary", "-p", "mutants", "-p", "no:cacheprovider", "-m", "not slow"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *(str(ROOT / "tests" / name) for name in tests)]
+    done = pytest.main(options, plugins=[found])
+    if done in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sender.send(found.names)
+    sender.close()
 
 
 def main() -> None:
-    rows = []
-    for mutants, tests in MUTANTS.items():
+    os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(ROOT / "tests/audits"))
+    import mutants  # what all sessions need is imported once  # noqa: F401
+
+    wanted = sys.argv[1:] or [mutant for group in MUTANTS for mutant in group]
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        rows = {row["broken"]: row for row in csv.DictReader(file)}
+    for group, tests in MUTANTS.items():
+        if not set(group) & set(wanted):
+            continue
         if unwell := failures("", tests):
             sys.exit(f"the package is not sound without mutants: {unwell}")
-        rows += [(mutant, failures(mutant, tests)) for mutant in mutants]
-    with open(ROOT / "benchmarks/data/mutations.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["broken", "tests that notice", "which"])
-        writer.writerows([mutant, len(found), " ".join(found)] for mutant, found in rows)
-    for mutant, found in rows:
-        print(f"{mutant:<36} {len(found):>3}  {', '.join(found[:4])}{', …' if len(found) > 4 else ''}", flush=True)
-    if survivors := [mutant for mutant, found in rows if not found]:
+        for mutant in (each for each in group if each in wanted):
+            found = failures(mutant, tests)
+            rows[mutant] = {"broken": mutant, "tests that notice": len(found), "which": " ".join(found)}
+            print(f"{mutant:<40} {len(found):>3}  {', '.join(found[:4])}{', …' if len(found) > 4 else ''}", flush=True)
+    with open(TABLE, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["broken", "tests that notice", "which"])
+        writer.writeheader()
+        writer.writerows(rows[mutant] for group in MUTANTS for mutant in group if mutant in rows)
+    if survivors := [mutant for mutant in wanted if not int(rows[mutant]["tests that notice"])]:
         sys.exit(f"no test notices: {', '.join(survivors)}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from provider import Provider, Sums
-from workload import Workload, starting_factors
+from workload import Workload, starting_factors, token_losses
 
 #: Learning rate of the step that ``sums`` of ours is read off: far enough that rounding of the state does not matter.
 _FAR = 2.0**24
@@ -27,6 +27,7 @@ def make_engine(
     """The engine on a workload, its adapters at the common starting point; arguments as in :func:`ours`."""
     from ffalora.adapters import AdapterConfig, attach
     from ffalora.config import OptimizerConfig, PrivacyConfig
+    from ffalora.data.tasks import causal_losses
     from ffalora.models import compile_model
     from ffalora.privacy.noise import SeededNoise
     from ffalora.privacy.sampling import SeededDraw
@@ -49,7 +50,7 @@ def make_engine(
         model=compile_model(model, work.device) if compiled else model,
         adapters=adapters,
         data=data,
-        losses=work.losses,
+        losses=causal_losses if work.losses is token_losses else work.losses,  # the same, as a run computes it
         optimizer=OptimizerConfig(lr=work.lr, normalize=False, batch_size=max(1, round(work.expected))),
         privacy=privacy,
         noise=SeededNoise.from_seed(0),

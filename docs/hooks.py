@@ -1,4 +1,4 @@
-"""What the site shows beside the pages: every key of the configuration, and drawings that lie elsewhere."""
+"""What the site shows beside the pages: every key of the configuration, the gallery, drawings that lie elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Puts the table of keys where the page asks for it, and the drawings where the site has them."""
-    return DRAWINGS.sub(r"](\1)", markdown.replace("<!-- every key -->", every_key()))
+    markdown = markdown.replace("<!-- every key -->", every_key()).replace("<!-- every example -->", every_example())
+    return DRAWINGS.sub(r"](\1)", markdown)
+
+
+def every_example() -> str:
+    """The gallery's files, each under its name."""
+    files = sorted((ROOT / "examples" / "gallery").glob("*.py"))
+    return "\n\n".join(f"## {file.stem.replace('_', ' ')}\n\n```python\n{file.read_text()}```" for file in files)
 
 
 def every_key() -> str:

@@ -184,7 +184,7 @@ class _CanaryRun:
                 ledger.max_steps, accountant=ledger.accountant, sampling=ledger.sampling,
             )  # fmt: skip
             cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
-        self.first, self.n, self.each = first, n, each
+        self.first, self.n = first, n
         return included, cohort
 
     def train(self, deadline: float) -> None:

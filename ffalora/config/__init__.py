@@ -2,10 +2,10 @@
 
 from .adapter import AdapterConfig
 from .messages import ConfigError
-from .privacy import PrivacyConfig
+from .model import ModelConfig
 from .run import Config, fields, from_mapping, load_config, to_yaml
 from .section import Section
-from .sections import ClientsConfig, DataConfig, FederationConfig, ModelConfig, OptimizerConfig
+from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig, PrivacyConfig
 from .values import merge
 
 __all__ = [

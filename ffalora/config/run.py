@@ -16,9 +16,9 @@ from pydantic import Field, field_validator, model_validator
 
 from .adapter import RunAdapterConfig
 from .messages import ConfigError
-from .privacy import PrivacyConfig
+from .model import ModelConfig
 from .section import Section, keys_of
-from .sections import ClientsConfig, DataConfig, FederationConfig, ModelConfig, OptimizerConfig
+from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig, PrivacyConfig
 from .values import merge
 
 

@@ -1,59 +1,13 @@
-"""The sections of a run's configuration, every key with its type, its default and a description."""
+"""The sections of a run's configuration but model and adapter, every key with its type, default and description."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
+from .names import OTHER_NAMES
 from .section import Section
-
-
-class ModelConfig(Section):
-    """The pretrained model."""
-
-    name: str = Field("all-MiniLM-L6-v2", description="embedded model, local folder, or hub name")
-    pooling: Literal["model", "mean"] = Field(
-        "mean", description="'model': the model's own classification head; 'mean': a linear head on mean-pooled states"
-    )
-    head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
-    head_scale: float = Field(10.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
-    pooled_layers: int = Field(
-        3,
-        ge=1,
-        description="pooling: mean; the head reads the pooled states of so many layers, evenly spaced and ending with "
-        "the last; 1 is the last alone",
-    )
-    head_start: Literal["auto", "labels", "zero", "random"] = Field(
-        "auto",
-        description="where the task head starts: at the texts of its classes, which costs no privacy; at zero; or at "
-        "random weights; auto: labels where a trained head has classes with names, else zero, and random where it is "
-        "frozen",
-    )
-    head_temperature: float = Field(
-        10.0, gt=0, description="head_start: labels; what cosines between samples and classes are multiplied with"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the frozen base; auto: bfloat16 where the processor has fast bfloat16"
-    )
-    attention: Literal["auto", "eager", "sdpa"] = Field(
-        "auto", description="attention implementation; auto: eager on a CPU"
-    )
-    packed: bool | Literal["auto"] = Field(
-        "auto",
-        description="train on samples laid end to end, without padding (pooling: mean); auto: on a CPU, where the "
-        "model's outputs stay the same",
-    )
-    cache_frozen_layers: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="compute the layers below the first adapted one once a sample (encoders such as BERT); auto: where "
-        "training repeats samples and their states take at most 2 GiB",
-    )
-    compile: bool = Field(False, description="compile the model with torch.compile")
-    cuda_graphs: bool = Field(
-        True,
-        description="on a GPU, record the passes of private steps and replay them: the GPU then waits less",
-    )
 
 
 class DataConfig(Section):
@@ -241,3 +195,88 @@ class OptimizerConfig(Section):
     token_budget: int | None = Field(
         None, ge=1, description="tokens of a physical batch (default: to suit the machine)"
     )
+
+
+class PrivacyConfig(Section):
+    """Differential privacy."""
+
+    other_names: ClassVar = OTHER_NAMES["privacy"]
+
+    unit: Literal["none", "sample", "client"] = Field(
+        "none", description="what is protected: nothing, each sample, or each client as a whole"
+    )
+    target_epsilon: float | None = Field(None, gt=0, description="ε that all rounds together may spend, per client")
+    noise_multiplier: float | None = Field(None, ge=0, description="σ, instead of a target ε")
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="clipping norm C, of a sample's gradient or of a client's update"
+    )
+    clipping: Literal["flat", "per-layer", "automatic", "adaptive"] = Field(
+        "flat", description="how gradients or updates are clipped; adaptive: C follows a quantile of their norms"
+    )
+    head_share: float | None = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="clipping: flat or automatic; share of C² up to which a trained head is clipped, apart from the "
+        "adapters, which take the rest; null clips both together",
+    )
+    clipping_quantile: float = Field(0.5, gt=0, lt=1, description="clipping: adaptive; share that stays unclipped")
+    accountant: Literal["pld", "prv", "rdp"] = Field("pld", description="accountant of the stated ε")
+    sampling: Literal["poisson", "shuffled"] = Field("poisson", description="shuffled batches get no amplification")
+    noise: Literal["auto", "seeded", "secure"] = Field(
+        "auto",
+        description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
+        "in simulations, secure wherever a model may leave the machine (train, flower)",
+    )
+    ledger: str | None = Field(
+        None,
+        description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
+        "data's name)",
+    )
+    prior: list[str] = Field(
+        [], description="what earlier runs spent on the same data: their privacy.json, ledger files or folders"
+    )
+    public_size_bound: int | None = Field(
+        None, ge=1, description="keeps the number of a client's samples secret: rate and noise follow from this bound"
+    )
+    check_gradients: bool = Field(
+        True, description="compare the first gradients of samples with ordinary autograd's, each sample alone"
+    )
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_set_the_noise(self) -> PrivacyConfig:
+        if self.unit == "none":
+            asked = [name for name in ("target_epsilon", "noise_multiplier") if getattr(self, name) is not None]
+            if asked:
+                raise ValueError(
+                    f"{asked[0]}={getattr(self, asked[0])} is given, but unit='none' adds no noise; "
+                    f"set privacy.unit to 'sample', or privacy.{asked[0]} to null"
+                )
+            return self
+        if self.unit == "client" and self.clipping == "per-layer":
+            raise ValueError(
+                "clipping='per-layer' is for samples' gradients; a client's whole update is clipped at the server: set "
+                "privacy.clipping to flat, automatic or adaptive for unit='client'"
+            )
+        if self.public_size_bound is not None and (self.unit != "sample" or self.sampling != "poisson"):
+            raise ValueError(
+                f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
+                f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
+            )
+        if self.target_epsilon is not None and self.noise_multiplier == 0:
+            raise ValueError(
+                f"noise_multiplier=0 spends infinite ε and cannot meet target_epsilon={self.target_epsilon}; leave "
+                "noise_multiplier out, and it is calibrated"
+            )
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                f"give exactly one of target_epsilon ({self.target_epsilon}) and "
+                f"noise_multiplier ({self.noise_multiplier})"
+            )
+        return self

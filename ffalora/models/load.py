@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +41,16 @@ def needs_no_mask(model: nn.Module) -> bool:
     return isinstance(model, MeanPooledClassifier) or type(model).__module__.startswith("transformers.models.")
 
 
+def _asks_the_hub_once(load: Callable[..., LoadedModel]) -> Callable[..., LoadedModel]:
+    @wraps(load)
+    def loaded(config: ModelConfig, *others: Any, **named: Any) -> LoadedModel:
+        with cache_alone_without_network(resolve(config.name)):
+            return load(config, *others, **named)
+
+    return loaded
+
+
+@_asks_the_hub_once
 def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: torch.device) -> LoadedModel:
     """The model that ``config`` names, in evaluation mode, with its frozen base in the chosen number format.
 
@@ -60,29 +72,28 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
     pooled = config.pooling == "mean" and task in ("classification", "regression")
     info: dict[str, Any] = {}
     try:
-        with cache_alone_without_network(source):
-            if task == "causal-lm":
-                model = AutoModelForCausalLM.from_pretrained(source, **options)
-            elif task == "image-classification":
-                model, info = AutoModelForImageClassification.from_pretrained(
-                    source, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
-                )
-            elif pooled:
-                model = MeanPooledClassifier(
-                    AutoModel.from_pretrained(source, **options),
-                    labels,
-                    config.head_std,
-                    config.head_scale,
-                    seed,
-                    config.pooled_layers,
-                )
-            else:
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, num_labels=labels, output_loading_info=True, **options
-                )
-            tokenizer = (
-                None if task == "image-classification" else AutoTokenizer.from_pretrained(source, **gguf_file(source))
+        if task == "causal-lm":
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+        elif task == "image-classification":
+            model, info = AutoModelForImageClassification.from_pretrained(
+                source, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **options
             )
+        elif pooled:
+            model = MeanPooledClassifier(
+                AutoModel.from_pretrained(source, **options),
+                labels,
+                config.head_std,
+                config.head_scale,
+                seed,
+                config.pooled_layers,
+            )
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source, num_labels=labels, output_loading_info=True, **options
+            )
+        tokenizer = (
+            None if task == "image-classification" else AutoTokenizer.from_pretrained(source, **gguf_file(source))
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(_not_loaded(config.name, task, source, error)) from error
     _seed_missing(model, sorted(info.get("missing_keys", ())), seed)

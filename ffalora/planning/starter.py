@@ -38,7 +38,7 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
         "  rank: 8",
         "  target_modules: all-linear",
         f"  layers_to_transform: [{TOP_LAYER}]  # the upper layer alone: those below are computed once",
-        "  head: auto  # trained; with the classes' texts to start from",
+        "  head: auto  # trained",
         *_clients(found),
         "federation:",
         f"  rounds: {ROUNDS}",
@@ -90,7 +90,7 @@ def _cells(found: Proposal) -> list[str]:
 
 def _class_texts(found: Proposal) -> list[str]:
     label = found.column(found.label)
-    if found.task != "classification" or label.distinct > len(label.examples):
+    if found.task != "classification" or label.distinct > len(label.examples) or len(found.text) > 1:
         return []
     return [
         "  # What a text of each class could say helps most where data are few; never taken from the rows:",

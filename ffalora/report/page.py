@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from .baselines import baseline_table, verdicts
 from .plots import Plot, inline_svg, run_plots, save_plots
-from .runs import CONFIG, Run, by_label, data_title, method_title, read_top_config
+from .runs import CONFIG, ReportError, Run, by_label, data_title, method_title, read_top_config
 from .tables import (
     Table,
     difference_table,
@@ -85,14 +85,24 @@ def render(page: Page) -> str:
 
 
 def write_report(runs: Sequence[Run], folder: str | Path) -> Path:
-    """Writes ``report.html`` and ``plots/`` into ``folder`` and returns the page's path."""
+    """Writes ``report.html`` and ``plots/`` into ``folder`` and returns the page's path.
+
+    Raises:
+        ReportError: the folder or its disk does not take them.
+    """
     folder = Path(folder)
     page = run_page(runs)
-    save_plots(page.plots, folder / "plots")
     target = folder / FILE
     draft = target.with_name(FILE + ".part")
-    draft.write_text(render(page), encoding="utf-8")
-    draft.replace(target)
+    try:
+        save_plots(page.plots, folder / "plots")
+        draft.write_text(render(page), encoding="utf-8")
+        draft.replace(target)
+    except OSError as error:
+        raise ReportError(
+            f"the page cannot be written into {folder}: {error.strerror or error}. The runs are complete: make room, "
+            f"then `ffalora report {folder}`"
+        ) from error
     return target
 
 

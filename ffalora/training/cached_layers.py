@@ -8,9 +8,10 @@ they are given, and the token numbers of a batch become rows of the table. Names
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 
 from ..adapters import Adapters
 from ..config import Config, ConfigError
-from ..data.examples import Batch, Examples, TokenizedDataset, fingerprint
+from ..data.examples import Examples, TokenizedDataset, fingerprint
 from ..models import KeptMeans, MeanPooledClassifier, mean_of_real
 from .batches import physical_batches
-from .bottom import Bottom, NotCacheable, PassOn, Rows, hidden_states, output_of, put_, states_of
 from .probe import SamplesNotIndependent, check_independence
+from .stand_ins import CachedExamples, PassOn, Rows
 
 #: Most bytes that 'auto' spends on the table. A constant: what is free changes between a run and its continuation.
 AUTO_BYTES = 2 * 2**30
@@ -43,6 +44,10 @@ class CachedLayers:
     count: int
     train: Examples
     evaluation: Examples
+
+
+class _NotCacheable(Exception):
+    """Why a model or a run cannot begin at a later layer."""
 
 
 def cache_frozen_layers(
@@ -69,43 +74,17 @@ def cache_frozen_layers(
     try:
         bottom = _find_bottom(model, adapters)
         if not isinstance(train, TokenizedDataset) or not isinstance(evaluation, TokenizedDataset):
-            raise NotCacheable("its samples are not classified texts")
+            raise _NotCacheable("its samples are not classified texts")
         if choice == "auto":
             _check_worth(config, model, train, evaluation, clients)
         _check_apart(model, train, device, private=config.privacy.unit == "sample")
         return _cache(model, bottom, train, evaluation, config.data.max_evaluation_samples, device)
-    except NotCacheable as reason:
+    except _NotCacheable as reason:
         if choice == "always":
             raise ConfigError(
                 f"model.cache_frozen_layers='always' cannot be for {config.model.name}: {reason}; set it to auto"
             ) from None
         return CachedLayers(0, train, evaluation)
-
-
-class CachedExamples:
-    """Texts whose token numbers are rows of a table of states; lengths, labels and targets are the texts'.
-
-    Args:
-        texts: what the states were computed from; count: how many of them, from the first, are in the table.
-        first_row: of the first text's first token; the tokens of all texts follow in their order.
-        padding_row: any row: attention masks it.
-    """
-
-    def __init__(self, texts: TokenizedDataset, count: int, first_row: int, padding_row: int) -> None:
-        self.texts, self.padding_row = texts, padding_row
-        self.lengths, self.labels = texts.lengths[:count], texts.labels[:count]
-        self.first_rows = first_row + texts.input_ids.offsets[: count + 1]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """As the texts' own, with rows of the table for ``input_ids``: int64 ``[S,T]``."""
-        inputs, targets = self.texts.collate(indices)
-        real = inputs["attention_mask"].bool()
-        first = torch.from_numpy(self.first_rows[np.asarray(indices, dtype=np.int64)])
-        rows = first[:, None] + torch.arange(real.shape[1])
-        return inputs | {"input_ids": rows.masked_fill(~real, self.padding_row)}, targets
 
 
 @dataclass(frozen=True)
@@ -121,7 +100,33 @@ class _Table:
     means: Tensor
 
 
-def _find_bottom(model: nn.Module, adapters: Adapters) -> Bottom:
+@dataclass(frozen=True)
+class _Bottom:
+    """The part of an encoder that is frozen from its first layer on.
+
+    Attributes:
+        encoder: module with ``embeddings``.
+        layers: all its layers; the first ``count`` of them hold nothing that is trained.
+    """
+
+    encoder: nn.Module
+    layers: nn.ModuleList
+    count: int
+
+    @property
+    def last(self) -> nn.Module:
+        """The last frozen layer."""
+        return self.layers[self.count - 1]
+
+
+class _Reached(Exception):
+    """Ends a forward pass that need not go on; holds what the last layer wanted gave."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+def _find_bottom(model: nn.Module, adapters: Adapters) -> _Bottom:
     trained = {id(layer.module) for layer in adapters.trained_layers()}
 
     def is_trained(part: nn.Module) -> bool:
@@ -135,9 +140,9 @@ def _find_bottom(model: nn.Module, adapters: Adapters) -> Bottom:
         if isinstance(embeddings, nn.Module) and isinstance(layers, nn.ModuleList):
             count = next((i for i, layer in enumerate(layers) if is_trained(layer)), len(layers))
             if count == 0 or is_trained(embeddings):
-                raise NotCacheable("training begins in its first layer (see adapter.layers_to_transform)")
-            return Bottom(encoder, layers, count)
-    raise NotCacheable("it is no encoder of the kind of BERT, with 'embeddings' and 'encoder.layer'")
+                raise _NotCacheable("training begins in its first layer (see adapter.layers_to_transform)")
+            return _Bottom(encoder, layers, count)
+    raise _NotCacheable("it is no encoder of the kind of BERT, with 'embeddings' and 'encoder.layer'")
 
 
 def _check_worth(config: Config, model: nn.Module, train: Examples, evaluation: Examples, clients: int) -> None:
@@ -147,11 +152,11 @@ def _check_worth(config: Config, model: nn.Module, train: Examples, evaluation: 
     federation = config.federation
     draws = federation.rounds * federation.local_steps * federation.participation * clients
     if draws * config.optimizer.batch_size < len(train):
-        raise NotCacheable("training takes up fewer samples than there are")
+        raise _NotCacheable("training takes up fewer samples than there are")
     width = getattr(model.config, "hidden_size", 0)
     size = next(model.parameters()).element_size() * width * int(train.lengths.sum() + evaluation.lengths.sum())
     if size > AUTO_BYTES:
-        raise NotCacheable(f"the table would take {size / 2**30:.1f} GiB")
+        raise _NotCacheable(f"the table would take {size / 2**30:.1f} GiB")
 
 
 def _check_apart(model: nn.Module, train: Examples, device: torch.device, private: bool) -> None:
@@ -161,15 +166,15 @@ def _check_apart(model: nn.Module, train: Examples, device: torch.device, privat
     inputs, _ = train.collate(np.arange(min(_PROBED, len(train))))
     try:
         if not check_independence(model, _on(device, inputs), lambda output: output.logits):
-            raise NotCacheable("its samples are too few, or too much alike, to check that it keeps them apart")
+            raise _NotCacheable("its samples are too few, or too much alike, to check that it keeps them apart")
     except SamplesNotIndependent as error:
         if private:
             raise
-        raise NotCacheable(str(error)) from None
+        raise _NotCacheable(str(error)) from None
 
 
 def _cache(
-    model: nn.Module, bottom: Bottom, train: TokenizedDataset, evaluation: TokenizedDataset, most: int | None,
+    model: nn.Module, bottom: _Bottom, train: TokenizedDataset, evaluation: TokenizedDataset, most: int | None,
     device: torch.device,
 ) -> CachedLayers:  # fmt: skip
     compared = np.arange(min(_COMPARED, len(train)))
@@ -180,8 +185,8 @@ def _cache(
     cached_train = CachedExamples(train, len(train), 0, padding_row)
     cached_evaluation = CachedExamples(evaluation, evaluated, tokens, padding_row)
     read = [layer for layer in model.read if layer <= bottom.count] if isinstance(model, MeanPooledClassifier) else []
-    first = output_of(model, bottom.last, _on(device, train.collate(compared)[0]))
-    states = hidden_states(first)
+    first = _output(model, bottom.last, _on(device, train.collate(compared)[0]))
+    states = _states(first)
     key = _digest(bottom, states, read, cached_train, cached_evaluation)
     table = _kept.get(key)
     if table is None:
@@ -191,22 +196,22 @@ def _cache(
         _fill(table, 0, model, bottom, read, cached_train, device)
         _fill(table, len(cached_train), model, bottom, read, cached_evaluation, device)
     before = bottom.encoder.embeddings, list(bottom.layers[: bottom.count])
-    put_(bottom, Rows(table.states).eval(), [PassOn(isinstance(first, tuple)).eval() for _ in before[1]])
+    _put(bottom, Rows(table.states).eval(), [PassOn(isinstance(first, tuple)).eval() for _ in before[1]])
     if read:
         first_rows = np.concatenate([each.first_rows[:-1] for each in (cached_train, cached_evaluation)])
         model.kept = KeptMeans(table.means, torch.from_numpy(first_rows).to(device))
     try:
         _compare(_logits(model, cached_train, compared, device), alone, states.dtype)
-    except (NotCacheable, RuntimeError, TypeError, ValueError, AttributeError) as error:  # unfit states raise any
-        put_(bottom, *before)
+    except (_NotCacheable, RuntimeError, TypeError, ValueError, AttributeError) as error:  # unfit states raise any
+        _put(bottom, *before)
         if read:
             model.kept = None
-        raise NotCacheable(str(error)) from None
+        raise _NotCacheable(str(error)) from None
     _kept[key] = table
     return CachedLayers(bottom.count, cached_train, cached_evaluation)
 
 
-def _digest(bottom: Bottom, states: Tensor, read: list[int], *examples: CachedExamples) -> str:
+def _digest(bottom: _Bottom, states: Tensor, read: list[int], *examples: CachedExamples) -> str:
     """SHA-256 over everything that the table depends on, to the last bit."""
     parts = [bottom.encoder.embeddings, *bottom.layers[: bottom.count]]
     terms = f"{parts} {read} {bottom.encoder.config} {states.dtype} {states.device} {torch.get_num_threads()}"
@@ -220,9 +225,15 @@ def _digest(bottom: Bottom, states: Tensor, read: list[int], *examples: CachedEx
     return digest.hexdigest()
 
 
+def _put(bottom: _Bottom, embeddings: nn.Module, layers: Sequence[nn.Module]) -> None:
+    bottom.encoder.embeddings = embeddings
+    for number, layer in enumerate(layers):
+        bottom.layers[number] = layer
+
+
 @torch.no_grad()
 def _fill(
-    table: _Table, first: int, model: nn.Module, bottom: Bottom, read: list[int], examples: CachedExamples,
+    table: _Table, first: int, model: nn.Module, bottom: _Bottom, read: list[int], examples: CachedExamples,
     device: torch.device,
 ) -> None:  # fmt: skip
     """Writes what the layers make of ``examples``, of which ``first`` is the first sample's number, into the table."""
@@ -232,10 +243,43 @@ def _fill(
         rows = examples.collate(batch)[0]["input_ids"][real]
         inputs = _on(device, inputs)
         with ExitStack() as stack:
-            passed = [stack.enter_context(states_of(bottom.layers[layer - 1])) for layer in read]
-            table.states[rows.to(device)] = hidden_states(output_of(model, bottom.last, inputs))[real.to(device)]
+            passed = [stack.enter_context(_watched(bottom.layers[layer - 1])) for layer in read]
+            table.states[rows.to(device)] = _states(_output(model, bottom.last, inputs))[real.to(device)]
         for column, states in enumerate(passed):
             table.means[first + torch.from_numpy(batch), column] = mean_of_real(states[0], inputs["attention_mask"])
+
+
+@contextmanager
+def _watched(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block, the states that come out of ``layer`` are appended to the list, as float32."""
+    found: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: found.append(_states(output).float()))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _output(model: nn.Module, last: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """What the layer ``last`` of the model makes of a batch; the layers behind it are not computed."""
+
+    def end(_: nn.Module, __: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = last.register_forward_hook(end)
+    try:
+        model(**inputs)
+    except _Reached as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise _NotCacheable("its forward pass does not use its layers one after another")
+
+
+def _states(output: Any) -> Tensor:
+    """Hidden states ``[S,T,D]`` from a layer's output."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @torch.no_grad()
@@ -247,7 +291,7 @@ def _compare(from_table: Tensor, alone: Tensor, dtype: torch.dtype) -> None:
     """Outputs of a batch from the table are those of each sample passed through the whole model alone."""
     difference = float((from_table - alone).square().mean().sqrt() / alone.square().mean().sqrt())
     if not difference <= (1e-3 if dtype == torch.float32 else 0.05):
-        raise NotCacheable(
+        raise _NotCacheable(
             f"from kept states it computes outputs that differ by {difference:.2g} of their size: there is more to "
             "its lower layers than embeddings and one layer after another, or they look at other samples"
         )

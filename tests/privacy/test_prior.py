@@ -38,6 +38,8 @@ def test_a_shuffled_prior_is_not_amplified(tmp_path):
     assert total.epsilon() == shuffled.epsilon() > 5 * epsilon(2.0, 0.1, 50, DELTA)
     total.charge()
     assert total.epsilon() > shuffled.epsilon() and total.adjacency == "zero-out one sample"
+    (stated,) = read_prior([run(tmp_path / "run", sampling="shuffled")])
+    assert (stated.sampling, stated.adjacency, stated.steps) == ("shuffled", "replace", 20)
 
 
 def test_a_prior_of_whole_clients_is_refused_for_samples():

@@ -11,7 +11,7 @@ from browser import check, look_at
 from fabricated import write_run
 
 from ffalora.config import from_mapping, load_config, merge, to_yaml
-from ffalora.report import Page, ReportError, Table, read_runs, render, run_page, table_text, write_report
+from ffalora.report import Page, ReportError, Table, page, read_runs, render, run_page, table_text, write_report
 from ffalora.report.page import statement_blocks
 from ffalora.report.plots import run_plots
 from ffalora.report.tables import bytes_text, epsilon_text, interval, result_table
@@ -127,6 +127,15 @@ def test_the_page_holds_everything_and_refers_to_nothing_outside(demo):
     ):
         assert part in text, part
     assert "viewport" in text_of_page and "prefers-color-scheme: dark" in text_of_page
+
+
+def test_a_full_disk_is_told_with_what_is_to_be_done(demo, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page, "save_plots", full)
+    with pytest.raises(ReportError, match=r"No space left on device.*make room, then `ffalora report "):
+        write_report(read_runs([demo]), demo)
 
 
 def test_only_a_run_with_secure_noise_is_called_protected(tmp_path):

@@ -60,7 +60,7 @@ def largest_difference(folder, run):
 def run(request, small, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "run"
     asked = {"model__pooling": request.param, "model__head_start": "random", "adapter__head": "trained"}
-    config = small(federation__rounds=2, optimizer__lr=50.0, optimizer__head_lr_factor=1.0, **asked)
+    config = small(federation__rounds=2, federation__local_steps=4, optimizer__lr=40.0, **asked)
     simulate(config, folder, progress=False)
     return folder
 
