@@ -191,7 +191,8 @@ def _engine(model: nn.Module, adapters: Adapters, data: Data, losses: Losses, no
     return Engine(
         model=model, adapters=adapters, data=data, losses=losses,
         optimizer=OptimizerConfig(name="sgd", lr=1.0, normalize=False),
-        privacy=PrivacyConfig(unit="sample", noise_multiplier=1.0, max_grad_norm=1.0, noise=noise),
+        # Clipped as one: a canary of a single direction can then move a sum by all of C, wherever its direction lies.
+        privacy=PrivacyConfig(unit="sample", noise_multiplier=1.0, max_grad_norm=1.0, noise=noise, head_share=None),
         noise=source, draw=draw, seed=seed, token_budget=1024,
     )  # fmt: skip
 

@@ -191,7 +191,9 @@ def test_weights_follow_sizes_or_are_equal(small):
 
 def test_fedprox_keeps_clients_nearer_to_where_they_started(small):
     def distance(mu):
-        experiment = build(small(federation__prox_mu=mu, federation__local_steps=4))
+        experiment = build(
+            small(federation__prox_mu=mu, federation__local_steps=4, optimizer__lr=0.3, optimizer__head_lr_factor=1)
+        )
         server = experiment.strategy.begin()
         before = server.row.clone()
         run_round(experiment, server)

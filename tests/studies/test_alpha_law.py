@@ -46,7 +46,7 @@ def trained(alpha, optimizer, max_grad_norm, mu=0.0, clipping="flat", merge=Fals
     clipped = 0.0
     for _ in range(2):  # the second call pulls towards where the first one ended
         anchor = state.clone() if mu else None
-        clipped = engine.train(cohort, state, STEPS, anchor=anchor, mu=mu, moments=moments).clipped
+        clipped = engine.train(cohort, state, STEPS, anchor=anchor, mu=mu, moments=moments).numbers()["clipped"]
     deltas = {}
     for name, layer in adapters.layers.items():
         start = layer.places["lora_B"]
