@@ -67,8 +67,11 @@ def _epsilon(group: Sequence[Run]) -> str:
 
 
 def _by_name(runs: Sequence[Run]) -> dict[str, list[dict]]:
-    rows: dict[str, list[dict]] = {}
+    """What was computed, by name; methods of one seed that share a baseline count it once."""
+    rows: dict[str, list[tuple[int, dict]]] = {}
     for run in runs:
         for row in run.baselines:
-            rows.setdefault(row["name"], []).append(row)
-    return rows
+            found = rows.setdefault(row["name"], [])
+            if (run.config["seed"], row) not in found:
+                found.append((run.config["seed"], row))
+    return {name: [row for _, row in found] for name, found in rows.items()}

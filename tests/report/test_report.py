@@ -12,9 +12,10 @@ from fabricated import write_run
 
 from ffalora.config import from_mapping, load_config, merge, to_yaml
 from ffalora.report import Page, ReportError, Table, page, read_runs, render, run_page, table_text, write_report
+from ffalora.report.baselines import baseline_table
 from ffalora.report.page import statement_blocks
 from ffalora.report.plots import run_plots
-from ffalora.report.tables import bytes_text, epsilon_text, interval, result_table
+from ffalora.report.tables import bytes_text, epsilon_text, interval, interval_text, result_table
 
 DEMO = "ffalora/configs/demo.yaml"
 PRIVATE = {"privacy": {"unit": "sample", "target_epsilon": 6}, "federation": {"rounds": 4}}
@@ -210,6 +211,19 @@ def test_several_methods_are_named_as_papers_do(demo):
         (run / "baselines.json").write_text(json.dumps([row]))
     title = run_page(read_runs([demo])).title
     assert title.startswith("Was simulated private fine-tuning on movie-reviews worth it? FFA-LoRA, LoRA and FedSVD")
+
+
+def test_a_baseline_that_methods_of_one_seed_share_counts_once(demo):
+    seeds = sorted({run.name for run in demo.glob("*/seed-*")})
+    for run in demo.glob("*/seed-*"):
+        accuracy = 0.5 + 0.1 * seeds.index(run.name)
+        row = {"name": "probe", "accuracy": accuracy, "epsilon": 6.0, "about": "linear", "is_bound": False}
+        (run / "baselines.json").write_text(json.dumps([row]))
+    runs = read_runs([demo])
+    first = [run for run in runs if run.config["seed"] == min(each.config["seed"] for each in runs)]
+    one, all_of_them = ({row[0]: row[1] for row in baseline_table(some).rows} for some in (first, runs))
+    assert len(first) == 3 and one["probe"] == "0.500"
+    assert all_of_them["probe"] == interval_text([0.5 + 0.1 * i for i in range(len(seeds))])
 
 
 def test_natural_clients_are_counted_and_named(tmp_path):
