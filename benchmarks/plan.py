@@ -12,7 +12,7 @@ from arena_peers import clip_case, step_case
 from op_peers import LAYERS, OpCase, backward_case, expand_case, layer_of, outer_case, product_case
 from peers import STEPS
 from torch import Tensor, nn
-from workload import Workload, llama, roberta
+from workload import Workload, llama, roberta, short
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 Make = Callable[[], OpCase]
@@ -101,7 +101,7 @@ def one_layer(where: str, s: int, t: int, r: int, dtype: torch.dtype, device: to
     def losses(output: SimpleNamespace, dy: Tensor) -> Tensor:
         return (output.logits.float() * dy.float()).sum((1, 2))
 
-    name = f"{where} S{s} T{t} R{r} {str(dtype).removeprefix('torch.')}"
+    name = f"{where} S{s} T{t} R{r} {short(dtype)}"
     return Workload(
         name, build, "", ("linear",), _Activations(s, t, k, n, dtype, device), [np.arange(s)], losses, device, rank=r,
         max_grad_norm=float(n), dtype=dtype,

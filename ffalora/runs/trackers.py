@@ -84,7 +84,19 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _Wandb:
+class _OfRun:
+    """A library whose run takes mappings of numbers."""
+
+    _run: Any
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Wandb(_OfRun):
     def __init__(self, config: Config, folder: Path):
         import wandb
 
@@ -93,12 +105,6 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT", "ffalora"), name=folder.name, dir=str(folder), mode=mode,
             config=config.model_dump(mode="json"),
         )  # fmt: skip
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class _Mlflow:
@@ -121,7 +127,7 @@ class _Mlflow:
         self._client.set_terminated(self._run)
 
 
-class _Trackio:
+class _Trackio(_OfRun):
     def __init__(self, config: Config, folder: Path):
         import trackio
 
@@ -129,12 +135,6 @@ class _Trackio:
             project=os.environ.get("TRACKIO_PROJECT", "ffalora"), name=folder.name, embed=False,
             config=config.model_dump(mode="json"),
         )  # fmt: skip
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 _TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {

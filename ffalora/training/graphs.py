@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ffalora_kernels import clip_reduce_
-
 from ..adapters import Adapters, TrainingPass
 from ..models import needs_no_mask
 from ..models.frozen_head import head_left_out
 from .arena import UNWRITTEN, Arena
+from .gradients import SegmentGradients
 from .probe import Probe, check_losses
 
 log = logging.getLogger(__name__)
@@ -118,9 +117,10 @@ class PassGraphs:
         if key not in self._seen:
             self._seen.add(key)
             return None
-        self.arena.rows(room)  # an arena that grows here leaves older recordings behind
         self.forget_moved()
         if key not in self._passes:
+            self.arena.rows(room)
+            self.forget_moved()  # an arena that grew just now leaves older recordings behind
             made = self._recorded(room, inputs, targets, state, clipping)
             if made is None:
                 return None
@@ -134,7 +134,10 @@ class PassGraphs:
             GradientMissing: names the tensors that a backward pass did not reach.
         """
         if self._unwritten is not None and self._passes:
-            self.arena.refuse_unwritten(self._unwritten)
+            try:
+                self.arena.refuse_unwritten(self._unwritten)
+            finally:
+                self._unwritten.zero_()
 
     def _recorded(
         self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping
@@ -224,14 +227,10 @@ class _RecordedPass:
             check_losses(found, len(self.live))
             torch.where(self.live > 0, found, 0.0).sum().backward()
         self._unwritten.logical_or_((squares == UNWRITTEN).any(0))
+        done = SegmentGradients(self.current.arena, squares, self.current.client, found.detach())
         clipping = self.clipping
-        sums = squares.sum(1, keepdim=True) if clipping.max_grad_norm.shape[1] == 1 else squares
-        _, norms = clip_reduce_(
-            self.total, self.current.arena, self.current.client, clipping.max_grad_norm, clipping.group_columns,
-            squares=sums, mode=clipping.mode,
-        )  # fmt: skip
-        self.norms.copy_(norms.square().sum(1).sqrt())
-        self.losses.copy_(found.detach())
+        self.norms.copy_(done.clip_into_(self.total, clipping.max_grad_norm, clipping.group_columns, clipping.mode))
+        self.losses.copy_(done.losses)
 
 
 def rounded_up(samples: int) -> int:

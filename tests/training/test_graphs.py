@@ -184,3 +184,17 @@ def test_a_batch_without_padding_needs_no_mask(recorder):
     )[1]
     engine.train(participants(1), adapters.state()[None].clone(), steps=6)
     assert seen[0] is not None and seen[-1] is None
+
+
+def test_a_training_goes_on_once_the_tensor_that_was_missed_is_used_again(recorder):
+    engine, adapters = _recording(recorder)
+    state = adapters.state()[None].clone()
+    engine.train(participants(1), state, steps=12)
+    last = list(adapters.layers.values())[-1]
+    last.is_enabled = False
+    with pytest.raises(GradientMissing):
+        engine.train(participants(1), state, steps=1)
+    last.is_enabled = True
+    before = state.clone()
+    engine.train(participants(1), state, steps=1)
+    assert not torch.equal(state, before)
