@@ -59,7 +59,7 @@ class Engine(TrainingSetup):
             ValueError: something that ``admission`` refuses: a tensor outside the state, a ledger that does not fit, …
             GradientMissing: a trained tensor received no gradient.
             StorageParted, UpdateLost: what is trained is not what the model reads, or a step left it as it was.
-            SamplesNotIndependent: the model or the loss mixes samples.
+            SamplesNotIndependent: the model or the loss mixes samples; nothing was charged where two samples show it.
         """
         if len(cohort) != len(state):
             raise ValueError(f"state has {len(state)} rows for {len(cohort)} participants")
@@ -70,6 +70,7 @@ class Engine(TrainingSetup):
             check_same_state(self.workers, state)
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
+            self.look_ahead(cohort)
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         report = TrainingReport(len(cohort)) if report is None else report

@@ -19,7 +19,7 @@ from ..privacy.noise import NoiseSource, SeededNoise
 from .admission import check_model
 from .arena import Arena
 from .dropout import DropoutKeys
-from .gradients import segment_gradients
+from .gradients import look_at, segment_gradients
 from .probe import Probe
 
 
@@ -78,7 +78,11 @@ class PrivateGradient:
             PrivacyBudgetSpent: the ledger does not allow another step.
             GradientMissing: a trained tensor received no gradient.
             SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart.
+                Nothing is charged where this step's samples show it.
         """
+        if batches and not self._probe.has_looked:
+            samples, inputs, targets = max(batches, key=lambda batch: len(batch[0]))
+            look_at(self._probe, model or self.model, self.losses, inputs, targets, len(samples), self.device)
         self.ledger.charge()
         total, losses, norms = self.clipped_sum(number, batches, model)
         self.clipped += int((norms > self.max_grad_norm).sum())
@@ -98,6 +102,7 @@ class PrivateGradient:
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
+        shared = DropoutKeys.shared_by(self.noise, number)
         for samples, inputs, targets in batches:
             found = segment_gradients(
                 model or self.model,
@@ -109,7 +114,7 @@ class PrivateGradient:
                 rows=np.zeros(len(samples), dtype=np.int64),
                 arena=self._arena,
                 probe=self._probe,
-                dropout=partial(self._dropout_keys, samples, number),
+                dropout=partial(self._dropout_keys, samples, number, shared),
             )
             norms.append(found.clip_into_(total, self.max_grad_norm))
             losses.append(found.losses)
@@ -144,9 +149,8 @@ class PrivateGradient:
         )
         return gradient[0]
 
-    def _dropout_keys(self, samples: np.ndarray, number: int) -> DropoutKeys:
+    def _dropout_keys(self, samples: np.ndarray, number: int, shared: int) -> DropoutKeys:
         client, step = np.full(len(samples), self.ledger.client_id), np.full(len(samples), number)
-        shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
         return DropoutKeys.of(self.noise, client, step, samples, shared)
 
     def _row(self, value: float) -> Tensor:

@@ -16,7 +16,9 @@ from ..privacy.noise import NoiseSource, SecureNoise
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw, shuffled_batches
 from .admission import check_model
 from .arena import Arena
+from .batches import physical_batches
 from .dropout import DropoutKeys, drops_out
+from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
 from .probe import Probe
@@ -123,11 +125,37 @@ class TrainingSetup:
             drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)
         return participant.samples[drawn]
 
-    def dropout_keys(self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray) -> DropoutKeys:
+    def shared_choices(self, cohort: Sequence[Participant]) -> int:
+        """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""
+        if not drops_out(self.model, self.adapters):
+            return 0
+        shared = DropoutKeys.shared_by(self.noise, max(participant.steps_taken for participant in cohort))
+        if self.workers is not None:
+            [[shared]] = self.workers.same_for_all([np.array([shared])])
+        return int(shared)
+
+    def dropout_keys(
+        self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray, shared: int = 0
+    ) -> DropoutKeys:
         """What the dropout masks of a batch are made from.
 
         Args:
             cohort: who trains; rows: ``[S]``, whose each sample is; samples: int64 ``[S]``, their indices.
+            shared: from :meth:`shared_choices`, once for all batches of a logical step.
         """
         client, step = (np.array([getattr(p, name) for p in cohort])[rows] for name in ("client_id", "steps_taken"))
-        return DropoutKeys.of(self.noise, client, step, samples)
+        return DropoutKeys.of(self.noise, client, step, samples, shared)
+
+    def look_ahead(self, cohort: Sequence[Participant]) -> None:
+        """Has the probe look at samples as a batch will hold them, so that a model that mixes samples is refused before
+        any step is charged.
+
+        Raises:
+            SamplesNotIndependent, ValueError: see ``Probe.look`` and ``check_batch``.
+        """
+        own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch_size)]
+        if self.probe.has_looked or len(own) < 2:
+            return
+        plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)
+        batch = own[max(plan.batches, key=len)]
+        look_at(self.probe, self.model, self.losses, *self.data.collate(batch), len(batch), self.device)

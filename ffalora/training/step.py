@@ -96,13 +96,14 @@ class LogicalStep:
             self.graphs = setup.graphs
             self.graphs.forget_moved(model=True)
         merged = self._merged_weights()
+        shared = setup.shared_choices(self.cohort)
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
             batch = batch if workers is None else workers.share(batch)
             if len(batch):
                 batch = batch[np.argsort(row_of[batch], kind="stable")]
-                loss, norm = self._accumulate(row_of[batch], samples[batch], merged)
+                loss, norm = self._accumulate(row_of[batch], samples[batch], merged, shared)
                 losses.append(loss)
                 norms.append(norm)
                 rows.append(row_of[batch])
@@ -135,7 +136,7 @@ class LogicalStep:
         return {name: weight for name, weight in weights.items() if weight is not None}
 
     def _accumulate(
-        self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None
+        self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None, shared: int
     ) -> tuple[Tensor, Tensor]:
         """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
         ``[S]``: without privacy, those of the sums that the samples went into.
@@ -159,7 +160,7 @@ class LogicalStep:
             per_client=not setup.private,
             arena=setup.arena,
             probe=setup.probe,
-            dropout=partial(setup.dropout_keys, self.cohort, rows, samples),
+            dropout=partial(setup.dropout_keys, self.cohort, rows, samples, shared),
             packed=setup.packed,
             merged=merged,
         )

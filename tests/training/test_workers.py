@@ -24,8 +24,9 @@ CASES = {
 
 
 def _run(options, clients, workers=None):
-    """State, samples passed through this process, report and steps counted."""
+    """State, samples differentiated in this process, report and steps counted."""
     engine, adapters = tiny_engine(**options)
+    engine.look_ahead(participants(clients))  # each process does
     engine.workers, seen = workers, []
     collate = engine.data.collate
     engine.data.collate = lambda samples: (seen.append(len(samples)), collate(samples))[1]
