@@ -188,7 +188,7 @@ class UpdateWatch:
             )
 
     def _by_tensor(self, columns: Tensor) -> Tensor:
-        """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor."""
-        found = torch.zeros(len(columns), self._layout.slots + 1, dtype=torch.int32, device=columns.device)
-        slots = self._layout.slot_of_column().to(columns.device)
-        return found.index_add_(1, slots, columns.int())[:, :-1] > 0
+        """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor (padding behind it never moves)."""
+        starts = torch.tensor([place.start for place in self._layout.places] + [self._layout.width])
+        before = torch.nn.functional.pad(columns.cumsum(1, dtype=torch.int32), (1, 0))
+        return before[:, starts.to(columns.device)].diff(dim=1) > 0
