@@ -7,12 +7,14 @@ switched off.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..privacy.noise import SeededNoise
+from ..privacy.sampling import SystemDraw
 from .admission import check_cohort
 from .optim import Moments
 from .participant import Participant
@@ -52,7 +54,7 @@ class Engine(TrainingSetup):
             report: what to add to, where the cohort is a part of a larger one; index: its rows there, int64 ``[C]``.
 
         Returns:
-            The report, by default a fresh one of this cohort.
+            The report, by default a fresh one of this cohort, of all processes; a given one is of this process.
 
         Raises:
             PrivacyBudgetSpent: a client may not take the steps; nothing was charged for the step that was refused.
@@ -66,16 +68,19 @@ class Engine(TrainingSetup):
         if lr_factors is not None and len(lr_factors) != steps:
             raise ValueError(f"lr_factors has {len(lr_factors)} entries for steps={steps}")
         self.check_model()
-        if self.workers is not None:
+        if self.workers.size > 1:
             check_same_state(self.workers, state)
+            if isinstance(self.draw, SystemDraw) and self.draw.key is None:
+                self.draw = SystemDraw(self.workers.same_for_all(os.urandom(32)))
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
+        is_part = report is not None
         report = TrainingReport(len(cohort)) if report is None else report
         index = torch.arange(len(cohort)) if index is None else index
         for number in range(steps):
             step.run(report, index, 1.0 if lr_factors is None else lr_factors[number])
             if on_step is not None:
                 on_step(number)
-        return report
+        return report if is_part else report.of_all(self.workers)

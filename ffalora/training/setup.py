@@ -21,7 +21,7 @@ from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
 from .probe import Probe
 from .token_budget import token_budget
-from .workers import Workers
+from .workers import ALONE, Workers
 
 
 class Data(Protocol):
@@ -51,7 +51,7 @@ class TrainingSetup:
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
         charged: called with the cohort once a step has been charged, before its noisy result exists.
-        workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
+        workers: the processes that share each step, by default this one alone. All call ``train`` alike.
         packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
@@ -70,7 +70,7 @@ class TrainingSetup:
     merge_weights: bool = False
     packed: bool = False
     cuda_graphs: bool = True
-    workers: Workers | None = None
+    workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
 
     def __post_init__(self) -> None:
