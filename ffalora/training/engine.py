@@ -7,21 +7,19 @@ switched off.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..privacy.noise import SeededNoise
-from ..privacy.sampling import SystemDraw
 from .admission import check_cohort
 from .optim import Moments
 from .participant import Participant
 from .report import TrainingReport
 from .setup import TrainingSetup
 from .step import LogicalStep
-from .workers import check_same_state
+from .workers import check_same_state, drawn_alike
 
 
 class Engine(TrainingSetup):
@@ -70,8 +68,7 @@ class Engine(TrainingSetup):
         self.check_model()
         if self.workers.size > 1:
             check_same_state(self.workers, state)
-            if isinstance(self.draw, SystemDraw) and self.draw.key is None:
-                self.draw = SystemDraw(self.workers.same_for_all(os.urandom(32)))
+            self.draw = drawn_alike(self.draw, self.workers)
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)

@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..privacy.sampling import Draw, SystemDraw
+
 T = TypeVar("T")
 #: How long a process waits for the others: the first one evaluates and writes alone. A process that *ends* is noticed
 #: at once, by its closed connection and by torchrun.
@@ -127,6 +129,13 @@ def dealt(lengths: np.ndarray, size: int) -> np.ndarray:
     found = np.empty(len(lengths), dtype=np.int64)
     found[order] = np.minimum(place, 2 * size - 1 - place)
     return found
+
+
+def drawn_alike(draw: Draw, workers: Workers) -> Draw:
+    """``draw`` as all processes make it: one from the operating system gets a key that the first process made."""
+    if workers.size == 1 or not isinstance(draw, SystemDraw) or draw.key is not None:
+        return draw
+    return SystemDraw(workers.same_for_all(os.urandom(32)))
 
 
 def find_workers() -> Workers:
