@@ -38,7 +38,7 @@ from ..training.batches import physical_batches
 from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
-from ..training.workers import ALONE, Workers, drawn_alike, find_workers
+from ..training.workers import drawn_alike, find_workers
 from .steps import LogicalSteps, classes_of, lengths_of
 from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
@@ -185,11 +185,11 @@ class PrivateTrainer(Trainer):
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
         if self._secure and self.workers.leads:
             self._charge_durably()
+        mine = self._share(drawn)
         with self.compute_loss_context_manager():
-            mine = self._physical(drawn, self.workers)
-            gradient, loss = self._private.step(step, mine, model)
+            gradient, loss = self._private.step(step, self._physical(mine), model)
         self._private.write(gradient)
-        part = sum(len(samples) for samples, _, _ in mine) * self.workers.size / max(1, len(drawn))
+        part = len(mine) * self.workers.size / max(1, len(drawn))
         return torch.tensor(loss * part if part else 0.0, device=self.args.device)  # Trainer averages over processes
 
     def log(self, logs: dict[str, float], *rest: Any, **others: Any) -> None:
@@ -202,18 +202,19 @@ class PrivateTrainer(Trainer):
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)
 
-    def _physical(
-        self, drawn: np.ndarray, workers: Workers = ALONE
-    ) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
-        """The physical batches of this process's share."""
+    def _share(self, drawn: np.ndarray) -> np.ndarray:
+        """This process's part of a logical batch."""
+        if self.workers.size == 1:
+            return drawn
+        return drawn[self.workers.share(np.array(lengths_of([self.train_dataset[int(i)] for i in drawn])))]
+
+    def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
         dataset, collate = self.train_dataset, self.data_collator
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset, description="training")
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
         features = [dataset[int(i)] for i in drawn]
-        mine = workers.share(np.array(lengths_of(features)))
-        drawn, features = drawn[mine], [features[i] for i in mine]
         lengths = lengths_of(features)
         size = self.args.per_device_train_batch_size
         plan = physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size)
