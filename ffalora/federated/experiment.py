@@ -27,6 +27,7 @@ from ..runs.data import data_fingerprint, evaluation_split, load_run_data, prepa
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
 from ..training.participant import Participant
+from ..training.workers import ALONE, Workers
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
@@ -45,7 +46,7 @@ class Experiment:
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
     holds what; ``mean`` is how the server averages rows. ``labels`` and ``head_start``: see ``heads``; ``baselines``:
-    see ``compared``.
+    see ``compared``. ``workers`` are the processes that share the run.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class Experiment:
     mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
     baselines: list[dict[str, Any]] = field(default_factory=list)
+    workers: Workers = ALONE
 
     @property
     def ledgers(self) -> dict[str, PrivacyLedger]:

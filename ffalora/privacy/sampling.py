@@ -7,9 +7,10 @@ compare integers.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -43,13 +44,24 @@ class SeededDraw:
 
 @dataclass(frozen=True)
 class SystemDraw:
-    """Draws from the operating system's cryptographic generator, never the same twice, whatever the client and step."""
+    """Draws from the operating system's cryptographic generator, never the same twice, whatever the client and step.
 
+    Attributes:
+        key: for processes that have to draw alike: 32 bytes of that generator, exchanged among them and never written.
+            A draw is then SHAKE-256 (FIPS 202) of key, client and step, each step drawn once.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
     secure: ClassVar[bool] = True
 
     def __call__(self, client_id: int, step: int, n: int, rate: float) -> Indices:
         _check(n, rate)
-        return _below(np.frombuffer(os.urandom(8 * n), dtype=np.uint64), rate)
+        if self.key is None:
+            words = os.urandom(8 * n)
+        else:
+            named = self.key + int(client_id).to_bytes(8, "little") + int(step).to_bytes(8, "little")
+            words = hashlib.shake_256(named).digest(8 * n)
+        return _below(np.frombuffer(words, dtype=np.uint64), rate)
 
 
 def poisson_draw(seed: int, client_id: int, step: int, n: int, rate: float) -> Indices:

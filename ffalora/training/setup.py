@@ -23,7 +23,7 @@ from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
 from .probe import Probe
 from .token_budget import token_budget
-from .workers import Workers
+from .workers import ALONE, Workers
 
 
 class Data(Protocol):
@@ -53,7 +53,7 @@ class TrainingSetup:
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
         charged: called with the cohort once a step has been charged, before its noisy result exists.
-        workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
+        workers: the processes that share each step, by default this one alone. All call ``train`` alike.
         packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
@@ -72,7 +72,7 @@ class TrainingSetup:
     merge_weights: bool = False
     packed: bool = False
     cuda_graphs: bool = True
-    workers: Workers | None = None
+    workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
 
     def __post_init__(self) -> None:
@@ -129,10 +129,8 @@ class TrainingSetup:
         """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""
         if not drops_out(self.model, self.adapters):
             return 0
-        shared = DropoutKeys.shared_by(self.noise, max(participant.steps_taken for participant in cohort))
-        if self.workers is not None:
-            [[shared]] = self.workers.same_for_all([np.array([shared])])
-        return int(shared)
+        steps = max(participant.steps_taken for participant in cohort)
+        return self.workers.same_for_all(DropoutKeys.shared_by(self.noise, steps))
 
     def dropout_keys(
         self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray, shared: int = 0
