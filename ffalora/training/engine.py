@@ -69,7 +69,7 @@ class Engine(TrainingSetup):
         if self.workers is not None:
             check_same_state(self.workers, state)
         if self.private:
-            check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
+            check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         report = TrainingReport(len(cohort)) if report is None else report
