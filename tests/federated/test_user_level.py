@@ -7,11 +7,14 @@ import pandas
 import pytest
 from small_runs import save_model, save_texts, small_config
 
-from ffalora.config import ConfigError
+from ffalora.audits.own import audit_own
+from ffalora.cli import main
+from ffalora.config import ConfigError, load_config
 from ffalora.data import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.partition import PartitionError
 from ffalora.federated.simulate import simulate
+from ffalora.planning.plan import make_plans
 from ffalora.privacy.accounting import LedgerMismatch
 
 USER_LEVEL = {
@@ -164,3 +167,32 @@ def test_runs_on_other_rows_of_the_same_users_compose(places, tmp_path, monkeypa
     assert spent[0][0] == spent[0][1] and spent[1][1] > spent[1][0]
     with pytest.raises(LedgerMismatch, match="units sample and user do not compose"):
         simulate(config_of(places, "even.csv", **secure, privacy__unit="sample"), tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize("draws", ["users", "samples"])
+def test_a_plan_spends_the_budget_on_what_is_drawn(places, draws):
+    terms = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 8.0, "privacy__samples_per_user": 2}
+    terms |= {"privacy__accountant": "rdp"}
+    plans = make_plans(config_of(places, privacy__draws=draws, clients__count=1, **terms))
+    experiment = build(config_of(places, privacy__draws=draws, clients__count=1, **terms))
+    ledger = experiment.participants[0].ledger
+    assert plans.sizes == (ledger.dataset_size,)
+    assert plans.own.sigma == pytest.approx(ledger.noise_multiplier)
+    assert max(plan.batch for plan in (plans.chosen, *plans.others)) == ledger.dataset_size
+
+
+def test_what_init_writes_for_a_table_of_people_protects_them(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(["init", str(places[1] / "texts.csv"), "--client", "site"])
+    config = load_config("texts.yaml", {"model.name": str(places[0]), "adapter.layers_to_transform": [1]})
+    assert done.value.code == 0 and (config.privacy.unit, config.data.user) == ("user", "author")
+    built = build(config.with_noise("seeded"))
+    assert {ledger.unit for ledger in built.ledgers.values()} == {"user"}
+
+
+@pytest.mark.parametrize("draws", ["users", "samples"])
+def test_an_audit_leaves_users_out_and_every_canary_is_one(places, draws):
+    found = audit_own(config_of(places, privacy__draws=draws, clients__count=1, federation__rounds=1), canaries=40)
+    assert found.holds and found.sensitivity.unit == "user" and found.tests
+    assert 0 < found.sensitivity.largest.ratio <= 1.0001
