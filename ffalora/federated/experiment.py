@@ -14,6 +14,7 @@ from ..config import Config, ConfigError
 from ..data.examples import Examples
 from ..data.load import LoadedData
 from ..data.tasks import Task, find_task
+from ..data.users import Owners
 from ..models import LoadedModel, MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
 from ..models.packing import check_packing
 from ..privacy.accountants import noise_multiplier_for
@@ -23,7 +24,8 @@ from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
-from ..runs.data import data_fingerprint, evaluation_split, load_run_data, prepare_split
+from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
+from ..training.admission import drawn_from
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
 from ..training.participant import Participant
@@ -35,6 +37,7 @@ from .partition import Partition, describe, make_partition
 from .rates import set_rates
 from .robust import robust_mean
 from .strategies import Mean, Strategy, weighted_mean
+from .whole_users import whole_users
 
 _DEFAULT_CLIENTS = 3
 
@@ -119,7 +122,7 @@ def build(
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     # Behind the layers' check: at a zero head all outputs are the same.
     head_start = start_head(config, loaded, data, labels, is_trained=bool(adapters.heads))
-    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
+    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device, partition.owners)
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
@@ -165,9 +168,11 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
     )
     count = clients.count if clients.count is not None or implied_count else _DEFAULT_CLIENTS
     column = data.train[data.client_column] if clients.partition == "column" and data.client_column else None
-    return make_partition(
+    owners = owners_of(config, data)
+    deals_users = owners is not None and clients.partition != "column"
+    made = make_partition(
         clients.partition,
-        labels=train.labels,
+        labels=np.arange(len(owners.names)) if owners is not None and deals_users else train.labels,
         clients=count,
         seed=config.seed,
         proportions=clients.proportions,
@@ -175,6 +180,10 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
         fractions=clients.quantities,
         column=column,
     )
+    if owners is None:
+        return made
+    most = None if config.privacy.draws_users else config.privacy.samples_per_user
+    return whole_users(made, owners, deals_users, most, config.seed)
 
 
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
@@ -188,10 +197,11 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
     participants = []
     for client_id, samples in enumerate(partition.indices):
         ledger = None
-        if config.privacy.unit == "sample":
-            fingerprint = data_fingerprint(config, train, samples)
+        if config.privacy.at_clients:
+            fingerprint = data_fingerprint(config, train, samples, partition.owners)
             label = partition.names[client_id] if config.clients.partition == "column" else ""
-            ledger = make_ledger(config, client_id, len(samples), steps, fingerprint, label)
+            drawn = drawn_from(config.privacy, partition.owners, samples)
+            ledger = make_ledger(config, client_id, drawn, steps, fingerprint, label)
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
@@ -217,7 +227,7 @@ def make_ledger(
 
     Args:
         config: of the run; client_id: whose data.
-        samples: their number; steps: the most that all rounds together take.
+        samples: their number, or that of users where users are drawn; steps: the most that all rounds together take.
         fingerprint: from :func:`data_fingerprint`; a ledger of other data is refused on resume.
         label: what people call the client.
 
@@ -230,13 +240,16 @@ def make_ledger(
     size = samples if privacy.public_size_bound is None else privacy.public_size_bound
     if samples > size:
         raise ConfigError(
-            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more samples; raise the bound"
+            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more "
+            f"{'users' if privacy.draws_users else 'samples'}; raise the bound"
         )
-    rate = min(1.0, config.optimizer.batch_size / size)
+    rate, group = min(1.0, config.optimizer.batch_size / size), 1
+    if privacy.unit == "user" and not privacy.draws_users:
+        group = privacy.samples_per_user
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior=prior
+            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior, group
         )
     return PrivacyLedger(
         client_id=client_id,
@@ -248,16 +261,19 @@ def make_ledger(
         target_epsilon=privacy.target_epsilon,
         accountant=privacy.accountant,
         sampling=privacy.sampling,
+        unit=privacy.unit,
         fingerprint=fingerprint,
         prior=prior,
         size_is_public=privacy.public_size_bound is None,
         label=label,
+        group=group,
     )
 
 
 def make_engine(
-    config: Config, loaded: LoadedModel, adapters: Adapters, train: Examples, losses: Callable, device: torch.device
-) -> Engine:
+    config: Config, loaded: LoadedModel, adapters: Adapters, train: Examples, losses: Callable, device: torch.device,
+    owners: Owners | None = None,
+) -> Engine:  # fmt: skip
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model
@@ -276,6 +292,7 @@ def make_engine(
         merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
         packed=_packed(config, loaded, train, device),
         cuda_graphs=config.model.cuda_graphs,
+        owners=owners,
     )
 
 

@@ -47,9 +47,9 @@ class DropoutKeys:
     samples: np.ndarray
     shared: int = 0
 
-    def only(self, row: int) -> DropoutKeys:
-        """Of one sample of the batch."""
-        return DropoutKeys(self.samples[row : row + 1], self.shared)
+    def only(self, rows: slice) -> DropoutKeys:
+        """Of some samples of the batch, side by side."""
+        return DropoutKeys(self.samples[rows], self.shared)
 
     def masks(self, device: torch.device) -> DropoutMasks:
         """The masks of a pass on padded samples."""

@@ -70,7 +70,7 @@ class Engine(TrainingSetup):
             check_same_state(self.workers, state)
             self.draw = drawn_alike(self.draw, self.workers)
         if self.private:
-            check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
+            check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
             self.look_ahead(cohort)
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)

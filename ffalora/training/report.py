@@ -16,7 +16,8 @@ class TrainingReport:
         clients: rows of the cohort.
 
     Attributes:
-        samples: int64 ``[C]``, passed through the model, by row of the cohort.
+        samples: int64 ``[C]``, drawn and passed through the model, by row of the cohort. Where users are drawn, these
+            are counted here and below; a user's loss is the mean of its samples'.
         tokens, padded_tokens: of all these samples, without and with the padding of their passes.
         nonfinite: int64 ``[C]``, samples whose gradient held NaN or Inf and contributed zero (private). Without
             privacy the samples of a physical batch share a client's gradient.

@@ -15,7 +15,7 @@ from ffalora_kernels import privatize_step_
 from ..privacy.clipping import per_layer_thresholds
 from ..privacy.noise import SeededNoise
 from .admission import ledger_of
-from .batches import PhysicalBatches, packed_batches, physical_batches
+from .batches import PhysicalBatches
 from .detectors import UpdateWatch
 from .gradients import segment_gradients
 from .graphs import Clipping, PassGraphs
@@ -82,15 +82,14 @@ class LogicalStep:
 
         Returns:
             losses ``[S]``; norms float64 ``[S]`` before clipping; whose they are, int64 ``[S]``; and how the samples
-            were cut. All of this process's share, and computed on private data.
+            were cut. Where users are drawn, S counts users. All of this process's share, and computed on private data.
         """
         setup = self.setup
         row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
-        mine = setup.workers.share(setup.data.lengths[samples])
-        row_of, samples = row_of[mine], samples[mine]
-        cut = packed_batches if setup.packed else physical_batches
-        most = setup.arena.most_rows if setup.private else None
-        plan = cut(setup.data.lengths[samples], budget, max_samples=most)
+        groups = setup.groups(row_of, samples)
+        mine = setup.share(samples, groups)
+        row_of, samples, groups = row_of[mine], samples[mine], groups[mine]
+        plan = setup.cut(samples, groups, budget)
         self.total.zero_()
         if self.graphs is None and setup.graphs is not None and setup.may_record:
             self.graphs = setup.graphs
@@ -100,11 +99,11 @@ class LogicalStep:
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
-            batch = batch[np.argsort(row_of[batch], kind="stable")]
-            loss, norm = self._accumulate(row_of[batch], samples[batch], merged, shared)
+            batch = batch[np.argsort(groups[batch], kind="stable")]
+            loss, norm = self._accumulate(row_of[batch], samples[batch], groups[batch], merged, shared)
             losses.append(loss)
             norms.append(norm)
-            rows.append(row_of[batch])
+            rows.append(setup.rows_of_losses(row_of[batch], groups[batch]))
         loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
         if self.graphs is not None:
             self.graphs.check_written()
@@ -131,10 +130,10 @@ class LogicalStep:
         return {name: weight for name, weight in weights.items() if weight is not None}
 
     def _accumulate(
-        self, rows: np.ndarray, samples: np.ndarray, merged: dict[str, Tensor] | None, shared: int
+        self, rows: np.ndarray, samples: np.ndarray, groups: np.ndarray, merged: dict[str, Tensor] | None, shared: int
     ) -> tuple[Tensor, Tensor]:
         """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
-        ``[S]``: without privacy, those of the sums that the samples went into.
+        ``[S]``: without privacy, those of the sums that the samples went into; where users are drawn, one a user.
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
@@ -152,7 +151,7 @@ class LogicalStep:
             targets,
             state=self.state,
             rows=rows,
-            per_client=not setup.private,
+            together=None if setup.keeps_samples_apart else groups,
             arena=setup.arena,
             probe=setup.probe,
             dropout=partial(setup.dropout_keys, self.cohort, rows, samples, shared),
@@ -162,7 +161,7 @@ class LogicalStep:
         norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode)
         if not setup.private:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
-        return found.losses, norms
+        return found.losses if len(norms) == len(rows) else found.mean_losses(groups), norms
 
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
