@@ -20,6 +20,7 @@ from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.factors import choose_noise
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
@@ -220,7 +221,7 @@ def make_ledger(
         label: what people call the client.
 
     Raises:
-        ConfigError: more samples than ``privacy.public_size_bound`` says.
+        ConfigError: more samples than ``privacy.public_size_bound`` says, or a band that does not fit.
         LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
@@ -231,8 +232,14 @@ def make_ledger(
             f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more samples; raise the bound"
         )
     rate = min(1.0, config.optimizer.batch_size / size)
-    sigma = privacy.noise_multiplier
-    if sigma is None and privacy.target_epsilon is not None:
+    sigma, correlation = privacy.noise_multiplier, None
+    if privacy.mechanism != "independent":
+        correlation, sigma = choose_noise(
+            privacy.mechanism, steps, rate, privacy.delta, privacy.target_epsilon, sigma, privacy.band,
+            privacy.accountant, prior,
+        )  # fmt: skip
+        rate = correlation.sample_rate(rate)
+    elif sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
             privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior=prior
         )
@@ -250,6 +257,7 @@ def make_ledger(
         prior=prior,
         size_is_public=privacy.public_size_bound is None,
         label=label,
+        correlation=correlation,
     )
 
 

@@ -70,6 +70,8 @@ class Engine(TrainingSetup):
             check_same_state(self.workers, state)
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise))
+            for participant in cohort:
+                participant.begin_noise(state.shape[1], self.device, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         report = TrainingReport(len(cohort)) if report is None else report
