@@ -21,6 +21,7 @@ from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.factors import choose_noise
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
@@ -232,7 +233,7 @@ def make_ledger(
         label: what people call the client.
 
     Raises:
-        ConfigError: more samples than ``privacy.public_size_bound`` says.
+        ConfigError: more samples than ``privacy.public_size_bound`` says, or a band that does not fit.
         LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
@@ -246,8 +247,14 @@ def make_ledger(
     rate, group = min(1.0, config.optimizer.batch_size / size), 1
     if privacy.unit == "user" and not privacy.draws_users:
         group = privacy.samples_per_user
-    sigma = privacy.noise_multiplier
-    if sigma is None and privacy.target_epsilon is not None:
+    sigma, correlation = privacy.noise_multiplier, None
+    if privacy.mechanism != "independent":
+        correlation, sigma = choose_noise(
+            privacy.mechanism, steps, rate, privacy.delta, privacy.target_epsilon, sigma, privacy.band,
+            privacy.accountant, prior,
+        )  # fmt: skip
+        rate = correlation.sample_rate(rate)
+    elif sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
             privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior, group
         )
@@ -267,6 +274,7 @@ def make_ledger(
         size_is_public=privacy.public_size_bound is None,
         label=label,
         group=group,
+        correlation=correlation,
     )
 
 
