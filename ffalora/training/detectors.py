@@ -189,6 +189,7 @@ class UpdateWatch:
 
     def _by_tensor(self, columns: Tensor) -> Tensor:
         """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor."""
-        found = torch.zeros(len(columns), self._layout.slots + 1, dtype=torch.int32, device=columns.device)
-        slots = self._layout.slot_of_column().to(columns.device)
-        return found.index_add_(1, slots, columns.int())[:, :-1] > 0
+        counts = torch.nn.functional.pad(columns.cumsum(1, dtype=torch.int32), (1, 0))
+        bounds = torch.tensor([(place.start, place.start + place.size) for place in self._layout.places])
+        first, end = bounds.to(columns.device).view(-1, 2).unbind(1)
+        return counts[:, end] > counts[:, first]
