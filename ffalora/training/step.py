@@ -13,7 +13,7 @@ from torch import Tensor
 from ffalora_kernels import privatize_step_
 
 from ..privacy.clipping import per_layer_thresholds
-from ..privacy.noise import SeededNoise
+from ..privacy.noise import SecureNoise, SeededNoise
 from .admission import ledger_of
 from .batches import PhysicalBatches
 from .detectors import UpdateWatch
