@@ -22,6 +22,7 @@ VERBS = (
     "evaluate",
     "predict",
     "export",
+    "watch",
     "report",
     "data",
     "epsilon",
