@@ -30,9 +30,10 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, whether merged, and the name under which the base model is to be found."""
+    """What was written: the folder, what code calls it, whether merged, and where others find the base model."""
 
     folder: Path
+    name: str
     is_merged: bool
     base: str
     is_base_local: bool
@@ -84,7 +85,7 @@ def _answers(bundle: Bundle) -> str:
 
 
 def _code(made: Exported, bundle: Bundle) -> str:
-    folder, base = json.dumps(made.folder.name), json.dumps(made.base)
+    folder, base = json.dumps(made.name), json.dumps(made.base)
     kind = "AutoModel" + _CLASSES[bundle.config.data.task]
     is_image = bundle.config.data.task == "image-classification"
     trusted = ", trust_remote_code=True" if bundle.loaded.root else ""
@@ -115,8 +116,8 @@ def _note(made: Exported, bundle: Bundle) -> str:
         )
         if not made.is_merged:
             said.append(
-                "The encoder with its adapter alone: `AutoPeftModelForFeatureExtraction.from_pretrained("
-                f'"{made.folder.name}/adapter")`.'
+                "The encoder with its adapter alone: `PeftModel.from_pretrained(AutoModel.from_pretrained("
+                f'"{made.base}"), "{made.name}", subfolder="adapter")`.'
             )
     if made.is_base_local and not made.is_merged:
         said.append("The base model is a folder that this one does not hold; who has it elsewhere, writes where.")

@@ -27,8 +27,9 @@ _AUTO = {
 
 
 def export(
-    run: str | Path, folder: str | Path, merged: bool = False, base: str | None = None, metrics: bool = True
-) -> Exported:
+    run: str | Path, folder: str | Path, merged: bool = False, base: str | None = None, metrics: bool = True,
+    name: str | None = None,
+) -> Exported:  # fmt: skip
     """Writes a run's adapter, or the base model merged with it, with its head, tokenizer and a model card.
 
     A head of the model's own class needs that class alone: PEFT's ``AutoPeftModel…`` takes the adapter, transformers'
@@ -41,6 +42,7 @@ def export(
         merged: the whole model instead of the adapter alone.
         base: the base model's name for others, such as one of the hub (default: what the run calls it).
         metrics: put the run's metrics into the card; they are computed on private rows, without noise.
+        name: what the card's code calls it (default: the folder's name).
 
     Raises:
         ConfigError: the folder holds something, or PEFT has no format for the run's kind of adapter.
@@ -54,7 +56,9 @@ def export(
     bundle = load_bundle(run, {"model.dtype": "float32", "device": "cpu"})
     own = bundle.config.model.name
     found = ASSETS[own].hub if own in ASSETS else own
-    made = Exported(folder, merged, base or found, base is None and Path(own).expanduser().exists())
+    made = Exported(
+        folder, name or folder.name, merged, base or found, base is None and Path(own).expanduser().exists()
+    )
     folder.mkdir(parents=True, exist_ok=True)
     if bundle.loaded.tokenizer is not None:
         bundle.loaded.tokenizer.model_max_length = bundle.config.data.max_length
