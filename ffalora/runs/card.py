@@ -30,13 +30,16 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, what code calls it, whether merged, and where others find the base model."""
+    """What was written: the folder, what code calls it, whether merged, where others find the base model, and the names
+    of the inputs of its ONNX file.
+    """
 
     folder: Path
     name: str
     is_merged: bool
     base: str
     is_base_local: bool
+    onnx_inputs: tuple[str, ...] = ()
 
 
 def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) -> None:
@@ -121,6 +124,12 @@ def _note(made: Exported, bundle: Bundle) -> str:
             )
     if made.is_base_local and not made.is_merged:
         said.append("The base model is a folder that this one does not hold; who has it elsewhere, writes where.")
+    if made.onnx_inputs:
+        inputs = ", ".join(f"`{name}`" for name in made.onnx_inputs)
+        said.append(
+            f"`model.onnx` is the same model for runtimes of ONNX; it takes {inputs} (int64, texts by tokens),"
+            " and gives `logits`."
+        )
     return " ".join(said) or "Nothing but the libraries named is needed."
 
 

@@ -13,20 +13,16 @@ PREFIX = "hub:"
 
 
 def push_to_hub(
-    run: str | Path,
-    name: str,
-    merged: bool = False,
-    base: str | None = None,
-    metrics: bool = True,
-    public: bool = False,
-) -> str:
+    run: str | Path, name: str, merged: bool = False, base: str | None = None, metrics: bool = True,
+    public: bool = False, onnx: bool = False,
+) -> str:  # fmt: skip
     """Writes what :func:`ffalora.export` writes into a folder into the repository ``name`` of the hub, as one commit.
 
     The repository is made where there is none. Who may do so is what ``hf auth login`` or ``HF_TOKEN`` says.
 
     Args:
-        run, merged, base, metrics: as :func:`ffalora.export` takes them; a base model that is a folder here must be
-            named as others know it.
+        run, merged, base, metrics, onnx: as :func:`ffalora.export` takes them; a base model that is a folder here must
+            be named as others know it.
         name: ``OWNER/NAME``.
         public: let everybody read it; without, one that is public already is refused.
 
@@ -49,7 +45,7 @@ def push_to_hub(
     if "/" not in name:
         raise ConfigError(f"hub:{name} names no owner; write hub:OWNER/NAME")
     with tempfile.TemporaryDirectory(prefix="ffalora-") as place:
-        made = export(run, Path(place) / "model", merged, base, metrics, name)
+        made = export(run, Path(place) / "model", merged, base, metrics, name, onnx)
         if made.is_base_local and not merged:
             raise ConfigError(
                 f"the base model is the folder {made.base}, which nobody on the hub has; name theirs with --base, or "
