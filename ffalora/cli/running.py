@@ -125,13 +125,13 @@ def _open(
 
 def show(folders: Sequence[Path], output: Path) -> None:
     """Writes the report of run folders and prints their table, and whether each run was worth it."""
-    from ..report import read_runs, table_text, verdicts, write_report
+    from ..report import read_runs, table_text, verdicts, what_was_learned, write_report
 
     runs = read_runs(folders)
     page = write_report(runs, output)
     click.echo(table_text(runs))
     click.echo(f"\nreport {page}")
-    for sentence in verdicts(runs):
+    for sentence in (*verdicts(runs), *what_was_learned(runs)):
         click.echo(sentence)
 
 
