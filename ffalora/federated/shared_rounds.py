@@ -65,8 +65,8 @@ def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps:
         steps: that each client takes, ``[C]``.
     """
     size, privacy = experiment.workers.size, experiment.config.privacy
-    is_charged = privacy.unit == "sample" and privacy.noise == "secure"
-    if size == 1 or len(clients) < size or is_charged:
+    is_charged = privacy.at_clients and privacy.noise == "secure"
+    if size == 1 or len(clients) < size or is_charged or privacy.mechanism != "independent":
         return None
     batch, lengths = experiment.config.optimizer.batch_size, experiment.train.lengths
     work = [

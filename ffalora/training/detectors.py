@@ -188,7 +188,8 @@ class UpdateWatch:
             )
 
     def _by_tensor(self, columns: Tensor) -> Tensor:
-        """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor (padding behind it never moves)."""
-        starts = torch.tensor([place.start for place in self._layout.places] + [self._layout.width])
-        before = torch.nn.functional.pad(columns.cumsum(1, dtype=torch.int32), (1, 0))
-        return before[:, starts.to(columns.device)].diff(dim=1) > 0
+        """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor."""
+        counts = torch.nn.functional.pad(columns.cumsum(1, dtype=torch.int32), (1, 0))
+        bounds = torch.tensor([(place.start, place.start + place.size) for place in self._layout.places])
+        first, end = bounds.to(columns.device).view(-1, 2).unbind(1)
+        return counts[:, end] > counts[:, first]

@@ -72,6 +72,8 @@ class Engine(TrainingSetup):
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
             self.look_ahead(cohort)
+            for participant in cohort:
+                participant.begin_noise(state.shape[1], self.device, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         is_part = report is not None

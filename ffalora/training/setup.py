@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
 from ..data.users import Owners
+from ..privacy.correlation import records_of_turn
 from ..privacy.noise import NoiseSource, SecureNoise
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw, records_of, shuffled_batches
 from .admission import check_model, drawn_from
@@ -127,8 +128,14 @@ class TrainingSetup:
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
         n = drawn_from(self.privacy, self.owners, participant.samples)
-        if participant.ledger is not None and self.privacy.sampling == "poisson":
-            drawn = self.draw(participant.client_id, participant.steps_taken, n, participant.ledger.sample_rate)
+        ledger = participant.ledger
+        if ledger is not None and ledger.correlation is not None:
+            turns = ledger.correlation.separation
+            group = records_of_turn(self.seed, participant.client_id, participant.steps_taken, n, turns)
+            rate = min(1.0, ledger.sample_rate * turns)
+            drawn = group[self.draw(participant.client_id, participant.steps_taken, len(group), rate)]
+        elif ledger is not None and self.privacy.sampling == "poisson":
+            drawn = self.draw(participant.client_id, participant.steps_taken, n, ledger.sample_rate)
         else:
             size = min(self.optimizer.batch_size, n)
             drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)

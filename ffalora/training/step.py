@@ -13,7 +13,7 @@ from torch import Tensor
 from ffalora_kernels import privatize_step_
 
 from ..privacy.clipping import per_layer_thresholds
-from ..privacy.noise import SeededNoise
+from ..privacy.noise import SecureNoise, SeededNoise
 from .admission import ledger_of
 from .batches import PhysicalBatches
 from .detectors import UpdateWatch
@@ -166,7 +166,7 @@ class LogicalStep:
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
         setup, optimizer = self.setup, self.setup.optimizer
-        noise_std, key, lr = self.noise_std, 0, self.lr * lr_factor
+        lr = self.lr * lr_factor
         expected = [
             ledger_of(p).expected_batch if setup.private else max(n, 1) for p, n in zip(self.cohort, drawn, strict=True)
         ]
@@ -174,18 +174,13 @@ class LogicalStep:
         if setup.private and optimizer.normalize:
             denominator *= self.norms
         before = None if self.units is None else self.state.clone()
-        if isinstance(setup.noise, SeededNoise):
-            key = setup.noise.key
-        elif setup.private:
-            if setup.workers.leads:  # once, and before anything leaves the process that draws it
-                setup.noise.add_(self.total, noise_std)
-            noise_std = -noise_std  # it is in the sums already; only its size matters from here on
+        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
+        noise_std, key = self._add_noise(steps)
         setup.workers.add_up_(self.total)
         watch = None
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
             watch = UpdateWatch(setup.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
-        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
         self.moments.age += 1
         privatize_step_(
             self.state,
@@ -216,6 +211,28 @@ class LogicalStep:
         if watch is not None:
             watch.check()
             self.watched = True
+
+    def _add_noise(self, steps: Tensor) -> tuple[Tensor, int]:
+        """Adds the noise that ``privatize_step_`` does not draw, in the first process alone and before anything leaves
+        it; returns the deviation and the key that ``privatize_step_`` is given.
+
+        Args:
+            steps: int64 ``[C]``, the clients' own.
+        """
+        setup, correlated = self.setup, [p.correlated for p in self.cohort if p.correlated is not None]
+        if isinstance(setup.noise, SeededNoise) and not correlated:
+            return self.noise_std, setup.noise.key
+        if not setup.private:
+            return self.noise_std, 0
+        if correlated:
+            normals = setup.noise.normals(self.total, self.client_id, steps, self.index)
+            for row, noise in zip(normals, correlated, strict=True):
+                noise.shape_(row)
+            if setup.workers.leads:
+                self.total.addcmul_(normals, self.noise_std[:, None])
+        elif setup.workers.leads and isinstance(setup.noise, SecureNoise):
+            setup.noise.add_(self.total, self.noise_std)
+        return -self.noise_std, 0  # it is in the sums already; only its size matters from here on
 
     def _adapt_clipping(self, norms: Tensor, rows: Tensor) -> None:
         """Moves the clipping norm of every participant that has a policy, by its own noisy count."""
