@@ -9,6 +9,7 @@ the rounding of float64 sums and of batches of other shapes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,9 +43,10 @@ def share_start(experiment: Experiment, server: ServerState, frozen: str) -> Non
             "adapter.seed and dtypes"
         )
     share_server(workers, server)
-    participants = workers.same_for_all(experiment.participants)
+    carried = workers.same_for_all([_carried(client, "cpu") for client in experiment.participants])
     if not workers.leads:
-        experiment.participants = participants
+        for client, theirs in zip(experiment.participants, carried, strict=True):
+            vars(client).update(vars(_carried(theirs, server.row.device)) | {"samples": client.samples})
 
 
 def share_server(workers: Workers, server: ServerState) -> None:
@@ -83,25 +85,26 @@ def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps:
 def put_together(
     workers: Workers, dealt: Tensor, clients: Sequence[Participant], rows: Tensor, moments: Moments
 ) -> None:
-    """Brings every process what the others made of their clients: rows ``[C,P]``, moments, and what was spent.
+    """Brings every process what the others made of their clients: rows ``[C,P]``, moments, and what it spent and is
+    going to be noised with.
 
     Args:
         dealt: from :func:`dealt_clients`; clients: of the cohort.
     """
     index = (dealt == workers.rank).nonzero().flatten()
     held = {name: value.cpu() for name, value in moments.rows(index).tensors().items()}
-    spent = [
-        (client.steps_taken, client.adaptive, None if client.ledger is None else client.ledger.steps_taken)
-        for client in (clients[row] for row in index.tolist())
-    ]
-    for rank, (theirs, tensors, taken) in enumerate(workers.gather((rows[index].cpu(), held, spent))):
+    own = [_carried(clients[row], "cpu") for row in index.tolist()]
+    for rank, (theirs, tensors, taken) in enumerate(workers.gather((rows[index].cpu(), held, own))):
         if rank == workers.rank:
             continue
         index = (dealt == rank).nonzero().flatten()
         rows[index] = theirs.to(rows.device)
         moments.put_(index, Moments(**{name: value.to(rows.device) for name, value in tensors.items()}))
-        for row, (steps, adaptive, charged) in zip(index.tolist(), taken, strict=True):
-            client = clients[row]
-            client.steps_taken, client.adaptive = steps, adaptive
-            if client.ledger is not None:
-                client.ledger.steps_taken = charged
+        for row, client in zip(index.tolist(), taken, strict=True):
+            vars(clients[row]).update(vars(_carried(client, rows.device)) | {"samples": clients[row].samples})
+
+
+def _carried(client: Participant, device: torch.device | str) -> Participant:
+    """A client as it goes from process to process: what its noise depends on is on ``device``, its samples stay."""
+    noise = None if client.correlated is None else client.correlated.to(device)
+    return replace(client, samples=client.samples[:0], correlated=noise)

@@ -41,6 +41,10 @@ class CorrelatedNoise:
         """Noise whose first step depends on none before, for rows of ``width`` columns."""
         return cls(correlation, torch.zeros(len(correlation.weights), width, dtype=torch.float64, device=device))
 
+    def to(self, device: torch.device | str) -> CorrelatedNoise:
+        """A copy on ``device``."""
+        return CorrelatedNoise(self.correlation, self.buffers.to(device, copy=True), self.taken)
+
     def shape_(self, normals: Tensor) -> None:
         """Makes the next step's noise of independent normals, float64 ``[P]``, in place, and remembers it."""
         if self._weights is not None:

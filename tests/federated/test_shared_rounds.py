@@ -36,6 +36,16 @@ RUNS = {
         {"clients__count": 6, "federation__straggler_rate": 0.5, "federation__dropout_rate": 0.2},
     ),
     "too few clients to deal out": (simulate, PRIVATE | {"clients__count": 2, "federation__participation": 0.5}),
+    "clients dealt out, correlated noise": (
+        simulate,
+        PRIVATE
+        | {
+            "clients__count": 6,
+            "federation__participation": 0.67,
+            "privacy__mechanism": "banded-mf",
+            "privacy__band": 2,
+        },
+    ),
     "client level": (simulate, CLIENT_LEVEL | {"clients__count": 6}),
     "fedsa": (simulate, {"federation__strategy": "fedsa", "clients__count": 4, "federation__participation": 0.5}),
 }
@@ -59,7 +69,12 @@ def _share(run, config, folder, size, resume=False):
     return on_ranks(size, lambda workers: run(config, folder, resume, progress=False).summary)
 
 
-_QUICK = [("one site, private", (2, 3)), ("clients dealt out, moments kept, adaptive", (2,)), ("client level", (2,))]
+_QUICK = [
+    ("one site, private", (2, 3)),
+    ("clients dealt out, moments kept, adaptive", (2,)),
+    ("client level", (2,)),
+    ("clients dealt out, correlated noise", (2,)),
+]
 
 
 @pytest.mark.parametrize("name,sizes", [*_QUICK, *(pytest.param(n, (2, 3), marks=pytest.mark.slow) for n in RUNS)])
@@ -110,7 +125,11 @@ def _stopped_after(rounds, run, config, folder):
     "name",
     [
         "one site, private",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if "adaptive" in name or "level" in name),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in RUNS
+            if "adaptive" in name or "level" in name or "corr" in name
+        ),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_processes_to_the_same_result(name, small, tmp_path):
