@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .names import OTHER_NAMES
 from .section import Section
@@ -196,12 +196,19 @@ class OptimizerConfig(Section):
         False, description="local moments outlive rounds (training at one site always keeps them)"
     )
     dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
-    batch_size: int = Field(
-        64, ge=1, description="logical batch: expected size under Poisson sampling, in users where users are drawn"
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="logical batch: expected size under Poisson sampling, in users where users are drawn; auto: the "
+        "smallest that spends a target ε well, at most what 40,000 samples in the whole run allow; 64 without a target",
     )
     token_budget: int | None = Field(
         None, ge=1, description="tokens of a physical batch (default: to suit the machine)"
     )
+
+    @property
+    def batch(self) -> int:
+        """The batch as a number: 64 where it is left to a run that asks for no ε."""
+        return 64 if self.batch_size == "auto" else self.batch_size
 
 
 class PrivacyConfig(Section):

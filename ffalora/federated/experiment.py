@@ -32,6 +32,7 @@ from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
 from ..training.participant import Participant
 from ..training.workers import ALONE, Workers
+from .batch import with_batch
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
@@ -117,6 +118,7 @@ def build(
     train = prepare_split(config, data, "train", loaded)
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
+    config = with_batch(config, partition)
     check_fit(strategy_class, config, len(partition))
     center_states(config, loaded, data, device)
     labels = label_texts(config, loaded, data, device)
@@ -247,7 +249,7 @@ def make_ledger(
             f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more "
             f"{'users' if privacy.draws_users else 'samples'}; raise the bound"
         )
-    rate, group = min(1.0, config.optimizer.batch_size / size), 1
+    rate, group = min(1.0, config.optimizer.batch / size), 1
     if privacy.unit == "user" and not privacy.draws_users:
         group = privacy.samples_per_user
     sigma, correlation = privacy.noise_multiplier, None

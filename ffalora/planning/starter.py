@@ -6,11 +6,12 @@ import json
 import math
 
 from ..data.proposal import Proposal
-from .plan import ENOUGH, HALVINGS, LOCAL_STEPS, ROUNDS, efficiency
+from ..federated.batch import MOST_SAMPLES
+from ..privacy.batch import sensible_batch
+from .plan import LOCAL_STEPS, ROUNDS
 
 MODEL, TOP_LAYER = "all-MiniLM-L6-v2", 5
 _HELD_OUT = 0.3
-_SAMPLES = 40_000  # that a first run computes, all clients and steps together: minutes on two cores
 
 
 def starter_yaml(found: Proposal, target_epsilon: float) -> str:
@@ -23,8 +24,8 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
     largest, what = max(1, math.floor((1 - _HELD_OUT) * drawn)), "samples" if found.user is None else "users"
     rows_each = found.sizes[0] / max(1, drawn)
     delta = min(1e-5, 10.0 ** -math.ceil(math.log10(10 * found.sizes[0])))
-    most = _SAMPLES // (ROUNDS * LOCAL_STEPS * len(found.sizes))
-    batch = sensible_batch(largest, target_epsilon, delta, int(most / rows_each))
+    most = MOST_SAMPLES // (ROUNDS * LOCAL_STEPS * len(found.sizes))
+    batch = sensible_batch(largest, target_epsilon, delta, ROUNDS * LOCAL_STEPS, int(most / rows_each))
     lines = [
         f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help",
         "seed: 0",
@@ -59,19 +60,6 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
         "  noise: secure  # charged to the data's ledger, run by run; seeded: to try things out, protects nothing",
     ]
     return "\n".join(lines) + "\n"
-
-
-def sensible_batch(samples: int, target_epsilon: float, delta: float, most: int) -> int:
-    """The smallest of n, n/2, n/4, … that ε is spent well with (see :mod:`ffalora.planning.plan`); ``most`` or less
-    where the largest of them that time allows is smaller yet.
-    """
-    batches = [math.ceil(samples / 2**halvings) for halvings in range(HALVINGS)]
-    chosen = batches[0]
-    for batch in batches[1:]:
-        if chosen <= most and efficiency(samples, target_epsilon, delta, batch, ROUNDS * LOCAL_STEPS) < ENOUGH:
-            break
-        chosen = batch
-    return min(chosen, max(1, most))
 
 
 def _users(found: Proposal) -> list[str]:
