@@ -88,7 +88,7 @@ setup(
             "studies/bases/*.yaml",
             "py.typed",
         ],
-        "ffalora_kernels": ["py.typed", "*.pyi"],
+        "ffalora_kernels": ["py.typed", "*.pyi", "*.csv"],
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": PortableBuild},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.records import record_digests
+from ..data.records import record_digests, user_digests
 from ..privacy.accounting import PrivacyBudgetSpent
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import Records, find_data_ledger
@@ -66,8 +66,13 @@ def _begin_noise_anew(experiment: Experiment) -> None:
 
 
 def _records(experiment: Experiment) -> dict[str, Records]:
-    """For each ledger, a function that digests the records it is about: everybody's for the population."""
+    """For each ledger, a function that digests the records, or the users, that it is about: everybody's for the
+    population.
+    """
+    owners = experiment.partition.owners
     everything = np.arange(len(experiment.train))
     held = {name: everything for name in experiment.ledgers}
     held |= {str(p.client_id): p.samples for p in experiment.participants if str(p.client_id) in held}
+    if owners is not None:
+        return {name: partial(user_digests, owners, samples) for name, samples in held.items()}
     return {name: partial(record_digests, experiment.data, samples) for name, samples in held.items()}

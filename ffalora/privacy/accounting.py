@@ -39,8 +39,8 @@ class PrivacyLedger:
 
     Attributes:
         client_id: persistent id of the client; any one number for the population's ledger of ``unit='client'``.
-        dataset_size: number of privacy units (samples, or clients of the population); a public bound on it where the
-            number itself is secret.
+        dataset_size: number of what is drawn: samples, users, or clients of the population; a public bound on it where
+            the number itself is secret.
         sample_rate: q, probability of drawing each unit in a step.
         noise_multiplier: σ, standard deviation of the noise on the sum over its sensitivity bound C(1+η).
         delta: δ, at most one over ``dataset_size``; ``target_delta`` is another name of it.
@@ -48,7 +48,8 @@ class PrivacyLedger:
         target_epsilon: if given, steps that would spend more are refused even below ``max_steps``.
         accountant: 'pld', 'prv' or 'rdp': decides what the target allows and what :meth:`epsilon` answers.
         sampling: 'poisson', or one of the kinds that get no amplification (see ``accountants``).
-        unit: 'sample' or 'client'.
+        unit: 'sample', 'user' or 'client'.
+        group: of ``unit='user'``, where samples are drawn and not users: the most samples of one user.
         fingerprint: identifies the data beyond its size (a digest, a path's name; may be empty); must agree on resume.
         prior: what earlier runs have spent on the same data; part of every ε and of what the target allows.
         steps_taken: charged so far.
@@ -77,6 +78,7 @@ class PrivacyLedger:
     steps_taken: int = 0
     size_is_public: bool = True
     label: str = ""
+    group: int = 1
     correlation: Correlation | None = None
     others: tuple[Spent, ...] = field(default=(), init=False, repr=False, compare=False)
     allowance: int | None = field(default=None, init=False, repr=False, compare=False)
@@ -85,7 +87,7 @@ class PrivacyLedger:
 
     def __post_init__(self) -> None:
         self.prior = tuple(Spent(*part) for part in self.prior)
-        for whole in ("client_id", "dataset_size", "max_steps", "steps_taken"):
+        for whole in ("client_id", "dataset_size", "max_steps", "steps_taken", "group"):
             setattr(self, whole, index(getattr(self, whole)))
             if not 0 <= getattr(self, whole) < WHOLE_LIMIT:
                 raise ValueError(f"{whole} must lie in 0 … 2**32 - 1, got {getattr(self, whole)}")
@@ -95,6 +97,10 @@ class PrivacyLedger:
         if self.dataset_size < 1:
             raise ValueError(
                 f"{self.name} has dataset_size={self.dataset_size}: nothing to protect; leave it out of the run"
+            )
+        if self.group != 1 and (self.group < 1 or self.unit != "user"):
+            raise ValueError(
+                f"{self.name}: group={self.group} is of unit='user' alone, and at least 1; unit is {self.unit!r}"
             )
         if not 0 < self.sample_rate <= 1:
             raise ValueError(
@@ -121,13 +127,13 @@ class PrivacyLedger:
             raise ValueError(f"{self.name}: delta must lie between 0 and 1, got {self.delta}")
         if self.delta * self.dataset_size > 1:
             raise ValueError(
-                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.unit}s, so "
+                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.drawn}s, so "
                 "a mechanism that publishes one of them outright would meet it; take "
                 f"delta={0.1 / self.dataset_size:.2g} or less"
             )
         if not self.size_is_public and self.sampling != "poisson":
             raise ValueError(
-                f"{self.name}: sampling={self.sampling!r} draws batches whose sizes show how many {self.unit}s there "
+                f"{self.name}: sampling={self.sampling!r} draws batches whose sizes show how many {self.drawn}s there "
                 "are; a size that is secret needs sampling='poisson'"
             )
         if self.target_epsilon is not None:
@@ -146,7 +152,12 @@ class PrivacyLedger:
     @property
     def name(self) -> str:
         """Who is named in errors."""
-        return (self.label or f"client {self.client_id}") if self.unit == "sample" else "the population of clients"
+        return "the population of clients" if self.unit == "client" else self.label or f"client {self.client_id}"
+
+    @property
+    def drawn(self) -> str:
+        """What a step draws: the unit, or samples in groups."""
+        return self.unit if self.group == 1 else "sample"
 
     @property
     def adjacency(self) -> str:
@@ -161,7 +172,7 @@ class PrivacyLedger:
         return self.sample_rate * self.dataset_size
 
     def covers(self, size: int) -> bool:
-        """Whether the ledger is for ``size`` units: for that many, or for a bound that they do not exceed."""
+        """Whether the ledger is for ``size`` of what is drawn: for that many, or for a bound on them."""
         return size == self.dataset_size if self.size_is_public else size <= self.dataset_size
 
     @property
@@ -180,7 +191,7 @@ class PrivacyLedger:
         """
         kind = "replace" if self.sampling != "poisson" else "zero-out" if self.size_is_public else "add/remove"
         releases = -(-count // self.period)
-        return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind)
+        return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind, self.group)
 
     @property
     def steps_allowed(self) -> int:
@@ -195,7 +206,7 @@ class PrivacyLedger:
         """The most of this ledger's steps that, after what was spent ``before``, keep ε within the target."""
         releases = affordable_steps(
             target_epsilon, delta, self.noise_multiplier, self.release_rate, self.steps(self.max_steps).steps,
-            self.accountant, self.sampling, before,
+            self.accountant, self.sampling, before, self.group,
         )  # fmt: skip
         return min(self.max_steps, releases * self.period)
 
@@ -264,7 +275,7 @@ class PrivacyLedger:
         Raises:
             LedgerMismatch: missing or unknown entries, wrong types, or values out of range.
         """
-        given = dict(state) if isinstance(state, dict) else {}
+        given: dict[str, Any] = {"group": 1, **state} if isinstance(state, dict) else {}
         if given.pop("format", None) != _FORMAT:
             raise LedgerMismatch(f"not a privacy ledger of format {_FORMAT}: {str(state)[:80]}")
         correlation = given.pop("correlation", None)

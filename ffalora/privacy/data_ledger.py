@@ -216,6 +216,8 @@ class DataLedger:
         for number, entry in enumerate(self.entries):
             if number in own or entry.noise != "secure":
                 continue
+            if entry.steps.steps and "user" in (entry.steps.unit, self.entries[self._own[name]].steps.unit):
+                self._check_unit(entry, name)  # users and records have digests of their own, which never meet
             if (mine, entry.records) not in self._shared:
                 records = self._records(mine)
                 self._shared[mine, entry.records] = np.isin(records, self._records(entry.records))
@@ -231,7 +233,7 @@ class DataLedger:
             check_one_unit([own.steps._replace(steps=1), entry.steps._replace(steps=1)])
         except ValueError as error:
             raise LedgerMismatch(
-                f"ledger {self.name}: {own.who} shares records with {entry.who} of {entry.run}, but their {error}"
+                f"ledger {self.name}: {own.who} may share records with {entry.who} of {entry.run}, but their {error}"
             ) from None
 
     @staticmethod
