@@ -62,6 +62,9 @@ MUTANTS = {
      "federated/test_user_level.py::test_what_does_not_keep_users_whole_is_refused",
      "federated/test_user_level.py::"
      "test_several_owners_each_count_where_samples_are_drawn_and_are_refused_where_users_are"),
+    ("normals of a wrong column", "buffers are used by several clients", "records take part more often than planned",
+     "sensitivity of one participation", "steps of an unfinished release are free", "noise begins anew for nothing"):
+    ("privacy/test_correlation.py", "training/test_correlated_noise.py"),
 }  # fmt: skip
 
 
