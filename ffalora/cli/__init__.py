@@ -23,6 +23,7 @@ VERBS = (
     "evaluate",
     "predict",
     "export",
+    "watch",
     "report",
     "data",
     "epsilon",

@@ -15,6 +15,7 @@ import click
 from ..config import Config, ConfigError, load_config, to_yaml
 from ..config.values import differences
 from ..files.atomic import write_atomically
+from ..runs.folder import run_places
 from .errors import Interrupted
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _train_all(
     verb: str, config: Config, folder: Path, is_new: bool, options: RunOptions, train: Train, workers: Workers
 ) -> None:
     try:
-        for place, one in _runs(config, folder).items():
+        for place, one in run_places(config, folder).items():
             train(one, place, options.resume, options.progress)
         if workers.leads:
             show([folder], folder)
@@ -124,25 +125,14 @@ def _open(
 
 def show(folders: Sequence[Path], output: Path) -> None:
     """Writes the report of run folders and prints their table, and whether each run was worth it."""
-    from ..report import read_runs, table_text, verdicts, write_report
+    from ..report import read_runs, table_text, verdicts, what_was_learned, write_report
 
     runs = read_runs(folders)
     page = write_report(runs, output)
     click.echo(table_text(runs))
     click.echo(f"\nreport {page}")
-    for sentence in verdicts(runs):
+    for sentence in (*verdicts(runs), *what_was_learned(runs)):
         click.echo(sentence)
-
-
-def _runs(config: Config, folder: Path) -> dict[Path, Config]:
-    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed."""
-    places: dict[Path, Config] = {}
-    for seed in range(config.seed, config.seed + config.seeds):
-        for name, one in config.runs().items():
-            place = folder / name if config.methods else folder
-            place = place / f"seed-{seed}" if config.seeds > 1 else place
-            places[place] = one.model_copy(update={"seed": seed, "seeds": 1})
-    return places
 
 
 def _config_to_resume(path: Path | None, overrides: dict[str, Any], output: Path | None, adapt: Adapt) -> Config:

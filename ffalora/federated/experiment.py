@@ -26,6 +26,7 @@ from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
+from ..runs.evaluation import Answered
 from ..training.admission import drawn_from
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
@@ -50,7 +51,8 @@ class Experiment:
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
     holds what; ``mean`` is how the server averages rows. ``labels`` and ``head_start``: see ``heads``; ``baselines``:
-    see ``compared``. ``workers`` are the processes that share the run.
+    see ``compared``. ``workers`` are the processes that share the run; ``answered``: by the last model that was
+    evaluated, where answers were asked for.
     """
 
     config: Config
@@ -73,6 +75,7 @@ class Experiment:
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
     baselines: list[dict[str, Any]] = field(default_factory=list)
     workers: Workers = ALONE
+    answered: Answered | None = None
 
     @property
     def ledgers(self) -> dict[str, PrivacyLedger]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..adapters import CheckpointError
 from ..config import Config
 from ..privacy.accounts import ACCOUNT
-from ..runs.evaluation import evaluate_answers, evaluate_examples
+from ..runs.evaluation import answer_split, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
@@ -225,7 +225,8 @@ def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, flo
             experiment.engine.device,
             config.max_evaluation_samples,
         )
-        found.append(metrics | evaluate_answers(experiment.loaded, experiment.data, config, config.evaluate_on))
+        experiment.answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
+        found.append(metrics | (experiment.answered.metrics() if experiment.answered else {}))
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 

@@ -79,7 +79,7 @@ class PrivateTrainer(Trainer):
         losses: Callable[[Any, Tensor], Tensor] | None = None,
         **others: Any,
     ):
-        privacy = promised(privacy, others)
+        privacy = promised(privacy, others, type(self))
         if adapters is None:
             from ..adapters import convert
 

@@ -62,18 +62,19 @@ class PrivacyArguments:
         return [self.prior] if isinstance(self.prior, str | Path) else self.prior
 
 
-def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> PrivacyArguments:
+def promised(privacy: PrivacyArguments | None, others: dict[str, Any], trainer: type[Trainer]) -> PrivacyArguments:
     """What is promised: ``privacy``, or the arguments of its fields, which are taken out of ``others``.
 
     Raises:
         ValueError: both are given, or neither.
-        TypeError: neither PrivateTrainer nor transformers' Trainer has an argument of such a name.
+        TypeError: neither ``trainer`` nor a trainer that it is made of has an argument of such a name.
     """
     names = [*(field.name for field in fields(PrivacyArguments)), *PRIVACY_NAMES]
-    known = [*names, "privacy", "adapters", "losses", *inspect.signature(Trainer.__init__).parameters]
+    own = (inspect.signature(each).parameters for each in trainer.__mro__ if issubclass(each, Trainer))
+    known = [*names, *(name for parameters in own for name in parameters)]
     unknown = [name for name in others if name not in known]
     if unknown:
-        raise TypeError(f"PrivateTrainer({unknown[0]}=…): " + _no_such_argument(unknown[0], known))
+        raise TypeError(f"{trainer.__name__}({unknown[0]}=…): " + _no_such_argument(unknown[0], known))
     terms = {name: others.pop(name) for name in names if name in others}
     if privacy is not None and terms:
         name, value = next(iter(terms.items()))

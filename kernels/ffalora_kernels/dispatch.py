@@ -19,12 +19,7 @@ from types import ModuleType
 from . import reference
 
 BACKENDS = ("triton", "cpp", "reference")
-_MODULES = {
-    "triton": "ffalora_kernels.triton",
-    "cpp": "ffalora_kernels.cpu",
-    "reference": "ffalora_kernels.reference",
-    "cpp or torch": "ffalora_kernels.cpu_products",
-}
+_MODULES = {"triton": ".triton", "cpp": ".cpu", "reference": ".reference", "cpp or torch": ".cpu_products"}
 _PREFERRED = {"cuda": "triton", "cpu": "cpp"}
 _UNASKED = {"cpp": "cpp or torch"}
 _asked_for: ContextVar[str | None] = ContextVar("ffalora_backend", default=None)
@@ -38,7 +33,7 @@ class BackendUnavailable(RuntimeError):
 def load(backend: str) -> tuple[ModuleType | None, str]:
     """The module of a backend, or None and the reason why it cannot be used on this machine."""
     try:
-        return importlib.import_module(_MODULES[backend]), "available"
+        return importlib.import_module(_MODULES[backend], __package__), "available"
     except ImportError as reason:
         return None, str(reason)
 
