@@ -109,10 +109,10 @@ def _private(
     """Class means and the probe, each with a budget of its own as large as the run's."""
     config, classes = experiment.config, len(experiment.data.label_names or ())
     clients = [replace(c, features=torch.nn.functional.normalize(c.features, dim=1)) for c in clients]
-    fresh = [replace(ledger, steps_taken=0) for ledger in ledgers]
     targets = [ledger.target_epsilon or ledger.final_epsilon() for ledger in ledgers]
     if not all(map(math.isfinite, targets)):
         return []
+    fresh = [_independent(ledger, target) for ledger, target in zip(ledgers, targets, strict=True)]
     noise = noise_of(MEANS, config.seed)
     released, spent = [], []
     for client, ledger, target in zip(clients, ledgers, targets, strict=True):
@@ -134,6 +134,14 @@ def _private(
     ).classifier.accuracy(unit, labels)
     about = f"a linear layer on the frozen model, {plan.steps} steps by DP-SGD"
     return [*rows, _row(PROBE, probe, about, rounded_up(max(ledger.epsilon() for ledger in fresh)))]
+
+
+def _independent(ledger: PrivacyLedger, target: float) -> PrivacyLedger:
+    """A fresh ledger of the same terms for independent noise, which spends as much."""
+    if ledger.correlation is None:
+        return replace(ledger, steps_taken=0)
+    budget = Budget(target, ledger.delta, ledger.accountant)
+    return budget.ledger(ledger.client_id, ledger.dataset_size, ledger.expected_batch, ledger.max_steps)
 
 
 @torch.inference_mode()

@@ -108,6 +108,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     return describe_environment(experiment.engine.device) | {
         "base_dtype": str(dtype).removeprefix("torch."),
         "cached_layers": experiment.cached_layers,
+        "processes": experiment.workers.size,
     }
 
 

@@ -115,8 +115,11 @@ def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
 def check_arguments(args: Any, others: dict[str, Any]) -> None:
     """ValueError names every argument that would break the promise."""
     problems = []
-    if args.world_size > 1 or args.n_gpu > 1:
-        problems.append(f"{max(args.world_size, args.n_gpu)} devices: one is supported")
+    if args.n_gpu > 1:
+        problems.append(
+            f"{args.n_gpu} devices in one process (DataParallel): start a process for each, by torchrun or accelerate "
+            "launch, or show it one (CUDA_VISIBLE_DEVICES)"
+        )
     if args.fp16:
         problems.append("fp16=True scales losses, and with them per-sample gradients: use bf16=True")
     if args.label_smoothing_factor:
@@ -130,6 +133,20 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
         problems.append("train_dataset has no length: Poisson sampling needs one")
     if problems:
         raise ValueError("PrivateTrainer cannot keep its promise with " + "; ".join(problems))
+
+
+def check_distribution(accelerator: Any) -> None:
+    """Processes may share a step where each holds the whole model.
+
+    Raises:
+        ValueError: the model is to be cut, by a plugin of accelerate that it names.
+    """
+    kind = accelerator.distributed_type.value
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        raise ValueError(
+            f"PrivateTrainer cannot keep its promise with {kind}: a sample's gradient is clipped where it is whole, so "
+            "each process must hold the whole model; use plain data parallelism (accelerate launch --multi_gpu)"
+        )
 
 
 def feature_digests(dataset: Any, labels: Sequence[str]) -> list[bytes]:
