@@ -55,6 +55,7 @@ FFALORA_INLINE void multiply(const SmallProduct& p) {
   constexpr int kRows = L == 16 ? 8 : 4;
   ptrdiff_t i = 0;
   for (; i + kRows <= p.rows; i += kRows) small_rows<L, kRows>(p, i);
+  for (; i + kRows / 2 <= p.rows; i += kRows / 2) small_rows<L, kRows / 2>(p, i);
   for (; i < p.rows; ++i) small_rows<L, 1>(p, i);
 }
 
@@ -91,10 +92,11 @@ struct HeadWork {
   }
 
   FFALORA_INLINE void turn(const float* rows, float* to) const {
-    for (ptrdiff_t j = 0; j < tokens; ++j)
-      for (ptrdiff_t c = 0; c < width; ++c) to[c * columns + j] = rows[j * padded + c];
-    for (ptrdiff_t c = 0; c < width; ++c)
-      for (ptrdiff_t j = tokens; j < columns; ++j) to[c * columns + j] = 0.0f;
+    for (ptrdiff_t c = 0; c < width; ++c, to += columns) {
+      FFALORA_INDEPENDENT
+      for (ptrdiff_t j = 0; j < tokens; ++j) to[j] = rows[j * padded + c];
+      for (ptrdiff_t j = tokens; j < columns; ++j) to[j] = 0.0f;
+    }
   }
 
   FFALORA_INLINE void write(const float* rows, ptrdiff_t count, const Heads& into, ptrdiff_t first, ptrdiff_t head,
@@ -110,10 +112,23 @@ struct HeadWork {
 // How many keys query i sees.
 FFALORA_INLINE ptrdiff_t seen(const Attention& t, ptrdiff_t i, ptrdiff_t tokens) { return t.causal ? i + 1 : tokens; }
 
-// Scores become e^(score - shift), those of keys not seen 0; returns their sum.
+// Scores of keys not seen become the lowest; returns the highest.
 template <int L>
-FFALORA_INLINE float exponentials(float* row, ptrdiff_t count, ptrdiff_t columns, float shift) {
+FFALORA_INLINE float highest(float* row, ptrdiff_t count, ptrdiff_t columns) {
   for (ptrdiff_t j = count; j < columns; ++j) row[j] = -kInfinity;
+  auto peaks = spread<L>(-kInfinity);
+  for (ptrdiff_t j = 0; j < columns; j += L) {
+    const auto score = load<L>(row + j);
+    peaks = score > peaks ? score : peaks;
+  }
+  float peak = -kInfinity;
+  for (int i = 0; i < L; ++i) peak = peaks[i] > peak ? peaks[i] : peak;
+  return peak;
+}
+
+// Scores become e^(score - shift); returns their sum.
+template <int L>
+FFALORA_INLINE float exponentials(float* row, ptrdiff_t columns, float shift) {
   Vec<float, L> sums{};
   for (ptrdiff_t j = 0; j < columns; j += L) {
     const auto e = exponential<L>(load<L>(row + j) - shift);
@@ -148,12 +163,10 @@ struct HeadForward {
                      work.columns, false});
         for (ptrdiff_t i = 0; i < rows; ++i) {
           float* row = scores + i * work.columns;
-          const ptrdiff_t count = seen(t, at + i, work.tokens);
-          float peak = -kInfinity;
-          for (ptrdiff_t j = 0; j < count; ++j) peak = row[j] > peak ? row[j] : peak;
-          const float sum = exponentials<L>(row, count, work.columns, peak);
+          const float peak = highest<L>(row, seen(t, at + i, work.tokens), work.columns);
+          const float sum = exponentials<L>(row, work.columns, peak), share = 1.0f / sum;
           t.normalisers[h * t.tokens + sample->first + at + i] = peak + std::log(sum);
-          for (ptrdiff_t j = 0; j < work.columns; j += L) store<L>(row + j, load<L>(row + j) / sum);
+          for (ptrdiff_t j = 0; j < work.columns; j += L) store<L>(row + j, load<L>(row + j) * share);
         }
         multiply<L>({scores, work.columns, 1, values, work.padded, work.tokens, out, work.padded, rows, work.padded,
                      false});
@@ -214,7 +227,8 @@ struct HeadBackward {
   template <int L>
   FFALORA_INLINE static void slope(float* weights, float* slopes, ptrdiff_t count, ptrdiff_t columns,
                                    float normaliser) {
-    exponentials<L>(weights, count, columns, normaliser);
+    for (ptrdiff_t j = count; j < columns; ++j) weights[j] = -kInfinity;
+    exponentials<L>(weights, columns, normaliser);
     Vec<float, L> sums{};
     for (ptrdiff_t j = 0; j < columns; j += L) sums += load<L>(weights + j) * load<L>(slopes + j);
     float sum = 0;
