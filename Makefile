@@ -15,11 +15,16 @@ PIP := $(BIN)/python $(INSTALL)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
+.PHONY: demo demo-lm test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
 	$(BIN)/ffalora demo
+
+demo-lm: setup  ## the same for a small language model: word problems of three sites, and answers before and after
+	$(PIP) -e ".[gguf]"
+	$(BIN)/ffalora data fetch SmolLM2-135M-Instruct reasoning-gym
+	$(BIN)/ffalora demo --lm
 
 test: setup  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader

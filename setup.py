@@ -89,7 +89,7 @@ setup(
             "studies/theory/*.yaml",
             "py.typed",
         ],
-        "ffalora_kernels": ["py.typed", "*.pyi"],
+        "ffalora_kernels": ["py.typed", "*.pyi", "*.csv"],
     },
     include_package_data=False,
     ext_modules=extensions(),

@@ -54,6 +54,14 @@ MUTANTS = {
     ("report/test_report.py::test_only_a_run_with_secure_noise_is_called_protected", "privacy/test_statement.py",
      "cli/test_cli.py::test_a_report_says_of_each_run_whether_it_was_worth_it",
      "audits/test_mutants.py::test_a_check_passes_in_the_sound_package_and_fails_in_the_mutant"),
+    ("samples of a user are clipped apart", "users are cut between physical batches",
+     "samples of a user are not limited", "rows are drawn in place of users", "groups are counted as one sample",
+     "users may be at several clients", "further owners are forgotten"):
+    ("training/test_users.py", "privacy/test_user_accounting.py",
+     "federated/test_user_level.py::test_where_samples_are_drawn_each_user_keeps_at_most_k_and_the_ledger_counts_groups",
+     "federated/test_user_level.py::test_what_does_not_keep_users_whole_is_refused",
+     "federated/test_user_level.py::"
+     "test_several_owners_each_count_where_samples_are_drawn_and_are_refused_where_users_are"),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from ..federated.experiment import Experiment, build, make_engine
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.noise import SecureNoise
 from ..privacy.sampling import SeededDraw
-from ..training.admission import check_cohort, ledger_of
+from ..training.admission import check_cohort, drawn_from, ledger_of
 from ..training.cached_layers import cache_frozen_layers
 from ..training.engine import Engine
 from ..training.gradients import segment_gradients
@@ -119,6 +119,11 @@ def audit_own(
     """
     if config.privacy.unit == "none":
         raise ConfigError("privacy.unit='none': nothing is protected, so there is nothing to audit; set it to sample")
+    if config.privacy.mechanism != "independent":
+        raise ConfigError(
+            f"privacy.mechanism={config.privacy.mechanism!r}: the audit's bounds are for independent noise; audit the "
+            "configuration with privacy.mechanism=independent"
+        )
     started, experiment = time.monotonic(), build(config)
     planned = config.federation.rounds * config.federation.local_steps
     terms: dict[str, Any] = {"delta": config.privacy.delta, "confidence": confidence, "planned": planned, "name": name}
@@ -170,6 +175,8 @@ class _CanaryRun:
     def _participants(self, experiment: Experiment, n: int, each: int) -> tuple[np.ndarray, list[Participant]]:
         """Who of all canaries is in, bool by index less the first one's; and the clients with those that are."""
         first, clients = len(experiment.train), experiment.participants
+        if experiment.partition.owners is not None:  # every canary is a user
+            self.engine.owners = experiment.partition.owners.with_more(n - first + each * len(clients))
         included = self.rng.random(n - first + each * len(clients)) < 0.5
         cohort = []
         for row, one in enumerate(clients):
@@ -180,8 +187,9 @@ class _CanaryRun:
             samples = np.concatenate([one.samples, mine[included[mine - first]]])
             ledger = ledger_of(one)
             fresh = PrivacyLedger(
-                one.client_id, len(samples), ledger.sample_rate, ledger.noise_multiplier, ledger.delta,
-                ledger.max_steps, accountant=ledger.accountant, sampling=ledger.sampling,
+                one.client_id, drawn_from(self.engine.privacy, self.engine.owners, samples), ledger.sample_rate,
+                ledger.noise_multiplier, ledger.delta, ledger.max_steps, accountant=ledger.accountant,
+                sampling=ledger.sampling, unit=ledger.unit, group=ledger.group,
             )  # fmt: skip
             cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
         self.first, self.n = first, n
@@ -190,10 +198,10 @@ class _CanaryRun:
     def train(self, deadline: float) -> None:
         """Takes the run's steps, or as many as there is time for; the clients' states are averaged after each round."""
         engine, cohort, state = self.engine, self.cohort, self.state
-        check_cohort(cohort, engine.privacy, seeded=not isinstance(engine.noise, SecureNoise))
+        check_cohort(cohort, engine.privacy, not isinstance(engine.noise, SecureNoise), engine.owners)
         together = [slice(0, len(cohort))] if self.one_pass else [slice(i, i + 1) for i in range(len(cohort))]
         steps = [self._step(rows) for rows in together]
-        expected = [ledger_of(p).sample_rate * len(p.samples) for p in cohort]
+        expected = [ledger_of(p).expected_batch for p in cohort]
         factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / given_rate(
             engine.optimizer
         )

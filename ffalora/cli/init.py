@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 @click.option("--text", multiple=True, metavar="COLUMN", help="Text column; twice for pairs.  [guessed]")
 @click.option("--label", metavar="COLUMN", help="Label column.  [guessed]")
 @click.option("--client", metavar="COLUMN", help="Column that says whose a row is.  [guessed by its name]")
+@click.option("--user", metavar="COLUMN", help="Column that says which person a row is of.  [guessed by its name]")
 @click.option(
     "--target-epsilon", "--epsilon", "target_epsilon", type=click.FloatRange(0, min_open=True), default=6.0,
     show_default=True, help="ε that all rounds together may spend on each client's rows.",
 )  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [NAME.yaml]")
 def command(
-    data: Path, text: tuple[str, ...], label: str | None, client: str | None, target_epsilon: float, output: Path | None
-) -> None:
+    data: Path, text: tuple[str, ...], label: str | None, client: str | None, user: str | None, target_epsilon: float,
+    output: Path | None,
+) -> None:  # fmt: skip
     """Look at DATA (CSV, TSV, JSON, JSON lines, Parquet, or a folder of such files), and write a commented YAML file.
 
     Encoding, delimiter, columns, task and clients are found; nothing leaves this machine and nothing is trained.
@@ -39,7 +41,7 @@ def command(
     target = output or Path(f"{data.resolve().stem}.yaml")
     if target.exists():
         raise click.UsageError(f"{target} is there already; remove it, or give another name with --output")
-    found = propose(data, text, label, client)
+    found = propose(data, text, label, client, user)
     content = starter_yaml(found, target_epsilon)
     click.echo(found_text(found))
     write_atomically(target, content.encode())
@@ -54,7 +56,7 @@ def found_text(found: Proposal) -> str:
     """What was found, for a terminal: files, columns, and what each is used for."""
     lines = [f"{p.file.name}: {p.rows} rows{f', {p.form}' if p.form else ''}" for p in found.parts[:5]]
     used: dict[str | None, str] = {name: "text" for name in found.text}
-    used |= {found.label: "the label", found.client: "the clients"}
+    used |= {found.label: "the label", found.client: "the clients", found.user: "the users"}
     width = max(len(column.name) for column in found.columns)
     lines += [
         f"  {column.name:<{width}}  {used.get(column.name, '-'):<11}  {column}"

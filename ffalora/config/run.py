@@ -73,6 +73,20 @@ class Config(Section):
                 raise ValueError(f"methods: {name!r} names a folder; use letters, digits, '-', '_', '+' and '.' only")
         return self
 
+    @model_validator(mode="after")
+    def _users_have_a_column(self) -> Config:
+        if self.privacy.unit == "user" and self.data.user is None:
+            raise ValueError(
+                "privacy.unit='user' needs data.user: the column that says whose each row is; name it, or set "
+                "privacy.unit to sample"
+            )
+        if self.privacy.unit == "user" and self.clients.partition in ("labels", "dirichlet"):
+            raise ValueError(
+                f"clients.partition={self.clients.partition!r} deals single rows, so that a user's would be at several "
+                "clients; with privacy.unit='user' set it to iid, quantity or column"
+            )
+        return self
+
     def with_noise(self, usual: Literal["seeded", "secure"]) -> Config:
         """The configuration with ``privacy.noise=auto`` decided as ``usual``; as it is where it was decided."""
         if self.privacy.noise != "auto":

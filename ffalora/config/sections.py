@@ -21,6 +21,11 @@ class DataConfig(Section):
     )
     text: list[str] | None = Field(None, description="text columns, one or two (default: the data set's own)")
     label: str | None = Field(None, description="label column (default: the data set's own)")
+    user: str | None = Field(
+        None,
+        description="column that says whose each row is: a name, or a list of names where several own a row. A user's "
+        "rows stay in one split, and privacy.unit: user protects them together",
+    )
     label_texts: dict[str, list[str]] | None = Field(
         None,
         description="short texts that could be of a class, by its name, such as {negative: [a bad movie], …}; public: "
@@ -191,7 +196,9 @@ class OptimizerConfig(Section):
         False, description="local moments outlive rounds (training at one site always keeps them)"
     )
     dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
-    batch_size: int = Field(64, ge=1, description="logical batch: expected size under Poisson sampling")
+    batch_size: int = Field(
+        64, ge=1, description="logical batch: expected size under Poisson sampling, in users where users are drawn"
+    )
     token_budget: int | None = Field(
         None, ge=1, description="tokens of a physical batch (default: to suit the machine)"
     )
@@ -202,8 +209,21 @@ class PrivacyConfig(Section):
 
     other_names: ClassVar = OTHER_NAMES["privacy"]
 
-    unit: Literal["none", "sample", "client"] = Field(
-        "none", description="what is protected: nothing, each sample, or each client as a whole"
+    unit: Literal["none", "sample", "user", "client"] = Field(
+        "none",
+        description="what is protected: nothing, each sample, each user (all rows of one in data.user), or each client "
+        "as a whole",
+    )
+    draws: Literal["users", "samples"] = Field(
+        "users",
+        description="unit: user; users: users are drawn, and the sum of one's gradients is clipped; samples: samples "
+        "are drawn and clipped, at most samples_per_user of a user are kept, and ε counts them as a group",
+    )
+    samples_per_user: int = Field(
+        8,
+        ge=1,
+        description="unit: user; most samples of a user in a step (draws: users; others are drawn each time) or in the "
+        "run (draws: samples)",
     )
     target_epsilon: float | None = Field(None, gt=0, description="ε that all rounds together may spend, per client")
     noise_multiplier: float | None = Field(None, ge=0, description="σ, instead of a target ε")
@@ -229,6 +249,14 @@ class PrivacyConfig(Section):
         description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
         "in simulations, secure wherever a model may leave the machine (train, flower)",
     )
+    mechanism: Literal["independent", "banded-mf", "blt"] = Field(
+        "independent",
+        description="noise of different steps: independent, or correlated so that much of it cancels in their sum; "
+        "banded-mf goes with sampling, blt is for batches so large that sampling amplifies little",
+    )
+    band: int | None = Field(
+        None, ge=1, description="mechanism: banded-mf; steps over which noise is correlated (default: the best)"
+    )
     ledger: str | None = Field(
         None,
         description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
@@ -238,11 +266,23 @@ class PrivacyConfig(Section):
         [], description="what earlier runs spent on the same data: their privacy.json, ledger files or folders"
     )
     public_size_bound: int | None = Field(
-        None, ge=1, description="keeps the number of a client's samples secret: rate and noise follow from this bound"
+        None,
+        ge=1,
+        description="keeps the number of a client's samples (or users) secret: rate and noise follow from this bound",
     )
     check_gradients: bool = Field(
         True, description="compare the first gradients of samples with ordinary autograd's, each sample alone"
     )
+
+    @property
+    def at_clients(self) -> bool:
+        """Whether each client protects its own samples or users, each with a ledger of its own."""
+        return self.unit in ("sample", "user")
+
+    @property
+    def draws_users(self) -> bool:
+        """Whether a step draws users, whose gradients are summed before they are clipped."""
+        return self.unit == "user" and self.draws == "users"
 
     @field_validator("prior", mode="before")
     @classmethod
@@ -264,11 +304,13 @@ class PrivacyConfig(Section):
                 "clipping='per-layer' is for samples' gradients; a client's whole update is clipped at the server: set "
                 "privacy.clipping to flat, automatic or adaptive for unit='client'"
             )
-        if self.public_size_bound is not None and (self.unit != "sample" or self.sampling != "poisson"):
+        if self.public_size_bound is not None and (self.unit == "client" or self.sampling != "poisson"):
             raise ValueError(
                 f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
                 f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
             )
+        if self.band is not None and self.mechanism != "banded-mf":
+            raise ValueError(f"band={self.band} is of mechanism='banded-mf', got {self.mechanism!r}; leave it out")
         if self.target_epsilon is not None and self.noise_multiplier == 0:
             raise ValueError(
                 f"noise_multiplier=0 spends infinite ε and cannot meet target_epsilon={self.target_epsilon}; leave "
@@ -278,5 +320,22 @@ class PrivacyConfig(Section):
             raise ValueError(
                 f"give exactly one of target_epsilon ({self.target_epsilon}) and "
                 f"noise_multiplier ({self.noise_multiplier})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mechanism_is_derived(self) -> PrivacyConfig:
+        """Correlated noise is derived for samples that take turns, clipped to one norm."""
+        needed = {"unit": ("sample",), "sampling": ("poisson",), "clipping": ("flat", "per-layer", "automatic")}
+        for name, allowed in needed.items():
+            if self.mechanism != "independent" and getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"mechanism={self.mechanism!r} is not derived for {name}={getattr(self, name)!r}: set privacy."
+                    f"{name} to {' or '.join(allowed)}, or privacy.mechanism to independent"
+                )
+        if self.mechanism != "independent" and self.public_size_bound is not None:
+            raise ValueError(
+                f"mechanism={self.mechanism!r} divides the records into groups, for which their number is public: "
+                "leave public_size_bound out, or set privacy.mechanism to independent"
             )
         return self

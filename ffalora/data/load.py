@@ -18,6 +18,7 @@ from .roles import assign_roles, rows_of_role, what_there_is
 from .sources import read_embedded, read_other
 from .splits import ALL, ROLES, check_fractions, mix_rows, sample_rows, split_rows
 from .tasks import find_task
+from .users import check_users
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +40,7 @@ class LoadedData:
     label_column: str | None
     label_names: list[str] | None = None
     client_column: str | None = None
+    user_column: str | None = None
     licence: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -73,6 +75,7 @@ def load_data(
     input_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     client_column: str | None = None,
+    user_column: str | None = None,
     group_column: str | None = None,
     split_names: Mapping[str, str] | None = None,
     fractions: Sequence[float] = DEFAULT_FRACTIONS,
@@ -96,7 +99,8 @@ def load_data(
                    default: the embedded data's own, else "text", "sentence" or the only column of strings
     label_column   default: the embedded data's own, else "label"
     client_column  column that says whose row it is (natural clients), kept for the partition
-    group_column   rows that agree in it stay in one split; default: rows with the same inputs
+    user_column    column that says whose each row is: a name, or a list of names
+    group_column   rows that agree in it stay in one split; default: those of the same users, else with the same inputs
     split_names    e.g. {"train": "train", "test": "validation"}: which split of the source plays which role
     fractions      of train, validation and test; used for the roles that the source does not fill
     split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
@@ -124,14 +128,15 @@ def load_data(
         input_columns = input_columns or own.input_columns
         label_column = label_column or own.label_column
         client_column = client_column or own.client_column
-        group_column = group_column or own.group_column
+        group_column = group_column or user_column or own.group_column
+    group_column = group_column or user_column
     first = next(iter(source.values()))
     if client_column is None and is_path and files.FILE_COLUMN in first.column_names:
         client_column = files.FILE_COLUMN
     label_column = None if task == "causal-lm" else label_column or "label"
     inputs = tuple(input_columns) if input_columns else guess_inputs(first, label_column, task, spec)
     licence = assets.find(own.asset).licence if own else None
-    loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, licence)
+    loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, user_column, licence)
     roles = assign_roles(source, split_names, spec)
     if only is not None:
         roles = {only: rows_of_role(roles, source, only, spec)}
@@ -207,8 +212,10 @@ def _checked_rows(
         elif loaded.label_column is not None:
             check_classes(check, loaded.label_column, is_learned=role == learned)
         for parameter, other in (("client_column", loaded.client_column), ("group_column", group_column)):
-            if other is not None and check.has(parameter, other):
-                check.present(parameter, other)
+            if other not in (None, loaded.user_column) and check.has(parameter, str(other)):
+                check.present(parameter, str(other))
+        if loaded.user_column is not None:
+            check_users(check, "user_column", loaded.user_column)
     validate.refuse({describe(loaded.name, role): check for role, check in checks.items()}, drop_empty)
     used = {role: check.kept() for role, check in checks.items()}
     for role, kept in used.items():

@@ -21,8 +21,10 @@ _LABEL_WORDS = (
 ).split()
 _CLIENT_WORDS = (
     "client hospital clinic ward site centre center institution branch store shop school bank department office "
-    "customer patient user author speaker device country region state tenant organisation organization owner source "
-    "file"
+    "device country region state tenant organisation organization source file"
+).split()
+_USER_WORDS = (
+    "user customer patient author speaker owner person member student employee participant respondent reviewer writer"
 ).split()
 _MOST_CLASSES, _MOST_SHOWN, _TEXT_WORDS = 50, 6, 2.5
 
@@ -59,7 +61,9 @@ class Proposal:
 
     Attributes:
         source: as it was given; parts: its files; columns: all of them.
-        task: 'classification' or 'regression'; text: one column or two; client: None for a single site.
+        task: 'classification' or 'regression'; text: one column or two; client: None for a single site; user: None
+            where no column says whose the rows are, or somebody's are at several clients.
+        users: how many the largest client has; its rows where there is no such column.
         sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
     """
 
@@ -72,6 +76,8 @@ class Proposal:
     client: str | None
     sizes: tuple[int, ...]
     dropped: int
+    user: str | None = None
+    users: int = 0
 
     def column(self, name: str) -> Column:
         """The column of that name."""
@@ -79,7 +85,11 @@ class Proposal:
 
 
 def propose(
-    path: str | Path, text: Sequence[str] = (), label: str | None = None, client: str | None = None
+    path: str | Path,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    client: str | None = None,
+    user: str | None = None,
 ) -> Proposal:
     """Looks at a file or folder and proposes what to train on; what is given is taken.
 
@@ -89,20 +99,31 @@ def propose(
     found = _read(Path(path).expanduser())
     name = "train" if "train" in found.data else next(iter(found.data))
     data, parts = found.data[name], tuple(found.parts.get(name, ()))
-    for column in (*text, *filter(None, (label, client))):
+    given = (*text, *filter(None, (label, client, user)))
+    for column in given:
         if column not in data.column_names:
             raise DataError(f"{path} has no column {column!r}; its columns are {', '.join(data.column_names)}")
     columns = tuple(_describe(data, name) for name in data.column_names)
-    taken = {*text, *filter(None, (label, client))}
+    taken = set(given)
     if client is None:
         able = [c for c in columns if _groups(c, len(data)) and c.name not in taken]
         client = next((c.name for c in able if _is_called(c.name, _CLIENT_WORDS)), None)
-    label = label or _likely_label(columns, len(data), {*taken, client}, path)
-    texts = tuple(text) or _likely_texts(columns, {label, client}, path)
+    own = user
+    if user is None:
+        able = [c for c in columns if c.name not in {*taken, client} and 2 <= c.distinct <= 0.9 * len(data)]
+        user = next((c.name for c in able if c.words < _TEXT_WORDS and _is_called(c.name, _USER_WORDS)), None)
+    label = label or _likely_label(columns, len(data), {*taken, client, user}, path)
+    texts = tuple(text) or _likely_texts(columns, {label, client, user}, path)
     chosen = next(c for c in columns if c.name == label)
     task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
-    sizes, dropped = _sizes(data, [*texts, label, *([client] if client else [])], client)
-    return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped)
+    needed = [*texts, label, *filter(None, (user, client))]
+    sizes, dropped = _sizes(data, needed, client)
+    held = {} if user is None else _users(data, needed, user, client)
+    if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
+        user, held = None, {}
+        sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
+    users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
+    return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users)
 
 
 def _read(path: Path) -> Splits:
@@ -162,6 +183,16 @@ def _likely_texts(columns: Sequence[Column], others: set[str | None], path: str 
             "with --text"
         )
     return tuple(c.name for c in columns if c in longest)
+
+
+def _users(data: Dataset, needed: Sequence[str], user: str, client: str | None) -> dict[str, set[str]]:
+    """Who has rows at each client."""
+    values = {column: column_values(data, column) for column in needed}
+    held: dict[str, set[str]] = {}
+    for row in range(len(data)):
+        if not any(is_missing(column[row]) for column in values.values()):
+            held.setdefault(str(values[client][row]) if client else "", set()).add(str(values[user][row]))
+    return held
 
 
 def _sizes(data: Dataset, needed: Sequence[str], client: str | None) -> tuple[tuple[int, ...], int]:

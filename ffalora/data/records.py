@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .load import LoadedData
+from .users import Owners
 
 
 def record_digests(data: LoadedData, rows: Sequence[int] | np.ndarray) -> list[bytes]:
@@ -19,6 +20,13 @@ def record_digests(data: LoadedData, rows: Sequence[int] | np.ndarray) -> list[b
     """
     chosen = data.train.select_columns(list(data.input_columns)).select(np.asarray(rows, dtype=np.int64).tolist())
     return [hashlib.sha256(b"\0".join(map(_content, row.values()))).digest() for row in chosen]
+
+
+def user_digests(owners: Owners, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+    """SHA-256 of the name of each user who owns any of these training rows: what one user spends in several runs
+    composes, whichever rows these held.
+    """
+    return [hashlib.sha256(f"user\0{name}".encode()).digest() for name in owners.names_in(rows)]
 
 
 def _content(value: Any) -> bytes:

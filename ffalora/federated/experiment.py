@@ -14,19 +14,24 @@ from ..config import Config, ConfigError
 from ..data.examples import Examples
 from ..data.load import LoadedData
 from ..data.tasks import Task, find_task
+from ..data.users import Owners
 from ..models import LoadedModel, MeanPooledClassifier, base_dtype, choose_device, compile_model, load_model
 from ..models.packing import check_packing
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.factors import choose_noise
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
-from ..runs.data import data_fingerprint, evaluation_split, load_run_data, prepare_split
+from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
+from ..runs.evaluation import Answered
+from ..training.admission import drawn_from
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
 from ..training.participant import Participant
+from ..training.workers import ALONE, Workers
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
@@ -34,6 +39,7 @@ from .partition import Partition, describe, make_partition
 from .rates import set_rates
 from .robust import robust_mean
 from .strategies import Mean, Strategy, weighted_mean
+from .whole_users import whole_users
 
 _DEFAULT_CLIENTS = 3
 
@@ -45,7 +51,8 @@ class Experiment:
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
     holds what; ``mean`` is how the server averages rows. ``labels`` and ``head_start``: see ``heads``; ``baselines``:
-    see ``compared``.
+    see ``compared``. ``workers`` are the processes that share the run; ``answered``: by the last model that was
+    evaluated, where answers were asked for.
     """
 
     config: Config
@@ -67,6 +74,8 @@ class Experiment:
     mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
     baselines: list[dict[str, Any]] = field(default_factory=list)
+    workers: Workers = ALONE
+    answered: Answered | None = None
 
     @property
     def ledgers(self) -> dict[str, PrivacyLedger]:
@@ -117,7 +126,7 @@ def build(
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     # Behind the layers' check: at a zero head all outputs are the same.
     head_start = start_head(config, loaded, data, labels, is_trained=bool(adapters.heads))
-    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device)
+    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device, partition.owners)
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
@@ -163,9 +172,11 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
     )
     count = clients.count if clients.count is not None or implied_count else _DEFAULT_CLIENTS
     column = data.train[data.client_column] if clients.partition == "column" and data.client_column else None
-    return make_partition(
+    owners = owners_of(config, data)
+    deals_users = owners is not None and clients.partition != "column"
+    made = make_partition(
         clients.partition,
-        labels=train.labels,
+        labels=np.arange(len(owners.names)) if owners is not None and deals_users else train.labels,
         clients=count,
         seed=config.seed,
         proportions=clients.proportions,
@@ -173,6 +184,10 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
         fractions=clients.quantities,
         column=column,
     )
+    if owners is None:
+        return made
+    most = None if config.privacy.draws_users else config.privacy.samples_per_user
+    return whole_users(made, owners, deals_users, most, config.seed)
 
 
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
@@ -186,10 +201,11 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
     participants = []
     for client_id, samples in enumerate(partition.indices):
         ledger = None
-        if config.privacy.unit == "sample":
-            fingerprint = data_fingerprint(config, train, samples)
+        if config.privacy.at_clients:
+            fingerprint = data_fingerprint(config, train, samples, partition.owners)
             label = partition.names[client_id] if config.clients.partition == "column" else ""
-            ledger = make_ledger(config, client_id, len(samples), steps, fingerprint, label)
+            drawn = drawn_from(config.privacy, partition.owners, samples)
+            ledger = make_ledger(config, client_id, drawn, steps, fingerprint, label)
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
@@ -215,12 +231,12 @@ def make_ledger(
 
     Args:
         config: of the run; client_id: whose data.
-        samples: their number; steps: the most that all rounds together take.
+        samples: their number, or that of users where users are drawn; steps: the most that all rounds together take.
         fingerprint: from :func:`data_fingerprint`; a ledger of other data is refused on resume.
         label: what people call the client.
 
     Raises:
-        ConfigError: more samples than ``privacy.public_size_bound`` says.
+        ConfigError: more samples than ``privacy.public_size_bound`` says, or a band that does not fit.
         LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
@@ -228,13 +244,22 @@ def make_ledger(
     size = samples if privacy.public_size_bound is None else privacy.public_size_bound
     if samples > size:
         raise ConfigError(
-            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more samples; raise the bound"
+            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more "
+            f"{'users' if privacy.draws_users else 'samples'}; raise the bound"
         )
-    rate = min(1.0, config.optimizer.batch_size / size)
-    sigma = privacy.noise_multiplier
-    if sigma is None and privacy.target_epsilon is not None:
+    rate, group = min(1.0, config.optimizer.batch_size / size), 1
+    if privacy.unit == "user" and not privacy.draws_users:
+        group = privacy.samples_per_user
+    sigma, correlation = privacy.noise_multiplier, None
+    if privacy.mechanism != "independent":
+        correlation, sigma = choose_noise(
+            privacy.mechanism, steps, rate, privacy.delta, privacy.target_epsilon, sigma, privacy.band,
+            privacy.accountant, prior,
+        )  # fmt: skip
+        rate = correlation.sample_rate(rate)
+    elif sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior=prior
+            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior, group
         )
     return PrivacyLedger(
         client_id=client_id,
@@ -246,16 +271,20 @@ def make_ledger(
         target_epsilon=privacy.target_epsilon,
         accountant=privacy.accountant,
         sampling=privacy.sampling,
+        unit=privacy.unit,
         fingerprint=fingerprint,
         prior=prior,
         size_is_public=privacy.public_size_bound is None,
         label=label,
+        group=group,
+        correlation=correlation,
     )
 
 
 def make_engine(
-    config: Config, loaded: LoadedModel, adapters: Adapters, train: Examples, losses: Callable, device: torch.device
-) -> Engine:
+    config: Config, loaded: LoadedModel, adapters: Adapters, train: Examples, losses: Callable, device: torch.device,
+    owners: Owners | None = None,
+) -> Engine:  # fmt: skip
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model
@@ -274,6 +303,7 @@ def make_engine(
         merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
         packed=_packed(config, loaded, train, device),
         cuda_graphs=config.model.cuda_graphs,
+        owners=owners,
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.users import Owners
+
 Kind = Literal["iid", "labels", "dirichlet", "quantity", "column"]
 _MOST_DRAWS = 200
 
@@ -21,11 +23,15 @@ class PartitionError(ValueError):
 
 @dataclass(frozen=True)
 class Partition:
-    """``indices[c]`` (int64, ascending) are the samples of client ``names[c]``; ``total`` counts all samples."""
+    """``indices[c]`` (int64, ascending) are the samples of client ``names[c]``; ``total`` counts all samples.
+
+    ``owners`` says whose each sample is, where users are protected.
+    """
 
     names: tuple[str, ...]
     indices: tuple[np.ndarray, ...]
     total: int
+    owners: Owners | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

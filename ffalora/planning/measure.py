@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..federated.experiment import Experiment
+from ..training.admission import drawn_from
 
 _SAMPLES = 64
 
@@ -31,10 +32,9 @@ def measure(experiment: Experiment) -> Cost:
     client = experiment.participants[0]
     samples = np.asarray(client.samples)[:_SAMPLES]
     ledger = client.ledger
+    drawn = drawn_from(experiment.engine.privacy, experiment.engine.owners, samples)
     if ledger is not None:
-        ledger = replace(
-            ledger, dataset_size=len(samples), sample_rate=1.0, max_steps=2, target_epsilon=None, steps_taken=0
-        )
+        ledger = replace(ledger, dataset_size=drawn, sample_rate=1.0, max_steps=2, target_epsilon=None, steps_taken=0)
     state = experiment.adapters.state()[None].clone()
     trained = replace(client, samples=samples, ledger=ledger, adaptive=None, steps_taken=0)
     experiment.engine.train([trained], state, 1)

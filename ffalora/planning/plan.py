@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from ..config import Config, ConfigError
 from ..federated.experiment import Experiment, build
 from ..federated.rates import rates_of
@@ -71,19 +73,20 @@ class Plans:
 
 
 def efficiency(
-    samples: int, target_epsilon: float, delta: float, batch: float, steps: int, accountant: str = "pld"
+    samples: int, target_epsilon: float, delta: float, batch: float, steps: int, accountant: str = "pld", group: int = 1
 ) -> float:
     """Least noise that ε allows over the noise of this plan, both on the mean of all steps: in (0, 1].
 
     Args:
-        samples: n, of one client; batch: expected, at most n; steps: T.
+        samples: n, of one client (or its users, where they are drawn); batch: expected, at most n; steps: T.
+        group: most samples of a user, where these are drawn.
 
     Raises:
         ValueError: a target that no noise meets, or values out of range.
     """
     batch = min(batch, samples)
-    sigma = _sigma(target_epsilon, delta, batch / samples, steps, accountant)
-    whole = _sigma(target_epsilon, delta, 1.0, 1, accountant)
+    sigma = _sigma(target_epsilon, delta, batch / samples, steps, accountant, group)
+    whole = _sigma(target_epsilon, delta, 1.0, 1, accountant, group)
     return min(1.0, (whole / samples) / (sigma / (batch * math.sqrt(steps))))
 
 
@@ -109,10 +112,15 @@ def make_plans(config: Config, seconds: float = math.inf) -> Plans:
         ConfigError: no ε to plan with. What building the run raises.
     """
     privacy = config.privacy
-    if privacy.unit != "sample" or privacy.target_epsilon is None:
+    if not privacy.at_clients or privacy.target_epsilon is None:
         raise ConfigError(
             f"privacy.target_epsilon={privacy.target_epsilon} with privacy.unit={privacy.unit!r}: a plan needs an ε to "
-            "spend on samples; set privacy.unit to sample and give target_epsilon"
+            "spend on samples or users; set privacy.unit to sample (or user) and give target_epsilon"
+        )
+    if privacy.mechanism != "independent":
+        raise ConfigError(
+            f"privacy.mechanism={privacy.mechanism!r}: plans are for independent noise; make one with "
+            "privacy.mechanism=independent, and set the mechanism in the run"
         )
     experiment = build(config)
     sizes = [p.ledger.dataset_size for p in experiment.participants if p.ledger is not None]
@@ -132,7 +140,8 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
     privacy = config.privacy
     target, delta, accountant = privacy.target_epsilon or 0.0, privacy.delta, privacy.accountant
     terms = [(size, min(batch, size)) for size in sizes]
-    sigmas = [_sigma(target, delta, b / n, steps, accountant) for n, b in terms]
+    group = max((p.ledger.group for p in experiment.participants if p.ledger is not None), default=1)
+    sigmas = [_sigma(target, delta, b / n, steps, accountant, group) for n, b in terms]
     weights = [n / sum(sizes) if config.federation.weighting == "size" else 1 / len(sizes) for n in sizes]
     variance = sum((w * s / b) ** 2 for w, s, (_, b) in zip(weights, sigmas, terms, strict=True))
     hidden = getattr(experiment.loaded.model.config, "hidden_size", 768)
@@ -141,14 +150,22 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
         rounds=rounds,
         local_steps=local_steps,
         sigma=sigmas[sizes.index(max(sizes))],
-        efficiency=min(efficiency(n, target, delta, b, steps, accountant) for n, b in terms),
+        efficiency=min(efficiency(n, target, delta, b, steps, accountant, group) for n, b in terms),
         signal_to_noise=SIGNAL / math.sqrt(variance * hidden / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
-        seconds=cost.seconds_per_sample * steps * sum(b for _, b in terms),
+        seconds=cost.seconds_per_sample * steps * sum(b for _, b in terms) * _samples_of_a_draw(experiment),
         bytes_up=rounds * 4 * experiment.adapters.layout.size,
     )
 
 
+def _samples_of_a_draw(experiment: Experiment) -> float:
+    """Samples that pass for each sample, or user, that is drawn: on average over all."""
+    privacy, owners = experiment.config.privacy, experiment.partition.owners
+    if owners is None or not privacy.draws_users:
+        return 1.0
+    return float(np.bincount(owners.single).clip(max=privacy.samples_per_user).mean())
+
+
 @cache
-def _sigma(target_epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> float:
-    return noise_multiplier_for(target_epsilon, delta, rate, steps, accountant)
+def _sigma(target_epsilon: float, delta: float, rate: float, steps: int, accountant: str, group: int) -> float:
+    return noise_multiplier_for(target_epsilon, delta, rate, steps, accountant, group=group)

@@ -19,9 +19,12 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
     Raises:
         ValueError: an ε that no noise meets.
     """
-    largest = max(1, math.floor((1 - _HELD_OUT) * found.sizes[0]))
+    drawn = found.sizes[0] if found.user is None else found.users
+    largest, what = max(1, math.floor((1 - _HELD_OUT) * drawn)), "samples" if found.user is None else "users"
+    rows_each = found.sizes[0] / max(1, drawn)
     delta = min(1e-5, 10.0 ** -math.ceil(math.log10(10 * found.sizes[0])))
-    batch = sensible_batch(largest, target_epsilon, delta, _SAMPLES // (ROUNDS * LOCAL_STEPS * len(found.sizes)))
+    most = _SAMPLES // (ROUNDS * LOCAL_STEPS * len(found.sizes))
+    batch = sensible_batch(largest, target_epsilon, delta, int(most / rows_each))
     lines = [
         f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help",
         "seed: 0",
@@ -32,6 +35,7 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
         f"  task: {found.task}  # {_task_reason(found)}",
         f"  text: {_value(list(found.text))}",
         f"  label: {_value(found.label)}  # {found.column(found.label)}",
+        *_users(found),
         *_cells(found),
         *_class_texts(found),
         "adapter:",
@@ -45,11 +49,11 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
         f"  local_steps: {LOCAL_STEPS}",
         "  evaluate_every: 5",
         "optimizer:",
-        f"  batch_size: {batch}  # of {largest} samples of the largest client; others, and their time: ffalora plan",
+        f"  batch_size: {batch}  # of {largest} {what} of the largest client; others, and their time: ffalora plan",
         "  lr: auto  # from noise and steps, never from the data",
         "  schedule: cosine",
         "privacy:",
-        "  unit: sample  # each row is protected",
+        _unit(found),
         f"  target_epsilon: {target_epsilon:g}  # for all rounds together; smaller protects more and learns less",
         f"  delta: {delta:.1e}  # well below one over the rows of a client",
         "  noise: secure  # charged to the data's ledger, run by run; seeded: to try things out, protects nothing",
@@ -68,6 +72,16 @@ def sensible_batch(samples: int, target_epsilon: float, delta: float, most: int)
             break
         chosen = batch
     return min(chosen, max(1, most))
+
+
+def _users(found: Proposal) -> list[str]:
+    return [] if found.user is None else [f"  user: {_value(found.user)}  # whose a row is; {found.column(found.user)}"]
+
+
+def _unit(found: Proposal) -> str:
+    if found.user is None:
+        return "  unit: sample  # each row is protected; users: name the column in data.user, and set unit: user"
+    return f"  unit: user  # all rows of one {found.user} are protected together; sample: each row by itself"
 
 
 def _task_reason(found: Proposal) -> str:

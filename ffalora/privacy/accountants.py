@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from .composition import Gaussians, compose
-from .spent import SAMPLINGS, Spent, check_one_unit
+from .spent import SAMPLINGS, Spent, check_one_unit, unit_of
 
 ACCOUNTANTS = ("rdp", "prv", "pld")
 _LARGEST_NOISE = 1e6
@@ -40,6 +40,7 @@ def epsilon(
     delta: float,
     accountant: str = "pld",
     sampling: str = "poisson",
+    group: int = 1,
 ) -> float:
     """ε of ``steps`` equal steps.
 
@@ -51,11 +52,12 @@ def epsilon(
         accountant: 'rdp', 'prv' or 'pld'.
         sampling: 'poisson' (zero-out or add/remove adjacency), or 'shuffled', 'full', 'without-replacement'
             (replace-one, sensitivity 2C).
+        group: most records of one unit, where each is drawn and clipped by itself; ε is then that of the unit.
 
     Raises:
         ValueError: a value out of range, or a setting which the accountant cannot compute (the message names another).
     """
-    return epsilon_of([Spent(noise_multiplier, sample_rate, steps, sampling)], delta, accountant)
+    return epsilon_of([Spent(noise_multiplier, sample_rate, steps, sampling, group=group)], delta, accountant)
 
 
 def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") -> float:
@@ -70,18 +72,19 @@ def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") 
     check_one_unit(history)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1 (smaller than 1/dataset size), got {delta}")
-    entries: dict[tuple[float, float], int] = {}
+    entries: dict[tuple[float, float, int], int] = {}
     for part in history:
         _check_entry(part)
         if part.steps and part.sample_rate:
             sigma, rate = float(part.noise_multiplier), float(part.sample_rate)
-            mechanism = (sigma, rate) if part.sampling == "poisson" else (sigma / 2, 1.0)
+            mechanism = (sigma, rate, part.group) if part.sampling == "poisson" else (sigma / 2, 1.0, part.group)
             entries[mechanism] = entries.get(mechanism, 0) + int(part.steps)
     if not entries:
         return 0.0
-    if any(sigma == 0 for sigma, _ in entries):
+    if any(sigma == 0 for sigma, *_ in entries):
         return math.inf
-    return compose(tuple(Gaussians(*key, steps) for key, steps in sorted(entries.items())), float(delta), accountant)
+    parts = tuple(Gaussians(sigma, rate, steps, group) for (sigma, rate, group), steps in sorted(entries.items()))
+    return compose(parts, float(delta), accountant)
 
 
 @lru_cache(maxsize=256)
@@ -93,6 +96,7 @@ def noise_multiplier_for(
     accountant: str = "pld",
     sampling: str = "poisson",
     prior: tuple[Spent, ...] = (),
+    group: int = 1,
 ) -> float:
     """The smallest noise multiplier found whose ε over all ``steps``, after those of ``prior``, does not exceed
     ``target_epsilon``.
@@ -119,11 +123,11 @@ def noise_multiplier_for(
         )
 
     def excess(sigma: float) -> float:
-        this_run = Spent(sigma, sample_rate, steps, sampling)
+        this_run = Spent(sigma, sample_rate, steps, sampling, unit_of(prior), group=group)
         spent = epsilon_of([*prior, this_run], target_delta, accountant)
         return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
-    found = _least_noise(excess)
+    found = least_noise(excess, float(group))
     if found is None:
         raise ValueError(
             f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
@@ -132,12 +136,13 @@ def noise_multiplier_for(
     return found
 
 
-def _least_noise(excess: Callable[[float], float]) -> float | None:
+def least_noise(excess: Callable[[float], float], start: float = 1.0) -> float | None:
     """A σ with ``log(1 - tolerance) ≤ excess(σ) ≤ 0``, where ``excess`` is ``log(ε(σ)/target)`` and falls; None where
-    no σ up to the largest has it. False position in (log σ, log ε) with the Illinois rule; excess(high) ≤ 0 throughout.
+    no σ up to the largest has it. From ``start``, by false position in (log σ, log ε) with the Illinois rule;
+    excess(high) ≤ 0 throughout.
     """
-    low = high = 1.0
-    at_low = at_high = excess(1.0)
+    low = high = start
+    at_low = at_high = excess(start)
     while at_high > 0:
         low, at_low, high = high, at_high, 2 * high
         if high > _LARGEST_NOISE:
@@ -173,11 +178,12 @@ def affordable_steps(
     accountant: str = "pld",
     sampling: str = "poisson",
     prior: tuple[Spent, ...] = (),
+    group: int = 1,
 ) -> int:
     """The largest number of steps up to ``at_most`` that, after those of ``prior``, keeps ε within the target."""
 
     def within(steps: int) -> bool:
-        history = [*prior, Spent(noise_multiplier, sample_rate, steps, sampling)]
+        history = [*prior, Spent(noise_multiplier, sample_rate, steps, sampling, unit_of(prior), group=group)]
         return epsilon_of(history, delta, accountant) <= target_epsilon
 
     if within(at_most):
@@ -190,7 +196,7 @@ def affordable_steps(
 
 
 def _check_entry(part: Spent) -> None:
-    sigma, rate, steps = part.noise_multiplier, part.sample_rate, part.steps
+    sigma, rate, steps, group = part.noise_multiplier, part.sample_rate, part.steps, part.group
     if part.sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {SAMPLINGS}, got {part.sampling!r}")
     if not (sigma >= 0 and math.isfinite(sigma)):
@@ -199,3 +205,5 @@ def _check_entry(part: Spent) -> None:
         raise ValueError(f"sample_rate must lie in [0, 1] (expected batch / dataset size), got {rate}")
     if steps < 0 or steps != int(steps):
         raise ValueError(f"steps must be a whole number and not negative, got {steps}")
+    if group < 1 or group != int(group):
+        raise ValueError(f"group must be a whole number of records, at least 1, got {group}")

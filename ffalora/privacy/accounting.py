@@ -17,11 +17,11 @@ from typing import Any
 
 from ..config.names import PRIVACY_NAMES, takes_names
 from .accountants import ACCOUNTANTS, affordable_steps, epsilon_of
+from .correlation import Correlation
 from .sealed import write_sealed
-from .spent import SAMPLINGS, UNITS, Spent, check_one_unit, joint_adjacency, spent_from
+from .spent import SAMPLINGS, UNITS, WHOLE_LIMIT, Spent, check_one_unit, fits, joint_adjacency, spent_from
 
 _FORMAT = 2
-_WHOLE_LIMIT = 2**32
 
 
 class PrivacyBudgetSpent(RuntimeError):
@@ -39,8 +39,8 @@ class PrivacyLedger:
 
     Attributes:
         client_id: persistent id of the client; any one number for the population's ledger of ``unit='client'``.
-        dataset_size: number of privacy units (samples, or clients of the population); a public bound on it where the
-            number itself is secret.
+        dataset_size: number of what is drawn: samples, users, or clients of the population; a public bound on it where
+            the number itself is secret.
         sample_rate: q, probability of drawing each unit in a step.
         noise_multiplier: σ, standard deviation of the noise on the sum over its sensitivity bound C(1+η).
         delta: δ, at most one over ``dataset_size``; ``target_delta`` is another name of it.
@@ -48,12 +48,15 @@ class PrivacyLedger:
         target_epsilon: if given, steps that would spend more are refused even below ``max_steps``.
         accountant: 'pld', 'prv' or 'rdp': decides what the target allows and what :meth:`epsilon` answers.
         sampling: 'poisson', or one of the kinds that get no amplification (see ``accountants``).
-        unit: 'sample' or 'client'.
+        unit: 'sample', 'user' or 'client'.
+        group: of ``unit='user'``, where samples are drawn and not users: the most samples of one user.
         fingerprint: identifies the data beyond its size (a digest, a path's name; may be empty); must agree on resume.
         prior: what earlier runs have spent on the same data; part of every ε and of what the target allows.
         steps_taken: charged so far.
         size_is_public: whether the number of units is; decides between zero-out and add/remove adjacency.
         label: what people call the client; may be empty.
+        correlation: of the noise of different steps; None where they are independent. Steps then count by whole
+            releases (:meth:`steps`), and σ is relative to what one record can change in a release.
         others: what runs of other folders have spent on the same records, by the data set's ledger, which keeps this
             up to date; part of every ε, not of what the target allows (the data set's own budget limits it).
         allowance: the most steps that the data set's budget leaves to this run; None where there is no budget.
@@ -75,6 +78,8 @@ class PrivacyLedger:
     steps_taken: int = 0
     size_is_public: bool = True
     label: str = ""
+    group: int = 1
+    correlation: Correlation | None = None
     others: tuple[Spent, ...] = field(default=(), init=False, repr=False, compare=False)
     allowance: int | None = field(default=None, init=False, repr=False, compare=False)
     steps_written: int = field(default=0, init=False, repr=False, compare=False)
@@ -82,9 +87,9 @@ class PrivacyLedger:
 
     def __post_init__(self) -> None:
         self.prior = tuple(Spent(*part) for part in self.prior)
-        for whole in ("client_id", "dataset_size", "max_steps", "steps_taken"):
+        for whole in ("client_id", "dataset_size", "max_steps", "steps_taken", "group"):
             setattr(self, whole, index(getattr(self, whole)))
-            if not 0 <= getattr(self, whole) < _WHOLE_LIMIT:
+            if not 0 <= getattr(self, whole) < WHOLE_LIMIT:
                 raise ValueError(f"{whole} must lie in 0 … 2**32 - 1, got {getattr(self, whole)}")
         for name, allowed in (("accountant", ACCOUNTANTS), ("sampling", SAMPLINGS), ("unit", UNITS)):
             if getattr(self, name) not in allowed:
@@ -92,6 +97,10 @@ class PrivacyLedger:
         if self.dataset_size < 1:
             raise ValueError(
                 f"{self.name} has dataset_size={self.dataset_size}: nothing to protect; leave it out of the run"
+            )
+        if self.group != 1 and (self.group < 1 or self.unit != "user"):
+            raise ValueError(
+                f"{self.name}: group={self.group} is of unit='user' alone, and at least 1; unit is {self.unit!r}"
             )
         if not 0 < self.sample_rate <= 1:
             raise ValueError(
@@ -102,6 +111,13 @@ class PrivacyLedger:
                 f"{self.name}: noise_multiplier must be finite and not negative, got {self.noise_multiplier}"
             )
         self._check_promise()
+        if self.correlation is not None:
+            if self.unit != "sample" or self.sampling != "poisson" or not self.size_is_public:
+                raise ValueError(
+                    f"{self.name}: mechanism={self.correlation.mechanism!r} is for unit='sample', sampling='poisson' "
+                    "and a number of records that is public; change these, or take mechanism='independent'"
+                )
+            self.correlation.check(self.max_steps, self.sample_rate)
         if self.steps_taken > self.max_steps:
             raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
 
@@ -111,13 +127,13 @@ class PrivacyLedger:
             raise ValueError(f"{self.name}: delta must lie between 0 and 1, got {self.delta}")
         if self.delta * self.dataset_size > 1:
             raise ValueError(
-                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.unit}s, so "
+                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.drawn}s, so "
                 "a mechanism that publishes one of them outright would meet it; take "
                 f"delta={0.1 / self.dataset_size:.2g} or less"
             )
         if not self.size_is_public and self.sampling != "poisson":
             raise ValueError(
-                f"{self.name}: sampling={self.sampling!r} draws batches whose sizes show how many {self.unit}s there "
+                f"{self.name}: sampling={self.sampling!r} draws batches whose sizes show how many {self.drawn}s there "
                 "are; a size that is secret needs sampling='poisson'"
             )
         if self.target_epsilon is not None:
@@ -136,7 +152,12 @@ class PrivacyLedger:
     @property
     def name(self) -> str:
         """Who is named in errors."""
-        return (self.label or f"client {self.client_id}") if self.unit == "sample" else "the population of clients"
+        return "the population of clients" if self.unit == "client" else self.label or f"client {self.client_id}"
+
+    @property
+    def drawn(self) -> str:
+        """What a step draws: the unit, or samples in groups."""
+        return self.unit if self.group == 1 else "sample"
 
     @property
     def adjacency(self) -> str:
@@ -151,13 +172,26 @@ class PrivacyLedger:
         return self.sample_rate * self.dataset_size
 
     def covers(self, size: int) -> bool:
-        """Whether the ledger is for ``size`` units: for that many, or for a bound that they do not exceed."""
+        """Whether the ledger is for ``size`` of what is drawn: for that many, or for a bound on them."""
         return size == self.dataset_size if self.size_is_public else size <= self.dataset_size
 
+    @property
+    def period(self) -> int:
+        """How many steps are one release: 1 where the noise of different steps is independent."""
+        return 1 if self.correlation is None else self.correlation.period
+
+    @property
+    def release_rate(self) -> float:
+        """The rate at which records are sampled for a release: q where each step is one."""
+        return self.sample_rate if self.correlation is None else self.correlation.release_rate(self.sample_rate)
+
     def steps(self, count: int) -> Spent:
-        """``count`` of this ledger's steps, as others write them down."""
+        """What ``count`` of this ledger's steps spend, as others write it down: as many Gaussian releases as they
+        begin.
+        """
         kind = "replace" if self.sampling != "poisson" else "zero-out" if self.size_is_public else "add/remove"
-        return Spent(self.noise_multiplier, self.sample_rate, count, self.sampling, self.unit, kind)
+        releases = -(-count // self.period)
+        return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind, self.group)
 
     @property
     def steps_allowed(self) -> int:
@@ -165,11 +199,16 @@ class PrivacyLedger:
         if self.target_epsilon is None:
             return self.max_steps
         if self._allowed is None:
-            self._allowed = affordable_steps(
-                self.target_epsilon, self.delta, self.noise_multiplier, self.sample_rate, self.max_steps,
-                self.accountant, self.sampling, self.prior,
-            )  # fmt: skip
+            self._allowed = self.affordable(self.target_epsilon, self.delta, self.prior)
         return self._allowed
+
+    def affordable(self, target_epsilon: float, delta: float, before: tuple[Spent, ...]) -> int:
+        """The most of this ledger's steps that, after what was spent ``before``, keep ε within the target."""
+        releases = affordable_steps(
+            target_epsilon, delta, self.noise_multiplier, self.release_rate, self.steps(self.max_steps).steps,
+            self.accountant, self.sampling, before, self.group,
+        )  # fmt: skip
+        return min(self.max_steps, releases * self.period)
 
     @property
     def steps_left(self) -> int:
@@ -207,6 +246,12 @@ class PrivacyLedger:
             )
         self.steps_taken += steps
 
+    def begin_anew(self) -> None:
+        """Charges the rest of a release whose noise nobody remembers, so that the next step begins another; all that
+        is left where that is less.
+        """
+        self.steps_taken += min(-self.steps_taken % self.period, self.steps_left)
+
     def epsilon(self) -> float:
         """ε spent so far, earlier and other runs included, at this ledger's δ."""
         return epsilon_of(self.history, self.delta, self.accountant)
@@ -217,8 +262,10 @@ class PrivacyLedger:
         return epsilon_of(history, self.delta, self.accountant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but ``others``, as plain JSON values."""
-        state = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        """Everything but ``others``, as plain JSON values; ``correlation`` where there is one."""
+        state = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "correlation"}
+        if self.correlation is not None:
+            state["correlation"] = self.correlation.as_dict()
         return {"format": _FORMAT, **state, "prior": [list(p) for p in self.prior]}
 
     @classmethod
@@ -228,19 +275,21 @@ class PrivacyLedger:
         Raises:
             LedgerMismatch: missing or unknown entries, wrong types, or values out of range.
         """
-        given = dict(state) if isinstance(state, dict) else {}
+        given: dict[str, Any] = {"group": 1, **state} if isinstance(state, dict) else {}
         if given.pop("format", None) != _FORMAT:
             raise LedgerMismatch(f"not a privacy ledger of format {_FORMAT}: {str(state)[:80]}")
-        known = {f.name: str(f.type) for f in fields(cls) if f.init}
+        correlation = given.pop("correlation", None)
+        known = {f.name: str(f.type) for f in fields(cls) if f.init and f.name != "correlation"}
         if set(given) != set(known):
             raise LedgerMismatch(
                 f"privacy ledger has wrong entries: {sorted(set(given) ^ set(known))} are missing or unknown"
             )
         for name, kind in known.items():
-            if not _fits(given[name], kind):
+            if not fits(given[name], kind):
                 raise LedgerMismatch(f"privacy ledger: {name} must be {kind}, got {given[name]!r}")
         try:
-            return cls(**given | {"prior": tuple(map(spent_from, given["prior"]))})
+            factor = None if correlation is None else Correlation.from_dict(correlation)
+            return cls(**given | {"prior": tuple(map(spent_from, given["prior"])), "correlation": factor})
         except (ValueError, TypeError) as error:
             raise LedgerMismatch(f"privacy ledger cannot be used: {error}") from error
 
@@ -276,19 +325,3 @@ class PrivacyLedger:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the ledger as JSON, whole or not at all, and durably: on return it survives a power cut."""
         write_sealed(Path(path), self.state_dict())
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if value is None:
-        return "None" in kind
-    if kind.startswith("tuple"):
-        return isinstance(value, list | tuple)
-    if kind.startswith("str"):
-        return isinstance(value, str)
-    if kind.startswith("bool"):
-        return isinstance(value, bool)
-    if kind.startswith("int"):
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < _WHOLE_LIMIT**4  # no NaN, no Inf, nothing that a float cannot hold

@@ -19,14 +19,31 @@ PRV_ERROR = 0.01
 LARGEST_NUMERICAL_EPSILON = 300.0
 #: Grid of the privacy loss: coarse up to this many steps, where it costs less than 1e-3 in ε, and fine above.
 _PLD_COARSE_STEPS, _PLD_COARSE_INTERVAL, _PLD_FINE_INTERVAL = 500, 1e-3, 1e-4
+#: How much wider it is for mixtures, whose points are found numerically: ε is 0.1% larger, in a tenth of the time.
+_GROUP_INTERVALS = 10
 
 
 class Gaussians(NamedTuple):
-    """Equal Poisson-subsampled Gaussian steps of sensitivity 1: ``noise_multiplier`` σ, ``sample_rate`` q, how many."""
+    """Equal Poisson-subsampled Gaussian steps of sensitivity 1: ``noise_multiplier`` σ, ``sample_rate`` q, how many.
+
+    With a ``group`` of k records of one unit, each drawn by itself, what a step moves by is the number of them that are
+    drawn, Binomial(k, q): the mixture of Gaussians of Choquette-Choo et al. (ICLR 2024) and Charles et al. (2024).
+    """
 
     noise_multiplier: float
     sample_rate: float
     steps: int
+    group: int = 1
+
+    @property
+    def simple(self) -> Gaussians:
+        """Steps without groups that spend no less: any of the group's records drawn, all of them move the sum. Scaled
+        down at random, and with noise added, they give the mixture; at q = 1 they are the same.
+        """
+        if self.group == 1:
+            return self
+        drawn = -math.expm1(self.group * math.log1p(-self.sample_rate)) if self.sample_rate < 1 else 1.0
+        return Gaussians(self.noise_multiplier / self.group, drawn, self.steps)
 
 
 @lru_cache(maxsize=65536)
@@ -40,7 +57,8 @@ def compose(history: tuple[Gaussians, ...], delta: float, accountant: str) -> fl
         # The libraries warn of log(0) at q = 1 and of a best Rényi order at the end of their list: bounds all the same.
         warnings.simplefilter("ignore")
         spent = _rdp(history, delta)
-        if accountant != "rdp" and spent <= LARGEST_NUMERICAL_EPSILON:
+        bound_is_loose = accountant == "pld" and any(part.group > 1 for part in history)
+        if accountant != "rdp" and (spent <= LARGEST_NUMERICAL_EPSILON or bound_is_loose):
             try:
                 spent = _prv(history, delta) if accountant == "prv" else _pld(history, delta)
             except (RuntimeError, ValueError, IndexError) as error:
@@ -56,7 +74,8 @@ def _rdp(history: tuple[Gaussians, ...], delta: float) -> float:
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    moments = sum(steps * _moments(sigma, rate) for sigma, rate, steps in history)
+    simple = [part.simple for part in history]
+    moments = sum(part.steps * _moments(part.noise_multiplier, part.sample_rate) for part in simple)
     return float(get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=moments, delta=delta)[0])
 
 
@@ -74,7 +93,7 @@ def _prv(history: tuple[Gaussians, ...], delta: float) -> float:
     """Opacus's numerical composition, on the domain and mesh that bound its error (Gopi et al. 2021, remark 5.6)."""
     from opacus.accountants.analysis import prv
 
-    delta_error = delta / 1000
+    delta_error, history = delta / 1000, tuple(part.simple for part in history)
     steps = sum(h.steps for h in history)
     reach = max(
         _rdp(history, delta_error / 4),
@@ -96,14 +115,24 @@ def _pld(history: tuple[Gaussians, ...], delta: float) -> float:
     few = sum(h.steps for h in history) <= _PLD_COARSE_STEPS
     interval = _PLD_COARSE_INTERVAL if few else _PLD_FINE_INTERVAL
     total = None
-    for sigma, rate, steps in history:
-        part = _pld_step(sigma, rate, interval).self_compose(steps)
+    for sigma, rate, steps, group in history:
+        part = _pld_step(sigma, rate, interval, group).self_compose(steps)
         total = part if total is None else total.compose(part)
-    return 0.0 if total is None else total.get_epsilon_for_delta(delta)
+    found = 0.0 if total is None else total.get_epsilon_for_delta(delta)
+    return found if math.isfinite(found) else _rdp(history, delta)
 
 
 @lru_cache(maxsize=32)
-def _pld_step(sigma: float, rate: float, interval: float) -> Any:
+def _pld_step(sigma: float, rate: float, interval: float, group: int) -> Any:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
+    if group > 1 and rate < 1:
+        from scipy.stats import binom
+
+        drawn = np.arange(group + 1)
+        return pld.from_mixture_gaussian_mechanism(
+            sigma, drawn.tolist(), binom.pmf(drawn, group, rate).tolist(),
+            value_discretization_interval=_GROUP_INTERVALS * interval,
+        )  # fmt: skip
+    sigma = sigma / group
     return pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..files.atomic import write_atomically
-from .accountants import affordable_steps, epsilon_of
+from .accountants import epsilon_of
 from .accounting import LedgerMismatch, PrivacyLedger
 from .charge_log import ChargeLog
 from .spent import Spent, check_one_unit, spent_from
@@ -119,7 +119,7 @@ class DataLedger:
         return self.in_prior | set(self._own.values())
 
     def steps_of(self, name: str) -> int:
-        """What has been charged to one of the own entries."""
+        """What has been charged to one of the own entries: steps, or releases where several steps are one."""
         return self.entries[self._own[name]].steps.steps
 
     def look_up(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
@@ -135,14 +135,14 @@ class DataLedger:
             ledger.others = self._spent_by_others(name)
             ledger.allowance = None
             if self.budget is not None:
-                ledger.allowance = affordable_steps(
-                    *self.budget, ledger.noise_multiplier, ledger.sample_rate, ledger.max_steps, ledger.accountant,
-                    ledger.sampling, (*ledger.prior, *ledger.others),
-                )  # fmt: skip
+                ledger.allowance = ledger.affordable(*self.budget, (*ledger.prior, *ledger.others))
 
     def charge(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
         """Charges what each ledger counts beyond its entry, durably, in one record. Only while :meth:`opened`."""
-        fresh = {self._own[name]: ledger.steps_taken - self.steps_of(name) for name, ledger in ledgers.items()}
+        fresh = {
+            self._own[name]: ledger.steps(ledger.steps_taken).steps - self.steps_of(name)
+            for name, ledger in ledgers.items()
+        }
         fresh = {number: steps for number, steps in fresh.items() if steps > 0}
         if fresh:
             self._add({"charge": {str(number): steps for number, steps in fresh.items()}})
@@ -216,6 +216,8 @@ class DataLedger:
         for number, entry in enumerate(self.entries):
             if number in own or entry.noise != "secure":
                 continue
+            if entry.steps.steps and "user" in (entry.steps.unit, self.entries[self._own[name]].steps.unit):
+                self._check_unit(entry, name)  # users and records have digests of their own, which never meet
             if (mine, entry.records) not in self._shared:
                 records = self._records(mine)
                 self._shared[mine, entry.records] = np.isin(records, self._records(entry.records))
@@ -231,7 +233,7 @@ class DataLedger:
             check_one_unit([own.steps._replace(steps=1), entry.steps._replace(steps=1)])
         except ValueError as error:
             raise LedgerMismatch(
-                f"ledger {self.name}: {own.who} shares records with {entry.who} of {entry.run}, but their {error}"
+                f"ledger {self.name}: {own.who} may share records with {entry.who} of {entry.run}, but their {error}"
             ) from None
 
     @staticmethod

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
-UNITS = ("sample", "client")
+UNITS = ("sample", "user", "client")
 #: Which data sets are neighbours: one record adds nothing, is absent, or is another.
 ADJACENCIES = ("zero-out", "add/remove", "replace")
+#: Whole numbers that are written down lie below it.
+WHOLE_LIMIT = 2**32
 
 
 class Spent(NamedTuple):
@@ -20,9 +22,11 @@ class Spent(NamedTuple):
         sample_rate: q.
         steps: how many.
         sampling: how batches were drawn; only 'poisson' is amplified.
-        unit: what is protected, 'sample' or 'client'.
+        unit: what is protected, 'sample', 'user' or 'client'.
         adjacency: 'zero-out' where the number of records is public, 'add/remove' where it is not, 'replace' without
             Poisson sampling.
+        group: the most records of one unit, where each is drawn and clipped by itself; one step may then move by that
+            many times the clipping norm.
     """
 
     noise_multiplier: float
@@ -31,20 +35,22 @@ class Spent(NamedTuple):
     sampling: str = "poisson"
     unit: str = "sample"
     adjacency: str = "zero-out"
+    group: int = 1
 
 
 def spent_from(values: Any) -> Spent:
-    """The steps that a file describes as a list of the six values.
+    """The steps that a file describes as a list of the seven values, of which the last, a group of 1, may be left out.
 
     Raises:
         ValueError: the wrong number or kind of values.
     """
-    if not isinstance(values, list | tuple) or len(values) != len(Spent._fields):
+    if not isinstance(values, list | tuple) or not 6 <= len(values) <= len(Spent._fields):
         raise ValueError(f"steps that were spent must be the values {', '.join(Spent._fields)}, got {values!r}")
-    sigma, rate, steps, sampling, unit, adjacency = values
+    sigma, rate, steps, sampling, unit, adjacency, group = [*values, 1][:7]
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (sigma, rate))
-    if not numbers or not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < 2**63:
-        raise ValueError(f"noise_multiplier, sample_rate and steps must be numbers, got {values!r}")
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63 for v in (steps, group))
+    if not numbers or not whole or not group:
+        raise ValueError(f"noise_multiplier, sample_rate, steps and group must be numbers, got {values!r}")
     if sigma < 0 or not 0 <= rate <= 1:
         raise ValueError(f"noise_multiplier must not be negative and sample_rate must lie in [0, 1], got {values!r}")
     for name, value, known in (
@@ -52,14 +58,14 @@ def spent_from(values: Any) -> Spent:
     ):  # fmt: skip
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
-    return Spent(float(sigma), float(rate), steps, sampling, unit, adjacency)
+    return Spent(float(sigma), float(rate), steps, sampling, unit, adjacency, group)
 
 
 def check_one_unit(history: Iterable[Spent]) -> None:
-    """What protects samples says nothing of clients, and the other way round.
+    """What protects one kind of unit says nothing of another.
 
     Raises:
-        ValueError: both are in the history.
+        ValueError: two kinds are in the history.
     """
     units = sorted({part.unit for part in history if part.steps})
     if len(units) > 1:
@@ -67,6 +73,11 @@ def check_one_unit(history: Iterable[Spent]) -> None:
             f"units {' and '.join(units)} do not compose: steps that protected one say nothing about the other. Keep "
             "a ledger for each, and state both"
         )
+
+
+def unit_of(history: Sequence[Spent]) -> str:
+    """The unit that steps of one kind protect; 'sample' where there are none."""
+    return history[0].unit if history else "sample"
 
 
 def joint_adjacency(history: Sequence[Spent]) -> str:
@@ -90,3 +101,20 @@ def largest(histories: Iterable[Sequence[Spent]]) -> tuple[Spent, ...]:
         for kind, steps in own.items():
             most[kind] = max(most.get(kind, 0), steps)
     return tuple(kind._replace(steps=steps) for kind, steps in sorted(most.items()) if steps)
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value of a file is of the kind that an annotation names."""
+    if value is None:
+        return "None" in kind
+    if kind.startswith("tuple"):
+        return isinstance(value, list | tuple)
+    if kind.startswith("str"):
+        return isinstance(value, str)
+    if kind.startswith("bool"):
+        return isinstance(value, bool)
+    if kind.startswith("int"):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < WHOLE_LIMIT**4  # no NaN, no Inf, nothing that a float cannot hold

@@ -22,6 +22,7 @@ _PUBLIC_SIZE = (
     "aggregation weights where they depend on the number of records",
 )
 _SECRET_SIZE = ("a bound on the number of records, on which rate and noise depend; the number itself stays secret",)
+_PUBLIC_OWNERS = ("who owns how many records, and which of them are kept where a user has more than are used",)
 _ADJACENCIES = {
     "zero-out": "{} (its contribution becomes zero; how many there are is public)",
     "add/remove": "{} (it is there or not; how many there are stays secret)",
@@ -29,6 +30,8 @@ _ADJACENCIES = {
 }
 _MECHANISMS = {
     "sample": "DP-SGD: per-sample gradients clipped, summed, Gaussian noise, divided by the expected batch",
+    "user": "DP-SGD by user: users drawn, the sum of a user's gradients clipped, summed, Gaussian noise, divided by "
+    "the expected number of users",
     "client": "DP-FedAvg: clients' updates clipped, summed, noised at the server, divided by the expected cohort",
 }
 
@@ -147,7 +150,7 @@ class PrivacyStatement:
             raise ValueError(
                 "ledgers is empty: a private run has one for each client; use PrivacyStatement.not_private()"
             )
-        for term in ("unit", "sampling", "delta", "accountant", "size_is_public"):
+        for term in ("unit", "group", "sampling", "delta", "accountant", "size_is_public"):
             values = {getattr(ledger, term) for ledger in ledgers}
             if len(values) > 1:
                 raise ValueError(f"ledgers differ in {term}: {sorted(values)}; write one statement for each")
@@ -159,15 +162,19 @@ class PrivacyStatement:
             simulation=noise == "seeded",
             unit=first.unit,
             adjacency=_describe_adjacency(ledgers),
-            sampling=_describe_sampling(first.sampling),
-            mechanism=_MECHANISMS[first.unit],
+            sampling=_describe_sampling(first) if first.correlation is None else first.correlation.describe_sampling(),
+            mechanism=_describe_mechanism(first),
             accountant=first.accountant,
             delta=first.delta,
             noise=_describe_noise(noise),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
             clients=clients,
             max_epsilon=max_epsilon,
-            public=(*(_PUBLIC_SIZE if first.size_is_public else _SECRET_SIZE), *PUBLIC),
+            public=(
+                *(_PUBLIC_SIZE if first.size_is_public else _SECRET_SIZE),
+                *PUBLIC,
+                *(_PUBLIC_OWNERS if first.unit == "user" else ()),
+            ),
             caveats=(*_caveats(ledgers, noise), *caveats),
         )
 
@@ -186,7 +193,7 @@ def _line(ledger: PrivacyLedger) -> ClientPrivacy:
     own = [ledger.steps(ledger.steps_taken)]
     return ClientPrivacy(
         client_id=ledger.client_id,
-        name=ledger.label or (str(ledger.client_id) if ledger.unit == "sample" else "population"),
+        name=ledger.label or (str(ledger.client_id) if ledger.unit != "client" else "population"),
         dataset_size=ledger.dataset_size,
         sample_rate=ledger.sample_rate,
         noise_multiplier=ledger.noise_multiplier,
@@ -206,10 +213,17 @@ def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:
     return _ADJACENCIES[kind].format(f"{kind} one {ledgers[0].unit}")
 
 
-def _describe_sampling(sampling: str) -> str:
-    if sampling == "poisson":
+def _describe_sampling(ledger: PrivacyLedger) -> str:
+    if ledger.sampling == "poisson":
         return "Poisson: each record independently in each step, with amplification"
-    return f"{sampling}: not Poisson, so no amplification; sensitivity 2C, composed over every step"
+    return f"{ledger.sampling}: not Poisson, so no amplification; sensitivity 2C, composed over every step"
+
+
+def _describe_mechanism(ledger: PrivacyLedger) -> str:
+    if ledger.correlation is not None:
+        return ledger.correlation.describe()
+    of_groups = f"; ε of groups of {ledger.group} samples" if ledger.group > 1 else ""
+    return _MECHANISMS[ledger.drawn] + of_groups
 
 
 def _describe_noise(noise: str) -> str:
@@ -223,14 +237,26 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
         "ε excludes runs that no ledger of this data knows of: also those that chose hyper-parameters.",
         "Metrics computed on private data (losses, accuracies, norms, realised batch sizes) are not covered by ε.",
         "A client that drops out has spent the steps it took; no credit is taken for the sampling of clients."
-        if ledgers[0].unit == "sample"
+        if ledgers[0].unit != "client"
         else "Every round is charged, whether or not a client was drawn; the server is trusted to clip and add noise.",
     ]
     if ledgers[0].unit == "sample":
         said.append("The unit is one sample: a person with several samples is protected less than ε says.")
+    if ledgers[0].unit == "user":
+        said.append(
+            "The unit is one user by the data's column: two names of one person are two users, and what others write "
+            "about a user is not the user's."
+        )
+    if ledgers[0].unit == "user" and len(ledgers) > 1:
+        said.append("A user whose records are at several clients is protected less: their ε compose.")
     if noise == "seeded":
         said.append(
             "The noise comes from a seed: who has the seed or the run folder can subtract it, and nothing is protected."
+        )
+    if ledgers[0].correlation is not None:
+        said.append(
+            "Noise of different steps is correlated. ε is that of whole releases of many steps, from the first of them "
+            "on; a run that is interrupted begins another, unless its noise comes from a seed."
         )
     if any(ledger.prior or ledger.others for ledger in ledgers):
         said.append("ε includes what other runs spent on the same records, as far as their ledgers say.")
@@ -238,7 +264,7 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
     if large:
         most = max(large, key=lambda ledger: ledger.dataset_size)
         said.append(
-            f"δ = {most.delta:g} is large for {most.dataset_size} {most.unit}s: a mechanism that publishes each "
+            f"δ = {most.delta:g} is large for {most.dataset_size} {most.drawn}s: a mechanism that publishes each "
             f"outright with probability δ would meet it, and expose {most.delta * most.dataset_size:.2g} of them on "
             f"average. Take δ below {0.1 / most.dataset_size:.2g}."
         )

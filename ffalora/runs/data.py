@@ -12,6 +12,8 @@ from ..data.errors import DataError
 from ..data.examples import Examples, fingerprint
 from ..data.load import LoadedData, load_data
 from ..data.tokenize import prepare
+from ..data.users import Owners
+from ..data.validate import column_values
 from ..models import LoadedModel
 
 #: What the data room calls its parameters, and what these are called in a configuration.
@@ -19,6 +21,7 @@ _KEYS = {
     "input_columns": "data.text",
     "label_column": "data.label",
     "client_column": "clients.column",
+    "user_column": "data.user",
     "max_samples": "data.max_samples",
     "split_names": "data.splits",
     "drop_empty": "data.drop_empty",
@@ -50,6 +53,7 @@ def load_run_data(
             input_columns=data.text,
             label_column=data.label,
             client_column=config.clients.column,
+            user_column=data.user,
             split_names=data.splits,
             fractions=fractions if only is None else (1, 0, 0),
             max_samples=data.max_samples,
@@ -85,9 +89,19 @@ def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedMo
     return prepare(data, split, image_size=size, patch_size=patch, channels=channels)
 
 
-def data_fingerprint(config: Config, train: Examples, samples: Sequence[int] | np.ndarray) -> str:
-    """What a ledger is keyed to: the name of the data, and what the ledger's own samples hold."""
-    return f"{config.data.name} sha256:{fingerprint(train, samples)}"
+def owners_of(config: Config, data: LoadedData) -> Owners | None:
+    """Whose each training row is, where users are protected."""
+    if config.privacy.unit != "user" or data.user_column is None:
+        return None
+    return Owners.of(column_values(data.train, data.user_column))
+
+
+def data_fingerprint(
+    config: Config, train: Examples, samples: Sequence[int] | np.ndarray, owners: Owners | None = None
+) -> str:
+    """What a ledger is keyed to: the name of the data, and what the ledger's own samples hold, and whose they are."""
+    whose = "" if owners is None else f" of users sha256:{owners.fingerprint(samples)}"
+    return f"{config.data.name} sha256:{fingerprint(train, samples)}{whose}"
 
 
 def evaluation_split(config: Config, data: LoadedData) -> str:

@@ -13,6 +13,7 @@ from ..files.numbers import restored, to_json
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
 SUMMARY, BASELINES = "summary.json", "baselines.json"
+ANSWERS, UNTRAINED_ANSWERS = "answers.json", "answers-untrained.json"
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..adapters import Adapters
 from ..config import PrivacyConfig
+from ..data.users import Owners
 from .detectors import Modules, check_attached, modules_of
 from .probe import SamplesNotIndependent
 
@@ -65,13 +66,16 @@ def check_batch_norm(modules: Modules) -> None:
             )
 
 
-def check_cohort(cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: bool) -> None:
+def check_cohort(
+    cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: bool, owners: Owners | None = None
+) -> None:
     """Ledgers belong to the participants, to their data, to the way they are sampled, and to the noise still unused.
 
     Args:
         cohort: who is about to train.
         privacy: the engine's configuration.
         seeded: noise is a function of client and step: a step that was taken must not be taken again.
+        owners: whose each sample is, where users are protected.
     """
     ids = Counter((p.run if seeded else 0, p.client_id) for p in cohort)
     repeated = [client_id for (_, client_id), times in ids.items() if times > 1]
@@ -82,23 +86,61 @@ def check_cohort(cohort: Sequence[Participant], privacy: PrivacyConfig, seeded: 
         )
     for participant in cohort:
         _check_ledger(participant, privacy, seeded)
+        if privacy.unit == "user":
+            _check_users(participant, privacy, owners)
+        drawn = drawn_from(privacy, owners, participant.samples)
+        ledger = ledger_of(participant)
+        if not ledger.covers(drawn):
+            raise ValueError(
+                f"client {participant.client_id}: its ledger is for dataset_size={ledger.dataset_size}, but it holds "
+                f"{drawn} {ledger.drawn}s; make a ledger for this data (and put what the old one spent into its prior)"
+            )
+
+
+def drawn_from(privacy: PrivacyConfig, owners: Owners | None, samples: np.ndarray) -> int:
+    """How many samples, or users, a step draws from: what a ledger calls ``dataset_size``."""
+    if not privacy.draws_users:
+        return len(samples)
+    if owners is None:
+        raise ValueError(
+            "privacy.unit='user', but whose the samples are is not known; name the column in data.user, or give "
+            "owners=Owners.of(…)"
+        )
+    return len(np.unique(owners.single[samples]))
+
+
+def _check_users(participant: Participant, privacy: PrivacyConfig, owners: Owners | None) -> None:
+    """The ledger counts users as they are drawn, and nobody owns more samples than it counts."""
+    ledger, who = ledger_of(participant), f"client {participant.client_id}"
+    if owners is None:
+        raise ValueError(
+            f"{who}: privacy.unit='user', but whose its samples are is not known; give owners=Owners.of(…)"
+        )
+    group = 1 if privacy.draws_users else privacy.samples_per_user
+    if ledger.group != group:
+        raise ValueError(
+            f"{who}: its ledger counts group={ledger.group}, but privacy.draws={privacy.draws!r} with "
+            f"samples_per_user={privacy.samples_per_user} makes groups of {group}; make them equal"
+        )
+    most = np.bincount(owners.select(participant.samples).users, minlength=1).max()
+    if most > group and not privacy.draws_users:
+        raise ValueError(
+            f"{who}: a user owns {most} of its samples, more than samples_per_user={group}, which ε counts; keep no "
+            "more of each (privacy.sampling.bounded_records)"
+        )
 
 
 def _check_ledger(participant: Participant, privacy: PrivacyConfig, seeded: bool) -> None:
     ledger, who = ledger_of(participant), f"client {participant.client_id}"
-    if ledger.unit != "sample":
+    if ledger.unit != privacy.unit:
         raise ValueError(
-            f"{who}: its ledger has unit={ledger.unit!r}, but samples are protected; give it unit='sample'"
+            f"{who}: its ledger has unit={ledger.unit!r}, but {privacy.unit}s are protected; give it "
+            f"unit={privacy.unit!r}"
         )
     if ledger.sampling != privacy.sampling:
         raise ValueError(
             f"{who}: its ledger counts sampling={ledger.sampling!r}, but privacy.sampling={privacy.sampling!r} is what "
             "happens; make them equal"
-        )
-    if not ledger.covers(len(participant.samples)):
-        raise ValueError(
-            f"{who}: its ledger is for dataset_size={ledger.dataset_size}, but it holds {len(participant.samples)} "
-            "samples; make a ledger for this data (and put what the old one spent into its prior)"
         )
     if len(np.unique(participant.samples)) < len(participant.samples):
         raise ValueError(

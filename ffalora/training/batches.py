@@ -96,6 +96,47 @@ def packed_batches(
     return PhysicalBatches(tuple(batches), int(length.sum()), int(length.sum()))
 
 
+def grouped_batches(
+    lengths: NDArray[np.integer] | list[int],
+    groups: NDArray[np.integer],
+    token_budget: int,
+    max_groups: int | None = None,
+    packed: bool = False,
+) -> PhysicalBatches:
+    """Cuts a logical batch into physical ones that hold whole groups: those with the longest samples first, each batch
+    as full as this order allows.
+
+    Args:
+        lengths: tokens of each sample, ``[S]``; may be empty.
+        groups: ``[S]``, equal where samples must stay together.
+        token_budget: most tokens in one physical batch, padding included unless ``packed``. A larger group is a batch
+            of its own.
+        max_groups: most groups in one physical batch.
+    """
+    length = np.asarray(lengths, dtype=np.int64).reshape(-1)
+    _check_limits(length, token_budget, max_groups)
+    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    longest, tokens = np.zeros(len(counts), dtype=np.int64), np.zeros(len(counts), dtype=np.int64)
+    np.maximum.at(longest, group, length)
+    np.add.at(tokens, group, length)
+    parts: list[list[int]] = []
+    samples = held = 0
+    for one in np.argsort(-longest, kind="stable").tolist():
+        samples, held = samples + int(counts[one]), held + int(tokens[one])
+        is_full = not parts or len(parts[-1]) == max_groups
+        if is_full or _cost(samples, held, longest[parts[-1][0]], packed) > token_budget:
+            parts.append([])
+            samples, held = int(counts[one]), int(tokens[one])
+        parts[-1].append(one)
+    batches = tuple(np.flatnonzero(np.isin(group, part)).astype(np.int64) for part in parts)
+    padded = sum(_cost(len(b), int(length[b].sum()), int(length[b].max()), packed) for b in batches)
+    return PhysicalBatches(batches, int(length.sum()), padded)
+
+
+def _cost(samples: int, tokens: int, longest: int, packed: bool) -> int:
+    return tokens if packed else samples * int(longest)
+
+
 def _check_limits(length: NDArray[np.int64], token_budget: int, max_samples: int | None) -> None:
     if token_budget < 1 or (max_samples is not None and max_samples < 1):
         raise ValueError(f"token_budget and max_samples must be at least 1, got {token_budget} and {max_samples}")

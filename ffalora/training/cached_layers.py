@@ -77,7 +77,7 @@ def cache_frozen_layers(
             raise _NotCacheable("its samples are not classified texts")
         if choice == "auto":
             _check_worth(config, model, train, evaluation, clients)
-        _check_apart(model, train, device, private=config.privacy.unit == "sample")
+        _check_apart(model, train, device, private=config.privacy.at_clients)
         return _cache(model, bottom, train, evaluation, config.data.max_evaluation_samples, device)
     except _NotCacheable as reason:
         if choice == "always":

@@ -69,6 +69,12 @@ class SegmentGradients:
         )
         return norms.square().sum(1).sqrt()
 
+    def mean_losses(self, together: np.ndarray) -> Tensor:
+        """The mean loss of each segment, ``[S]``; ``together`` as it was given."""
+        segment = torch.from_numpy(np.unique(together, return_inverse=True)[1]).to(self.losses.device)
+        total = self.losses.new_zeros(len(self.client)).index_add_(0, segment, self.losses)
+        return total / torch.bincount(segment, minlength=len(self.client))
+
 
 def segment_gradients(
     model: nn.Module,
@@ -79,7 +85,7 @@ def segment_gradients(
     *,
     state: Tensor | None = None,
     rows: np.ndarray | None = None,
-    per_client: bool = False,
+    together: np.ndarray | None = None,
     arena: Arena | None = None,
     probe: Probe | None = None,
     dropout: Callable[[], DropoutKeys] | None = None,
@@ -95,7 +101,8 @@ def segment_gradients(
         state: float32 ``[C,P]``, parameters of every client; None for the model's own, as one client.
         rows: ``[S]``, which row of the state each sample uses, equal ones side by side; None for the first. Its length
             is how many samples there are, whatever a collator made of them.
-        per_client: one segment a client instead of one a sample: enough where nothing is clipped.
+        together: ``[S]``, equal where samples, side by side, are one segment: those of a user whose sum is clipped, or
+            of a client where nothing is clipped; None keeps every sample apart.
         arena, probe: buffers, and what is known of the model; None makes and looks afresh (some forward passes more).
         dropout: gives what the masks are made from, where anything drops out; None takes fresh keys from the operating
             system.
@@ -110,13 +117,10 @@ def segment_gradients(
     state = adapters.state()[None] if state is None else state
     rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
     samples, device = len(rows), state.device
-    check_batch(inputs, targets, samples)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    targets = targets.to(device)
     seen = probe or Probe(adapters, packed=packed)
-    seen.look(model, losses, inputs, targets)
+    inputs, targets = look_at(seen, model, losses, inputs, targets, samples, device)
     arena = arena or Arena(adapters)
-    segment = np.unique(rows, return_inverse=True)[1] if per_client else np.arange(samples)
+    segment = np.arange(samples) if together is None else np.unique(together, return_inverse=True)[1]
     current = _training_pass(state, arena, rows, segment, merged)
     check_reads_state(current, state)
     keys, padded = None, inputs
@@ -135,12 +139,29 @@ def segment_gradients(
         check_losses(found, samples)
         found.sum().backward()
     arena.check_written(current.squares)
-    if probe is not None and not per_client and samples and probe.is_to_compare(state):
-        for i in {0, samples - 1}:
-            one = {name: value[i : i + 1] for name, value in padded.items()}, targets[i : i + 1]
-            alone = plain_gradient(model, adapters, losses, *one, state[rows[i]], keys and keys.only(i))
+    if probe is not None and samples and probe.is_to_compare(state):
+        for i in {0, int(segment[-1])}:
+            own = slice(*np.searchsorted(segment, [i, i + 1]).tolist())
+            one = {name: value[own] for name, value in padded.items()}, targets[own]
+            alone = plain_gradient(model, adapters, losses, *one, state[rows[own.start]], keys and keys.only(own))
             check_gradients(adapters, current.arena, {i: alone})
     return SegmentGradients(current.arena, current.squares, current.client, found.detach())
+
+
+def look_at(
+    probe: Probe, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor],
+    targets: Tensor, samples: int, device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """A batch as the model takes it, on the device, once the probe has looked at it.
+
+    Raises:
+        ValueError: not one row a sample, or packing changes outputs. SamplesNotIndependent: the model or the loss mixes
+            samples.
+    """
+    check_batch(inputs, targets, samples)
+    inputs, targets = {name: value.to(device) for name, value in inputs.items()}, targets.to(device)
+    probe.look(model, losses, inputs, targets)
+    return inputs, targets
 
 
 def _training_pass(

@@ -1,4 +1,5 @@
-"""One sample's gradient by every layer's formula in plain torch and ordinary autograd: what the operations are held to.
+"""The gradient of one sample or user by every layer's formula in plain torch and ordinary autograd: what the operations
+are held to.
 
 Nothing of ``ffalora_kernels`` takes part, nor the arena, nor segments: the layers' forward passes are put aside, and
 their formulas computed in their place.
@@ -29,17 +30,17 @@ def plain_gradient(
     adapters: Adapters,
     losses: Callable[[Any, Tensor], Tensor],
     inputs: Mapping[str, Tensor],
-    target: Tensor,
+    targets: Tensor,
     row: Tensor,
     keys: DropoutKeys | None,
 ) -> tuple[Tensor, bool]:
-    """The gradient of one sample alone, and whether it was computed in float32 throughout.
+    """The gradient of one sample, or of one user's samples, alone, and whether it was computed in float32 throughout.
 
     Args:
         model, adapters, losses: as in ``segment_gradients``; a compiled model runs uncompiled.
-        inputs: padded, one row each; target: ``[1, ...]``.
+        inputs: padded, a row a sample; targets: ``[S, ...]``.
         row: float32 ``[P]``, the parameters.
-        keys: of this sample's dropout; None where nothing drops out.
+        keys: of these samples' dropout; None where nothing drops out.
 
     Returns:
         float32 ``[P]``, zero where the loss does not depend on a tensor, and the answer.
@@ -53,7 +54,7 @@ def plain_gradient(
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
     narrow: list[bool] = []
     with eager, _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks):
-        losses(model(**inputs), target).sum().backward()
+        losses(model(**inputs), targets).sum().backward()
     gradient = torch.zeros_like(row)
     for place in adapters.layout.places:
         grad = tensors[place.name].grad

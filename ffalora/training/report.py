@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .batches import PhysicalBatches
+from .workers import Workers
 
 
 class TrainingReport:
@@ -15,7 +16,8 @@ class TrainingReport:
         clients: rows of the cohort.
 
     Attributes:
-        samples: int64 ``[C]``, passed through the model, by row of the cohort.
+        samples: int64 ``[C]``, drawn and passed through the model, by row of the cohort. Where users are drawn, these
+            are counted here and below; a user's loss is the mean of its samples'.
         tokens, padded_tokens: of all these samples, without and with the padding of their passes.
         nonfinite: int64 ``[C]``, samples whose gradient held NaN or Inf and contributed zero (private). Without
             privacy the samples of a physical batch share a client's gradient.
@@ -55,6 +57,18 @@ class TrainingReport:
             self.above = torch.cat([self.above[others], norms > limits[rows]])
         self.losses = torch.cat([self.losses[others], losses.double()])
         self.rows = torch.cat([self.rows[others], own])
+
+    def of_all(self, workers: Workers) -> TrainingReport:
+        """The reports of all processes as one: each passed a share of the samples through the model."""
+        if workers.size == 1:
+            return self
+        reports = workers.gather(self)
+        found = TrainingReport(len(self.samples))
+        for name in ("tokens", "padded_tokens", "samples", "nonfinite"):
+            setattr(found, name, sum(getattr(each, name) for each in reports))
+        for name in ("rows", "above", "losses", "norms"):
+            setattr(found, name, torch.cat([getattr(each, name) for each in reports]))
+        return found
 
     def part(self, begin: int, end: int) -> TrainingReport:
         """The report of the rows from ``begin`` to ``end``; tokens remain those of the whole cohort."""

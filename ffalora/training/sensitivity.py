@@ -1,6 +1,7 @@
-"""What one record moves the clipped sum by: the mechanism on the user's own model and data, before its noise.
+"""What one record moves the clipped sum by: the mechanism on one's own model and data, before its noise.
 
-Clipping promises ``‖Σ(D) - Σ(D - x)‖ ≤ C`` for every batch D and every record x of it. Both sums are computed by the
+Clipping promises ``‖Σ(D) - Σ(D - x)‖ ≤ C`` for every batch D and every record x of it, and, where users are protected,
+for all samples x of a user (k·C where up to k of them are drawn and clipped apart). Both sums are computed by the
 path that trains (collator, dropout, physical batches, clipping), with the same randomness of dropout, and subtracted.
 Whatever ties samples together shows: masks by position, a collator or a loss that looks at the batch, clipping that
 does not clip. What is found is computed on private data without noise.
@@ -29,6 +30,7 @@ from .probe import Probe
 from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
+from .units import Units, units_of, without_sample
 
 #: Most that a record may move the sum by, in units of C: in float32, and with a narrower base, where the shape of the
 #: batch may round what the m others contribute: by a share ρ of C each, in directions of their own, so that all is
@@ -42,11 +44,11 @@ class Move:
     """One record left out of one batch.
 
     Attributes:
-        record: its index in the data; chosen: why it was taken ('longest', 'random', …).
+        record: its index in the data, or a user's number; chosen: why it was taken ('longest', 'random', …).
         batch: samples in the batch, with it.
         setting: 'start' is where training starts, 'moved' what noise alone makes of it, 'clipped' the same with a C
             below all gradients: where C is large, clipping would go untried.
-        ratio: ``‖Σ(D) - Σ(D - x)‖ / C``.
+        ratio: ``‖Σ(D) - Σ(D - x)‖ / C``, or of k·C.
     """
 
     record: int
@@ -62,7 +64,7 @@ class Sensitivity:
 
     Attributes:
         moves: every record that was left out; limit: the most that is allowed, in units of C.
-        unit: what a record is: a 'sample', or a 'client' with all its data.
+        unit: what a record is: a 'sample', or a 'user' or a 'client' with all its data.
     """
 
     moves: tuple[Move, ...]
@@ -93,17 +95,22 @@ class Sensitivity:
 
 
 def moves(
-    clipped_sum: Callable[[np.ndarray], Tensor], batch: np.ndarray, chosen: Mapping[int, str], setting: str
+    clipped_sum: Callable[[np.ndarray], Tensor],
+    batch: np.ndarray,
+    chosen: Mapping[int, str],
+    setting: str,
+    without: Callable[[np.ndarray, int], np.ndarray] = without_sample,
 ) -> list[Move]:
     """Leaves one record after another out of a batch.
 
     Args:
         clipped_sum: takes indices of samples, returns their clipped sum in units of C, float64; the same every time.
-        batch: indices; chosen: which of them are left out, and why.
+        batch: indices; chosen: which of them, or whose, are left out, and why.
+        without: the batch without one of the chosen.
     """
     whole, found = clipped_sum(batch).clone(), []
     for record, why in chosen.items():
-        difference = whole - clipped_sum(batch[batch != record])
+        difference = whole - clipped_sum(without(batch, record))
         found.append(Move(record, why, len(batch), setting, float(difference.norm())))
     return found
 
@@ -137,15 +144,15 @@ def probe_sensitivity(
         cohort: who trains together; a record of each in turn is left out, and must move no other's sum.
         state: float32 ``[C,P]``, where training starts.
         records: random records left out of a batch, beside the longest, the shortest, one of the rarest label and the
-            one whose gradient is largest.
+            one whose gradient is largest. Users are left out where they are protected.
 
     Raises:
         ValueError, SamplesNotIndependent: whatever training itself refuses.
     """
-    if not setup.private or setup.workers is not None:
+    if not setup.private or setup.workers.size > 1:
         raise ValueError("the sensitivity of a step is probed where samples are protected, by one process")
     setup.check_model()
-    check_cohort(cohort, setup.privacy, seeded=False)
+    check_cohort(cohort, setup.privacy, seeded=False, owners=setup.owners)
     probing = copy.copy(setup)
     probing.noise, probing.charged = secret_noise(), None
     probing.probe = Probe(setup.adapters, packed=setup.packed)
@@ -154,13 +161,14 @@ def probe_sensitivity(
         here = state.clone() if setting == "start" else moved
         step = _step(probing, cohort, here)
         for row in range(len(cohort)):
-            batch, chosen, norms = _choose(step, row, records)
+            units = units_of(setup, cohort[row])
+            batch, chosen, norms = _choose(step, row, records, units)
             if setting == "clipped":
                 tight = [dataclasses.replace(p, max_grad_norm=tight_norm(norms), adaptive=None) for p in cohort]
-                found += moves(_sums(_step(probing, tight, here), row), batch, chosen, setting)
-            else:
-                found += moves(_sums(step, row), batch, chosen, setting)
-    return Sensitivity(tuple(found), limit_of(setup.model, setup.device))
+                step = _step(probing, tight, here)
+            found += moves(_sums(step, row, units.group), batch, chosen, setting, units.without)
+            step = _step(probing, cohort, here)
+    return Sensitivity(tuple(found), limit_of(setup.model, setup.device), setup.privacy.unit)
 
 
 def _step(setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor) -> LogicalStep:
@@ -168,28 +176,38 @@ def _step(setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor) ->
     return LogicalStep(setup, cohort, state, None, 0.0, moments, None)
 
 
-def _sums(step: LogicalStep, row: int) -> Callable[[np.ndarray], Tensor]:
+def _sums(step: LogicalStep, row: int, group: int) -> Callable[[np.ndarray], Tensor]:
     """The clipped sums of a cohort in which this participant has some samples and the others a batch that stays."""
     drawn = [step.setup.sample(participant) for participant in step.cohort]
 
     def clipped_sums(samples: np.ndarray) -> Tensor:
         step.clipped_sums([*drawn[:row], samples, *drawn[row + 1 :]], int(step.setup.token_budget or 1))
-        return step.total / step.norms[:, None]
+        return step.total / (group * step.norms[:, None])
 
     return clipped_sums
 
 
-def _choose(step: LogicalStep, row: int, records: int) -> tuple[np.ndarray, dict[int, str], Tensor]:
+def _choose(step: LogicalStep, row: int, records: int, units: Units) -> tuple[np.ndarray, dict[int, str], Tensor]:
     """A batch of this participant, which of it is left out, and the norms before clipping."""
     setup, samples = step.setup, step.cohort[row].samples
-    labels = getattr(setup.data, "labels", None)
-    chosen = extremes(samples, setup.data.lengths[samples], None if labels is None else labels[samples])
-    batch = np.union1d(setup.sample(step.cohort[row]), list(chosen)).astype(np.int64)
+    labels, lengths, everyone = getattr(setup.data, "labels", None), setup.data.lengths, units.in_batch(samples)
+    if units.name == "sample":
+        chosen = extremes(samples, lengths[samples], None if labels is None else labels[samples])
+    else:
+        chosen = extremes(everyone, np.array([lengths[units.of(user)].sum() for user in everyone.tolist()]), None)
+    batch = setup.sample(step.cohort[row])
+    for unit in chosen:  # what a step may draw together, and no more
+        batch = np.union1d(units.without(batch, unit), units.of(unit))
+    batch = batch.astype(np.int64)
     nothing = [np.empty(0, dtype=np.int64)] * len(step.cohort)
     _, norms, _, plan = step.clipped_sums([*nothing[:row], batch, *nothing[row + 1 :]], int(setup.token_budget or 1))
-    largest = np.concatenate(plan.batches)[int(norms.nan_to_num(0.0, 0.0).argmax())]
-    chosen.setdefault(int(batch[largest]), "largest norm")
-    return batch, with_random(chosen, batch, records), norms
+    largest = int(norms.nan_to_num(0.0, 0.0).argmax())
+    clipped = [
+        batch[part][:, None] if setup.keeps_samples_apart else units.in_batch(batch[part]) for part in plan.batches
+    ]
+    of_largest = np.concatenate(clipped)[largest]
+    chosen.setdefault(int(units.in_batch(of_largest)[0] if setup.keeps_samples_apart else of_largest), "largest norm")
+    return batch, with_random(chosen, units.in_batch(batch), records), norms
 
 
 def with_random(chosen: Mapping[int, str], batch: np.ndarray, records: int) -> dict[int, str]:
@@ -252,7 +270,7 @@ def moved_by_noise(setup: TrainingSetup, cohort: Sequence[Participant], state: T
         lr = given_rate(optimizer) if participant.lr is None else participant.lr
         limit = participant.clipping_norm(setup.privacy.max_grad_norm)
         std = participant.noise_std(limit) / (limit if optimizer.normalize else 1.0)
-        size = lr if optimizer.name == "adamw" else lr * std / (ledger.sample_rate * len(participant.samples))
+        size = lr if optimizer.name == "adamw" else lr * std / (ledger.expected_batch)
         moved[row] += 0.5 * size * ledger.max_steps**0.5 * torch.randn_like(moved[row])
     index = setup.adapters.layout.parameter_index()
     return moved if index is None else moved * (index.to(moved.device) >= 0)

@@ -18,17 +18,20 @@ from ffalora.adapters import autograd
 from ffalora.adapters.dropout import DropoutMasks
 from ffalora.audits import bounds, own
 from ffalora.data.examples import TokenizedDataset
+from ffalora.federated import whole_users
 from ffalora.federated.flower.policy import SitePolicy
-from ffalora.privacy import charge_log, data_ledger, ledger_files, prior, sealed, statement
+from ffalora.privacy import accountants, charge_log, data_ledger, ledger_files, prior, sealed, statement
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
 from ffalora.report import baselines, page
-from ffalora.training import gradients, sensitivity
+from ffalora.training import admission, gradients, sensitivity, setup
 from ffalora.training import step as step_module
+from ffalora.training.batches import physical_batches
 from ffalora.training.dropout import DropoutKeys
 from ffalora.training.engine import Engine
 from ffalora.training.participant import Participant
+from ffalora.training.setup import TrainingSetup
 from ffalora.training.step import LogicalStep
 
 
@@ -279,6 +282,53 @@ def pages_call_simulations_protected(patch) -> None:
     )
 
 
+def samples_of_a_user_are_clipped_apart(patch) -> None:
+    patch.setattr(TrainingSetup, "keeps_samples_apart", property(lambda self: self.private))
+    patch.setattr(TrainingSetup, "rows_of_losses", lambda self, rows, groups: rows)
+
+
+def users_are_cut_between_physical_batches(patch) -> None:
+    patch.setattr(
+        setup, "grouped_batches", lambda lengths, groups, budget, most, packed: physical_batches(lengths, budget, most)
+    )
+
+
+def samples_of_a_user_are_not_limited(patch) -> None:
+    """Neither in a step, nor in a run."""
+    real = setup.records_of
+    patch.setattr(setup, "records_of", lambda users, owner, most, some: real(users, owner, len(owner), some))
+    patch.setattr(whole_users, "bounded_records", lambda users, starts, most, seed: np.arange(len(starts) - 1))
+    patch.setattr(admission, "_check_users", lambda *_: None)
+
+
+def rows_are_drawn_in_place_of_users(patch) -> None:
+    """Each row by itself, at the rate of users."""
+
+    def sample(self, participant):
+        n, rate = len(participant.samples), participant.ledger.sample_rate
+        return participant.samples[self.draw(participant.client_id, participant.steps_taken, n, rate)]
+
+    patch.setattr(TrainingSetup, "sample", sample)
+
+
+def groups_are_counted_as_one_sample(patch) -> None:
+    real = accountants.Gaussians
+    patch.setattr(accountants, "Gaussians", lambda sigma, rate, steps, group=1: real(sigma, rate, steps))
+
+
+def users_may_be_at_several_clients(patch) -> None:
+    patch.setattr(whole_users, "_check_apart", lambda *_: None)
+
+
+def further_owners_are_forgotten(patch) -> None:
+    real = whole_users.bounded_records
+
+    def of_first_owners(users, starts, *rest):
+        return real(users[starts[:-1]], np.arange(len(starts)), *rest)
+
+    patch.setattr(whole_users, "bounded_records", of_first_owners)
+
+
 def a_run_is_held_against_the_worst_baseline(patch) -> None:
     patch.setattr(baselines, "max", min, raising=False)
 
@@ -297,7 +347,9 @@ MUTANTS = {
         charges_forget_what_others_charged, edited_ledgers_are_believed, edited_charges_are_believed,
         runs_of_other_folders_are_not_counted, a_site_takes_what_the_server_asks_for,
         a_site_spends_what_the_server_asks_for, a_site_trains_on_whatever_is_named, pages_call_simulations_protected,
-        a_run_is_held_against_the_worst_baseline,
+        a_run_is_held_against_the_worst_baseline, samples_of_a_user_are_clipped_apart,
+        users_are_cut_between_physical_batches, samples_of_a_user_are_not_limited, rows_are_drawn_in_place_of_users,
+        groups_are_counted_as_one_sample, users_may_be_at_several_clients, further_owners_are_forgotten,
     )
 }  # fmt: skip
 

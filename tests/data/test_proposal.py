@@ -59,6 +59,31 @@ def test_what_is_given_is_taken(tmp_path):
     assert (found.text, found.label, found.client) == (("a",), "d", "c")
 
 
+def test_a_column_of_people_says_whose_the_rows_are(tmp_path):
+    people = [f"p{row // 4}" for row in range(ROWS)]
+    columns = {"text": texts(5), "verdict": classes("no", "yes"), "PatientId": people}
+    found = propose(table(tmp_path, **columns))
+    assert (found.user, found.client, found.users, found.sizes) == ("PatientId", None, 15, (ROWS,))
+    sites = ["AB"[row // 40] for row in range(ROWS)]
+    found = propose(table(tmp_path, **columns, site=sites))
+    assert (found.user, found.client, found.users) == ("PatientId", "site", 10)
+
+
+def test_people_at_several_clients_are_not_proposed_but_taken_where_they_are_named(tmp_path):
+    path = table(
+        tmp_path, text=texts(5), verdict=classes("no", "yes"), author=[f"p{row // 4}" for row in range(ROWS)],
+        site=classes("A", "B"),
+    )  # fmt: skip
+    found = propose(path)
+    assert (found.user, found.client, found.users, found.dropped) == (None, "site", 30, 0)
+    assert propose(path, user="author").user == "author"
+
+
+def test_a_column_that_names_nobody_twice_is_not_people(tmp_path):
+    found = propose(table(tmp_path, text=texts(5), verdict=classes("no", "yes"), user=[f"u{i}" for i in range(ROWS)]))
+    assert found.user is None
+
+
 def test_files_of_a_folder_are_clients(tmp_path):
     for name in ("north", "south"):
         pandas.DataFrame({"text": texts(5), "label": classes("no", "yes")}).to_csv(tmp_path / f"{name}.csv")
@@ -72,6 +97,7 @@ def test_files_of_a_folder_are_clients(tmp_path):
         ({"text": texts(5), "id": range(ROWS)}, {}, r"none of its columns looks like a label; name one of text, id"),
         ({"a": classes("u", "v"), "b": range(ROWS)}, {}, r"none of its columns looks like text; name one or two"),
         ({"text": texts(5), "label": classes("u", "v")}, {"client": "sight"}, r"has no column 'sight'; its columns"),
+        ({"text": texts(5), "label": classes("u", "v")}, {"user": "she"}, r"has no column 'she'; its columns"),
     ],
 )
 def test_a_table_in_which_nothing_fits_says_what_to_name(tmp_path, columns, given, said):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
-from ffalora.privacy.sampling import SeededDraw, SystemDraw, fixed_size_draw, poisson_draw, shuffled_batches
-from ffalora.training.batches import packed_batches, physical_batches
+from ffalora.privacy.sampling import (
+    SeededDraw,
+    SystemDraw,
+    bounded_records,
+    fixed_size_draw,
+    poisson_draw,
+    records_of,
+    shuffled_batches,
+)
+from ffalora.training.batches import grouped_batches, packed_batches, physical_batches
 
 #: Each statistical test below fails by chance with at most this probability (seeded ones: decided once, for ever).
 FALSE_ALARM = 1e-6
@@ -162,3 +171,66 @@ def test_empty_batch_is_cut_into_none_and_bad_budgets_are_refused():
             cut([3], 0)
     with pytest.raises(ValueError, match="lengths"):
         physical_batches([3, -1], 10)
+
+
+OWNER = np.array([7, 3, 3, 9, 7, 7, 3, 7])
+
+
+@pytest.mark.parametrize("draw", [SeededDraw(1), SystemDraw()])
+def test_at_most_k_records_of_each_drawn_user_are_taken_and_all_of_a_small_one(draw):
+    found = records_of(np.array([1, 2]), OWNER, 3, partial(draw.some, 0, 0))
+    assert OWNER[found].tolist().count(7) == 3 and OWNER[found].tolist().count(9) == 1
+    assert found.tolist() == sorted(set(found.tolist())) and not (OWNER[found] == 3).any()
+    assert records_of(np.array([], dtype=int), OWNER, 3, partial(draw.some, 0, 0)).tolist() == []
+
+
+def test_every_record_of_a_user_is_as_likely_as_the_others():
+    counts = np.zeros(8)
+    for step in range(600):
+        counts[SeededDraw(5).some(0, step, 2, 8, 2)] += 1
+    assert np.abs(counts / 600 - 0.25).max() < 4 * np.sqrt(0.25 * 0.75 / 600)
+    assert SeededDraw(5).some(0, 1, 2, 8, 2).tolist() == SeededDraw(5).some(0, 1, 2, 8, 2).tolist()
+
+
+@settings(max_examples=60)
+@given(
+    owners=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=True), max_size=40),
+    most=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+)
+def test_nobody_owns_more_than_k_of_the_records_that_are_kept_and_none_more_could_be(owners, most, seed):
+    starts = np.cumsum([0, *map(len, owners)])
+    kept = bounded_records(np.array([u for each in owners for u in each], dtype=np.int64), starts, most, seed)
+    held = np.bincount([u for record in kept for u in owners[record]], minlength=7)
+    assert held.max(initial=0) <= most
+    for record in set(range(len(owners))) - set(kept.tolist()):
+        assert max(held[owners[record]]) == most
+
+
+def test_a_bound_below_one_record_is_refused():
+    for refused in (
+        lambda: records_of(np.array([0]), OWNER, 0, lambda *_: OWNER),
+        lambda: bounded_records(OWNER, np.arange(9), 0, 1),
+    ):
+        with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+            refused()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=40),
+    budget=st.integers(1, 300),
+    most=st.sampled_from([None, 1, 3]),
+    packed=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_no_group_is_cut_and_only_a_group_alone_exceeds_the_budget(lengths, budget, most, packed, seed):
+    groups = np.random.default_rng(seed).integers(0, 8, len(lengths))
+    plan = grouped_batches(lengths, groups, budget, most, packed)
+    assert sorted(np.concatenate([np.empty(0, int), *plan.batches]).tolist()) == list(range(len(lengths)))
+    held = [set(groups[batch]) for batch in plan.batches]
+    assert sum(map(len, held)) == len(set(groups.tolist()))
+    for batch, own in zip(plan.batches, held, strict=True):
+        size = np.array(lengths)[batch]
+        assert (size.sum() if packed else len(size) * size.max()) <= budget or len(own) == 1
+        assert most is None or len(own) <= most
+    assert plan.tokens == sum(lengths) <= plan.padded_tokens

@@ -98,3 +98,12 @@ def test_printed_epsilon_is_never_below_the_spent_one():
         for row, client in zip(rows, said.clients, strict=True):
             assert float(row[7]) >= client.own_epsilon and float(row[8]) >= client.epsilon
             assert float(row[9]) >= client.final_epsilon
+
+
+@pytest.mark.parametrize(("group", "drawn"), [(1, "users drawn"), (4, "ε of groups of 4 samples")])
+def test_users_are_stated_with_what_is_drawn_and_what_is_public(group, drawn):
+    said = PrivacyStatement.from_ledgers(ledgers(unit="user", group=group), noise="secure", max_grad_norm=1.0)
+    text = said.to_text()
+    for word in ("zero-out one user", drawn, "who owns how many records", "two names of one person", "ε compose"):
+        assert word in text
+    assert "The unit is one sample" not in text

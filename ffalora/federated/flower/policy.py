@@ -18,8 +18,8 @@ class SitePolicy(Section):
     noise, at most ε = 8 and δ = 1e-5 over all rounds, and ε alone is reported.
     """
 
-    unit: Literal["sample", "none"] = Field(
-        "sample", description="least that is protected: each sample, or nothing (for simulations)"
+    unit: Literal["user", "sample", "none"] = Field(
+        "sample", description="least that is protected: each user, each sample, or nothing (for simulations)"
     )
     noise: Literal["secure", "seeded"] = Field(
         "secure", description="seeded also allows noise that whoever knows the seed can subtract (for simulations)"
@@ -50,6 +50,11 @@ class SitePolicy(Section):
             raise ConfigError(
                 "privacy.unit='none': this site's policy demands that every sample is protected (unit: sample); "
                 "set privacy.unit to sample, or unit: none in the site's policy"
+            )
+        if privacy.unit == "sample" and self.unit == "user":
+            raise ConfigError(
+                "privacy.unit='sample': this site's policy demands that all rows of a user are protected together "
+                "(unit: user); set privacy.unit to user, and data.user to the column that names them"
             )
         if privacy.unit != "none" and privacy.noise == "seeded" and self.noise != "seeded":
             raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 from ...config import Config, ConfigError, from_mapping, merge
 from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint, load_run_data
+from ...training.admission import drawn_from
 from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
@@ -142,9 +143,10 @@ def _build(
     experiment.strategy = type(experiment.strategy)(experiment.adapters, config, config.clients.count or client + 1)
     samples = experiment.participants[0].samples
     ledger = None
-    if config.privacy.unit == "sample":
-        steps = config.federation.rounds * config.federation.local_steps
-        ledger = make_ledger(config, client, len(samples), steps, data_fingerprint(own, experiment.train, samples))
+    if config.privacy.at_clients:
+        steps, owners = config.federation.rounds * config.federation.local_steps, experiment.partition.owners
+        fingerprint = data_fingerprint(own, experiment.train, samples, owners)
+        ledger = make_ledger(config, client, drawn_from(config.privacy, owners, samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
     clients = config.clients.count or client + 1
     set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)

@@ -14,8 +14,12 @@ _CAVEATS = (
     "A client that failed in mid-round has paid for steps of which the server was never told: where one failed, the "
     "headline is what the ledgers allow in all.",
     "ε excludes the choice of hyper-parameters, and what clients that never answered have spent.",
-    "The unit is one sample: a person with several samples is protected less than ε says.",
 )
+_OF_UNIT = {
+    "sample": "The unit is one sample: a person with several samples is protected less than ε says.",
+    "user": "The unit is one user at one site, by the name in its data: a user of several sites is protected less, as "
+    "their ε compose.",
+}
 
 
 def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
     spent, final = last.get("epsilon_per_client", {}), last.get("final_epsilon_per_client", {})
     some_failed = any(row["failed"] for row in rows)
     most = max((final if some_failed else spent).values(), default=None)
-    caveats = list(_CAVEATS)
+    caveats = [*_CAVEATS, *(said for unit, said in _OF_UNIT.items() if unit == privacy.unit)]
     if privacy.noise == "seeded":
         caveats.append(
             "The noise comes from a seed: who has the seed or the run folder can subtract it, and nothing is protected."
@@ -43,7 +47,7 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
     return {
         "private": privacy.noise == "secure" and most is not None and math.isfinite(most),
         "unit": privacy.unit,
-        "adjacency": "one sample added, removed or left empty, at one client",
+        "adjacency": f"one {privacy.unit} added, removed or left empty, at one client",
         "delta": privacy.delta,
         "noise": privacy.noise,
         "clipping": f"{privacy.clipping}, norm {privacy.max_grad_norm:g}",
