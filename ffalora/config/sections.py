@@ -156,6 +156,11 @@ class FederationConfig(Section):
     )
     min_available: int = Field(1, ge=1, description="clients that must be there for a round to begin")
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    payload: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="what a client sends: its numbers, or how far they moved, in float16 or int8 (in blocks of 64 with "
+        "a scale each, rounded stochastically)",
+    )
     one_pass: Literal["auto", "always", "never"] = Field(
         "auto", description="train all clients of a round in one forward and backward pass"
     )

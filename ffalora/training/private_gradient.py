@@ -17,8 +17,9 @@ from ..adapters import Adapters
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource, SeededNoise
-from .admission import check_model
+from .admission import check_model, check_whole
 from .arena import Arena
+from .detectors import modules_of
 from .dropout import DropoutKeys, drops_out
 from .gradients import look_at, segment_gradients
 from .probe import Probe
@@ -54,6 +55,7 @@ class PrivateGradient:
         check_gradients: bool = True,
         workers: Workers | None = None,
     ):
+        check_whole(modules_of(model))
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
         self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
