@@ -16,15 +16,16 @@ from ..adapters import Adapters
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource, SeededNoise
-from .admission import check_model
+from .admission import check_model, check_users
 from .arena import Arena
+from .batches import groups_of
 from .dropout import DropoutKeys
 from .gradients import segment_gradients
 from .probe import Probe
 
 
 class PrivateGradient:
-    """Clips the gradient of every sample, sums, adds noise and divides by the expected batch.
+    """Clips every sample's gradient, or the sum of every user's, sums, adds noise and divides by the expected batch.
 
     Args:
         model: with adapters; what it trains must all belong to them.
@@ -34,9 +35,12 @@ class PrivateGradient:
         max_grad_norm: clipping norm C.
         noise: where the noise comes from.
         check_gradients: compare the first gradients with ordinary autograd's (see ``Probe.recomputes``).
+        users: whose each sample is, by index, ``[n]``; with a ledger of ``unit='user'``, whose group says whether the
+            samples of a user are summed before they are clipped (1) or clipped apart, at most so many of each.
 
     Raises:
-        ValueError: a trainable tensor is not the adapters'. SamplesNotIndependent: batch normalisation.
+        ValueError: a trainable tensor is not the adapters', or a ledger that does not count users as they are clipped.
+        SamplesNotIndependent: batch normalisation.
     """
 
     def __init__(
@@ -48,9 +52,12 @@ class PrivateGradient:
         max_grad_norm: float,
         noise: NoiseSource,
         check_gradients: bool = True,
+        users: np.ndarray | None = None,
     ):
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
+        check_users(ledger, users)
+        self._users = users if ledger.group == 1 else None
         self.model, self.adapters, self.losses = model, adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
         self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)
@@ -67,7 +74,8 @@ class PrivateGradient:
         Args:
             number: which noise and which dropout a seeded source gives.
             batches: physical batches ``(samples, inputs, targets)`` that together are the Poisson sample: which samples
-                were asked for, int64 ``[S]``, and what the collator made of them; may be empty.
+                were asked for, int64 ``[S]``, and what the collator made of them; may be empty. A user's samples lie
+                side by side in one of them.
             model: what to call instead of the model itself (a compiled or wrapped one).
 
         Returns:
@@ -97,8 +105,9 @@ class PrivateGradient:
         """
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
+        groups = groups_of(self._users, [samples for samples, _, _ in batches])
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
-        for samples, inputs, targets in batches:
+        for (samples, inputs, targets), together in zip(batches, groups, strict=True):
             found = segment_gradients(
                 model or self.model,
                 self.adapters,
@@ -107,6 +116,7 @@ class PrivateGradient:
                 targets,
                 state=state,
                 rows=np.zeros(len(samples), dtype=np.int64),
+                together=together,
                 arena=self._arena,
                 probe=self._probe,
                 dropout=partial(self._dropout_keys, samples, number),

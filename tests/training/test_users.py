@@ -1,6 +1,7 @@
 """A user is the unit: all that is drawn of one is clipped together, or counted as a group."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import torch
 from tiny import ledger, losses, tiny_data, tiny_engine
 
 from ffalora.data.users import Owners
+from ffalora.privacy.noise import SeededNoise
+from ffalora.privacy.sampling import SeededDraw, records_of
+from ffalora.training.batches import grouped_batches
 from ffalora.training.participant import Participant
+from ffalora.training.private_gradient import PrivateGradient
 from ffalora.training.sensitivity import FLOAT32_LIMIT, probe_sensitivity
 from ffalora.training.step import LogicalStep
 
@@ -194,3 +199,50 @@ def test_records_of_several_owners_are_refused_where_users_are_summed():
     engine, adapters = engine_of(owners)
     with pytest.raises(ValueError, match=r"1 of 40 records have several owners .* set privacy.draws to samples"):
         engine.train([one_client(owners, users=2, batch=2)], adapters.state()[None], 1)
+
+
+def own_loop(**terms):
+    """A private loop of one's own, by users, and how it cuts and collates what it draws."""
+    engine, adapters = engine_of()
+    book = ledger(0, terms.pop("count", 10), 4, **{"unit": "user"} | terms)
+    private = PrivateGradient(
+        engine.model, adapters, losses, book, engine.privacy.max_grad_norm, SeededNoise(1), users=WHOSE
+    )
+
+    def physical(drawn):
+        plan = grouped_batches(engine.data.lengths[drawn], WHOSE[drawn], 60)
+        return [(drawn[batch], *engine.data.collate(drawn[batch])) for batch in plan.batches]
+
+    return engine, adapters, private, physical
+
+
+def test_a_loop_of_one_s_own_clips_users_as_the_engine_does():
+    engine, adapters, private, physical = own_loop()
+    draw = SeededDraw(3)
+    drawn = records_of(draw(0, 0, 10, 0.9), WHOSE, 5, partial(draw.some, 0, 0))
+    total, _, norms = private.clipped_sum(0, physical(drawn))
+    torch.testing.assert_close(total[0], sums(engine, adapters, drawn)[0], rtol=1e-4, atol=1e-6)
+    assert len(norms) == len(set(WHOSE[drawn]))
+    gradient, loss = private.step(0, physical(drawn))
+    assert gradient.shape == (adapters.layout.width,) and loss > 0 and private.ledger.steps_taken == 1
+
+
+def test_a_user_who_is_cut_in_a_loop_of_one_s_own_is_refused_before_anything_is_computed():
+    engine, _, private, _ = own_loop()
+    whole = np.flatnonzero(np.isin(WHOSE, [8, 9]))
+    for parts in (np.array_split(whole, 3), [whole[::-1][np.argsort(np.arange(len(whole)) % 2)]]):
+        with pytest.raises(ValueError, match=r"user \d are in two physical batches, or not side by side"):
+            private.clipped_sum(0, [(part, *engine.data.collate(part)) for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"unit": "sample", "count": 40}, "unit='sample', but users are given"),
+        ({"count": 40}, "for dataset_size=40, but there are 10 users"),
+        ({"count": 40, "group": 4}, "a user owns 12 samples, more than group=4"),
+    ],
+)
+def test_a_ledger_that_does_not_fit_the_users_of_a_loop_is_refused(terms, said):
+    with pytest.raises(ValueError, match=said):
+        own_loop(**terms)
