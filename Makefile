@@ -9,15 +9,21 @@ TESTS ?= tests
 WORKERS ?= 2
 STUDIES ?= $(basename $(notdir $(wildcard ffalora/studies/grids/*.yaml))) theory
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
+INSTALL := -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
+PIP := $(BIN)/python $(INSTALL)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs setup clean
+.PHONY: demo demo-lm test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs wheel setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
 	$(BIN)/ffalora demo
+
+demo-lm: setup  ## the same for a small language model: word problems of three sites, and answers before and after
+	$(PIP) -e ".[gguf]"
+	$(BIN)/ffalora data fetch SmolLM2-135M-Instruct reasoning-gym
+	$(BIN)/ffalora demo --lm
 
 test: setup  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -80,6 +86,14 @@ setup: .venv/.installed
 docs: setup  ## the site, in site/: every page and the reference, with no broken link
 	$(PIP) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: setup  ## sdist and wheel in dist/, a look into both, and the wheel tried in an environment of its own
+	$(PIP) build
+	rm -rf dist && $(BIN)/python -m build
+	$(BIN)/python release/contents.py dist/*
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+	"$$folder/bin/python" $(INSTALL) torch && "$$folder/bin/python" $(INSTALL) dist/*.whl && \
+	cd / && "$$folder/bin/python" "$(CURDIR)/release/installed.py"
 
 clean:  ## remove the environment and everything that was built
 	rm -rf .venv build dist site *.egg-info kernels/ffalora_kernels/*.so

@@ -86,10 +86,12 @@ setup(
             "runs/*.md",
             "studies/grids/*.yaml",
             "studies/bases/*.yaml",
+            "studies/theory/*.yaml",
             "py.typed",
         ],
-        "ffalora_kernels": ["py.typed", "*.pyi"],
+        "ffalora_kernels": ["py.typed", "*.pyi", "*.csv"],
     },
+    include_package_data=False,
     ext_modules=extensions(),
     cmdclass={"build_ext": PortableBuild},
 )

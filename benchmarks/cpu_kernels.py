@@ -136,9 +136,12 @@ def read_bandwidth(clock: Clock, bytes_read: int) -> float:
 
 
 def share_of_peak(row: Row) -> float:
-    """What a product of matrices reaches of the arithmetic peak of its dtype on its cores; NaN where unknown."""
+    """What a product of matrices reaches of the arithmetic peak of its dtype on its cores; NaN where it is unknown or
+    was not measured right (a share above 1).
+    """
     rate = row.config["core_gflop_per_s"].get(row.case.rpartition(" ")[2], math.nan)
-    return row.config["flops"] / row.ms / 1e6 / (rate * row.config["threads"])
+    share = row.config["flops"] / row.ms / 1e6 / (rate * row.config["threads"])
+    return share if share <= 1.0 else math.nan
 
 
 def main() -> None:
@@ -148,10 +151,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=5.0, help="most seconds for a case")
     parser.add_argument("--quick", action="store_true", help="one shape an operation")
-    parser.add_argument("--out", type=Path, default=CSV)
+    parser.add_argument("--out", type=Path, help=f"[{CSV.name}, or with --tune the table of choices]")
+    parser.add_argument("--tune", action="store_true", help="fill the table of which form answers on this part")
     options = parser.parse_args()
     if dispatch.load("cpp")[0] is None:
         raise SystemExit(f"no C++ kernels to measure: {dispatch.load('cpp')[1]}")
+    if options.tune:
+        import cpu_tune
+
+        return cpu_tune.tune(options.out or cpu_tune.TABLE)
     clock = Clock(torch.device("cpu"), flush=False)
     peak = cpu_peak.gflop_per_s()
     print(", ".join(f"one core: {rate:.0f} GFLOP/s in {name}" for name, rate in peak.items()) or "no peak measured")
@@ -167,7 +175,7 @@ def main() -> None:
             load["read_gb_per_s"] = [round(rate, 1) for rate in reads.values()]
             load |= {"flops": case.flops, "core_gflop_per_s": {name: round(rate) for name, rate in peak.items()}}
             rows = [stamp(replace(row, config=load), clock.device) for row in rows]
-            append(options.out, rows)
+            append(options.out or CSV, rows)
             ours, (ratio, best) = next(row for row in rows if row.provider == "ours"), ratio_to_best(rows)
             spread = f"{ours.ms_low:.3f}…{ours.ms_high:.3f}"
             at_peak = share_of_peak(ours)

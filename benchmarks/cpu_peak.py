@@ -1,7 +1,8 @@
-"""The arithmetic peak of one core: products and sums that stay in registers, by AVX-512's FMA and its bfloat16 dot.
+"""The arithmetic peak of one core: products and sums that stay in registers, by the widest instruction it has for them.
 
 The loops are compiled when they are asked for, since no library has them: torch's own float32 product does not reach
-this rate on every processor. Nothing is measured where there is no compiler or no such instruction.
+this rate on every processor. Nothing is measured where there is no compiler or no such instruction; nor in bfloat16 on
+parts with AMX, whose tiles have a peak of their own.
 """
 
 from __future__ import annotations
@@ -14,17 +15,43 @@ import time
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-_ROUNDS, _CHAINS = 4000, 16
-#: By name: the flag of the processor, the instruction, and how many products and sums one of it makes.
-_LOOPS = {"float32": ("avx512f", "vfmadd231ps", 32), "bfloat16": ("avx512_bf16", "vdpbf16ps", 64)}
+_ROUNDS, _CHAINS = 4000, 14
+#: By dtype, the best first: flags of the processor that are needed, flags that it must not have, the instruction, its
+#: registers, and how many products and sums one of it makes.
+_LOOPS = {
+    "float32": [
+        ({"avx512f"}, set(), "vfmadd231ps", "zmm", 32),
+        ({"avx2", "fma"}, set(), "vfmadd231ps", "ymm", 16),
+    ],
+    "bfloat16": [({"avx512_bf16"}, {"amx_bf16"}, "vdpbf16ps", "zmm", 64)],
+}
 
 
-def _source(instruction: str) -> str:
-    """A loop over independent chains of the instruction, enough of them to hide its latency."""
-    body = "\\n".join(f"{instruction} %%zmm30, %%zmm31, %%zmm{chain}" for chain in range(_CHAINS))
-    clobbered = ", ".join(f'"xmm{register}"' for register in range(32))
+def loops(flags: set[str]) -> dict[str, tuple[str, str, int]]:
+    """Instruction, registers and its products and sums by dtype, for a processor with these flags."""
+    found = {}
+    for name, ways in _LOOPS.items():
+        for needed, without, *loop in ways:
+            if needed <= flags and not without & flags:
+                found[name] = tuple(loop)
+                break
+    return found
+
+
+def source(instruction: str, registers: str) -> str:
+    """A loop over independent chains of the instruction, enough of them to hide its latency.
+
+    All registers start at zero: what they held before may be subnormal numbers, with which some processors take a
+    hundred times as long.
+    """
+    used = [*range(_CHAINS), 14, 15]
+    zeros = "\\n".join(f"vxorps %%xmm{register}, %%xmm{register}, %%xmm{register}" for register in used)
+    body = "\\n".join(
+        f"{instruction} %%{registers}14, %%{registers}15, %%{registers}{chain}" for chain in range(_CHAINS)
+    )
+    clobbered = ", ".join(f'"xmm{register}"' for register in used)
     return (
-        f'void loop(long rounds) {{ __asm__ volatile("1:\\n{body}\\ndec %0\\njnz 1b" '
+        f'void loop(long rounds) {{ __asm__ volatile("{zeros}\\n1:\\n{body}\\ndec %0\\njnz 1b" '
         f': "+r"(rounds) : : "cc", {clobbered}); }}\n'
     )
 
@@ -34,13 +61,11 @@ def gflop_per_s(seconds: float = 0.3) -> dict[str, float]:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     flags = set(_CPUINFO.read_text().split()) if _CPUINFO.exists() else set()
     rates = {}
-    for name, (flag, instruction, flops) in _LOOPS.items():
-        if compiler is None or flag not in flags:
-            continue
+    for name, (instruction, registers, flops) in loops(flags).items() if compiler else ():
         with tempfile.TemporaryDirectory() as folder:
-            source, library = Path(folder, "loop.c"), Path(folder, "loop.so")
-            source.write_text(_source(instruction))
-            command = [compiler, "-O1", "-mavx512f", "-shared", "-fPIC", str(source), "-o", str(library)]
+            text, library = Path(folder, "loop.c"), Path(folder, "loop.so")
+            text.write_text(source(instruction, registers))
+            command = [compiler, "-O1", "-shared", "-fPIC", str(text), "-o", str(library)]
             if subprocess.run(command, capture_output=True).returncode != 0:
                 continue
             loop = ctypes.CDLL(str(library)).loop

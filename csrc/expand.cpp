@@ -35,7 +35,13 @@ struct Expand {
     T* y = c.y + m * c.y_stride;
     const float* narrow = c.narrow + m * c.padded;
     ptrdiff_t n = 0;
-    for (; n + kVectors * L <= c.width; n += kVectors * L) tile<L, ROWS, kVectors>(c, y + n, c.y_stride, narrow, n);
+    for (; n + kVectors * L <= c.width; n += kVectors * L) {
+      // The same columns of the next rows come while these are worked on.
+      for (int i = ROWS; i < 2 * ROWS; ++i)
+        for (int at = 0; at < kVectors * L; at += 64 / static_cast<int>(sizeof(T)))
+          __builtin_prefetch(y + i * c.y_stride + n + at, 1);
+      tile<L, ROWS, kVectors>(c, y + n, c.y_stride, narrow, n);
+    }
     for (; n + L <= c.width; n += L) tile<L, ROWS, 1>(c, y + n, c.y_stride, narrow, n);
     if (n == c.width) return;
     alignas(64) T edge[ROWS * L] = {};

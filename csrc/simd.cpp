@@ -3,6 +3,10 @@
 
 #include <atomic>
 
+#ifdef FFALORA_X86
+#include <cpuid.h>
+#endif
+
 namespace ffalora {
 namespace {
 
@@ -32,6 +36,20 @@ Level level() {
     chosen.store(value, std::memory_order_relaxed);
   }
   return static_cast<Level>(value);
+}
+
+bool has_amx() {
+#ifdef FFALORA_X86
+  // Asked once: a virtual machine takes microseconds to answer.
+  static const bool there = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kBf16) && (edx & kTile);
+  }();
+  return there;
+#else
+  return false;
+#endif
 }
 
 bool set_level(int wanted) {

@@ -30,6 +30,7 @@ enum Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 Level detected_level();
 Level level();               // detected_level() unless a test lowered it
 bool set_level(int wanted);  // false where the processor lacks it
+bool has_amx();              // tiles and their bfloat16 products, which torch's own products take
 
 inline int lanes() { return level() >= kAvx512 ? 16 : level() == kAvx2 ? 8 : 4; }  // of the leaf that dispatch calls
 
@@ -104,8 +105,8 @@ FFALORA_INLINE void store(float* at, const Vec<float, L>& v) {
 template <int L>
 FFALORA_INLINE Vec<uint32_t, L> rounded_high(const Vec<float, L>& v) {
   const auto x = bit_cast<Vec<uint32_t, L>>(v);
-  const auto nan = bit_cast<Vec<uint32_t, L>>((x & 0x7fffffffu) > 0x7f800000u);
-  return ((x + 0x7fffu + ((x >> 16) & 1u)) & ~nan) | (nan & 0x7fc00000u);
+  const Vec<uint32_t, L> nan = Vec<uint32_t, L>{} + 0x7fc00000u;
+  return (x & 0x7fffffffu) > 0x7f800000u ? nan : x + 0x7fffu + ((x >> 16) & 1u);
 }
 
 template <int L>

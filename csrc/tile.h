@@ -70,6 +70,15 @@ FFALORA_INLINE void prefetch_target(const GradientChunk<T>& c, ptrdiff_t n, ptrd
   for (ptrdiff_t at = 0; at < columns * c.rank; at += 16) __builtin_prefetch(first + at, 1);
 }
 
+// The same for a target whose columns are contiguous: those of `ranks` ranks from r on.
+template <class T>
+FFALORA_INLINE void prefetch_rows(const GradientChunk<T>& c, ptrdiff_t n, ptrdiff_t columns, ptrdiff_t r,
+                                  ptrdiff_t ranks) {
+  const float* row = c.target + n + r * c.rank_stride;
+  for (ptrdiff_t i = 0; i < ranks; ++i, row += c.rank_stride)
+    for (ptrdiff_t at = 0; at < columns; at += 16) __builtin_prefetch(row + at, 1);
+}
+
 // Products of wide and narrow in float32 lanes, whatever the activations are.
 template <class T>
 struct FloatProducts {
@@ -92,6 +101,7 @@ struct FloatProducts {
     auto* to = static_cast<float*>(packed);
     for (ptrdiff_t m = 0; m < c.tokens; ++m, to += 2 * L) {
       const T* from = c.wide + m * c.wide_stride + n;
+      for (ptrdiff_t at = 2 * L; at < 4 * L; at += 64 / sizeof(T)) __builtin_prefetch(from + at);
       if (columns == 2 * L) {
         store<L>(to, load<L>(from));
         store<L>(to + L, load<L>(from + L));
@@ -137,6 +147,7 @@ struct Gradient {
         Vec<float, L> sum[2][B];
         for (auto& half : sum)
           for (auto& v : half) v = Vec<float, L>{};
+        if (c.last) prefetch_rows(c, n, columns, r, c.rank - r < B ? c.rank - r : B);
         if (pack) {
           Products::template add_packed<L>(c, packed, r, sum);
         } else {

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .runs.bundle import evaluate, predict
     from .runs.export import export
     from .runs.folder import RunResult
+    from .runs.hub import push_to_hub
     from .runs.tables import predict_file
     from .trainer import PrivacyArguments, PrivateTrainer
     from .training.gradients import segment_gradients
@@ -78,6 +79,7 @@ __all__ = [
     "noise_multiplier_for",
     "predict",
     "predict_file",
+    "push_to_hub",
     "segment_gradients",
     "sensitivity",
     "simulate",
@@ -111,6 +113,7 @@ _HOMES = {
     "runs.bundle": ("evaluate", "predict"),
     "runs.export": ("export",),
     "runs.folder": ("RunResult",),
+    "runs.hub": ("push_to_hub",),
     "runs.tables": ("predict_file",),
     "trainer": ("PrivacyArguments", "PrivateTrainer"),
     "training.gradients": ("segment_gradients",),

@@ -75,14 +75,6 @@ class Layout:
             first += place.size
         return index
 
-    def slot_of_column(self) -> Tensor:
-        """int32 ``[P]``: the slot of the tensor that owns each column; ``slots`` for padding."""
-        sizes = torch.tensor([place.size for place in self.places])
-        starts = torch.tensor([place.start for place in self.places] + [self.width])
-        owners = torch.arange(self.slots).repeat_interleave(starts.diff()).int()
-        inside = torch.arange(self.width) - starts[:-1].repeat_interleave(starts.diff()) < sizes[owners]
-        return owners.masked_fill_(~inside, self.slots)
-
     @torch.no_grad()
     def gather(self) -> Tensor:
         """The model's trained tensors as one row, float32 ``[P]``; padding is zero."""

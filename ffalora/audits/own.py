@@ -119,6 +119,11 @@ def audit_own(
     """
     if config.privacy.unit == "none":
         raise ConfigError("privacy.unit='none': nothing is protected, so there is nothing to audit; set it to sample")
+    if config.privacy.mechanism != "independent":
+        raise ConfigError(
+            f"privacy.mechanism={config.privacy.mechanism!r}: the audit's bounds are for independent noise; audit the "
+            "configuration with privacy.mechanism=independent"
+        )
     started, experiment = time.monotonic(), build(config)
     planned = config.federation.rounds * config.federation.local_steps
     terms: dict[str, Any] = {"delta": config.privacy.delta, "confidence": confidence, "planned": planned, "name": name}

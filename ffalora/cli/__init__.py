@@ -5,6 +5,7 @@ Modules of verbs import torch and whatever needs it inside their functions, so t
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -22,6 +23,7 @@ VERBS = (
     "evaluate",
     "predict",
     "export",
+    "watch",
     "report",
     "data",
     "epsilon",
@@ -33,6 +35,8 @@ VERBS = (
     "schema",
     "info",
 )
+#: Verbs whose work the processes of one torchrun share.
+SHARED_VERBS = ("simulate", "train", "demo")
 
 
 class _Verbs(click.Group):
@@ -55,6 +59,12 @@ def cli(ctx: click.Context, traceback: bool) -> None:
     Start with `ffalora demo`. Every verb explains itself: `ffalora simulate --help`.
     """
     ctx.obj = {"traceback": traceback}
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "MASTER_ADDR"} <= os.environ.keys() else 1
+    if processes > 1 and ctx.invoked_subcommand not in SHARED_VERBS:
+        raise click.UsageError(
+            f"{ctx.invoked_subcommand} runs in one process, and torchrun (WORLD_SIZE) started {processes}; start it "
+            f"without torchrun. Several processes can share {', '.join(SHARED_VERBS)}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,11 @@ import click
 
 @click.command("audit", short_help="Attack the mechanism, of a run or of itself: lower bounds of ε beside the claim.")
 @click.argument("run", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--exposure",
+    is_flag=True,
+    help="RUN of a language model: plant secrets instead, and print how far they are memorised.",
+)
 @click.option("--synthetic", is_flag=True, help="Audit models made up for it; so it is without RUN.")
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
@@ -40,14 +45,14 @@ import click
 @click.option(
     "--canaries",
     type=click.IntRange(min=0),
-    help="Canaries of each client; 0 with RUN probes clipping alone.  [400; RUN: 1000]",
+    help="Canaries of each client, or secrets; 0 with RUN probes clipping alone.  [400; RUN: 1000; --exposure: 8]",
 )
 @click.option("--runs", type=click.IntRange(min=2), default=4000, show_default=True, help="Runs of many-runs.")
 @click.option("--noise", type=click.Choice(["seeded", "secure"]), default="seeded", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of coins and seeded noise.")
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for what was found.")
-def command(run: Path | None, synthetic: bool, output: Path | None, **options: Any) -> None:
+def command(run: Path | None, exposure: bool, synthetic: bool, output: Path | None, **options: Any) -> None:
     """Audit clipping, noise, sampling and accounting by attacking them.
 
     RUN is a run's folder or a configuration (YAML). Its own model, data, dropout, loss, head and batches are audited:
@@ -59,24 +64,31 @@ def command(run: Path | None, synthetic: bool, output: Path | None, **options: A
     Guesses who was there give a lower bound of ε. A bound above the claim is a fault, and the exit status is then 1; a
     bound below it is no proof of privacy.
 
+    With --exposure, secrets are planted among the texts that a language model learns, with or without privacy, and it
+    is asked how likely it finds them: bits by which an attacker's search becomes shorter, beside the untrained model's.
+
     \b
     ffalora audit runs/demo
     ffalora audit my.yaml --canaries 0
+    ffalora audit runs/chats --exposure
     ffalora audit --target-epsilon 3 --steps 50 --sample-rate 0.1 --output audits/poisson
     """
     if run is not None and synthetic:
         raise click.UsageError("--synthetic audits made-up models, RUN a run of yours: leave one of them out")
-    holds = _synthetic(output, **options) if run is None else _own(run, output, **options)
+    if exposure and run is None:
+        raise click.UsageError("--exposure is of a run or configuration: name it")
+    holds = _synthetic(output, **options) if run is None else _own(run, output, exposure, **options)
     if not holds:
         raise click.exceptions.Exit(1)
 
 
 def _own(
-    run: Path, output: Path | None, minutes: float, private_to_me: bool, canaries: int | None, seed: int,
-    confidence: float, **_: Any,
+    run: Path, output: Path | None, exposure: bool, minutes: float, private_to_me: bool, canaries: int | None,
+    seed: int, confidence: float, **_: Any,
 ) -> bool:  # fmt: skip
     """Audits every method of a configuration, or of the run in a folder."""
-    from ..audits.own import audit_own
+    from ..audits.exposure import Exposure, audit_exposure
+    from ..audits.own import OwnAudit, audit_own
     from ..config import ConfigError, load_config
     from ..files.atomic import write_atomically
     from .running import CONFIG, hide_loading_bars
@@ -89,17 +101,20 @@ def _own(
             "numbers to yourself, give --private-to-me"
         )
     hide_loading_bars()
-    methods, found = config.runs(), []
+    methods, found = config.runs(), list[OwnAudit | Exposure]()
     for name, one in methods.items():
         share = 60.0 * minutes / len(methods)
-        found.append(audit_own(one, name, 1000 if canaries is None else canaries, share, seed, confidence))
+        if exposure:
+            found.append(audit_exposure(one, name, 8 if canaries is None else canaries, seconds=share, seed=seed))
+        else:
+            found.append(audit_own(one, name, 1000 if canaries is None else canaries, share, seed, confidence))
         click.echo(f"{found[-1]}\n")
     click.echo("all models of this audit were in memory and are gone; nothing was written or charged")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "audit.txt", "\n\n".join(map(str, found)).encode() + b"\n")
         click.echo(f"written {output / 'audit.txt'}, for the owner of the data alone")
-    return all(audit.holds for audit in found)
+    return all(audit.holds for audit in found if isinstance(audit, OwnAudit))
 
 
 def _synthetic(

@@ -6,16 +6,20 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..config import Config, ConfigError, load_config, to_yaml
 from ..config.values import differences
 from ..files.atomic import write_atomically
+from ..runs.folder import run_places
 from .errors import Interrupted
+
+if TYPE_CHECKING:
+    from ..training.workers import Workers
 
 CONFIG = "config.yaml"
 Train = Callable[[Config, Path, bool, bool], Any]
@@ -69,7 +73,43 @@ def hide_loading_bars() -> None:
 def run(
     verb: str, path: Path | None, overrides: dict[str, Any], options: RunOptions, train: Train, adapt: Adapt = _as_it_is
 ) -> None:
-    """Trains every method of the configuration with every seed, then writes the report and prints the table."""
+    """Trains every method of the configuration with every seed, then writes the report and prints the table. The
+    processes that torchrun started share each run; the first of them writes and prints.
+    """
+    from ..training.workers import LeadStopped, joined
+
+    hide_loading_bars()
+    with joined() as workers:
+        try:
+            config, folder, is_new = workers.from_lead(partial(_open, verb, path, overrides, options, adapt))
+            _train_all(verb, config, folder, is_new, options, train, workers)
+        except LeadStopped as stopped:  # the first process says why, and ends with what tells torchrun
+            raise click.exceptions.Exit(0) from stopped
+
+
+def _train_all(
+    verb: str, config: Config, folder: Path, is_new: bool, options: RunOptions, train: Train, workers: Workers
+) -> None:
+    try:
+        for place, one in run_places(config, folder).items():
+            train(one, place, options.resume, options.progress)
+        if workers.leads:
+            show([folder], folder)
+    except KeyboardInterrupt:
+        if not workers.leads:
+            raise click.exceptions.Exit(Interrupted.exit_code) from None
+        again = f"ffalora {verb} --resume --output {shlex.quote(str(folder))}"
+        raise Interrupted(f"interrupted; every completed round is in {folder}. To go on:\n  {again}") from None
+    except Exception:
+        if is_new and workers.leads:
+            _remove_if_nothing_was_run(folder)
+        raise
+
+
+def _open(
+    verb: str, path: Path | None, overrides: dict[str, Any], options: RunOptions, adapt: Adapt
+) -> tuple[Config, Path, bool]:
+    """The configuration of a run, its folder with that configuration in it, and whether the folder is new."""
     if options.resume:
         config = _config_to_resume(path, overrides, options.output, adapt)
     else:
@@ -77,44 +117,22 @@ def run(
     folder = options.output or _free_folder(path.stem if path else verb)
     if (folder / CONFIG).exists() and not options.resume:
         raise ConfigError(f"--output {folder} holds a run already; give --resume to continue it, or another folder")
-    hide_loading_bars()
     is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIG, to_yaml(config).encode())
-        for place, one in _runs(config, folder).items():
-            train(one, place, options.resume, options.progress)
-    except KeyboardInterrupt:
-        again = f"ffalora {verb} --resume --output {shlex.quote(str(folder))}"
-        raise Interrupted(f"interrupted; every completed round is in {folder}. To go on:\n  {again}") from None
-    except Exception:
-        if is_new:
-            _remove_if_nothing_was_run(folder)
-        raise
-    show([folder], folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, to_yaml(config).encode())
+    return config, folder, is_new
 
 
 def show(folders: Sequence[Path], output: Path) -> None:
     """Writes the report of run folders and prints their table, and whether each run was worth it."""
-    from ..report import read_runs, table_text, verdicts, write_report
+    from ..report import read_runs, table_text, verdicts, what_was_learned, write_report
 
     runs = read_runs(folders)
     page = write_report(runs, output)
     click.echo(table_text(runs))
     click.echo(f"\nreport {page}")
-    for sentence in verdicts(runs):
+    for sentence in (*verdicts(runs), *what_was_learned(runs)):
         click.echo(sentence)
-
-
-def _runs(config: Config, folder: Path) -> dict[Path, Config]:
-    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed."""
-    places: dict[Path, Config] = {}
-    for seed in range(config.seed, config.seed + config.seeds):
-        for name, one in config.runs().items():
-            place = folder / name if config.methods else folder
-            place = place / f"seed-{seed}" if config.seeds > 1 else place
-            places[place] = one.model_copy(update={"seed": seed, "seeds": 1})
-    return places
 
 
 def _config_to_resume(path: Path | None, overrides: dict[str, Any], output: Path | None, adapt: Adapt) -> Config:

@@ -249,6 +249,14 @@ class PrivacyConfig(Section):
         description="seeded: reproducible, for simulation; secure: cryptographic, never reproducible; auto: seeded "
         "in simulations, secure wherever a model may leave the machine (train, flower)",
     )
+    mechanism: Literal["independent", "banded-mf", "blt"] = Field(
+        "independent",
+        description="noise of different steps: independent, or correlated so that much of it cancels in their sum; "
+        "banded-mf goes with sampling, blt is for batches so large that sampling amplifies little",
+    )
+    band: int | None = Field(
+        None, ge=1, description="mechanism: banded-mf; steps over which noise is correlated (default: the best)"
+    )
     ledger: str | None = Field(
         None,
         description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
@@ -301,6 +309,8 @@ class PrivacyConfig(Section):
                 f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
                 f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
             )
+        if self.band is not None and self.mechanism != "banded-mf":
+            raise ValueError(f"band={self.band} is of mechanism='banded-mf', got {self.mechanism!r}; leave it out")
         if self.target_epsilon is not None and self.noise_multiplier == 0:
             raise ValueError(
                 f"noise_multiplier=0 spends infinite ε and cannot meet target_epsilon={self.target_epsilon}; leave "
@@ -310,5 +320,22 @@ class PrivacyConfig(Section):
             raise ValueError(
                 f"give exactly one of target_epsilon ({self.target_epsilon}) and "
                 f"noise_multiplier ({self.noise_multiplier})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mechanism_is_derived(self) -> PrivacyConfig:
+        """Correlated noise is derived for samples that take turns, clipped to one norm."""
+        needed = {"unit": ("sample",), "sampling": ("poisson",), "clipping": ("flat", "per-layer", "automatic")}
+        for name, allowed in needed.items():
+            if self.mechanism != "independent" and getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"mechanism={self.mechanism!r} is not derived for {name}={getattr(self, name)!r}: set privacy."
+                    f"{name} to {' or '.join(allowed)}, or privacy.mechanism to independent"
+                )
+        if self.mechanism != "independent" and self.public_size_bound is not None:
+            raise ValueError(
+                f"mechanism={self.mechanism!r} divides the records into groups, for which their number is public: "
+                "leave public_size_bound out, or set privacy.mechanism to independent"
             )
         return self

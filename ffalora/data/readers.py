@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 Columns = dict[str, Any]
@@ -17,6 +18,14 @@ DOMAINS = {
     "product-reviews": "amazonReviewSnippets",
     "editorials": "nytEditorialSnippets",
 }
+
+#: Templates of GSM-Symbolic with short problems and short worked answers, by what the problems are about.
+SHORT_PROBLEMS = {
+    "things": (6, 20, 31, 39, 43, 50, 57, 72),
+    "shares": (16, 18, 41, 55, 58, 69, 75, 82),
+    "time": (10, 14, 24, 54, 59, 62, 78, 95),
+}
+TOLD = "Solve it in short steps. End with #### and the number."
 
 
 def rated_sentences(folder: Path, domains: list[str], neutral: float = 0.5) -> Columns:
@@ -85,19 +94,10 @@ def rotten_tomatoes(folder: Path) -> Columns:
 
 
 def maths_problems(folder: Path, size: int = 5000, seed: int = 0) -> Columns:
-    """``size`` distinct problems generated from ``seed``: question, worked answer ending in ``#### N``, number.
-
-    The generator is read from ``folder`` as namespace packages: the modules it needs and no others are there.
-    """
-    sys.path.insert(0, str(folder))
-    try:
-        module = importlib.import_module("reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic")
-    finally:
-        sys.path.remove(str(folder))
+    """``size`` distinct problems generated from ``seed``: question, worked answer ending in ``#### N``, number."""
     columns: Columns = {"question": [], "answer": [], "number": []}
     seen = set()
-    generator = module.GSMSymbolicDataset(module.GSMSymbolicDatasetConfig(seed=seed, size=2 * size))
-    for row in generator:
+    for row in _problems(folder, seed, 2 * size):
         question = row["question"].removesuffix(" Give the result as your final answer. Do not include units.").strip()
         if question in seen:
             continue
@@ -108,6 +108,43 @@ def maths_problems(folder: Path, size: int = 5000, seed: int = 0) -> Columns:
         if len(seen) == size:
             break
     return columns
+
+
+def short_problems(folder: Path, each: int = 200, seed: int = 0) -> Columns:
+    """``each`` distinct problems of every template with a short answer, as conversations: ``messages``, ``number``, the
+    ``template`` and the ``kind`` of problem. All are told to end in ``#### N``.
+    """
+    columns: Columns = {"messages": [], "number": [], "template": [], "kind": []}
+    generators = _problems(folder, seed, 1).generators
+    for kind, templates in SHORT_PROBLEMS.items():
+        for template in templates:
+            found: dict[str, dict[str, Any]] = {}
+            random = Random(f"{seed}, {template}")
+            while len(found) < each:
+                row = generators[template](random, 1.0)
+                found.setdefault(row["question"].strip(), row)
+            for question, row in found.items():
+                columns["messages"].append(
+                    [
+                        {"role": "system", "content": TOLD},
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": row["metadata"]["answer_cot"].strip()},
+                    ]
+                )
+                columns["number"].append(str(row["answer"]))
+                columns["template"].append(f"template {template}")
+                columns["kind"].append(kind)
+    return columns
+
+
+def _problems(folder: Path, seed: int, size: int) -> Any:
+    """The generator, read from ``folder`` as namespace packages: the modules it needs and no others are there."""
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module("reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic")
+    finally:
+        sys.path.remove(str(folder))
+    return module.GSMSymbolicDataset(module.GSMSymbolicDatasetConfig(seed=seed, size=size))
 
 
 def digits(folder: Path) -> Columns:

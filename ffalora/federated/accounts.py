@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.records import record_digests, user_digests
+from ..privacy.accounting import PrivacyBudgetSpent
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import Records, find_data_ledger
 from .experiment import Experiment
@@ -39,9 +40,29 @@ def open_run_accounts(
     accounts = open_accounts(
         ledgers, folder, resume, is_secure, is_durable, data_ledger, _records(experiment), account, run
     )
+    if resume:
+        _begin_noise_anew(experiment)
     if is_durable:
         experiment.on_charge(accounts.charge)
     return accounts
+
+
+def _begin_noise_anew(experiment: Experiment) -> None:
+    """Charges what was begun with correlated noise that no checkpoint holds, because it was secure.
+
+    Raises:
+        PrivacyBudgetSpent: nobody has steps left after it.
+    """
+    ledgers = [p.ledger for p in experiment.participants if p.ledger is not None and p.correlated is None]
+    going = [ledger for ledger in ledgers if ledger.correlation is not None and ledger.steps_left]
+    for ledger in going:
+        ledger.begin_anew()
+    if going and not any(ledger.steps_left for ledger in going):
+        raise PrivacyBudgetSpent(
+            f"this run cannot go on: its noise is correlated over {going[0].period} steps, what it depends on was "
+            "secret and is gone, and to begin anew is charged as another mechanism, for which no budget is left. "
+            "Start a new run, whose prior holds what was spent"
+        )
 
 
 def _records(experiment: Experiment) -> dict[str, Records]:

@@ -24,10 +24,11 @@ from ..files.atomic import write_atomically
 from ..privacy.accounting import LedgerMismatch, PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.correlated_noise import CorrelatedNoise
 from ..training.participant import Participant
 from .strategies import ServerState
 
-_HEADER = "ffalora"
+_HEADER, _NOISE = "ffalora", "noise."
 _FORMAT = 1
 #: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
 _FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("methods",))
@@ -41,6 +42,8 @@ def save_checkpoint(
     ``frozen`` the digest of what was never trained (``Wire.fingerprint`` when the run began).
     """
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
+    if config.privacy.noise != "secure":  # what secure noise depends on is as secret as the noise
+        tensors |= {_NOISE + str(p.client_id): p.correlated.buffers for p in participants if p.correlated is not None}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "format": _FORMAT,
@@ -93,6 +96,7 @@ def load_checkpoint(
             ledger.resume(header["ledgers"][name])
         for participant in participants:
             participant.steps_taken = header["steps_taken"][str(participant.client_id)]
+        _restore_noise(participants, tensors, server.row.device)
         for name, each in _adaptive(participants, level).items():
             each.adaptive = AdaptiveQuantileClipping.from_state_dict(header["clipping"][name])
     except LedgerMismatch:
@@ -120,6 +124,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"checkpoint {path} was changed since it was written; use an earlier copy, or start the run anew"
         )
     return header, tensors
+
+
+def _restore_noise(participants: Sequence[Participant], tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Takes what correlated noise depends on from ``tensors``, for every participant of whom it is there."""
+    for participant in participants:
+        buffers = tensors.pop(_NOISE + str(participant.client_id), None)
+        if buffers is not None and participant.ledger is not None and participant.ledger.correlation is not None:
+            noise = CorrelatedNoise(participant.ledger.correlation, buffers.to(device), participant.steps_taken)
+            participant.correlated = noise
 
 
 def _adaptive(participants: Sequence[Participant], level: ClientLevel | None) -> dict[str, Any]:

@@ -63,6 +63,13 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
         )
     if config.optimizer.keep_moments:
         _need(lambda s: s.steady, "optimizer.keep_moments", True, strategy)
+    if config.privacy.mechanism != "independent":
+        _need(lambda s: s.steady, "privacy.mechanism", config.privacy.mechanism, strategy)
+        if config.optimizer.dp_bias_correction:
+            raise ConfigError(
+                f"privacy.mechanism={config.privacy.mechanism!r}: optimizer.dp_bias_correction takes off the variance "
+                "of independent noise; set it to false"
+            )
     if config.privacy.unit == "client":
         _need(_sums_hold_everything, "privacy.unit", "client", strategy)
         if federation.weighting != "uniform":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from ..config import Config
 from ..training.optim import Moments, lr_factor
 from ..training.participant import Participant
 from ..training.report import TrainingReport
+from ..training.workers import ALONE
 from .experiment import Experiment
+from .shared_rounds import dealt_clients, put_together
 from .strategies import ServerState
 
 _DRAW, _FAULTS = 7, 8
@@ -43,8 +46,14 @@ def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
     """The clients drawn for a round and what becomes of them: a function of seed and round (client-level privacy in
     secure mode: of the operating system).
 
-    A client whose budget does not cover another round stays out.
+    A client whose budget does not cover another round stays out. The first process draws for all.
     """
+    drawn, steps, arrives = experiment.workers.from_lead(partial(_draw, experiment, round_number))
+    return Cohort([experiment.participants[i] for i in drawn], steps, arrives)
+
+
+def _draw(experiment: Experiment, round_number: int) -> tuple[list[int], list[int], list[bool]]:
+    """Row numbers of the clients of a round, with their steps and whether they arrive."""
     config, everyone = experiment.config, experiment.participants
     if experiment.client_level is not None:
         chosen = experiment.client_level.open_round(round_number)
@@ -61,13 +70,14 @@ def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
     # After a kill in secure mode steps are charged twice, and the last rounds may not be covered.
     ledgers, needed = [each.ledger for each in everyone], config.federation.local_steps
     able = [i for i in chosen.tolist() if (ledger := ledgers[i]) is None or ledger.steps_left >= needed]
-    return Cohort([everyone[i] for i in able], [int(steps[i]) for i in able], [bool(arrives[i]) for i in able])
+    return able, [int(steps[i]) for i in able], [bool(arrives[i]) for i in able]
 
 
 def train_cohort(
     experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments | None = None
 ) -> TrainingReport:
-    """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another.
+    """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another; by
+    several processes each step together, or each its own clients.
 
     Args:
         moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that are
@@ -82,8 +92,11 @@ def train_cohort(
     anchor = rows.clone() if federation.prox_mu else None
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    report = TrainingReport(len(rows))
-    for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows))):
+    report, workers = TrainingReport(len(rows)), experiment.workers
+    dealt = dealt_clients(experiment, cohort.clients, cohort.steps)
+    experiment.engine.workers = workers if dealt is None else ALONE
+    one_pass = workers.same_for_all(trains_in_one_pass(experiment, len(rows)))  # their free memory may differ
+    for index, begin, end in _groups(cohort, one_pass, None if dealt is None else dealt == workers.rank):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
         experiment.engine.train(
@@ -101,9 +114,11 @@ def train_cohort(
         if not is_all:
             rows[index] = part
             moments.put_(index, part_moments)
+    if dealt is not None:
+        put_together(workers, dealt, cohort.clients, rows, moments)
     if keeps:
         keep_moments(experiment, server, cohort, rows, moments)
-    return report
+    return report.of_all(workers)
 
 
 def kept_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> Moments:
@@ -145,13 +160,18 @@ def client_weights(clients: Sequence[Participant], config: Config) -> Tensor:
     return weights / weights.sum()
 
 
-def _groups(cohort: Cohort, one_pass: bool) -> list[tuple[Tensor, int, int]]:
-    """Which rows train together, from which local step to which: slow clients leave the pass before the others."""
+def _groups(cohort: Cohort, one_pass: bool, mine: Tensor | None) -> list[tuple[Tensor, int, int]]:
+    """Which rows train together, from which local step to which: slow clients leave the pass before the others.
+
+    Args:
+        mine: bool ``[C]``, the rows that this process trains; None for all.
+    """
+    own = [(i, steps) for i, steps in enumerate(cohort.steps) if mine is None or bool(mine[i])]
     if not one_pass:
-        return [(torch.tensor([i]), 0, steps) for i, steps in enumerate(cohort.steps)]
+        return [(torch.tensor([i]), 0, steps) for i, steps in own]
     groups, begin = [], 0
-    for end in sorted(set(cohort.steps)):
-        groups.append((torch.tensor([i for i, steps in enumerate(cohort.steps) if steps >= end]), begin, end))
+    for end in sorted({steps for _, steps in own}):
+        groups.append((torch.tensor([i for i, steps in own if steps >= end]), begin, end))
         begin = end
     return groups
 

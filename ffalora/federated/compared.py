@@ -29,27 +29,32 @@ from ..data.examples import Examples
 from ..files.numbers import rounded_up
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.sampling import SeededDraw
-from ..runs.folder import BASELINES, write_json
+from ..runs.evaluation import answer_split, evaluate_examples
+from ..runs.folder import BASELINES, UNTRAINED_ANSWERS, write_json
 from ..training.batches import physical_batches
 from .experiment import Experiment
 from .heads import head_layers
+from .records import write_answers
 
 _TOKENS = 8192
 #: Names of the baselines in tables.
 MAJORITY, TEXTS, MEANS, PROBE = "largest class", "class texts, no training", "private class means", "private probe"
-WITHOUT_PRIVACY = "probe without privacy"
+WITHOUT_PRIVACY, UNTRAINED = "probe without privacy", "untrained"
 
 
 def compare(experiment: Experiment) -> list[dict[str, Any]]:
     """One row a baseline: ``name``, ``accuracy``, ``epsilon`` of the client that spends most (None: nothing of the
     clients' data is used, or all of it without privacy), ``about``, and ``is_bound`` where privacy is not kept, so that
-    it is nothing to beat. Empty for tasks without classes.
+    it is nothing to beat. A language model has one, itself before training, with ``metrics`` in the place of an
+    accuracy. Empty for other tasks without classes.
 
     With secure noise nothing is computed on the clients' data: it would spend their budget, or have no privacy at all.
     Call it before the first round, while the adapters are still zero.
     """
     config, data = experiment.config, experiment.data
     head = head_layers(experiment.loaded.model)
+    if config.data.task == "causal-lm":
+        return [_untrained(experiment)]
     if not data.label_names or config.data.task not in ("classification", "image-classification"):
         return []
     count = len(experiment.evaluation)
@@ -82,6 +87,21 @@ def _row(name: str, accuracy: float, about: str, epsilon: float | None = None) -
     }
 
 
+def _untrained(experiment: Experiment) -> dict[str, Any]:
+    """The pretrained language model as it is."""
+    config = experiment.config.data
+    metrics = evaluate_examples(
+        experiment.loaded.model, experiment.evaluation, experiment.task, experiment.engine.device,
+        config.max_evaluation_samples,
+    )  # fmt: skip
+    answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
+    experiment.answered = answered
+    return {
+        "name": UNTRAINED, "metrics": metrics | (answered.metrics() if answered else {}), "epsilon": None,
+        "about": "the pretrained model as it is", "is_bound": False,
+    }  # fmt: skip
+
+
 def _private(
     experiment: Experiment, clients: list[ClientFeatures], ledgers: list[PrivacyLedger], directions: Tensor | None,
     features: Tensor, labels: Tensor,
@@ -89,10 +109,10 @@ def _private(
     """Class means and the probe, each with a budget of its own as large as the run's."""
     config, classes = experiment.config, len(experiment.data.label_names or ())
     clients = [replace(c, features=torch.nn.functional.normalize(c.features, dim=1)) for c in clients]
-    fresh = [replace(ledger, steps_taken=0) for ledger in ledgers]
     targets = [ledger.target_epsilon or ledger.final_epsilon() for ledger in ledgers]
     if not all(map(math.isfinite, targets)):
         return []
+    fresh = [_independent(ledger, target) for ledger, target in zip(ledgers, targets, strict=True)]
     noise = noise_of(MEANS, config.seed)
     released, spent = [], []
     for client, ledger, target in zip(clients, ledgers, targets, strict=True):
@@ -116,6 +136,14 @@ def _private(
     return [*rows, _row(PROBE, probe, about, rounded_up(max(ledger.epsilon() for ledger in fresh)))]
 
 
+def _independent(ledger: PrivacyLedger, target: float) -> PrivacyLedger:
+    """A fresh ledger of the same terms for independent noise, which spends as much."""
+    if ledger.correlation is None:
+        return replace(ledger, steps_taken=0)
+    budget = Budget(target, ledger.delta, ledger.accountant)
+    return budget.ledger(ledger.client_id, ledger.dataset_size, ledger.expected_batch, ledger.max_steps)
+
+
 @torch.inference_mode()
 def features_of(experiment: Experiment, examples: Examples, indices: np.ndarray) -> Tensor:
     """What the head reads of samples, float32 ``[n,D]`` in their order."""
@@ -137,4 +165,5 @@ def compared(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
         return []
     if not path.exists():
         write_json(path, compare(experiment))
+        write_answers(experiment, folder / UNTRAINED_ANSWERS)
     return json.loads(path.read_text(encoding="utf-8"))

@@ -21,14 +21,17 @@ from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.factors import choose_noise
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
+from ..runs.evaluation import Answered
 from ..training.admission import drawn_from
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
 from ..training.participant import Participant
+from ..training.workers import ALONE, Workers
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
@@ -48,7 +51,8 @@ class Experiment:
     ``train`` is the data as it was read, which ledgers are keyed to; ``evaluation`` (and the engine's ``data``) are
     samples as the model takes them: it begins behind its first ``cached_layers`` layers. ``partition_table`` says who
     holds what; ``mean`` is how the server averages rows. ``labels`` and ``head_start``: see ``heads``; ``baselines``:
-    see ``compared``.
+    see ``compared``. ``workers`` are the processes that share the run; ``answered``: by the last model that was
+    evaluated, where answers were asked for.
     """
 
     config: Config
@@ -70,6 +74,8 @@ class Experiment:
     mean: Mean = weighted_mean
     charged: Callable[[Mapping[str, PrivacyLedger]], None] | None = None
     baselines: list[dict[str, Any]] = field(default_factory=list)
+    workers: Workers = ALONE
+    answered: Answered | None = None
 
     @property
     def ledgers(self) -> dict[str, PrivacyLedger]:
@@ -230,7 +236,7 @@ def make_ledger(
         label: what people call the client.
 
     Raises:
-        ConfigError: more samples than ``privacy.public_size_bound`` says.
+        ConfigError: more samples than ``privacy.public_size_bound`` says, or a band that does not fit.
         LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
@@ -244,8 +250,14 @@ def make_ledger(
     rate, group = min(1.0, config.optimizer.batch_size / size), 1
     if privacy.unit == "user" and not privacy.draws_users:
         group = privacy.samples_per_user
-    sigma = privacy.noise_multiplier
-    if sigma is None and privacy.target_epsilon is not None:
+    sigma, correlation = privacy.noise_multiplier, None
+    if privacy.mechanism != "independent":
+        correlation, sigma = choose_noise(
+            privacy.mechanism, steps, rate, privacy.delta, privacy.target_epsilon, sigma, privacy.band,
+            privacy.accountant, prior,
+        )  # fmt: skip
+        rate = correlation.sample_rate(rate)
+    elif sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
             privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior, group
         )
@@ -265,6 +277,7 @@ def make_ledger(
         size_is_public=privacy.public_size_bound is None,
         label=label,
         group=group,
+        correlation=correlation,
     )
 
 

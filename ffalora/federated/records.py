@@ -12,7 +12,7 @@ from ..files.numbers import rounded_up
 from ..privacy.statement import PrivacyStatement
 from ..runs.bundle import save_bundle
 from ..runs.environment import describe_environment
-from ..runs.folder import SUMMARY, RunResult, write_json
+from ..runs.folder import ANSWERS, SUMMARY, RunResult, write_json
 from ..training.report import TrainingReport
 from .experiment import Experiment
 from .strategies import ServerState
@@ -95,12 +95,20 @@ def evaluated_rows(experiment: Experiment) -> dict[str, Any]:
     return {"split": data.evaluate_on, "rows": min(rows, data.max_evaluation_samples or rows)}
 
 
+def write_answers(experiment: Experiment, path: Path) -> None:
+    """What the model that was evaluated last answered, where it was asked; not where the questions are somebody's."""
+    privacy = experiment.config.privacy
+    if experiment.answered is not None and (privacy.unit == "none" or privacy.noise != "secure"):
+        write_json(path, experiment.answered.rows())
+
+
 def environment(experiment: Experiment) -> dict[str, Any]:
     """Versions and device: what a reader needs to repeat the run."""
     dtype = next(iter(experiment.adapters.layers.values())).base_weight().dtype
     return describe_environment(experiment.engine.device) | {
         "base_dtype": str(dtype).removeprefix("torch."),
         "cached_layers": experiment.cached_layers,
+        "processes": experiment.workers.size,
     }
 
 
@@ -123,5 +131,6 @@ def finish_folder(experiment: Experiment, server: ServerState, folder: Path, row
     statement = privacy_statement(experiment)
     write_json(folder / "privacy.json", statement.as_dict())
     write_atomically(folder / "privacy.txt", statement.to_text().encode())
+    write_answers(experiment, folder / ANSWERS)
     write_json(folder / SUMMARY, result)
     return RunResult(folder, result, rows)

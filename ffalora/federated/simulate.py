@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from tqdm import tqdm
 from ..adapters import CheckpointError
 from ..config import Config
 from ..privacy.accounts import ACCOUNT
-from ..runs.evaluation import evaluate_answers, evaluate_examples
+from ..runs.evaluation import answer_split, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
+from ..training.workers import find_workers
 from .accounts import open_run_accounts
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
 from .records import finish_folder, metrics_row, open_folder
+from .shared_rounds import share_server, share_start
 from .strategies import Answers, ServerState
 
 
@@ -50,16 +53,25 @@ class Run:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
         trackers = Trackers(experiment.config, folder)
-        config, checkpoint, server = experiment.config, folder / CHECKPOINT, experiment.strategy.begin()
-        frozen = experiment.strategy.wire.fingerprint()
+        server, frozen = experiment.strategy.begin(), experiment.strategy.wire.fingerprint()
+        run = cls(experiment, server, folder, [], frozen, trackers)
+        run.rows = experiment.workers.from_lead(partial(run._begin, resume))
+        share_start(experiment, server, frozen)
+        return run
+
+    def _begin(self, resume: bool) -> list[dict[str, Any]]:
+        """Takes the run up where its folder says; the rows of the rounds that are completed."""
+        experiment, config, folder = self.experiment, self.experiment.config, self.folder
+        checkpoint = folder / CHECKPOINT
         if resume and checkpoint.exists():
             load_checkpoint(
-                checkpoint, config, server, experiment.participants, experiment.ledgers, experiment.client_level, frozen
-            )
+                checkpoint, config, self.server, experiment.participants, experiment.ledgers, experiment.client_level,
+                self.frozen,
+            )  # fmt: skip
         account = checkpoint.with_name(ACCOUNT)
         open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
-        return cls(experiment, server, folder, completed_rows(folder, server.round), frozen, trackers)
+        return completed_rows(folder, self.server.round)
 
     def is_over(self) -> bool:
         """Whether all rounds are done, or no budget allows another (which it warns of)."""
@@ -88,38 +100,42 @@ class Run:
 
 
 def simulate(config: Config, folder: str | Path, resume: bool = False, progress: bool = True) -> RunResult:
-    """Runs one method and writes its folder.
+    """Runs one method and writes its folder. The processes of an initialised ``torch.distributed`` group share the
+    work: all call this alike, and the first of them writes.
 
     Args:
         config: without ``methods`` (see ``Config.runs``).
         folder: made if missing; must hold no other run unless ``resume``.
         resume: continue after the last completed round; the result is bit-identical to an uninterrupted run (seeded
-            noise).
+            noise) on as many processes, and the same to rounding on another number of them.
         progress: show a bar with the time left.
 
     Raises:
         ConfigError, DataError, PartitionError: before anything is written. CheckpointError, LedgerMismatch: nothing to
-        resume, or something else. KeyboardInterrupt leaves the last completed round on disk.
+        resume, or something else. KeyboardInterrupt leaves the last completed round on disk. WorkersLost: another
+        process ended. LeadStopped: the first one raised one of these.
     """
-    folder = Path(folder)
-    check_unused(folder, resume)
-    run = Run.open(build(config), folder, resume)
-    run.experiment.baselines = compared(run.experiment, folder)
+    folder, workers = Path(folder), find_workers()
+    workers.from_lead(partial(check_unused, folder, resume))
+    experiment = build(config)
+    experiment.workers = workers
+    run = Run.open(experiment, folder, resume)
+    experiment.baselines = workers.from_lead(partial(compared, experiment, folder))
     with tqdm(
         total=config.federation.rounds,
         initial=run.server.round,
         desc=config.federation.strategy,
         unit="round",
-        disable=not progress,
+        disable=not (progress and workers.leads),
     ) as bar:
-        while not run.is_over():
-            row = run_round(run.experiment, run.server)
-            run.complete_round(row)
+        while not workers.from_lead(run.is_over):
+            row = run_round(experiment, run.server)
+            workers.from_lead(partial(run.complete_round, row))
             bar.set_postfix(
                 {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")} | {"ε": row["epsilon"]}
             )
             bar.update()
-    return run.finish()
+    return workers.from_lead(run.finish)
 
 
 def check_unused(folder: Path, resume: bool) -> None:
@@ -153,7 +169,10 @@ def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
     started = time.perf_counter()
     opened = open_round(experiment, server)
     report = train_cohort(experiment, server, opened.cohort, opened.rows)
-    return close_round(experiment, server, opened, report, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    row = experiment.workers.from_lead(partial(close_round, experiment, server, opened, report, seconds))
+    share_server(experiment.workers, server)
+    return row
 
 
 def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
@@ -206,7 +225,8 @@ def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, flo
             experiment.engine.device,
             config.max_evaluation_samples,
         )
-        found.append(metrics | evaluate_answers(experiment.loaded, experiment.data, config, config.evaluate_on))
+        experiment.answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
+        found.append(metrics | (experiment.answered.metrics() if experiment.answered else {}))
     return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 

@@ -21,6 +21,7 @@ from ..config import Config
 from ..runs.folder import RunResult
 from ..training.optim import Moments
 from ..training.report import TrainingReport
+from ..training.workers import find_workers
 from .checks import find_strategy
 from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .experiment import Experiment, build, make_participants
@@ -61,10 +62,12 @@ def simulate_together(
             with those that were completed before.
 
     Raises:
-        ValueError: their settings differ. All that ``simulate`` raises.
+        ValueError: their settings differ, or several processes call it. All that ``simulate`` raises.
     """
     if not configs:
         return []
+    if (size := find_workers().size) > 1:
+        raise ValueError(f"simulate_together runs in one process, and this is one of {size}: they can share simulate()")
     folder, first = next(iter(configs.items()))
     shared = shared_setting(first)
     apart = [str(path) for path, config in configs.items() if shared is None or shared_setting(config) != shared]

@@ -117,6 +117,11 @@ def make_plans(config: Config, seconds: float = math.inf) -> Plans:
             f"privacy.target_epsilon={privacy.target_epsilon} with privacy.unit={privacy.unit!r}: a plan needs an ε to "
             "spend on samples or users; set privacy.unit to sample (or user) and give target_epsilon"
         )
+    if privacy.mechanism != "independent":
+        raise ConfigError(
+            f"privacy.mechanism={privacy.mechanism!r}: plans are for independent noise; make one with "
+            "privacy.mechanism=independent, and set the mechanism in the run"
+        )
     experiment = build(config)
     sizes = [p.ledger.dataset_size for p in experiment.participants if p.ledger is not None]
     cost = measure(experiment)

@@ -127,7 +127,7 @@ def noise_multiplier_for(
         spent = epsilon_of([*prior, this_run], target_delta, accountant)
         return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
-    found = _least_noise(excess, float(group))
+    found = least_noise(excess, float(group))
     if found is None:
         raise ValueError(
             f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
@@ -136,7 +136,7 @@ def noise_multiplier_for(
     return found
 
 
-def _least_noise(excess: Callable[[float], float], start: float) -> float | None:
+def least_noise(excess: Callable[[float], float], start: float = 1.0) -> float | None:
     """A σ with ``log(1 - tolerance) ≤ excess(σ) ≤ 0``, where ``excess`` is ``log(ε(σ)/target)`` and falls; None where
     no σ up to the largest has it. From ``start``, by false position in (log σ, log ε) with the Illinois rule;
     excess(high) ≤ 0 throughout.

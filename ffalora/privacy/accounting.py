@@ -17,11 +17,11 @@ from typing import Any
 
 from ..config.names import PRIVACY_NAMES, takes_names
 from .accountants import ACCOUNTANTS, affordable_steps, epsilon_of
+from .correlation import Correlation
 from .sealed import write_sealed
-from .spent import SAMPLINGS, UNITS, Spent, check_one_unit, joint_adjacency, spent_from
+from .spent import SAMPLINGS, UNITS, WHOLE_LIMIT, Spent, check_one_unit, fits, joint_adjacency, spent_from
 
 _FORMAT = 2
-_WHOLE_LIMIT = 2**32
 
 
 class PrivacyBudgetSpent(RuntimeError):
@@ -55,6 +55,8 @@ class PrivacyLedger:
         steps_taken: charged so far.
         size_is_public: whether the number of units is; decides between zero-out and add/remove adjacency.
         label: what people call the client; may be empty.
+        correlation: of the noise of different steps; None where they are independent. Steps then count by whole
+            releases (:meth:`steps`), and σ is relative to what one record can change in a release.
         others: what runs of other folders have spent on the same records, by the data set's ledger, which keeps this
             up to date; part of every ε, not of what the target allows (the data set's own budget limits it).
         allowance: the most steps that the data set's budget leaves to this run; None where there is no budget.
@@ -77,6 +79,7 @@ class PrivacyLedger:
     size_is_public: bool = True
     label: str = ""
     group: int = 1
+    correlation: Correlation | None = None
     others: tuple[Spent, ...] = field(default=(), init=False, repr=False, compare=False)
     allowance: int | None = field(default=None, init=False, repr=False, compare=False)
     steps_written: int = field(default=0, init=False, repr=False, compare=False)
@@ -86,7 +89,7 @@ class PrivacyLedger:
         self.prior = tuple(Spent(*part) for part in self.prior)
         for whole in ("client_id", "dataset_size", "max_steps", "steps_taken", "group"):
             setattr(self, whole, index(getattr(self, whole)))
-            if not 0 <= getattr(self, whole) < _WHOLE_LIMIT:
+            if not 0 <= getattr(self, whole) < WHOLE_LIMIT:
                 raise ValueError(f"{whole} must lie in 0 … 2**32 - 1, got {getattr(self, whole)}")
         for name, allowed in (("accountant", ACCOUNTANTS), ("sampling", SAMPLINGS), ("unit", UNITS)):
             if getattr(self, name) not in allowed:
@@ -108,6 +111,13 @@ class PrivacyLedger:
                 f"{self.name}: noise_multiplier must be finite and not negative, got {self.noise_multiplier}"
             )
         self._check_promise()
+        if self.correlation is not None:
+            if self.unit != "sample" or self.sampling != "poisson" or not self.size_is_public:
+                raise ValueError(
+                    f"{self.name}: mechanism={self.correlation.mechanism!r} is for unit='sample', sampling='poisson' "
+                    "and a number of records that is public; change these, or take mechanism='independent'"
+                )
+            self.correlation.check(self.max_steps, self.sample_rate)
         if self.steps_taken > self.max_steps:
             raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
 
@@ -165,10 +175,23 @@ class PrivacyLedger:
         """Whether the ledger is for ``size`` of what is drawn: for that many, or for a bound on them."""
         return size == self.dataset_size if self.size_is_public else size <= self.dataset_size
 
+    @property
+    def period(self) -> int:
+        """How many steps are one release: 1 where the noise of different steps is independent."""
+        return 1 if self.correlation is None else self.correlation.period
+
+    @property
+    def release_rate(self) -> float:
+        """The rate at which records are sampled for a release: q where each step is one."""
+        return self.sample_rate if self.correlation is None else self.correlation.release_rate(self.sample_rate)
+
     def steps(self, count: int) -> Spent:
-        """``count`` of this ledger's steps, as others write them down."""
+        """What ``count`` of this ledger's steps spend, as others write it down: as many Gaussian releases as they
+        begin.
+        """
         kind = "replace" if self.sampling != "poisson" else "zero-out" if self.size_is_public else "add/remove"
-        return Spent(self.noise_multiplier, self.sample_rate, count, self.sampling, self.unit, kind, self.group)
+        releases = -(-count // self.period)
+        return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind, self.group)
 
     @property
     def steps_allowed(self) -> int:
@@ -176,11 +199,16 @@ class PrivacyLedger:
         if self.target_epsilon is None:
             return self.max_steps
         if self._allowed is None:
-            self._allowed = affordable_steps(
-                self.target_epsilon, self.delta, self.noise_multiplier, self.sample_rate, self.max_steps,
-                self.accountant, self.sampling, self.prior, self.group,
-            )  # fmt: skip
+            self._allowed = self.affordable(self.target_epsilon, self.delta, self.prior)
         return self._allowed
+
+    def affordable(self, target_epsilon: float, delta: float, before: tuple[Spent, ...]) -> int:
+        """The most of this ledger's steps that, after what was spent ``before``, keep ε within the target."""
+        releases = affordable_steps(
+            target_epsilon, delta, self.noise_multiplier, self.release_rate, self.steps(self.max_steps).steps,
+            self.accountant, self.sampling, before, self.group,
+        )  # fmt: skip
+        return min(self.max_steps, releases * self.period)
 
     @property
     def steps_left(self) -> int:
@@ -218,6 +246,12 @@ class PrivacyLedger:
             )
         self.steps_taken += steps
 
+    def begin_anew(self) -> None:
+        """Charges the rest of a release whose noise nobody remembers, so that the next step begins another; all that
+        is left where that is less.
+        """
+        self.steps_taken += min(-self.steps_taken % self.period, self.steps_left)
+
     def epsilon(self) -> float:
         """ε spent so far, earlier and other runs included, at this ledger's δ."""
         return epsilon_of(self.history, self.delta, self.accountant)
@@ -228,8 +262,10 @@ class PrivacyLedger:
         return epsilon_of(history, self.delta, self.accountant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but ``others``, as plain JSON values."""
-        state = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        """Everything but ``others``, as plain JSON values; ``correlation`` where there is one."""
+        state = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "correlation"}
+        if self.correlation is not None:
+            state["correlation"] = self.correlation.as_dict()
         return {"format": _FORMAT, **state, "prior": [list(p) for p in self.prior]}
 
     @classmethod
@@ -242,16 +278,18 @@ class PrivacyLedger:
         given: dict[str, Any] = {"group": 1, **state} if isinstance(state, dict) else {}
         if given.pop("format", None) != _FORMAT:
             raise LedgerMismatch(f"not a privacy ledger of format {_FORMAT}: {str(state)[:80]}")
-        known = {f.name: str(f.type) for f in fields(cls) if f.init}
+        correlation = given.pop("correlation", None)
+        known = {f.name: str(f.type) for f in fields(cls) if f.init and f.name != "correlation"}
         if set(given) != set(known):
             raise LedgerMismatch(
                 f"privacy ledger has wrong entries: {sorted(set(given) ^ set(known))} are missing or unknown"
             )
         for name, kind in known.items():
-            if not _fits(given[name], kind):
+            if not fits(given[name], kind):
                 raise LedgerMismatch(f"privacy ledger: {name} must be {kind}, got {given[name]!r}")
         try:
-            return cls(**given | {"prior": tuple(map(spent_from, given["prior"]))})
+            factor = None if correlation is None else Correlation.from_dict(correlation)
+            return cls(**given | {"prior": tuple(map(spent_from, given["prior"])), "correlation": factor})
         except (ValueError, TypeError) as error:
             raise LedgerMismatch(f"privacy ledger cannot be used: {error}") from error
 
@@ -287,19 +325,3 @@ class PrivacyLedger:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the ledger as JSON, whole or not at all, and durably: on return it survives a power cut."""
         write_sealed(Path(path), self.state_dict())
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if value is None:
-        return "None" in kind
-    if kind.startswith("tuple"):
-        return isinstance(value, list | tuple)
-    if kind.startswith("str"):
-        return isinstance(value, str)
-    if kind.startswith("bool"):
-        return isinstance(value, bool)
-    if kind.startswith("int"):
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < _WHOLE_LIMIT**4  # no NaN, no Inf, nothing that a float cannot hold

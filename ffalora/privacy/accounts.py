@@ -114,7 +114,7 @@ def open_accounts(
 def _check_not_turned_back(data_ledger: DataLedger, name: str, ledger: PrivacyLedger, folder: Path) -> None:
     """A file that counts less than the data set's ledger was edited, removed, or restored from a copy."""
     charged = data_ledger.steps_of(name)
-    if charged > ledger.steps_taken:
+    if charged > ledger.steps(ledger.steps_taken).steps:
         raise LedgerMismatch(
             f"{ledger.name}: {folder / name}.json counts {ledger.steps_taken} steps, but ledger {data_ledger.name!r} "
             f"was charged {charged} for this run: the file was changed, removed, or is an old copy. Restore it, or "

@@ -157,8 +157,18 @@ class AdaptiveQuantileClipping:
                 clipped.
             normal: one standard normal from the run's noise source, used nowhere else.
         """
+        return self.move(self.noisy_count(norms, normal))
+
+    def noisy_count(self, norms: Tensor, normal: float) -> float:
+        """What a step releases of the norms; arguments as in :meth:`update`.
+
+        Processes that share a step add up what each finds among its own rows; ``normal`` is 0 on all but one of them.
+        """
         below = float((norms <= self.max_grad_norm).sum())
-        count = below - norms.numel() / 2 + float(self.bit_noise or 0.0) * normal * (self.noise_multiplier > 0)
+        return below - norms.numel() / 2 + float(self.bit_noise or 0.0) * normal * (self.noise_multiplier > 0)
+
+    def move(self, count: float) -> float:
+        """Moves C by the noisy count of all rows and returns it."""
         fraction = 0.5 + count / self.expected_rows
         moved = self.max_grad_norm * math.exp(-self.learning_rate * (fraction - self.quantile))
         self.max_grad_norm = min(max(moved, self.lowest), self.highest)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..files.atomic import write_atomically
-from .accountants import affordable_steps, epsilon_of
+from .accountants import epsilon_of
 from .accounting import LedgerMismatch, PrivacyLedger
 from .charge_log import ChargeLog
 from .spent import Spent, check_one_unit, spent_from
@@ -119,7 +119,7 @@ class DataLedger:
         return self.in_prior | set(self._own.values())
 
     def steps_of(self, name: str) -> int:
-        """What has been charged to one of the own entries."""
+        """What has been charged to one of the own entries: steps, or releases where several steps are one."""
         return self.entries[self._own[name]].steps.steps
 
     def look_up(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
@@ -135,14 +135,14 @@ class DataLedger:
             ledger.others = self._spent_by_others(name)
             ledger.allowance = None
             if self.budget is not None:
-                ledger.allowance = affordable_steps(
-                    *self.budget, ledger.noise_multiplier, ledger.sample_rate, ledger.max_steps, ledger.accountant,
-                    ledger.sampling, (*ledger.prior, *ledger.others), ledger.group,
-                )  # fmt: skip
+                ledger.allowance = ledger.affordable(*self.budget, (*ledger.prior, *ledger.others))
 
     def charge(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
         """Charges what each ledger counts beyond its entry, durably, in one record. Only while :meth:`opened`."""
-        fresh = {self._own[name]: ledger.steps_taken - self.steps_of(name) for name, ledger in ledgers.items()}
+        fresh = {
+            self._own[name]: ledger.steps(ledger.steps_taken).steps - self.steps_of(name)
+            for name, ledger in ledgers.items()
+        }
         fresh = {number: steps for number, steps in fresh.items() if steps > 0}
         if fresh:
             self._add({"charge": {str(number): steps for number, steps in fresh.items()}})

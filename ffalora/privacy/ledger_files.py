@@ -36,6 +36,11 @@ def charge_file(ledger: PrivacyLedger, path: Path) -> None:
     """
     with locked(path):
         written = load_ledger(path).steps_taken if path.exists() else 0
+        if ledger.correlation is not None and written != ledger.steps_written:
+            raise LedgerMismatch(
+                f"{path} counts {written} steps where this process knows of {ledger.steps_written}: another one trains "
+                "on it, and noise that is correlated in each of them is not one release. Let one of them end"
+            )
         fresh = ledger.steps_taken - ledger.steps_written
         ledger.steps_taken = ledger.steps_written = written
         if fresh > 0:

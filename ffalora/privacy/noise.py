@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffalora_kernels import privatize_step_
 from ffalora_kernels.reference import gaussian_ref
 
 #: Philox stream of the noisy counts of adaptive clipping; the noise on gradients has stream 0.
@@ -31,6 +32,23 @@ class SeededNoise:
         digest = hashlib.sha256(f"ffalora noise {seed}".encode()).digest()
         return cls(int.from_bytes(digest[:8], "little", signed=True))
 
+    def normals(self, total: Tensor, client_id: Tensor, step: Tensor, index: Tensor | None) -> Tensor:
+        """The normals that ``privatize_step_`` would draw for these rows, rounded to float32; 0 in padding columns.
+
+        Args:
+            total: float64 ``[C,P]``, only for its shape and device. client_id, step: int64 ``[C]``.
+            index: int32 ``[P]``, as in ``privatize_step_``.
+
+        Returns:
+            float64 ``[C,P]``.
+        """
+        drawn, one = torch.zeros_like(total, dtype=torch.float32), total.new_ones(len(total))
+        privatize_step_(
+            drawn, torch.zeros_like(total), client_id=client_id, step=step, noise_std=one, denominator=one, lr=-one,
+            key=self.key, index=index,
+        )  # fmt: skip
+        return drawn.double()
+
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal beside the noise on the gradients: the same arguments give the same number."""
         return float(gaussian_ref(self.key, client_id, step, stream, torch.zeros(1, dtype=torch.int64)))
@@ -52,6 +70,12 @@ class SecureNoise:
         from .secure_noise import add_secure_gaussian_
 
         add_secure_gaussian_(total, std)
+
+    def normals(self, total: Tensor, client_id: Tensor, step: Tensor, index: Tensor | None) -> Tensor:
+        """Independent normals of the shape of ``total``, float64 ``[C,P]``; the other arguments are unused."""
+        drawn = torch.zeros_like(total)
+        self.add_(drawn, total.new_ones(len(total)))
+        return drawn
 
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal; the arguments are unused, since nothing is ever drawn twice."""

@@ -7,10 +7,11 @@ compare integers.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -50,16 +51,31 @@ class SeededDraw:
 
 @dataclass(frozen=True)
 class SystemDraw:
-    """Draws from the operating system's cryptographic generator, never the same twice, whatever the client and step."""
+    """Draws from the operating system's cryptographic generator, never the same twice, whatever the client and step.
 
+    Attributes:
+        key: for processes that have to draw alike: 32 bytes of that generator, exchanged among them and never written.
+            A draw is then SHAKE-256 (FIPS 202) of key, client and step (of a user's records: and its number), each step
+            drawn once.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
     secure: ClassVar[bool] = True
 
     def __call__(self, client_id: int, step: int, n: int, rate: float) -> Indices:
         _check(n, rate)
-        return _below(np.frombuffer(os.urandom(8 * n), dtype=np.uint64), rate)
+        return _below(self._words(n, client_id, step), rate)
 
     def some(self, client_id: int, step: int, user: int, n: int, most: int) -> Indices:
-        return _first(np.frombuffer(os.urandom(8 * n), dtype=np.uint64), most)
+        return _first(self._words(n, client_id, step, user), most)
+
+    def _words(self, n: int, *named: int) -> NDArray[np.uint64]:
+        if self.key is None:
+            words = os.urandom(8 * n)
+        else:  # lists of other lengths never collide, nor do those of one
+            named_bytes = b"".join(int(number).to_bytes(8, "little") for number in named)
+            words = hashlib.shake_256(self.key + named_bytes).digest(8 * n)
+        return np.frombuffer(words, dtype=np.uint64)
 
 
 def poisson_draw(seed: int, client_id: int, step: int, n: int, rate: float) -> Indices:

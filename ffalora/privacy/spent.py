@@ -10,6 +10,8 @@ SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
 UNITS = ("sample", "user", "client")
 #: Which data sets are neighbours: one record adds nothing, is absent, or is another.
 ADJACENCIES = ("zero-out", "add/remove", "replace")
+#: Whole numbers that are written down lie below it.
+WHOLE_LIMIT = 2**32
 
 
 class Spent(NamedTuple):
@@ -99,3 +101,20 @@ def largest(histories: Iterable[Sequence[Spent]]) -> tuple[Spent, ...]:
         for kind, steps in own.items():
             most[kind] = max(most.get(kind, 0), steps)
     return tuple(kind._replace(steps=steps) for kind, steps in sorted(most.items()) if steps)
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value of a file is of the kind that an annotation names."""
+    if value is None:
+        return "None" in kind
+    if kind.startswith("tuple"):
+        return isinstance(value, list | tuple)
+    if kind.startswith("str"):
+        return isinstance(value, str)
+    if kind.startswith("bool"):
+        return isinstance(value, bool)
+    if kind.startswith("int"):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < WHOLE_LIMIT**4  # no NaN, no Inf, nothing that a float cannot hold

@@ -162,8 +162,8 @@ class PrivacyStatement:
             simulation=noise == "seeded",
             unit=first.unit,
             adjacency=_describe_adjacency(ledgers),
-            sampling=_describe_sampling(first.sampling),
-            mechanism=_MECHANISMS[first.drawn] + (f"; ε of groups of {first.group} samples" if first.group > 1 else ""),
+            sampling=_describe_sampling(first) if first.correlation is None else first.correlation.describe_sampling(),
+            mechanism=_describe_mechanism(first),
             accountant=first.accountant,
             delta=first.delta,
             noise=_describe_noise(noise),
@@ -213,10 +213,17 @@ def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:
     return _ADJACENCIES[kind].format(f"{kind} one {ledgers[0].unit}")
 
 
-def _describe_sampling(sampling: str) -> str:
-    if sampling == "poisson":
+def _describe_sampling(ledger: PrivacyLedger) -> str:
+    if ledger.sampling == "poisson":
         return "Poisson: each record independently in each step, with amplification"
-    return f"{sampling}: not Poisson, so no amplification; sensitivity 2C, composed over every step"
+    return f"{ledger.sampling}: not Poisson, so no amplification; sensitivity 2C, composed over every step"
+
+
+def _describe_mechanism(ledger: PrivacyLedger) -> str:
+    if ledger.correlation is not None:
+        return ledger.correlation.describe()
+    of_groups = f"; ε of groups of {ledger.group} samples" if ledger.group > 1 else ""
+    return _MECHANISMS[ledger.drawn] + of_groups
 
 
 def _describe_noise(noise: str) -> str:
@@ -245,6 +252,11 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
     if noise == "seeded":
         said.append(
             "The noise comes from a seed: who has the seed or the run folder can subtract it, and nothing is protected."
+        )
+    if ledgers[0].correlation is not None:
+        said.append(
+            "Noise of different steps is correlated. ε is that of whole releases of many steps, from the first of them "
+            "on; a run that is interrupted begins another, unless its noise comes from a seed."
         )
     if any(ledger.prior or ledger.others for ledger in ledgers):
         said.append("ε includes what other runs spent on the same records, as far as their ledgers say.")

@@ -12,8 +12,8 @@ _METRIC = "accuracy"
 
 
 def baseline_table(runs: Sequence[Run]) -> Table | None:
-    """Accuracy of every method and baseline, the best first; None where no baseline was computed."""
-    if not any(run.baselines for run in runs):
+    """Accuracy of every method and baseline, the best first; None where no such baseline was computed."""
+    if not _by_name(runs):
         return None
     entries = [
         (interval, (f"{label} (this run)", text, epsilon, "fine-tuned adapters and head"))
@@ -67,10 +67,10 @@ def _epsilon(group: Sequence[Run]) -> str:
 
 
 def _by_name(runs: Sequence[Run]) -> dict[str, list[dict]]:
-    """What was computed, by name; methods of one seed that share a baseline count it once."""
+    """What was computed and has an accuracy, by name; methods of one seed that share a baseline count it once."""
     rows: dict[str, list[tuple[int, dict]]] = {}
     for run in runs:
-        for row in run.baselines:
+        for row in (row for row in run.baselines if _METRIC in row):
             found = rows.setdefault(row["name"], [])
             if (run.config["seed"], row) not in found:
                 found.append((run.config["seed"], row))

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from .answers import answers_table, before_and_after, what_was_learned
 from .baselines import baseline_table, verdicts
 from .plots import Plot, inline_svg, run_plots, save_plots
 from .runs import CONFIG, ReportError, Run, by_label, data_title, method_title, read_top_config
@@ -109,6 +110,13 @@ def write_report(runs: Sequence[Run], folder: str | Path) -> Path:
 def run_page(runs: Sequence[Run]) -> Page:
     """The page of finished runs, side by side."""
     groups, configs = by_label(runs), _configs(runs)
+    found = (
+        baseline_table(runs),
+        before_and_after(runs),
+        result_table(runs),
+        answers_table(runs),
+        difference_table(runs),
+    )
     return Page(
         title=_title(runs, list(groups)),
         asked=list(
@@ -117,8 +125,8 @@ def run_page(runs: Sequence[Run]) -> Page:
                 for group in groups.values()
             )
         ),
-        verdict=" ".join(verdicts(runs)),
-        tables=[t for t in (baseline_table(runs), result_table(runs), difference_table(runs)) if t is not None],
+        verdict=" ".join([*verdicts(runs), *what_was_learned(runs)]),
+        tables=[table for table in found if table is not None],
         plots=run_plots(runs),
         statements={
             _statement_name(label, group): group[0].privacy_text

@@ -39,6 +39,8 @@ class Run:
         environment, privacy_text: as written by the run; empty where it was interrupted.
         baselines: what the run has to beat; empty where it was not asked for.
         evaluated: of how many rows the metrics are; None where nobody wrote it down.
+        answers: of a language model to the questions it was evaluated on, each with ``prompt``, ``answer`` and
+            ``reference``; untrained: the same of the model before training. Empty where they were not kept.
     """
 
     label: str
@@ -50,6 +52,8 @@ class Run:
     privacy_text: str = ""
     baselines: list[dict[str, Any]] = field(default_factory=list)
     evaluated: int | None = None
+    answers: list[dict[str, str]] = field(default_factory=list)
+    untrained: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -154,6 +158,8 @@ def _read_run(top: Path, place: Path) -> Run:
         privacy_text=_read(place / "privacy.txt", str, ""),
         baselines=_read(place / "baselines.json", json.loads, []),
         evaluated=(_read(place / "summary.json", json.loads, {}).get("evaluated") or {}).get("rows"),
+        answers=_read(place / "answers.json", json.loads, []),
+        untrained=_read(place / "answers-untrained.json", json.loads, []),
     )
 
 

@@ -29,7 +29,7 @@ from ..data.validate import column_values
 from ..files.atomic import write_atomically
 from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
-from .evaluation import evaluate_answers, gather_examples, metrics_of_groups, predict_examples
+from .evaluation import answer_split, gather_examples, metrics_of_groups, predict_examples
 from .intervals import SHARES, share_interval
 
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
@@ -177,7 +177,8 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     count = len(examples) if limit is None else min(limit, len(examples))
     gathered = gather_examples(bundle.loaded.model, examples, task, bundle.device, limit)
     metrics = task.metrics([gathered] if gathered else [])
-    metrics |= evaluate_answers(bundle.loaded, data, config.data, split)
+    answered = answer_split(bundle.loaded, data, config.data, split)
+    metrics |= answered.metrics() if answered else {}
     by = by or data.client_column
     scored = data.splits[split]
     if by is not None and by not in scored.column_names:

@@ -30,12 +30,16 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, whether merged, and the name under which the base model is to be found."""
+    """What was written: the folder, what code calls it, whether merged, where others find the base model, and the names
+    of the inputs of its ONNX file.
+    """
 
     folder: Path
+    name: str
     is_merged: bool
     base: str
     is_base_local: bool
+    onnx_inputs: tuple[str, ...] = ()
 
 
 def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) -> None:
@@ -84,7 +88,7 @@ def _answers(bundle: Bundle) -> str:
 
 
 def _code(made: Exported, bundle: Bundle) -> str:
-    folder, base = json.dumps(made.folder.name), json.dumps(made.base)
+    folder, base = json.dumps(made.name), json.dumps(made.base)
     kind = "AutoModel" + _CLASSES[bundle.config.data.task]
     is_image = bundle.config.data.task == "image-classification"
     trusted = ", trust_remote_code=True" if bundle.loaded.root else ""
@@ -115,11 +119,17 @@ def _note(made: Exported, bundle: Bundle) -> str:
         )
         if not made.is_merged:
             said.append(
-                "The encoder with its adapter alone: `AutoPeftModelForFeatureExtraction.from_pretrained("
-                f'"{made.folder.name}/adapter")`.'
+                "The encoder with its adapter alone: `PeftModel.from_pretrained(AutoModel.from_pretrained("
+                f'"{made.base}"), "{made.name}", subfolder="adapter")`.'
             )
     if made.is_base_local and not made.is_merged:
         said.append("The base model is a folder that this one does not hold; who has it elsewhere, writes where.")
+    if made.onnx_inputs:
+        inputs = ", ".join(f"`{name}`" for name in made.onnx_inputs)
+        said.append(
+            f"`model.onnx` is the same model for runtimes of ONNX; it takes {inputs} (int64, texts by tokens),"
+            " and gives `logits`."
+        )
     return " ".join(said) or "Nothing but the libraries named is needed."
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ffalora_kernels import explain
+from ffalora_kernels.dispatch import processor_choices
 
 from .._version import __version__
 from ..models import has_fast_bfloat16
@@ -28,6 +29,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "fast_bfloat16": has_fast_bfloat16(device),
         "backends": explain(),
+        "processor": processor_choices(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 

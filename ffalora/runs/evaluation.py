@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,32 @@ def _without_logits(
     return head_left_out(model) if apart else nullcontext()
 
 
-def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> dict[str, float]:
-    """``rouge_l`` of generated answers with those of ``split``, and ``exact_match`` of the numbers that they end in
-    where any of those does; empty where the configuration asks for no answers.
-    """
+@dataclass(frozen=True)
+class Answered:
+    """What a language model answered to the prompts of a split, and what the data answers to them."""
+
+    prompts: Sequence[str]
+    answers: Sequence[str]
+    references: Sequence[str]
+
+    def metrics(self) -> dict[str, float]:
+        """``rouge_l`` of answers with those of the data, and ``exact_match`` of the numbers that they end in where any
+        of the data's does.
+        """
+        numbers = any(final_number(reference) is not None for reference in self.references)
+        exact = {"exact_match": exact_match(self.answers, self.references)} if numbers else {}
+        return {"rouge_l": rouge_l(self.answers, self.references)} | exact
+
+    def rows(self) -> list[dict[str, str]]:
+        """One mapping an answer: ``prompt``, ``answer`` and ``reference``."""
+        together = zip(self.prompts, self.answers, self.references, strict=True)
+        return [{"prompt": prompt, "answer": answer, "reference": reference} for prompt, answer, reference in together]
+
+
+def answer_split(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> Answered | None:
+    """What the model answers to the prompts of ``split``; None where the configuration asks for no answers."""
     if config.answer_tokens is None:
-        return {}
+        return None
     rows = data.splits[split]
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
@@ -97,10 +118,8 @@ def evaluate_answers(loaded: LoadedModel, data: LoadedData, config: DataConfig, 
     answers = generate_answers(
         loaded.model, loaded.tokenizer, asked, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
     )
-    numbers = any(final_number(reference) is not None for reference in references)
-    return {"rouge_l": rouge_l(answers, references)} | (
-        {"exact_match": exact_match(answers, references)} if numbers else {}
-    )
+    shown = prompts if answered else [messages[-1]["content"] for messages in asked]
+    return Answered(shown, answers, references)
 
 
 def _passes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..data.asset_table import ASSETS
 from . import modeling_pooled
 from .bundle import HEAD_FILE, Bundle, adapter_folder, load_bundle
 from .card import Exported, write_card
+from .onnx_file import check_onnx, write_onnx
 
 MODELLING = "modeling_pooled"
 _AUTO = {
@@ -27,8 +29,9 @@ _AUTO = {
 
 
 def export(
-    run: str | Path, folder: str | Path, merged: bool = False, base: str | None = None, metrics: bool = True
-) -> Exported:
+    run: str | Path, folder: str | Path, merged: bool = False, base: str | None = None, metrics: bool = True,
+    name: str | None = None, onnx: bool = False,
+) -> Exported:  # fmt: skip
     """Writes a run's adapter, or the base model merged with it, with its head, tokenizer and a model card.
 
     A head of the model's own class needs that class alone: PEFT's ``AutoPeftModel…`` takes the adapter, transformers'
@@ -41,9 +44,12 @@ def export(
         merged: the whole model instead of the adapter alone.
         base: the base model's name for others, such as one of the hub (default: what the run calls it).
         metrics: put the run's metrics into the card; they are computed on private rows, without noise.
+        name: what the card's code calls it (default: the folder's name).
+        onnx: the merged model as ``model.onnx`` as well, for runtimes without torch (``pip install 'ffalora[onnx]'``).
 
     Raises:
-        ConfigError: the folder holds something, or PEFT has no format for the run's kind of adapter.
+        ConfigError: the folder holds something, PEFT has no format for the run's kind of adapter, or ONNX is asked for
+            an adapter alone, of another task, or without its libraries.
         CheckpointError: there is no such adapter.
     """
     run, folder = adapter_folder(run), Path(folder)
@@ -51,10 +57,16 @@ def export(
         raise ConfigError(f"{folder} holds something already; give the name of a new folder")
     if not merged and not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run}: PEFT has no format for this kind of adapter; export the merged model (--merged)")
+    if onnx and not merged:
+        raise ConfigError("onnx is a format of whole models: export the merged model (--merged)")
     bundle = load_bundle(run, {"model.dtype": "float32", "device": "cpu"})
+    if onnx:
+        check_onnx(bundle.config.data.task)
     own = bundle.config.model.name
     found = ASSETS[own].hub if own in ASSETS else own
-    made = Exported(folder, merged, base or found, base is None and Path(own).expanduser().exists())
+    made = Exported(
+        folder, name or folder.name, merged, base or found, base is None and Path(own).expanduser().exists()
+    )
     folder.mkdir(parents=True, exist_ok=True)
     if bundle.loaded.tokenizer is not None:
         bundle.loaded.tokenizer.model_max_length = bundle.config.data.max_length
@@ -70,6 +82,8 @@ def export(
         model.save_pretrained(folder)
     else:
         _copy_adapter(run, folder, made.base, None)
+    if onnx:
+        made = replace(made, onnx_inputs=tuple(write_onnx(folder, bundle)))
     write_card(run.parent, made, bundle, metrics)
     return made
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import Config
 from ..files.atomic import write_atomically
 from ..files.numbers import restored, to_json
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
 SUMMARY, BASELINES = "summary.json", "baselines.json"
+ANSWERS, UNTRAINED_ANSWERS = "answers.json", "answers-untrained.json"
 
 
 @dataclass
@@ -21,6 +23,17 @@ class RunResult:
     folder: Path
     summary: dict[str, Any]
     rounds: list[dict[str, Any]]
+
+
+def run_places(config: Config, folder: Path) -> dict[Path, Config]:
+    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed."""
+    places: dict[Path, Config] = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        for name, one in config.runs().items():
+            place = folder / name if config.methods else folder
+            place = place / f"seed-{seed}" if config.seeds > 1 else place
+            places[place] = one.model_copy(update={"seed": seed, "seeds": 1})
+    return places
 
 
 def completed_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """``PrivateTrainer``: transformers' Trainer with DP-SGD on the adapters. Everything else of the Trainer stays.
 
 A *logical batch* is one Poisson sample of the training set, of expected size ``per_device_train_batch_size ×
-gradient_accumulation_steps``; it is computed in physical batches of at most ``per_device_train_batch_size`` samples.
+gradient_accumulation_steps`` times the number of processes (torchrun, ``accelerate launch``), which share it; it is
+computed in physical batches of at most ``per_device_train_batch_size`` samples.
 Each update the Trainer asks for is one logical step: its noisy mean gradient is put into ``.grad``, and the Trainer's
 own optimiser, schedule, callbacks, logging, evaluation and checkpoints take it from there.
 """
@@ -37,8 +38,9 @@ from ..training.batches import physical_batches
 from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
+from ..training.workers import drawn_alike, find_workers
 from .steps import LogicalSteps, classes_of, lengths_of
-from .terms import PrivacyArguments, check_arguments, default_losses, feature_digests, promised
+from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
 _LEDGER_NAME = "privacy_ledger"
 LEDGER_FILE = f"{_LEDGER_NAME}.json"
@@ -63,8 +65,9 @@ class PrivateTrainer(Trainer):
         others: as for Trainer.
 
     Raises:
-        ValueError: something that would break the promise: trainable tensors outside the adapters, several devices,
-            fp16 loss scaling, label smoothing, batch-level losses, a data set without length.
+        ValueError: something that would break the promise: trainable tensors outside the adapters, several devices in
+            one process, a sharded model, fp16 loss scaling, label smoothing, batch-level losses, a data set without
+            length.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class PrivateTrainer(Trainer):
         losses: Callable[[Any, Tensor], Tensor] | None = None,
         **others: Any,
     ):
-        privacy = promised(privacy, others)
+        privacy = promised(privacy, others, type(self))
         if adapters is None:
             from ..adapters import convert
 
@@ -84,13 +87,15 @@ class PrivateTrainer(Trainer):
         check_trained_tensors(modules_of(model), adapters, private=True)
         check_arguments(args, others)
         self.privacy, self.adapters = privacy, adapters
-        self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         own = copy.copy(args)
         own.gradient_accumulation_steps, own.max_grad_norm = 1, 0.0
         super().__init__(model=model, args=own, **others)
+        check_distribution(self.accelerator)
+        self.workers = find_workers()
         self._losses = losses or default_losses(model)
         self._secure = privacy.noise == "secure"
-        self._draw = SystemDraw() if self._secure else SeededDraw(args.seed)
+        self._draw = drawn_alike(SystemDraw(), self.workers) if self._secure else SeededDraw(args.seed)
         self.ledger: PrivacyLedger | None = None
         self._private: PrivateGradient | None = None
         self._accounts: Accounts | None = None
@@ -104,18 +109,13 @@ class PrivateTrainer(Trainer):
             PrivacyBudgetSpent: the steps asked for exceed what was calibrated.
             LedgerMismatch: a checkpoint of other data, or under other terms.
         """
-        self.ledger = self._new_ledger(() if resume_from_checkpoint else self._spent())
-        durable = Path(self.args.output_dir) / LEDGER_FILE
-        if self._secure and durable.exists() and not resume_from_checkpoint and self._private is None:
-            raise ValueError(
-                f"{durable} says that this data was trained on already; resume that run, or start in another "
-                "output_dir with PrivacyArguments(prior=…) naming that file"
-            )
+        ledger = self.ledger = self._new_ledger(() if resume_from_checkpoint else self._spent())
         if self._secure:
-            self._open_accounts(durable, is_new=not resume_from_checkpoint)
+            is_new = not resume_from_checkpoint
+            ledger = self.ledger = self.workers.from_lead(partial(self._open_accounts, ledger, is_new))
         noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
         self.model.train()
-        self._private = self._gradient(self.ledger, noise, self.privacy.check_gradients)
+        self._private = self._gradient(ledger, noise, self.privacy.check_gradients)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
         if not self._secure:
             return result
@@ -159,7 +159,7 @@ class PrivateTrainer(Trainer):
 
     def _gradient(self, ledger: PrivacyLedger, noise: NoiseSource, compares: bool) -> PrivateGradient:
         return PrivateGradient(
-            self.model, self.adapters, self._losses, ledger, self.privacy.max_grad_norm, noise, compares
+            self.model, self.adapters, self._losses, ledger, self.privacy.max_grad_norm, noise, compares, self.workers
         )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -183,12 +183,14 @@ class PrivateTrainer(Trainer):
         model.train()
         step = self.state.global_step
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
-        if self._secure:
+        if self._secure and self.workers.leads:
             self._charge_durably()
+        mine = self._share(drawn)
         with self.compute_loss_context_manager():
-            gradient, loss = self._private.step(step, self._physical(drawn), model)
+            gradient, loss = self._private.step(step, self._physical(mine), model)
         self._private.write(gradient)
-        return torch.tensor(0.0 if math.isnan(loss) else loss, device=self.args.device)
+        part = len(mine) * self.workers.size / max(1, len(drawn))
+        return torch.tensor(loss * part if part else 0.0, device=self.args.device)  # Trainer averages over processes
 
     def log(self, logs: dict[str, float], *rest: Any, **others: Any) -> None:
         """As Trainer's, with ε so far. With secure noise the training loss (private, without noise) is left out."""
@@ -199,6 +201,12 @@ class PrivateTrainer(Trainer):
         if self.ledger is not None and self.ledger.steps_taken:
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)
+
+    def _share(self, drawn: np.ndarray) -> np.ndarray:
+        """This process's part of a logical batch."""
+        if self.workers.size == 1:
+            return drawn
+        return drawn[self.workers.share(np.array(lengths_of([self.train_dataset[int(i)] for i in drawn])))]
 
     def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
         dataset, collate = self.train_dataset, self.data_collator
@@ -254,23 +262,28 @@ class PrivateTrainer(Trainer):
             fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
         )
 
-    def _open_accounts(self, durable: Path, is_new: bool) -> None:
+    def _open_accounts(self, ledger: PrivacyLedger, is_new: bool) -> PrivacyLedger:
         """What the output folder and the data set's ledger say was spent, and where it goes on. A new run begins its
         own file, which holds as its prior what an earlier call of ``train`` spent.
         """
-        if self.ledger is None:
-            return
+        durable = Path(self.args.output_dir) / LEDGER_FILE
+        if durable.exists() and is_new and self._private is None:
+            raise ValueError(
+                f"{durable} says that this data was trained on already; resume that run, or start in another "
+                "output_dir with PrivacyArguments(prior=…) naming that file"
+            )
         account = durable.with_name("privacy_account")
         if is_new:
             for file in (account, durable):
                 file.unlink(missing_ok=True)
         labels = self.label_names or ["labels", "label"]
         self._accounts = open_accounts(
-            {_LEDGER_NAME: self.ledger}, durable.parent, resume=not is_new, is_secure=True,
+            {_LEDGER_NAME: ledger}, durable.parent, resume=not is_new, is_secure=True,
             data_ledger=find_data_ledger(self.privacy.ledger, "trainer"),
             records={_LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)}, account=account,
             run=f"PrivateTrainer, {durable.parent.resolve()}", before=self._accounts,
         )  # fmt: skip
+        return ledger
 
     def _charge_durably(self) -> None:
         """Counts the step on disk before its result exists; a kill in between over-counts by one."""
@@ -291,7 +304,7 @@ class PrivateTrainer(Trainer):
 
     def _save_checkpoint(self, *positional: Any, **named: Any) -> None:
         super()._save_checkpoint(*positional, **named)
-        if self.ledger is not None:
+        if self.ledger is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
             self.ledger.save(folder / LEDGER_FILE)
 

@@ -62,18 +62,19 @@ class PrivacyArguments:
         return [self.prior] if isinstance(self.prior, str | Path) else self.prior
 
 
-def promised(privacy: PrivacyArguments | None, others: dict[str, Any]) -> PrivacyArguments:
+def promised(privacy: PrivacyArguments | None, others: dict[str, Any], trainer: type[Trainer]) -> PrivacyArguments:
     """What is promised: ``privacy``, or the arguments of its fields, which are taken out of ``others``.
 
     Raises:
         ValueError: both are given, or neither.
-        TypeError: neither PrivateTrainer nor transformers' Trainer has an argument of such a name.
+        TypeError: neither ``trainer`` nor a trainer that it is made of has an argument of such a name.
     """
     names = [*(field.name for field in fields(PrivacyArguments)), *PRIVACY_NAMES]
-    known = [*names, "privacy", "adapters", "losses", *inspect.signature(Trainer.__init__).parameters]
+    own = (inspect.signature(each).parameters for each in trainer.__mro__ if issubclass(each, Trainer))
+    known = [*names, *(name for parameters in own for name in parameters)]
     unknown = [name for name in others if name not in known]
     if unknown:
-        raise TypeError(f"PrivateTrainer({unknown[0]}=…): " + _no_such_argument(unknown[0], known))
+        raise TypeError(f"{trainer.__name__}({unknown[0]}=…): " + _no_such_argument(unknown[0], known))
     terms = {name: others.pop(name) for name in names if name in others}
     if privacy is not None and terms:
         name, value = next(iter(terms.items()))
@@ -114,8 +115,11 @@ def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
 def check_arguments(args: Any, others: dict[str, Any]) -> None:
     """ValueError names every argument that would break the promise."""
     problems = []
-    if args.world_size > 1 or args.n_gpu > 1:
-        problems.append(f"{max(args.world_size, args.n_gpu)} devices: one is supported")
+    if args.n_gpu > 1:
+        problems.append(
+            f"{args.n_gpu} devices in one process (DataParallel): start a process for each, by torchrun or accelerate "
+            "launch, or show it one (CUDA_VISIBLE_DEVICES)"
+        )
     if args.fp16:
         problems.append("fp16=True scales losses, and with them per-sample gradients: use bf16=True")
     if args.label_smoothing_factor:
@@ -129,6 +133,20 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
         problems.append("train_dataset has no length: Poisson sampling needs one")
     if problems:
         raise ValueError("PrivateTrainer cannot keep its promise with " + "; ".join(problems))
+
+
+def check_distribution(accelerator: Any) -> None:
+    """Processes may share a step where each holds the whole model.
+
+    Raises:
+        ValueError: the model is to be cut, by a plugin of accelerate that it names.
+    """
+    kind = accelerator.distributed_type.value
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        raise ValueError(
+            f"PrivateTrainer cannot keep its promise with {kind}: a sample's gradient is clipped where it is whole, so "
+            "each process must hold the whole model; use plain data parallelism (accelerate launch --multi_gpu)"
+        )
 
 
 def feature_digests(dataset: Any, labels: Sequence[str]) -> list[bytes]:

@@ -152,9 +152,9 @@ def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int
 class UpdateWatch:
     """Looks at one logical step: every tensor that had to move, moved.
 
-    A tensor of a client had to move where its clipped sum, before noise, times the learning rate is large enough to be
-    seen in float32. A zero learning rate, a zero gradient (an ``a`` whose ``b`` is still zero), and columns that a
-    client does not have ask for nothing.
+    A tensor of a client had to move where its clipped sum (with the noise, where that is secure), times the learning
+    rate, is large enough to be seen in float32. A zero learning rate, a zero gradient (an ``a`` whose ``b`` is still
+    zero), and columns that a client does not have ask for nothing.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class UpdateWatch:
         lr: Tensor, fresh: Tensor, mask: Tensor | None,
     ):  # fmt: skip
         """Args:
-        state: float32 ``[C,P]`` before the step; total: float64 ``[C,P]``, clipped sums before noise.
+        state: float32 ``[C,P]`` before the step; total: float64 ``[C,P]``, clipped sums.
         denominator, lr: float64 ``[C]``.
         fresh: bool ``[C]``, rows whose moments are zero; mask: bool ``[C,P]``, columns that a client has, or None.
         """
@@ -189,6 +189,7 @@ class UpdateWatch:
 
     def _by_tensor(self, columns: Tensor) -> Tensor:
         """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor."""
-        found = torch.zeros(len(columns), self._layout.slots + 1, dtype=torch.int32, device=columns.device)
-        slots = self._layout.slot_of_column().to(columns.device)
-        return found.index_add_(1, slots, columns.int())[:, :-1] > 0
+        counts = torch.nn.functional.pad(columns.cumsum(1, dtype=torch.int32), (1, 0))
+        bounds = torch.tensor([(place.start, place.start + place.size) for place in self._layout.places])
+        first, end = bounds.to(columns.device).view(-1, 2).unbind(1)
+        return counts[:, end] > counts[:, first]

@@ -82,10 +82,10 @@ class DropoutKeys:
         return cls(keys.numpy(), shared)
 
     @classmethod
-    def shared_by(cls, noise: NoiseSource, client: int, step: int) -> int:
-        """``shared`` of one client's logical step."""
-        one = np.array([client]), np.array([step]), np.array([-1])
-        return int(cls.of(noise, *one).samples[0]) & 2**62 - 1
+    def shared_by(cls, noise: NoiseSource, step: int) -> int:
+        """``shared`` of a logical step, asked for once: how the step is cut into batches must not matter."""
+        nobody = np.array([-1])
+        return int(cls.of(noise, nobody, np.array([step]), nobody).samples[0]) & 2**62 - 1
 
     @classmethod
     def fresh(cls, samples: int, shared: int = 0) -> DropoutKeys:

@@ -19,7 +19,7 @@ from .participant import Participant
 from .report import TrainingReport
 from .setup import TrainingSetup
 from .step import LogicalStep
-from .workers import check_same_state
+from .workers import check_same_state, drawn_alike
 
 
 class Engine(TrainingSetup):
@@ -52,30 +52,35 @@ class Engine(TrainingSetup):
             report: what to add to, where the cohort is a part of a larger one; index: its rows there, int64 ``[C]``.
 
         Returns:
-            The report, by default a fresh one of this cohort.
+            The report, by default a fresh one of this cohort, of all processes; a given one is of this process.
 
         Raises:
             PrivacyBudgetSpent: a client may not take the steps; nothing was charged for the step that was refused.
             ValueError: something that ``admission`` refuses: a tensor outside the state, a ledger that does not fit, …
             GradientMissing: a trained tensor received no gradient.
             StorageParted, UpdateLost: what is trained is not what the model reads, or a step left it as it was.
-            SamplesNotIndependent: the model or the loss mixes samples.
+            SamplesNotIndependent: the model or the loss mixes samples; nothing was charged where two samples show it.
         """
         if len(cohort) != len(state):
             raise ValueError(f"state has {len(state)} rows for {len(cohort)} participants")
         if lr_factors is not None and len(lr_factors) != steps:
             raise ValueError(f"lr_factors has {len(lr_factors)} entries for steps={steps}")
         self.check_model()
-        if self.workers is not None:
+        if self.workers.size > 1:
             check_same_state(self.workers, state)
+            self.draw = drawn_alike(self.draw, self.workers)
         if self.private:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
+            self.look_ahead(cohort)
+            for participant in cohort:
+                participant.begin_noise(state.shape[1], self.device, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
+        is_part = report is not None
         report = TrainingReport(len(cohort)) if report is None else report
         index = torch.arange(len(cohort)) if index is None else index
         for number in range(steps):
             step.run(report, index, 1.0 if lr_factors is None else lr_factors[number])
             if on_step is not None:
                 on_step(number)
-        return report
+        return report if is_part else report.of_all(self.workers)

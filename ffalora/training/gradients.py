@@ -117,11 +117,8 @@ def segment_gradients(
     state = adapters.state()[None] if state is None else state
     rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
     samples, device = len(rows), state.device
-    check_batch(inputs, targets, samples)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    targets = targets.to(device)
     seen = probe or Probe(adapters, packed=packed)
-    seen.look(model, losses, inputs, targets)
+    inputs, targets = look_at(seen, model, losses, inputs, targets, samples, device)
     arena = arena or Arena(adapters)
     segment = np.arange(samples) if together is None else np.unique(together, return_inverse=True)[1]
     current = _training_pass(state, arena, rows, segment, merged)
@@ -149,6 +146,22 @@ def segment_gradients(
             alone = plain_gradient(model, adapters, losses, *one, state[rows[own.start]], keys and keys.only(own))
             check_gradients(adapters, current.arena, {i: alone})
     return SegmentGradients(current.arena, current.squares, current.client, found.detach())
+
+
+def look_at(
+    probe: Probe, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor],
+    targets: Tensor, samples: int, device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """A batch as the model takes it, on the device, once the probe has looked at it.
+
+    Raises:
+        ValueError: not one row a sample, or packing changes outputs. SamplesNotIndependent: the model or the loss mixes
+            samples.
+    """
+    check_batch(inputs, targets, samples)
+    inputs, targets = {name: value.to(device) for name, value in inputs.items()}, targets.to(device)
+    probe.look(model, losses, inputs, targets)
+    return inputs, targets
 
 
 def _training_pass(

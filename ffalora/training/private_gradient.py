@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ffalora_kernels import privatize_step_
 
@@ -19,9 +20,10 @@ from ..privacy.noise import NoiseSource, SeededNoise
 from .admission import check_model, check_users
 from .arena import Arena
 from .batches import groups_of
-from .dropout import DropoutKeys
-from .gradients import segment_gradients
+from .dropout import DropoutKeys, drops_out
+from .gradients import look_at, segment_gradients
 from .probe import Probe
+from .workers import Workers, check_same_state, find_workers
 
 
 class PrivateGradient:
@@ -35,6 +37,8 @@ class PrivateGradient:
         max_grad_norm: clipping norm C.
         noise: where the noise comes from.
         check_gradients: compare the first gradients with ordinary autograd's (see ``Probe.recomputes``).
+        workers: the processes that share each step, by default those of the initialised ``torch.distributed`` group:
+            each gives :meth:`step` its own part of the samples, and all get the same gradient.
         users: whose each sample is, by index, ``[n]``; with a ledger of ``unit='user'``, whose group says whether the
             samples of a user are summed before they are clipped (1) or clipped apart, at most so many of each.
 
@@ -52,14 +56,17 @@ class PrivateGradient:
         max_grad_norm: float,
         noise: NoiseSource,
         check_gradients: bool = True,
+        workers: Workers | None = None,
         users: np.ndarray | None = None,
     ):
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
         check_users(ledger, users)
         self._users = users if ledger.group == 1 else None
-        self.model, self.adapters, self.losses = model, adapters, losses
+        self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
+        self.workers = find_workers() if workers is None else workers
+        self._is_compared = self.workers.size == 1
         self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)
         self.clipped = self.nonfinite = 0
 
@@ -73,20 +80,26 @@ class PrivateGradient:
 
         Args:
             number: which noise and which dropout a seeded source gives.
-            batches: physical batches ``(samples, inputs, targets)`` that together are the Poisson sample: which samples
-                were asked for, int64 ``[S]``, and what the collator made of them; may be empty. A user's samples lie
-                side by side in one of them.
+            batches: physical batches ``(samples, inputs, targets)`` that together, over all processes, are the Poisson
+                sample: which samples were asked for, int64 ``[S]``, and what the collator made of them; may be empty. A
+                user's samples lie side by side in one of them.
             model: what to call instead of the model itself (a compiled or wrapped one).
 
         Returns:
-            float32 row ``[P]`` in the adapters' columns, and the mean loss (computed on private data, without noise;
-            NaN for an empty sample).
+            float32 row ``[P]`` in the adapters' columns, and the mean loss of this process's samples (computed on
+            private data, without noise; NaN where there are none).
 
         Raises:
             PrivacyBudgetSpent: the ledger does not allow another step.
             GradientMissing: a trained tensor received no gradient.
-            SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart.
+            SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart, or a
+                sample that two processes were given. Nothing is charged where this step's samples show it.
         """
+        self._check_apart([samples for samples, _, _ in batches])
+        if batches and not self._probe.has_looked:
+            samples, inputs, targets = max(batches, key=lambda batch: len(batch[0]))
+            called = _without_ddp(model or self.model)
+            look_at(self._probe, called, self.losses, inputs, targets, len(samples), self.device)
         self.ledger.charge()
         total, losses, norms = self.clipped_sum(number, batches, model)
         self.clipped += int((norms > self.max_grad_norm).sum())
@@ -105,11 +118,15 @@ class PrivateGradient:
         """
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
+        called = _without_ddp(model or self.model)
         groups = groups_of(self._users, [samples for samples, _, _ in batches])
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
+        shared = 0
+        if drops_out(called, self.adapters):
+            shared = self.workers.same_for_all(DropoutKeys.shared_by(self.noise, number))
         for (samples, inputs, targets), together in zip(batches, groups, strict=True):
             found = segment_gradients(
-                model or self.model,
+                called,
                 self.adapters,
                 self.losses,
                 inputs,
@@ -119,7 +136,7 @@ class PrivateGradient:
                 together=together,
                 arena=self._arena,
                 probe=self._probe,
-                dropout=partial(self._dropout_keys, samples, number),
+                dropout=partial(self._dropout_keys, samples, number, shared),
             )
             norms.append(found.clip_into_(total, self.max_grad_norm))
             losses.append(found.losses)
@@ -137,8 +154,9 @@ class PrivateGradient:
         index = self.adapters.layout.parameter_index()
         index = None if index is None else index.to(self.device)
         std = self.ledger.noise_multiplier * sensitivity(self.max_grad_norm, self.ledger.dataset_size)
-        if not isinstance(self.noise, SeededNoise):
+        if not isinstance(self.noise, SeededNoise) and self.workers.leads:
             self.noise.add_(total, self._row(std))
+        self.workers.add_up_(total)
         gradient = torch.zeros(total.shape, dtype=torch.float32, device=self.device)
         whole = torch.tensor([number], dtype=torch.int64, device=self.device)
         privatize_step_(
@@ -154,10 +172,40 @@ class PrivateGradient:
         )
         return gradient[0]
 
-    def _dropout_keys(self, samples: np.ndarray, number: int) -> DropoutKeys:
+    def _check_apart(self, samples: Sequence[np.ndarray]) -> None:
+        """A sample, or a user, that two processes hold would move the sum by twice the norm; and processes that
+        begin with other factors would add up gradients of other models.
+        """
+        if self.workers.size == 1:
+            return
+        if not self._is_compared:
+            frozen = [
+                value.detach().flatten()
+                for layer in self.adapters.layers.values()
+                for value in layer.factors().values()
+            ]
+            check_same_state(self.workers, torch.cat([self.adapters.state(), *frozen]))
+            self._is_compared = True
+        mine, what = np.concatenate([np.empty(0, dtype=np.int64), *samples]), "sample"
+        if self._users is not None:
+            mine, what = np.unique(self._users[mine]), "user"
+        held = np.concatenate(self.workers.gather(mine))
+        once, times = np.unique(held, return_counts=True)
+        if len(once) < len(held):
+            raise ValueError(
+                f"{what} {once[times.argmax()]} was given to more than one of {self.workers.size} processes, so that "
+                "it could move the sum by more than max_grad_norm; let all draw alike (drawn_alike) and give each its "
+                "own share: samples[workers.share(lengths)]"
+            )
+
+    def _dropout_keys(self, samples: np.ndarray, number: int, shared: int) -> DropoutKeys:
         client, step = np.full(len(samples), self.ledger.client_id), np.full(len(samples), number)
-        shared = DropoutKeys.shared_by(self.noise, self.ledger.client_id, number)
         return DropoutKeys.of(self.noise, client, step, samples, shared)
 
     def _row(self, value: float) -> Tensor:
         return torch.tensor([value], dtype=torch.float64, device=self.device)
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    """What DistributedDataParallel wraps: the sums of clipped gradients are added up here, not by its hooks."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

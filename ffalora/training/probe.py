@@ -67,6 +67,11 @@ class Probe:
             self._open.remove("independence")
 
     @property
+    def has_looked(self) -> bool:
+        """Whether batches have told everything that outputs and losses can tell."""
+        return not self._open
+
+    @property
     def is_satisfied(self) -> bool:
         """Whether nothing is left to look at."""
         return not self._open and not (self.private and self.recomputes and len(self._compared) < 2)

@@ -42,9 +42,15 @@ def noise_variance(ledgers: Sequence[PrivacyLedger], weights: Sequence[float]) -
         ledgers: one a client; weights: of the average, summing to 1.
     """
     return sum(
-        (float(w) * one.noise_multiplier / (one.sample_rate * one.dataset_size)) ** 2
+        (float(w) * _lasting_noise(one) / (one.sample_rate * one.dataset_size)) ** 2
         for w, one in zip(weights, ledgers, strict=True)
     )
+
+
+def _lasting_noise(ledger: PrivacyLedger) -> float:
+    """σ; of correlated noise, that of independent noise which is as large in the sum of several steps."""
+    correlation = ledger.correlation
+    return ledger.noise_multiplier * (1.0 if correlation is None else correlation.relative_noise())
 
 
 def head_rate(variance: float, width: int, factors: Sequence[float], most_noise: float = 1.0) -> float:

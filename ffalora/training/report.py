@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .batches import PhysicalBatches
+from .workers import Workers
 
 
 class TrainingReport:
@@ -56,6 +57,18 @@ class TrainingReport:
             self.above = torch.cat([self.above[others], norms > limits[rows]])
         self.losses = torch.cat([self.losses[others], losses.double()])
         self.rows = torch.cat([self.rows[others], own])
+
+    def of_all(self, workers: Workers) -> TrainingReport:
+        """The reports of all processes as one: each passed a share of the samples through the model."""
+        if workers.size == 1:
+            return self
+        reports = workers.gather(self)
+        found = TrainingReport(len(self.samples))
+        for name in ("tokens", "padded_tokens", "samples", "nonfinite"):
+            setattr(found, name, sum(getattr(each, name) for each in reports))
+        for name in ("rows", "above", "losses", "norms"):
+            setattr(found, name, torch.cat([getattr(each, name) for each in reports]))
+        return found
 
     def part(self, begin: int, end: int) -> TrainingReport:
         """The report of the rows from ``begin`` to ``end``; tokens remain those of the whole cohort."""

@@ -149,7 +149,7 @@ def probe_sensitivity(
     Raises:
         ValueError, SamplesNotIndependent: whatever training itself refuses.
     """
-    if not setup.private or setup.workers is not None:
+    if not setup.private or setup.workers.size > 1:
         raise ValueError("the sensitivity of a step is probed where samples are protected, by one process")
     setup.check_model()
     check_cohort(cohort, setup.privacy, seeded=False, owners=setup.owners)

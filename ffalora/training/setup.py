@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
 from ..data.users import Owners
+from ..privacy.correlation import records_of_turn
 from ..privacy.noise import NoiseSource, SecureNoise
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw, records_of, shuffled_batches
 from .admission import check_model, drawn_from
 from .arena import Arena
 from .batches import PhysicalBatches, grouped_batches, packed_batches, physical_batches
 from .dropout import DropoutKeys, drops_out
+from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
 from .probe import Probe
 from .token_budget import token_budget
-from .workers import Workers
+from .workers import ALONE, Workers
 
 
 class Data(Protocol):
@@ -55,7 +57,7 @@ class TrainingSetup:
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
         charged: called with the cohort once a step has been charged, before its noisy result exists.
-        workers: the processes that share this client's steps; None trains alone. All call ``train`` alike.
+        workers: the processes that share each step, by default this one alone. All call ``train`` alike.
         packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
@@ -74,7 +76,7 @@ class TrainingSetup:
     merge_weights: bool = False
     packed: bool = False
     cuda_graphs: bool = True
-    workers: Workers | None = None
+    workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
     owners: Owners | None = None
 
@@ -126,8 +128,14 @@ class TrainingSetup:
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
         n = drawn_from(self.privacy, self.owners, participant.samples)
-        if participant.ledger is not None and self.privacy.sampling == "poisson":
-            drawn = self.draw(participant.client_id, participant.steps_taken, n, participant.ledger.sample_rate)
+        ledger = participant.ledger
+        if ledger is not None and ledger.correlation is not None:
+            turns = ledger.correlation.separation
+            group = records_of_turn(self.seed, participant.client_id, participant.steps_taken, n, turns)
+            rate = min(1.0, ledger.sample_rate * turns)
+            drawn = group[self.draw(participant.client_id, participant.steps_taken, len(group), rate)]
+        elif ledger is not None and self.privacy.sampling == "poisson":
+            drawn = self.draw(participant.client_id, participant.steps_taken, n, ledger.sample_rate)
         else:
             size = min(self.optimizer.batch_size, n)
             drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)
@@ -153,23 +161,47 @@ class TrainingSetup:
             return grouped_batches(lengths, groups, budget, most, self.packed)
         return (packed_batches if self.packed else physical_batches)(lengths, budget, max_samples=most)
 
-    def share(self, batch: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """This process's part of a physical batch: every n-th sample, or user."""
-        if self.workers is None:
-            return batch
+    def share(self, samples: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Positions of this process's samples, or of those of its users where users are drawn."""
+        lengths = self.data.lengths[samples]
         if not self.privacy.draws_users:
-            return self.workers.share(batch)
-        return batch[np.isin(groups[batch], self.workers.share(np.unique(groups[batch])))]
+            return self.workers.share(lengths)
+        whose = np.unique(groups, return_inverse=True)[1]
+        return np.flatnonzero(np.isin(whose, self.workers.share(np.bincount(whose, lengths))))
 
     def rows_of_losses(self, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Whose each loss of a physical batch is: one a sample, or one a user."""
         return rows[np.unique(groups, return_index=True)[1]] if self.privacy.draws_users else rows
 
-    def dropout_keys(self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray) -> DropoutKeys:
+    def shared_choices(self, cohort: Sequence[Participant]) -> int:
+        """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""
+        if not drops_out(self.model, self.adapters):
+            return 0
+        steps = max(participant.steps_taken for participant in cohort)
+        return self.workers.same_for_all(DropoutKeys.shared_by(self.noise, steps))
+
+    def dropout_keys(
+        self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray, shared: int = 0
+    ) -> DropoutKeys:
         """What the dropout masks of a batch are made from.
 
         Args:
             cohort: who trains; rows: ``[S]``, whose each sample is; samples: int64 ``[S]``, their indices.
+            shared: from :meth:`shared_choices`, once for all batches of a logical step.
         """
         client, step = (np.array([getattr(p, name) for p in cohort])[rows] for name in ("client_id", "steps_taken"))
-        return DropoutKeys.of(self.noise, client, step, samples)
+        return DropoutKeys.of(self.noise, client, step, samples, shared)
+
+    def look_ahead(self, cohort: Sequence[Participant]) -> None:
+        """Has the probe look at samples as a batch will hold them, so that a model that mixes samples is refused before
+        any step is charged.
+
+        Raises:
+            SamplesNotIndependent, ValueError: see ``Probe.look`` and ``check_batch``.
+        """
+        own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch_size)]
+        if self.probe.has_looked or len(own) < 2:
+            return
+        plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)
+        batch = own[max(plan.batches, key=len)]
+        look_at(self.probe, self.model, self.losses, *self.data.collate(batch), len(batch), self.device)

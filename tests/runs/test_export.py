@@ -95,6 +95,15 @@ def test_peft_s_auto_class_loads_the_adapter_by_what_it_says_of_itself(run, tmp_
     assert shown.split()[-1] == kind.replace("AutoPeft", "Peft")
 
 
+def test_the_encoder_alone_is_loaded_as_the_card_says(run, tmp_path):
+    folder = export(run, tmp_path / "shared").folder
+    said = re.search(r"with its adapter alone: `(.*?)`", (folder / "README.md").read_text())
+    assert bool(said) == (folder / "adapter").exists()
+    if said:
+        code = f"from peft import PeftModel\nfrom transformers import AutoModel\nprint(len({said[1]}.peft_config))"
+        assert colleague(folder, code).split()[-1] == "1"
+
+
 def test_the_base_model_has_the_name_that_others_know_it_by(run, tmp_path):
     folder = export(run, tmp_path / "shared", base="someone/encoder").folder
     files = [file for file in folder.rglob("*") if file.suffix in (".json", ".md")]

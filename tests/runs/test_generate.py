@@ -9,12 +9,16 @@ from small_runs import WORDS, save_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ffalora.cli import main
-from ffalora.config import ConfigError
+from ffalora.config import ConfigError, load_config
 from ffalora.data.errors import DataError
-from ffalora.data.generation import exact_match, rouge_l
+from ffalora.data.generation import exact_match, generate_answers, rouge_l
+from ffalora.data.tasks import find_task
 from ffalora.federated.simulate import simulate
+from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle
-from ffalora.runs.data import load_run_data
+from ffalora.runs.data import load_run_data, prepare_split
+from ffalora.runs.evaluation import evaluate_examples
+from ffalora.runs.folder import ANSWERS
 from ffalora.runs.generate import generate, read_prompts
 
 TEMPLATE = (
@@ -188,3 +192,41 @@ def test_the_verb_prints_what_the_function_answers(runs, tmp_path, capsys) -> No
     assert run(folder, "--file", tmp_path / "asked.txt", "--max-new-tokens", 3) == 0
     assert f"> {prompts[1]}\n{expected[1]}\n" in capsys.readouterr().out
     assert run(folder, prompts[0], "--file", tmp_path / "asked.txt") == 2
+
+
+def test_a_run_compares_itself_with_the_untrained_model_and_shows_what_both_answer(runs, small, tmp_path) -> None:
+    """Perplexity and answers before training are those of the model with its adapters at zero; on the page both stand
+    side by side.
+    """
+    config = load_config(runs["prompts"] / "config.yaml", {"baselines": True, "federation.rounds": 1})
+    simulate(config, tmp_path / "run", progress=False)
+    before, after = (json.loads((tmp_path / "run" / name).read_text()) for name in ("answers-untrained.json", ANSWERS))
+    row = json.loads((tmp_path / "run/baselines.json").read_text())[0]
+    assert row["name"] == "untrained" and len(before) == len(after) == 4
+    assert [one["prompt"] for one in before] == [one["prompt"] for one in after]
+    bundle = load_bundle(tmp_path / "run")
+    prompts = [one["prompt"] for one in before]
+    with bundle.adapters.disabled():
+        answers = generate_answers(bundle.loaded.model, bundle.loaded.tokenizer, prompts, max_new_tokens=2)
+        plain = evaluate_untrained(bundle)
+    assert answers == [one["answer"] for one in before]
+    assert row["metrics"]["perplexity"] == pytest.approx(plain, rel=1e-5)
+    assert row["metrics"]["rouge_l"] == pytest.approx(rouge_l(answers, [one["reference"] for one in before]))
+    page = (write_report(read_runs([tmp_path / "run"]), tmp_path / "run")).read_text()
+    assert "Before and after" in page and "answer of the data" in page
+    assert all(one["prompt"] in page for one in before)
+
+
+def evaluate_untrained(bundle) -> float:
+    data = load_run_data(bundle.config)
+    examples = prepare_split(bundle.config, data, "test", bundle.loaded)
+    task = find_task("causal-lm")
+    return evaluate_examples(bundle.loaded.model, examples, task, bundle.device, 4)["perplexity"]
+
+
+def test_questions_and_answers_of_protected_data_are_not_written_down(runs, tmp_path) -> None:
+    protected = {"privacy": {"unit": "sample", "noise_multiplier": 1.0, "noise": "secure"}, "baselines": True}
+    config = load_config(runs["prompts"] / "config.yaml", protected | {"federation.rounds": 1})
+    simulate(config, tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run").glob("answers*.json"))
+    assert "metrics" in json.loads((tmp_path / "run/baselines.json").read_text())[0]

@@ -286,6 +286,7 @@ def test_routing_with_a_capacity_over_the_batch_is_refused():
     )
     with pytest.raises(SamplesNotIndependent, match="mixes samples"):
         private.step(0, [(range(6), {"x": torch.randn(6, 5, 4)}, torch.tensor([0, 1, 2, 0, 1, 2]))])
+    assert private.ledger.steps_taken == 0
 
 
 def test_secure_noise_is_the_default():

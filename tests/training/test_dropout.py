@@ -108,6 +108,26 @@ def test_an_engine_draws_the_same_masks_however_a_batch_is_cut():
     assert torch.allclose(trained(1000), trained(10), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("noise", [SeededNoise(1), SecureNoise()], ids=["seeded", "secure"])
+def test_choices_that_samples_share_are_the_same_in_all_batches_of_a_step_and_others_in_the_next(noise):
+    engine, adapters = tiny_engine(token_budget=10)
+    engine.noise, engine.draw = noise, SystemDraw()
+    engine.model.train()
+    seen = []
+    real = engine.dropout_keys
+    engine.dropout_keys = lambda *args: seen.append(real(*args)) or seen[-1]
+    client = participants(1)
+    state = adapters.state()[None]
+    per_step = []
+    for _ in range(2):
+        seen.clear()
+        engine.train(client, state, 1)
+        assert len(seen) > 1
+        per_step.append({keys.shared for keys in seen})
+    assert [len(shared) for shared in per_step] == [1, 1]
+    assert per_step[0] != per_step[1]
+
+
 def test_secure_runs_never_repeat_a_mask_and_seeded_runs_always_do():
     first, again = keys(range(64)).samples, keys(range(64)).samples
     assert (first == again).all() and (first != keys(range(64), step=1).samples).all()

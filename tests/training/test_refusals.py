@@ -91,8 +91,7 @@ def test_shuffled_batches_that_were_asked_for_are_not_amplified():
 def test_a_scalar_loss_is_refused():
     engine, adapters = tiny_engine()
     engine.losses = lambda output, targets: losses(output, targets).mean()
-    with pytest.raises(ValueError, match=r"one loss a sample is needed, \[S\]"):
-        _train(engine, adapters, participants(1))
+    _refused(engine, adapters, participants(1), match=r"one loss a sample is needed, \[S\]")
 
 
 def test_losses_that_are_not_one_a_sample_are_refused():
@@ -121,8 +120,8 @@ def _contrastive(output, targets):
 def test_a_loss_that_lets_in_the_other_samples_is_refused(mixing):
     engine, adapters = tiny_engine()
     engine.losses = mixing
-    with pytest.raises(SamplesNotIndependent, match="averages over the batch or compares samples"):
-        _train(engine, adapters, participants(1))
+    match = "averages over the batch or compares samples"
+    _refused(engine, adapters, participants(1), match, SamplesNotIndependent)
 
 
 def test_dropout_is_not_taken_for_a_mixing_of_samples():

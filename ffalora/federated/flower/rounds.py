@@ -123,6 +123,11 @@ def check_remote(config: Config) -> None:
     Raises:
         ConfigError: client-level privacy (its Poisson draw needs to know the whole population), or simulated faults.
     """
+    if config.privacy.mechanism != "independent":
+        raise ConfigError(
+            f"privacy.mechanism={config.privacy.mechanism!r}: a site keeps no noise from round to round, so "
+            "that each would be charged as a mechanism of its own; set it to independent"
+        )
     if config.privacy.unit == "client":
         raise ConfigError(
             "privacy.unit='client': the server would have to draw clients from the whole population, connected or not; "

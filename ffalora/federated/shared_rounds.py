@@ -1,0 +1,107 @@
+"""A run that several processes share: what all of them must hold, and who trains which clients of a round.
+
+The first process alone draws cohorts, aggregates, evaluates, charges and writes; the others hold the same server state
+and the same clients. A round's clients are dealt out to the processes where each has about as much to do and where
+nothing has to be charged on the disk before a step; else all processes share every step. The result is the same, to
+the rounding of float64 sums and of batches of other shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..training.optim import Moments
+from ..training.participant import Participant
+from ..training.workers import Workers
+from .experiment import Experiment
+from .strategies import ServerState
+
+#: Clients are dealt out where the busiest process has at most this much more to do than all have on average.
+_UNEVEN = 1.25
+
+
+def share_start(experiment: Experiment, server: ServerState, frozen: str) -> None:
+    """Gives every process the first one's server state, clients and ledgers, as a run begins or goes on.
+
+    Args:
+        frozen: digest of the frozen factors here.
+
+    Raises:
+        ValueError: a process holds other frozen factors: its sums would belong to another model.
+    """
+    workers = experiment.workers
+    if workers.size == 1:
+        return
+    others = [rank for rank, each in enumerate(workers.gather(frozen)) if each != frozen]
+    if others:
+        raise ValueError(
+            f"processes {others} hold other frozen factors than process {workers.rank}; give all the same model, "
+            "adapter.seed and dtypes"
+        )
+    share_server(workers, server)
+    participants = workers.same_for_all(experiment.participants)
+    if not workers.leads:
+        experiment.participants = participants
+
+
+def share_server(workers: Workers, server: ServerState) -> None:
+    """Gives every process what the first one made of the round."""
+    if workers.size == 1:
+        return
+    device = server.row.device
+    held = (server.row.cpu(), server.round, {name: value.cpu() for name, value in server.tensors.items()})
+    row, server.round, tensors = workers.same_for_all(held)
+    server.row, server.tensors = row.to(device), {name: value.to(device) for name, value in tensors.items()}
+
+
+def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps: Sequence[int]) -> Tensor | None:
+    """Which process trains each client of a cohort, int64 ``[C]``: the one with most tokens goes to the process that
+    has least to do yet, and so on. None where all processes share every step.
+
+    Args:
+        steps: that each client takes, ``[C]``.
+    """
+    size, privacy = experiment.workers.size, experiment.config.privacy
+    is_charged = privacy.at_clients and privacy.noise == "secure"
+    if size == 1 or len(clients) < size or is_charged or privacy.mechanism != "independent":
+        return None
+    batch, lengths = experiment.config.optimizer.batch_size, experiment.train.lengths
+    work = [
+        count * min(batch, len(client.samples)) * float(lengths[client.samples].mean())
+        for client, count in zip(clients, steps, strict=True)
+    ]
+    loads, found = [0.0] * size, torch.zeros(len(work), dtype=torch.int64)
+    for row in sorted(range(len(work)), key=lambda row: -work[row]):
+        rank = loads.index(min(loads))
+        found[row], loads[rank] = rank, loads[rank] + work[row]
+    return found if max(loads) <= _UNEVEN * sum(work) / size else None
+
+
+def put_together(
+    workers: Workers, dealt: Tensor, clients: Sequence[Participant], rows: Tensor, moments: Moments
+) -> None:
+    """Brings every process what the others made of their clients: rows ``[C,P]``, moments, and what was spent.
+
+    Args:
+        dealt: from :func:`dealt_clients`; clients: of the cohort.
+    """
+    index = (dealt == workers.rank).nonzero().flatten()
+    held = {name: value.cpu() for name, value in moments.rows(index).tensors().items()}
+    spent = [
+        (client.steps_taken, client.adaptive, None if client.ledger is None else client.ledger.steps_taken)
+        for client in (clients[row] for row in index.tolist())
+    ]
+    for rank, (theirs, tensors, taken) in enumerate(workers.gather((rows[index].cpu(), held, spent))):
+        if rank == workers.rank:
+            continue
+        index = (dealt == rank).nonzero().flatten()
+        rows[index] = theirs.to(rows.device)
+        moments.put_(index, Moments(**{name: value.to(rows.device) for name, value in tensors.items()}))
+        for row, (steps, adaptive, charged) in zip(index.tolist(), taken, strict=True):
+            client = clients[row]
+            client.steps_taken, client.adaptive = steps, adaptive
+            if client.ledger is not None:
+                client.ledger.steps_taken = charged

@@ -1,0 +1,153 @@
+"""``PrivateSFTTrainer``: TRL's SFTTrainer with DP-SGD on the adapters, as ``PrivateTrainer`` is transformers' Trainer.
+
+TRL prepares the data (chat templates, masks of completions and of what assistants say) and keeps its logging,
+evaluation and checkpoints. A row of the data set is what is protected. A sample's loss is the mean over its own counted
+tokens; TRL divides by the tokens of the whole batch, which lets one sample move what another weighs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+
+from ..adapters import Adapters
+from .private_trainer import PrivateTrainer
+from .terms import PrivacyArguments
+
+#: Samples that a collator is given together and one by one.
+_COMPARED = 8
+
+
+class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
+    """An SFTTrainer whose updates are differentially private at the level of one row of the data set (zero-out).
+
+    Args:
+        model: a PEFT model, one that ``attach`` adapted, or, with ``peft_config``, a plain causal language model.
+        args: an ``SFTConfig``.
+        privacy: what is promised; or give its fields themselves, such as ``target_epsilon=3``.
+        adapters, losses: as for ``PrivateTrainer``.
+        peft_config: adapters to make of a plain model.
+        others: as for SFTTrainer.
+
+    Raises:
+        ValueError: what ``PrivateTrainer`` refuses; packing and padding-free batches, which lay several samples into
+            one row; truncation that cuts answers; losses, offloading and data that a private step cannot keep apart; a
+            collator that makes of a sample something else where others are beside it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: SFTConfig,
+        privacy: PrivacyArguments | None = None,
+        adapters: Adapters | None = None,
+        losses: Callable[[Any, Tensor], Tensor] | None = None,
+        peft_config: Any = None,
+        **others: Any,
+    ):
+        _check_config(args, others)
+        if isinstance(model, str):
+            raise ValueError(
+                f"model={model!r} is a name; load it first, AutoModelForCausalLM.from_pretrained({model!r})"
+            )
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        super().__init__(model, args, privacy, adapters, losses, **others)
+        used = self._remove_unused_columns(self.train_dataset, description="training")
+        _check_collator(self.data_collator, used)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As SFTTrainer's; but it leaves plain texts alone to be cut. An answer that does not fit is refused, where TRL
+        cuts it, or drops its row.
+        """
+        rest = (packing, formatting_func, dataset_name)
+        plain = formatting_func is not None or args.dataset_text_field in dataset.column_names
+        if args.max_length is None or plain:
+            return super()._prepare_dataset(dataset, processing_class, args, *rest)
+        whole = copy.copy(args)
+        whole.max_length = None
+        prepared = super()._prepare_dataset(dataset, processing_class, whole, *rest)
+        _check_lengths(prepared, args.max_length, dataset_name)
+        return prepared
+
+
+def _check_config(args: SFTConfig, others: dict[str, Any]) -> None:
+    """ValueError names every setting of TRL that would break the promise, and what to set instead."""
+    if not isinstance(args, SFTConfig):
+        raise ValueError(f"args is a {type(args).__name__}; give an SFTConfig")
+    problems = []
+    if args.packing or args.eval_packing:
+        problems.append("packing=True lays several samples into one row: set packing and eval_packing to False")
+    if args.padding_free:
+        problems.append("padding_free=True lays several samples into one row: set it to False")
+    if args.loss_type != "nll":
+        problems.append(f"loss_type={args.loss_type!r}: set it to 'nll', or pass a per-sample loss (losses=)")
+    if args.router_aux_loss_coef:
+        problems.append(f"router_aux_loss_coef={args.router_aux_loss_coef} is a loss of the whole batch: set it to 0")
+    if args.activation_offloading:
+        problems.append("activation_offloading=True is not taken by private steps: set it to False")
+    if args.use_liger_kernel:
+        problems.append("use_liger_kernel=True replaces the layers that adapters read: set it to False")
+    if others.get("quantization_config") is not None:
+        problems.append("quantization_config is for models that TRL loads: load the model with it")
+    first = others.get("train_dataset")
+    if first is not None and {"image", "images"} & set(getattr(first, "column_names", None) or ()):
+        problems.append("train_dataset has images: only texts are supported")
+    if problems:
+        raise ValueError("PrivateSFTTrainer cannot keep its promise with " + "; ".join(problems))
+
+
+def _check_lengths(prepared: Any, max_length: int, name: str) -> None:
+    """ValueError where a row of tokens is longer."""
+    lengths = [len(ids) for ids in prepared["input_ids"]]
+    long = [row for row, length in enumerate(lengths) if length > max_length]
+    if long:
+        raise ValueError(
+            f"max_length={max_length} would cut answers in {len(long)} of {len(lengths)} rows of the {name} dataset; "
+            f"raise it to {max(lengths)}, the length of the longest, or shorten or leave out such rows"
+        )
+
+
+def _check_collator(collate: Any, dataset: Any) -> None:
+    """ValueError where a collator makes something else of a sample when others are beside it, padding apart."""
+    rows = [dict(dataset[place]) for place in range(min(_COMPARED, len(dataset)))]
+    together = collate([dict(row) for row in rows])
+    for place, row in enumerate(rows):
+        alone = collate([dict(row)])
+        for name, whole in together.items():
+            if not isinstance(whole, Tensor) or whole.dim() == 0 or len(whole) != len(rows):
+                raise ValueError(
+                    f"data_collator makes {name!r} of {len(rows)} samples into {_shape(whole)}: every tensor needs one "
+                    "row a sample, that one sample's gradient is its own"
+                )
+            if not _same_but_padding(alone[name][0], whole[place]):
+                raise ValueError(
+                    f"data_collator makes another {name!r} of sample {place} when others are beside it: a sample's row "
+                    "must be a function of that sample alone; use TRL's own collator, or one that only pads"
+                )
+
+
+def _same_but_padding(alone: Tensor, row: Tensor) -> bool:
+    """Whether one row is the other, longer by one repeated value at one of its ends."""
+    if alone.shape[1:] != row.shape[1:] or alone.dim() == 0:
+        return torch.equal(alone, row)
+    extra = len(row) - len(alone)
+    if extra < 0:
+        return False
+    for body, padding in ((row[: len(alone)], row[len(alone) :]), (row[extra:], row[:extra])):
+        if torch.equal(body, alone) and bool((padding == padding[:1]).all()):
+            return True
+    return False
+
+
+def _shape(value: Any) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,71 @@
+"""What a page says of a language model: before and after, and answers side by side."""
+
+import json
+
+import pytest
+from fabricated import write_run
+
+from ffalora.config import from_mapping
+from ffalora.report import read_runs, what_was_learned
+from ffalora.report.answers import answers_table, before_and_after
+
+PRIVATE = {"privacy": {"unit": "sample", "target_epsilon": 8}, "data": {"task": "causal-lm"}}
+
+
+def answers(word: str, count: int = 12) -> str:
+    return json.dumps([{"prompt": f"question {i}", "answer": f"{word} {i}", "reference": f"{i}"} for i in range(count)])
+
+
+@pytest.fixture
+def top(tmp_path):
+    """Two methods whose perplexities are 3 and 5, beside an untrained model of 4."""
+    for method, perplexity in (("ffa", 3.0), ("lora", 5.0)):
+        folder = tmp_path / method
+        write_run(from_mapping(PRIVATE | {"federation": {"strategy": method, "rounds": 1}}), folder)
+        row = json.loads((folder / "metrics.jsonl").read_text())
+        row["metrics"] = {"perplexity": perplexity, "exact_match": 0.25}
+        (folder / "metrics.jsonl").write_text(json.dumps(row))
+        before = {"name": "untrained", "metrics": {"perplexity": 4.0, "exact_match": 0.0}, "epsilon": None}
+        (folder / "baselines.json").write_text(json.dumps([before | {"about": "as it is", "is_bound": False}]))
+        (folder / "answers.json").write_text(answers(method))
+        (folder / "answers-untrained.json").write_text(answers("who knows"))
+    return tmp_path
+
+
+def test_the_untrained_model_stands_beside_every_method(top):
+    table = before_and_after(read_runs([top]))
+    assert table.head == ("model", "exact match", "perplexity", "\u03b5")
+    assert table.rows == (
+        ("untrained", "0.000", "4.000", "0"),
+        ("ffa", "0.250", "3.000", "6.00"),
+        ("lora", "0.250", "5.000", "6.00"),
+    )
+
+
+def test_a_sentence_says_which_method_learned_and_which_did_not(top):
+    learned, not_learned = what_was_learned(read_runs([top]))
+    assert learned == "ffa: perplexity 3.000, below the untrained model's 4.000."
+    assert not_learned == "lora: perplexity 5.000, NOT below the untrained model's 4.000."
+
+
+def test_answers_to_one_question_stand_in_one_row(top):
+    table = answers_table(read_runs([top]))
+    assert table.head == ("question", "untrained", "FFA-LoRA", "LoRA", "answer of the data")
+    assert len(table.rows) == 6
+    for row in table.rows:
+        number = row[0].split()[1]
+        assert row[1:] == (f"who knows {number}", f"ffa {number}", f"lora {number}", number)
+
+
+def test_an_answer_to_another_question_is_not_shown(top):
+    rows = json.loads((top / "lora/answers.json").read_text())
+    rows[0]["prompt"] = "another"
+    (top / "lora/answers.json").write_text(json.dumps(rows[:3]))
+    table = answers_table(read_runs([top]))
+    assert [row[3] for row in table.rows] == ["\u2013", "lora 2", *["\u2013"] * 4]
+
+
+def test_runs_without_answers_have_no_such_tables(tmp_path):
+    write_run(from_mapping({"federation": {"rounds": 1}}), tmp_path)
+    runs = read_runs([tmp_path])
+    assert answers_table(runs) is None and before_and_after(runs) is None and what_was_learned(runs) == []
