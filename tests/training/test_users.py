@@ -1,11 +1,13 @@
 """A user is the unit: all that is drawn of one is clipped together, or counted as a group."""
 
 import dataclasses
+import os
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 from tiny import ledger, losses, tiny_data, tiny_engine
 
 from ffalora.data.users import Owners
@@ -16,6 +18,7 @@ from ffalora.training.participant import Participant
 from ffalora.training.private_gradient import PrivateGradient
 from ffalora.training.sensitivity import FLOAT32_LIMIT, probe_sensitivity
 from ffalora.training.step import LogicalStep
+from ffalora.training.workers import ALONE
 
 #: 40 samples of 10 users, who own 1 to 12 of them.
 WHOSE = np.repeat(np.arange(10), [1, 1, 2, 2, 3, 3, 4, 5, 7, 12])
@@ -246,3 +249,34 @@ def test_a_user_who_is_cut_in_a_loop_of_one_s_own_is_refused_before_anything_is_
 def test_a_ledger_that_does_not_fit_the_users_of_a_loop_is_refused(terms, said):
     with pytest.raises(ValueError, match=said):
         own_loop(**terms)
+
+
+def shared_run(workers):
+    """State after two steps, and whose samples were differentiated in this process, step by step."""
+    engine, adapters = engine_of(workers=ALONE)
+    client, seen, collate = one_client(batch=6), [], engine.data.collate
+    engine.look_ahead([client])
+    engine.workers = workers
+    engine.data.collate = lambda samples: (seen.append(set(WHOSE[samples].tolist())), collate(samples))[1]
+    state = adapters.state()[None]
+    for _ in range(2):
+        seen.append(None)
+        engine.train([client], state, 1)
+    return state, seen
+
+
+def users_by_step(seen):
+    steps = []
+    for one in seen:
+        steps = [*steps, set()] if one is None else [*steps[:-1], steps[-1] | one]
+    return steps
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_share_users_and_never_cut_one():
+    state, seen = shared_run(ALONE)
+    found = on_ranks(2, shared_run)
+    for theirs, _ in found:
+        torch.testing.assert_close(theirs, state, rtol=1e-4, atol=1e-5)
+    for whole, first, second in zip(*map(users_by_step, [seen, found[0][1], found[1][1]]), strict=True):
+        assert first | second == whole and not first & second
