@@ -168,6 +168,33 @@ def _check_users(participant: Participant, privacy: PrivacyConfig, owners: Owner
         )
 
 
+def check_users(ledger: PrivacyLedger, users: np.ndarray | None) -> None:
+    """A ledger of users knows whose each sample is, and counts them so.
+
+    Args:
+        users: ``[n]``, whose each sample is; None where samples are protected.
+    """
+    if (ledger.unit == "user") != (users is not None):
+        raise ValueError(
+            f"{ledger.name}: its ledger has unit={ledger.unit!r}, but users are {'not ' * (users is None)}given; a "
+            "ledger of unit='user' and users go together"
+        )
+    if users is None:
+        return
+    counts = np.unique(users, return_counts=True)[1]
+    drawn = len(counts) if ledger.group == 1 else len(users)
+    if not ledger.covers(drawn):
+        raise ValueError(
+            f"{ledger.name}: its ledger is for dataset_size={ledger.dataset_size}, but there are {drawn} "
+            f"{ledger.drawn}s; make a ledger for this data"
+        )
+    if ledger.group > 1 and counts.max() > ledger.group:
+        raise ValueError(
+            f"{ledger.name}: a user owns {counts.max()} samples, more than group={ledger.group}, which ε counts; keep "
+            "no more of each (privacy.sampling.bounded_records)"
+        )
+
+
 def _check_ledger(participant: Participant, privacy: PrivacyConfig, seeded: bool) -> None:
     ledger, who = ledger_of(participant), f"client {participant.client_id}"
     if ledger.unit != privacy.unit:

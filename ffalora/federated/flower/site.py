@@ -16,7 +16,8 @@ from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..cohort import Cohort, train_cohort
-from ..experiment import Experiment, build, clipping_policy, make_ledger
+from ..experiment import Experiment, build
+from ..ledgers import clipping_policy, make_ledger
 from ..payload import packed
 from ..rates import set_rates
 from .answers import Answer
