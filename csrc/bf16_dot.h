@@ -6,9 +6,6 @@
 
 #include "tile.h"
 
-#if defined(FFALORA_X86) && (defined(__clang__) || __GNUC__ >= 10)
-#define FFALORA_BF16_DOT 1
-#endif
 
 namespace ffalora {
 

@@ -20,7 +20,7 @@ Level detected_level() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#if defined(__clang__) || __GNUC__ >= 10
+#ifdef FFALORA_BF16_DOT
   if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16;
 #endif
   if (avx2 && avx512) return kAvx512;

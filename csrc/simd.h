@@ -12,6 +12,14 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FFALORA_X86 1
 #endif
+// Inline assembly for wider registers than the whole file is compiled for: GCC takes it where the code is inlined into
+// a function that has them, Clang nowhere. Clang's builds have no bfloat16 dot instruction, so their level ends below.
+#if defined(FFALORA_X86) && !defined(__clang__)
+#define FFALORA_WIDE_ASSEMBLY 1
+#if __GNUC__ >= 10
+#define FFALORA_BF16_DOT 1
+#endif
+#endif
 #define FFALORA_INLINE inline __attribute__((always_inline))
 // INDEPENDENT: before a loop whose iterations do not depend on each other. UNROLL: before a short loop over vectors
 // that are to stay in registers.
@@ -84,7 +92,7 @@ template <int L>
 FFALORA_INLINE Vec<float, L> load(const bf16* at) {
   Vec<uint16_t, L> half;
   std::memcpy(&half, at, sizeof(half));
-#ifdef FFALORA_X86
+#ifdef FFALORA_WIDE_ASSEMBLY
   // GCC 12 converts a vector by halves.
   if constexpr (L == 16) {
     Vec<uint32_t, L> words;

@@ -16,7 +16,7 @@ constexpr int kRanks = L == 16 ? 8 : 4;  // ranks held in registers at once
 // Holds a vector that is used several times in a register, where the compiler would load it once a use.
 template <class V>
 FFALORA_INLINE void keep(V& v) {
-#ifdef FFALORA_X86
+#ifdef FFALORA_WIDE_ASSEMBLY
   if constexpr (sizeof(V) == 64) __asm__("" : "+v"(v));
 #endif
 }
