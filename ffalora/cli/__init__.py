@@ -5,8 +5,10 @@ Modules of verbs import torch and whatever needs it inside their functions, so t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 
 import click
@@ -52,8 +54,9 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ffalora")
 @click.option("--traceback", is_flag=True, help="Show the whole traceback of every error.")
+@click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors; every verb takes it, too.")
 @click.pass_context
-def cli(ctx: click.Context, traceback: bool) -> None:
+def cli(ctx: click.Context, traceback: bool, quiet: bool) -> None:
     """FFA-LoRA: private fine-tuning of transformers on data that stays where it is.
 
     Start with `ffalora demo`. Every verb explains itself: `ffalora simulate --help`.
@@ -68,10 +71,19 @@ def cli(ctx: click.Context, traceback: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 2 an error that the message tells how to mend, 130 interrupted."""
-    wants_traceback = "--traceback" in (sys.argv[1:] if arguments is None else arguments)
+    """Runs the command line and exits: 0 done, 2 an error that the message tells how to mend, 130 interrupted.
+
+    ``--quiet`` is taken by every verb: nothing is printed but warnings and errors, and what is written is written.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    own = given[: given.index("--")] if "--" in given else given
+    wants_traceback, is_quiet = "--traceback" in own, "--quiet" in own
+    if is_quiet:
+        given = [word for word in own if word != "--quiet"] + given[len(own) :]
+        os.environ["TQDM_DISABLE"] = "1"  # read when bars are first imported, here and in processes that are started
     try:
-        status = cli.main(arguments, prog_name="ffalora", standalone_mode=False)
+        with redirect_stdout(io.StringIO()) if is_quiet else nullcontext():
+            status = cli.main(given, prog_name="ffalora", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -14,8 +14,9 @@ from .running import show
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the page [the run, or runs/report]."
 )
-def command(folders: tuple[Path, ...], output: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(folders: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
     """Write report.html (one self-contained page) and plots of the runs in FOLDERS, and print their table and whether
     each run was worth it.
     """
-    show(folders, output or (folders[0] if len(folders) == 1 else Path("runs") / "report"))
+    show(folders, output or (folders[0] if len(folders) == 1 else Path("runs") / "report"), as_json)

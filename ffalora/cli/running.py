@@ -15,6 +15,7 @@ import click
 from ..config import Config, ConfigError, load_config, to_yaml
 from ..config.values import differences
 from ..files.atomic import write_atomically
+from ..files.numbers import to_json
 from ..runs.folder import run_places
 from .errors import Interrupted
 
@@ -33,24 +34,29 @@ class RunOptions:
     output: Path | None
     resume: bool
     progress: bool
+    as_json: bool = False
 
 
 def run_options(function: Callable) -> Callable:
-    """Adds ``--output``, ``--resume`` and ``--no-progress``, and passes them to ``function`` as ``options``; and
-    ``--ledger``, a short form of ``--privacy.ledger``.
+    """Adds ``--output``, ``--resume``, ``--no-progress`` and ``--json``, and passes them to ``function`` as
+    ``options``; and ``--ledger``, a short form of ``--privacy.ledger``.
     """
 
     @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [runs/NAME]")
     @click.option("--resume", is_flag=True, help="Continue the run in --output after its last completed round.")
     @click.option("--progress/--no-progress", default=True, help="Show a bar with the time left.")
+    @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object, and no bar.")
     @click.option(
         "--ledger", metavar="NAME", help="Ledger of the data set: a name in FFALORA_LEDGERS, or a folder.  [the data's]"
     )
     @wraps(function)
-    def wrapped(output: Path | None, resume: bool, progress: bool, ledger: str | None, **arguments: Any) -> Any:
+    def wrapped(
+        output: Path | None, resume: bool, progress: bool, as_json: bool, ledger: str | None, **arguments: Any
+    ) -> Any:
         if ledger is not None:
             arguments["overrides"] = {**arguments.get("overrides", {}), "privacy.ledger": ledger}
-        return function(options=RunOptions(output, resume, progress), **arguments)
+        bar = progress and not as_json and not os.environ.get("TQDM_DISABLE")
+        return function(options=RunOptions(output, resume, bar, as_json), **arguments)
 
     return wrapped
 
@@ -94,7 +100,7 @@ def _train_all(
         for place, one in run_places(config, folder).items():
             train(one, place, options.resume, options.progress)
         if workers.leads:
-            show([folder], folder)
+            show([folder], folder, options.as_json)
     except KeyboardInterrupt:
         if not workers.leads:
             raise click.exceptions.Exit(Interrupted.exit_code) from None
@@ -123,15 +129,25 @@ def _open(
     return config, folder, is_new
 
 
-def show(folders: Sequence[Path], output: Path) -> None:
-    """Writes the report of run folders and prints their table, and whether each run was worth it."""
+def show(folders: Sequence[Path], output: Path, as_json: bool = False) -> None:
+    """Writes the report of run folders and prints their table and whether each run was worth it, or one JSON object:
+    ``report``, ``verdicts``, and of each of ``runs`` its ``label``, ``metrics``, ``epsilon``, ``rounds``, ``seed``.
+    """
     from ..report import read_runs, table_text, verdicts, what_was_learned, write_report
 
     runs = read_runs(folders)
-    page = write_report(runs, output)
+    page, said = write_report(runs, output), [*verdicts(runs), *what_was_learned(runs)]
+    if as_json:
+        found = [
+            {"label": run.label, "metrics": run.metrics, "epsilon": run.epsilon, "rounds": len(run.rounds)}
+            | {"seed": run.config["seed"]}
+            for run in runs
+        ]
+        click.echo(to_json({"report": str(page), "runs": found, "verdicts": said}))
+        return
     click.echo(table_text(runs))
     click.echo(f"\nreport {page}")
-    for sentence in (*verdicts(runs), *what_was_learned(runs)):
+    for sentence in said:
         click.echo(sentence)
 
 

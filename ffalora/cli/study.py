@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..files.numbers import to_json
 from .errors import Interrupted
 from .options import ConfigCommand
 from .running import RunOptions, hide_loading_bars, run_options
@@ -77,6 +78,9 @@ def command(
     except KeyboardInterrupt:
         again = f"{study_command(grid)} --resume --output {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; every finished run is in {folder}. To go on:\n  {again}") from None
+    if options.as_json:
+        _as_json([verdict.to_text() for verdict in result.verdicts], write_page(result))
+        return
     click.echo(plain_text(metric_table(result)) + "\n")
     for verdict in result.verdicts:
         click.echo(verdict.to_text())
@@ -95,9 +99,16 @@ def _theory(size: str, options: RunOptions, overrides: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         again = f"{command} --resume --output {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; every finished method is in {folder}. To go on:\n  {again}") from None
+    if options.as_json:
+        _as_json(list(result.verdicts), folder / FILE)
+        return
     for sentence in result.verdicts:
         click.echo(sentence)
     click.echo(f"\npage {folder / FILE}")
+
+
+def _as_json(verdicts: list[str], page: Path) -> None:
+    click.echo(to_json({"verdicts": verdicts, "page": str(page), "results": str(page.with_name("results.csv"))}))
 
 
 def _dry_run(name: str, scale: Any, base: str | None, overrides: dict[str, Any]) -> None:
