@@ -57,7 +57,11 @@ MUTANTS = {
     ("samples of a user are clipped apart", "users are cut between physical batches",
      "samples of a user are not limited", "rows are drawn in place of users", "groups are counted as one sample",
      "users may be at several clients", "further owners are forgotten"):
-    ("training/test_users.py", "privacy/test_user_accounting.py",
+    ("training/test_users.py::test_the_gradients_of_a_user_are_summed_and_then_clipped",
+     "training/test_users.py::test_the_probe_leaves_users_out_and_finds_nothing_in_a_sound_engine",
+     "training/test_users.py::test_a_user_of_a_thousand_samples_moves_the_sum_by_at_most_c",
+     "training/test_users.py::test_users_are_drawn_and_not_their_samples",
+     "privacy/test_user_accounting.py::test_a_ledger_of_groups_counts_them_and_remembers_them",
      "federated/test_user_level.py::test_where_samples_are_drawn_each_user_keeps_at_most_k_and_the_ledger_counts_groups",
      "federated/test_user_level.py::test_what_does_not_keep_users_whole_is_refused",
      "federated/test_user_level.py::"

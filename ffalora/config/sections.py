@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .section import Section
 
@@ -156,6 +156,11 @@ class FederationConfig(Section):
     )
     min_available: int = Field(1, ge=1, description="clients that must be there for a round to begin")
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    payload: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="what a client sends: its numbers, or how far they moved, in float16 or int8 (in blocks of 64 with "
+        "a scale each, rounded stochastically)",
+    )
     one_pass: Literal["auto", "always", "never"] = Field(
         "auto", description="train all clients of a round in one forward and backward pass"
     )
@@ -195,9 +200,16 @@ class OptimizerConfig(Section):
         False, description="local moments outlive rounds (training at one site always keeps them)"
     )
     dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
-    batch_size: int = Field(
-        64, ge=1, description="logical batch: expected size under Poisson sampling, in users where users are drawn"
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="logical batch: expected size under Poisson sampling, in users where users are drawn; auto: the "
+        "smallest that spends a target ε well, at most what 40,000 samples in the whole run allow; 64 without a target",
     )
     token_budget: int | None = Field(
         None, ge=1, description="tokens of a physical batch (default: to suit the machine)"
     )
+
+    @property
+    def batch(self) -> int:
+        """The batch as a number: 64 where it is left to a run that asks for no ε."""
+        return 64 if self.batch_size == "auto" else self.batch_size

@@ -28,6 +28,7 @@ from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.engine import Engine
 from ..training.participant import Participant
 from ..training.workers import ALONE, Workers
+from .batch import with_batch
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
@@ -114,6 +115,7 @@ def build(
     train = prepare_split(config, data, "train", loaded)
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
+    config = with_batch(config, partition)
     check_fit(strategy_class, config, len(partition))
     center_states(config, loaded, data, device)
     labels = label_texts(config, loaded, data, device)

@@ -55,7 +55,8 @@ class SystemDraw:
 
     Attributes:
         key: for processes that have to draw alike: 32 bytes of that generator, exchanged among them and never written.
-            A draw is then SHAKE-256 (FIPS 202) of key, client and step, each step drawn once.
+            A draw is then SHAKE-256 (FIPS 202) of key, client and step (of a user's records: and its number), each step
+            drawn once.
     """
 
     key: bytes | None = field(default=None, repr=False)
@@ -63,15 +64,18 @@ class SystemDraw:
 
     def __call__(self, client_id: int, step: int, n: int, rate: float) -> Indices:
         _check(n, rate)
-        if self.key is None:
-            words = os.urandom(8 * n)
-        else:
-            named = self.key + int(client_id).to_bytes(8, "little") + int(step).to_bytes(8, "little")
-            words = hashlib.shake_256(named).digest(8 * n)
-        return _below(np.frombuffer(words, dtype=np.uint64), rate)
+        return _below(self._words(n, client_id, step), rate)
 
     def some(self, client_id: int, step: int, user: int, n: int, most: int) -> Indices:
-        return _first(np.frombuffer(os.urandom(8 * n), dtype=np.uint64), most)
+        return _first(self._words(n, client_id, step, user), most)
+
+    def _words(self, n: int, *named: int) -> NDArray[np.uint64]:
+        if self.key is None:
+            words = os.urandom(8 * n)
+        else:  # lists of other lengths never collide, nor do those of one
+            named_bytes = b"".join(int(number).to_bytes(8, "little") for number in named)
+            words = hashlib.shake_256(self.key + named_bytes).digest(8 * n)
+        return np.frombuffer(words, dtype=np.uint64)
 
 
 def poisson_draw(seed: int, client_id: int, step: int, n: int, rate: float) -> Indices:

@@ -4,6 +4,7 @@ accounting.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,6 +132,33 @@ def grouped_batches(
     batches = tuple(np.flatnonzero(np.isin(group, part)).astype(np.int64) for part in parts)
     padded = sum(_cost(len(b), int(length[b].sum()), int(length[b].max()), packed) for b in batches)
     return PhysicalBatches(batches, int(length.sum()), padded)
+
+
+def groups_of(users: NDArray[np.integer] | None, batches: Sequence[NDArray[np.integer]]) -> list[Indices | None]:
+    """For each physical batch, given as indices of samples, which of them are one user's: ``[S]``, rising.
+
+    Args:
+        users: whose each sample is, by index; None where every sample is kept apart, and so is every answer.
+
+    Raises:
+        ValueError: a user's samples are in two batches, or do not lie side by side.
+    """
+    if users is None:
+        return [None] * len(batches)
+    found: list[Indices | None] = []
+    seen: list[int] = []
+    for samples in batches:
+        owner = users[samples]
+        starts = np.flatnonzero(np.append(True, owner[1:] != owner[:-1])[: len(owner)])
+        seen += owner[starts].tolist()
+        found.append(np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(owner)))).astype(np.int64))
+    if len(set(seen)) < len(seen):
+        again = next(user for user in seen if seen.count(user) > 1)
+        raise ValueError(
+            f"the samples of user {again} are in two physical batches, or not side by side in one, so that they would "
+            "be clipped apart and move the sum by twice the norm; cut with grouped_batches, and sort a batch by user"
+        )
+    return found
 
 
 def _cost(samples: int, tokens: int, longest: int, packed: bool) -> int:

@@ -17,8 +17,10 @@ from ..adapters import Adapters
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource, SeededNoise
-from .admission import check_model
+from .admission import check_model, check_users, check_whole
 from .arena import Arena
+from .batches import groups_of
+from .detectors import modules_of
 from .dropout import DropoutKeys, drops_out
 from .gradients import look_at, segment_gradients
 from .probe import Probe
@@ -26,7 +28,7 @@ from .workers import Workers, check_same_state, find_workers
 
 
 class PrivateGradient:
-    """Clips the gradient of every sample, sums, adds noise and divides by the expected batch.
+    """Clips every sample's gradient, or the sum of every user's, sums, adds noise and divides by the expected batch.
 
     Args:
         model: with adapters; what it trains must all belong to them.
@@ -38,9 +40,12 @@ class PrivateGradient:
         check_gradients: compare the first gradients with ordinary autograd's (see ``Probe.recomputes``).
         workers: the processes that share each step, by default those of the initialised ``torch.distributed`` group:
             each gives :meth:`step` its own part of the samples, and all get the same gradient.
+        users: whose each sample is, by index, ``[n]``; with a ledger of ``unit='user'``, whose group says whether the
+            samples of a user are summed before they are clipped (1) or clipped apart, at most so many of each.
 
     Raises:
-        ValueError: a trainable tensor is not the adapters'. SamplesNotIndependent: batch normalisation.
+        ValueError: a trainable tensor is not the adapters', or a ledger that does not count users as they are clipped.
+        SamplesNotIndependent: batch normalisation.
     """
 
     def __init__(
@@ -53,9 +58,13 @@ class PrivateGradient:
         noise: NoiseSource,
         check_gradients: bool = True,
         workers: Workers | None = None,
+        users: np.ndarray | None = None,
     ):
+        check_whole(modules_of(model))
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
+        check_users(ledger, users)
+        self._users = users if ledger.group == 1 else None
         self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
         self.workers = find_workers() if workers is None else workers
@@ -74,7 +83,8 @@ class PrivateGradient:
         Args:
             number: which noise and which dropout a seeded source gives.
             batches: physical batches ``(samples, inputs, targets)`` that together, over all processes, are the Poisson
-                sample: which samples were asked for, int64 ``[S]``, and what the collator made of them; may be empty.
+                sample: which samples were asked for, int64 ``[S]``, and what the collator made of them; may be empty. A
+                user's samples lie side by side in one of them.
             model: what to call instead of the model itself (a compiled or wrapped one).
 
         Returns:
@@ -111,11 +121,12 @@ class PrivateGradient:
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
         called = _without_ddp(model or self.model)
+        groups = groups_of(self._users, [samples for samples, _, _ in batches])
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
         shared = 0
         if drops_out(called, self.adapters):
             shared = self.workers.same_for_all(DropoutKeys.shared_by(self.noise, number))
-        for samples, inputs, targets in batches:
+        for (samples, inputs, targets), together in zip(batches, groups, strict=True):
             found = segment_gradients(
                 called,
                 self.adapters,
@@ -124,6 +135,7 @@ class PrivateGradient:
                 targets,
                 state=state,
                 rows=np.zeros(len(samples), dtype=np.int64),
+                together=together,
                 arena=self._arena,
                 probe=self._probe,
                 dropout=partial(self._dropout_keys, samples, number, shared),
@@ -163,8 +175,8 @@ class PrivateGradient:
         return gradient[0]
 
     def _check_apart(self, samples: Sequence[np.ndarray]) -> None:
-        """A sample that two processes hold would move the sum by twice the clipping norm; and processes that begin with
-        other factors would add up gradients of other models.
+        """A sample, or a user, that two processes hold would move the sum by twice the norm; and processes that
+        begin with other factors would add up gradients of other models.
         """
         if self.workers.size == 1:
             return
@@ -176,12 +188,14 @@ class PrivateGradient:
             ]
             check_same_state(self.workers, torch.cat([self.adapters.state(), *frozen]))
             self._is_compared = True
-        mine = np.concatenate([np.empty(0, dtype=np.int64), *samples])
+        mine, what = np.concatenate([np.empty(0, dtype=np.int64), *samples]), "sample"
+        if self._users is not None:
+            mine, what = np.unique(self._users[mine]), "user"
         held = np.concatenate(self.workers.gather(mine))
         once, times = np.unique(held, return_counts=True)
         if len(once) < len(held):
             raise ValueError(
-                f"sample {once[times.argmax()]} was given to more than one of {self.workers.size} processes, so that "
+                f"{what} {once[times.argmax()]} was given to more than one of {self.workers.size} processes, so that "
                 "it could move the sum by more than max_grad_norm; let all draw alike (drawn_alike) and give each its "
                 "own share: samples[workers.share(lengths)]"
             )

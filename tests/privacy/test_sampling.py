@@ -207,6 +207,13 @@ def test_nobody_owns_more_than_k_of_the_records_that_are_kept_and_none_more_coul
         assert max(held[owners[record]]) == most
 
 
+def test_processes_that_draw_alike_take_the_same_records_of_a_user():
+    alike, other = SystemDraw(bytes(32)), SystemDraw(b"1" * 32)
+    taken = [alike.some(0, 3, user, 1000, 20).tolist() for user in (5, 5, 6)]
+    assert taken[0] == taken[1] != taken[2] and taken[0] != other.some(0, 3, 5, 1000, 20).tolist()
+    assert SystemDraw().some(0, 3, 5, 1000, 20).tolist() != SystemDraw().some(0, 3, 5, 1000, 20).tolist()
+
+
 def test_a_bound_below_one_record_is_refused():
     for refused in (
         lambda: records_of(np.array([0]), OWNER, 0, lambda *_: OWNER),

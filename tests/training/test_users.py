@@ -1,16 +1,24 @@
 """A user is the unit: all that is drawn of one is clipped together, or counted as a group."""
 
 import dataclasses
+import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 from tiny import ledger, losses, tiny_data, tiny_engine
 
 from ffalora.data.users import Owners
+from ffalora.privacy.noise import SeededNoise
+from ffalora.privacy.sampling import SeededDraw, records_of
+from ffalora.training.batches import grouped_batches
 from ffalora.training.participant import Participant
+from ffalora.training.private_gradient import PrivateGradient
 from ffalora.training.sensitivity import FLOAT32_LIMIT, probe_sensitivity
 from ffalora.training.step import LogicalStep
+from ffalora.training.workers import ALONE
 
 #: 40 samples of 10 users, who own 1 to 12 of them.
 WHOSE = np.repeat(np.arange(10), [1, 1, 2, 2, 3, 3, 4, 5, 7, 12])
@@ -194,3 +202,81 @@ def test_records_of_several_owners_are_refused_where_users_are_summed():
     engine, adapters = engine_of(owners)
     with pytest.raises(ValueError, match=r"1 of 40 records have several owners .* set privacy.draws to samples"):
         engine.train([one_client(owners, users=2, batch=2)], adapters.state()[None], 1)
+
+
+def own_loop(**terms):
+    """A private loop of one's own, by users, and how it cuts and collates what it draws."""
+    engine, adapters = engine_of()
+    book = ledger(0, terms.pop("count", 10), 4, **{"unit": "user"} | terms)
+    private = PrivateGradient(
+        engine.model, adapters, losses, book, engine.privacy.max_grad_norm, SeededNoise(1), users=WHOSE
+    )
+
+    def physical(drawn):
+        plan = grouped_batches(engine.data.lengths[drawn], WHOSE[drawn], 60)
+        return [(drawn[batch], *engine.data.collate(drawn[batch])) for batch in plan.batches]
+
+    return engine, adapters, private, physical
+
+
+def test_a_loop_of_one_s_own_clips_users_as_the_engine_does():
+    engine, adapters, private, physical = own_loop()
+    draw = SeededDraw(3)
+    drawn = records_of(draw(0, 0, 10, 0.9), WHOSE, 5, partial(draw.some, 0, 0))
+    total, _, norms = private.clipped_sum(0, physical(drawn))
+    torch.testing.assert_close(total[0], sums(engine, adapters, drawn)[0], rtol=1e-4, atol=1e-6)
+    assert len(norms) == len(set(WHOSE[drawn]))
+    gradient, loss = private.step(0, physical(drawn))
+    assert gradient.shape == (adapters.layout.width,) and loss > 0 and private.ledger.steps_taken == 1
+
+
+def test_a_user_who_is_cut_in_a_loop_of_one_s_own_is_refused_before_anything_is_computed():
+    engine, _, private, _ = own_loop()
+    whole = np.flatnonzero(np.isin(WHOSE, [8, 9]))
+    for parts in (np.array_split(whole, 3), [whole[::-1][np.argsort(np.arange(len(whole)) % 2)]]):
+        with pytest.raises(ValueError, match=r"user \d are in two physical batches, or not side by side"):
+            private.clipped_sum(0, [(part, *engine.data.collate(part)) for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"unit": "sample", "count": 40}, "unit='sample', but users are given"),
+        ({"count": 40}, "for dataset_size=40, but there are 10 users"),
+        ({"count": 40, "group": 4}, "a user owns 12 samples, more than group=4"),
+    ],
+)
+def test_a_ledger_that_does_not_fit_the_users_of_a_loop_is_refused(terms, said):
+    with pytest.raises(ValueError, match=said):
+        own_loop(**terms)
+
+
+def shared_run(workers):
+    """State after two steps, and whose samples were differentiated in this process, step by step."""
+    engine, adapters = engine_of(workers=ALONE)
+    client, seen, collate = one_client(batch=6), [], engine.data.collate
+    engine.look_ahead([client])
+    engine.workers = workers
+    engine.data.collate = lambda samples: (seen.append(set(WHOSE[samples].tolist())), collate(samples))[1]
+    state = adapters.state()[None]
+    for _ in range(2):
+        seen.append(None)
+        engine.train([client], state, 1)
+    return state, seen
+
+
+def users_by_step(seen):
+    steps = []
+    for one in seen:
+        steps = [*steps, set()] if one is None else [*steps[:-1], steps[-1] | one]
+    return steps
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_share_users_and_never_cut_one():
+    state, seen = shared_run(ALONE)
+    found = on_ranks(2, shared_run)
+    for theirs, _ in found:
+        torch.testing.assert_close(theirs, state, rtol=1e-4, atol=1e-5)
+    for whole, first, second in zip(*map(users_by_step, [seen, found[0][1], found[1][1]]), strict=True):
+        assert first | second == whole and not first & second
