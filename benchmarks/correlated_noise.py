@@ -13,6 +13,7 @@ import argparse
 import csv
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,21 +80,28 @@ def compare_optimisers() -> None:
 
 
 def compare_times(rounds: int) -> None:
-    from ffalora.federated.experiment import build
+    """One model and one engine; only the clients' ledgers differ."""
+    from ffalora.federated.experiment import build, make_participants
     from ffalora.federated.simulate import run_round
 
-    runs = {m: build(_config(m, 0).model_copy(update={"baselines": False})) for m in MECHANISMS}
-    servers = {m: run.strategy.begin() for m, run in runs.items()}
-    seconds: dict[str, list[float]] = {m: [] for m in MECHANISMS}
-    for _ in range(rounds):
-        for m, run in runs.items():
-            run.config.federation.evaluate_every = 10**6
+    built = build(_config("independent", 0))
+    runs, seconds = {}, {mechanism: [] for mechanism in MECHANISMS}
+    for mechanism in MECHANISMS:
+        config = _config(mechanism, 0).with_noise("seeded")
+        participants = make_participants(config, built.partition, built.train)
+        for participant in participants:
+            participant.lr = 0.1
+        runs[mechanism] = replace(built, config=config, participants=participants)
+    servers = {mechanism: run.strategy.begin() for mechanism, run in runs.items()}
+    for _ in range(rounds + 1):  # the first round warms up
+        for mechanism, run in runs.items():
             started = time.perf_counter()
-            run_round(run, servers[m])
-            seconds[m].append(time.perf_counter() - started)
-    for m in MECHANISMS:
-        ratio = np.median(np.array(seconds[m][1:]) / np.array(seconds["independent"][1:]))
-        print(f"{m:<12} median {np.median(seconds[m][1:]):.4f} s a round, ratio to independent {ratio:.4f}")
+            run_round(run, servers[mechanism])
+            seconds[mechanism].append(time.perf_counter() - started)
+    alone = np.array(seconds["independent"][1:])
+    for mechanism in MECHANISMS:
+        own = np.array(seconds[mechanism][1:])
+        print(f"{mechanism:<12} median {np.median(own):.4f} s a round, ratio {np.median(own / alone):.4f}", flush=True)
 
 
 def compare_accuracy(seeds: range, epsilons: list[float]) -> None:

@@ -18,17 +18,17 @@ class CorrelatedNoise:
         correlation: the factor C.
         buffers: float64 ``[B,P]``, changed in place. (In float32 their rounding, which depends on what the sums are,
             could add up over P numbers.)
-        taken: steps since these buffers were zero.
+        step: the client's step that the next noise is for, counted over its whole life.
 
     Raises:
         ValueError: buffers of another shape or dtype.
     """
 
-    def __init__(self, correlation: Correlation, buffers: Tensor, taken: int = 0):
+    def __init__(self, correlation: Correlation, buffers: Tensor, step: int = 0):
         count = len(correlation.weights)
         if buffers.dim() != 2 or len(buffers) != count or buffers.dtype != torch.float64:
             raise ValueError(f"buffers must be float64 [{count},P], got {buffers.dtype} {tuple(buffers.shape)}")
-        self.correlation, self.buffers, self.taken = correlation, buffers, taken
+        self.correlation, self.buffers, self.step = correlation, buffers, step
         weights = torch.tensor(correlation.weights, dtype=torch.float64)
         rows = [weights]
         if correlation.mechanism == "banded-mf":  # slot i holds the noise of the last step t with t mod (b-1) = i
@@ -37,9 +37,11 @@ class CorrelatedNoise:
         self._decays = torch.tensor(correlation.decays, dtype=torch.float64)[:, None].to(buffers.device)
 
     @classmethod
-    def begin(cls, correlation: Correlation, width: int, device: torch.device | str = "cpu") -> CorrelatedNoise:
+    def begin(
+        cls, correlation: Correlation, width: int, device: torch.device | str = "cpu", step: int = 0
+    ) -> CorrelatedNoise:
         """Noise whose first step depends on none before, for rows of ``width`` columns."""
-        return cls(correlation, torch.zeros(len(correlation.weights), width, dtype=torch.float64, device=device))
+        return cls(correlation, torch.zeros(len(correlation.weights), width, dtype=torch.float64, device=device), step)
 
     def to(self, device: torch.device | str) -> CorrelatedNoise:
         """A copy on ``device``."""
@@ -48,10 +50,10 @@ class CorrelatedNoise:
     def shape_(self, normals: Tensor) -> None:
         """Makes the next step's noise of independent normals, float64 ``[P]``, in place, and remembers it."""
         if self._weights is not None:
-            turn = self.taken % len(self._weights)
+            turn = self.step % len(self._weights)
             normals -= self._weights[turn] @ self.buffers
             if self.correlation.mechanism == "banded-mf":
                 self.buffers[turn] = normals
             else:
                 self.buffers.mul_(self._decays).add_(normals)
-        self.taken += 1
+        self.step += 1

@@ -59,8 +59,8 @@ class Participant:
         return sigma * sensitivity(clipping_norm, self.ledger.dataset_size)
 
     def begin_noise(self, width: int, device: torch.device, seeded: bool) -> None:
-        """Makes the buffers of correlated noise, where they are needed and not there; what was begun with others is
-        charged as a whole.
+        """Makes the buffers of correlated noise, where they are needed and not there, or are of another step than comes
+        next; what was begun with others is charged as a whole.
 
         Args:
             width: P, of the state; seeded: noise follows from a seed, so that it can and must go on as it began.
@@ -68,7 +68,9 @@ class Participant:
         Raises:
             ValueError: seeded noise of earlier steps is forgotten.
         """
-        if self.ledger is None or self.ledger.correlation is None or self.correlated is not None:
+        if self.ledger is None or self.ledger.correlation is None:
+            return
+        if self.correlated is not None and self.correlated.step == self.steps_taken:
             return
         if seeded and self.steps_taken:
             raise ValueError(
@@ -76,4 +78,4 @@ class Participant:
                 "on is not there; restore both from one checkpoint"
             )
         self.ledger.begin_anew()
-        self.correlated = CorrelatedNoise.begin(self.ledger.correlation, width, device)
+        self.correlated = CorrelatedNoise.begin(self.ledger.correlation, width, device, self.steps_taken)

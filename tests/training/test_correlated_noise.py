@@ -122,6 +122,17 @@ def test_seeded_noise_whose_past_is_gone_is_refused():
         engine.train([client], adapters.state()[None].clone(), steps=1)
 
 
+def test_secure_noise_of_a_client_that_was_set_back_begins_anew():
+    engine, adapters = tiny_engine(privacy={"mechanism": "banded-mf"})
+    engine.noise, engine.draw = SecureNoise(), SystemDraw()
+    (client,) = clients("banded-mf")
+    engine.train([client], adapters.state()[None].clone(), steps=2)
+    before, client.steps_taken = client.correlated, 1
+    engine.train([client], adapters.state()[None].clone(), steps=1)
+    assert client.correlated is not before and client.correlated.step == client.steps_taken == 2
+    assert client.ledger.steps_taken == 4
+
+
 def test_secure_noise_whose_past_is_gone_begins_anew_and_pays_for_it():
     engine, adapters = tiny_engine(privacy={"mechanism": "banded-mf"})
     engine.noise, engine.draw = SecureNoise(), SystemDraw()
