@@ -7,6 +7,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 TESTS ?= tests
 WORKERS ?= 2
+NOTEBOOKS ?= demo own_table private_trainer
 STUDIES ?= $(basename $(notdir $(wildcard ffalora/studies/grids/*.yaml))) theory
 BIN := .venv/bin
 INSTALL := -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
@@ -14,7 +15,7 @@ PIP := $(BIN)/python $(INSTALL)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo demo-lm test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs wheel setup clean
+.PHONY: demo demo-lm test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -86,6 +87,10 @@ setup: .venv/.installed
 docs: setup  ## the site, in site/: every page and the reference, with no broken link
 	$(PIP) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: setup  ## the notebooks as they are, a minute each; NOTEBOOKS=private_chat, some minutes, with a language model
+	$(PIP) -e ".[notebooks,gguf]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter execute --timeout 600 $(NOTEBOOKS:%=examples/notebooks/%.ipynb)
 
 wheel: setup  ## sdist and wheel in dist/, a look into both, and the wheel tried in an environment of its own
 	$(PIP) build

@@ -5,9 +5,10 @@
 Sections: 'equal' (all providers on the same shapes, over the floor: forward pass and input gradients of the frozen
 model without adapters), 'job' (the same private training job; rivals as their users run them, and once more given this
 package's number format and attention), 'ablation' (our own features switched on one by one, then each switched off),
-'cohort' (all clients in one pass or one after another), 'runs' (whole runs of a study, likewise), 'rss' (peak
-resident memory, every provider in a process of its own). Rivals take turns step by step in one process; times are
-medians with 20% and 80% quantiles. The machine should do nothing else.
+'cohort' (all clients in one pass or one after another), 'language' (a language model of SmolLM2's shape, likewise over
+the floor), 'runs' (whole runs of a study, in one pass or one after another), 'rss' (peak resident memory, every
+provider in a process of its own). Rivals take turns step by step in one process; times are medians with 20% and 80%
+quantiles. The machine should do nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from harness import copy_bandwidth, launch_floor, matmul_rate, peak_resident_bytes, resident_bytes
+from language import measure_language
 from minilm import ALL_LINEAR, QUERY_VALUE, as_users_of_ours, equal_shapes, movie_reviews, ours_as_chosen
 from opacus_steps import opacus
 from own_steps import cohort, ours
@@ -36,7 +38,7 @@ from run_bench import gain_together, measure_runs
 from session import Session, add_options, check_results, exit_status, measure_steps, open_session, run_sections
 from workload import Workload
 
-SECTIONS = ("device", "gate", "equal", "job", "ablation", "cohort", "runs", "rss", "plots")
+SECTIONS = ("device", "gate", "equal", "job", "ablation", "cohort", "language", "runs", "rss", "plots")
 FP32, BF16 = torch.float32, torch.bfloat16
 HOOKS = "opacus hooks, a frozen"
 
@@ -191,8 +193,8 @@ def draw_plots(session: Session) -> None:
 
 RUN: dict[str, Callable[[Session], None]] = {
     "device": measure_device, "gate": check_results, "equal": measure_equal, "job": measure_job,
-    "ablation": measure_ablation, "cohort": measure_cohort, "runs": measure_runs, "rss": measure_rss,
-    "plots": draw_plots,
+    "ablation": measure_ablation, "cohort": measure_cohort, "language": measure_language, "runs": measure_runs,
+    "rss": measure_rss, "plots": draw_plots,
 }  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def ratios(rows: list[Row]) -> str:
         if row.status == OK:
             by_section.setdefault((row.section, row.case), {})[row.provider] = row
     for (section, case), found in by_section.items():
-        if section == "equal":
+        if section in ("equal", "language"):
             for name, row in found.items():
                 if name != "floor" and "to_floor" in row.config:
                     middle, low, high = row.config["to_floor"]

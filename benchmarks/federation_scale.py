@@ -1,6 +1,7 @@
-"""How a simulated federation scales: many clients of a tiny model, every one in every round, time and memory.
+"""How a simulated federation scales: many clients of a tiny model, all or some of them in every round, time and memory.
 
     python benchmarks/federation_scale.py --clients 1000 --rounds 5
+    python benchmarks/federation_scale.py --clients 10000 --drawn 100 --rounds 3 --private
 
 Prints seconds, peak memory of the process and what was trained; ``--strategy`` and ``--private`` choose the method.
 """
@@ -54,6 +55,7 @@ def save_texts(path: Path, rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--drawn", type=int, help="clients of a round  [all]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--local-steps", type=int, default=2)
     parser.add_argument("--samples", type=int, default=20, help="training samples of a client")
@@ -84,9 +86,11 @@ def main() -> None:
                     "strategy": options.strategy,
                     "rounds": options.rounds,
                     "local_steps": options.local_steps,
+                    "participation": (options.drawn or options.clients) / options.clients,
                 },
                 "optimizer": {"lr": 1.0, "batch_size": options.batch_size},
                 "privacy": privacy,
+                "baselines": False,
             }
         )
         started = time.perf_counter()
@@ -98,6 +102,8 @@ def main() -> None:
     print(f"seconds       {seconds:.1f} (rounds: {', '.join(str(row['seconds']) for row in result.rounds)})")
     print(f"peak memory   {peak:.2f} GiB")
     print(f"samples       {samples} ({samples / seconds:.0f} a second)")
+    drawn = (options.drawn or options.clients) * options.rounds
+    print(f"drawn client  {1e3 * sum(row['seconds'] for row in result.rounds) / drawn:.2f} ms")
     print(f"trained       {result.summary['trained_numbers']} numbers, {result.rounds[-1]['metrics']}")
 
 

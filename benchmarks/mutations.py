@@ -66,6 +66,16 @@ MUTANTS = {
      "federated/test_user_level.py::test_what_does_not_keep_users_whole_is_refused",
      "federated/test_user_level.py::"
      "test_several_owners_each_count_where_samples_are_drawn_and_are_refused_where_users_are"),
+    ("normals of a wrong column", "buffers are used by several clients", "records take part more often than planned",
+     "sensitivity of one participation", "steps of an unfinished release are free", "noise begins anew for nothing"):
+    ("privacy/test_correlation.py::test_noise_step_by_step_is_the_inverse_of_the_factor_times_normals",
+     "privacy/test_correlation.py::"
+     "test_sensitivity_is_that_of_the_group_and_the_gradients_which_change_a_release_most",
+     "privacy/test_correlation.py::"
+     "test_epsilon_is_never_below_a_monte_carlo_accountant_in_fifty_random_configurations",
+     "privacy/test_correlation.py::test_steps_count_as_the_releases_that_they_begin",
+     "privacy/test_correlation.py::test_noise_that_begins_anew_is_charged_as_another_release",
+     "training/test_correlated_noise.py"),
 }  # fmt: skip
 
 

@@ -67,6 +67,37 @@ struct HeadLogits {
 
 void softmax_gradient(const HeadLogits& logits, const Activations& gradient, int threads);
 
+// Rows [tokens, heads] of as many numbers as a head is wide, adjacent; float32 or bfloat16.
+struct Heads {
+  void* data;
+  ptrdiff_t token_stride, head_stride;
+
+  template <class T>
+  T* row(ptrdiff_t token, ptrdiff_t head) const {
+    return static_cast<T*>(data) + token * token_stride + head * head_stride;
+  }
+};
+
+struct Attention {
+  Heads q, k, v, out;
+  float* normalisers;  // [heads, tokens]: the logarithm of each query's sum of exponentials
+  ptrdiff_t heads, kv_heads, width, tokens;
+  const int32_t* offsets;  // [count + 1]
+  ptrdiff_t count;
+  float scale;
+  bool causal, half;
+};
+
+struct AttentionGradient {
+  Attention forward;  // out is not read
+  Heads dout, dq, dk, dv;
+};
+
+// out and normalisers are written.
+void attention(const Attention& tensors, int threads);
+// dq, dk and dv are written.
+void attention_gradient(const AttentionGradient& tensors, int threads);
+
 struct Clipping {
   const double* max_grad_norm;   // [clients, groups]
   const int32_t* group_columns;  // [groups + 1]

@@ -91,6 +91,26 @@ void bind_head_loss(py::module_& m) {
   m.def("softmax_gradient", &softmax_gradient, py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_attention(py::module_& m) {
+  py::class_<Heads>(m, "Heads").def(py::init([](Address data, ptrdiff_t token_stride, ptrdiff_t head_stride) {
+    return Heads{at<void>(data), token_stride, head_stride};
+  }));
+  py::class_<Attention>(m, "Attention").def(py::init([](const py::kwargs& given) {
+    return filled<Attention>(
+        given, {FIELD(Attention, q), FIELD(Attention, k), FIELD(Attention, v), FIELD(Attention, out),
+                FIELD(Attention, normalisers), FIELD(Attention, heads), FIELD(Attention, kv_heads),
+                FIELD(Attention, width), FIELD(Attention, tokens), FIELD(Attention, offsets), FIELD(Attention, count),
+                FIELD(Attention, scale), FIELD(Attention, causal), FIELD(Attention, half)});
+  }));
+  m.def("attention", &attention, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "attention_gradient",
+      [](const Attention& forward, const Heads& dout, const Heads& dq, const Heads& dk, const Heads& dv, int threads) {
+        attention_gradient({forward, dout, dq, dk, dv}, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_clipping(py::module_& m) {
   m.def(
       "clip_reduce",
@@ -178,6 +198,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "C++ kernels of ffalora_kernels.cpu on plain pointers.";
   ffalora::bind_activations(m);
   ffalora::bind_head_loss(m);
+  ffalora::bind_attention(m);
   ffalora::bind_clipping(m);
   ffalora::bind_step(m);
   ffalora::bind_secure_noise(m);

@@ -40,7 +40,8 @@ HEADS = (
 
 
 def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
-    """The layers that ``config`` names, by dotted name.
+    """The layers that ``config`` names, by dotted name, without those in modules that the model says it never reads
+    (its ``unread``, dotted names): adapters there would be trained by nothing.
 
     Raises:
         ValueError: nothing matches, or a name in ``target_modules`` matches nothing (near matches are listed).
@@ -61,11 +62,12 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
             if not any(_ends(n, name) for n in linear):
                 raise ValueError(_no_match(name, model, linear))
         found = {n: m for n, m in linear.items() if any(_ends(n, name) for name in wanted)}
-    found = {n: m for n, m in found.items() if not _excluded(n, config)}
+    unread = tuple(f"{name}." for name in getattr(model, "unread", ()))
+    found = {n: m for n, m in found.items() if not _excluded(n, config) and not f"{n}.".startswith(unread)}
     if not found:
         suffixes = sorted({n.rsplit(".", 1)[-1] for n in linear})
         raise ValueError(
-            f"target_modules={config.target_modules!r} matches no linear layer that is not excluded; "
+            f"target_modules={config.target_modules!r} matches no linear layer that is read and not excluded; "
             f"this model's linear layers are called {', '.join(suffixes)}"
         )
     return found

@@ -299,12 +299,10 @@ def _engine(experiment: Experiment, data: Examples) -> Engine:
     first, limit = experiment.participants[0], config.privacy.max_grad_norm
     lr = given_rate(own) if first.lr is None else first.lr
     if own.name == "adamw":  # as large a step as a parameter takes there
-        lr *= own.batch_size / max(ledger_of(first).noise_multiplier * limit, 1e-6)
+        lr *= own.batch / max(ledger_of(first).noise_multiplier * limit, 1e-6)
     elif own.normalize:
         lr /= limit
-    optimizer = OptimizerConfig(
-        name="sgd", lr=lr, normalize=False, batch_size=own.batch_size, token_budget=own.token_budget
-    )
+    optimizer = OptimizerConfig(name="sgd", lr=lr, normalize=False, batch_size=own.batch, token_budget=own.token_budget)
     config = config.model_copy(update={"optimizer": optimizer})
     cached = cache_frozen_layers(
         config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device

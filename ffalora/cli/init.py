@@ -28,10 +28,12 @@ def command(
 ) -> None:  # fmt: skip
     """Look at DATA (CSV, TSV, JSON, JSON lines, Parquet, or a folder of such files), and write a commented YAML file.
 
-    Encoding, delimiter, columns, task and clients are found; nothing leaves this machine and nothing is trained.
+    Encoding, delimiter, columns, task and clients are found, conversations and prompts with answers, too; nothing
+    leaves this machine and nothing is trained.
 
     \b
     ffalora init feedback.csv
+    ffalora init chats.jsonl
     ffalora init feedback.csv --text Subject --text Message --label Verdict --client Hospital
     """
     from ..data.proposal import propose
@@ -49,17 +51,21 @@ def command(
     click.echo(f"\nwritten {target}: what to train on, and why. Next:\n")
     click.echo(f"  ffalora plan {target}      # other batches and steps, and the time they take (optional)")
     click.echo(f"  ffalora {verb} {target}")
-    click.echo(f"  ffalora predict runs/{target.stem} NEW{data.suffix or '.csv'}")
+    if found.task == "causal-lm":
+        click.echo(f'  ffalora generate runs/{target.stem} "a prompt"')
+    else:
+        click.echo(f"  ffalora predict runs/{target.stem} NEW{data.suffix or '.csv'}")
 
 
 def found_text(found: Proposal) -> str:
     """What was found, for a terminal: files, columns, and what each is used for."""
     lines = [f"{p.file.name}: {p.rows} rows{f', {p.form}' if p.form else ''}" for p in found.parts[:5]]
-    used: dict[str | None, str] = {name: "text" for name in found.text}
+    kinds = ("text",) * 2 if found.label else ("conversation",) if len(found.text) == 1 else ("prompt", "answer")
+    used: dict[str | None, str] = dict(zip(found.text, kinds, strict=False))
     used |= {found.label: "the label", found.client: "the clients", found.user: "the users"}
     width = max(len(column.name) for column in found.columns)
     lines += [
-        f"  {column.name:<{width}}  {used.get(column.name, '-'):<11}  {column}"
+        f"  {column.name:<{width}}  {used.get(column.name, '-'):<12}  {column}"
         + (f"; empty in {column.empty} rows" if column.empty else "")
         for column in found.columns
     ]

@@ -1,4 +1,4 @@
-"""``ffalora predict``: labels for texts, or for every row of a table."""
+"""``ffalora predict``: labels for texts, or for every row of a table; answers where the run is of a language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(
     folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, output: Path | None, overrides: dict[str, Any]
 ) -> None:
     """Predict the label of each of TEXTS (of each line of the standard input if there are none), or of every row of a
-    table.
+    table; the adapter of a language model answers them.
 
     FOLDER is a run's folder or its `adapter`. A single TEXT that names a file (CSV, TSV, JSON, JSON lines, Parquet) is
     a table with the columns that the run was trained on; it is written again with predictions and probabilities.
@@ -55,6 +55,8 @@ def command(
     for text, answer in zip(asked, predict(folder, asked, overrides), strict=True):
         if as_json:
             click.echo(json.dumps({"text": text, **answer}, ensure_ascii=False))
+        elif "answer" in answer:
+            click.echo(answer["answer"] if len(asked) == 1 else f"> {text}\n{answer['answer']}\n")
         elif "label" in answer:
             shown = "  |  ".join(text) if isinstance(text, tuple) else text
             click.echo(f"{answer['label']}\t{answer['probabilities'][answer['label']]:.3f}\t{shown}")

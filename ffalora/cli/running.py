@@ -142,7 +142,10 @@ def _config_to_resume(path: Path | None, overrides: dict[str, Any], output: Path
     if not (output / CONFIG).exists():
         raise ConfigError(f"--resume: {output} holds no run (no {CONFIG}); leave --resume out to start one")
     stored = load_config(output / CONFIG)
-    changed = differences(stored.model_dump(), adapt(load_config(path or output / CONFIG, overrides)).model_dump())
+    asked = adapt(load_config(path or output / CONFIG, overrides)).model_dump()
+    if asked["optimizer"]["batch_size"] == "auto":  # what was decided then
+        asked["optimizer"]["batch_size"] = stored.optimizer.batch_size
+    changed = differences(stored.model_dump(), asked)
     if changed:
         raise ConfigError(
             f"--resume: {output} belongs to another configuration: {'; '.join(changed)}. Leave these out to continue "

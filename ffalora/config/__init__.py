@@ -3,9 +3,10 @@
 from .adapter import AdapterConfig
 from .messages import ConfigError
 from .model import ModelConfig
+from .privacy import PrivacyConfig
 from .run import Config, fields, from_mapping, load_config, to_yaml
 from .section import Section
-from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig, PrivacyConfig
+from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig
 from .values import merge
 
 __all__ = [

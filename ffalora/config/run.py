@@ -17,8 +17,9 @@ from pydantic import Field, field_validator, model_validator
 from .adapter import RunAdapterConfig
 from .messages import ConfigError
 from .model import ModelConfig
+from .privacy import PrivacyConfig
 from .section import Section, keys_of
-from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig, PrivacyConfig
+from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig
 from .values import merge
 
 

@@ -10,6 +10,9 @@ from .files import FILE_COLUMN
 if TYPE_CHECKING:
     from datasets import Dataset
 
+#: Names of a prompt's column and its answer's, as tables for language models have them.
+PROMPTS = (("prompt", "answer"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+
 
 def guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) -> tuple[str, ...]:
     """The columns that a task reads where none are named: by their usual names, else the only column of strings.
@@ -19,8 +22,7 @@ def guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) 
     """
     wanted = {"image-classification": ("image",)}.get(task, ("text", "sentence"))
     if task == "causal-lm":
-        pairs = (("prompt", "answer"), ("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
-        for pair in pairs:
+        for pair in PROMPTS:
             if set(pair) <= set(data.column_names):
                 return pair
         for name in ("messages", "text"):

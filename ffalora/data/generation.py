@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .conversations import Message, encode_question
+from .conversations import Form, Message, check_template, encode_question
 from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
 
 _WORD = re.compile(r"\w+")
@@ -65,6 +65,34 @@ def generate_answers(
             for row, text in zip(chosen, texts, strict=True):
                 answers[row] = text
     return answers
+
+
+def put(
+    prompts: Sequence[str | Sequence[Message]], form: Form, tokenizer: Any, system: str | None = None
+) -> tuple[list[str | Sequence[Message]], str]:
+    """Prompts as a model that learned data of this form is asked, and the template for those that are texts.
+
+    Args:
+        form: 'prompts' (in the template of training), 'conversations' (as what a user says) or 'texts' (to be continued
+            as they are).
+        system: what the system says first, in conversations.
+
+    Raises:
+        DataError: conversations, and the tokenizer has no chat template that tells roles apart.
+    """
+    asked: list[str | Sequence[Message]] = list(prompts)
+    if form == "conversations":
+        check_template(tokenizer)
+        before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        asked = [[*before, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    return asked, "{prompt}" if form == "texts" else DEFAULT_TEMPLATE
+
+
+def without_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation up to where the assistant is to speak last."""
+    while messages and messages[-1].get("role") == "assistant":
+        messages = messages[:-1]
+    return messages
 
 
 def final_number(text: str) -> Fraction | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .columns import PROMPTS
 from .errors import DataError
 from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
 from .validate import column_values, is_missing
@@ -49,6 +50,8 @@ class Column:
     def __str__(self) -> str:
         if self.kind == "text" and self.words >= _TEXT_WORDS:
             return f"texts of {self.words:.0f} words on average"
+        if self.kind == "other":
+            return f"{self.distinct} different values that are neither texts nor numbers"
         more = ", …" if self.distinct > len(self.examples) else ""
         return f"{self.distinct} different {'numbers' if self.kind == 'number' else 'values'}: " + (
             ", ".join(self.examples) + more
@@ -61,8 +64,9 @@ class Proposal:
 
     Attributes:
         source: as it was given; parts: its files; columns: all of them.
-        task: 'classification' or 'regression'; text: one column or two; client: None for a single site; user: None
-            where no column says whose the rows are, or somebody's are at several clients.
+        task: 'classification', 'regression' or 'causal-lm'; text: one column or two; label: None for causal-lm; client:
+            None for a single site; user: None where no column says whose the rows are, or somebody's are at several
+            clients.
         users: how many the largest client has; its rows where there is no such column.
         sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
     """
@@ -72,7 +76,7 @@ class Proposal:
     columns: tuple[Column, ...]
     task: str
     text: tuple[str, ...]
-    label: str
+    label: str | None
     client: str | None
     sizes: tuple[int, ...]
     dropped: int
@@ -112,11 +116,14 @@ def propose(
     if user is None:
         able = [c for c in columns if c.name not in {*taken, client} and 2 <= c.distinct <= 0.9 * len(data)]
         user = next((c.name for c in able if c.words < _TEXT_WORDS and _is_called(c.name, _USER_WORDS)), None)
-    label = label or _likely_label(columns, len(data), {*taken, client, user}, path)
-    texts = tuple(text) or _likely_texts(columns, {label, client, user}, path)
-    chosen = next(c for c in columns if c.name == label)
-    task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
-    needed = [*texts, label, *filter(None, (user, client))]
+    texts = () if text or label else _spoken(data, columns)
+    task = "causal-lm"
+    if not texts:
+        label = label or _likely_label(columns, len(data), {*taken, client, user}, path)
+        texts = tuple(text) or _likely_texts(columns, {label, client, user}, path)
+        chosen = next(c for c in columns if c.name == label)
+        task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
+    needed = [*texts, *filter(None, (label, user, client))]
     sizes, dropped = _sizes(data, needed, client)
     held = {} if user is None else _users(data, needed, user, client)
     if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
@@ -124,6 +131,22 @@ def propose(
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
     return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users)
+
+
+def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
+    """The column of conversations, or those of prompts and answers, where a language model is what such rows are for;
+    none where the answers are classes.
+    """
+    for column in columns:
+        values = column_values(data, column.name)[:1] if column.kind == "other" else []
+        if values and isinstance(values[0], list) and values[0] and "role" in values[0][0]:
+            return (column.name,)
+    said = {c.name: c for c in columns if c.kind == "text"}
+    for prompt, answer in PROMPTS:
+        if prompt in said and answer in said:
+            few = said[answer].distinct <= min(_MOST_CLASSES, max(2, len(data) // 10))
+            return () if few and said[answer].words < _TEXT_WORDS else (prompt, answer)
+    return ()
 
 
 def _read(path: Path) -> Splits:

@@ -149,7 +149,7 @@ def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
     shares_a = all(place.tensor != "lora_A" for place in experiment.adapters.layout.places)
     if clients < 2 or choice == "never" or not shares_a:
         return False
-    batch_tokens = experiment.config.optimizer.batch_size * float(experiment.train.lengths.mean())
+    batch_tokens = experiment.config.optimizer.batch * float(experiment.train.lengths.mean())
     return choice == "always" or batch_tokens < (experiment.engine.token_budget or 0)
 
 

@@ -68,7 +68,7 @@ def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps:
     is_charged = privacy.at_clients and privacy.noise == "secure"
     if size == 1 or len(clients) < size or is_charged or privacy.mechanism != "independent":
         return None
-    batch, lengths = experiment.config.optimizer.batch_size, experiment.train.lengths
+    batch, lengths = experiment.config.optimizer.batch, experiment.train.lengths
     work = [
         count * min(batch, len(client.samples)) * float(lengths[client.samples].mean())
         for client, count in zip(clients, steps, strict=True)

@@ -27,9 +27,11 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
+from .payload import payload_bytes, through_the_wire
 from .records import finish_folder, metrics_row, open_folder
 from .shared_rounds import share_server, share_start
 from .strategies import Answers, ServerState
+from .strategies.wire import BYTES_PER_NUMBER
 
 
 @dataclass
@@ -180,7 +182,8 @@ def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
     strategy, cohort = experiment.strategy, draw_cohort(experiment, server.round)
     strategy.load(server, trains=True)
     ids, wire = cohort.ids, strategy.wire
-    up = sum(wire.bytes_up(server, c) for c, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
+    numbers = [wire.bytes_up(server, c) // BYTES_PER_NUMBER for c, a in zip(ids, cohort.arrives, strict=True) if a]
+    up = sum(payload_bytes(experiment.config.federation.payload, each) for each in numbers)
     return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
 
 
@@ -195,14 +198,15 @@ def close_round(
     """
     started = time.perf_counter()
     config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
-    finite = opened.rows.isfinite().all(1).tolist()
+    rows = through_the_wire(config, experiment.strategy, server, ids, opened.rows)
+    finite = rows.isfinite().all(1).tolist()
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
     report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
     report.dropped = [ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
     gap = 0.0
     if kept or experiment.client_level is not None:
         weights = client_weights([cohort.clients[i] for i in kept], config)
-        answers = Answers([ids[i] for i in kept], opened.rows[kept], weights, experiment.mean)
+        answers = Answers([ids[i] for i in kept], rows[kept], weights, experiment.mean)
         gap = experiment.strategy.aggregate(server, answers)
     server.round += 1
     metrics = {}

@@ -1,7 +1,8 @@
-"""Attention inside the samples of a packed batch: gathered into groups of similar lengths, computed padded, put back.
+"""Attention inside the samples of a packed batch.
 
-Linear layers see real tokens only. Attention pads each sample to the longest of its group, and groups are cut so that
-scores, whose number grows with the square of the length, are mostly real ones.
+On a processor ``packed_attention`` computes it where the tokens lie. Elsewhere, and where weights drop out, samples are
+gathered into groups of similar lengths, computed padded, and put back: each is padded to the longest of its group, and
+groups are cut so that scores, whose number grows with the square of the length, are mostly real ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
+
+from ffalora_kernels import Segments, explain
+from ffalora_kernels.attention import packed_attention, packed_attention_gradient
 
 ATTENTION = "ffalora_packed"
 #: A sample shorter than this share of a group's longest begins the next group.
@@ -19,29 +24,45 @@ _SHARE = 2 / 3
 
 
 class PaddedGroups:
-    """Where attention finds a packed batch's tokens: one matrix of places ``[count, longest]`` a group.
+    """Where attention finds a packed batch's tokens: one matrix of places ``[count, longest]`` a group, made when it
+    is first asked for.
 
     Attributes:
-        sizes: samples and longest length of each group, longest samples first.
-        hidden: bool ``[count, 1, 1, longest]`` a group, True at places that hold no token.
+        segments: each sample's tokens.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device):
-        length = torch.as_tensor(lengths, dtype=torch.int64)
-        starts = length.cumsum(0) - length
-        self._tokens = int(length.sum())
-        self.sizes: list[tuple[int, int]] = []
-        self.hidden: list[Tensor] = []
+        self.segments = Segments.from_lengths(lengths, device=device)
+        self._lengths, self._device, self._tokens = lengths, device, self.segments.n_tokens
+        self._sizes: list[tuple[int, int]] = []
+        self._hidden: list[Tensor] = []
         self._token: list[Tensor] = []
+        self._of_heads: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Samples and longest length of each group, longest samples first."""
+        self._make()
+        return self._sizes
+
+    @property
+    def hidden(self) -> list[Tensor]:
+        """bool ``[count, 1, 1, longest]`` a group, True at places that hold no token."""
+        self._make()
+        return self._hidden
+
+    def _make(self) -> None:
+        if self._sizes:
+            return
+        length = torch.as_tensor(self._lengths, dtype=torch.int64)
+        starts = length.cumsum(0) - length
         for members in _similar(length):
             longest = int(length[members[0]])
             column = torch.arange(longest)
             real = column < length[members, None]
-            self.sizes.append((len(members), longest))
-            self.hidden.append(~real[:, None, None, :].to(device))
+            self._sizes.append((len(members), longest))
+            self._hidden.append(~real[:, None, None, :].to(self._device))
             self._token.append(torch.where(real, starts[members, None] + column, self._tokens))
-        self._device = device
-        self._of_heads: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rows(self, heads: int) -> tuple[Tensor, Tensor]:
         """Both ways between the rows ``[M·H, d]`` of packed tokens and the rows of all groups ``[Σ count·H·longest,
@@ -52,6 +73,7 @@ class PaddedGroups:
             group's. Both int64.
         """
         if heads not in self._of_heads:
+            self._make()
             head = torch.arange(heads)[:, None]
             pairs = [
                 torch.where(token[:, None] < self._tokens, token[:, None] * heads + head, self._tokens * heads)
@@ -98,6 +120,29 @@ class _Moved(torch.autograd.Function):
         return _Moved.apply(gradient, back, index), None, None
 
 
+class _InPlace(torch.autograd.Function):
+    """``packed_attention`` of ``q [M,H,d]`` and ``k, v [M,G,d]``; keeps no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, causal: bool) -> Tensor:
+        out, normalisers = packed_attention(q, k, v, segments, scale, causal)
+        ctx.save_for_backward(q, k, v, normalisers)
+        ctx.given = segments, scale, causal
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+        dout = dout if dout.stride(2) == 1 else dout.contiguous()
+        return *packed_attention_gradient(dout, *ctx.saved_tensors, *ctx.given), None, None, None
+
+
+def _fits(query: Tensor, dropout: float) -> bool:
+    """Whether the processor's kernel computes this attention."""
+    compiled = query.device.type == "cpu" and explain()["cpp"] == "available"
+    return compiled and not dropout and query.dtype in (torch.float32, torch.bfloat16) and query.stride(3) == 1
+
+
 def packed_attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     packed_groups: PaddedGroups, scaling: float | None = None, dropout: float = 0.0, **_: Any,
@@ -106,6 +151,9 @@ def packed_attention_forward(
     heads, tokens = query.shape[1], query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = getattr(module, "is_causal", False)
+    if _fits(query, dropout if module.training else 0.0):
+        rows = (t[0].transpose(0, 1) for t in (query, key, value))
+        return _InPlace.apply(*rows, packed_groups.segments, scale, causal)[None], None
     parts = []
     for (count, longest), hidden, q, k, v in zip(
         packed_groups.sizes, packed_groups.hidden, *(_grouped(t, packed_groups) for t in (query, key, value)),

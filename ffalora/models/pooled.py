@@ -29,9 +29,11 @@ class MeanPooledClassifier(nn.Module):
         read: numbers of the layers whose states are read, from 1, ascending; the last is the encoder's output.
         center: float32 ``[len(read), D]``; zero until it is set.
         kept: the means of the first of these layers, where they are computed no more.
+        unread: modules of the encoder whose output is thrown away.
     """
 
     center: Tensor
+    unread = ("encoder.pooler",)
 
     def __init__(
         self, encoder: nn.Module, labels: int, head_std: float, head_scale: float, seed: int, pooled_layers: int = 1

@@ -1,9 +1,7 @@
 """Batch and steps that a privacy budget is best spent with, and what they cost on this machine.
 
-With σ the noise multiplier that T steps of expected batch B need for ε, the mean of all steps carries noise of
-``ν = σ/(B√T)`` in each number, in units of the clipping norm. The least that ε allows is one step on all n samples,
-``σ₁/n``; a plan's *efficiency* is ``(σ₁/n)/ν``. Fewer, larger steps are the more efficient ones and cost more samples.
-The rule, chosen on movie reviews and tweets: 25 rounds of 2 steps, and the smallest batch n/2^k of efficiency 0.85.
+The rule, chosen on movie reviews and tweets: 25 rounds of 2 steps, and the smallest batch n/2^k that spends ε well (see
+``privacy.batch``).
 """
 
 from __future__ import annotations
@@ -11,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from ..config import Config, ConfigError
 from ..federated.experiment import Experiment, build
+from ..federated.payload import payload_bytes
 from ..federated.rates import rates_of
 from ..privacy.accountants import noise_multiplier_for
+from ..privacy.batch import ENOUGH, HALVINGS, efficiency
 from ..training.rates import SIGNAL
 from .measure import Cost, measure
 
-ROUNDS, LOCAL_STEPS, ENOUGH = 25, 2, 0.85
-HALVINGS = 5
+ROUNDS, LOCAL_STEPS = 25, 2
 
 
 @dataclass(frozen=True)
@@ -72,24 +70,6 @@ class Plans:
     cost: Cost
 
 
-def efficiency(
-    samples: int, target_epsilon: float, delta: float, batch: float, steps: int, accountant: str = "pld", group: int = 1
-) -> float:
-    """Least noise that ε allows over the noise of this plan, both on the mean of all steps: in (0, 1].
-
-    Args:
-        samples: n, of one client (or its users, where they are drawn); batch: expected, at most n; steps: T.
-        group: most samples of a user, where these are drawn.
-
-    Raises:
-        ValueError: a target that no noise meets, or values out of range.
-    """
-    batch = min(batch, samples)
-    sigma = _sigma(target_epsilon, delta, batch / samples, steps, accountant, group)
-    whole = _sigma(target_epsilon, delta, 1.0, 1, accountant, group)
-    return min(1.0, (whole / samples) / (sigma / (batch * math.sqrt(steps))))
-
-
 def choose(plans: Sequence[Plan], seconds: float = math.inf) -> Plan:
     """The smallest batch of efficiency 0.85 that ``seconds`` allow; else the largest that they do; else the smallest.
 
@@ -128,7 +108,12 @@ def make_plans(config: Config, seconds: float = math.inf) -> Plans:
     batches = sorted({max(1, math.ceil(max(sizes) / 2**k)) for k in range(HALVINGS)})
     plans = [_plan(experiment, sizes, batch, ROUNDS, LOCAL_STEPS, cost) for batch in batches]
     own = _plan(
-        experiment, sizes, config.optimizer.batch_size, config.federation.rounds, config.federation.local_steps, cost
+        experiment,
+        sizes,
+        experiment.config.optimizer.batch,
+        config.federation.rounds,
+        config.federation.local_steps,
+        cost,
     )
     chosen = choose(plans, seconds)
     others = tuple(plan for plan in plans if plan != chosen)
@@ -141,7 +126,7 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
     target, delta, accountant = privacy.target_epsilon or 0.0, privacy.delta, privacy.accountant
     terms = [(size, min(batch, size)) for size in sizes]
     group = max((p.ledger.group for p in experiment.participants if p.ledger is not None), default=1)
-    sigmas = [_sigma(target, delta, b / n, steps, accountant, group) for n, b in terms]
+    sigmas = [noise_multiplier_for(target, delta, b / n, steps, accountant, group=group) for n, b in terms]
     weights = [n / sum(sizes) if config.federation.weighting == "size" else 1 / len(sizes) for n in sizes]
     variance = sum((w * s / b) ** 2 for w, s, (_, b) in zip(weights, sigmas, terms, strict=True))
     hidden = getattr(experiment.loaded.model.config, "hidden_size", 768)
@@ -150,11 +135,11 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
         rounds=rounds,
         local_steps=local_steps,
         sigma=sigmas[sizes.index(max(sizes))],
-        efficiency=min(efficiency(n, target, delta, b, steps, accountant, group) for n, b in terms),
+        efficiency=min(efficiency(n, target, delta, b, steps, group=group) for n, b in terms),
         signal_to_noise=SIGNAL / math.sqrt(variance * hidden / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=cost.seconds_per_sample * steps * sum(b for _, b in terms) * _samples_of_a_draw(experiment),
-        bytes_up=rounds * 4 * experiment.adapters.layout.size,
+        bytes_up=rounds * payload_bytes(config.federation.payload, experiment.adapters.layout.size),
     )
 
 
@@ -164,8 +149,3 @@ def _samples_of_a_draw(experiment: Experiment) -> float:
     if owners is None or not privacy.draws_users:
         return 1.0
     return float(np.bincount(owners.single).clip(max=privacy.samples_per_user).mean())
-
-
-@cache
-def _sigma(target_epsilon: float, delta: float, rate: float, steps: int, accountant: str, group: int) -> float:
-    return noise_multiplier_for(target_epsilon, delta, rate, steps, accountant, group=group)

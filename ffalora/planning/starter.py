@@ -6,11 +6,14 @@ import json
 import math
 
 from ..data.proposal import Proposal
-from .plan import ENOUGH, HALVINGS, LOCAL_STEPS, ROUNDS, efficiency
+from ..federated.batch import MOST_SAMPLES
+from ..privacy.batch import sensible_batch
+from .plan import LOCAL_STEPS, ROUNDS
 
 MODEL, TOP_LAYER = "all-MiniLM-L6-v2", 5
+LANGUAGE_MODEL, UPPER_LAYERS = "SmolLM2-135M-Instruct", range(22, 30)
 _HELD_OUT = 0.3
-_SAMPLES = 40_000  # that a first run computes, all clients and steps together: minutes on two cores
+_PROMPTS = 2_000  # that a first run of a language model computes, all clients and steps together
 
 
 def starter_yaml(found: Proposal, target_epsilon: float) -> str:
@@ -23,26 +26,12 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
     largest, what = max(1, math.floor((1 - _HELD_OUT) * drawn)), "samples" if found.user is None else "users"
     rows_each = found.sizes[0] / max(1, drawn)
     delta = min(1e-5, 10.0 ** -math.ceil(math.log10(10 * found.sizes[0])))
-    most = _SAMPLES // (ROUNDS * LOCAL_STEPS * len(found.sizes))
-    batch = sensible_batch(largest, target_epsilon, delta, int(most / rows_each))
+    most = (_PROMPTS if found.label is None else MOST_SAMPLES) // (ROUNDS * LOCAL_STEPS * len(found.sizes))
+    batch = sensible_batch(largest, target_epsilon, delta, ROUNDS * LOCAL_STEPS, int(most / rows_each))
     lines = [
         f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help",
         "seed: 0",
-        "model:",
-        f"  name: {MODEL}  # an English sentence encoder; any encoder of the hub or a folder will do",
-        "data:",
-        f"  name: {_value(found.source)}",
-        f"  task: {found.task}  # {_task_reason(found)}",
-        f"  text: {_value(list(found.text))}",
-        f"  label: {_value(found.label)}  # {found.column(found.label)}",
-        *_users(found),
-        *_cells(found),
-        *_class_texts(found),
-        "adapter:",
-        "  rank: 8",
-        "  target_modules: all-linear",
-        f"  layers_to_transform: [{TOP_LAYER}]  # the upper layer alone: those below are computed once",
-        "  head: auto  # trained",
+        *(_language_model(found) if found.label is None else _classifier(found)),
         *_clients(found),
         "federation:",
         f"  rounds: {ROUNDS}",
@@ -61,17 +50,45 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sensible_batch(samples: int, target_epsilon: float, delta: float, most: int) -> int:
-    """The smallest of n, n/2, n/4, … that ε is spent well with (see :mod:`ffalora.planning.plan`); ``most`` or less
-    where the largest of them that time allows is smaller yet.
-    """
-    batches = [math.ceil(samples / 2**halvings) for halvings in range(HALVINGS)]
-    chosen = batches[0]
-    for batch in batches[1:]:
-        if chosen <= most and efficiency(samples, target_epsilon, delta, batch, ROUNDS * LOCAL_STEPS) < ENOUGH:
-            break
-        chosen = batch
-    return min(chosen, max(1, most))
+def _classifier(found: Proposal) -> list[str]:
+    """Model, data and adapter for texts with labels."""
+    return [
+        "model:",
+        f"  name: {MODEL}  # an English sentence encoder; any encoder of the hub or a folder will do",
+        "data:",
+        f"  name: {_value(found.source)}",
+        f"  task: {found.task}  # {_task_reason(found)}",
+        f"  text: {_value(list(found.text))}",
+        f"  label: {_value(found.label)}  # {found.column(str(found.label))}",
+        *_users(found),
+        *_cells(found),
+        *_class_texts(found),
+        "adapter:",
+        "  rank: 8",
+        "  target_modules: all-linear",
+        f"  layers_to_transform: [{TOP_LAYER}]  # the upper layer alone: those below are computed once",
+        "  head: auto  # trained",
+    ]
+
+
+def _language_model(found: Proposal) -> list[str]:
+    """Model, data and adapter for conversations, or prompts with answers."""
+    what = "what assistants say in it is learned" if len(found.text) == 1 else "the second is learned"
+    return [
+        "model:",
+        f"  name: {LANGUAGE_MODEL}  # a small chat model, needs ffalora[gguf]; any of the hub or a folder will do",
+        "data:",
+        f"  name: {_value(found.source)}",
+        "  task: causal-lm  # for classes, name their column: ffalora init --label COLUMN",
+        f"  text: {_value(list(found.text))}  # {what}",
+        "  max_length: 256  # tokens; what does not fit is said when the run begins",
+        *_users(found),
+        *_cells(found),
+        "adapter:",
+        "  rank: 8",
+        "  target_modules: auto  # queries and values",
+        f"  layers_to_transform: {_value(list(UPPER_LAYERS))}  # the upper ones: backward stops there",
+    ]
 
 
 def _users(found: Proposal) -> list[str]:
@@ -103,7 +120,7 @@ def _cells(found: Proposal) -> list[str]:
 
 
 def _class_texts(found: Proposal) -> list[str]:
-    label = found.column(found.label)
+    label = found.column(str(found.label))
     if found.task != "classification" or label.distinct > len(label.examples) or len(found.text) > 1:
         return []
     return [

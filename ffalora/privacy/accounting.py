@@ -112,12 +112,7 @@ class PrivacyLedger:
             )
         self._check_promise()
         if self.correlation is not None:
-            if self.unit != "sample" or self.sampling != "poisson" or not self.size_is_public:
-                raise ValueError(
-                    f"{self.name}: mechanism={self.correlation.mechanism!r} is for unit='sample', sampling='poisson' "
-                    "and a number of records that is public; change these, or take mechanism='independent'"
-                )
-            self.correlation.check(self.max_steps, self.sample_rate)
+            self.correlation.check(self.unit, self.sampling, self.size_is_public, self.max_steps, self.sample_rate)
         if self.steps_taken > self.max_steps:
             raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
 
@@ -186,9 +181,7 @@ class PrivacyLedger:
         return self.sample_rate if self.correlation is None else self.correlation.release_rate(self.sample_rate)
 
     def steps(self, count: int) -> Spent:
-        """What ``count`` of this ledger's steps spend, as others write it down: as many Gaussian releases as they
-        begin.
-        """
+        """What ``count`` of this ledger's steps spend, as others write it down: the releases that they begin."""
         kind = "replace" if self.sampling != "poisson" else "zero-out" if self.size_is_public else "add/remove"
         releases = -(-count // self.period)
         return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind, self.group)

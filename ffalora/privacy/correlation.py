@@ -77,12 +77,18 @@ class Correlation:
                 "twice within it, which its noise is not for; shorten the band, or lower the batch size"
             )
 
-    def check(self, max_steps: int, sample_rate: float) -> None:
-        """Whether this is the correlation of a run of ``max_steps`` steps, each of ``sample_rate`` of the records.
+    def check(self, unit: str, sampling: str, size_is_public: bool, max_steps: int, sample_rate: float) -> None:
+        """Whether this is for a ledger of these terms: ``max_steps`` steps, each of ``sample_rate`` of the records.
 
         Raises:
             ValueError: it is not.
         """
+        if unit != "sample" or sampling != "poisson" or not size_is_public:
+            raise ValueError(
+                f"mechanism={self.mechanism!r} is for unit='sample', sampling='poisson' and a number of records that "
+                f"is public, got {unit!r}, {sampling!r} and size_is_public={size_is_public}; change these, or take "
+                "mechanism='independent'"
+            )
         if self.steps != max_steps:
             raise ValueError(
                 f"the noise is correlated over {self.steps} steps, but max_steps={max_steps}: make it for as many"

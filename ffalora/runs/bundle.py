@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
-from ..data.conversations import Form
+from ..data.conversations import Form, Message
 from ..data.embedded import EMBEDDED
 from ..data.errors import DataError
 from ..data.examples import Ragged, TokenizedDataset
+from ..data.generation import generate_answers, put
 from ..data.load import LoadedData
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
@@ -32,6 +33,7 @@ from .data import evaluation_split, load_run_data, prepare_split
 from .evaluation import answer_split, gather_examples, metrics_of_groups, predict_examples
 from .intervals import SHARES, share_interval
 
+_ANSWER_TOKENS = 128
 BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
 #: Keys that a run sets for its own data and that say nothing of other data.
 _OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "data.encoding", "data.delimiter", "clients.column")
@@ -190,7 +192,8 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
 def predict(
     folder: str | Path, texts: Sequence[str] | Sequence[tuple[str, str]], overrides: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Labels and probabilities (or numbers, for regression) of texts or pairs of texts.
+    """Labels and probabilities (or numbers, for regression) of texts or pairs of texts; a language model's answers to
+    prompts.
 
     Raises:
         ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
@@ -204,9 +207,13 @@ def predict(
 def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """As :func:`predict`, of an adapter that is loaded; a tuple of one text is a text."""
     task = bundle.config.data.task
-    if task not in ("classification", "regression"):
-        raise ConfigError(f"predict takes adapters for classification or regression; this one was trained for {task}")
+    if task == "image-classification":
+        raise ConfigError(f"predict takes adapters for texts; this one was trained for {task}")
     columns = _columns(texts)
+    if task == "causal-lm":
+        if len(columns) != 1:
+            raise ConfigError("this adapter is of a language model, which answers single prompts; leave --pairs out")
+        return [{"answer": text} for text in answers_of(bundle, columns[0])]
     if len(columns) == 1 and len(trained_columns(bundle)) == 2:
         raise ConfigError(
             f"this adapter was trained on pairs ({' and '.join(trained_columns(bundle))}); give tuples of two texts "
@@ -228,6 +235,13 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
         {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
         for row in logits
     ]
+
+
+def answers_of(bundle: Bundle, prompts: Sequence[str | Sequence[Message]]) -> list[str]:
+    """The likeliest answers of a language model, asked as it was trained, of as many tokens as its run evaluated."""
+    tokenizer, longest = bundle.loaded.tokenizer, bundle.config.data.answer_tokens or _ANSWER_TOKENS
+    asked, template = put(prompts, bundle.form or "prompts", tokenizer)
+    return generate_answers(bundle.loaded.model, tokenizer, asked, template=template, max_new_tokens=longest)
 
 
 def trained_columns(bundle: Bundle) -> tuple[str, ...]:

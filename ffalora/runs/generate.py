@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..data.conversations import Form, Message, check_template
+from ..data.conversations import Form, Message
 from ..data.errors import DataError
-from ..data.generation import generate_answers
-from ..data.tokenize import DEFAULT_TEMPLATE
+from ..data.generation import generate_answers, put, without_answer
 from .bundle import load_bundle
 
 Prompt = str | Sequence[Message]
@@ -62,17 +61,14 @@ def generate(
             f"{bundle.config.data.task}: use `ffalora predict`"
         )
     form = form or bundle.form or "prompts"
-    if form == "conversations":
-        check_template(bundle.loaded.tokenizer)
-        before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        prompts = [[*before, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    elif system is not None:
+    if system is not None and form != "conversations":
         raise ConfigError(f"system is given, but this run's prompts are {form}; leave it out, or ask for conversations")
+    asked, template = put(prompts, form, bundle.loaded.tokenizer, system)
     if merge:
         bundle.adapters.merge()
     return generate_answers(
-        bundle.loaded.model, bundle.loaded.tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        template="{prompt}" if form == "texts" else DEFAULT_TEMPLATE, temperature=temperature, seed=seed,
+        bundle.loaded.model, bundle.loaded.tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        template=template, temperature=temperature, seed=seed,
     )  # fmt: skip
 
 
@@ -93,8 +89,5 @@ def read_prompts(path: Path) -> list[Prompt]:
             prompt = row["messages"] if "messages" in row else row["prompt"]
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}, line {number}: no JSON object with prompt or messages") from None
-        if isinstance(prompt, list):
-            while prompt and prompt[-1].get("role") == "assistant":
-                prompt = prompt[:-1]
-        found.append(prompt)
+        found.append(without_answer(prompt) if isinstance(prompt, list) else prompt)
     return found

@@ -6,16 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.columns import guess_inputs
 from ..data.delimited import TextFormat
 from ..data.errors import DataError
 from ..data.files import SUFFIXES, read_file
+from ..data.generation import without_answer
 from ..data.validate import column_values, is_missing
-from .bundle import load_bundle, predict_with, trained_columns
+from .bundle import Bundle, answers_of, load_bundle, predict_with, trained_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PREDICTED, PROBABILITY = "predicted", "probability"
+#: Columns that hold prompts, where a run's own is not there.
+_PROMPTS = ("prompt", "question", "instruction", "messages", "text")
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ def predict_file(
 ) -> Predictions:
     """Writes the table ``file`` to ``output`` with what the adapter in ``folder`` predicts for each row.
 
-    Columns added: ``predicted``, ``probability`` (of that), and ``p(CLASS)`` for every class; for regression
-    ``predicted`` alone. Rows with an empty text keep their place and have none of them.
+    Columns added: ``predicted``, ``probability`` (of that), and ``p(CLASS)`` for every class; for regression and for
+    language models, which answer, ``predicted`` alone. Rows with an empty text keep their place and have none of them.
 
     Args:
         folder: a run's folder or its ``adapter``.
@@ -59,6 +65,10 @@ def predict_file(
     bundle = load_bundle(folder, overrides)
     data, part = read_file(file, asked.get("data.encoding"), asked.get("data.delimiter"))
     config = bundle.config.data
+    if config.task == "causal-lm":
+        answered = _answered(bundle, data, file)
+        _write(_with_answers(data.to_pandas(), list(answered), list(answered.values()), file), output, part.form)
+        return Predictions(output, len(answered), len(data) - len(answered), {})
     columns = trained_columns(bundle) or guess_inputs(data, config.label, config.task, str(file))
     missing = [name for name in columns if name not in data.column_names]
     if missing:
@@ -78,6 +88,25 @@ def predict_file(
     return Predictions(output, len(rows), len(data) - len(rows), dict(counts.most_common()))
 
 
+def _answered(bundle: Bundle, data: Dataset, file: Path) -> dict[int, dict[str, str]]:
+    """A language model's answer to every row with a prompt, or a conversation, whose own last answer is left off."""
+    names = (*trained_columns(bundle)[:1], *_PROMPTS)
+    column = next((name for name in names if name in data.column_names), None)
+    if column is None:
+        raise DataError(
+            f"{file} has no column of prompts; name it {' or '.join(dict.fromkeys(names))}, or give it as data.text; "
+            f"its columns are {', '.join(data.column_names)}"
+        )
+    cells: dict[int, Any] = {}
+    for row, cell in enumerate(column_values(data, column)):
+        asked = without_answer(cell) if isinstance(cell, list) else cell
+        if not (is_missing(asked) or asked == []):
+            cells[row] = asked if isinstance(asked, list) else str(asked)
+    if not cells:
+        raise DataError(f"{file}: no row has a prompt in {column}")
+    return {row: {"answer": text} for row, text in zip(cells, answers_of(bundle, list(cells.values())), strict=True)}
+
+
 def _with_answers(table: Any, rows: Sequence[int], answers: Sequence[Mapping[str, Any]], file: Path) -> Any:
     found: dict[str, list[Any]] = {}
     for answer in answers:
@@ -86,7 +115,7 @@ def _with_answers(table: Any, rows: Sequence[int], answers: Sequence[Mapping[str
             named = {PREDICTED: answer["label"], PROBABILITY: shares[answer["label"]]}
             named |= {f"p({name})": share for name, share in shares.items()}
         else:
-            named = {PREDICTED: answer["value"]}
+            named = {PREDICTED: answer["answer"] if "answer" in answer else answer["value"]}
         for name, value in named.items():
             found.setdefault(name, []).append(value)
     import pandas

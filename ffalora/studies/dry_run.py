@@ -50,7 +50,7 @@ def on_stand_ins(config: Config, folder: Path) -> Config:
         "device": "cpu",
         "federation.rounds": 1,
         "federation.local_steps": _STEPS,
-        "optimizer.batch_size": min(config.optimizer.batch_size, _BATCH),
+        "optimizer.batch_size": min(config.optimizer.batch, _BATCH),
         "optimizer.warmup_steps": min(config.optimizer.warmup_steps, 1),
         "data.max_evaluation_samples": _EVALUATED,
     }

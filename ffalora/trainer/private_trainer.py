@@ -175,6 +175,13 @@ class PrivateTrainer(Trainer):
             else super().num_examples(dataloader)
         )
 
+    def _run_epoch(self, *positional: Any, **named: Any) -> None:
+        """As Trainer's, which takes a step more where a run is resumed that is over."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*positional, **named)
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One logical step: draws the sample, writes its noisy gradient to ``.grad``, returns the mean loss."""
         if self._private is None or self.ledger is None:
@@ -250,17 +257,9 @@ class PrivateTrainer(Trainer):
                 privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, prior=prior
             )
         return PrivacyLedger(
-            0,
-            n,
-            rate,
-            float(sigma or 0.0),
-            privacy.delta,
-            steps,
-            privacy.target_epsilon,
-            privacy.accountant,
-            prior=spent or prior,
-            fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
-        )
+            0, n, rate, float(sigma or 0.0), privacy.delta, steps, privacy.target_epsilon, privacy.accountant,
+            prior=spent or prior, fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
+        )  # fmt: skip
 
     def _open_accounts(self, ledger: PrivacyLedger, is_new: bool) -> PrivacyLedger:
         """What the output folder and the data set's ledger say was spent, and where it goes on. A new run begins its

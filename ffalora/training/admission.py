@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..adapters import Adapters
@@ -34,10 +35,47 @@ def check_model(model: nn.Module, adapters: Adapters, device: torch.device, priv
         ValueError, SamplesNotIndependent, StorageParted: with the name of what is wrong.
     """
     modules = modules_of(model)
+    check_whole(modules)
     check_attached(modules, adapters, device)
     check_trained_tensors(modules, adapters, private)
     if private:
         check_batch_norm(modules)
+
+
+def check_whole(modules: Modules) -> None:
+    """Every process holds the whole model on one device: a part of it, or of a batch, has no sample's whole gradient,
+    and processes that take different numbers of passes would wait for each other's parts for ever.
+
+    Raises:
+        ValueError: names what cut the model, and the remedy.
+    """
+    remedy = (
+        "load the whole model in each process (a base in fewer bits, see docs/peft.md, where memory is short), and let "
+        "processes share the samples instead: torchrun, accelerate launch"
+    )
+    places: dict[str, str] = {}
+    for prefix, module in modules:
+        kind = type(module).__name__
+        if kind in ("FullyShardedDataParallel", "DataParallel", "DeepSpeedEngine"):
+            raise ValueError(f"the model is wrapped in {kind}, which cuts it or its batches; {remedy}")
+        for name, tensor in module._parameters.items():
+            if tensor is None:
+                continue
+            full = f"{prefix}.{name}" if prefix else name
+            if isinstance(tensor, DTensor):
+                raise ValueError(
+                    f"{full} is a DTensor, cut over {tensor.device_mesh.size()} processes (fully_shard, tensor "
+                    f"parallelism); {remedy}"
+                )
+            if tensor.device.type == "meta":
+                raise ValueError(
+                    f"{full} is on the meta device: offloaded to the processor or the disk (cpu_offload, device_map), "
+                    f"or not loaded; {remedy}"
+                )
+            places.setdefault(str(tensor.device), full)
+    if len(places) > 1:
+        shown = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise ValueError(f"the model lies on {len(places)} devices ({shown}), as device_map puts it; {remedy}")
 
 
 def check_trained_tensors(modules: Modules, adapters: Adapters, private: bool) -> None:

@@ -151,7 +151,7 @@ def _check_worth(config: Config, model: nn.Module, train: Examples, evaluation: 
     """
     federation = config.federation
     draws = federation.rounds * federation.local_steps * federation.participation * clients
-    if draws * config.optimizer.batch_size < len(train):
+    if draws * config.optimizer.batch < len(train):
         raise _NotCacheable("training takes up fewer samples than there are")
     width = getattr(model.config, "hidden_size", 0)
     size = next(model.parameters()).element_size() * width * int(train.lengths.sum() + evaluation.lengths.sum())

@@ -137,7 +137,7 @@ class TrainingSetup:
         elif ledger is not None and self.privacy.sampling == "poisson":
             drawn = self.draw(participant.client_id, participant.steps_taken, n, ledger.sample_rate)
         else:
-            size = min(self.optimizer.batch_size, n)
+            size = min(self.optimizer.batch, n)
             drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)
         if self.privacy.draws_users and self.owners is not None:
             some = partial(self.draw.some, participant.client_id, participant.steps_taken)
@@ -199,7 +199,7 @@ class TrainingSetup:
         Raises:
             SamplesNotIndependent, ValueError: see ``Probe.look`` and ``check_batch``.
         """
-        own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch_size)]
+        own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch)]
         if self.probe.has_looked or len(own) < 2:
             return
         plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)

@@ -33,6 +33,19 @@ class HeadLogits:
         losses: int, right: int,
     ) -> None: ...  # fmt: skip
 
+class Heads:
+    def __init__(self, data: int, token_stride: int, head_stride: int) -> None: ...
+
+class Attention:
+    def __init__(
+        self, *, q: Heads, k: Heads, v: Heads, out: Heads, normalisers: int, heads: int, kv_heads: int, width: int,
+        tokens: int, offsets: int, count: int, scale: float, causal: bool, half: bool,
+    ) -> None: ...  # fmt: skip
+
+def attention(tensors: Attention, threads: int) -> None: ...
+def attention_gradient(
+    forward: Attention, dout: Heads, dq: Heads, dk: Heads, dv: Heads, threads: int
+) -> None: ...  # fmt: skip
 def softmax_gradient(logits: HeadLogits, gradient: Activations, threads: int) -> None: ...
 def expand(y: Activations, h: Activations, b: AdapterB, segments: Segments, scale: float, threads: int) -> None: ...
 def backward(

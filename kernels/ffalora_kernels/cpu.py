@@ -12,7 +12,7 @@ from torch import Tensor
 from . import reference
 
 try:
-    from . import _cpu, cpu_head_loss
+    from . import _cpu, cpu_attention, cpu_head_loss
 except ImportError as missing:
     raise ImportError(
         f"the C++ extension ffalora_kernels._cpu is not usable ({missing}); "
@@ -143,4 +143,6 @@ IMPLEMENTATIONS = {
     "clip_reduce_": clip_reduce,
     "privatize_step_": privatize_step,
     "linear_cross_entropy": cpu_head_loss.linear_cross_entropy,
+    "packed_attention": cpu_attention.packed_attention,
+    "packed_attention_gradient": cpu_attention.packed_attention_gradient,
 }

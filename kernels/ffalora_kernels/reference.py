@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from . import reference_attention
+
 #: A clip factor is C/(norm·(1+2⁻²⁰)): the margin covers the rounding of the factor and of the clipped row.
 NORM_MARGIN = 1.0 + 2.0**-20
 #: DP-AdamBC: what remains of the second moment is at least this share of the noise variance that is taken off it.
@@ -192,4 +194,5 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "clip_reduce_": clip_reduce_ref,
     "privatize_step_": privatize_step_ref,
     "linear_cross_entropy": linear_cross_entropy_ref,
+    **reference_attention.IMPLEMENTATIONS,
 }

@@ -22,6 +22,8 @@ from ffalora.federated import whole_users
 from ffalora.federated.flower.policy import SitePolicy
 from ffalora.privacy import accountants, charge_log, data_ledger, ledger_files, prior, sealed, statement
 from ffalora.privacy.accounting import PrivacyLedger
+from ffalora.privacy.correlated_noise import CorrelatedNoise
+from ffalora.privacy.correlation import Correlation
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
 from ffalora.report import baselines, page
@@ -333,6 +335,46 @@ def a_run_is_held_against_the_worst_baseline(patch) -> None:
     patch.setattr(baselines, "max", min, raising=False)
 
 
+def normals_of_a_wrong_column(patch) -> None:
+    real = CorrelatedNoise.__init__
+
+    def made(self, *arguments):
+        real(self, *arguments)
+        self._weights = self._weights.roll(1, dims=1)
+
+    patch.setattr(CorrelatedNoise, "__init__", made)
+
+
+def buffers_are_used_by_several_clients(patch) -> None:
+    real, made = CorrelatedNoise.begin.__func__, {}
+
+    def begin(cls, correlation, width, *rest):
+        noise = real(cls, correlation, width, *rest)
+        noise.buffers = made.setdefault((correlation, width), noise.buffers)
+        return noise
+
+    patch.setattr(CorrelatedNoise, "begin", classmethod(begin))
+
+
+def records_take_part_more_often_than_planned(patch) -> None:
+    real = setup.records_of_turn
+    patch.setattr(setup, "records_of_turn", lambda *given: real(*given[:-1], max(1, given[-1] - 1)))
+
+
+def sensitivity_of_one_participation(patch) -> None:
+    column = property(lambda self: float(np.linalg.norm(self.coefficients())))
+    patch.setattr(Correlation, "sensitivity", column)
+
+
+def steps_of_an_unfinished_release_are_free(patch) -> None:
+    real = PrivacyLedger.steps
+    patch.setattr(PrivacyLedger, "steps", lambda self, count: real(self, count // self.period * self.period))
+
+
+def noise_begins_anew_for_nothing(patch) -> None:
+    patch.setattr(PrivacyLedger, "begin_anew", lambda self: None)
+
+
 MUTANTS = {
     mutant.__name__.replace("_", " "): mutant
     for mutant in (
@@ -350,6 +392,8 @@ MUTANTS = {
         a_run_is_held_against_the_worst_baseline, samples_of_a_user_are_clipped_apart,
         users_are_cut_between_physical_batches, samples_of_a_user_are_not_limited, rows_are_drawn_in_place_of_users,
         groups_are_counted_as_one_sample, users_may_be_at_several_clients, further_owners_are_forgotten,
+        normals_of_a_wrong_column, buffers_are_used_by_several_clients, records_take_part_more_often_than_planned,
+        sensitivity_of_one_participation, steps_of_an_unfinished_release_are_free, noise_begins_anew_for_nothing,
     )
 }  # fmt: skip
 

@@ -164,8 +164,9 @@ def test_cpu_command_runs_to_its_end(tmp_path):
     output = tmp_path / "cpu.csv"
     assert cpu.main(["--quick", "--output", str(output)]) == 0
     rows = read(output)
-    assert {row.section for row in rows} == {"device", "gate", "equal", "job", "ablation", "cohort", "runs", "rss"}
-    assert all(row.status == "ok" for row in rows), [row for row in rows if row.status != "ok"]
+    measured = ("equal", "job", "ablation", "cohort", "language", "runs", "rss")
+    assert {row.section for row in rows} == {"device", "gate", *measured}
+    unexpected = [row for row in rows if row.status != "ok" and not row.status.startswith("unavailable: opake is not")]
+    assert not unexpected, unexpected
     assert cpu.main(["--quick", "--output", str(output)]) == 0
-    measured = ("equal", "job", "ablation", "cohort", "runs", "rss")
     assert [r for r in read(output) if r.section in measured] == [r for r in rows if r.section in measured]

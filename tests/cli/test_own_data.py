@@ -7,8 +7,7 @@ from small_runs import WORDS
 
 from ffalora.cli import main
 from ffalora.config import load_config
-from ffalora.planning.plan import efficiency
-from ffalora.planning.starter import sensible_batch
+from ffalora.privacy.batch import efficiency, sensible_batch
 
 
 def run(*arguments):
@@ -63,7 +62,7 @@ def test_what_init_writes_is_the_configuration_that_it_showed(feedback):
     assert (config.clients.partition, config.clients.column) == ("column", "Hospital")
     privacy = config.privacy
     assert (privacy.unit, privacy.target_epsilon, privacy.delta, privacy.noise) == ("sample", 3.0, 1e-5, "secure")
-    assert config.optimizer.batch_size == sensible_batch(34, 3.0, 1e-5, most=266)
+    assert config.optimizer.batch_size == sensible_batch(34, 3.0, 1e-5, 50, most=266)
 
 
 def test_without_clients_it_is_training_at_one_site(feedback, capsys):
@@ -81,9 +80,9 @@ def test_a_file_that_is_there_is_not_overwritten(feedback, capsys):
 
 
 def test_a_batch_is_halved_while_the_budget_is_still_spent_well():
-    assert sensible_batch(279, 6.0, 1e-5, most=10_000) == 140
+    assert sensible_batch(279, 6.0, 1e-5, 50, most=10_000) == 140
     assert efficiency(279, 6.0, 1e-5, 140, 50) >= 0.85 > efficiency(279, 6.0, 1e-5, 70, 50)
-    assert sensible_batch(279, 6.0, 1e-5, most=50) == 35 and sensible_batch(279, 6.0, 1e-5, most=3) == 3
+    assert sensible_batch(279, 6.0, 1e-5, 50, most=50) == 35 and sensible_batch(279, 6.0, 1e-5, 50, most=3) == 3
 
 
 def test_evaluate_takes_a_file_once(feedback, capsys, tmp_path):

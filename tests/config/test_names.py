@@ -7,7 +7,7 @@ from ffalora.cli import main
 from ffalora.config import AdapterConfig, Config, ConfigError, PrivacyConfig, load_config, merge, to_yaml
 from ffalora.config.adapter import RunAdapterConfig
 from ffalora.privacy.accounting import PrivacyLedger
-from ffalora.trainer import PrivacyArguments
+from ffalora.trainer import PrivacyArguments, PrivateTrainer
 from ffalora.trainer.terms import promised
 
 THEIRS = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.05, "use_rslora": True, "target_modules": ["q", "v"]}
@@ -137,15 +137,15 @@ def test_flags_of_two_names_with_different_values_are_refused(capsys):
 
 def test_the_trainer_takes_what_is_promised_as_one_object_or_by_name():
     others = {"epsilon": 3.0, "target_delta": 1e-6, "train_dataset": []}
-    assert promised(None, others) == PrivacyArguments(target_epsilon=3.0, delta=1e-6)
+    assert promised(None, others, PrivateTrainer) == PrivacyArguments(target_epsilon=3.0, delta=1e-6)
     assert others == {"train_dataset": []}
     with pytest.raises(ValueError, match=r"epsilon=2\.0 and privacy are both given"):
-        promised(PrivacyArguments(target_epsilon=3.0), {"epsilon": 2.0})
+        promised(PrivacyArguments(target_epsilon=3.0), {"epsilon": 2.0}, PrivateTrainer)
     with pytest.raises(ValueError, match="not told what it promises"):
-        promised(None, {})
+        promised(None, {}, PrivateTrainer)
 
 
 def test_an_argument_that_no_trainer_has_is_a_type_error_with_the_name_that_was_meant():
     for wrong, meant in (({"epsilom": 3.0}, "epsilon"), ({"epsilon": 3.0, "train_datset": []}, "train_dataset")):
         with pytest.raises(TypeError, match=rf"PrivateTrainer\(\w+=…\): there is no .*; did you mean {meant}\?"):
-            promised(None, wrong)
+            promised(None, wrong, PrivateTrainer)

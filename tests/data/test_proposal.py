@@ -1,5 +1,7 @@
 """What is proposed for a person's own table: texts, label, clients and task, and what is said where nothing fits."""
 
+import json
+
 import pandas
 import pytest
 
@@ -103,3 +105,25 @@ def test_files_of_a_folder_are_clients(tmp_path):
 def test_a_table_in_which_nothing_fits_says_what_to_name(tmp_path, columns, given, said):
     with pytest.raises(DataError, match=said):
         propose(table(tmp_path, **columns), **given)
+
+
+def lines(tmp_path, rows):
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_conversations_and_prompts_with_answers_are_for_a_language_model(tmp_path):
+    said = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because"}]
+    found = propose(lines(tmp_path, [{"chat": said, "site": "AB"[row % 2]} for row in range(ROWS)]))
+    assert (found.task, found.text, found.label, found.client) == ("causal-lm", ("chat",), None, "site")
+    assert "because" not in str(found.column("chat")) and found.sizes == (30, 30)
+    found = propose(table(tmp_path, question=texts(5), answer=texts(7, 3), site=classes("A", "B")))
+    assert (found.task, found.text, found.client) == ("causal-lm", ("question", "answer"), "site")
+
+
+def test_answers_that_are_classes_are_a_label_and_so_is_one_that_is_named(tmp_path):
+    found = propose(table(tmp_path, question=texts(5), answer=classes("yes", "no")))
+    assert (found.task, found.text, found.label) == ("classification", ("question",), "answer")
+    found = propose(table(tmp_path, prompt=texts(5), answer=texts(7, 3), good=classes("u", "v")), label="good")
+    assert (found.task, found.text, found.label) == ("classification", ("prompt", "answer"), "good")

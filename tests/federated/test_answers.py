@@ -72,7 +72,9 @@ def test_words_of_another_kind_are_refused(report):
 
 
 def test_several_arrays_are_refused():
-    with pytest.raises(ValueError, match="2 arrays, one is expected"):
+    with pytest.raises(
+        ValueError, match=r"client 0: it sent 2 arrays of float32, float32; federation.payload=float32 is 1 of float32"
+    ):
         read_answer({"client": 0}, [row(), row()])
 
 

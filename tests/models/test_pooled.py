@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from ffalora.adapters import attach
+from ffalora.config import AdapterConfig
 from ffalora.models import KeptMeans, MeanPooledClassifier
 
 LENGTHS = (5, 3, 7)
@@ -53,3 +55,20 @@ def test_kept_means_stand_for_the_layers_that_made_them_whatever_token_names_the
         assert torch.equal(kept.of({"input_ids": column[:, None]}), means[:, :2])
     packed = {"input_ids": torch.arange(sum(LENGTHS))[None], "cu_seq_lens_q": torch.tensor([0, *LENGTHS]).cumsum(0)}
     assert torch.equal(kept.of(packed), means[:, :2])
+
+
+@pytest.mark.parametrize("wanted", ["all-linear", ["query", "dense"], r".*\.dense"])
+def test_a_pooler_whose_output_is_thrown_away_is_not_adapted(encoder, wanted):
+    assert any(name == "pooler.dense" for name, _ in encoder.named_modules())
+    model = MeanPooledClassifier(encoder, 2, 0.05, 10.0, seed=0)
+    adapters = attach(model, AdapterConfig(target_modules=wanted))
+    assert adapters.layers and not any("pooler" in name for name in adapters.layers)
+    assert sum("layer.5" in name for name in adapters.layers) >= 2
+    whole = attach(BertForSequenceClassification(encoder.config), AdapterConfig(target_modules=wanted))
+    assert any("pooler" in name for name in whole.layers), "a head that reads the pooler has it adapted"
+
+
+def test_adapters_on_nothing_but_an_unread_pooler_are_refused(encoder):
+    model = MeanPooledClassifier(encoder, 2, 0.05, 10.0, seed=0)
+    with pytest.raises(ValueError, match="matches no linear layer that is read and not excluded"):
+        attach(model, AdapterConfig(target_modules=["pooler.dense"]))

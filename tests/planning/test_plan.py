@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ffalora.planning.plan import ENOUGH, Plan, choose, efficiency
+from ffalora.planning.plan import Plan, choose
+from ffalora.privacy.batch import ENOUGH, efficiency
 
 
 def _plan(batch: int, efficient: float, seconds: float) -> Plan:

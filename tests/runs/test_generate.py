@@ -15,11 +15,12 @@ from ffalora.data.generation import exact_match, generate_answers, rouge_l
 from ffalora.data.tasks import find_task
 from ffalora.federated.simulate import simulate
 from ffalora.report import read_runs, write_report
-from ffalora.runs.bundle import evaluate, load_bundle
+from ffalora.runs.bundle import evaluate, load_bundle, predict
 from ffalora.runs.data import load_run_data, prepare_split
 from ffalora.runs.evaluation import evaluate_examples
 from ffalora.runs.folder import ANSWERS
 from ffalora.runs.generate import generate, read_prompts
+from ffalora.runs.tables import predict_file
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} [SEP] {% endfor %}"
@@ -230,3 +231,38 @@ def test_questions_and_answers_of_protected_data_are_not_written_down(runs, tmp_
     simulate(config, tmp_path / "run", progress=False)
     assert not list((tmp_path / "run").glob("answers*.json"))
     assert "metrics" in json.loads((tmp_path / "run/baselines.json").read_text())[0]
+
+
+@pytest.mark.parametrize("form", ["conversations", "prompts", "texts"])
+def test_predict_answers_for_language_models_as_generate_does(runs, form, tmp_path, capsys) -> None:
+    prompts = [f"{WORDS[1]} {WORDS[2]}", WORDS[3]]
+    answers = generate(runs[form], prompts, max_new_tokens=128 if form == "texts" else 2)
+    assert predict(runs[form], prompts) == [{"answer": answer} for answer in answers]
+    lines = [{"prompt": prompts[0], "id": 1}, {"prompt": "", "id": 2}, {"prompt": prompts[1], "id": 3}]
+    file = tmp_path / "asked.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    found = predict_file(runs[form], file, tmp_path / "answered.jsonl")
+    rows = [json.loads(line) for line in found.file.read_text().splitlines()]
+    assert (found.rows, found.skipped) == (2, 1)
+    assert [row["predicted"] for row in rows] == [answers[0], None, answers[1]]
+    with pytest.raises(SystemExit) as done:
+        main(["predict", str(runs[form]), prompts[1]])
+    assert done.value.code in (0, None) and capsys.readouterr().out == f"{answers[1]}\n"
+
+
+def test_conversations_of_a_table_are_answered_without_their_own_last_answer(runs, tmp_path) -> None:
+    asked = {"role": "user", "content": WORDS[3]}
+    told = [{"messages": [asked]}, {"messages": [asked, {"role": "assistant", "content": WORDS[9]}]}]
+    file = tmp_path / "asked.jsonl"
+    file.write_text("\n".join(map(json.dumps, told)))
+    predict_file(runs["conversations"], file, tmp_path / "answered.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "answered.jsonl").read_text().splitlines()]
+    assert rows[0]["predicted"] == rows[1]["predicted"] == predict(runs["conversations"], [WORDS[3]])[0]["answer"]
+
+
+def test_pairs_and_tables_without_prompts_are_refused_for_language_models(runs, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="answers single prompts"):
+        predict(runs["prompts"], [("one", "two")])
+    (tmp_path / "a.csv").write_text("id,about\n1,x\n2,y\n")
+    with pytest.raises(DataError, match="no column of prompts; name it prompt or question"):
+        predict_file(runs["prompts"], tmp_path / "a.csv", tmp_path / "b.csv")

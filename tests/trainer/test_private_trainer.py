@@ -148,6 +148,18 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     assert not any(p.requires_grad for n, p in resumed.model.named_parameters() if "lora_A" in n)
 
 
+@pytest.mark.parametrize("noise", ["seeded", "secure"])
+def test_a_finished_run_is_resumed_to_what_was_there_and_charges_nothing(tmp_path, noise):
+    privacy = PrivacyArguments(noise_multiplier=1.0, noise=noise)
+    whole = trainer(tmp_path, privacy, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed = trainer(tmp_path, privacy, save_strategy="steps", save_steps=2)
+    result = resumed.train(resume_from_checkpoint=True)
+    assert result.global_step == 4 and torch.equal(state(resumed.model), state(whole.model))
+    assert resumed.ledger.steps_taken == whole.ledger.steps_taken == 4
+    assert resumed.statement().to_text() == whole.statement().to_text()
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step):
         self.step = step

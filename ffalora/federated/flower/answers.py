@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...config import Config
+from ..payload import unpacked
 
 #: No client moves its row by more than this many times what the median client moves its own.
 NORM_CAP = 10.0
@@ -25,7 +26,9 @@ class Answer:
 
     Attributes:
         client: its id.
-        numbers: float32, what ``Wire.upload`` made of its row; None where secure aggregation hides it.
+        numbers: float32, what ``Wire.upload`` made of its row (as a server reads them, how far they moved, where
+            ``federation.payload`` says so); None where secure aggregation hides it.
+        arrays: the same as it travels.
         samples: its data-set size, for weights by size; None where its policy does not report it.
         epsilon, final_epsilon: what it has spent and what it will have spent when every allowed step is taken, by its
             own ledger; None without sample-level privacy, and where its policy does not report them.
@@ -36,6 +39,7 @@ class Answer:
     samples: int | None = None
     epsilon: float | None = None
     final_epsilon: float | None = None
+    arrays: Sequence[np.ndarray] = ()
 
     def report(self) -> dict[str, int | float]:
         """What it says beside its numbers, as a message holds it."""
@@ -43,14 +47,15 @@ class Answer:
         return {name: value for name, value in said.items() if value is not None}
 
 
-def read_answer(report: Mapping[str, Any], arrays: Sequence[Any] | None) -> Answer:
+def read_answer(report: Mapping[str, Any], arrays: Sequence[Any] | None, kind: str = "float32") -> Answer:
     """A client's answer from what arrived.
 
     Args:
-        report: the client's words. arrays: its numbers, one array; None where secure aggregation hides them.
+        report: the client's words. arrays: its numbers; None where secure aggregation hides them.
+        kind: ``federation.payload``.
 
     Raises:
-        ValueError: a word is missing or of another kind, or there is more than one array.
+        ValueError: a word is missing or of another kind, or the arrays are not of this kind.
     """
     client = report.get("client")
     if type(client) is not int:
@@ -62,9 +67,10 @@ def read_answer(report: Mapping[str, Any], arrays: Sequence[Any] | None) -> Answ
         value = report.get(name)
         if value is not None and not (isinstance(value, int | float) and value >= 0):
             raise ValueError(f"client {client}: {name}={value!r} is no ε")
-    if arrays is not None and len(arrays) != 1:
-        raise ValueError(f"client {client}: {len(arrays)} arrays, one is expected")
-    numbers = None if arrays is None else arrays[0]
+    try:
+        numbers = None if arrays is None else unpacked(kind, arrays)
+    except ValueError as error:
+        raise ValueError(f"client {client}: {error}") from None
     return Answer(client, numbers, samples, report.get("epsilon"), report.get("final_epsilon"))
 
 

@@ -59,7 +59,7 @@ def train(message: Message, context: Context) -> Message:
         return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
     (numbers,) = message.content.array_records["numbers"].to_numpy_ndarrays()
     _, answer = _answer(context, numbers, message.content.config_records["task"])
-    content = RecordDict({"numbers": ArrayRecord([answer.numbers]), "report": ConfigRecord(dict(answer.report()))})
+    content = RecordDict({"numbers": ArrayRecord(list(answer.arrays)), "report": ConfigRecord(dict(answer.report()))})
     return Message(content, reply_to=message)
 
 

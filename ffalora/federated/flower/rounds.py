@@ -14,6 +14,7 @@ import torch
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
 from ..experiment import Experiment
+from ..payload import received_row
 from ..simulate import evaluate_views
 from ..strategies import STRATEGIES, Answers, ServerState, Strategy
 from .answers import Answer, answer_weights, bound_rows, sound_answers
@@ -77,7 +78,8 @@ def remote_round(
         kept, rejected = sound_answers(got.answers, wanted, strategy.clients, by_size)
         if kept:
             clients = [answer.client for answer in kept]
-            rows = torch.stack([wire.received(server, torch.from_numpy(np.array(a.numbers))) for a in kept])
+            kind = config.federation.payload
+            rows = torch.stack([received_row(kind, strategy, server, a.client, np.array(a.numbers)) for a in kept])
             rows, over = bound_rows(strategy.start(server, clients), rows)
             bounded = [clients[i] for i in over]
             sent = Answers(clients, rows, answer_weights(kept, config), experiment.mean)
@@ -157,6 +159,11 @@ def check_secure_aggregation(strategy: type[Strategy], config: Config) -> None:
         raise ConfigError(
             f"federation.robust_mean={config.federation.robust_mean!r} compares clients' own numbers, which secure "
             "aggregation hides; leave one of the two out"
+        )
+    if config.federation.payload != "float32":
+        raise ConfigError(
+            f"federation.payload={config.federation.payload!r} is not what masks add up: secure aggregation quantises "
+            "to levels that all clients share (--secagg-range); set it to float32"
         )
     if config.federation.weighting != "uniform":
         raise ConfigError("federation.weighting='size': secure aggregation sums with equal weights; set it to uniform")

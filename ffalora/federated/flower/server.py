@@ -66,7 +66,7 @@ def serve(
     def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
         if secagg_range is None:
-            return exchange(grid, nodes, round_number, numbers, terms, timeout)
+            return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload)
         from .secagg import secure_exchange
 
         return secure_exchange(grid, context, nodes, round_number, numbers, terms, timeout, secagg_range)
@@ -114,9 +114,10 @@ def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
 
 
 def exchange(
-    grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, timeout: float
-) -> Exchange:
-    """Sends the round to every node and gathers what comes back in time."""
+    grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, timeout: float,
+    kind: str = "float32",
+) -> Exchange:  # fmt: skip
+    """Sends the round to every node and gathers what comes back in time, in the format ``federation.payload``."""
     content = RecordDict(
         {
             "numbers": ArrayRecord([numbers]),
@@ -137,7 +138,7 @@ def exchange(
         got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
         try:
             arrays = reply.content.array_records["numbers"].to_numpy_ndarrays()
-            got.answers.append(read_answer(dict(reply.content.config_records["report"]), arrays))
+            got.answers.append(read_answer(dict(reply.content.config_records["report"]), arrays, kind))
         except Exception as error:  # whatever a hostile client may think of must not end the run
             got.failed.append(f"node {node}: what it sent cannot be read ({type(error).__name__}: {error})")
     got.failed += [f"node {node}: no answer within {timeout:g} s" for node in sorted(silent)]

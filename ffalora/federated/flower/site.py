@@ -16,7 +16,9 @@ from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..cohort import Cohort, train_cohort
-from ..experiment import Experiment, build, clipping_policy, make_ledger
+from ..experiment import Experiment, build
+from ..ledgers import clipping_policy, make_ledger
+from ..payload import packed
 from ..rates import set_rates
 from .answers import Answer
 from .policy import SitePolicy
@@ -100,6 +102,7 @@ class Site:
         if own.ledger is not None and own.ledger.steps_left < cohort.steps[0]:
             own.ledger.charge(cohort.steps[0])  # raises, and says why
         train_cohort(self.experiment, self.server, cohort, rows)
+        sent = packed(self._config, strategy, self.server, self.client, rows[0])
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(
@@ -114,6 +117,7 @@ class Site:
             samples=size if "samples" in reports else None,
             epsilon=None if account is None else account.epsilon(),
             final_epsilon=None if account is None else account.final_epsilon(),
+            arrays=sent,
         )
 
     @property

@@ -1,0 +1,34 @@
+"""``optimizer.batch_size: auto`` for the clients of a run, from what is public about them."""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..privacy.batch import sensible_batch
+from ..training.admission import drawn_from
+from .partition import Partition
+
+#: What a run without a batch of its own computes, all clients and steps together: minutes on two cores.
+MOST_SAMPLES = 40_000
+
+
+def with_batch(config: Config, partition: Partition) -> Config:
+    """The configuration with a number for its batch: the smallest that spends the budget well, at most what
+    ``MOST_SAMPLES`` allow and at least the usual one; the usual one where no ε is asked for.
+
+    Args:
+        partition: who holds what; the largest client decides, for it spends a batch worst.
+    """
+    optimizer, privacy, federation = config.optimizer, config.privacy, config.federation
+    if optimizer.batch_size != "auto":
+        return config
+    batch = optimizer.batch
+    if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":
+        sizes = [drawn_from(privacy, partition.owners, samples) for samples in partition.indices]
+        largest = privacy.public_size_bound or max(sizes)
+        steps, group = federation.rounds * federation.local_steps, 1
+        if privacy.unit == "user" and not privacy.draws_users:
+            group = privacy.samples_per_user
+        most = max(batch, MOST_SAMPLES // (steps * len(sizes)))
+        batch = sensible_batch(largest, privacy.target_epsilon, privacy.delta, steps, most, group)
+        batch = max(batch, min(optimizer.batch, largest))
+    return config.model_copy(update={"optimizer": optimizer.model_copy(update={"batch_size": batch})})

@@ -1,0 +1,80 @@
+"""The ledger of a client's data, and the noise that is calibrated for it."""
+
+from __future__ import annotations
+
+from ..config import Config, ConfigError
+from ..privacy.accountants import noise_multiplier_for
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.factors import choose_noise
+from ..privacy.prior import read_prior
+
+
+def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
+    """The policy that moves a client's clipping norm; None where it stays."""
+    privacy = config.privacy
+    if ledger is None or privacy.clipping != "adaptive":
+        return None
+    return AdaptiveQuantileClipping(
+        noise_multiplier=ledger.noise_multiplier,
+        expected_rows=ledger.sample_rate * ledger.dataset_size,
+        max_grad_norm=privacy.max_grad_norm,
+        quantile=privacy.clipping_quantile,
+    )
+
+
+def make_ledger(
+    config: Config, client_id: int, samples: int, steps: int, fingerprint: str, label: str = ""
+) -> PrivacyLedger:
+    """The ledger of one client's data. σ is calibrated for this client alone: sizes differ, and so do sampling rates.
+
+    Args:
+        config: of the run; client_id: whose data.
+        samples: their number, or that of users where users are drawn; steps: the most that all rounds together take.
+        fingerprint: from :func:`data_fingerprint`; a ledger of other data is refused on resume.
+        label: what people call the client.
+
+    Raises:
+        ConfigError: more samples than ``privacy.public_size_bound`` says, or a band that does not fit.
+        LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
+    """
+    privacy = config.privacy
+    prior = read_prior(privacy.prior, privacy.noise == "secure")
+    size = samples if privacy.public_size_bound is None else privacy.public_size_bound
+    if samples > size:
+        raise ConfigError(
+            f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more "
+            f"{'users' if privacy.draws_users else 'samples'}; raise the bound"
+        )
+    rate, group = min(1.0, config.optimizer.batch / size), 1
+    if privacy.unit == "user" and not privacy.draws_users:
+        group = privacy.samples_per_user
+    sigma, correlation = privacy.noise_multiplier, None
+    if privacy.mechanism != "independent":
+        correlation, sigma = choose_noise(
+            privacy.mechanism, steps, rate, privacy.delta, privacy.target_epsilon, sigma, privacy.band,
+            privacy.accountant, prior,
+        )  # fmt: skip
+        rate = correlation.sample_rate(rate)
+    elif sigma is None and privacy.target_epsilon is not None:
+        sigma = noise_multiplier_for(
+            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior, group
+        )
+    return PrivacyLedger(
+        client_id=client_id,
+        dataset_size=size,
+        sample_rate=rate,
+        noise_multiplier=float(sigma or 0.0),
+        delta=privacy.delta,
+        max_steps=steps,
+        target_epsilon=privacy.target_epsilon,
+        accountant=privacy.accountant,
+        sampling=privacy.sampling,
+        unit=privacy.unit,
+        fingerprint=fingerprint,
+        prior=prior,
+        size_is_public=privacy.public_size_bound is None,
+        label=label,
+        group=group,
+        correlation=correlation,
+    )

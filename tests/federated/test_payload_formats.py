@@ -1,0 +1,139 @@
+"""Uploads in fewer bits: unbiased, bounded, counted, the same in the simulator and at sites, refused under masks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_runs import CLIENT_LEVEL, PRIVATE
+from test_sites import run_simulator, send_to, sites_of
+
+from ffalora.config import ConfigError
+from ffalora.federated.experiment import build
+from ffalora.federated.flower.answers import read_answer
+from ffalora.federated.flower.rounds import check_secure_aggregation, remote_round
+from ffalora.federated.flower.terms import Terms
+from ffalora.federated.payload import BLOCK, packed, payload_bytes, received_row, through_the_wire, unpacked
+from ffalora.federated.simulate import simulate
+from ffalora.federated.strategies import STRATEGIES
+
+KINDS = ("float16", "int8")
+
+
+def _begun(small, **changes):
+    """An experiment at the start of its first round, and rows of two clients that have moved."""
+    experiment = build(small(**changes))
+    server = experiment.strategy.begin()
+    experiment.strategy.load(server, trains=True)
+    start = experiment.strategy.start(server, [0, 1])
+    generator = torch.Generator().manual_seed(0)
+    layout = experiment.strategy.wire.trained_layout(server)
+    moved = torch.stack([layout.from_payload(torch.randn(layout.size, generator=generator)) for _ in start])
+    return experiment, server, start, start + 0.1 * moved
+
+
+@pytest.mark.parametrize("kind,bytes_of_1000", [("float32", 4000), ("float16", 2000), ("int8", 1000 + 4 * 16)])
+def test_bytes_are_those_of_the_arrays(kind, bytes_of_1000, small):
+    assert payload_bytes(kind, 1000) == bytes_of_1000
+    experiment, server, _, rows = _begun(small, federation__payload=kind)
+    arrays = packed(experiment.config, experiment.strategy, server, 0, rows[0])
+    assert sum(array.nbytes for array in arrays) == payload_bytes(kind, experiment.adapters.layout.size)
+
+
+@pytest.mark.parametrize("name,kind", [("ffa", "float16"), *((name, "int8") for name in STRATEGIES)])
+def test_what_arrives_is_within_a_level_of_what_was_sent(name, kind, small):
+    ranks = {"clients__ranks": [1, 2, 2]} if STRATEGIES[name].takes_ranks else {}
+    experiment, server, start, rows = _begun(small, federation__payload=kind, federation__strategy=name, **ranks)
+    found = through_the_wire(experiment.config, experiment.strategy, server, [0, 1], rows)
+    moved = (rows - start).abs()
+    level = moved.max() / 127 if kind == "int8" else moved.max() * 2**-10
+    assert 0 < float((found - rows).abs().max()) <= float(level) * (1 + 1e-5)
+    assert torch.equal(through_the_wire(experiment.config, experiment.strategy, server, [0, 1], start), start)
+
+
+def test_stochastic_rounding_is_right_on_average_and_differs_between_clients_and_rounds(small):
+    experiment, server, start, rows = _begun(small, federation__payload="int8")
+    found = []
+    for server.round in range(400):
+        found.append(through_the_wire(experiment.config, experiment.strategy, server, [3], rows[:1])[0] - start[0])
+    found = torch.stack(found)
+    level, moved = (rows[0] - start[0]).abs().max() / 127, rows[0] - start[0]
+    assert float((found.mean(0) - moved).abs().max()) < 5 * float(level) / 2 / math.sqrt(400)
+    assert not torch.equal(found[0], found[1])
+    other = through_the_wire(experiment.config, experiment.strategy, server, [4], rows[:1])[0] - start[0]
+    assert not torch.equal(other, found[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_not_finite_stays_so(kind, small):
+    experiment, server, _, rows = _begun(small, federation__payload=kind)
+    rows[0, 0], rows[1, 0] = math.nan, math.inf
+    found = through_the_wire(experiment.config, experiment.strategy, server, [0, 1], rows)
+    assert not found.isfinite().all(1).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["ffa", "fedsa", "rolora"])
+def test_sites_end_where_the_simulator_ends(kind, name, small, tmp_path):
+    config = small(federation__strategy=name, federation__one_pass="never", federation__payload=kind)
+    experiment = build(config)
+    server, terms = experiment.strategy.begin(), Terms.of(experiment)
+    for _ in range(2):
+        send = send_to(sites_of(config, tmp_path), lambda answer: read_answer(answer.report(), answer.arrays, kind))
+        row = remote_round(experiment, server, send, terms)
+        assert row["failed"] == []
+    _, here, rows = run_simulator(config, 2)
+    torch.testing.assert_close(server.row, here.row, rtol=0, atol=1e-6)
+    sent = build(config).strategy.wire.bytes_up(experiment.strategy.begin()) // 4
+    assert rows[0]["bytes_up"] == 3 * payload_bytes(kind, sent)
+
+
+@pytest.mark.parametrize("name", ["ffa", "flora", "fedsa"])
+def test_runs_in_fewer_bits_end_near_those_in_all(name, small, tmp_path):
+    config, whole = (small(federation__strategy=name, federation__payload=kind) for kind in ("int8", "float32"))
+    few, all_bits = (simulate(c, tmp_path / n, progress=False) for n, c in (("int8", config), ("float32", whole)))
+    assert few.summary["bytes_up"] < 0.4 * all_bits.summary["bytes_up"]
+    assert few.summary["metrics"]["loss"] == pytest.approx(all_bits.summary["metrics"]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
+def test_fewer_bits_change_no_epsilon_and_nothing_of_a_resumed_run(unit, small, tmp_path):
+    config = small(**unit, federation__payload="int8")
+    result = simulate(config, tmp_path / "run", progress=False)
+    again = simulate(config, tmp_path / "again", progress=False)
+    plain = simulate(small(**unit), tmp_path / "plain", progress=False)
+    assert result.summary["epsilon"] == plain.summary["epsilon"]
+    assert result.summary["metrics"] == again.summary["metrics"]
+
+
+@pytest.mark.parametrize(
+    "kind,arrays,said",
+    [
+        ("float32", [np.zeros(5, np.float16)], "1 arrays of float16; federation.payload=float32 is 1 of float32"),
+        ("float16", [np.zeros(5, np.float32)], "arrays of float32; federation.payload=float16"),
+        ("int8", [np.zeros(5, np.int8)], "federation.payload=int8 is 2 of int8, float32"),
+        ("int8", [np.zeros(65, np.int8), np.zeros(1, np.float32)], "1 scales for 65 numbers in blocks of 64"),
+        ("int8", [np.zeros((1, 5), np.int8), np.zeros(1, np.float32)], "2 arrays of int8, float32"),
+        ("int8", ["codes", None], "2 arrays of str, NoneType"),
+    ],
+)
+def test_arrays_of_another_format_are_refused(kind, arrays, said):
+    with pytest.raises(ValueError, match=said):
+        unpacked(kind, arrays)
+    with pytest.raises(ValueError, match=f"client 3: .*{said}"):
+        read_answer({"client": 3}, arrays, kind)
+
+
+def test_another_count_of_numbers_is_refused_and_scales_of_infinity_arrive_as_no_row(small):
+    experiment, server, _, _ = _begun(small, federation__payload="int8")
+    with pytest.raises(ValueError, match=r"5 numbers, \d+ expected"):
+        received_row("int8", experiment.strategy, server, 0, np.zeros(5, np.float32))
+    codes = np.ones(BLOCK, np.int8)
+    assert not np.isfinite(unpacked("int8", [codes, np.array([np.inf], np.float32)])).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_secure_aggregation_refuses_formats_that_masks_cannot_add_up(kind, small):
+    config = small(federation__payload=kind, federation__weighting="uniform")
+    with pytest.raises(ConfigError, match=rf"federation.payload='{kind}' is not what masks add up.*float32"):
+        check_secure_aggregation(STRATEGIES["ffa"], config)
