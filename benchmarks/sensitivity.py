@@ -1,8 +1,8 @@
 """What one record moves the clipped sum by, over random models, dropouts, layouts and units: at most C in float32.
 
 ``python benchmarks/sensitivity.py`` measures 500 cases of each format and writes ``benchmarks/data/sensitivity.csv``,
-one row a case; the tests take the first of the same cases. Cases in bfloat16 are measured beside them: there the shape
-of a batch rounds what the other records contribute.
+one row a case; the tests take the first of the same cases, and the same with users in the place of samples. Cases in
+bfloat16 are measured beside them: there the shape of a batch rounds what the other records contribute.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import OptimizerConfig, PrivacyConfig
 from ffalora.data.examples import Ragged, TokenizedDataset
 from ffalora.data.tasks import classification_losses
+from ffalora.data.users import Owners
 from ffalora.models import MeanPooledClassifier
 from ffalora.models.load import cast_base
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.client_level import clip_updates
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw
+from ffalora.training.admission import drawn_from
 from ffalora.training.engine import Engine
 from ffalora.training.participant import Participant
 from ffalora.training.sensitivity import moves, probe_sensitivity, tight_norm
@@ -79,17 +81,18 @@ class Case:
 
 
 def ratio(case: Case) -> float:
-    """The largest ``‖Σ(D) - Σ(D - x)‖ / C`` of the case."""
+    """The largest ``‖Σ(D) - Σ(D - x)‖ / C`` of the case, x a sample, a user or a client."""
     rng = np.random.default_rng([case.number, 18])
     torch.manual_seed(case.number)
     engine = _engine(case, _data(rng))
-    groups = np.array_split(np.arange(len(engine.data.lengths)), case.clients if case.unit == "sample" else 4)
-    ledgers = [
-        PrivacyLedger(i, len(g), min(1.0, 8 / len(g)), 1.0, 1e-5, 50, accountant="rdp") for i, g in enumerate(groups)
-    ]
+    groups = np.array_split(np.arange(len(engine.data.lengths)), 4 if case.unit == "client" else case.clients)
+    ledgers = []
+    for i, group in enumerate(groups):
+        drawn = drawn_from(engine.privacy, engine.owners, group)
+        ledgers.append(PrivacyLedger(i, drawn, min(1.0, 8 / drawn), 1.0, 1e-5, 50, accountant="rdp", unit=case.unit))
     cohort = [Participant(i, g, ledgers[i]) for i, g in enumerate(groups)]
     state = engine.adapters.state()[None] + 0.05 * torch.randn(1, engine.adapters.layout.width)
-    if case.unit == "sample":
+    if case.unit != "client":
         return probe_sensitivity(engine, cohort, state.repeat(len(cohort), 1), records=4).largest.ratio
     plain = [dataclasses.replace(one, ledger=None) for one in cohort]
     limit = tight_norm(_updates(engine, plain, state, np.arange(4)).norm(dim=1).double())
@@ -139,13 +142,18 @@ def _engine(case: Case, data: TokenizedDataset) -> Engine:
             target_modules=["query", "value"], seed=case.number,
         ),
     )  # fmt: skip
-    privacy = PrivacyConfig(unit="none")
-    if case.unit == "sample":
-        privacy = PrivacyConfig(unit="sample", noise_multiplier=1.0, max_grad_norm=1.0, clipping=case.clipping)
+    privacy, owners = PrivacyConfig(unit="none"), None
+    if case.unit != "client":
+        privacy = PrivacyConfig(
+            unit=case.unit, noise_multiplier=1.0, max_grad_norm=1.0, clipping=case.clipping, samples_per_user=4
+        )
+    if case.unit == "user":
+        owners = Owners.of(np.random.default_rng([case.number, 19]).integers(0, 7, len(data)).tolist())
     return Engine(
         model=model, adapters=adapters, data=data, losses=classification_losses,
         optimizer=OptimizerConfig(lr=0.5, batch_size=8), privacy=privacy, noise=SeededNoise.from_seed(case.number),
         draw=SeededDraw(case.number), token_budget=case.token_budget, packed=case.packed,
+        owners=owners,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     it is nothing to beat. A language model has one, itself before training, with ``metrics`` in the place of an
     accuracy. Empty for other tasks without classes.
 
+    The private ones protect samples, and are left out where users are protected.
     With secure noise nothing is computed on the clients' data: it would spend their budget, or have no privacy at all.
     Call it before the first round, while the adapters are still zero.
     """
@@ -75,7 +76,8 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     train = features_of(experiment, experiment.engine.data, np.arange(len(every)))
     clients = [ClientFeatures(p.client_id, train[p.samples], every[p.samples]) for p in experiment.participants]
     ledgers = [p.ledger for p in experiment.participants if p.ledger is not None and p.ledger.noise_multiplier > 0]
-    if len(ledgers) == len(clients) and config.privacy.sampling == "poisson":
+    protects_samples = config.privacy.unit == "sample" and config.privacy.sampling == "poisson"
+    if len(ledgers) == len(clients) and protects_samples:
         rows += _private(experiment, clients, ledgers, directions, features, labels)
     bound = plain_probe(clients, len(data.label_names)).accuracy(features, labels)
     return [*rows, _row(WITHOUT_PRIVACY, bound, "logistic regression on all clients' data in one place")]

@@ -45,7 +45,7 @@ class CorrelatedNoise:
 
     def to(self, device: torch.device | str) -> CorrelatedNoise:
         """A copy on ``device``."""
-        return CorrelatedNoise(self.correlation, self.buffers.to(device, copy=True), self.taken)
+        return CorrelatedNoise(self.correlation, self.buffers.to(device, copy=True), self.step)
 
     def shape_(self, normals: Tensor) -> None:
         """Makes the next step's noise of independent normals, float64 ``[P]``, in place, and remembers it."""

@@ -53,7 +53,7 @@ def load_run_data(
             input_columns=data.text,
             label_column=data.label,
             client_column=config.clients.column,
-            user_column=data.user,
+            user_column=None if only == "test" else data.user,  # what is evaluated on need not be anybody's
             split_names=data.splits,
             fractions=fractions if only is None else (1, 0, 0),
             max_samples=data.max_samples,

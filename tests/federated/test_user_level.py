@@ -84,6 +84,21 @@ def test_a_run_protects_users_and_says_so(places, tmp_path, draws):
     assert any("who owns how many records" in public for public in said["public"])
 
 
+def test_baselines_that_protect_samples_are_not_laid_beside_users(places, tmp_path):
+    run = simulate(config_of(places, baselines=True, federation__rounds=1), tmp_path / "run", progress=False)
+    named = [row["name"] for row in run.summary["baselines"]]
+    assert "largest class" in named and not [name for name in named if name.startswith("private")]
+
+
+def test_a_run_is_evaluated_on_rows_that_are_nobody_s(places, tmp_path):
+    simulate(config_of(places, federation__rounds=1), tmp_path / "run", progress=False)
+    table = pandas.read_csv(places[1] / "texts.csv")[["text", "label"]]
+    table.to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", str(tmp_path / "run"), str(tmp_path / "new.csv")])
+    assert done.value.code == 0
+
+
 def test_rows_of_a_user_stay_in_one_split(places):
     data = build(config_of(places, clients__count=1)).data
     named = [set(rows["author"]) for rows in data.splits.values()]
@@ -138,18 +153,16 @@ def test_several_owners_each_count_where_samples_are_drawn_and_are_refused_where
     folder = places[1]
     table = pandas.read_csv(folder / "texts.csv")
     rows = table.to_dict("records")
-    for row in rows[::5]:
-        row["author"] = [row["author"], "editor"]
     for row in rows:
-        row["author"] = row["author"] if isinstance(row["author"], list) else [row["author"]]
+        row["author"] = ["author 1"] if row["author"] == "author 1" else [row["author"], "editor"]
     (folder / "shared.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     terms = {"clients__count": 1, "data__validation_fraction": 0.0, "data__evaluate_on": "test"}
     with pytest.raises(ValueError, match="records have several owners"):
         build(config_of(places, "shared.jsonl", **terms))
     experiment = build(config_of(places, "shared.jsonl", privacy__draws="samples", **terms))
     owners, samples = experiment.partition.owners, experiment.participants[0].samples
-    assert np.bincount(owners.select(samples).users).max() <= 4
-    assert len(owners.users) > len(owners)
+    held = dict(zip(owners.names, np.bincount(owners.select(samples).users), strict=True))
+    assert held["editor"] == held["author 1"] == 4 and len(samples) == 8
 
 
 def test_runs_on_other_rows_of_the_same_users_compose(places, tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ import dataclasses
 import os
 from functools import partial
 
+import bench_path  # noqa: F401
 import numpy as np
 import pytest
+import sensitivity as cases
 import torch
 from ranks import on_ranks
 from tiny import ledger, losses, tiny_data, tiny_engine
@@ -103,6 +105,17 @@ def test_a_user_of_a_thousand_samples_moves_the_sum_by_at_most_c(k, dropout):
     with_user, without = (sums(engine, adapters, part, client)[0] for part in (drawn, drawn[whose[drawn] != 0]))
     moved = float((with_user - without).norm()) / engine.privacy.max_grad_norm
     assert 0.5 < moved <= FLOAT32_LIMIT
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one_user_moves_the_sum_by_at_most_c_in_random_cases(number):
+    assert cases.ratio(dataclasses.replace(cases.Case.random(number), unit="user")) <= FLOAT32_LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(12, 200))
+def test_one_user_moves_the_sum_by_at_most_c_in_all_random_cases(number):
+    assert cases.ratio(dataclasses.replace(cases.Case.random(number), unit="user")) <= FLOAT32_LIMIT
 
 
 def test_users_are_drawn_and_not_their_samples():
