@@ -115,6 +115,12 @@ class PrivacyConfig(Section):
                 f"public_size_bound={self.public_size_bound} hides how many samples there are; unit={self.unit!r} with "
                 f"sampling={self.sampling!r} does not: set them to sample and poisson, or leave the bound out"
             )
+        if self.public_size_bound is not None and self.unit == "user" and not self.draws_users:
+            raise ValueError(
+                f"public_size_bound={self.public_size_bound} hides how many samples there are, but with draws='samples' "
+                "one user more or less changes which samples of others are kept: set privacy.draws to users, or leave "
+                "the bound out"
+            )
         if self.band is not None and self.mechanism != "banded-mf":
             raise ValueError(f"band={self.band} is of mechanism='banded-mf', got {self.mechanism!r}; leave it out")
         if self.target_epsilon is not None and self.noise_multiplier == 0:

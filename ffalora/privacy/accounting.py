@@ -240,10 +240,8 @@ class PrivacyLedger:
         self.steps_taken += steps
 
     def begin_anew(self) -> None:
-        """Charges the rest of a release whose noise nobody remembers, so that the next step begins another; all that
-        is left where that is less.
-        """
-        self.steps_taken += min(-self.steps_taken % self.period, self.steps_left)
+        """Charges the rest of a release whose noise nobody remembers, so that the next step begins another."""
+        self.steps_taken += min(-self.steps_taken % self.period, self.max_steps - self.steps_taken)
 
     def epsilon(self) -> float:
         """ε spent so far, earlier and other runs included, at this ledger's δ."""

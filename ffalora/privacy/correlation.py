@@ -65,6 +65,8 @@ class Correlation:
             self._check_band()
         elif len(self.decays) != len(self.weights) or not all(decay < 1 for decay in self.decays):
             raise ValueError(f"decays must lie in [0, 1), one for each of {len(self.weights)} weights: {self.decays}")
+        elif sum(self.weights) >= 1:
+            raise ValueError(f"weights must sum to less than 1, else noise grows from step to step: {self.weights}")
 
     def _check_band(self) -> None:
         if self.decays:

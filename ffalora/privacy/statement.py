@@ -166,7 +166,7 @@ class PrivacyStatement:
             mechanism=_describe_mechanism(first),
             accountant=first.accountant,
             delta=first.delta,
-            noise=_describe_noise(noise),
+            noise=_describe_noise(noise, first),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
             clients=clients,
             max_epsilon=max_epsilon,
@@ -226,9 +226,10 @@ def _describe_mechanism(ledger: PrivacyLedger) -> str:
     return _MECHANISMS[ledger.drawn] + of_groups
 
 
-def _describe_noise(noise: str) -> str:
+def _describe_noise(noise: str, ledger: PrivacyLedger) -> str:
     if noise == "secure":
-        return "secure: cryptographic generator, key never written, float-safe Gaussian"
+        how = "float-safe Gaussian" if ledger.correlation is None else "Gaussian, of earlier steps too, in float64"
+        return f"secure: cryptographic generator, key never written, {how}"
     return "seeded: for simulation only; whoever holds the run folder or the seed can subtract it"
 
 

@@ -31,7 +31,7 @@ from ..privacy.data_ledger import find_data_ledger
 from ..privacy.ledger_files import load_ledger
 from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
-from ..privacy.sampling import SeededDraw, SystemDraw
+from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
@@ -95,7 +95,7 @@ class PrivateTrainer(Trainer):
         self.workers = find_workers()
         self._losses = losses or default_losses(model)
         self._secure = privacy.noise == "secure"
-        self._draw = drawn_alike(SystemDraw(), self.workers) if self._secure else SeededDraw(args.seed)
+        self._draw: Draw = SystemDraw() if self._secure else SeededDraw(args.seed)
         self.ledger: PrivacyLedger | None = None
         self._private: PrivateGradient | None = None
         self._accounts: Accounts | None = None
@@ -109,6 +109,7 @@ class PrivateTrainer(Trainer):
             PrivacyBudgetSpent: the steps asked for exceed what was calibrated.
             LedgerMismatch: a checkpoint of other data, or under other terms.
         """
+        self._draw = drawn_alike(self._draw, self.workers)
         ledger = self.ledger = self._new_ledger(() if resume_from_checkpoint else self._spent())
         if self._secure:
             is_new = not resume_from_checkpoint

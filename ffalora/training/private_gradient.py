@@ -44,7 +44,8 @@ class PrivateGradient:
             samples of a user are summed before they are clipped (1) or clipped apart, at most so many of each.
 
     Raises:
-        ValueError: a trainable tensor is not the adapters', or a ledger that does not count users as they are clipped.
+        ValueError: a trainable tensor is not the adapters', or a ledger that does not count users as they are clipped,
+            or counts correlated noise.
         SamplesNotIndependent: batch normalisation.
     """
 
@@ -64,6 +65,11 @@ class PrivateGradient:
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
         check_users(ledger, users)
+        if ledger.correlation is not None:
+            raise ValueError(
+                f"the ledger of client {ledger.client_id} counts noise that is correlated over {ledger.period} steps, "
+                "but each step here draws its own; give a ledger without correlation"
+            )
         self._users = users if ledger.group == 1 else None
         self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise

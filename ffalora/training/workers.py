@@ -132,8 +132,10 @@ def dealt(lengths: np.ndarray, size: int) -> np.ndarray:
 
 
 def drawn_alike(draw: Draw, workers: Workers) -> Draw:
-    """``draw`` as all processes make it: one from the operating system gets a key that the first process made."""
-    if workers.size == 1 or not isinstance(draw, SystemDraw) or draw.key is not None:
+    """``draw`` as all processes make it: one from the operating system gets a key that the first process made. Ask
+    anew whenever training begins: a step that is taken again, after a resume or in a second run, must draw afresh.
+    """
+    if workers.size == 1 or not isinstance(draw, SystemDraw):
         return draw
     return SystemDraw(workers.same_for_all(os.urandom(32)))
 
