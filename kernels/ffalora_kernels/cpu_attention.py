@@ -32,7 +32,8 @@ def packed_attention_gradient(
     normalisers = normalisers.contiguous()
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     fields = _fields(q, k, v, q, normalisers, offsets, scale, causal)
-    _cpu.attention_gradient(fields, *map(_heads, (dout, dq, dk, dv)), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    _cpu.attention_gradient(fields, _heads(dout), _heads(dq), _heads(dk), _heads(dv), threads)
     return dq, dk, dv
 
 

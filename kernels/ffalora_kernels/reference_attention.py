@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -60,7 +61,7 @@ def _scores(queries: Tensor, keys: Tensor, scale: float, causal: bool) -> Tensor
     return scores
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "packed_attention": packed_attention_ref,
     "packed_attention_gradient": packed_attention_gradient_ref,
 }
