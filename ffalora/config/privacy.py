@@ -117,7 +117,7 @@ class PrivacyConfig(Section):
             )
         if self.public_size_bound is not None and self.unit == "user" and not self.draws_users:
             raise ValueError(
-                f"public_size_bound={self.public_size_bound} hides how many samples there are, but with draws='samples' "
+                f"public_size_bound={self.public_size_bound} hides the number of samples, but with draws='samples' "
                 "one user more or less changes which samples of others are kept: set privacy.draws to users, or leave "
                 "the bound out"
             )

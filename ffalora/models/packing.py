@@ -1,7 +1,7 @@
 """Batches without padding: samples laid end to end in one row of tokens, with attention kept inside each sample.
 
 Every linear layer then computes on real tokens only (for attention see ``packed_attention``). The inputs use the names
-that transformers gives packed batches (``position_ids``, ``cu_seq_lens_q`` …), which its FlashAttention understands,
+that transformers gives packed batches (``position_ids``, ``cu_seq_lens_q`` …), which its FlashAttention understands
 too.
 """
 
