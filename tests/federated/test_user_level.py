@@ -122,6 +122,10 @@ def test_another_owner_of_a_row_makes_another_ledger(places):
         ({"privacy__samples_per_user": 0}, ConfigError, r"privacy.samples_per_user=0: must be at least 1"),
         ({"data__user": "writer"}, DataError, r"data.user='writer': there is no such column"),
         (
+            {"privacy__draws": "samples", "privacy__public_size_bound": 99}, ConfigError,
+            r"one user more or less changes which samples of others are kept",
+        ),
+        (
             {"clients__partition": "dirichlet"}, ConfigError,
             r"clients.partition='dirichlet' deals single rows, .* set it to iid, quantity or column",
         ),

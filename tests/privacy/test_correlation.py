@@ -175,6 +175,7 @@ def test_every_record_takes_one_turn_in_each_cycle():
         (("banded-mf", 9, 3, (0.5,), (0.5,)), "decays=.* are for mechanism='blt'"),
         (("blt", 9, 3, (0.5,), (1.0,)), "decays must lie in"),
         (("blt", 9, 3, (0.5, 0.1), (0.5,)), "one for each of 2 weights"),
+        (("blt", 9, 3, (0.7, 0.4), (0.5, 0.9)), "weights must sum to less than 1"),
     ],
 )
 def test_what_is_no_factor_is_refused(values, said):
@@ -243,6 +244,11 @@ def test_noise_that_begins_anew_is_charged_as_another_release():
     whole.charge(2)
     whole.begin_anew()
     assert whole.steps_left == 0
+    short = ledger()
+    short.charge(5)
+    short.allowance = 6  # and if it rises later, the release that was begun is charged whole
+    short.begin_anew()
+    assert short.steps_taken == 8
     alone = ledger(correlation=None)
     alone.charge(5)
     alone.begin_anew()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import toeplitz
-from tiny import ledger, tiny_engine
+from tiny import ledger, losses, tiny_engine
 
 import ffalora.training.step as step_module
 from ffalora.privacy.accounting import PrivacyBudgetSpent
@@ -12,6 +12,7 @@ from ffalora.privacy.factors import banded_factor, blt_factor
 from ffalora.privacy.noise import SecureNoise
 from ffalora.privacy.sampling import SystemDraw
 from ffalora.training.participant import Participant
+from ffalora.training.private_gradient import PrivateGradient
 from ffalora.training.step import LogicalStep
 from ffalora_kernels.reference import gaussian_ref
 
@@ -111,6 +112,13 @@ def test_no_record_takes_part_twice_within_a_cycle(mechanism):
     for step in range(STEPS - 2):
         assert not (drawn[step] & drawn[step + 1] or drawn[step] & drawn[step + 2])
     assert set().union(*drawn) == set(range(SAMPLES))
+
+
+def test_a_loop_of_one_s_own_refuses_a_ledger_that_counts_correlated_noise():
+    engine, adapters = tiny_engine()
+    (client,) = clients("blt")
+    with pytest.raises(ValueError, match="counts noise that is correlated over 7 steps"):
+        PrivateGradient(engine.model, adapters, losses, client.ledger, CLIP, SecureNoise())
 
 
 def test_seeded_noise_whose_past_is_gone_is_refused():

@@ -15,7 +15,16 @@ from tiny import participants, tiny_engine
 from ffalora.privacy.clipping import AdaptiveQuantileClipping
 from ffalora.privacy.noise import SecureNoise
 from ffalora.privacy.sampling import SystemDraw
-from ffalora.training.workers import ALONE, LeadStopped, Workers, WorkersLost, check_same_state, dealt, joined
+from ffalora.training.workers import (
+    ALONE,
+    LeadStopped,
+    Workers,
+    WorkersLost,
+    check_same_state,
+    dealt,
+    drawn_alike,
+    joined,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SIZES = (2, 3)
@@ -153,6 +162,16 @@ def test_a_key_makes_processes_draw_alike_and_every_step_anew():
     counts = [len(draw(0, step, 1000, 0.3)) for step in range(200)]
     assert abs(np.mean(counts) - 300) < 5 * (1000 * 0.3 * 0.7 / 200) ** 0.5
     assert "key" not in repr(draw)
+
+
+def _keys_of_two_trainings(workers):
+    first = drawn_alike(SystemDraw(), workers)
+    return first.key, drawn_alike(first, workers).key
+
+
+def test_every_training_draws_by_a_key_of_its_own():
+    (first, second), other = on_ranks(2, _keys_of_two_trainings)
+    assert other == (first, second) and first is not None and first != second
 
 
 def test_a_process_that_dies_ends_the_others_with_every_release_charged():
