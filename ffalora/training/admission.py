@@ -67,12 +67,13 @@ def check_whole(modules: Modules) -> None:
                     f"{full} is a DTensor, cut over {tensor.device_mesh.size()} processes (fully_shard, tensor "
                     f"parallelism); {remedy}"
                 )
-            if tensor.device.type == "meta":
-                raise ValueError(
-                    f"{full} is on the meta device: offloaded to the processor or the disk (cpu_offload, device_map), "
-                    f"or not loaded; {remedy}"
-                )
             places.setdefault(str(tensor.device), full)
+    is_hooked = any(hasattr(module, "_hf_hook") for _, module in modules)
+    if "meta" in places and (is_hooked or len(places) > 1):  # all of it without hooks: nothing is computed, but counted
+        raise ValueError(
+            f"{places['meta']} is on the meta device: offloaded to the processor or the disk (cpu_offload, "
+            f"device_map), or not loaded; {remedy}"
+        )
     if len(places) > 1:
         shown = ", ".join(f"{name} on {device}" for device, name in places.items())
         raise ValueError(f"the model lies on {len(places)} devices ({shown}), as device_map puts it; {remedy}")

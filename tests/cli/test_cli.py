@@ -75,7 +75,7 @@ def test_every_key_of_the_configuration_is_a_documented_flag(capsys):
     run("simulate", "--help")
     shown = capsys.readouterr().out
     assert [key for key in fields() if f"--{key} " not in shown] == []
-    assert "optimizer: The local optimiser" in shown and "[64]" in shown
+    assert "optimizer: The local optimiser" in shown and "[15]" in shown
 
 
 def test_flags_reach_the_run_as_typed_values(trained):
