@@ -1,6 +1,7 @@
 // Attention inside the samples of a packed batch, and its gradient.
-#include "contract.h"
 #include "attention.h"
+
+#include "contract.h"
 #include "threads.h"
 
 namespace ffalora {

@@ -168,8 +168,8 @@ struct HeadForward {
           t.normalisers[h * t.tokens + sample->first + at + i] = peak + std::log(sum);
           for (ptrdiff_t j = 0; j < work.columns; j += L) store<L>(row + j, load<L>(row + j) * share);
         }
-        multiply<L>({scores, work.columns, 1, values, work.padded, work.tokens, out, work.padded, rows, work.padded,
-                     false});
+        multiply<L>(
+            {scores, work.columns, 1, values, work.padded, work.tokens, out, work.padded, rows, work.padded, false});
         work.write(out, rows, t.out, sample->first + at, h, 1.0f);
       }
   }
@@ -210,12 +210,12 @@ struct HeadBackward {
         for (ptrdiff_t i = 0; i < rows; ++i)
           slope<L>(weights + i * work.columns, slopes + i * work.columns, seen(t, at + i, work.tokens), work.columns,
                    t.normalisers[h * t.tokens + sample->first + at + i]);
-        multiply<L>({slopes, work.columns, 1, keys, work.padded, work.tokens, dq, work.padded, rows, work.padded,
-                     false});
-        multiply<L>({slopes, 1, work.columns, queries, work.padded, rows, dk, work.padded, work.tokens, work.padded,
-                     true});
-        multiply<L>({weights, 1, work.columns, dout, work.padded, rows, dv, work.padded, work.tokens, work.padded,
-                     true});
+        multiply<L>(
+            {slopes, work.columns, 1, keys, work.padded, work.tokens, dq, work.padded, rows, work.padded, false});
+        multiply<L>(
+            {slopes, 1, work.columns, queries, work.padded, rows, dk, work.padded, work.tokens, work.padded, true});
+        multiply<L>(
+            {weights, 1, work.columns, dout, work.padded, rows, dv, work.padded, work.tokens, work.padded, true});
         work.write(dq, rows, g.dq, sample->first + at, h, t.scale);
       }
     work.write(dk, work.tokens, g.dk, sample->first, sample->head, 1.0f);
@@ -233,8 +233,7 @@ struct HeadBackward {
     for (ptrdiff_t j = 0; j < columns; j += L) sums += load<L>(weights + j) * load<L>(slopes + j);
     float sum = 0;
     for (int i = 0; i < L; ++i) sum += sums[i];
-    for (ptrdiff_t j = 0; j < columns; j += L)
-      store<L>(slopes + j, load<L>(weights + j) * (load<L>(slopes + j) - sum));
+    for (ptrdiff_t j = 0; j < columns; j += L) store<L>(slopes + j, load<L>(weights + j) * (load<L>(slopes + j) - sum));
   }
 };
 

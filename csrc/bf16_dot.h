@@ -6,7 +6,6 @@
 
 #include "tile.h"
 
-
 namespace ffalora {
 
 inline bool bf16_dot() { return level() >= kAvx512Bf16; }
