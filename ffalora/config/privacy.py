@@ -90,6 +90,11 @@ class PrivacyConfig(Section):
         """Whether a step draws users, whose gradients are summed before they are clipped."""
         return self.unit == "user" and self.draws == "users"
 
+    @property
+    def group(self) -> int:
+        """The most samples of one unit among those that are drawn: ε counts them together."""
+        return self.samples_per_user if self.unit == "user" and not self.draws_users else 1
+
     @field_validator("prior", mode="before")
     @classmethod
     def _one_path_is_a_list(cls, value: Any) -> Any:

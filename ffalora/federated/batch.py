@@ -25,10 +25,8 @@ def with_batch(config: Config, partition: Partition) -> Config:
     if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":
         sizes = [drawn_from(privacy, partition.owners, samples) for samples in partition.indices]
         largest = privacy.public_size_bound or max(sizes)
-        steps, group = federation.rounds * federation.local_steps, 1
-        if privacy.unit == "user" and not privacy.draws_users:
-            group = privacy.samples_per_user
-        most = max(batch, MOST_SAMPLES // (steps * len(sizes)))
-        batch = sensible_batch(largest, privacy.target_epsilon, privacy.delta, steps, most, group)
-        batch = max(batch, min(optimizer.batch, largest))
+        steps, usual = federation.rounds * federation.local_steps, batch
+        most = max(usual, MOST_SAMPLES // (steps * len(sizes)))
+        batch = sensible_batch(largest, privacy.target_epsilon, privacy.delta, steps, most, privacy.group)
+        batch = max(batch, min(usual, largest))
     return config.model_copy(update={"optimizer": optimizer.model_copy(update={"batch_size": batch})})

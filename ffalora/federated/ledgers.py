@@ -46,9 +46,7 @@ def make_ledger(
             f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more "
             f"{'users' if privacy.draws_users else 'samples'}; raise the bound"
         )
-    rate, group = min(1.0, config.optimizer.batch / size), 1
-    if privacy.unit == "user" and not privacy.draws_users:
-        group = privacy.samples_per_user
+    rate, group = min(1.0, config.optimizer.batch / size), privacy.group
     sigma, correlation = privacy.noise_multiplier, None
     if privacy.mechanism != "independent":
         correlation, sigma = choose_noise(

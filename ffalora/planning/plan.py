@@ -125,7 +125,7 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
     privacy = config.privacy
     target, delta, accountant = privacy.target_epsilon or 0.0, privacy.delta, privacy.accountant
     terms = [(size, min(batch, size)) for size in sizes]
-    group = max((p.ledger.group for p in experiment.participants if p.ledger is not None), default=1)
+    group = privacy.group
     sigmas = [noise_multiplier_for(target, delta, b / n, steps, accountant, group=group) for n, b in terms]
     weights = [n / sum(sizes) if config.federation.weighting == "size" else 1 / len(sizes) for n in sizes]
     variance = sum((w * s / b) ** 2 for w, s, (_, b) in zip(weights, sigmas, terms, strict=True))

@@ -155,7 +155,7 @@ def _check_users(participant: Participant, privacy: PrivacyConfig, owners: Owner
         raise ValueError(
             f"{who}: privacy.unit='user', but whose its samples are is not known; give owners=Owners.of(…)"
         )
-    group = 1 if privacy.draws_users else privacy.samples_per_user
+    group = privacy.group
     if ledger.group != group:
         raise ValueError(
             f"{who}: its ledger counts group={ledger.group}, but privacy.draws={privacy.draws!r} with "

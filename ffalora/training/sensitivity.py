@@ -163,11 +163,11 @@ def probe_sensitivity(
         for row in range(len(cohort)):
             units = units_of(setup, cohort[row])
             batch, chosen, norms = _choose(step, row, records, units)
+            tried = step
             if setting == "clipped":
                 tight = [dataclasses.replace(p, max_grad_norm=tight_norm(norms), adaptive=None) for p in cohort]
-                step = _step(probing, tight, here)
-            found += moves(_sums(step, row, units.group), batch, chosen, setting, units.without)
-            step = _step(probing, cohort, here)
+                tried = _step(probing, tight, here)
+            found += moves(_sums(tried, row, units.group), batch, chosen, setting, units.without)
     return Sensitivity(tuple(found), limit_of(setup.model, setup.device), setup.privacy.unit)
 
 
@@ -270,7 +270,7 @@ def moved_by_noise(setup: TrainingSetup, cohort: Sequence[Participant], state: T
         lr = given_rate(optimizer) if participant.lr is None else participant.lr
         limit = participant.clipping_norm(setup.privacy.max_grad_norm)
         std = participant.noise_std(limit) / (limit if optimizer.normalize else 1.0)
-        size = lr if optimizer.name == "adamw" else lr * std / (ledger.expected_batch)
+        size = lr if optimizer.name == "adamw" else lr * std / ledger.expected_batch
         moved[row] += 0.5 * size * ledger.max_steps**0.5 * torch.randn_like(moved[row])
     index = setup.adapters.layout.parameter_index()
     return moved if index is None else moved * (index.to(moved.device) >= 0)
