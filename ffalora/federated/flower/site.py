@@ -11,7 +11,7 @@ import torch
 from ...config import Config, ConfigError, from_mapping, merge
 from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint, load_run_data
-from ...training.admission import drawn_from
+from ...training.drawn import drawn_units
 from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
@@ -150,7 +150,7 @@ def _build(
     if config.privacy.at_clients:
         steps, owners = config.federation.rounds * config.federation.local_steps, experiment.partition.owners
         fingerprint = data_fingerprint(own, experiment.train, samples, owners)
-        ledger = make_ledger(config, client, drawn_from(config.privacy, owners, samples), steps, fingerprint)
+        ledger = make_ledger(config, client, drawn_units(config.privacy, owners).count(samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
     clients = config.clients.count or client + 1
     set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)
