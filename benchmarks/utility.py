@@ -9,7 +9,9 @@ when they stood. ``probe``, ``means`` and ``texts`` read what the run's head rea
 ``last means`` and ``last texts`` the last layer alone, as is usual. ``plain probe`` keeps no privacy. ``adamw`` is what
 one does with an adapter library and a library for DP-SGD: LoRA with its defaults and DP-AdamW, one clipping norm of 1
 for all, a head on the last layer that starts at the class texts too, and a rate chosen on movie reviews' validation
-split (``ADAMW_RATE``); this package's engine computes it. One row a run in benchmarks/data/utility.csv; ``right`` has
+split (``ADAMW_RATE``); this package's engine computes it. ``plain ffa`` and ``plain lora`` are the demo's recipe
+without clipping and noise, their rates chosen likewise (``PLAIN_RATE``). Sets whose name ends in a number give every
+client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv; ``right`` has
 one bit a test sample, hexadecimal, so that the table's intervals (95%, resampling seeds and test samples, paired)
 follow from the file. What is there is not run again.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -53,7 +55,7 @@ from ffalora.runs.evaluation import predict_examples
 ROOT = Path(__file__).parents[1]
 DEMO, CSV = ROOT / "ffalora" / "configs" / "demo.yaml", ROOT / "benchmarks" / "data" / "utility.csv"
 COLUMNS = ("data", "method", "epsilon", "seed", "accuracy", "samples", "right")
-TRAINED = ("ffa", "lora", "adamw")
+TRAINED = ("ffa", "lora", "adamw", "plain ffa", "plain lora")
 BASELINES = ("texts", "means", "probe", "plain probe", "last texts", "last means", "last probe", "last plain probe")
 
 
@@ -68,6 +70,10 @@ ADAMW = {
 }
 
 
+#: Of ``plain ffa`` and ``plain lora``: the best of those in docs/utility.md on the same split, same seed.
+PLAIN_RATE = {"ffa": 0.3, "lora": 0.3}
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A set of the table.
@@ -75,11 +81,13 @@ class DataSet:
     Attributes:
         embedded: its name in the registry. keeps: which rows of it are used (default: all).
         clients: how the three clients differ, where classes are not two or not of one size.
+        samples: how many of the training samples a client gets on average (default: all are dealt out).
     """
 
     embedded: str
     keeps: Callable[[dict], bool] | None = None
     clients: dict = field(default_factory=dict)
+    samples: int | None = None
 
 
 def _letters(text: str) -> str:
@@ -103,17 +111,30 @@ DATA = {
     "boolq": DataSet("boolq", clients=_SKEWED),
     "reuters-r8": DataSet("reuters-r8", clients=_SKEWED),
     "20-newsgroups": DataSet("20-newsgroups", clients=_SKEWED),
+    "movie-reviews-100": DataSet("movie-reviews", samples=100),
+    "movie-reviews-300": DataSet("movie-reviews", samples=300),
+    "tweets-100": DataSet("sentiment-domains", lambda row: row["domain"] == "tweets", samples=100),
+    "tweets-300": DataSet("sentiment-domains", lambda row: row["domain"] == "tweets", samples=300),
 }
 
 
 @cache
-def loaded(name: str) -> LoadedData:
+def _whole(name: str) -> LoadedData:
     """A set with its splits, without rows that others have."""
     one = DATA[name]
     data = load_run_data(configuration(name, 0, 6.0))
     if one.keeps is not None:
         data.splits = {role: split.filter(one.keeps) for role, split in data.splits.items()}
     return data
+
+
+def loaded(name: str, seed: int) -> LoadedData:
+    """The set that a seed reads: all of it, or some of its training samples."""
+    data, samples = _whole(name), DATA[name].samples
+    if samples is None:
+        return data
+    drawn = np.random.default_rng(seed).permutation(len(data.train))[: 3 * samples]
+    return replace(data, splits=data.splits | {"train": data.train.select(drawn)})
 
 
 def configuration(name: str, seed: int, epsilon: float, changes: dict | None = None) -> Config:
@@ -131,8 +152,11 @@ def configuration(name: str, seed: int, epsilon: float, changes: dict | None = N
 
 def trained(name: str, method: str, epsilon: float, seed: int, changes: dict | None = None) -> Tensor:
     """Which test samples a fine-tuned model gets right, bool ``[n]``."""
-    own = ADAMW if method == "adamw" else {"federation.strategy": method}
-    experiment = build(configuration(name, seed, epsilon, own | (changes or {})), data=loaded(name))
+    own: dict = ADAMW if method == "adamw" else {"federation.strategy": method.removeprefix("plain ")}
+    if method.startswith("plain "):
+        own |= {"privacy.unit": "none", "privacy.target_epsilon": None, "optimizer.batch_size": 256}
+        own |= {"optimizer.lr": PLAIN_RATE[method.removeprefix("plain ")]}
+    experiment = build(configuration(name, seed, epsilon, own | (changes or {})), data=loaded(name, seed))
     server = experiment.strategy.begin()
     for _ in range(experiment.config.federation.rounds):
         run_round(experiment, server)
@@ -142,10 +166,10 @@ def trained(name: str, method: str, epsilon: float, seed: int, changes: dict | N
 
 
 @lru_cache(maxsize=2)
-def read(name: str, layers: int) -> tuple[Experiment, Tensor, Tensor, Tensor, Tensor]:
+def read(name: str, layers: int, seed: int) -> tuple[Experiment, Tensor, Tensor, Tensor, Tensor]:
     """What the head reads of all samples, of length 1: train and test, and their labels."""
     own = {"model.pooled_layers": layers, "model.cache_frozen_layers": "never"}
-    experiment = build(configuration(name, 0, 6.0, own), data=loaded(name))
+    experiment = build(configuration(name, seed, 6.0, own), data=loaded(name, seed))
     found = []
     for examples in (experiment.engine.data, experiment.evaluation):
         every = np.arange(len(examples.lengths))
@@ -157,7 +181,8 @@ def read(name: str, layers: int) -> tuple[Experiment, Tensor, Tensor, Tensor, Te
 def baseline(name: str, method: str, epsilon: float, seed: int) -> Tensor:
     """Which test samples a baseline gets right, bool ``[n]``."""
     layers = 1 if method.startswith("last ") else load_config(DEMO).model.pooled_layers
-    experiment, train, labels, test, wanted = read(name, layers)
+    of_seed = 0 if DATA[name].samples is None else seed
+    experiment, train, labels, test, wanted = read(name, layers, of_seed)
     config = configuration(name, seed, epsilon)
     return classifier(method.removeprefix("last "), experiment, config, train, labels).predict(test) == wanted
 
