@@ -61,6 +61,8 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with "
             f"federation.strategy={strategy.name!r}; use kaiming, gaussian or orthonormal"
         )
+    if federation.average_from is not None:
+        _need(lambda s: s.averages, "federation.average_from", federation.average_from, strategy)
     if config.optimizer.keep_moments:
         _need(lambda s: s.steady, "optimizer.keep_moments", True, strategy)
     if config.privacy.mechanism != "independent":

@@ -15,6 +15,8 @@ from ...adapters.state import Layout
 from ...config import Config
 
 BYTES_PER_NUMBER = 4
+#: Of the server's tensors: the average over rounds, float64 ``[P]``, that is evaluated and saved in place of the row.
+AVERAGE = "server.average"
 
 
 @dataclass
