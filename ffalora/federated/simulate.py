@@ -27,11 +27,10 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
-from .payload import payload_bytes, through_the_wire
+from .payload import through_the_wire
 from .records import finish_folder, metrics_row, open_folder
 from .shared_rounds import share_server, share_start
 from .strategies import Answers, ServerState
-from .strategies.wire import BYTES_PER_NUMBER
 
 
 @dataclass
@@ -182,8 +181,7 @@ def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
     strategy, cohort = experiment.strategy, draw_cohort(experiment, server.round)
     strategy.load(server, trains=True)
     ids, wire = cohort.ids, strategy.wire
-    numbers = [wire.bytes_up(server, c) // BYTES_PER_NUMBER for c, a in zip(ids, cohort.arrives, strict=True) if a]
-    up = sum(payload_bytes(experiment.config.federation.payload, each) for each in numbers)
+    up = sum(wire.bytes_up(server, client) for client, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
     return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
 
 

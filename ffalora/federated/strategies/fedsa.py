@@ -51,11 +51,11 @@ class FedSAWire(Wire):
             raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {wanted}")
         server.row = self.received(server, numbers)
 
-    def bytes_up(self, server: ServerState, client: int | None = None) -> int:
-        return BYTES_PER_NUMBER * self._shared
+    def numbers_up(self, server: ServerState, client: int | None = None) -> int:
+        return self._shared
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        return len(cohort) * self.bytes_up(server)
+        return len(cohort) * BYTES_PER_NUMBER * self._shared
 
 
 class FedSA(Strategy):

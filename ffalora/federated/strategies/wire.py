@@ -15,6 +15,19 @@ from ...adapters.state import Layout
 from ...config import Config
 
 BYTES_PER_NUMBER = 4
+#: Numbers that share a scale in ``federation.payload: int8``.
+BLOCK = 64
+
+
+def payload_bytes(kind: str, numbers: int) -> int:
+    """What ``numbers`` take on the wire, without headers.
+
+    Args:
+        kind: ``federation.payload``.
+    """
+    if kind == "int8":
+        return numbers + BYTES_PER_NUMBER * math.ceil(numbers / BLOCK)
+    return numbers * (2 if kind == "float16" else BYTES_PER_NUMBER)
 
 
 @dataclass
@@ -103,9 +116,13 @@ class Wire:
                     digest.update(value.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()
 
+    def numbers_up(self, server: ServerState, client: int | None = None) -> int:
+        """How many numbers a client sends in the round about to begin; without a client, the most that any sends."""
+        return self.trained_layout(server).size
+
     def bytes_up(self, server: ServerState, client: int | None = None) -> int:
-        """What a client sends in the round about to begin; without a client, the most that any sends."""
-        return BYTES_PER_NUMBER * self.trained_layout(server).size
+        """What those take on the wire, in the format ``federation.payload``."""
+        return payload_bytes(self.config.federation.payload, self.numbers_up(server, client))
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         """What all clients together receive in the round about to begin. In the first, a seed stands for what is random
