@@ -3,8 +3,7 @@
     python benchmarks/flower_rounds.py --clients 3 --rounds 4
 
 MiniLM on the movie reviews, private, every layer adapted. A Flower round is the time from one row of ``metrics.jsonl``
-to the next: messages, polling, processes, training, aggregation and evaluation. With ``--payload`` nothing changes but
-``federation.payload``.
+to the next: messages, polling, processes, training, aggregation and evaluation.
 """
 
 from __future__ import annotations
@@ -36,28 +35,30 @@ def job(clients: int, rounds: int, batch: int, local_steps: int) -> Config:
     )
 
 
-def seconds_of_rounds(folder: Path) -> list[float]:
-    """As the rows say, the first round left out."""
-    return [row["seconds"] for row in completed_rows(folder, 10**6)][1:]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--local-steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--no-secagg", action="store_true")
+    parser.add_argument("--only", choices=["flower", "SecAgg+"])
     arguments = parser.parse_args()
     config = job(arguments.clients, arguments.rounds, arguments.batch, arguments.local_steps)
     with tempfile.TemporaryDirectory() as place:
-        simulate(config, Path(place, "simulated"), progress=False)
-        median = statistics.median(seconds_of_rounds(Path(place, "simulated")))
-        print(f"simulator {median:.2f} s a round")
-        for name, limit in (("flower", None), ("SecAgg+", 4.0))[: 1 if arguments.no_secagg else 2]:
-            run_on_loopback(config, Path(place, name), limit, shared_streams=True, timeout=300)
-            found = seconds_of_rounds(Path(place, name))
-            print(f"{name:9} {statistics.median(found):.2f} s a round, {statistics.median(found) / median:.2f} times", found)
+        simulate(config, Path(place, "simulator"), progress=False)
+        simulated = show("simulator", Path(place, "simulator"))
+        for name, limit in {"flower": None, "SecAgg+": 4.0}.items():
+            if arguments.only in (None, name):
+                run_on_loopback(config, Path(place, name), limit, shared_streams=True, timeout=300)
+                show(name, Path(place, name), simulated)
+
+
+def show(name: str, folder: Path, unit: float | None = None) -> float:
+    """Prints the seconds of every round but the first; the median."""
+    seconds = [row["seconds"] for row in completed_rows(folder, 10**6)][1:]
+    median = statistics.median(seconds)
+    print(f"{name:9} {median:.2f} s a round, {median / (unit or median):.2f} times; rounds: {seconds}", flush=True)
+    return median
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipe of docs/flower.md for several machines, run as it is written, on one: TLS, keys, a server that comes back."""
+"""The recipe of docs/flower.md for several machines, as it is written, on one: TLS, keys, a server that comes back."""
 
 import json
 import os
