@@ -15,7 +15,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ...config import from_mapping
-from .server import FAILURE, serve
+from .output import FAILURE
+from .server import serve
 
 server_app = ServerApp()
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ...config import Config, ConfigError, to_yaml
 from ...runs.folder import SUMMARY
+from .output import FAILURE, check_folder
 from .policy import SitePolicy, save_policy
 from .processes import Processes, environment, tool
-from .rounds import FAILURE, check_folder
 
 _LINK = "loopback"
 _APP = """[build-system]

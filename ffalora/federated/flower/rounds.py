@@ -6,16 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...adapters import CheckpointError
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
-from ...runs.folder import CHECKPOINT, SUMMARY
 from ..experiment import Experiment
 from ..payload import received_row
 from ..simulate import evaluate_views
@@ -44,8 +41,6 @@ class Exchange:
     bytes_down: int = 0
 
 
-#: Where a server that was stopped by an error says which, in its output folder.
-FAILURE = "failure.txt"
 #: (round, numbers, terms) -> what came back.
 Send = Callable[[int, np.ndarray, Terms], Exchange]
 
@@ -120,20 +115,6 @@ def _latest(key: str, name: str, answers: Sequence[Answer], earlier: Mapping[str
         if value is not None:
             said[str(answer.client)] = max(rounded_up(value), said.get(str(answer.client), 0.0))
     return dict(sorted(said.items(), key=lambda item: int(item[0])))
-
-
-def check_folder(folder: Path, resume: bool) -> None:
-    """Refuses a folder that holds a run, unless that is to be continued and can be.
-
-    Raises:
-        CheckpointError: with the remedy.
-    """
-    if (folder / SUMMARY).exists():
-        raise CheckpointError(f"{folder} holds a finished federation; choose another folder (--output)")
-    if (folder / CHECKPOINT).exists() and not resume:
-        raise CheckpointError(
-            f"{folder} holds a federation already; continue it with --resume, or choose another folder"
-        )
 
 
 def check_remote(config: Config) -> None:

@@ -20,11 +20,10 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..experiment import build
 from ..records import summary
 from .answers import read_answer
-from .rounds import FAILURE, Exchange, check_folder, check_remote, check_secure_aggregation, remote_round
+from .output import check_folder
+from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
 from .statement import federation_statement, statement_text
 from .terms import Terms
-
-__all__ = ["FAILURE", "TooFewClients", "connected", "exchange", "replies_of", "serve"]
 
 _POLL_SECONDS, _DRAW = 0.5, 7
 
