@@ -13,6 +13,7 @@ from torch import Tensor
 from ...adapters import Adapters
 from ...adapters.state import Layout
 from ...config import Config
+from ..client_states import ClientStates
 
 BYTES_PER_NUMBER = 4
 #: Numbers that share a scale in ``federation.payload: int8``.
@@ -38,12 +39,14 @@ class ServerState:
         row: float32 ``[P]``, every global number that changes from round to round, in the columns of
             ``Strategy.layout``.
         round: rounds completed.
-        tensors: whatever else is kept (personal factors, residuals, moments), by name; saved in checkpoints.
+        tensors: whatever else is kept (residuals, the server's moments), by name; saved in checkpoints.
+        clients: what is kept for single clients (personal factors, their moments).
     """
 
     row: Tensor
     round: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    clients: ClientStates = field(default_factory=ClientStates)
 
 
 class Wire:
