@@ -95,6 +95,11 @@ class PrivacyConfig(Section):
         """The most samples of one unit among those that are drawn: ε counts them together."""
         return self.samples_per_user if self.unit == "user" and not self.draws_users else 1
 
+    @property
+    def hides_sizes(self) -> bool:
+        """Whether how much data a client holds is a secret: what ε covers where whole clients are protected, too."""
+        return self.unit == "client" or self.public_size_bound is not None
+
     @field_validator("prior", mode="before")
     @classmethod
     def _one_path_is_a_list(cls, value: Any) -> Any:
