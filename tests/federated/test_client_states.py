@@ -1,4 +1,4 @@
-"""What clients keep between rounds lies on the disk: whole after a kill, unseen changes refused, no more than needed."""
+"""What clients keep between rounds lies on the disk: whole after a kill, refused when changed, no more than needed."""
 
 import numpy as np
 import pytest
