@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import random
 import signal
@@ -75,7 +76,9 @@ def unreadable(folder: Path) -> int:
 
 
 def undercounted(folder: Path, ledgers: list[Path]) -> int:
-    """Clients whose ledger counts fewer steps than the rounds that the folder holds took of them."""
+    """Clients whose ledger counts fewer steps than the rounds that the folder holds took of them. Whoever has no budget
+    left for a round, since steps that were cut off are charged, sits it out.
+    """
     rows = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     found = 0
@@ -83,7 +86,8 @@ def undercounted(folder: Path, ledgers: list[Path]) -> int:
         name = place.stem
         took = sum(name in row["epsilon_per_client"] and not any(_is_of(name, said) for said in row.get("failed", ()))
                    for row in lines)  # fmt: skip
-        found += STEPS * took > (json.loads(place.read_text())["steps_taken"] if place.exists() else 0)
+        ledger = json.loads(place.read_text()) if place.exists() else {"steps_taken": 0, "max_steps": math.inf}
+        found += ledger["steps_taken"] < min(STEPS * took, ledger["max_steps"] - STEPS + 1)
     return found
 
 
@@ -155,7 +159,7 @@ def one(kind: str, run: int, folder: Path) -> dict[str, object]:
     ledgers = [place / f"{client}.json" for client, place in enumerate(places)]
     while not any(place.exists() for place in ledgers) and attempt.process.poll() is None:
         time.sleep(0.01)
-    after = random.uniform(0.0, 0.5 if kind == "rank" else 15.0)
+    after = random.uniform(0.0, 3.0 if kind == "rank" else 15.0)
     time.sleep(after)
     attempt.strike(wanted, how)
     status = attempt.wait(30 if kind == "rank" else 240)
