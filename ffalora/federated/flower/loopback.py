@@ -135,7 +135,7 @@ class Loopback(Processes):
             raise RuntimeError(f"flwr run failed: {(done.stdout + done.stderr)[-2000:]}")
 
     def wait_for(self, file: Path, seconds: float) -> None:
-        """Waits until the run has written ``file``.
+        """Waits until the run has written ``file``; a site that ends is started again.
 
         Raises:
             RuntimeError: it did not in time, the SuperLink ended, or the server app was stopped by an error.
@@ -146,6 +146,7 @@ class Loopback(Processes):
                 raise RuntimeError(f"the federation was stopped: {failure.read_text().strip().splitlines()[-1]}")
             if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
                 raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
+            self.bring_back()
             time.sleep(0.5)
 
 
