@@ -146,7 +146,7 @@ class Loopback(Processes):
                 raise RuntimeError(f"the federation was stopped: {failure.read_text().strip().splitlines()[-1]}")
             if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
                 raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
-            self.bring_back()
+            self.bring_back(but="superlink")
             time.sleep(0.5)
 
 

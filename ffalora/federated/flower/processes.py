@@ -71,13 +71,13 @@ class Processes:
             process.wait()
         self._tell_watchdog(-process.pid)
 
-    def bring_back(self) -> None:
-        """Starts those that ended by themselves again: after a second, and twice as long each time that one ends
-        within a minute, up to a minute.
+    def bring_back(self, but: str = "") -> None:
+        """Starts those that ended by themselves again, ``but`` one: after a second, and twice as long each time that
+        one ends within a minute, up to a minute.
         """
         for name, process in list(self.processes.items()):
             status = process.poll()
-            if status is None:
+            if status is None or name == but:
                 continue
             began, rest = self._rests[name]
             self.stop(name)  # what it started may still be there
