@@ -164,8 +164,8 @@ def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopbac
     )
     terms = (folder / "policy.yaml").resolve()
     save_policy(policy, terms)
-    threads = max(1, (os.cpu_count() or 1) // clients)  # the sites here share the cores
-    federation = Loopback(folder, environment(FLWR_HOME=str(home), OMP_NUM_THREADS=str(threads)))
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // clients))}  # the sites here share the cores
+    federation = Loopback(folder, environment(FLWR_HOME=str(home)))
     with federation:
         federation.start(
             "superlink",
@@ -180,6 +180,7 @@ def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopbac
                 f"site-{client}",
                 [sys.executable, "-m", "ffalora", "site", str(own), "--client", str(client), "--policy", str(terms),
                  "--", "--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1", "--port", str(port)],
+                shared,
             )  # fmt: skip
         yield federation
 
