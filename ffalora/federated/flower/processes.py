@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...config import ConfigError
@@ -26,7 +26,7 @@ class Processes:
         mark = uuid.uuid4().hex
         self.logs, self.environment = logs, environment | {MARK: mark}
         self.processes: dict[str, subprocess.Popen] = {}
-        self._commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+        self._commands: dict[str, tuple[Sequence[str], dict[str, str]]] = {}
         self._rests: dict[str, tuple[float, float]] = {}
         logs.mkdir(parents=True, exist_ok=True)
         script = Path(__file__).with_name("watchdog.py")
@@ -47,7 +47,7 @@ class Processes:
             self.stop(name)
         self._watchdog.communicate()
 
-    def start(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
+    def start(self, name: str, command: Sequence[str], extra: dict[str, str] | None = None) -> None:
         """Starts a process in a group of its own; ``extra`` is of its environment alone."""
         extra = extra or {}
         with open(self.logs / f"{name}.log", "ab") as log:
