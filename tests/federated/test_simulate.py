@@ -148,7 +148,7 @@ def test_a_tampered_checkpoint_is_refused(small, tmp_path, kind):
         if kind == "numbers":
             tensors["row"][0] += 1
         else:
-            header["ffalora"] = header["ffalora"].replace('"format": 1', '"format": 9')
+            header["ffalora"] = header["ffalora"].replace('"format": 2', '"format": 9')
         save_file(tensors, path, metadata=header)
     with pytest.raises(CheckpointError):
         simulate(small(federation__rounds=1), tmp_path / "run", resume=True, progress=False)
