@@ -34,6 +34,7 @@ VERBS = (
     "study",
     "profile",
     "flower",
+    "site",
     "schema",
     "info",
 )

@@ -23,10 +23,11 @@ from .options import ConfigCommand
 )  # fmt: skip
 @click.option("--shared-streams", is_flag=True, help="Let the sites here allow seeded noise: for comparisons only.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a round waits for answers.")
+@click.option("--resume", is_flag=True, help="Continue what OUTPUT holds, after its last round.")
 @click.option("--app-only", is_flag=True, help="Write the app folder for `flwr run` and start nothing.")
 def command(
     config: Path | None, output: Path, secagg: bool, secagg_range: float, shared_streams: bool, timeout: float,
-    app_only: bool, overrides: dict[str, Any],
+    resume: bool, app_only: bool, overrides: dict[str, Any],
 ) -> None:  # fmt: skip
     """Run the federation of CONFIG with Flower: a SuperLink and one SuperNode a client, as processes on loopback.
 
@@ -46,8 +47,8 @@ def command(
         check_secure_aggregation(find_strategy(values.federation.strategy), values)
     limit = secagg_range if secagg else None
     if app_only:
-        write_app(output / "app", values, output, limit, timeout)
+        write_app(output / "app", values, output, limit, timeout, resume)
         click.echo(f"app {output / 'app'}")
         return
-    run_on_loopback(values, output, limit, shared_streams, timeout)
+    run_on_loopback(values, output, limit, shared_streams, timeout, resume=resume)
     click.echo((output / "summary.json").read_text())

@@ -1,4 +1,5 @@
 """Checkpoints: one safetensors file that holds the tensors, and in its header, as JSON, everything else. No pickle.
+What clients keep lies in files beside it (see ``client_states``).
 
 The file is written beside the target, flushed to the disk and renamed, so a kill at any moment leaves the last good
 one.
@@ -26,10 +27,11 @@ from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.correlated_noise import CorrelatedNoise
 from ..training.participant import Participant
+from .client_states import ClientStates
 from .strategies import ServerState
 
-_HEADER, _NOISE = "ffalora", "noise."
-_FORMAT = 1
+_HEADER, _NOISE, _CLIENTS = "ffalora", "noise.", "clients."
+_FORMAT = 2
 #: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
 _FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("methods",))
 
@@ -44,12 +46,15 @@ def save_checkpoint(
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
     if config.privacy.noise != "secure":  # what secure noise depends on is as secret as the noise
         tensors |= {_NOISE + str(p.client_id): p.correlated.buffers for p in participants if p.correlated is not None}
+    listed, digests = server.clients.save(path.with_suffix(".clients"))
+    tensors |= {_CLIENTS + name: places for name, places in listed.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "format": _FORMAT,
         "round": server.round,
         "config": _essence(config),
         "frozen": frozen,
+        "clients": digests,
         "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
         "clipping": {name: each.adaptive.state_dict() for name, each in _adaptive(participants, level).items()},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
@@ -57,6 +62,7 @@ def save_checkpoint(
     header["digest"] = _digest(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, allow_nan=False)}))
+    server.clients.sweep()
 
 
 def load_checkpoint(
@@ -103,6 +109,12 @@ def load_checkpoint(
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks what this run needs ({type(error).__name__}: {error})") from None
+    listed = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_CLIENTS)}
+    server.clients = ClientStates.opened(
+        path.with_suffix(".clients"),
+        {name.removeprefix(_CLIENTS): places for name, places in listed.items()},
+        header["clients"],
+    )
     server.row = row.to(server.row.device)
     server.round = header["round"]
     server.tensors = {name.removeprefix("tensor."): value.to(server.row.device) for name, value in tensors.items()}
@@ -115,7 +127,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = json.loads((file.metadata() or {})[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         digest = header.pop("digest")
-        complete = header["format"] == _FORMAT and digest == _digest(header, tensors) and "row" in tensors
+        if header["format"] != _FORMAT:
+            raise ValueError(f"it is of another version (format {header['format']}, this one reads {_FORMAT})")
+        complete = digest == _digest(header, tensors) and "row" in tensors and isinstance(header["clients"], dict)
         complete = complete and isinstance(header["round"], int) and isinstance(header["config"], dict)
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error}") from None

@@ -81,8 +81,8 @@ def train_cohort(
     several processes each step together, or each its own clients.
 
     Args:
-        moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that are
-            kept among the server's tensors, one row a client of the federation.
+        moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that the
+            server state keeps for its clients.
     """
     federation, optimizer, strategy = experiment.config.federation, experiment.config.optimizer, experiment.strategy
     keeps, mask = moments is None and optimizer.keep_moments, strategy.mask(server, cohort.ids)
@@ -121,28 +121,27 @@ def train_cohort(
     if dealt is not None:
         put_together(workers, dealt, cohort.clients, rows, moments)
     if keeps:
-        keep_moments(experiment, server, cohort, rows, moments)
+        keep_moments(experiment, server, cohort, moments)
     return report.of_all(workers)
 
 
 def kept_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> Moments:
-    """The moments that the cohort's rows ended the last round with; zeros where there was none."""
-    return _moments_of_all(experiment, server, rows).rows(torch.tensor(cohort.ids, dtype=torch.int64))
+    """The moments that the cohort's rows ended the last round with, which the first process keeps; zeros where there
+    was none.
+    """
+    zeros = Moments.zeros(experiment.config.optimizer, 1, rows.shape[1]).tensors()
+
+    def kept() -> dict[str, Tensor]:
+        return {name: server.clients.rows(_MOMENTS + name, cohort.ids, zero[0]) for name, zero in zeros.items()}
+
+    return Moments(**{name: value.to(rows.device) for name, value in experiment.workers.from_lead(kept).items()})
 
 
-def keep_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments) -> None:
-    """Keeps the moments of the cohort's rows among the server's tensors."""
-    everyone = _moments_of_all(experiment, server, rows)
-    everyone.put_(torch.tensor(cohort.ids, dtype=torch.int64), moments)
-    server.tensors |= {_MOMENTS + name: value for name, value in everyone.tensors().items()}
-
-
-def _moments_of_all(experiment: Experiment, server: ServerState, rows: Tensor) -> Moments:
-    """Of all clients of the federation, drawn or not."""
-    kept = {n.removeprefix(_MOMENTS): value for n, value in server.tensors.items() if n.startswith(_MOMENTS)}
-    if kept:
-        return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
-    return Moments.zeros(experiment.config.optimizer, experiment.strategy.clients, rows.shape[1], rows.device)
+def keep_moments(experiment: Experiment, server: ServerState, cohort: Cohort, moments: Moments) -> None:
+    """Keeps the moments of the cohort's rows with the first process."""
+    if experiment.workers.leads:
+        for name, value in moments.tensors().items():
+            server.clients.put(_MOMENTS + name, cohort.ids, value)
 
 
 def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:

@@ -15,9 +15,7 @@ from ..runs.environment import describe_environment
 from ..runs.folder import ANSWERS, SUMMARY, RunResult, write_json
 from ..training.report import TrainingReport
 from .experiment import Experiment
-from .payload import payload_bytes
 from .strategies import ServerState
-from .strategies.wire import BYTES_PER_NUMBER
 
 
 def metrics_row(
@@ -80,9 +78,7 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "metrics": evaluated[-1]["metrics"] if evaluated else {},
         "evaluated": evaluated_rows(experiment),
         "epsilon": rows[-1]["epsilon"] if rows else None,
-        "bytes_up_per_client_round": payload_bytes(
-            experiment.config.federation.payload, experiment.strategy.wire.bytes_up(last) // BYTES_PER_NUMBER
-        ),
+        "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
         **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down") if all(key in r for r in rows)},
         "trained_numbers": experiment.adapters.layout.size,
         "lr": experiment.participants[0].lr,

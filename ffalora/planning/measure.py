@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..federated.experiment import Experiment
-from ..training.admission import drawn_from
+from ..training.drawn import drawn_units
 
 _SAMPLES = 64
 
@@ -32,7 +32,7 @@ def measure(experiment: Experiment) -> Cost:
     client = experiment.participants[0]
     samples = np.asarray(client.samples)[:_SAMPLES]
     ledger = client.ledger
-    drawn = drawn_from(experiment.engine.privacy, experiment.engine.owners, samples)
+    drawn = drawn_units(experiment.engine.privacy, experiment.engine.owners).count(samples)
     if ledger is not None:
         ledger = replace(ledger, dataset_size=drawn, sample_rate=1.0, max_steps=2, target_epsilon=None, steps_taken=0)
     state = experiment.adapters.state()[None].clone()

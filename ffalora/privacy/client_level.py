@@ -151,14 +151,8 @@ class ClientLevel:
         self._open = False
         limit, noise_std = self.limit, self.noise_std
         total, norms = clip_updates(state - received, limit, mode=self.clipping)
-        std = torch.tensor([noise_std], dtype=torch.float64, device=state.device)
-        key = 0
-        if isinstance(self.noise, SeededNoise):
-            key = self.noise.key
-        elif noise_std > 0:
-            self.noise.add_(total, std)
-            std = torch.zeros_like(std)
-        one = torch.ones_like(std)
+        one = torch.ones(1, dtype=torch.float64, device=state.device)
+        std, key = self.noise.before_step_(total, one * noise_std)
         privatize_step_(
             state[None],
             total,

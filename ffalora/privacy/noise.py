@@ -32,6 +32,10 @@ class SeededNoise:
         digest = hashlib.sha256(f"ffalora noise {seed}".encode()).digest()
         return cls(int.from_bytes(digest[:8], "little", signed=True))
 
+    def before_step_(self, total: Tensor, std: Tensor, leads: bool = True) -> tuple[Tensor, int]:
+        """As :meth:`SecureNoise.before_step_`; ``total`` stays as it is, ``privatize_step_`` draws the noise."""
+        return std, self.key
+
     def normals(self, total: Tensor, client_id: Tensor, step: Tensor, index: Tensor | None) -> Tensor:
         """The normals that ``privatize_step_`` would draw for these rows, rounded to float32; 0 in padding columns.
 
@@ -61,6 +65,20 @@ class SecureNoise:
     """
 
     mode = "secure"
+
+    def before_step_(self, total: Tensor, std: Tensor, leads: bool = True) -> tuple[Tensor, int]:
+        """Adds noise that ``privatize_step_`` does not draw, before the sums leave the process.
+
+        Args:
+            total: float64 ``[C,P]``; std: float64 ``[C]``, standard deviation of each row.
+            leads: whether this is the one of several processes that noises their common sum.
+
+        Returns:
+            ``noise_std`` and ``key`` that ``privatize_step_`` is to be given.
+        """
+        if leads:
+            self.add_(total, std)
+        return -std, 0  # it is in the sums already; only its size matters from here on
 
     def add_(self, total: Tensor, std: Tensor) -> None:
         """Adds independent Gaussian noise of standard deviation ``std [C]`` to ``total`` float64 ``[C,P]``.

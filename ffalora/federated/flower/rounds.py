@@ -42,8 +42,6 @@ class Exchange:
     bytes_down: int = 0
 
 
-#: Where a server that was stopped by an error says which, in its output folder.
-FAILURE = "failure.txt"
 #: (round, numbers, terms) -> what came back.
 Send = Callable[[int, np.ndarray, Terms], Exchange]
 

@@ -24,8 +24,11 @@ Mean = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def weighted_mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """``weights @ rows``, summed in float64: float32 ``[P]``."""
-    return (weights.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
+    """``weights @ rows``, summed row by row in float64: float32 ``[P]``."""
+    total = torch.zeros_like(start, dtype=torch.float64)
+    for row, weight in zip(rows, weights.tolist(), strict=True):
+        total.add_(row, alpha=weight)
+    return total.to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,9 @@ class Strategy:
             self.adapters.train_factors(trained)
         self.layout.scatter(server.row if row is None else row)
 
-    def views(self, server: ServerState) -> Iterable[Tensor]:
-        """The row of each model that is to be evaluated; the metrics of several are averaged."""
-        return (server.tensors.get(AVERAGE, server.row),)
+    def views(self, server: ServerState) -> Iterable[tuple[Tensor, int]]:
+        """The row of each model that is to be evaluated, and how many clients have it: its weight in the average."""
+        return ((server.tensors.get(AVERAGE, server.row), 1),)
 
     def export(self, server: ServerState) -> None:
         """Prepares the model for saving: afterwards the adapters alone hold everything that was learned."""
