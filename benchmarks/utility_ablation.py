@@ -75,7 +75,8 @@ def run(option: str, seed: int) -> dict[str, torch.Tensor]:
     found = {option: server} | {f"{option}, {name}": average for name, average in averages.items()}
     right = {}
     for name, state in found.items():
-        experiment.strategy.load(state, next(iter(experiment.strategy.views(state))))
+        row, _ = next(iter(experiment.strategy.views(state)))
+        experiment.strategy.load(state, row)
         right[name] = right_of(experiment)
     return right
 

@@ -33,7 +33,7 @@ def test_the_average_is_that_of_the_last_rounds_and_training_never_sees_it(small
     wanted = sum(w * row for w, row in zip(weights, rows[1:], strict=True)) / sum(weights)
     assert torch.allclose(server.tensors[AVERAGE], wanted, rtol=0, atol=1e-12)
     assert torch.equal(server.row, _rows(small(**ROUNDS, **PRIVATE))[1].row)
-    (evaluated,) = experiment.strategy.views(server)
+    ((evaluated, _),) = experiment.strategy.views(server)
     assert torch.equal(evaluated, server.tensors[AVERAGE])
 
 
