@@ -1,4 +1,4 @@
-"""The tables of docs/utility.md, from benchmarks/data/utility.csv alone.
+"""The tables of docs/utility.md, from benchmarks/data/utility.csv and utility_ablation.csv alone.
 
     python benchmarks/utility_table.py [--write]
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from utility import CSV, DATA, ROOT, bits_of, rows_of
 
-PAGE = ROOT / "docs" / "utility.md"
+PAGE, OPTIONS_CSV = ROOT / "docs" / "utility.md", ROOT / "benchmarks" / "data" / "utility_ablation.csv"
 DRAWS, CHUNK, MARGIN = 5_000, 500, 0.01
 #: By data set, ε and method: what each seed gets right, float64 ``[samples]``.
 Found = dict[tuple[str, str, str], dict[str, np.ndarray]]
@@ -112,6 +112,18 @@ def over_sets(found: Found, rival: str | None, epsilon: str = "3") -> Iterator[s
         yield f"| average of {len(means)} sets | | | {average.mean():+.4f} ({interval(average)}) | | | |"
 
 
+def options(found: Found) -> Iterator[str]:
+    """One line a result of ``utility_ablation.py``: its accuracy, and how far it is above ``ffa`` on the same seeds."""
+    yield "| what | seeds | accuracy | above ffa by (95% interval) |"
+    yield "|---|---|---|---|"
+    own = {method: by_seed for (_, _, method), by_seed in found.items()}
+    for method, by_seed in own.items():
+        ahead, difference = "", differences(by_seed, own.get("ffa", {}))
+        if difference is not None and method != "ffa":
+            ahead = f"{difference.mean():+.4f} ({interval(resampled(difference))})"
+        yield f"| {method} | {len(by_seed)} | {np.mean([r.mean() for r in by_seed.values()]):.4f} | {ahead} |"
+
+
 def main() -> None:
     """Prints the tables, or writes them into the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -124,6 +136,7 @@ def main() -> None:
         "trivial": over_sets(found, None),
         "adamw": over_sets(found, "adamw"),
         "unread": every_method(found, UNREAD),
+        "options": options(found_in(rows_of(OPTIONS_CSV))),
     }
     page = PAGE.read_text()
     for name, lines in tables.items():
