@@ -4,7 +4,7 @@
 
 Every seed holds a quarter of the training and validation rows out, and draws its own clients, Poisson samples and
 noise; options share them. One row a result in benchmarks/data/utility_ablation.csv, with the columns of utility.csv;
-what is there is not run again, and ``utility_table.py`` makes the table. ``average`` rows are of the same run as the row
+what is there is not run again; ``utility_table.py`` makes the table. ``average`` rows are of the same run as the row
 whose name they begin with: an average over rounds changes nothing in training.
 """
 
