@@ -1,4 +1,4 @@
-"""What clients keep between rounds lies on the disk: whole after a kill, unseen changes refused, only what is needed."""
+"""What clients keep between rounds lies on the disk: whole after a kill, unseen changes refused, only what is used."""
 
 import numpy as np
 import pytest
