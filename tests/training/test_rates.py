@@ -9,6 +9,7 @@ from tiny import participants, tiny_engine, tiny_model
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import ConfigError, OptimizerConfig
 from ffalora.training.rates import (
+    LANGUAGE_SIGNAL,
     PATH,
     auto_rates,
     column_units,
@@ -74,6 +75,9 @@ def test_the_rate_of_a_language_model_falls_with_noise_from_the_farthest_path_an
     rates = [language_rate(OptimizerConfig(), v, 10_000, FACTORS) for v in (None, 1e-9, 1e-4, 1e-2)]
     assert rates == sorted(rates, reverse=True) and rates[3] < rates[0] / 5
     assert rates[0] == PATH / 50 and rates[1] == pytest.approx(PATH / 50, rel=1e-3)
+    for numbers in (1_000, 100_000):
+        ratio = 1e-4 * numbers / 50 / LANGUAGE_SIGNAL**2  # of squared lengths: noise of the mean step, and signal
+        assert language_rate(OptimizerConfig(), 1e-4, numbers, FACTORS) == pytest.approx(PATH / 50 / (1 + ratio))
     by_number = [language_rate(OptimizerConfig(name="adamw"), v, 10_000, FACTORS) for v in (None, 1e-4)]
     assert by_number == pytest.approx([rates[0] / 100, rates[2] / 100])
 
