@@ -1,11 +1,11 @@
 """What options add to the demo's recipe, on development data: tweets, ε = 3, seeds from 100 on.
 
-    python benchmarks/utility_ablation.py [--seeds 100 101] [--options ffa lalora …] [--table]
+    python benchmarks/utility_ablation.py [--seeds 100 101] [--options ffa lalora …]
 
 Every seed holds a quarter of the training and validation rows out, and draws its own clients, Poisson samples and
 noise; options share them. One row a result in benchmarks/data/utility_ablation.csv, with the columns of utility.csv;
-what is there is not run again. ``average`` rows are of the same run as the row whose name they begin with: an average
-over rounds changes nothing in training.
+what is there is not run again; ``utility_table.py`` makes the table. ``average`` rows are of the same run as the row
+whose name they begin with: an average over rounds changes nothing in training.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import concatenate_datasets
-from utility import ROOT, append, configuration, loaded, right_of, row_of, rows_of
-from utility_table import differences, found_in, interval, resampled
+from utility import append, configuration, loaded, right_of, row_of, rows_of
+from utility_table import OPTIONS_CSV
 
 from ffalora.data.load import LoadedData
 from ffalora.federated.averaging import average_in
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import run_round
 
-CSV = ROOT / "benchmarks" / "data" / "utility_ablation.csv"
 DATA, EPSILON, BASE = "tweets", 3.0, "ffa"
 #: By name: what differs from the demo's configuration, and what its rates, which follow from the noise, are multiplied
 #: with.
@@ -75,39 +74,25 @@ def run(option: str, seed: int) -> dict[str, torch.Tensor]:
     found = {option: server} | {f"{option}, {name}": average for name, average in averages.items()}
     right = {}
     for name, state in found.items():
-        experiment.strategy.load(state, next(iter(experiment.strategy.views(state))))
+        row, _ = next(iter(experiment.strategy.views(state)))
+        experiment.strategy.load(state, row)
         right[name] = right_of(experiment)
     return right
 
 
 def main() -> None:
-    """Runs what is missing, or prints the table."""
+    """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="which")
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS), help="which")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there")
     asked = parser.parse_args()
-    if asked.table:
-        print("\n".join(table()))
-        return
     torch.set_num_threads(1)
     for seed in asked.seeds:
         for option in asked.options:
-            if not any(row["method"] == option and row["seed"] == str(seed) for row in rows_of(CSV)):
+            if not any(row["method"] == option and row["seed"] == str(seed) for row in rows_of(OPTIONS_CSV)):
                 for name, right in run(option, seed).items():
-                    append(CSV, row_of(DATA, name, EPSILON, seed, right.numpy()))
+                    append(OPTIONS_CSV, row_of(DATA, name, EPSILON, seed, right.numpy()))
                     print(name, seed, float(right.float().mean()), flush=True)
-
-
-def table() -> list[str]:
-    """One line a result: its accuracy, and how far it is above the demo's recipe on the same seeds."""
-    found = {method: own for (_, _, method), own in found_in(rows_of(CSV)).items()}
-    lines = ["| what | seeds | accuracy | above ffa by (95% interval) |", "|---|---|---|---|"]
-    for name, own in found.items():
-        mean, ahead = np.mean([right.mean() for right in own.values()]), differences(own, found[BASE])
-        text = "" if ahead is None or name == BASE else f"{ahead.mean():+.4f} ({interval(resampled(ahead))})"
-        lines.append(f"| {name} | {len(own)} | {mean:.4f} | {text} |")
-    return lines
 
 
 if __name__ == "__main__":

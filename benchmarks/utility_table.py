@@ -1,4 +1,4 @@
-"""The tables of docs/utility.md, from benchmarks/data/utility.csv alone.
+"""The tables of docs/utility.md, from benchmarks/data/utility.csv and utility_ablation.csv alone.
 
     python benchmarks/utility_table.py [--write]
 
@@ -18,13 +18,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from utility import CSV, DATA, ROOT, bits_of, rows_of
 
-PAGE = ROOT / "docs" / "utility.md"
-DRAWS, CHUNK, MARGIN = 10_000, 500, 0.01
+PAGE, OPTIONS_CSV = ROOT / "docs" / "utility.md", ROOT / "benchmarks" / "data" / "utility_ablation.csv"
+DRAWS, CHUNK, MARGIN = 5_000, 500, 0.01
 #: By data set, ε and method: what each seed gets right, float64 ``[samples]``.
 Found = dict[tuple[str, str, str], dict[str, np.ndarray]]
 #: What needs no fine-tuning and keeps privacy.
 TRIVIAL = ("texts", "means", "probe", "last texts", "last means", "last probe")
 UNREAD = ("product-reviews", "editorials", "rotten-tomatoes", "privacy-policy", "reuters-r8", "boolq", "20-newsgroups")
+SMALL = [name for name, one in DATA.items() if one.samples is not None]
 
 
 def found_in(rows: Sequence[dict[str, str]]) -> Found:
@@ -68,12 +69,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def every_method(found: Found) -> Iterator[str]:
-    """One line a set, ε and method: mean, spread over seeds, how far ``ffa`` is above it."""
+def every_method(found: Found, of: Sequence[str]) -> Iterator[str]:
+    """One line a set ``of`` these, ε and method: mean, spread over seeds, how far ``ffa`` is above it."""
     yield "| data | ε | method | seeds | accuracy | sd over seeds | ffa is above it by (95% interval) |"
     yield "|---|---|---|---|---|---|---|"
-    order = list(DATA)
-    for data, epsilon, method in sorted(found, key=lambda key: (order.index(key[0]), -float(key[1]), key[2])):
+    chosen = [key for key in found if key[0] in of]
+    for data, epsilon, method in sorted(chosen, key=lambda key: (of.index(key[0]), -float(key[1]), key[2])):
         own = found[data, epsilon, method]
         accuracy = np.array([right.mean() for right in own.values()])
         spread = f"{accuracy.std(ddof=1):.4f}" if len(own) > 1 else ""
@@ -111,13 +112,32 @@ def over_sets(found: Found, rival: str | None, epsilon: str = "3") -> Iterator[s
         yield f"| average of {len(means)} sets | | | {average.mean():+.4f} ({interval(average)}) | | | |"
 
 
+def options(found: Found) -> Iterator[str]:
+    """One line a result of ``utility_ablation.py``: its accuracy, and how far it is above ``ffa`` on the same seeds."""
+    yield "| what | seeds | accuracy | above ffa by (95% interval) |"
+    yield "|---|---|---|---|"
+    own = {method: by_seed for (_, _, method), by_seed in found.items()}
+    for method, by_seed in own.items():
+        ahead, difference = "", differences(by_seed, own.get("ffa", {}))
+        if difference is not None and method != "ffa":
+            ahead = f"{difference.mean():+.4f} ({interval(resampled(difference))})"
+        yield f"| {method} | {len(by_seed)} | {np.mean([r.mean() for r in by_seed.values()]):.4f} | {ahead} |"
+
+
 def main() -> None:
     """Prints the tables, or writes them into the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="put them into docs/utility.md")
     asked = parser.parse_args()
     found = found_in(rows_of(CSV))
-    tables = {"trivial": over_sets(found, None), "adamw": over_sets(found, "adamw"), "every": every_method(found)}
+    tables = {
+        "demo": every_method(found, ["movie-reviews"]),
+        "small": every_method(found, SMALL),
+        "trivial": over_sets(found, None),
+        "adamw": over_sets(found, "adamw"),
+        "unread": every_method(found, UNREAD),
+        "options": options(found_in(rows_of(OPTIONS_CSV))),
+    }
     page = PAGE.read_text()
     for name, lines in tables.items():
         text = "\n".join(lines)

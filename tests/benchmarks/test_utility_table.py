@@ -3,7 +3,7 @@
 import bench_path  # noqa: F401
 import numpy as np
 import pytest
-from utility_table import best_trivial, differences, every_method, holm, over_sets, resampled
+from utility_table import best_trivial, differences, every_method, holm, options, over_sets, resampled
 
 
 def test_holm_multiplies_each_p_by_how_many_are_not_yet_rejected_and_never_falls():
@@ -38,4 +38,13 @@ def test_sets_are_held_against_the_best_of_what_needs_no_training():
     lines = list(over_sets(found, None))
     assert [line.split(" | ")[:3] for line in lines[2:4]] == [["| editorials", "texts", "2"], ["| boolq", "probe", "2"]]
     assert "| +0.1000 (" in lines[3] and lines[4].startswith("| average of 2 sets | | | +0.0")
-    assert any("| boolq | 3 | probe | 2 | 0.6000 | 0.0000 | +0.1000 (" in line for line in every_method(found))
+    assert any(
+        "| boolq | 3 | probe | 2 | 0.6000 | 0.0000 | +0.1000 (" in line for line in every_method(found, ["boolq"])
+    )
+
+
+def test_options_are_held_against_the_recipe_on_the_same_seeds():
+    found = {("tweets", "3", "ffa"): {"100": np.array([1.0, 0.0]), "101": np.ones(2)}}
+    found[("tweets", "3", "other")] = {"100": np.ones(2)}
+    lines = list(options(found))
+    assert lines[2] == "| ffa | 2 | 0.7500 |  |" and lines[3].startswith("| other | 1 | 1.0000 | +0.5000 (+0.0000 to")

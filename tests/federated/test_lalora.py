@@ -7,6 +7,7 @@ from small_runs import PRIVATE
 from ffalora.config import ConfigError
 from ffalora.federated.cohort import draw_cohort, train_cohort
 from ffalora.federated.experiment import build
+from ffalora.federated.profile import profile_run
 from ffalora.federated.simulate import run_round
 from ffalora.training.engine import Engine
 
@@ -108,3 +109,8 @@ def test_each_factor_has_momentum_of_its_own(small, seen):
 def test_moments_that_would_outlive_a_round_are_refused(small):
     with pytest.raises(ConfigError, match=r"keep_moments=True.*lalora"):
         build(small(federation__strategy="lalora", optimizer__keep_moments=True))
+
+
+def test_a_profile_takes_turns_as_a_round_does(small, seen, tmp_path):
+    found = profile_run(small(federation__strategy="lalora", **PRIVATE), tmp_path, steps=2, warmup=0)
+    assert [names for _, names, *_ in seen] == [{"lora_B"}, {"lora_A"}] and found.samples > 0

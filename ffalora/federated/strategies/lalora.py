@@ -1,4 +1,4 @@
-"""LA-LoRA (ICLR 2026): local steps take turns between ``b`` and ``a``; the server averages both."""
+"""LA-LoRA (Liu et al., ICLR 2026): local steps take turns between ``b`` and ``a``; the server averages both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class LALoRA(LoRAFedAvg):
     zero, ``a`` has no gradient. Turns count through all rounds. Averaging is inexact as LoRA's is, but where a round
     is one local step.
 
-    The low-pass filter of its authors is a matter of the optimiser: momentum is one, of each factor by itself.
+    Its authors also pass the noisy gradients through a fixed Gaussian filter, which is not here; momentum, of each
+    factor by itself, is the smoothing that the optimiser has.
 
     Attributes:
         turns: what the first local step trains, the second, and so on.
