@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..report.tables import Table
 from .claims import Claim, Verdict
-from .grid import Grid
+from .grid import MOST_SEEDS, TUNING_SEEDS
 from .labels import (
     COSTS,
     capital,
@@ -18,7 +18,10 @@ from .labels import (
     spread_text,
     values_text,
 )
-from .runner import CellResult, StudyResult
+from .power import EFFECT, POWER, ClaimPower
+from .protocol import Tried
+from .results import CellResult, StudyResult
+from .tuning import edges
 
 LOWEST, HIGHEST = "↓", "↑"
 
@@ -59,12 +62,13 @@ def chosen_table(result: StudyResult) -> Table | None:
         source = grid.conditions[condition].like or condition
         name = label if source == condition else f"{label} (of “{labels.get(source, source)}”)"
         rows.append((name, *(_chosen_text(result, method, condition, source) for method in grid.methods)))
-    keys = dict.fromkeys(key for method in grid.methods for key in grid.tried[method])
-    tried = "; ".join(f"{method} {_tried_text(grid, method)}" for method in grid.methods)
+    keys = dict.fromkeys(key for method in grid.methods for key in grid.first_tried[method])
+    tried = "; ".join(f"{method} {_tried_text(grid.first_tried[method])}" for method in grid.methods)
     caption = (
-        f"The {' and '.join(map(key_title, keys))} with the best {number_title(grid.study.metric)} on the validation "
-        f"split, which no verdict uses. Tried: {tried}. {HIGHEST} or {LOWEST}: the best is the largest "
-        "or smallest that was tried, so that a better one may lie beyond."
+        f"The {' and '.join(map(key_title, keys))} with the best mean {number_title(grid.study.metric)} of "
+        f"{len(TUNING_SEEDS)} seeds on the validation split, which no verdict uses. Tried at first: {tried}; and more "
+        f"beyond a best value at an edge. {HIGHEST} or {LOWEST}: the best is still the largest or smallest that was "
+        "tried, so that a better one may lie beyond."
     )
     return Table(caption, (grid.study.axis, *grid.methods), tuple(rows))
 
@@ -77,8 +81,8 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     )
     caption = (
         "A contrast is computed seed by seed (its cells share partition, samples and noise stream); a claim holds "
-        "where the whole interval of its mean lies above the threshold (0, or that of a ratio). p: paired t-test, "
-        "two-sided, of this claim alone."
+        "where its mean lies above the threshold (0, or that of a ratio) with p < 0.05. p: paired t-test, two-sided, "
+        "corrected by Holm's procedure for all claims of this table; intervals are of each claim alone."
     )
     if any(term.startswith("range ") for v in verdicts for term in v.claim.contrast):
         caption += (
@@ -88,6 +92,19 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     if any(v.claim.paper for v in verdicts):
         caption += " †: a claim of the paper that introduced FFA-LoRA."
     return Table(caption, ("claim", "contrast", "95% interval", "p", "seeds", "verdict"), rows)
+
+
+def power_table(needs: Sequence[ClaimPower]) -> Table | None:
+    """One row a claim about differences: its deviation in the pilot and the seeds that it needs; None without one."""
+    if not needs:
+        return None
+    rows = tuple((n.says, f"{n.deviation:.4f}", str(n.seeds or f"more than {MOST_SEEDS}")) for n in needs)
+    caption = (
+        f"Before the runs that decide: seeds with which a difference of {EFFECT:g} is found with probability "
+        f"{POWER:g}, corrected for the number of claims, and the interval is expected to reach a point on either side. "
+        "The deviation is that of the contrast from seed to seed, pooled over claims, in the runs that chose values."
+    )
+    return Table(caption, ("claim", "deviation", "seeds needed"), rows)
 
 
 def cost_table(result: StudyResult) -> Table:
@@ -144,19 +161,15 @@ def _chosen_text(result: StudyResult, method: str, condition: str, source: str) 
     chosen = result.chosen.get((method, source))
     if chosen is None:
         return "–"
-    tried = result.grid.tried[method]
-    marks = "".join(
-        HIGHEST if value == max(tried[key]) else LOWEST if value == min(tried[key]) else ""
-        for key, value in chosen
-        if len(tried[key]) > 1
-    )
+    tried = result.tried((method, source))
+    at_edge = edges(tried, chosen) if tried else []
+    marks = "".join(HIGHEST if value == max(tried[key]) else LOWEST for key, value in chosen if key in at_edge)
     factors = result.grid.conditions[condition].factor
     used = [(key, value * factors.get(key, 1.0)) for key, value in chosen]
     return f"{values_text(used)} {marks}".strip()
 
 
-def _tried_text(grid: Grid, method: str) -> str:
-    tried = grid.tried[method]
+def _tried_text(tried: Tried) -> str:
     lists = {key: ", ".join(f"{value:g}" for value in values) for key, values in tried.items()}
     return " and ".join(text if key == "optimizer.lr" else f"{key_title(key)} {text}" for key, text in lists.items())
 
