@@ -38,8 +38,8 @@ class Protocol:
         if self.calibrated_steps is None:
             return text
         return (
-            f"{text}. From a target ε, σ is what its released code takes: for {self.calibrated_steps} steps, as many as "
-            f"a client takes on average; ε is of a client that is drawn in every round and takes {self.steps}"
+            f"{text}. From a target ε, σ is what its released code takes: for {self.calibrated_steps} steps, as many "
+            f"as a client takes on average; ε is of a client that is drawn in every round and takes {self.steps}"
         )
 
 
