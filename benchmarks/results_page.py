@@ -45,6 +45,7 @@ from ffalora.studies.tables import (
     cost_table,
     metric_table,
     p_text,
+    pilot_table,
     power_table,
     range_text,
     training_seconds,
@@ -166,7 +167,8 @@ def _details(result: StudyResult, remark: str) -> str:
     """The study's own page."""
     grid, study = result.grid, result.grid.study
     others = dict.fromkeys(c.metric for c in study.claims if c.metric)
-    details = [power_table(read_power(result.folder)), chosen_table(result), cost_table(result)]
+    power = power_table(read_power(result.folder))
+    details = [pilot_table(result), power, chosen_table(result), cost_table(result)]
     tables = [metric_table(result, name) for name in (None, *others)] if result.results else []
     known = digest(result.folder)
     parts = [
@@ -192,7 +194,8 @@ def _plots(result: StudyResult) -> list:
 
 def _unfinished(result: StudyResult) -> str:
     asked = len(result.grid.places()) * len(result.grid.seeds)
-    return "" if len(result.results) == asked else f"Only {len(result.results)} of {asked} runs are finished. "
+    done = len(result.results)
+    return "" if done == asked else f"{f'Only {done}' if done else 'None'} of {asked} runs that decide are finished. "
 
 
 def _title(result: StudyResult) -> str:

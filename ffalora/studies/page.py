@@ -24,7 +24,7 @@ from .protocol import load_protocol, usual_protocol
 from .registration import digest, read_power
 from .results import CellResult, StudyResult
 from .study import load_study
-from .tables import chosen_table, claims_table, cost_table, metric_table, power_table, training_seconds
+from .tables import chosen_table, claims_table, cost_table, metric_table, pilot_table, power_table, training_seconds
 
 FILE = "study.html"
 
@@ -43,6 +43,7 @@ def study_page(result: StudyResult) -> Page:
     others = dict.fromkeys(v.claim.metric for v in verdicts if v.claim.metric and v.outcome != "not measured")
     details = [
         claims_table(verdicts),
+        pilot_table(result),
         power_table(read_power(result.folder)),
         chosen_table(result),
         cost_table(result),

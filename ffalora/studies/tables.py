@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..report.tables import Table
-from .claims import Claim, Verdict
-from .grid import MOST_SEEDS, TUNING_SEEDS
+from .claims import Claim, Values, Verdict
+from .grid import MOST_SEEDS, TUNING_SEEDS, Grid
 from .labels import (
     COSTS,
     capital,
@@ -28,9 +29,19 @@ LOWEST, HIGHEST = "↓", "↑"
 
 def metric_table(result: StudyResult, metric: str | None = None) -> Table:
     """A metric (default: the study's) of every method under every condition: mean ± 95% interval over seeds."""
-    grid, name = result.grid, metric or result.grid.study.metric
-    found = result.values(name)
+    name = metric or result.grid.study.metric
+    return _values_table(result.grid, name, result.values(name))
 
+
+def pilot_table(result: StudyResult) -> Table | None:
+    """The study's metric at the chosen values in the runs that chose them; None where nothing was chosen."""
+    if not (found := result.pilot()):
+        return None
+    table = _values_table(result.grid, result.grid.study.metric, found)
+    return replace(table, caption=f"In the runs that chose values, on the validation split: {table.caption}")
+
+
+def _values_table(grid: Grid, name: str, found: Values) -> Table:
     def cell(method: str, condition: str) -> str:
         return spread_text(name, [v for (m, c, _), v in sorted(found.items()) if (m, c) == (method, condition)])
 
@@ -107,9 +118,13 @@ def power_table(needs: Sequence[ClaimPower]) -> Table | None:
     return Table(caption, ("claim", "deviation", "seeds needed"), rows)
 
 
-def cost_table(result: StudyResult) -> Table:
-    """Traffic, trained numbers, time and whatever else was counted, by method; by condition where that matters."""
+def cost_table(result: StudyResult) -> Table | None:
+    """Traffic, trained numbers, time and whatever else was counted, by method; by condition where that matters. None
+    before the first run.
+    """
     grid = result.grid
+    if not result.results:
+        return None
     names = [name for name in COSTS if any(name in r.numbers for r in result.results)]
     labels = condition_labels(grid)
     counted = [name for name in names if "seconds" not in name and name != "epsilon"]

@@ -67,7 +67,7 @@ def test_numbers_on_the_page_are_those_of_the_runs(runs, tmp_path):
     assert f"| **{verdict.outcome}** | {verdict.mean:+.4f} | {verdict.low:+.4f} to {verdict.high:+.4f} | 5 |" in text
     assert all(v.to_text() in whole for v in result.verdicts) and page.size_in_words(result) in whole
     assert text.index("## Privacy") < text.index("## Cost") < text.index("## Rank") and "## Init" not in text
-    assert "Only 3 of 40 runs are finished. Details: [rank, user](results/rank-user.md)" in text
+    assert "Only 3 of 40 runs that decide are finished. Details: [rank, user](results/rank-user.md)" in text
     for name in ("privacy", "cost"):
         answer = page.answer(page.read_study(runs / f"study-{name}-laptop-user-verdict"))
         opening = (tmp_path / "results" / f"{name}-user.md").read_text().splitlines()[2]

@@ -23,7 +23,7 @@ from ffalora.studies.page import study_command, study_page, write_page
 from ffalora.studies.plots import study_plots
 from ffalora.studies.runner import run_study
 from ffalora.studies.study import study_names
-from ffalora.studies.tables import chosen_table, claims_table, cost_table, metric_table
+from ffalora.studies.tables import chosen_table, claims_table, cost_table, metric_table, pilot_table
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,18 @@ def test_claims_keep_their_numbers_and_the_mark_of_the_paper(study):
     page = study_page(study)
     assert [finding.text for finding in page.findings] == [v.to_text() for v in study.verdicts]
     assert [bool(finding.remark) for finding in page.findings] == [True, True, False, False]
+
+
+def test_the_pilot_is_that_of_the_chosen_values_on_the_validation_split(study, small):
+    rate = dict(study.chosen["ffa", "severe"])["optimizer.lr"]
+    values = [
+        r.numbers["accuracy"]
+        for r in study.tuning
+        if (r.cell.method, r.cell.condition, dict(r.cell.chosen)["optimizer.lr"]) == ("ffa", "severe", rate)
+    ]
+    half = stats.t.ppf(0.975, 2) * stats.sem(values)
+    assert len(values) == 3 and row(pilot_table(study), "severe")["ffa"] == f"{np.mean(values):.3f} ± {half:.3f}"
+    assert "validation split" in pilot_table(study).caption and pilot_table(replace(small, tuning=[])) is None
 
 
 def test_costs_hold_every_number_that_was_counted(tmp_path):
