@@ -71,6 +71,7 @@ bench-bytes: setup  ## least bytes of every operation beside what was counted, a
 
 results: setup  ## every study at laptop scale, then docs/results.md: hours, and it goes on where it was stopped
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
+	$(BIN)/python benchmarks/results_page.py --restore runs
 	for study in $(STUDIES); do $(BIN)/ffalora study $$study --size verdict --resume $(BUDGET) || exit 1; done
 	$(BIN)/python benchmarks/results_page.py --collect runs
 

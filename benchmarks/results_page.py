@@ -2,8 +2,9 @@
 
 They follow from the committed tables of the studies alone. ``--collect runs`` first copies the tables of every study at
 laptop scale (``ffalora study NAME --size verdict``), as far as it is finished, from its folder into
-docs/results/NAME-PROTOCOL. ``make results`` runs all studies, collects them and writes the pages. ``--check`` writes
-nothing and fails where a page differs. What people have to say about a study is in docs/results/remarks.yaml.
+docs/results/NAME-PROTOCOL; ``--restore runs`` copies them back, so that studies go on from committed rows. ``make
+results`` restores, runs all studies, collects them and writes the pages. ``--check`` writes nothing and fails where a
+page differs. What people have to say about a study is in docs/results/remarks.yaml.
 """
 
 from __future__ import annotations
@@ -94,6 +95,20 @@ def collect(top: Path, data: Path) -> list[str]:
             _copy(result, data / name)
             asked = len(grid.places()) * len(grid.seeds)
             said.append(f"{folder}: {len(result.results)} of {asked} runs, {len(result.tuning)} to choose values")
+    return said
+
+
+def restore(data: Path, top: Path) -> list[str]:
+    """Copies the committed tables of every study into the folder in which ``make results`` runs it, where that is not
+    there; returns one line for each.
+    """
+    said = []
+    for result in read_all(data):
+        grid = result.grid
+        target = top / f"study-{grid.name}-{grid.scale}-{grid.protocol}-{grid.size}"
+        if not target.exists():
+            shutil.copytree(result.folder, target, ignore=shutil.ignore_patterns("*.svg"))
+            said.append(f"{target}: {len(result.tuning) + len(result.results)} runs")
     return said
 
 
@@ -231,6 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 where a page is out of date and ``--check`` was given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="copy the tables of the studies in this folder")
+    parser.add_argument("--restore", type=Path, metavar="RUNS", help="copy committed tables there, and nothing else")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page; its tables lie in the folder of its name")
     options = parser.parse_args(arguments)
@@ -243,6 +259,9 @@ def main(arguments: list[str] | None = None) -> int:
             "\n".join(f"{path.name} is out of date: python benchmarks/results_page.py" for path in old) or "up to date"
         )
         return int(bool(old))
+    if options.restore:
+        print("\n".join(restore(data, options.restore)) or f"--restore {options.restore}: nothing to copy")
+        return 0
     if options.collect:
         said = [*collect(options.collect, data), *collect_theory(options.collect, data)]
         print("\n".join(said) or f"--collect {options.collect}: no study in its folders")

@@ -105,6 +105,10 @@ def read_csv(path: Path, tried: Mapping[str, Tried]) -> list[CellResult]:
         method, condition, seed = row.pop("method"), row.pop("condition"), int(row.pop("seed"))
         keys = dict.fromkeys(key for keys in tried.values() for key in keys)
         chosen = tuple((key, float(row[key])) for key in tried[method] if row.get(key))
-        numbers = {key: float(value) for key, value in row.items() if key not in keys and value != ""}
+        numbers = {key: _number(value) for key, value in row.items() if key not in keys and value != ""}
         found.append(CellResult(Cell(method, condition, seed, chosen), numbers, path.parent))
     return found
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)

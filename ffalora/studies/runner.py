@@ -1,16 +1,16 @@
 """Runs a study: values are chosen on the validation split, what will be compared is registered, then every seed is run.
 
-A cell is a run folder of ``ffalora simulate``. What is finished is never run again, by whatever study, and what was
-interrupted goes on after its last completed round. Cells that differ in nothing but values of a client's row (learning
-rate, clipping norm, noise) train together, where the method allows it; not where a study counts costs, for their time
-is shared.
+A cell is a run folder of ``ffalora simulate``. What is finished is never run again, by whatever study, even where only
+its row in a table is left, and what was interrupted goes on after its last completed round. Cells that differ in
+nothing but values of a client's row (learning rate, clipping norm, noise) train together, where the method allows it;
+not where a study counts costs, for their time is shared.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..files.numbers import restored, to_json
 from ..runs.folder import SUMMARY
 from .budget import Budget, BudgetSpent
 from .costs import step_costs
+from .folder import read_study
 from .grid import Cell, Grid
 from .plan import plan_text
 from .power import claims_power, planned_seeds
@@ -61,9 +62,10 @@ def run_study(
     for cell in [*(c for place in grid.tuned_places() for c in grid.tuning_cells(place)), *_first_verdict(grid)]:
         grid.config(cell)
     _claim_folder(grid, folder, resume)
-    result = StudyResult(grid, folder)
+    before, result = read_study(folder), StudyResult(grid, folder)
+    known = {r.cell: r for r in [*before.tuning, *before.results]}
     with tqdm(desc=f"{grid.name} ({grid.protocol}, {grid.size})", unit="run", disable=not progress) as bar:
-        cell_runner = _Cells(grid, cells or folder / CELLS, budget or Budget(), bar)
+        cell_runner = _Cells(grid, cells or folder / CELLS, budget or Budget(), bar, known)
         try:
             _choose(result, cell_runner, say)
             _verdicts(result, cell_runner)
@@ -117,17 +119,19 @@ class _Cells:
 
     Attributes:
         folder: of all run folders; bar: counts runs.
+        known: rows of the study's tables, for cells whose run folders are not at hand.
     """
 
     grid: Grid
     folder: Path
     budget: Budget
     bar: tqdm
+    known: Mapping[Cell, CellResult]
     _places: dict[Cell, Path] = field(default_factory=dict)
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those that are not finished."""
-        return [cell for cell in cells if not (self._place(cell) / SUMMARY).exists()]
+        return [cell for cell in cells if cell not in self.known and not (self._place(cell) / SUMMARY).exists()]
 
     def run(self, cells: Sequence[Cell], keep: Callable[[list[CellResult]], object]) -> list[CellResult]:
         """Runs what is missing, those together that can be; ``keep`` gets what is finished after each group.
@@ -170,6 +174,8 @@ class _Cells:
     def _finished(self, cell: Cell) -> CellResult:
         """The numbers of a cell that was run, from its summary."""
         place = self._place(cell)
+        if cell in self.known and not (place / SUMMARY).exists():
+            return self.known[cell]
         summary = restored(json.loads((place / SUMMARY).read_text(encoding="utf-8")))
         numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS if name in summary}
         if summary["epsilon"] is not None:

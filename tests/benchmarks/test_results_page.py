@@ -158,6 +158,15 @@ def test_smoke_runs_and_fresh_seeds_are_left_out_with_their_reason(runs, tmp_pat
     assert any("seeds from 50" in line for line in said)
 
 
+def test_committed_tables_come_back_as_they_were_and_over_nothing(runs, tmp_path):
+    page.collect(runs, tmp_path / "results")
+    said = page.restore(tmp_path / "results", tmp_path / "again")
+    assert len(said) == 3 and page.restore(tmp_path / "results", tmp_path / "again") == []
+    then, now = (page.read_study(top / "study-privacy-laptop-user-verdict") for top in (runs, tmp_path / "again"))
+    assert [(r.cell, dict(r.numbers)) for r in then.results] == [(r.cell, dict(r.numbers)) for r in now.results]
+    assert then.verdicts == now.verdicts and then.chosen == now.chosen
+
+
 def test_two_folders_of_one_study_are_refused(runs, tmp_path):
     shutil.copytree(runs / "study-cost-laptop-user-verdict", runs / "again")
     with pytest.raises(ValueError, match="two folders hold study cost-user"):

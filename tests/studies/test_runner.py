@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections import Counter
 
 import pytest
@@ -15,7 +16,7 @@ from ffalora.studies.budget import Budget
 from ffalora.studies.folder import read_study
 from ffalora.studies.grid import TUNING_SEEDS, with_seeds
 from ffalora.studies.registration import REGISTRATION, digest, read_power
-from ffalora.studies.results import MANIFEST, RESULTS, TUNING, read_csv, to_csv
+from ffalora.studies.results import CELLS, MANIFEST, RESULTS, TUNING, read_csv, to_csv
 from ffalora.studies.runner import run_study
 
 REPORTED = 2 * 3 * 2  # methods, conditions, seeds
@@ -216,3 +217,13 @@ def test_a_budget_ends_between_seeds_and_loses_nothing(trainer, tmp_path, monkey
     assert len(rows(tmp_path / "study" / RESULTS)) == 6 and result.verdicts[0].seeds == 1
     whole = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
     assert len(trainer.runs) == RUNS and not whole.stopped and len(whole.results) == REPORTED
+
+
+def test_a_study_goes_on_from_its_tables_where_run_folders_are_gone(trainer, tmp_path):
+    whole = run_study(small_grid(), tmp_path / "study", progress=False)
+    shutil.rmtree(tmp_path / "study" / CELLS)
+    table = tmp_path / "study" / RESULTS
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-2]))
+    again = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    assert sum(trainer.runs.values()) == RUNS + 2, "the two rows that were missing, and no others"
+    assert to_csv(again.results) == to_csv(whole.results) and again.verdicts == whole.verdicts
