@@ -44,6 +44,7 @@ def command(
     \b
     ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --target-epsilon 6
     ffalora epsilon --protocol all --target-epsilon 6
+    ffalora epsilon --protocol fedsvd --target-epsilon 6
     ffalora epsilon --ledger patients
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
@@ -60,16 +61,18 @@ def command(
             "give either --noise-multiplier (σ, answers with ε) or --target-epsilon (ε, answers with σ)"
         )
 
-    def table(size: int, batch: float, count: int, at_delta: float) -> str:
-        return format_table(epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling))
+    def table(size: int, batch: float, count: int, at_delta: float, calibrated: int | None = None) -> str:
+        rows = epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling, calibrated)
+        return format_table(rows)
 
     if protocol is not None:
         if dataset_size or batch_size or steps:
             raise click.UsageError("--protocol takes the place of --dataset-size, --batch-size and --steps")
         for name in PROTOCOLS if protocol == "all" else [protocol]:
             known = PROTOCOLS[name]
-            click.echo(f"{name}: {known.dataset_size} samples a client, batch {known.batch_size} ({known.source})")
-            click.echo(table(known.dataset_size, known.batch_size, known.steps, known.delta) + "\n")
+            click.echo(f"{name}: {known.describe()}")
+            found = table(known.dataset_size, known.batch_size, known.steps, known.delta, known.calibrated_steps)
+            click.echo(found + "\n")
         return
     if dataset_size is None or batch_size is None or steps is None:
         raise click.UsageError("give --dataset-size, --batch-size and --steps, or a --protocol")
