@@ -21,6 +21,7 @@ from .admission import check_model, drawn_from
 from .arena import Arena
 from .batches import PhysicalBatches, grouped_batches, packed_batches, physical_batches
 from .dropout import DropoutKeys, drops_out
+from .freed_memory import keep_freed_memory
 from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
@@ -88,6 +89,8 @@ class TrainingSetup:
         if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
             raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
         self.check_model()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.arena = Arena(self.adapters, self.device)
         self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
         self.graphs = None
