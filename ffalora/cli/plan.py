@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import ConfigCommand
+from .output import json_option
 from .running import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -18,18 +20,21 @@ if TYPE_CHECKING:
 @click.command("plan", cls=ConfigCommand, short_help="Batch, steps and noise from ε, sizes and the time there is.")
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Time for training; without it, any.")
-def command(config: Path | None, seconds: float | None, overrides: dict[str, Any]) -> None:
+@json_option
+def command(config: Path | None, seconds: float | None, as_json: bool, overrides: dict[str, Any]) -> None:
     """Choose batch, rounds and local steps for the budget of CONFIG, and show what other choices would give.
 
     The first method of CONFIG is planned; a few samples are timed, nothing is trained or written. Efficiency is how
     much of what ε allows reaches the result: least possible noise over the plan's noise.
     """
     from ..config import load_config
+    from ..files.numbers import to_json
     from ..planning.plan import make_plans
 
     hide_loading_bars()
     first = next(iter(load_config(config, overrides).runs().values())).with_noise("seeded")
-    click.echo(text_of(make_plans(first, seconds or math.inf), first.privacy.target_epsilon or 0.0))
+    plans, target = make_plans(first, seconds or math.inf), first.privacy.target_epsilon or 0.0
+    click.echo(to_json({"target_epsilon": target, **asdict(plans)}) if as_json else text_of(plans, target))
 
 
 def text_of(plans: Plans, target_epsilon: float) -> str:
