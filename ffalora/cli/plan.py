@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import ConfigCommand
+from .output import json_option
 from .running import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -44,9 +46,10 @@ _COUNT, _RATE = _Count(), click.FloatRange(0, min_open=True)
 @click.option("--down", type=_RATE, default=100.0, show_default=True, help="A client's download, Mbit/s.")
 @click.option("--link", type=_RATE, default=10.0, show_default=True, help="Between devices, and of a server, Gbit/s.")
 @click.option("--latency", type=_RATE, default=6.0, show_default=True, help="Of a round's messages, s.")
+@json_option
 def command(
     config: Path | None, seconds: float | None, clients: int | None, drawn: int | None, gpus: int | None, up: float,
-    down: float, link: float, latency: float, overrides: dict[str, Any],
+    down: float, link: float, latency: float, as_json: bool, overrides: dict[str, Any],
 ) -> None:  # fmt: skip
     """Choose batch, rounds and local steps for the budget of CONFIG, and show what other choices would give.
 
@@ -55,6 +58,7 @@ def command(
     counts instead what a federation of that size takes: memory, bytes, rounds an hour.
     """
     from ..config import load_config
+    from ..files.numbers import to_json
     from ..planning.plan import make_plans
 
     hide_loading_bars()
@@ -68,9 +72,12 @@ def command(
         some = drawn or max(1, round(first.federation.participation * many))
         network = Network(1e6 * up, 1e6 * down, 1e9 * link, 1e9 * link, latency)
         pace = measure_pace(experiment)
-        click.echo(scale_text(pace, at_scale(experiment, pace, many, some, gpus or 1, network), network))
+        scale = at_scale(experiment, pace, many, some, gpus or 1, network)
+        shown = {"pace": asdict(pace), "scale": asdict(scale), "network": asdict(network)}
+        click.echo(to_json(shown) if as_json else scale_text(pace, scale, network))
         return
-    click.echo(text_of(make_plans(first, seconds or math.inf), first.privacy.target_epsilon or 0.0))
+    plans, target = make_plans(first, seconds or math.inf), first.privacy.target_epsilon or 0.0
+    click.echo(to_json({"target_epsilon": target, **asdict(plans)}) if as_json else text_of(plans, target))
 
 
 def scale_text(pace: Pace, scale: Scale, network: Network) -> str:
