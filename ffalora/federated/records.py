@@ -63,6 +63,11 @@ def privacy_statement(experiment: Experiment) -> PrivacyStatement:
             "Training loss, gradient norms and the table of who holds what are computed on private data, for the "
             "simulation only."
         )
+    if privacy.noise_at == "clients":
+        caveats.append(
+            f"ε holds while at most {privacy.dropouts} of a round's clients drop out (otherwise its sum is given up) "
+            f"and at most {privacy.colluders} of the others tell the server their noise."
+        )
     return PrivacyStatement.from_ledgers(
         ledgers, noise=privacy.noise, max_grad_norm=privacy.max_grad_norm, clipping=privacy.clipping, caveats=caveats
     )
