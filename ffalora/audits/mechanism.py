@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..federated.cohort import Cohort, train_cohort, trains_in_one_pass
 from ..federated.experiment import Experiment
+from ..federated.strategies import LALoRA
 from ..privacy.client_level import clip_updates
 from ..training.sensitivity import (
     Sensitivity,
     extremes,
     limit_of,
+    moved_by_noise,
     moves,
     probe_sensitivity,
     secret_noise,
@@ -42,8 +44,16 @@ def probe_mechanism(experiment: Experiment, records: int = 6) -> Sensitivity:
     experiment.strategy.load(server, trains=True)
     everyone = experiment.participants
     cohort = everyone[:_CLIENTS] if trains_in_one_pass(experiment, len(everyone)) else everyone[:1]
-    rows = experiment.strategy.start(server, [p.client_id for p in cohort])
-    return probe_sensitivity(experiment.engine, cohort, rows, records)
+    rows, strategy = experiment.strategy.start(server, [p.client_id for p in cohort]), experiment.strategy
+    if not isinstance(strategy, LALoRA):
+        return probe_sensitivity(experiment.engine, cohort, rows, records)
+    found = []
+    for factor in strategy.turns:  # each is a step of its own, beside another factor that is not zero
+        strategy.layout.scatter(moved_by_noise(experiment.engine, cohort, rows)[0])
+        experiment.adapters.train_factors(factor)
+        found.append(probe_sensitivity(experiment.engine, cohort, rows[:, strategy.columns(factor)], records))
+        experiment.adapters.train_factors(strategy.trained)
+    return dataclasses.replace(found[0], moves=tuple(move for each in found for move in each.moves))
 
 
 def _probe_clients(experiment: Experiment, records: int) -> Sensitivity:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config import Config, ConfigError
 from ..federated.experiment import build
+from ..federated.strategies import LALoRA
 from ..training.sensitivity import Sensitivity
 from .canaries import CanaryTest
 from .client_canaries import ClientCanaries
@@ -104,6 +105,11 @@ def audit_own(
             "configuration with privacy.mechanism=independent"
         )
     started, experiment = time.monotonic(), build(config)
+    if canaries and isinstance(experiment.strategy, LALoRA):
+        raise ConfigError(
+            f"federation.strategy={config.federation.strategy!r}: canaries train all factors in every step, and here "
+            "steps take turns; set canaries to 0, which probes every turn's clipping"
+        )
     ledgers, protects_clients = list(experiment.ledgers.values()), config.privacy.unit == "client"
     terms: dict[str, Any] = {
         "name": name,

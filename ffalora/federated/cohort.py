@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,8 @@ from ..training.workers import ALONE
 from .checks import cohort_size
 from .experiment import Experiment
 from .shared_rounds import dealt_clients, put_together
-from .strategies import LALoRA, ServerState
-from .turns import train_in_turns
+from .strategies import ServerState
+from .turns import local_training
 
 _DRAW, _FAULTS = 7, 8
 _MOMENTS = "moments."
@@ -97,9 +97,7 @@ def train_cohort(
     report, workers = TrainingReport(len(rows)), experiment.workers
     dealt = dealt_clients(experiment, cohort.clients, cohort.steps)
     experiment.engine.workers = workers if dealt is None else ALONE
-    train: Callable[..., object] = experiment.engine.train
-    if isinstance(strategy, LALoRA):
-        train = partial(train_in_turns, experiment.engine, strategy, first)
+    train = local_training(experiment.engine, strategy, first)
     one_pass = workers.same_for_all(trains_in_one_pass(experiment, len(rows)))  # their free memory may differ
     for index, begin, end in _groups(cohort, one_pass, None if dealt is None else dealt == workers.rank):
         is_all = len(index) == len(rows)

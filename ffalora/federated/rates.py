@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..adapters import Adapters
 from ..config import Config
 from ..models import LoadedModel, MeanPooledClassifier
+from ..privacy.accounting import PrivacyLedger
 from ..training.optim import lr_factor
 from ..training.participant import Participant
 from ..training.rates import auto_rates, language_rate, noise_variance
@@ -21,7 +22,8 @@ def set_rates(
         participants: all clients, or those that are here; the others are taken to be like them.
         clients: number of clients of the run.
     """
-    optimizer, variance = config.optimizer, _variance(config, participants, clients)
+    ledgers = [p.ledger for p in participants if p.ledger is not None]
+    optimizer, variance = config.optimizer, variance_of(config, ledgers, clients)
     steps = config.federation.rounds * config.federation.local_steps
     lr, head_lr = rates_of(config, loaded, adapters, variance, steps)
     for participant in participants:
@@ -35,9 +37,8 @@ def rates_of(
     """The ``auto`` rates, of adapters and of a trained head, of a run of ``steps`` steps whose averaged steps carry
     noise of ``variance`` (None: nothing is clipped).
     """
-    pools = isinstance(loaded.model, MeanPooledClassifier)
-    width = loaded.model.center.numel() if pools else getattr(loaded.model.config, "hidden_size", 768)
-    length = config.model.head_scale if pools else width**0.5
+    width = feature_width(loaded)
+    length = config.model.head_scale if isinstance(loaded.model, MeanPooledClassifier) else width**0.5
     factors = [lr_factor(config.optimizer, step, steps) for step in range(steps)]
     numbers = sum(place.size for place in adapters.layout.places if place.layer not in adapters.heads)
     if config.data.task == "causal-lm" and not adapters.heads:
@@ -46,8 +47,20 @@ def rates_of(
     return auto_rates(config.optimizer, variance, width, length, numbers, factors)
 
 
-def _variance(config: Config, participants: Sequence[Participant], clients: int) -> float | None:
-    ledgers = [p.ledger for p in participants if p.ledger is not None]
+def feature_width(loaded: LoadedModel) -> int:
+    """How many numbers the head reads of a sample."""
+    model = loaded.model
+    return (
+        model.center.numel() if isinstance(model, MeanPooledClassifier) else getattr(model.config, "hidden_size", 768)
+    )
+
+
+def variance_of(config: Config, ledgers: Sequence[PrivacyLedger], clients: int) -> float | None:
+    """The variance of the noise in a coordinate of the clients' averaged step, in units of C²; None without privacy.
+
+    Args:
+        ledgers: of all clients, or of those that are here; clients: number of clients of the run.
+    """
     if not ledgers:
         return None
     by_size = config.federation.weighting == "size"

@@ -22,8 +22,10 @@ from ..runs.folder import RunResult
 from ..training.optim import Moments
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
+from .batch import with_batch
 from .checks import find_strategy
 from .cohort import Cohort, keep_moments, kept_moments, train_cohort
+from .compared import compared
 from .experiment import Experiment, build, make_participants
 from .rates import set_rates
 from .simulate import OpenRound, Run, check_unused, close_round, open_round, run_round
@@ -83,6 +85,8 @@ def simulate_together(
         [experiment] if len(configs) == 1 else [_member(experiment, *each) for each in enumerate(configs.values())]
     )
     runs = [Run.open(member, path, resume) for member, path in zip(members, configs, strict=True)]
+    for run in runs:
+        run.experiment.baselines = compared(run.experiment, run.folder)
     on_rounds(sum(run.server.round for run in runs))
     while going := [run for run in runs if not run.is_over()]:
         behind = min(run.server.round for run in going)
@@ -94,7 +98,7 @@ def simulate_together(
 
 def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
     """One run's view of what all share: its own configuration, and clients that carry its values."""
-    config = config.with_noise("seeded")
+    config = with_batch(config.with_noise("seeded"), experiment.partition)
     participants = experiment.participants
     if number:  # the first run's are there already
         participants = make_participants(config, experiment.partition, experiment.train)

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..config import Config, ConfigError
 from ..federated.experiment import Experiment, build
-from ..federated.rates import rates_of
-from ..privacy.accountants import noise_multiplier_for
+from ..federated.ledgers import make_ledger
+from ..federated.rates import feature_width, rates_of, variance_of
 from ..privacy.batch import ENOUGH, HALVINGS, efficiency
 from ..training.rates import SIGNAL
 from .measure import Cost, measure
@@ -32,7 +32,7 @@ class Plan:
         sigma: noise multiplier of the largest client; efficiency: of the least efficient client, at most 1.
         signal_to_noise: length of what data say of sentences over that of the noise, in the mean of all steps.
         lr: what ``optimizer.lr: auto`` becomes.
-        seconds: of all clients' training on this machine, one after another or together.
+        seconds: of the training of all clients that are drawn, on this machine, one after another or together.
         bytes_up: of one client in all rounds.
     """
 
@@ -105,41 +105,41 @@ def make_plans(config: Config, seconds: float = math.inf) -> Plans:
     sizes = [p.ledger.dataset_size for p in experiment.participants if p.ledger is not None]
     cost = measure(experiment)
     batches = sorted({max(1, math.ceil(max(sizes) / 2**k)) for k in range(HALVINGS)})
-    plans = [_plan(experiment, sizes, batch, ROUNDS, LOCAL_STEPS, cost) for batch in batches]
-    own = _plan(
-        experiment,
-        sizes,
-        experiment.config.optimizer.batch,
-        config.federation.rounds,
-        config.federation.local_steps,
-        cost,
-    )
+    plans = [_plan(experiment, batch, ROUNDS, LOCAL_STEPS, cost) for batch in batches]
+    federation, batch = config.federation, experiment.config.optimizer.batch
+    own = _plan(experiment, batch, federation.rounds, federation.local_steps, cost)
     chosen = choose(plans, seconds)
     others = tuple(plan for plan in plans if plan != chosen)
     return Plans(tuple(sizes), experiment.adapters.layout.size, chosen, others, own, cost)
 
 
-def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int, local_steps: int, cost: Cost) -> Plan:
-    config, steps = experiment.config, rounds * local_steps
-    privacy = config.privacy
-    target, delta, accountant = privacy.target_epsilon or 0.0, privacy.delta, privacy.accountant
-    terms = [(size, min(batch, size)) for size in sizes]
-    group = privacy.group
-    sigmas = [noise_multiplier_for(target, delta, b / n, steps, accountant, group=group) for n, b in terms]
-    weights = [n / sum(sizes) if config.federation.weighting == "size" else 1 / len(sizes) for n in sizes]
-    variance = sum((w * s / b) ** 2 for w, s, (_, b) in zip(weights, sigmas, terms, strict=True))
-    hidden = getattr(experiment.loaded.model.config, "hidden_size", 768)
+def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cost: Cost) -> Plan:
+    config, steps = with_schedule(experiment.config, batch, rounds, local_steps), rounds * local_steps
+    held = [p.ledger for p in experiment.participants if p.ledger is not None]
+    ledgers = [make_ledger(config, one.client_id, one.dataset_size, steps, "") for one in held]
+    variance, privacy = variance_of(config, ledgers, len(ledgers)) or 0.0, config.privacy
+    terms = privacy.target_epsilon or 0.0, privacy.delta
+    samples = sum(one.expected_batch for one in ledgers) * config.federation.participation
     return Plan(
         batch=batch,
         rounds=rounds,
         local_steps=local_steps,
-        sigma=sigmas[sizes.index(max(sizes))],
-        efficiency=min(efficiency(n, target, delta, b, steps, group=group) for n, b in terms),
-        signal_to_noise=SIGNAL / math.sqrt(variance * hidden / steps),
+        sigma=max(ledgers, key=lambda one: one.dataset_size).noise_multiplier,
+        efficiency=min(
+            efficiency(one.dataset_size, *terms, one.expected_batch, steps, group=privacy.group) for one in ledgers
+        ),
+        signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
-        seconds=cost.seconds_per_sample * steps * sum(b for _, b in terms) * _samples_of_a_draw(experiment),
+        seconds=cost.seconds_per_sample * steps * samples * _samples_of_a_draw(experiment),
         bytes_up=rounds * experiment.strategy.wire.bytes_up(experiment.strategy.begin()),
     )
+
+
+def with_schedule(config: Config, batch: int, rounds: int, local_steps: int) -> Config:
+    """The configuration with another batch and other steps."""
+    federation = config.federation.model_copy(update={"rounds": rounds, "local_steps": local_steps})
+    optimizer = config.optimizer.model_copy(update={"batch_size": batch})
+    return config.model_copy(update={"federation": federation, "optimizer": optimizer})
 
 
 def _samples_of_a_draw(experiment: Experiment) -> float:

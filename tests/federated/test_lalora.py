@@ -4,6 +4,8 @@ import pytest
 import torch
 from small_runs import PRIVATE
 
+from ffalora.audits.mechanism import probe_mechanism
+from ffalora.audits.own import audit_own
 from ffalora.config import ConfigError
 from ffalora.federated.cohort import draw_cohort, train_cohort
 from ffalora.federated.experiment import build
@@ -114,3 +116,15 @@ def test_moments_that_would_outlive_a_round_are_refused(small):
 def test_a_profile_takes_turns_as_a_round_does(small, seen, tmp_path):
     found = profile_run(small(federation__strategy="lalora", **PRIVATE), tmp_path, steps=2, warmup=0)
     assert [names for _, names, *_ in seen] == [{"lora_B"}, {"lora_A"}] and found.samples > 0
+
+
+def test_its_audit_probes_the_step_of_each_factor_and_refuses_canaries_of_all(small):
+    config = small(federation__strategy="lalora", **PRIVATE)
+    found, one = (
+        probe_mechanism(build(config), 2),
+        probe_mechanism(build(small(federation__strategy="lora", **PRIVATE)), 2),
+    )
+    assert found.holds and len(found.moves) > 1.5 * len(one.moves)
+    assert all(any(move.ratio > 0.99 for move in half) for half in (found.moves[:8], found.moves[-8:]))
+    with pytest.raises(ConfigError, match="steps take turns"):
+        audit_own(config, canaries=10)

@@ -193,6 +193,15 @@ def test_runs_that_differ_in_values_of_a_row_alone_may_train_together(small, tmp
         assert shared_setting(small(**alone)) is None, alone
 
 
+def test_budgets_that_ask_for_other_batches_have_them_among_others_as_alone(small, tmp_path):
+    terms = PRIVATE | {"privacy__noise_multiplier": None, "optimizer__batch_size": "auto", "federation__rounds": 1}
+    configs = {tmp_path / f"eps-{epsilon}": small(**terms, privacy__target_epsilon=epsilon) for epsilon in (1.0, 8.0)}
+    simulate_together(configs)
+    for folder, config in configs.items():
+        simulate(config, tmp_path / "alone" / folder.name, progress=False)
+        assert_same_runs(folder, tmp_path / "alone" / folder.name, bitwise=False)
+
+
 def test_runs_that_cannot_train_together_are_refused_before_they_begin(small, tmp_path):
     configs = {tmp_path / "a": small(**PRIVATE), tmp_path / "b": small(**PRIVATE | {"seed": 5})}
     with pytest.raises(ValueError, match=r"b cannot be trained together with .*optimizer\.lr"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from small_runs import PRIVATE
 
-from ffalora.planning.plan import Plan, choose
+from ffalora.federated.experiment import build
+from ffalora.planning.plan import Plan, choose, make_plans
+from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.batch import ENOUGH, efficiency
 
 
@@ -29,3 +32,20 @@ def test_the_smallest_efficient_batch_is_chosen_and_time_limits_it():
 def test_an_empty_choice_is_refused():
     with pytest.raises(ValueError, match="plans is empty"):
         choose([])
+
+
+@pytest.mark.parametrize("setting", ["poisson", "shuffled", "prior", "participation"])
+def test_the_noise_and_the_rate_of_a_plan_are_those_of_the_run(small, tmp_path, setting):
+    earlier = tmp_path / "earlier.json"
+    PrivacyLedger(0, 50, 0.1, 2.0, 1e-5, 10, accountant="rdp", steps_taken=10).save(earlier)
+    changes = {
+        "poisson": {},
+        "shuffled": {"privacy__sampling": "shuffled"},
+        "prior": {"privacy__prior": [str(earlier)]},
+        "participation": {"federation__participation": 0.34},
+    }[setting]
+    budget = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 3.0, "optimizer__lr": "auto"}
+    config = small(**PRIVATE | budget | {"optimizer__normalize": True} | changes)
+    own, run = make_plans(config).own, build(config)
+    largest = max((p.ledger for p in run.participants), key=lambda ledger: ledger.dataset_size)
+    assert own.sigma == largest.noise_multiplier and own.lr == run.participants[0].lr
