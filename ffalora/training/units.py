@@ -45,19 +45,21 @@ class Users(Units):
 
     def __init__(self, owners: Owners, samples: np.ndarray, most: int, group: int):
         self.owners, self.samples, self.most, self.group = owners, samples, most, group
+        self._whose = owners.select(samples)
 
     def in_batch(self, batch: np.ndarray) -> np.ndarray:
         return np.unique(self.owners.select(batch).users)
 
     def without(self, batch: np.ndarray, unit: int) -> np.ndarray:
-        return batch[~self._owned(batch, unit)]
+        return batch[~_owned(self.owners.select(batch), unit)]
 
     def of(self, unit: int) -> np.ndarray:
-        return self.samples[self._owned(self.samples, unit)][: self.most]
+        return self.samples[_owned(self._whose, unit)][: self.most]
 
-    def _owned(self, samples: np.ndarray, user: int) -> np.ndarray:
-        whose = self.owners.select(samples)
-        return np.add.reduceat(np.append(whose.users == user, False).astype(np.int64), whose.starts[:-1]) > 0
+
+def _owned(whose: Owners, user: int) -> np.ndarray:
+    """bool, by record: whether the user is among its owners."""
+    return np.add.reduceat(np.append(whose.users == user, False).astype(np.int64), whose.starts[:-1]) > 0
 
 
 def units_of(setup: TrainingSetup, participant: Participant) -> Units:
