@@ -1,7 +1,7 @@
 """Every launch that the shipped configurations can make, captured from the launchers themselves without launching.
 
-The launchers run on meta tensors with ``JITFunction.run`` replaced by a recorder, so that what is compiled here is what
-a GPU would be given: the same kernels, constants, alignments, warps and stages.
+The launchers run on meta tensors and Triton's own launcher on a stub driver, so that what is compiled here is what a
+GPU would be given: the same kernels, constants, alignments, warps and stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from emulator.launch import bind, signature
+from emulator.driver import Prepared, stub_driver
 from triton.runtime.jit import JITFunction
 
 from ffalora_kernels import Segments
@@ -49,12 +49,12 @@ def recorded(case: str, dtype: str, rank: int, arch: str) -> Iterator[list[Launc
     """Within the block launches are recorded, not made, and every device counts as ``arch``."""
     launches: list[Launch] = []
 
-    def run(self, *args, grid, warmup=False, **kwargs):
-        options = {k: kwargs.pop(k) for k in KEY_WORDS if k in kwargs}
-        launch_signature = signature(self, bind(self, args, kwargs))
-        launches.append(Launch(case, dtype, rank, arch, self, *launch_signature, options, grid[0]))
+    def record(kernel: Prepared, grid: tuple[int, int, int], _: dict) -> None:
+        options = {name: kernel.options[name] for name in KEY_WORDS}
+        what = kernel.fn, kernel.types, kernel.constants, kernel.attributes, options
+        launches.append(Launch(case, dtype, rank, arch, *what, grid[0]))
 
-    with mock.patch.object(JITFunction, "run", run), mock.patch.object(launch, "DEFAULT_ARCHITECTURE", arch):
+    with stub_driver(arch, record, "meta"), mock.patch.object(launch, "DEFAULT_ARCHITECTURE", arch):
         yield launches
 
 

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import triton
+from emulator.driver import target_of
 from launches import Launch
 from parts import PARTS
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 MEASURED = (
@@ -40,8 +40,7 @@ def known_parts() -> tuple[str, ...]:
 
 def measure(launch: Launch) -> dict:
     """Compiles a launch for its part; the columns ``MEASURED``, those of instructions empty where none can be read."""
-    amd = launch.arch.startswith("gfx")
-    target = GPUTarget("hip", launch.arch, 64) if amd else GPUTarget("cuda", int(launch.arch.removeprefix("sm_")), 32)
+    amd, target = launch.arch.startswith("gfx"), target_of(launch.arch)
     source = ASTSource(launch.fn, launch.types, launch.constants, launch.attributes)
     compiled = triton.compile(source, target=target, options=launch.options)
     found = _measure_amd(compiled.asm["amdgcn"]) if amd else _measure_nvidia(compiled.asm, launch.arch)

@@ -25,6 +25,9 @@ MUTANTS = {
      "poisson replaced by a fixed batch", "steps are not charged", "empty draws add no noise"):
     ("training/test_engine.py", "training/test_refusals.py", "audits/test_audit.py", "privacy/test_accounting.py",
      "privacy/test_sampling.py"),
+    ("updates are not clipped",):
+    ("privacy/test_client_level.py",
+     "audits/test_own.py::test_whole_clients_have_canaries_that_a_missing_clip_betrays"),
     ("clipping norm doubled", "rows counted twice", "collator mixes neighbours", "backward scaled"):
     ("training/test_engine.py::test_clipped_sum_equals_opacus",
      "training/test_sensitivity.py::test_the_probe_catches_what_one_record_moves_too_far"),

@@ -1,7 +1,6 @@
 """Accuracy at a privacy budget on test splits: fine-tuning at its defaults beside what needs no fine-tuning.
 
     python benchmarks/utility.py [--data movie-reviews …] [--methods probe means ffa …] [--seeds 10] [--epsilons 6 1]
-    python benchmarks/utility.py --table
 
 The demo's configuration with another data set, three clients with skewed labels; every seed draws its own clients,
 Poisson samples and noise. The rules were developed on movie reviews and tweets, and every other set here was first read
@@ -9,9 +8,10 @@ when they stood. ``probe``, ``means`` and ``texts`` read what the run's head rea
 ``last means`` and ``last texts`` the last layer alone, as is usual. ``plain probe`` keeps no privacy. ``adamw`` is what
 one does with an adapter library and a library for DP-SGD: LoRA with its defaults and DP-AdamW, one clipping norm of 1
 for all, a head on the last layer that starts at the class texts too, and a rate chosen on movie reviews' validation
-split (``ADAMW_RATE``); this package's engine computes it. One row a run in benchmarks/data/utility.csv; ``right`` has
-one bit a test sample, hexadecimal, so that the table's intervals (95%, resampling seeds and test samples, paired)
-follow from the file. What is there is not run again.
+split (``ADAMW_RATE``); this package's engine computes it. ``plain ffa`` and ``plain lora`` are the demo's recipe
+without clipping and noise, their rates chosen likewise (``PLAIN_RATE``). Sets whose name ends in a number give every
+client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv; ``right`` has one bit a test
+sample, hexadecimal, so that the intervals of ``utility_table.py`` follow from the file. What is there is not run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -53,7 +53,7 @@ from ffalora.runs.evaluation import predict_examples
 ROOT = Path(__file__).parents[1]
 DEMO, CSV = ROOT / "ffalora" / "configs" / "demo.yaml", ROOT / "benchmarks" / "data" / "utility.csv"
 COLUMNS = ("data", "method", "epsilon", "seed", "accuracy", "samples", "right")
-TRAINED = ("ffa", "lora", "adamw")
+TRAINED = ("ffa", "lora", "adamw", "plain ffa", "plain lora")
 BASELINES = ("texts", "means", "probe", "plain probe", "last texts", "last means", "last probe", "last plain probe")
 
 
@@ -68,6 +68,10 @@ ADAMW = {
 }
 
 
+#: Of ``plain ffa`` and ``plain lora``: the best of those in docs/utility.md on the same split, same seed.
+PLAIN_RATE = {"ffa": 0.3, "lora": 0.3}
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A set of the table.
@@ -75,11 +79,13 @@ class DataSet:
     Attributes:
         embedded: its name in the registry. keeps: which rows of it are used (default: all).
         clients: how the three clients differ, where classes are not two or not of one size.
+        samples: how many of the training samples a client gets on average (default: all are dealt out).
     """
 
     embedded: str
     keeps: Callable[[dict], bool] | None = None
     clients: dict = field(default_factory=dict)
+    samples: int | None = None
 
 
 def _letters(text: str) -> str:
@@ -103,17 +109,31 @@ DATA = {
     "boolq": DataSet("boolq", clients=_SKEWED),
     "reuters-r8": DataSet("reuters-r8", clients=_SKEWED),
     "20-newsgroups": DataSet("20-newsgroups", clients=_SKEWED),
+    "movie-reviews-100": DataSet("movie-reviews", samples=100),
+    "movie-reviews-300": DataSet("movie-reviews", samples=300),
+    "tweets": DataSet("sentiment-domains", lambda row: row["domain"] == "tweets"),
+    "tweets-100": DataSet("sentiment-domains", lambda row: row["domain"] == "tweets", samples=100),
+    "tweets-300": DataSet("sentiment-domains", lambda row: row["domain"] == "tweets", samples=300),
 }
 
 
 @cache
-def loaded(name: str) -> LoadedData:
+def _whole(name: str) -> LoadedData:
     """A set with its splits, without rows that others have."""
     one = DATA[name]
     data = load_run_data(configuration(name, 0, 6.0))
     if one.keeps is not None:
         data.splits = {role: split.filter(one.keeps) for role, split in data.splits.items()}
     return data
+
+
+def loaded(name: str, seed: int) -> LoadedData:
+    """The set that a seed reads: all of it, or some of its training samples."""
+    data, samples = _whole(name), DATA[name].samples
+    if samples is None:
+        return data
+    drawn = np.random.default_rng(seed).permutation(len(data.train))[: 3 * samples]
+    return replace(data, splits=data.splits | {"train": data.train.select(drawn)})
 
 
 def configuration(name: str, seed: int, epsilon: float, changes: dict | None = None) -> Config:
@@ -131,21 +151,29 @@ def configuration(name: str, seed: int, epsilon: float, changes: dict | None = N
 
 def trained(name: str, method: str, epsilon: float, seed: int, changes: dict | None = None) -> Tensor:
     """Which test samples a fine-tuned model gets right, bool ``[n]``."""
-    own = ADAMW if method == "adamw" else {"federation.strategy": method}
-    experiment = build(configuration(name, seed, epsilon, own | (changes or {})), data=loaded(name))
+    own: dict = ADAMW if method == "adamw" else {"federation.strategy": method.removeprefix("plain ")}
+    if method.startswith("plain "):
+        own |= {"privacy.unit": "none", "privacy.target_epsilon": None, "optimizer.batch_size": 256}
+        own |= {"optimizer.lr": PLAIN_RATE[method.removeprefix("plain ")]}
+    experiment = build(configuration(name, seed, epsilon, own | (changes or {})), data=loaded(name, seed))
     server = experiment.strategy.begin()
     for _ in range(experiment.config.federation.rounds):
         run_round(experiment, server)
     experiment.strategy.load(server)
+    return right_of(experiment)
+
+
+def right_of(experiment: Experiment) -> Tensor:
+    """Which evaluated samples the model, as it stands, gets right, bool ``[n]``."""
     logits = predict_examples(experiment.engine.model, experiment.evaluation, experiment.engine.device)
     return logits.argmax(1) == torch.from_numpy(np.asarray(experiment.evaluation.labels, dtype=np.int64))
 
 
 @lru_cache(maxsize=2)
-def read(name: str, layers: int) -> tuple[Experiment, Tensor, Tensor, Tensor, Tensor]:
+def read(name: str, layers: int, seed: int) -> tuple[Experiment, Tensor, Tensor, Tensor, Tensor]:
     """What the head reads of all samples, of length 1: train and test, and their labels."""
     own = {"model.pooled_layers": layers, "model.cache_frozen_layers": "never"}
-    experiment = build(configuration(name, 0, 6.0, own), data=loaded(name))
+    experiment = build(configuration(name, seed, 6.0, own), data=loaded(name, seed))
     found = []
     for examples in (experiment.engine.data, experiment.evaluation):
         every = np.arange(len(examples.lengths))
@@ -157,7 +185,8 @@ def read(name: str, layers: int) -> tuple[Experiment, Tensor, Tensor, Tensor, Te
 def baseline(name: str, method: str, epsilon: float, seed: int) -> Tensor:
     """Which test samples a baseline gets right, bool ``[n]``."""
     layers = 1 if method.startswith("last ") else load_config(DEMO).model.pooled_layers
-    experiment, train, labels, test, wanted = read(name, layers)
+    of_seed = 0 if DATA[name].samples is None else seed
+    experiment, train, labels, test, wanted = read(name, layers, of_seed)
     config = configuration(name, seed, epsilon)
     return classifier(method.removeprefix("last "), experiment, config, train, labels).predict(test) == wanted
 
@@ -207,45 +236,14 @@ def bits_of(row: dict[str, str]) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), dtype=np.uint8))[: int(row["samples"])]
 
 
-def table(rows: list[dict[str, str]], first: str = "ffa", draws: int = 10_000) -> list[str]:
-    """One line a set, ε and method: mean, spread over seeds, how far ``first`` is above it on the seeds of both."""
-    right: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
-    for row in rows:
-        right.setdefault((row["data"], row["epsilon"], row["method"]), {})[row["seed"]] = bits_of(row)
-    lines = [
-        "| data | ε | method | seeds | accuracy | sd over seeds | ffa is above it by (95% interval) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    order = list(DATA)
-    for (data, epsilon, method), own in sorted(
-        right.items(), key=lambda item: (order.index(item[0][0]), -float(item[0][1]), item[0][2])
-    ):
-        accuracy = np.array([bits.mean() for bits in own.values()])
-        spread = f"{accuracy.std(ddof=1):.4f}" if len(own) > 1 else ""
-        of_first = right.get((data, epsilon, first), {})
-        both, ahead = sorted(set(own) & set(of_first)), ""
-        if both and method != first:
-            mean, low, high = paired(np.stack([of_first[s].astype(float) - own[s] for s in both]), draws)
-            ahead = f"{mean:+.4f} ({low:+.4f} to {high:+.4f}; {len(both)} seeds)"
-        lines.append(f"| {data} | {epsilon} | {method} | {len(own)} | {accuracy.mean():.4f} | {spread} | {ahead} |")
-    return lines
-
-
-def paired(differences: np.ndarray, draws: int) -> tuple[float, float, float]:
-    """Mean of ``[seeds, samples]`` and its 95% interval, both axes resampled."""
-    rng, (seeds, samples) = np.random.default_rng(0), differences.shape
-    means = np.empty(draws)
-    for number in range(draws):
-        by_seed = differences[rng.integers(0, seeds, seeds)].mean(0)
-        means[number] = by_seed[rng.integers(0, samples, samples)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(differences.mean()), float(low), float(high)
-
-
 def measure(name: str, method: str, epsilon: float, seed: int) -> dict[str, str | int | float]:
     """One row of the CSV."""
     find: Callable[[str, str, float, int], Tensor] = trained if method in TRAINED else baseline
-    right = find(name, method, epsilon, seed).numpy()
+    return row_of(name, method, epsilon, seed, find(name, method, epsilon, seed).numpy())
+
+
+def row_of(name: str, method: str, epsilon: float, seed: int, right: np.ndarray) -> dict[str, str | int | float]:
+    """A row of the CSV, of which samples are right: bool ``[n]``."""
     return {
         "data": name,
         "method": method,
@@ -268,18 +266,14 @@ def append(path: Path, row: dict[str, str | int | float]) -> None:
 
 
 def main() -> None:
-    """Runs what is missing, or prints the table."""
+    """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", nargs="+", choices=DATA, default=["movie-reviews"], help="which sets")
     parser.add_argument("--methods", nargs="+", default=[*BASELINES, "ffa", "lora"], help="which rows")
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 0")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[6.0, 1.0], help="budgets")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there")
     parser.add_argument("--output", type=Path, default=CSV, help="the CSV")
     asked = parser.parse_args()
-    if asked.table:
-        print("\n".join(table(rows_of(asked.output))))
-        return
     torch.set_num_threads(1)
     done = {(row["data"], row["method"], row["epsilon"], row["seed"]) for row in rows_of(asked.output)}
     for name in asked.data:

@@ -1,7 +1,8 @@
 """Canaries for the user's own model and data: what they are, how they train among the real samples, what betrays them.
 
 Three kinds. *One direction*: a gradient much longer than C along one parameter of its own, which goes to clipping in
-the place of a sample's; the strongest that an attacker could hope for. *Mislabelled*: a real sample of the data once
+the place of a sample's (where clients are protected: an update, in the place of a client's); the strongest that an
+attacker could hope for. *Mislabelled*: a real sample of the data once
 more, with another class. *Outside the vocabulary of the data*: random tokens with a random class. Each is in with
 probability one half.
 """
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..adapters import Layout
 from ..data.examples import Examples, Ragged, TokenizedDataset
 from ..training.batches import PhysicalBatches
 from ..training.gradients import SegmentGradients
@@ -24,11 +26,15 @@ from ..training.step import LogicalStep
 from .bounds import one_run_bound
 
 ONE_DIRECTION, MISLABELLED, OUT_OF_VOCABULARY = "one direction", "mislabelled", "random words"
-#: How much longer than C the gradient of a canary of one direction is, before clipping.
-_LONGER = 100.0
+#: How much longer than C the gradient, or update, of a canary of one direction is, before clipping.
+LONGER = 100.0
 #: Shares of the canaries that are guessed to be in, and as many to be out; fixed beforehand, each with its share of the
 #: significance.
 _SHARES = (0.5, 0.1, 0.02)
+#: Most numbers in what is kept of all canaries of one kind.
+MOST_NUMBERS = 2**27
+#: Most of a layout's columns that are directions of canaries.
+_COLUMNS = 0.25
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,12 @@ def with_canaries(train: Examples, vocabulary: int, count: int, rng: np.random.G
     return whole, {MISLABELLED: np.arange(n, end), OUT_OF_VOCABULARY: np.arange(end, end + count)}
 
 
+def directions(layout: Layout, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Columns of ``count`` canaries of one direction, int64, each another one; fewer where there are few parameters."""
+    whole = [np.arange(place.start, place.start + place.size) for place in layout.places]
+    return rng.choice(np.concatenate(whole), min(count, int(_COLUMNS * layout.size)), replace=False)
+
+
 def one_text(data: Examples) -> Examples:
     """The first of classified texts by itself; other data as they are."""
     if not isinstance(data, TokenizedDataset):
@@ -120,7 +132,7 @@ class CanaryStep(LogicalStep):
 
     def _add(self, owner: np.ndarray, which: np.ndarray) -> None:
         layout, rows = self.setup.adapters.layout, torch.arange(len(which))
-        columns, length = torch.from_numpy(self.columns[which]), _LONGER * max(self.norms)
+        columns, length = torch.from_numpy(self.columns[which]), LONGER * max(self.norms)
         gradients = torch.zeros(len(which), layout.width)
         gradients[rows, columns] = torch.from_numpy(self.signs[which]) * length
         starts = torch.tensor([place.start for place in layout.places])

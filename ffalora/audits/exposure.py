@@ -153,9 +153,9 @@ class _Scores:
     def of(self, server: ServerState) -> NDArray:
         """Loss of each candidate, float64 ``[secrets,candidates]``: of all models of the run together."""
         run, total = self.experiment, np.zeros(len(self.examples))
-        for row in run.strategy.views(server):
+        for row, clients in run.strategy.views(server):
             run.strategy.load(server, row)
-            total += gather_examples(run.engine.model, self.examples, run.task, run.engine.device)["sum"]
+            total += clients * gather_examples(run.engine.model, self.examples, run.task, run.engine.device)["sum"]
         return total.reshape(-1, self.each)
 
 

@@ -8,43 +8,18 @@ private data, the first of them without noise.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..config import Config, ConfigError, OptimizerConfig
-from ..data.examples import Examples
-from ..federated.experiment import Experiment, build, make_engine
-from ..privacy.accounting import PrivacyLedger
-from ..privacy.noise import SecureNoise
-from ..privacy.sampling import SeededDraw
-from ..training.admission import check_cohort, drawn_from, ledger_of
-from ..training.cached_layers import cache_frozen_layers
-from ..training.engine import Engine
-from ..training.gradients import segment_gradients
-from ..training.optim import Moments
-from ..training.participant import Participant
-from ..training.rates import given_rate
-from ..training.report import TrainingReport
-from ..training.sensitivity import Sensitivity, secret_noise
-from .canaries import (
-    ONE_DIRECTION,
-    CanaryStep,
-    CanaryTest,
-    expected_bound,
-    guess,
-    losses_of,
-    matched_scores,
-    one_text,
-    with_canaries,
-)
+from ..config import Config, ConfigError
+from ..federated.experiment import build
+from ..training.sensitivity import Sensitivity
+from .canaries import CanaryTest
+from .client_canaries import ClientCanaries
 from .mechanism import probe_mechanism
-
-#: Most numbers in the gradients of all canaries of one kind; most of a layout's columns that canaries may have.
-_NUMBERS, _COLUMNS = 2**27, 0.25
+from .sample_canaries import SampleCanaries
 
 
 @dataclass(frozen=True)
@@ -53,10 +28,11 @@ class OwnAudit:
 
     Attributes:
         name: of the method; sensitivity: of the probe.
-        tests: what canaries found; none at client level, or where there was no time.
+        tests: what canaries found; none where none were asked for.
         claimed_epsilon: of the steps that the canaries trained for, by the ledgers, at ``delta``.
         noise_multiplier, sample_rate: the smallest σ and the largest q of a client.
-        steps, planned: logical steps taken, and those of the run.
+        steps, planned: logical steps (with whole clients protected: rounds) taken, and those of the run.
+        unit: what is protected.
     """
 
     name: str
@@ -69,6 +45,7 @@ class OwnAudit:
     steps: int
     planned: int
     confidence: float
+    unit: str = "sample"
 
     @property
     def holds(self) -> bool:
@@ -79,9 +56,10 @@ class OwnAudit:
         lines = [f"{self.name}: {self.sensitivity}"]
         if not self.tests:
             return lines[0]
+        others, turns = ("clients", "rounds") if self.unit == "client" else ("samples", "steps")
         lines.append(
-            f"  canaries among the real samples, σ = {self.noise_multiplier:.4g}, q = {self.sample_rate:.4g}, "
-            f"{self.steps} of {self.planned} steps: ε claimed {self.claimed_epsilon:.4g} at δ = {self.delta:g}"
+            f"  canaries among the real {others}, σ = {self.noise_multiplier:.4g}, q = {self.sample_rate:.4g}, "
+            f"{self.steps} of {self.planned} {turns}: ε claimed {self.claimed_epsilon:.4g} at δ = {self.delta:g}"
         )
         lines.append(
             f"  {'canary':<14} {'attacker sees':<16} {'number':>7} {'guesses':>8} {'right':>6}   {'ε ≥':>6} "
@@ -109,7 +87,8 @@ def audit_own(
 
     Args:
         config: of one method.
-        canaries: of one direction, for each client; a tenth as many texts of each kind. 0 probes the mechanism alone.
+        canaries: of one direction, for each client; a tenth as many texts of each kind. Where clients are protected, so
+            many clients of one direction. 0 probes the mechanism alone.
         seconds: from the start; then the canaries take no further step, and the claim is that of the steps taken.
         seed: of the canaries and their coins; noise and sampling are as secret as the run's.
         confidence: of all bounds together.
@@ -125,189 +104,21 @@ def audit_own(
             "configuration with privacy.mechanism=independent"
         )
     started, experiment = time.monotonic(), build(config)
-    planned = config.federation.rounds * config.federation.local_steps
-    terms: dict[str, Any] = {"delta": config.privacy.delta, "confidence": confidence, "planned": planned, "name": name}
-    ledgers = list(experiment.ledgers.values())
-    terms |= {
+    ledgers, protects_clients = list(experiment.ledgers.values()), config.privacy.unit == "client"
+    terms: dict[str, Any] = {
+        "name": name,
+        "sensitivity": probe_mechanism(experiment),
+        "delta": config.privacy.delta,
         "noise_multiplier": min(ledger.noise_multiplier for ledger in ledgers),
         "sample_rate": max(ledger.sample_rate for ledger in ledgers),
+        "planned": config.federation.rounds * (1 if protects_clients else config.federation.local_steps),
+        "confidence": confidence,
+        "unit": config.privacy.unit,
     }
-    sensitivity = probe_mechanism(experiment)
-    if config.privacy.unit == "client" or not canaries:
-        claimed = max(ledger.final_epsilon() for ledger in ledgers)
-        return OwnAudit(sensitivity=sensitivity, tests=(), claimed_epsilon=claimed, steps=0, **terms)
+    if not canaries:
+        return OwnAudit(tests=(), claimed_epsilon=max(one.final_epsilon() for one in ledgers), steps=0, **terms)
     del experiment
-    run = _CanaryRun(config, canaries, np.random.default_rng([seed, 2]))
+    run = (ClientCanaries if protects_clients else SampleCanaries)(config, canaries, np.random.default_rng([seed, 2]))
     run.train(started + seconds)
-    tests = run.tests(1.0 - confidence)
-    return OwnAudit(
-        sensitivity=sensitivity, tests=tuple(tests), claimed_epsilon=run.claimed_epsilon(), steps=run.steps, **terms
-    )
-
-
-class _CanaryRun:
-    """The clients of a configuration with canaries among their samples, from the first step to the guesses."""
-
-    def __init__(self, config: Config, canaries: int, rng: np.random.Generator):
-        experiment = build(config, caches_layers=False)
-        self.rng, self.steps = rng, 0
-        layout, clients = experiment.adapters.layout, len(experiment.participants)
-        texts = min(canaries * clients // 10, _NUMBERS // layout.width)
-        vocabulary = getattr(getattr(experiment.loaded.model, "config", None), "vocab_size", 0)
-        data, self.kinds = with_canaries(experiment.train, vocabulary, texts if vocabulary else 0, rng)
-        self.planned = config.federation.rounds * config.federation.local_steps
-        self.local_steps = config.federation.local_steps
-        self.engine = _engine(experiment, data)
-        each = min(canaries, int(_COLUMNS * layout.size))
-        whole = torch.zeros(layout.width, dtype=torch.bool)
-        for place in layout.places:
-            whole[place.start : place.start + place.size] = True
-        self.columns = rng.choice(whole.nonzero().flatten().numpy(), each, replace=False)
-        self.included, self.cohort = self._participants(experiment, len(data.labels), each)
-        server = experiment.strategy.begin()
-        experiment.strategy.load(server, trains=True)
-        self.start = experiment.strategy.start(server, [p.client_id for p in self.cohort])
-        self.state, self.seen = self.start.clone(), torch.zeros_like(self.start, dtype=torch.float64)
-        self.one_pass = all(place.tensor != "lora_A" for place in layout.places)
-        self.signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), (len(self.cohort), each))
-        self.limits, self.noise_std = torch.zeros(2, len(self.cohort), dtype=torch.float64)
-
-    def _participants(self, experiment: Experiment, n: int, each: int) -> tuple[np.ndarray, list[Participant]]:
-        """Who of all canaries is in, bool by index less the first one's; and the clients with those that are."""
-        first, clients = len(experiment.train), experiment.participants
-        if experiment.partition.owners is not None:  # every canary is a user
-            self.engine.owners = experiment.partition.owners.with_more(n - first + each * len(clients))
-        included = self.rng.random(n - first + each * len(clients)) < 0.5
-        cohort = []
-        for row, one in enumerate(clients):
-            texts = np.concatenate(
-                [np.empty(0, np.int64), *(kind[row :: len(clients)] for kind in self.kinds.values())]
-            )
-            mine = np.concatenate([texts, n + each * row + np.arange(each)]).astype(np.int64)
-            samples = np.concatenate([one.samples, mine[included[mine - first]]])
-            ledger = ledger_of(one)
-            fresh = PrivacyLedger(
-                one.client_id, drawn_from(self.engine.privacy, self.engine.owners, samples), ledger.sample_rate,
-                ledger.noise_multiplier, ledger.delta, ledger.max_steps, accountant=ledger.accountant,
-                sampling=ledger.sampling, unit=ledger.unit, group=ledger.group,
-            )  # fmt: skip
-            cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
-        self.first, self.n = first, n
-        return included, cohort
-
-    def train(self, deadline: float) -> None:
-        """Takes the run's steps, or as many as there is time for; the clients' states are averaged after each round."""
-        engine, cohort, state = self.engine, self.cohort, self.state
-        check_cohort(cohort, engine.privacy, not isinstance(engine.noise, SecureNoise), engine.owners)
-        together = [slice(0, len(cohort))] if self.one_pass else [slice(i, i + 1) for i in range(len(cohort))]
-        steps = [self._step(rows) for rows in together]
-        expected = [ledger_of(p).expected_batch for p in cohort]
-        factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / given_rate(
-            engine.optimizer
-        )
-        while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
-            before = state.clone()
-            for step in steps:
-                step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0)
-            self.steps += 1
-            self.seen += (before - state).double() * factor
-            if self.steps % self.local_steps == 0:
-                state.copy_(state.mean(0).expand_as(state))
-
-    def _step(self, rows: slice) -> CanaryStep:
-        """Of some of the clients."""
-        cohort, state = self.cohort[rows], self.state[rows]
-        moments = Moments.zeros(self.engine.optimizer, len(cohort), state.shape[1], self.engine.device)
-        step = CanaryStep(self.engine, cohort, state, None, 0.0, moments, None)
-        step.columns, step.signs = np.tile(self.columns, len(self.cohort)), self.signs.reshape(-1)
-        self.limits[rows] = step.norms.cpu()
-        self.noise_std[rows] = step.noise_std.cpu()
-        return step
-
-    def claimed_epsilon(self) -> float:
-        """Of the steps taken: the largest of the clients'."""
-        ledgers = [ledger_of(p) for p in self.cohort]
-        return max(x.epsilon() for x in {(x.noise_multiplier, x.sample_rate): x for x in ledgers}.values())
-
-    def tests(self, significance: float) -> list[CanaryTest]:
-        """All guesses, each kind and each attacker with its share of the significance."""
-        share = significance / (1 + 2 * len(self.kinds))
-        delta, ledgers = ledger_of(self.cohort[0]).delta, [ledger_of(p) for p in self.cohort]
-        where = torch.from_numpy(self.columns).to(self.seen.device)
-        scores = (self.seen[:, where].cpu() / self.limits[:, None]).numpy() * self.signs
-        found = guess(
-            ONE_DIRECTION, "every step", scores.reshape(-1), self.included[self.n - self.first :], delta, share
-        )
-        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers)
-        rate = sum(ledger.sample_rate for ledger in ledgers) / len(ledgers)
-        expected = expected_bound(found.trials, self.steps, rate, sigma, delta, share, self.rng)
-        tests = [replace(found, expected=expected)]
-        for kind, indices in self.kinds.items():
-            there = self.included[indices - self.first]
-            for sees, some in (("every step", self._matched(indices)), ("the final model", self._black_box(indices))):
-                tests.append(guess(kind, sees, self._centred(some, indices), there, delta, share))
-        return tests
-
-    def _matched(self, indices: np.ndarray) -> np.ndarray:
-        """How much of each canary's first gradient is in what its client sent."""
-        rows, scores = self._gradients(indices), np.zeros(len(indices))
-        for row, one in enumerate(self.cohort):
-            mine = slice(row, None, len(self.cohort))
-            ledger, steps = ledger_of(one), self.steps
-            drawn = max((0.25 * (ledger.sample_rate * steps) ** 2 + ledger.sample_rate * steps / 2) ** 0.5, 1e-3)
-            noise = float(self.noise_std[row]) * steps**0.5
-            seen = self.seen[row].clone()
-            seen[torch.from_numpy(self.columns).to(seen.device)] = 0.0
-            scores[mine] = matched_scores(rows[mine], seen, noise, drawn)
-        return scores
-
-    def _gradients(self, indices: np.ndarray) -> Tensor:
-        """Clipped gradients of canaries at the start, without the columns of those of one direction."""
-        engine, found = self.engine, []
-        for some in np.array_split(indices, max(1, len(indices) // 32)):
-            inputs, targets = engine.data.collate(some)
-            rows = segment_gradients(
-                engine.model, engine.adapters, engine.losses, inputs, targets, state=self.start[:1].clone(),
-                rows=np.zeros(len(some), np.int64), arena=engine.arena, probe=engine.probe, packed=engine.packed,
-            ).gradients.clone()  # fmt: skip
-            rows *= (float(self.limits[0]) / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
-            rows[:, torch.from_numpy(self.columns).to(rows.device)] = 0.0
-            found.append(rows.cpu())
-        return torch.cat(found)
-
-    def _black_box(self, indices: np.ndarray) -> np.ndarray:
-        """How far each canary's loss fell from the first model to the last."""
-        engine, found = self.engine, []
-        for row in (self.start, self.state):
-            engine.adapters.load_state_(row.mean(0))
-            found.append(losses_of(engine.model, engine.losses, engine.data, indices, engine.device))
-        return found[0] - found[1]
-
-    def _centred(self, scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Less the mean of the canaries of the same class, which moves with all samples of that class."""
-        labels = self.engine.data.labels[indices]  # type: ignore[attr-defined]
-        for label in np.unique(labels):
-            scores[labels == label] -= scores[labels == label].mean()
-        return scores
-
-
-def _engine(experiment: Experiment, data: Examples) -> Engine:
-    """The run's engine on the longer data. Plain descent: what an optimiser makes of noisy sums costs nothing, and they
-    can be read off what it changes.
-    """
-    config, device, own = experiment.config, experiment.engine.device, experiment.config.optimizer
-    first, limit = experiment.participants[0], config.privacy.max_grad_norm
-    lr = given_rate(own) if first.lr is None else first.lr
-    if own.name == "adamw":  # as large a step as a parameter takes there
-        lr *= own.batch / max(ledger_of(first).noise_multiplier * limit, 1e-6)
-    elif own.normalize:
-        lr /= limit
-    optimizer = OptimizerConfig(name="sgd", lr=lr, normalize=False, batch_size=own.batch, token_budget=own.token_budget)
-    config = config.model_copy(update={"optimizer": optimizer})
-    cached = cache_frozen_layers(
-        config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device
-    )
-    engine = make_engine(config, experiment.loaded, experiment.adapters, cached.train, experiment.task.losses, device)
-    if not isinstance(engine.noise, SecureNoise):
-        engine.noise, engine.draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
-    return engine
+    tests = tuple(run.tests(1.0 - confidence))
+    return OwnAudit(tests=tests, claimed_epsilon=run.claimed_epsilon(), steps=run.steps, **terms)

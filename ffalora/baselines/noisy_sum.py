@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ffalora_kernels import privatize_step_
 
-from ..privacy.noise import NoiseSource, SeededNoise
+from ..privacy.noise import NoiseSource
 
 
 def noisy_sum(
@@ -23,12 +23,7 @@ def noisy_sum(
         noise: secure, or a function of key, client, step and column.
         client_ids, steps: which noise a seeded source gives.
     """
-    deviations, key = torch.tensor(std, dtype=torch.float64), 0
-    if isinstance(noise, SeededNoise):
-        key = noise.key
-    else:
-        noise.add_(total, deviations)
-        deviations = torch.zeros_like(deviations)
+    noise_std, key = noise.before_step_(total, torch.tensor(std, dtype=torch.float64))
     one = torch.ones(len(total), dtype=torch.float64)
     result = torch.zeros(total.shape, dtype=torch.float32)
     privatize_step_(
@@ -36,7 +31,7 @@ def noisy_sum(
         total,
         client_id=torch.tensor(client_ids, dtype=torch.int64),
         step=torch.tensor(steps, dtype=torch.int64),
-        noise_std=deviations,
+        noise_std=noise_std,
         denominator=one,
         lr=-one,
         key=key,

@@ -147,6 +147,16 @@ class FederationConfig(Section):
     server_beta1: float = Field(0.9, ge=0, lt=1, description="server optimiser: momentum, or first moment")
     server_beta2: float = Field(0.99, ge=0, lt=1, description="server optimiser: second moment")
     server_tau: float = Field(1e-3, gt=0, description="server optimiser: degree of adaptivity")
+    average_from: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="evaluate and save the average of what rounds ended with, from this share of the rounds on, "
+        "instead of the last (exact while a is fixed; fedsvd begins anew at each renewal)",
+    )
+    average_decay: float = Field(
+        1.0, gt=0, le=1, description="average_from: weight of a round relative to the next one (1: all the same)"
+    )
     dropout_rate: float = Field(
         0.0, ge=0, lt=1, description="simulated: share of drawn clients that vanish in mid-round"
     )

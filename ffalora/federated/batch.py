@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..privacy.batch import sensible_batch
-from ..training.admission import drawn_from
+from ..training.drawn import drawn_units
 from .partition import Partition
 
 #: What a run without a batch of its own computes, all clients and steps together: minutes on two cores.
@@ -23,7 +23,7 @@ def with_batch(config: Config, partition: Partition) -> Config:
         return config
     batch = optimizer.batch
     if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":
-        sizes = [drawn_from(privacy, partition.owners, samples) for samples in partition.indices]
+        sizes = list(map(drawn_units(privacy, partition.owners).count, partition.indices))
         largest = privacy.public_size_bound or max(sizes)
         steps, usual = federation.rounds * federation.local_steps, batch
         most = max(usual, MOST_SAMPLES // (steps * len(sizes)))

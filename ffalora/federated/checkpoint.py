@@ -1,4 +1,5 @@
 """Checkpoints: one safetensors file that holds the tensors, and in its header, as JSON, everything else. No pickle.
+What clients keep lies in files beside it (see ``client_states``).
 
 The file is written beside the target, flushed to the disk and renamed, so a kill at any moment leaves the last good
 one.
@@ -26,12 +27,16 @@ from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.correlated_noise import CorrelatedNoise
 from ..training.participant import Participant
+from .client_states import ClientStates
 from .strategies import ServerState
 
-_HEADER, _NOISE = "ffalora", "noise."
-_FORMAT = 1
+_HEADER, _NOISE, _CLIENTS = "ffalora", "noise.", "clients."
+_FORMAT = 2
 #: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
-_FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("methods",))
+_FREE_KEYS = (
+    ("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("privacy", "check_gradients"), ("device",),
+    ("report_to",), ("methods",),
+)  # fmt: skip
 
 
 def save_checkpoint(
@@ -44,19 +49,23 @@ def save_checkpoint(
     tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
     if config.privacy.noise != "secure":  # what secure noise depends on is as secret as the noise
         tensors |= {_NOISE + str(p.client_id): p.correlated.buffers for p in participants if p.correlated is not None}
+    listed, digests = server.clients.save(path.with_suffix(".clients"))
+    tensors |= {_CLIENTS + name: places for name, places in listed.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {
         "format": _FORMAT,
         "round": server.round,
         "config": _essence(config),
         "frozen": frozen,
-        "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
+        "clients": digests,
+        "steps_taken": _steps_taken(config, server, participants),
         "clipping": {name: each.adaptive.state_dict() for name, each in _adaptive(participants, level).items()},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
     }
     header["digest"] = _digest(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, allow_nan=False)}))
+    server.clients.sweep()
 
 
 def load_checkpoint(
@@ -103,6 +112,12 @@ def load_checkpoint(
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks what this run needs ({type(error).__name__}: {error})") from None
+    listed = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_CLIENTS)}
+    server.clients = ClientStates.opened(
+        path.with_suffix(".clients"),
+        {name.removeprefix(_CLIENTS): places for name, places in listed.items()},
+        header["clients"],
+    )
     server.row = row.to(server.row.device)
     server.round = header["round"]
     server.tensors = {name.removeprefix("tensor."): value.to(server.row.device) for name, value in tensors.items()}
@@ -115,7 +130,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = json.loads((file.metadata() or {})[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         digest = header.pop("digest")
-        complete = header["format"] == _FORMAT and digest == _digest(header, tensors) and "row" in tensors
+        if header["format"] != _FORMAT:
+            raise ValueError(f"it is of another version (format {header['format']}, this one reads {_FORMAT})")
+        complete = digest == _digest(header, tensors) and "row" in tensors and isinstance(header["clients"], dict)
         complete = complete and isinstance(header["round"], int) and isinstance(header["config"], dict)
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error}") from None
@@ -124,6 +141,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"checkpoint {path} was changed since it was written; use an earlier copy, or start the run anew"
         )
     return header, tensors
+
+
+def _steps_taken(config: Config, server: ServerState, participants: Sequence[Participant]) -> dict[str, int]:
+    """Local steps of each client; as if each had been in every round where its own would tell in which it was, which
+    secure noise for whole clients keeps secret (nothing but the order of its batches depends on them there).
+    """
+    if config.privacy.unit == "client" and config.privacy.noise == "secure":
+        return {str(p.client_id): server.round * config.federation.local_steps for p in participants}
+    return {str(p.client_id): p.steps_taken for p in participants}
 
 
 def _restore_noise(participants: Sequence[Participant], tensors: dict[str, Tensor], device: torch.device) -> None:

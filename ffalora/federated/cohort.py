@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +15,11 @@ from ..training.optim import Moments, lr_factor
 from ..training.participant import Participant
 from ..training.report import TrainingReport
 from ..training.workers import ALONE
+from .checks import cohort_size
 from .experiment import Experiment
 from .shared_rounds import dealt_clients, put_together
-from .strategies import ServerState
+from .strategies import LALoRA, ServerState
+from .turns import train_in_turns
 
 _DRAW, _FAULTS = 7, 8
 _MOMENTS = "moments."
@@ -60,7 +62,7 @@ def _draw(experiment: Experiment, round_number: int) -> tuple[list[int], list[in
         if experiment.charged is not None:
             experiment.charged(experiment.ledgers)
     else:
-        count = max(1, round(config.federation.participation * len(everyone)))
+        count = cohort_size(config, len(everyone))
         chosen = np.arange(len(everyone))
         if count < len(everyone):
             chosen = np.sort(_generator(config, round_number, _DRAW).choice(chosen, count, replace=False))
@@ -80,8 +82,8 @@ def train_cohort(
     several processes each step together, or each its own clients.
 
     Args:
-        moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that are
-            kept among the server's tensors, one row a client of the federation.
+        moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that the
+            server state keeps for its clients.
     """
     federation, optimizer, strategy = experiment.config.federation, experiment.config.optimizer, experiment.strategy
     keeps, mask = moments is None and optimizer.keep_moments, strategy.mask(server, cohort.ids)
@@ -95,11 +97,14 @@ def train_cohort(
     report, workers = TrainingReport(len(rows)), experiment.workers
     dealt = dealt_clients(experiment, cohort.clients, cohort.steps)
     experiment.engine.workers = workers if dealt is None else ALONE
+    train: Callable[..., object] = experiment.engine.train
+    if isinstance(strategy, LALoRA):
+        train = partial(train_in_turns, experiment.engine, strategy, first)
     one_pass = workers.same_for_all(trains_in_one_pass(experiment, len(rows)))  # their free memory may differ
     for index, begin, end in _groups(cohort, one_pass, None if dealt is None else dealt == workers.rank):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
-        experiment.engine.train(
+        train(
             [cohort.clients[i] for i in index],
             part,
             end - begin,
@@ -117,28 +122,27 @@ def train_cohort(
     if dealt is not None:
         put_together(workers, dealt, cohort.clients, rows, moments)
     if keeps:
-        keep_moments(experiment, server, cohort, rows, moments)
+        keep_moments(experiment, server, cohort, moments)
     return report.of_all(workers)
 
 
 def kept_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> Moments:
-    """The moments that the cohort's rows ended the last round with; zeros where there was none."""
-    return _moments_of_all(experiment, server, rows).rows(torch.tensor(cohort.ids, dtype=torch.int64))
+    """The moments that the cohort's rows ended the last round with, which the first process keeps; zeros where there
+    was none.
+    """
+    zeros = Moments.zeros(experiment.config.optimizer, 1, rows.shape[1]).tensors()
+
+    def kept() -> dict[str, Tensor]:
+        return {name: server.clients.rows(_MOMENTS + name, cohort.ids, zero[0]) for name, zero in zeros.items()}
+
+    return Moments(**{name: value.to(rows.device) for name, value in experiment.workers.from_lead(kept).items()})
 
 
-def keep_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments) -> None:
-    """Keeps the moments of the cohort's rows among the server's tensors."""
-    everyone = _moments_of_all(experiment, server, rows)
-    everyone.put_(torch.tensor(cohort.ids, dtype=torch.int64), moments)
-    server.tensors |= {_MOMENTS + name: value for name, value in everyone.tensors().items()}
-
-
-def _moments_of_all(experiment: Experiment, server: ServerState, rows: Tensor) -> Moments:
-    """Of all clients of the federation, drawn or not."""
-    kept = {n.removeprefix(_MOMENTS): value for n, value in server.tensors.items() if n.startswith(_MOMENTS)}
-    if kept:
-        return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
-    return Moments.zeros(experiment.config.optimizer, experiment.strategy.clients, rows.shape[1], rows.device)
+def keep_moments(experiment: Experiment, server: ServerState, cohort: Cohort, moments: Moments) -> None:
+    """Keeps the moments of the cohort's rows with the first process."""
+    if experiment.workers.leads:
+        for name, value in moments.tensors().items():
+            server.clients.put(_MOMENTS + name, cohort.ids, value)
 
 
 def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:

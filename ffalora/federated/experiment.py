@@ -23,8 +23,8 @@ from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
 from ..runs.evaluation import Answered
-from ..training.admission import drawn_from
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
+from ..training.drawn import drawn_units
 from ..training.engine import Engine
 from ..training.participant import Participant
 from ..training.workers import ALONE, Workers
@@ -129,7 +129,8 @@ def build(
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
-        client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
+        fingerprint = data_fingerprint(config, train, range(len(train)))
+        client_level = make_client_level(config, len(partition), fingerprint, adapters.layout.size)
         mean = client_level_mean(client_level, adapters)
     participants = make_participants(config, partition, train)
     set_rates(config, loaded, adapters, participants, len(partition))
@@ -203,7 +204,7 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
         if config.privacy.at_clients:
             fingerprint = data_fingerprint(config, train, samples, partition.owners)
             label = partition.names[client_id] if config.clients.partition == "column" else ""
-            drawn = drawn_from(config.privacy, partition.owners, samples)
+            drawn = drawn_units(config.privacy, partition.owners).count(samples)
             ledger = make_ledger(config, client_id, drawn, steps, fingerprint, label)
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))

@@ -19,20 +19,9 @@ from torch import Tensor
 
 from ..config import Config
 from .strategies import ServerState, Strategy
+from .strategies.wire import BLOCK
 
-BLOCK = 64
 _LARGEST, _ROUNDING = 127, 11
-
-
-def payload_bytes(kind: str, numbers: int) -> int:
-    """What ``numbers`` take on the wire, without headers.
-
-    Args:
-        kind: ``federation.payload``.
-    """
-    if kind == "int8":
-        return numbers + 4 * math.ceil(numbers / BLOCK)
-    return numbers * (2 if kind == "float16" else 4)
 
 
 def packed(config: Config, strategy: Strategy, server: ServerState, client: int, row: Tensor) -> list[np.ndarray]:

@@ -17,6 +17,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ..config import Config
 from .cohort import trains_in_one_pass
 from .experiment import Experiment, build
+from .strategies import LALoRA
+from .turns import train_in_turns
 
 #: Parts of a step, in the order they are shown.
 PARTS = ("base products", "adapters", "attention", "clipping", "noise and optimiser", "data", "everything else")
@@ -153,6 +155,8 @@ def _trainer(experiment: Experiment) -> Callable[[int], Any]:
     cohort = participants if trains_in_one_pass(experiment, len(participants)) else participants[:1]
     clients = [participant.client_id for participant in cohort]
     rows, mask = strategy.start(server, clients), strategy.mask(server, clients)
+    if isinstance(strategy, LALoRA):
+        return lambda steps: train_in_turns(experiment.engine, strategy, 0, cohort, rows, steps)
     return lambda steps: experiment.engine.train(cohort, rows, steps, mask=mask)
 
 

@@ -9,7 +9,7 @@ from ..config import Config
 from ..models import LoadedModel, MeanPooledClassifier
 from ..training.optim import lr_factor
 from ..training.participant import Participant
-from ..training.rates import auto_rates, noise_variance
+from ..training.rates import auto_rates, language_rate, noise_variance
 
 
 def set_rates(
@@ -40,6 +40,9 @@ def rates_of(
     length = config.model.head_scale if pools else width**0.5
     factors = [lr_factor(config.optimizer, step, steps) for step in range(steps)]
     numbers = sum(place.size for place in adapters.layout.places if place.layer not in adapters.heads)
+    if config.data.task == "causal-lm" and not adapters.heads:
+        lr = language_rate(config.optimizer, variance, numbers, factors)
+        return lr, lr
     return auto_rates(config.optimizer, variance, width, length, numbers, factors)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..config import FederationConfig
 
-_PREFIX = "server."
+#: Begins the names of tensors that mean nothing once the columns of the row mean something else.
+OF_THE_SERVER = "server."
 
 
 def server_step(
@@ -40,7 +41,7 @@ def server_step(
     if name == "fedavg":
         return (start.double() + lr * delta).float()
     beta1, beta2, tau = federation.server_beta1, federation.server_beta2, federation.server_tau
-    first, second = f"{_PREFIX}m.{factor}", f"{_PREFIX}v.{factor}"
+    first, second = f"{OF_THE_SERVER}m.{factor}", f"{OF_THE_SERVER}v.{factor}"
     m = beta1 * tensors.get(first, torch.zeros_like(delta)).to(delta.device) + (
         delta if name == "fedavgm" else (1 - beta1) * delta
     )
@@ -60,6 +61,6 @@ def server_step(
 
 
 def forget_moments(tensors: dict[str, Tensor]) -> None:
-    """Drops the server's moments, where the columns they belong to have got another meaning."""
-    for name in [name for name in tensors if name.startswith(_PREFIX)]:
+    """Drops the server's moments and average over rounds, where the columns they belong to have got another meaning."""
+    for name in [name for name in tensors if name.startswith(OF_THE_SERVER)]:
         del tensors[name]

@@ -59,6 +59,14 @@ def share_server(workers: Workers, server: ServerState) -> None:
     server.row, server.tensors = row.to(device), {name: value.to(device) for name, value in tensors.items()}
 
 
+def start_rows(experiment: Experiment, server: ServerState, clients: Sequence[int]) -> Tensor:
+    """Rows ``[C,P]`` that a cohort starts from. What clients keep from round to round the first process alone knows."""
+    strategy, device = experiment.strategy, server.row.device
+    if experiment.workers.size == 1 or not strategy.personal:
+        return strategy.start(server, clients)
+    return experiment.workers.from_lead(lambda: strategy.start(server, clients).cpu()).to(device)
+
+
 def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps: Sequence[int]) -> Tensor | None:
     """Which process trains each client of a cohort, int64 ``[C]``: the one with most tokens goes to the process that
     has least to do yet, and so on. None where all processes share every step.

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,15 +24,15 @@ from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .accounts import open_run_accounts
+from .averaging import average_in
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
-from .payload import payload_bytes, through_the_wire
+from .payload import through_the_wire
 from .records import finish_folder, metrics_row, open_folder
-from .shared_rounds import share_server, share_start
+from .shared_rounds import share_server, share_start, start_rows
 from .strategies import Answers, ServerState
-from .strategies.wire import BYTES_PER_NUMBER
 
 
 @dataclass
@@ -182,9 +183,8 @@ def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
     strategy, cohort = experiment.strategy, draw_cohort(experiment, server.round)
     strategy.load(server, trains=True)
     ids, wire = cohort.ids, strategy.wire
-    numbers = [wire.bytes_up(server, c) // BYTES_PER_NUMBER for c, a in zip(ids, cohort.arrives, strict=True) if a]
-    up = sum(payload_bytes(experiment.config.federation.payload, each) for each in numbers)
-    return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
+    up = sum(wire.bytes_up(server, client) for client, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
+    return OpenRound(cohort, start_rows(experiment, server, ids), up, wire.bytes_down(server, ids))
 
 
 def close_round(
@@ -199,6 +199,8 @@ def close_round(
     started = time.perf_counter()
     config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
     rows = through_the_wire(config, experiment.strategy, server, ids, opened.rows)
+    if experiment.client_level is not None:  # whether an update is finite is private: what is not counts as none
+        rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, experiment.strategy.start(server, ids))
     finite = rows.isfinite().all(1).tolist()
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
     report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
@@ -208,6 +210,8 @@ def close_round(
         weights = client_weights([cohort.clients[i] for i in kept], config)
         answers = Answers([ids[i] for i in kept], rows[kept], weights, experiment.mean)
         gap = experiment.strategy.aggregate(server, answers)
+        if config.federation.average_from is not None:
+            average_in(server, config.federation)
     server.round += 1
     metrics = {}
     if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
@@ -218,9 +222,9 @@ def close_round(
 
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
-    found: list[dict[str, float]] = []
+    found: list[tuple[dict[str, float], int]] = []
     config = experiment.config.data
-    for row in experiment.strategy.views(server):
+    for row, clients in experiment.strategy.views(server):
         experiment.strategy.load(server, row)
         metrics = evaluate_examples(
             experiment.engine.model,
@@ -230,8 +234,9 @@ def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, flo
             config.max_evaluation_samples,
         )
         experiment.answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
-        found.append(metrics | (experiment.answered.metrics() if experiment.answered else {}))
-    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+        found.append((metrics | (experiment.answered.metrics() if experiment.answered else {}), clients))
+    total = sum(clients for _, clients in found)
+    return {name: sum(clients * each[name] for each, clients in found) / total for name in found[0][0]}
 
 
 def _is_spent(experiment: Experiment, server: ServerState) -> bool:

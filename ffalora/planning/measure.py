@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..federated.experiment import Experiment
-from ..training.admission import drawn_from
+from ..training.drawn import drawn_units
 
 _SAMPLES = 64
 
@@ -32,7 +32,7 @@ def measure(experiment: Experiment) -> Cost:
     client = experiment.participants[0]
     samples = np.asarray(client.samples)[:_SAMPLES]
     ledger = client.ledger
-    drawn = drawn_from(experiment.engine.privacy, experiment.engine.owners, samples)
+    drawn = drawn_units(experiment.engine.privacy, experiment.engine.owners).count(samples)
     if ledger is not None:
         ledger = replace(ledger, dataset_size=drawn, sample_rate=1.0, max_steps=2, target_epsilon=None, steps_taken=0)
     state = experiment.adapters.state()[None].clone()
@@ -42,7 +42,7 @@ def measure(experiment: Experiment) -> Cost:
     started = time.perf_counter()
     experiment.engine.train([trained], state, 1)
     _finish(experiment.engine.device)
-    return Cost((time.perf_counter() - started) / len(samples), _peak_bytes(experiment.engine.device))
+    return Cost((time.perf_counter() - started) / len(samples), peak_bytes(experiment.engine.device))
 
 
 def _finish(device: torch.device) -> None:
@@ -50,7 +50,8 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process (on a GPU: the device) has held; 0 where the system does not count."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

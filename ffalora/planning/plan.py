@@ -14,7 +14,6 @@ import numpy as np
 
 from ..config import Config, ConfigError
 from ..federated.experiment import Experiment, build
-from ..federated.payload import payload_bytes
 from ..federated.rates import rates_of
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.batch import ENOUGH, HALVINGS, efficiency
@@ -139,7 +138,7 @@ def _plan(experiment: Experiment, sizes: Sequence[int], batch: int, rounds: int,
         signal_to_noise=SIGNAL / math.sqrt(variance * hidden / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=cost.seconds_per_sample * steps * sum(b for _, b in terms) * _samples_of_a_draw(experiment),
-        bytes_up=rounds * payload_bytes(config.federation.payload, experiment.adapters.layout.size),
+        bytes_up=rounds * experiment.strategy.wire.bytes_up(experiment.strategy.begin()),
     )
 
 

@@ -44,6 +44,11 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
         "privacy:",
         _unit(found),
         f"  target_epsilon: {target_epsilon:g}  # for all rounds together; smaller protects more and learns less",
+        *(
+            ["  clipping: automatic  # every row counts alike, however small its gradient"]
+            if found.label is None
+            else []
+        ),
         f"  delta: {delta:.1e}  # well below one over the rows of a client",
         "  noise: secure  # charged to the data's ledger, run by run; seeded: to try things out, protects nothing",
     ]
@@ -93,6 +98,11 @@ def _language_model(found: Proposal) -> list[str]:
 
 def _users(found: Proposal) -> list[str]:
     return [] if found.user is None else [f"  user: {_value(found.user)}  # whose a row is; {found.column(found.user)}"]
+
+
+def _clipping(found: Proposal) -> list[str]:
+    every_row = "  clipping: automatic  # every row counts alike, however small its gradient"
+    return [every_row] if found.label is None else []
 
 
 def _unit(found: Proposal) -> str:

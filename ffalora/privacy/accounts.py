@@ -54,6 +54,12 @@ class Accounts:
                 ledger.steps_taken = ledger.steps_written
             raise
 
+    def look_up(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
+        """Tells the ledgers what other runs have spent on the same records by now."""
+        if self.data_ledger is not None:
+            with self.data_ledger.opened():
+                self.data_ledger.look_up(ledgers)
+
 
 def open_accounts(
     ledgers: Mapping[str, PrivacyLedger],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ffalora_kernels import privatize_step_
 from ffalora_kernels.reference import gaussian_ref
+
+from .sampling import raw_words
 
 #: Philox stream of the noisy counts of adaptive clipping; the noise on gradients has stream 0.
 COUNT_STREAM = 1
@@ -32,6 +37,10 @@ class SeededNoise:
         digest = hashlib.sha256(f"ffalora noise {seed}".encode()).digest()
         return cls(int.from_bytes(digest[:8], "little", signed=True))
 
+    def before_step_(self, total: Tensor, std: Tensor, leads: bool = True) -> tuple[Tensor, int]:
+        """As :meth:`SecureNoise.before_step_`; ``total`` stays as it is, ``privatize_step_`` draws the noise."""
+        return std, self.key
+
     def normals(self, total: Tensor, client_id: Tensor, step: Tensor, index: Tensor | None) -> Tensor:
         """The normals that ``privatize_step_`` would draw for these rows, rounded to float32; 0 in padding columns.
 
@@ -49,6 +58,10 @@ class SeededNoise:
         )  # fmt: skip
         return drawn.double()
 
+    def words(self, count: int, client_id: int, step: int, stream: int) -> NDArray[np.uint64]:
+        """Uniform 64-bit words for noise that is no Gaussian: the same arguments give the same words."""
+        return raw_words(count, self.key % 2**64, client_id, step, stream)
+
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal beside the noise on the gradients: the same arguments give the same number."""
         return float(gaussian_ref(self.key, client_id, step, stream, torch.zeros(1, dtype=torch.int64)))
@@ -61,6 +74,20 @@ class SecureNoise:
     """
 
     mode = "secure"
+
+    def before_step_(self, total: Tensor, std: Tensor, leads: bool = True) -> tuple[Tensor, int]:
+        """Adds noise that ``privatize_step_`` does not draw, before the sums leave the process.
+
+        Args:
+            total: float64 ``[C,P]``; std: float64 ``[C]``, standard deviation of each row.
+            leads: whether this is the one of several processes that noises their common sum.
+
+        Returns:
+            ``noise_std`` and ``key`` that ``privatize_step_`` is to be given.
+        """
+        if leads:
+            self.add_(total, std)
+        return -std, 0  # it is in the sums already; only its size matters from here on
 
     def add_(self, total: Tensor, std: Tensor) -> None:
         """Adds independent Gaussian noise of standard deviation ``std [C]`` to ``total`` float64 ``[C,P]``.
@@ -76,6 +103,12 @@ class SecureNoise:
         drawn = torch.zeros_like(total)
         self.add_(drawn, total.new_ones(len(total)))
         return drawn
+
+    def words(self, count: int, client_id: int, step: int, stream: int) -> NDArray[np.uint64]:
+        """Uniform 64-bit words of the operating system; the other arguments are unused, since nothing is ever drawn
+        twice.
+        """
+        return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
 
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal; the arguments are unused, since nothing is ever drawn twice."""

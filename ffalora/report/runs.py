@@ -18,7 +18,7 @@ CONFIG, METRICS, STUDY = "config.yaml", "metrics.jsonl", "study.yaml"
 _SEED = "seed-"
 _TITLES = {
     "ffa": "FFA-LoRA", "lora": "LoRA", "rolora": "RoLoRA", "fedsa": "FedSA-LoRA", "fedsvd": "FedSVD", "fedsb": "Fed-SB",
-    "fedex": "FedEx-LoRA", "flora": "FLoRA", "flexlora": "FlexLoRA", "hetlora": "HetLoRA",
+    "lalora": "LA-LoRA", "fedex": "FedEx-LoRA", "flora": "FLoRA", "flexlora": "FlexLoRA", "hetlora": "HetLoRA",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ..adapters import Adapters
 from ..config import PrivacyConfig
 from ..data.users import Owners
 from .detectors import Modules, check_attached, modules_of
+from .drawn import drawn_units
 from .probe import SamplesNotIndependent
 
 if TYPE_CHECKING:
@@ -127,25 +128,12 @@ def check_cohort(
         _check_ledger(participant, privacy, seeded)
         if privacy.unit == "user":
             _check_users(participant, privacy, owners)
-        drawn = drawn_from(privacy, owners, participant.samples)
-        ledger = ledger_of(participant)
+        drawn, ledger = drawn_units(privacy, owners).count(participant.samples), ledger_of(participant)
         if not ledger.covers(drawn):
             raise ValueError(
                 f"client {participant.client_id}: its ledger is for dataset_size={ledger.dataset_size}, but it holds "
                 f"{drawn} {ledger.drawn}s; make a ledger for this data (and put what the old one spent into its prior)"
             )
-
-
-def drawn_from(privacy: PrivacyConfig, owners: Owners | None, samples: np.ndarray) -> int:
-    """How many samples, or users, a step draws from: what a ledger calls ``dataset_size``."""
-    if not privacy.draws_users:
-        return len(samples)
-    if owners is None:
-        raise ValueError(
-            "privacy.unit='user', but whose the samples are is not known; name the column in data.user, or give "
-            "owners=Owners.of(…)"
-        )
-    return len(np.unique(owners.single[samples]))
 
 
 def _check_users(participant: Participant, privacy: PrivacyConfig, owners: Owners | None) -> None:

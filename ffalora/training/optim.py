@@ -52,6 +52,11 @@ class Moments:
         """A copy of some clients' rows, int64 ``index``."""
         return Moments(**{name: value[index] for name, value in self.tensors().items()})
 
+    def columns(self, index: Tensor) -> Moments:
+        """A copy of some columns, int64 ``index``, of all rows."""
+        parts = {name: value[:, index] for name, value in self.tensors().items() if name != "age"}
+        return Moments(self.age.clone(), **parts)
+
     def put_(self, index: Tensor, rows: Moments) -> None:
         """Writes rows that :meth:`rows` copied back, after they changed."""
         for name, value in rows.tensors().items():

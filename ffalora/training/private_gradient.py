@@ -16,7 +16,7 @@ from ffalora_kernels import privatize_step_
 from ..adapters import Adapters
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
-from ..privacy.noise import NoiseSource, SeededNoise
+from ..privacy.noise import NoiseSource
 from .admission import check_model, check_users, check_whole
 from .arena import Arena
 from .batches import groups_of
@@ -162,8 +162,7 @@ class PrivateGradient:
         index = self.adapters.layout.parameter_index()
         index = None if index is None else index.to(self.device)
         std = self.ledger.noise_multiplier * sensitivity(self.max_grad_norm, self.ledger.dataset_size)
-        if not isinstance(self.noise, SeededNoise) and self.workers.leads:
-            self.noise.add_(total, self._row(std))
+        noise_std, key = self.noise.before_step_(total, self._row(std), self.workers.leads)
         self.workers.add_up_(total)
         gradient = torch.zeros(total.shape, dtype=torch.float32, device=self.device)
         whole = torch.tensor([number], dtype=torch.int64, device=self.device)
@@ -172,18 +171,28 @@ class PrivateGradient:
             total,
             client_id=torch.full_like(whole, self.ledger.client_id),
             step=whole,
-            noise_std=self._row(std if isinstance(self.noise, SeededNoise) else 0.0),
+            noise_std=noise_std,
             denominator=self._row(self.ledger.sample_rate * self.ledger.dataset_size),
             lr=self._row(-1.0),
-            key=self.noise.key if isinstance(self.noise, SeededNoise) else 0,
+            key=key,
             index=index,
         )
         return gradient[0]
 
     def _check_apart(self, samples: Sequence[np.ndarray]) -> None:
-        """A sample, or a user, that two processes hold would move the sum by twice the norm; and processes that
-        begin with other factors would add up gradients of other models.
+        """A sample, or a user, that is there twice would move the sum by twice the norm; and processes that begin with
+        other factors would add up gradients of other models.
+
+        Raises:
+            ValueError: names what is held twice.
         """
+        mine = np.concatenate([np.empty(0, dtype=np.int64), *samples])
+        here, times = np.unique(mine, return_counts=True)
+        if len(here) < len(mine):
+            raise ValueError(
+                f"sample {here[times.argmax()]} is {times.max()} times in the batches of a step, so that it could move "
+                "the sum by more than max_grad_norm; give each sample that was drawn once"
+            )
         if self.workers.size == 1:
             return
         if not self._is_compared:
@@ -194,7 +203,7 @@ class PrivateGradient:
             ]
             check_same_state(self.workers, torch.cat([self.adapters.state(), *frozen]))
             self._is_compared = True
-        mine, what = np.concatenate([np.empty(0, dtype=np.int64), *samples]), "sample"
+        what = "sample"
         if self._users is not None:
             mine, what = np.unique(self._users[mine]), "user"
         held = np.concatenate(self.workers.gather(mine))

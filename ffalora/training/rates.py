@@ -29,6 +29,8 @@ from .participant import Participant
 
 #: Length of the mean of normalised steps towards what data say of sentences: in a head, in adapters.
 SIGNAL, ADAPTERS_SIGNAL = 0.1, 0.05
+#: The same of the adapters of a language model: no head takes a share of C, and what answers ask for points one way.
+LANGUAGE_SIGNAL = 0.5
 #: Farthest that all steps together may carry an adapter: beyond, training diverges.
 PATH = 30.0
 #: A head's rate relative to the adapters' where no noise tells.
@@ -90,6 +92,19 @@ def auto_rates(
     if optimizer.name == "sgd" and variance and optimizer.head_lr_factor == "auto":
         return lr, head_rate(variance, width, factors) / length
     return lr, lr * factor
+
+
+def language_rate(optimizer: OptimizerConfig, variance: float | None, numbers: int, factors: Sequence[float]) -> float:
+    """``optimizer.lr: auto`` for a language model whose adapters alone are trained, in the units of :func:`auto_rates`.
+
+    It counts on samples that are as long as C lets them be: ``privacy.clipping: automatic`` makes them so.
+
+    Args:
+        variance, numbers, factors: as there.
+    """
+    ratio = math.sqrt((variance or 0.0) * numbers / len(factors)) / LANGUAGE_SIGNAL
+    lr = PATH / max(sum(factors), 3.0) / (1.0 + ratio**2)
+    return lr / math.sqrt(max(numbers, 1)) if optimizer.name == "adamw" else lr
 
 
 def column_units(adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequence[Participant]) -> Tensor:

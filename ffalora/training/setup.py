@@ -16,11 +16,13 @@ from ..config import OptimizerConfig, PrivacyConfig
 from ..data.users import Owners
 from ..privacy.correlation import records_of_turn
 from ..privacy.noise import NoiseSource, SecureNoise
-from ..privacy.sampling import Draw, SeededDraw, SystemDraw, records_of, shuffled_batches
-from .admission import check_model, drawn_from
+from ..privacy.sampling import Draw, SeededDraw, SystemDraw, shuffled_batches
+from .admission import check_model
 from .arena import Arena
-from .batches import PhysicalBatches, grouped_batches, packed_batches, physical_batches
+from .batches import physical_batches
+from .drawn import Drawn, drawn_units
 from .dropout import DropoutKeys, drops_out
+from .freed_memory import keep_freed_memory
 from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
@@ -88,6 +90,8 @@ class TrainingSetup:
         if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
             raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
         self.check_model()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.arena = Arena(self.adapters, self.device)
         self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
         self.graphs = None
@@ -125,53 +129,24 @@ class TrainingSetup:
         plain = self.keeps_samples_apart and not (self.packed or self.merge_weights or compiled)
         return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
 
+    @property
+    def drawn(self) -> Drawn:
+        """What a step draws."""
+        return drawn_units(self.privacy, self.owners)
+
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
-        n = drawn_from(self.privacy, self.owners, participant.samples)
-        ledger = participant.ledger
+        client, step, ledger = participant.client_id, participant.steps_taken, participant.ledger
+        n = self.drawn.count(participant.samples)
         if ledger is not None and ledger.correlation is not None:
             turns = ledger.correlation.separation
-            group = records_of_turn(self.seed, participant.client_id, participant.steps_taken, n, turns)
-            rate = min(1.0, ledger.sample_rate * turns)
-            drawn = group[self.draw(participant.client_id, participant.steps_taken, len(group), rate)]
+            group = records_of_turn(self.seed, client, step, n, turns)
+            drawn = group[self.draw(client, step, len(group), min(1.0, ledger.sample_rate * turns))]
         elif ledger is not None and self.privacy.sampling == "poisson":
-            drawn = self.draw(participant.client_id, participant.steps_taken, n, ledger.sample_rate)
+            drawn = self.draw(client, step, n, ledger.sample_rate)
         else:
-            size = min(self.optimizer.batch, n)
-            drawn = shuffled_batches(self.seed, participant.client_id, participant.steps_taken, n, size)
-        if self.privacy.draws_users and self.owners is not None:
-            some = partial(self.draw.some, participant.client_id, participant.steps_taken)
-            owner = self.owners.single[participant.samples]
-            drawn = records_of(drawn, owner, self.privacy.samples_per_user, some)
-        return participant.samples[drawn]
-
-    def groups(self, rows: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Which samples of a logical batch must pass together: those of a user where users are drawn, whose sum is one
-        segment; else any of a row. ``[S]``, rising with ``rows``; arguments as in :meth:`dropout_keys`.
-        """
-        if not self.privacy.draws_users or self.owners is None or not len(samples):
-            return rows
-        owner = self.owners.single[samples]
-        return np.unique(rows * (int(owner.max()) + 1) + owner, return_inverse=True)[1]
-
-    def cut(self, samples: np.ndarray, groups: np.ndarray, budget: int) -> PhysicalBatches:
-        """A logical batch in physical ones of at most ``budget`` tokens."""
-        lengths, most = self.data.lengths[samples], self.arena.most_rows if self.private else None
-        if self.privacy.draws_users:
-            return grouped_batches(lengths, groups, budget, most, self.packed)
-        return (packed_batches if self.packed else physical_batches)(lengths, budget, max_samples=most)
-
-    def share(self, samples: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Positions of this process's samples, or of those of its users where users are drawn."""
-        lengths = self.data.lengths[samples]
-        if not self.privacy.draws_users:
-            return self.workers.share(lengths)
-        whose = np.unique(groups, return_inverse=True)[1]
-        return np.flatnonzero(np.isin(whose, self.workers.share(np.bincount(whose, lengths))))
-
-    def rows_of_losses(self, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Whose each loss of a physical batch is: one a sample, or one a user."""
-        return rows[np.unique(groups, return_index=True)[1]] if self.privacy.draws_users else rows
+            drawn = shuffled_batches(self.seed, client, step, n, min(self.optimizer.batch, n))
+        return self.drawn.records(participant.samples, drawn, partial(self.draw.some, client, step))
 
     def shared_choices(self, cohort: Sequence[Participant]) -> int:
         """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""

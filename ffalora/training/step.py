@@ -13,7 +13,6 @@ from torch import Tensor
 from ffalora_kernels import privatize_step_
 
 from ..privacy.clipping import per_layer_thresholds
-from ..privacy.noise import SecureNoise, SeededNoise
 from .admission import ledger_of
 from .batches import PhysicalBatches
 from .detectors import UpdateWatch
@@ -86,10 +85,11 @@ class LogicalStep:
         """
         setup = self.setup
         row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
-        groups = setup.groups(row_of, samples)
-        mine = setup.share(samples, groups)
-        row_of, samples, groups = row_of[mine], samples[mine], groups[mine]
-        plan = setup.cut(samples, groups, budget)
+        units, segments = setup.drawn, setup.drawn.segments(row_of, samples)
+        mine = units.share(setup.data.lengths[samples], segments, setup.workers)
+        row_of, samples, segments = row_of[mine], samples[mine], segments[mine]
+        most = setup.arena.most_rows if setup.private else None
+        plan = units.cut(setup.data.lengths[samples], segments, budget, most, setup.packed)
         self.total.zero_()
         if self.graphs is None and setup.graphs is not None and setup.may_record:
             self.graphs = setup.graphs
@@ -99,11 +99,11 @@ class LogicalStep:
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
-            batch = batch[np.argsort(groups[batch], kind="stable")]
-            loss, norm = self._accumulate(row_of[batch], samples[batch], groups[batch], merged, shared)
+            batch = batch[np.argsort(segments[batch], kind="stable")]
+            loss, norm = self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared)
             losses.append(loss)
             norms.append(norm)
-            rows.append(setup.rows_of_losses(row_of[batch], groups[batch]))
+            rows.append(units.rows_of_losses(row_of[batch], segments[batch]))
         loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
         if self.graphs is not None:
             self.graphs.check_written()
@@ -130,7 +130,7 @@ class LogicalStep:
         return {name: weight for name, weight in weights.items() if weight is not None}
 
     def _accumulate(
-        self, rows: np.ndarray, samples: np.ndarray, groups: np.ndarray, merged: dict[str, Tensor] | None, shared: int
+        self, rows: np.ndarray, samples: np.ndarray, segments: np.ndarray, merged: dict[str, Tensor] | None, shared: int
     ) -> tuple[Tensor, Tensor]:
         """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
         ``[S]``: without privacy, those of the sums that the samples went into; where users are drawn, one a user.
@@ -151,7 +151,7 @@ class LogicalStep:
             targets,
             state=self.state,
             rows=rows,
-            together=None if setup.keeps_samples_apart else groups,
+            together=None if setup.keeps_samples_apart else segments,
             arena=setup.arena,
             probe=setup.probe,
             dropout=partial(setup.dropout_keys, self.cohort, rows, samples, shared),
@@ -161,7 +161,7 @@ class LogicalStep:
         norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode)
         if not setup.private:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
-        return found.losses if len(norms) == len(rows) else found.mean_losses(groups), norms
+        return found.losses if len(norms) == len(rows) else found.mean_losses(segments), norms
 
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
@@ -220,19 +220,16 @@ class LogicalStep:
             steps: int64 ``[C]``, the clients' own.
         """
         setup, correlated = self.setup, [p.correlated for p in self.cohort if p.correlated is not None]
-        if isinstance(setup.noise, SeededNoise) and not correlated:
-            return self.noise_std, setup.noise.key
         if not setup.private:
             return self.noise_std, 0
-        if correlated:
-            normals = setup.noise.normals(self.total, self.client_id, steps, self.index)
-            for row, noise in zip(normals, correlated, strict=True):
-                noise.shape_(row)
-            if setup.workers.leads:
-                self.total.addcmul_(normals, self.noise_std[:, None])
-        elif setup.workers.leads and isinstance(setup.noise, SecureNoise):
-            setup.noise.add_(self.total, self.noise_std)
-        return -self.noise_std, 0  # it is in the sums already; only its size matters from here on
+        if not correlated:
+            return setup.noise.before_step_(self.total, self.noise_std, setup.workers.leads)
+        normals = setup.noise.normals(self.total, self.client_id, steps, self.index)
+        for row, noise in zip(normals, correlated, strict=True):
+            noise.shape_(row)
+        if setup.workers.leads:
+            self.total.addcmul_(normals, self.noise_std[:, None])
+        return -self.noise_std, 0
 
     def _adapt_clipping(self, norms: Tensor, rows: Tensor) -> None:
         """Moves the clipping norm of every participant that has a policy, by its own noisy count."""

@@ -20,14 +20,14 @@ from ffalora.audits import bounds, own
 from ffalora.data.examples import TokenizedDataset
 from ffalora.federated import whole_users
 from ffalora.federated.flower.policy import SitePolicy
-from ffalora.privacy import accountants, charge_log, data_ledger, ledger_files, prior, sealed, statement
+from ffalora.privacy import accountants, charge_log, client_level, data_ledger, ledger_files, prior, sealed, statement
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.correlated_noise import CorrelatedNoise
 from ffalora.privacy.correlation import Correlation
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
 from ffalora.report import baselines, page
-from ffalora.training import admission, gradients, sensitivity, setup
+from ffalora.training import admission, drawn, gradients, sensitivity, setup
 from ffalora.training import step as step_module
 from ffalora.training.batches import physical_batches
 from ffalora.training.dropout import DropoutKeys
@@ -51,6 +51,15 @@ def clipping_removed(patch) -> None:
         )
 
     patch.setattr(gradients, "clip_reduce_", unclipped)
+
+
+def updates_are_not_clipped(patch) -> None:
+    real = client_level.clip_reduce_
+
+    def unclipped(total, updates, client, max_grad_norm, *rest, **options):
+        return real(total, updates, client, torch.full_like(max_grad_norm, torch.inf), *rest, **options)
+
+    patch.setattr(client_level, "clip_reduce_", unclipped)
 
 
 def head_without_noise(patch) -> None:
@@ -286,19 +295,19 @@ def pages_call_simulations_protected(patch) -> None:
 
 def samples_of_a_user_are_clipped_apart(patch) -> None:
     patch.setattr(TrainingSetup, "keeps_samples_apart", property(lambda self: self.private))
-    patch.setattr(TrainingSetup, "rows_of_losses", lambda self, rows, groups: rows)
+    patch.setattr(drawn.DrawnUsers, "rows_of_losses", lambda self, rows, segments: rows)
 
 
 def users_are_cut_between_physical_batches(patch) -> None:
     patch.setattr(
-        setup, "grouped_batches", lambda lengths, groups, budget, most, packed: physical_batches(lengths, budget, most)
+        drawn, "grouped_batches", lambda lengths, groups, budget, most, packed: physical_batches(lengths, budget, most)
     )
 
 
 def samples_of_a_user_are_not_limited(patch) -> None:
     """Neither in a step, nor in a run."""
-    real = setup.records_of
-    patch.setattr(setup, "records_of", lambda users, owner, most, some: real(users, owner, len(owner), some))
+    real = drawn.records_of
+    patch.setattr(drawn, "records_of", lambda users, owner, most, some: real(users, owner, len(owner), some))
     patch.setattr(whole_users, "bounded_records", lambda users, starts, most, seed: np.arange(len(starts) - 1))
     patch.setattr(admission, "_check_users", lambda *_: None)
 
@@ -315,7 +324,7 @@ def rows_are_drawn_in_place_of_users(patch) -> None:
 
 def groups_are_counted_as_one_sample(patch) -> None:
     real = accountants.Gaussians
-    patch.setattr(accountants, "Gaussians", lambda sigma, rate, steps, group=1: real(sigma, rate, steps))
+    patch.setattr(accountants, "Gaussians", lambda sigma, rate, steps, group, *kind: real(sigma, rate, steps, 1, *kind))
 
 
 def users_may_be_at_several_clients(patch) -> None:
@@ -378,7 +387,7 @@ def noise_begins_anew_for_nothing(patch) -> None:
 MUTANTS = {
     mutant.__name__.replace("_", " "): mutant
     for mutant in (
-        noise_halved, clipping_removed, head_without_noise, accounting_reset_each_round,
+        noise_halved, clipping_removed, updates_are_not_clipped, head_without_noise, accounting_reset_each_round,
         poisson_replaced_by_a_fixed_batch, steps_are_not_charged, empty_draws_add_no_noise,
         dropout_masks_by_position, dropout_keys_by_position, dropout_masks_fresh_in_each_pass,
         dropout_masks_repeat_every_step, secure_dropout_from_a_public_seed, clipping_norm_doubled,

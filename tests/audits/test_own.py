@@ -29,6 +29,16 @@ def test_canaries_disprove_a_run_that_does_not_clip(small, monkeypatch):
     assert found.tests[0].correct == found.tests[0].guesses
 
 
+def test_whole_clients_have_canaries_that_a_missing_clip_betrays(small, monkeypatch):
+    strong = CLIENT_LEVEL | {"privacy__noise_multiplier": 3.0, "federation__participation": 1.0}
+    found = audit_own(small(**strong), canaries=400)
+    assert found.holds and found.steps == found.planned and [test.sees for test in found.tests] == ["every round"]
+    assert found.tests[0].guesses and "real clients" in str(found)
+    MUTANTS["updates are not clipped"](monkeypatch)
+    found = audit_own(small(**strong), canaries=400)
+    assert not found.holds and found.tests[0].correct == found.tests[0].guesses
+
+
 @pytest.mark.parametrize("terms", [PRIVATE, CLIENT_LEVEL | {"federation__one_pass": "always"}])
 def test_the_probe_of_a_run_catches_masks_by_position(terms, small, monkeypatch):
     config = small(**terms, adapter__dropout=0.2)

@@ -61,25 +61,6 @@ def test_a_process_of_the_gate_that_dies_makes_it_red(monkeypatch):
     assert len(failures) == 2 and count == 0
 
 
-def test_kernels_take_no_argument_that_a_launch_refuses():
-    pytest.importorskip("triton")
-    from triton.runtime.jit import JITFunction
-
-    from ffalora_kernels import triton as backend  # noqa: F401
-
-    kernels = {
-        f"{name}.{key}": value
-        for name, module in sys.modules.items()
-        if name.startswith("ffalora_kernels.triton.")
-        for key, value in vars(module).items()
-        if isinstance(value, JITFunction) and key.endswith("_kernel")
-    }
-    assert len(kernels) >= 8
-    refused = {"stream", "device", "device_type", "grid", "warmup", "num_warps", "num_stages", "num_ctas", "debug"}
-    for name, kernel in kernels.items():
-        assert not refused & set(kernel.arg_names), name
-
-
 def test_a_commit_is_named_where_there_is_no_checkout(monkeypatch, tmp_path):
     import record
 

@@ -13,9 +13,10 @@ from ffalora.federated.experiment import build
 from ffalora.federated.flower.answers import read_answer
 from ffalora.federated.flower.rounds import check_secure_aggregation, remote_round
 from ffalora.federated.flower.terms import Terms
-from ffalora.federated.payload import BLOCK, packed, payload_bytes, received_row, through_the_wire, unpacked
+from ffalora.federated.payload import packed, received_row, through_the_wire, unpacked
 from ffalora.federated.simulate import simulate
 from ffalora.federated.strategies import STRATEGIES
+from ffalora.federated.strategies.wire import BLOCK, payload_bytes
 
 KINDS = ("float16", "int8")
 
@@ -84,8 +85,7 @@ def test_sites_end_where_the_simulator_ends(kind, name, small, tmp_path):
         assert row["failed"] == []
     _, here, rows = run_simulator(config, 2)
     torch.testing.assert_close(server.row, here.row, rtol=0, atol=1e-6)
-    sent = build(config).strategy.wire.bytes_up(experiment.strategy.begin()) // 4
-    assert rows[0]["bytes_up"] == 3 * payload_bytes(kind, sent)
+    assert rows[0]["bytes_up"] == 3 * build(config).strategy.wire.bytes_up(experiment.strategy.begin())
 
 
 @pytest.mark.parametrize("name", ["ffa", "flora", "fedsa"])

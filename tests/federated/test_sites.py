@@ -11,15 +11,15 @@ from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
 from ffalora.federated.flower.policy import SIMULATED, SitePolicy
 from ffalora.federated.flower.rounds import Exchange, check_range, check_remote, check_secure_aggregation, remote_round
-from ffalora.federated.flower.site import Site
+from ffalora.federated.flower.site import NobodyWaits, Site
 from ffalora.federated.flower.terms import Terms
 from ffalora.federated.simulate import run_round
 from ffalora.federated.strategies import STRATEGIES
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 
 
-def sites_of(config, folder, **options):
-    return [Site(config, client, folder / str(client), policy=SIMULATED, **options) for client in range(3)]
+def sites_of(config, folder, clients=range(3)):
+    return [Site(config, client, folder / str(client), policy=SIMULATED) for client in clients]
 
 
 def send_to(sites, change=lambda answer: answer):
@@ -35,12 +35,13 @@ def send_to(sites, change=lambda answer: answer):
     return send
 
 
-def run_remote(config, folder, rounds, **options):
+def run_remote(config, folder, rounds):
     experiment = build(config)
     server, terms = experiment.strategy.begin(), Terms.of(experiment)
-    rows = []
-    for _ in range(rounds):
-        sites = sites_of(config, folder, **options)
+    rows, sites = [], sites_of(config, folder)
+    for number in range(rounds):
+        if number:  # the first stays, the others start again
+            sites = [sites[0], *sites_of(config, folder, (1, 2))]
         rows.append(remote_round(experiment, server, send_to(sites), terms, rows[-1] if rows else None))
     return experiment, server, rows
 
@@ -55,7 +56,9 @@ def run_simulator(config, rounds):
 @pytest.mark.parametrize(
     "name,private", [*((name, {}) for name in STRATEGIES), ("ffa", PRIVATE), ("rolora", PRIVATE), ("fedsa", PRIVATE)]
 )
-def test_every_method_ends_where_the_simulator_ends_though_clients_restart_each_round(small, tmp_path, name, private):
+def test_every_method_ends_where_the_simulator_ends_whether_clients_stay_or_restart_each_round(
+    small, tmp_path, name, private
+):
     ranks = {"clients__ranks": [1, 2, 2]} if STRATEGIES[name].takes_ranks else {}
     config = small(federation__strategy=name, federation__one_pass="never", **private, **ranks)
     _, there, remote = run_remote(config, tmp_path, 2)
@@ -147,6 +150,30 @@ def test_a_client_killed_in_mid_round_has_paid_for_the_steps_it_took(small, tmp_
     again.train(0, numbers, mark)
     assert again.experiment.ledgers["1"].steps_taken == 7
     assert json.loads((tmp_path / "1.json").read_text())["steps_taken"] == 7
+
+
+def test_no_step_is_charged_once_nobody_waits_for_the_round(small, tmp_path):
+    config = small(federation__local_steps=4, **PRIVATE)
+    experiment = build(config)
+    numbers, mark = experiment.strategy.wire.download(experiment.strategy.begin()).numpy(), Terms.of(experiment)
+    site, asked = Site(config, 1, tmp_path, policy=SIMULATED), []
+    with pytest.raises(NobodyWaits, match="client 1: whoever asked for round 1 has gone"):
+        site.train(0, numbers, mark, is_wanted=lambda: asked.append(1) or len(asked) <= 2)
+    assert json.loads((tmp_path / "1.json").read_text())["steps_taken"] == 2
+    assert Site(config, 1, tmp_path, policy=SIMULATED).experiment.participants[0].steps_taken == 2
+
+
+def test_a_site_that_stays_sees_what_other_runs_spend_on_its_records(small, tmp_path):
+    config = small(**PRIVATE | {"privacy__noise": "secure", "privacy__accountant": "rdp"})
+    policy = SitePolicy(max_epsilon=None, reports=["samples", "epsilon"])
+    site = Site(config, 1, tmp_path / "one", policy=policy)
+    numbers, mark = site.experiment.strategy.wire.download(site.server).numpy(), site.terms
+    alone = site.experiment.ledgers["1"].final_epsilon()
+    site.train(0, numbers, mark)
+    Site(config, 1, tmp_path / "other", policy=policy).train(0, numbers, mark)
+    site.policy = SitePolicy(max_epsilon=alone)
+    with pytest.raises(ConfigError, match="policy allows"):
+        site.train(1, numbers, mark)
 
 
 def test_a_client_without_budget_for_a_round_refuses_it(small, tmp_path):

@@ -14,6 +14,7 @@ from ffalora.data.errors import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import evaluate_views, simulate
 from ffalora.runs.bundle import evaluate
+from ffalora.training.rates import language_rate, noise_variance
 
 RNG = np.random.default_rng(1)
 _START = RNG.bit_generator.state
@@ -145,6 +146,16 @@ def test_generated_answers_of_a_language_model_are_scored_in_its_run_and_again_f
         assert evaluate(tmp_path / "run")["exact_match"] == 0.5
         assert evaluate_views(experiment, experiment.strategy.begin())["exact_match"] == 0.5
     assert asked == list(experiment.data.test["question"])[:6] * 2
+
+
+def test_the_auto_rate_of_a_language_model_follows_from_noise_steps_and_numbers_alone(small, tmp_path):
+    auto = {"optimizer__lr": "auto", "optimizer__normalize": True}
+    experiment = build(small(**prompts(tmp_path), **auto, **PRIVATE))
+    ledgers, config = [client.ledger for client in experiment.participants], experiment.config
+    sizes = [ledger.dataset_size for ledger in ledgers]
+    variance = noise_variance(ledgers, [size / sum(sizes) for size in sizes])
+    wanted = language_rate(config.optimizer, variance, experiment.adapters.layout.size, [1.0] * 6)
+    assert [client.lr for client in experiment.participants] == pytest.approx([wanted] * 3)
 
 
 def test_answers_are_not_asked_of_a_classifier(small):

@@ -356,6 +356,7 @@ EMULATED = [
         "gradient.dtype.element_ty))",
         "linear_cross_entropy-plain",
     ),
+    Mutation("an argument that Triton keeps for itself", "optim", "tag", "stream", "privatize-sgd"),
     Mutation("two programs write one g", "backward", "g += segment.to", "g += (segment // 2).to", "backward-plain"),
 ]
 

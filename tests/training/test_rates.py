@@ -8,7 +8,16 @@ from tiny import participants, tiny_engine, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import ConfigError, OptimizerConfig
-from ffalora.training.rates import PATH, auto_rates, column_units, given_rate, head_rate, noise_variance
+from ffalora.training.rates import (
+    LANGUAGE_SIGNAL,
+    PATH,
+    auto_rates,
+    column_units,
+    given_rate,
+    head_rate,
+    language_rate,
+    noise_variance,
+)
 
 FACTORS = [1.0] * 50
 
@@ -60,6 +69,17 @@ def test_the_auto_rates_fall_with_noise_and_the_adapters_is_capped():
     for each in zip(*rates, strict=True):
         assert list(each) == sorted(each, reverse=True) and each[-1] < each[0] / 100
     assert rates[0][0] == pytest.approx(PATH / 50, rel=0.01)
+
+
+def test_the_rate_of_a_language_model_falls_with_noise_from_the_farthest_path_and_by_number_with_adamw():
+    rates = [language_rate(OptimizerConfig(), v, 10_000, FACTORS) for v in (None, 1e-9, 1e-4, 1e-2)]
+    assert rates == sorted(rates, reverse=True) and rates[3] < rates[0] / 5
+    assert rates[0] == PATH / 50 and rates[1] == pytest.approx(PATH / 50, rel=1e-3)
+    for numbers in (1_000, 100_000):
+        ratio = 1e-4 * numbers / 50 / LANGUAGE_SIGNAL**2  # of squared lengths: noise of the mean step, and signal
+        assert language_rate(OptimizerConfig(), 1e-4, numbers, FACTORS) == pytest.approx(PATH / 50 / (1 + ratio))
+    by_number = [language_rate(OptimizerConfig(name="adamw"), v, 10_000, FACTORS) for v in (None, 1e-4)]
+    assert by_number == pytest.approx([rates[0] / 100, rates[2] / 100])
 
 
 def test_adapters_of_more_numbers_take_smaller_steps_and_the_head_the_same():

@@ -13,6 +13,7 @@ import torch
 
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
+from ..averaging import average_in
 from ..experiment import Experiment
 from ..payload import received_row
 from ..simulate import evaluate_views
@@ -41,8 +42,6 @@ class Exchange:
     bytes_down: int = 0
 
 
-#: Where a server that was stopped by an error says which, in its output folder.
-FAILURE = "failure.txt"
 #: (round, numbers, terms) -> what came back.
 Send = Callable[[int, np.ndarray, Terms], Exchange]
 
@@ -85,6 +84,8 @@ def remote_round(
             sent = Answers(clients, rows, answer_weights(kept, config), experiment.mean)
             gap = strategy.aggregate(server, sent)
     got.failed += [f"client {client}: {reason}" for client, reason in rejected.items()]
+    if config.federation.average_from is not None:
+        average_in(server, config.federation)
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
     server.round += 1

@@ -20,6 +20,7 @@ from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECOR
 from flwr.serverapp import Grid
 
 from .answers import read_answer
+from .replies import replies_of
 from .rounds import Exchange
 from .terms import Terms
 
@@ -102,6 +103,6 @@ class _Counting:
 
         messages = list(messages)
         self.bytes_down += sum(recorddict_to_proto(message.content).ByteSize() for message in messages)
-        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        replies = [reply for _, reply in replies_of(self._grid, messages, timeout)]
         self.bytes_up += sum(recorddict_to_proto(r.content).ByteSize() for r in replies if not r.has_error())
         return replies

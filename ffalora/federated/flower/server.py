@@ -19,11 +19,11 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..experiment import build
 from ..records import summary
 from .answers import read_answer
-from .rounds import FAILURE, Exchange, check_remote, check_secure_aggregation, remote_round
+from .output import check_folder
+from .replies import replies_of
+from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
 from .statement import federation_statement, statement_text
 from .terms import Terms
-
-__all__ = ["FAILURE", "TooFewClients", "connected", "exchange", "serve"]
 
 _POLL_SECONDS, _DRAW = 0.5, 7
 
@@ -33,9 +33,10 @@ class TooFewClients(RuntimeError):
 
 
 def serve(
-    grid: Grid, context: Context, config: Config, folder: Path, timeout: float, secagg_range: float | None = None
-) -> None:
-    """All rounds of a federation, from the last completed one where the folder holds a checkpoint.
+    grid: Grid, context: Context, config: Config, folder: Path, timeout: float, secagg_range: float | None = None,
+    resume: bool = False,
+) -> None:  # fmt: skip
+    """All rounds of a federation, with ``resume`` from the last completed one.
 
     Args:
         grid: Flower's way to the clients.
@@ -44,12 +45,15 @@ def serve(
         folder: made if missing; receives what ``simulate`` writes; the statement holds what clients' ledgers reported.
         timeout: seconds to wait for connections, and for the answers of a round.
         secagg_range: quantise numbers within ± this and aggregate securely; None aggregates in the open.
+        resume: go on with the run that the folder holds; without it, it must hold none.
 
     Raises:
+        CheckpointError: a folder that holds a run, or one that is finished.
         ConfigError: what remote clients or secure aggregation cannot do.
         TooFewClients: fewer than ``federation.min_available``.
     """
     config = config.with_noise("secure")
+    check_folder(folder, resume)
     check_remote(config)
     experiment = build(config, caches_layers=False)
     strategy = experiment.strategy
@@ -61,12 +65,12 @@ def serve(
         load_checkpoint(folder / CHECKPOINT, config, server, [], {})
         rows = completed_rows(folder, server.round)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
-    wanted = max(config.federation.min_available, config.clients.count or 1)
+    wanted, known = max(config.federation.min_available, config.clients.count or 1), dict[int, int]()
 
     def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
         if secagg_range is None:
-            return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload)
+            return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload, known)
         from .secagg import secure_exchange
 
         return secure_exchange(grid, context, nodes, round_number, numbers, terms, timeout, secagg_range)
@@ -115,9 +119,13 @@ def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
 
 def exchange(
     grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, timeout: float,
-    kind: str = "float32",
+    kind: str = "float32", known: dict[int, int] | None = None,
 ) -> Exchange:  # fmt: skip
-    """Sends the round to every node and gathers what comes back in time, in the format ``federation.payload``."""
+    """Sends the round to every node and gathers what comes back in time, in the format ``federation.payload``.
+
+    Args:
+        known: the client that each node said it is, by node; added to.
+    """
     content = RecordDict(
         {
             "numbers": ArrayRecord([numbers]),
@@ -128,18 +136,22 @@ def exchange(
         Message(content, dst_node_id=node, message_type="train", group_id=str(round_number + 1)) for node in nodes
     ]
     got = Exchange([], bytes_down=len(nodes) * recorddict_to_proto(content).ByteSize())
-    silent = set(nodes)
-    for reply in grid.send_and_receive(messages, timeout=timeout):
-        node = reply.metadata.src_node_id
-        silent.discard(node)
-        if reply.has_error():
-            got.failed.append(f"node {node}: {reply.error.reason}")
-            continue
-        got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
-        try:
-            arrays = reply.content.array_records["numbers"].to_numpy_ndarrays()
-            got.answers.append(read_answer(dict(reply.content.config_records["report"]), arrays, kind))
-        except Exception as error:  # whatever a hostile client may think of must not end the run
-            got.failed.append(f"node {node}: what it sent cannot be read ({type(error).__name__}: {error})")
-    got.failed += [f"node {node}: no answer within {timeout:g} s" for node in sorted(silent)]
+    known = {} if known is None else known
+    replies = dict.fromkeys(nodes) | dict(replies_of(grid, messages, timeout))
+    for node, reply in replies.items():
+        name = f"client {known[node]} (node {node})" if node in known else f"node {node}"
+        if reply is None:
+            got.failed.append(f"{name}: no answer within {timeout:g} s")
+        elif reply.has_error():
+            got.failed.append(f"{name}: {reply.error.reason}")
+        else:
+            got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
+            try:
+                arrays = reply.content.array_records["numbers"].to_numpy_ndarrays()
+                answer = read_answer(dict(reply.content.config_records["report"]), arrays, kind)
+            except Exception as error:  # whatever a hostile client may think of must not end the run
+                got.failed.append(f"{name}: what it sent cannot be read ({type(error).__name__}: {error})")
+                continue
+            got.answers.append(answer)
+            known[node] = answer.client
     return got

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
+from ...privacy.accounting import PrivacyLedger
 from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint, load_run_data
-from ...training.admission import drawn_from
+from ...training.drawn import drawn_units
 from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
@@ -32,8 +33,13 @@ _ALONE = {
 }  # fmt: skip
 
 
+class NobodyWaits(RuntimeError):
+    """Whoever asked for a round is gone; no further step is charged."""
+
+
 class Site:
-    """A client with its model, data, ledger and whatever it does not share, all of which live in ``folder``.
+    """A client with its model, data, ledger and whatever it does not share, all of which live in ``folder``. After an
+    error it is of no use: make another one, which goes on from the folder.
 
     Args:
         config: the federation's, the same for all.
@@ -72,28 +78,35 @@ class Site:
             load_checkpoint(
                 self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
             )
-        open_run_accounts(
+        self._accounts = open_run_accounts(
             self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
         )
-        for spent in self.experiment.ledgers.values():  # with what other runs spent on the same records
-            self.policy.check_ledger(spent)
+        self._is_wanted: Callable[[], bool] = lambda: True
+        self.experiment.on_charge(self._charge)
+        self._check_ledgers()
         for own in self._own:  # steps that a kill cut off were charged: their noise and samples are not used again
             own.steps_taken = max(own.steps_taken, own.ledger.steps_taken if own.ledger is not None else 0)
 
-    def train(self, round_number: int, numbers: np.ndarray, terms: Terms) -> Answer:
+    def train(
+        self, round_number: int, numbers: np.ndarray, terms: Terms, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Answer:
         """Local training of a round, from what the server sent.
 
         Args:
             round_number: from 0.
             numbers: float32, what ``Wire.download`` gave.
             terms: the server's model, frozen factors, classes and data; they must be this client's too.
+            is_wanted: whether somebody still waits for the answer; asked before each step is charged.
 
         Raises:
             ConfigError: a term differs. ValueError: the wrong count of numbers.
             PrivacyBudgetSpent: the ledger does not cover the round; nothing was charged.
+            NobodyWaits: in mid-round; the steps before are charged.
         """
         strategy, (own,) = self.experiment.strategy, self._own
         terms.check(self.terms, self.client)
+        self._check_ledgers()
+        self._is_wanted = is_wanted
         self.server.round = round_number
         strategy.wire.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
         strategy.load(self.server, trains=True)
@@ -119,6 +132,23 @@ class Site:
             final_epsilon=None if account is None else account.final_epsilon(),
             arrays=sent,
         )
+
+    @property
+    def numbers_up(self) -> int:
+        """How many numbers this client sends in a round."""
+        return self.experiment.strategy.wire.numbers_up(self.server, self.client)
+
+    def _check_ledgers(self) -> None:
+        """Refuses to go on where, with what other runs have spent on the same records, policy or budget says so."""
+        self._accounts.look_up(self.experiment.ledgers)
+        for spent in self.experiment.ledgers.values():
+            self.policy.check_ledger(spent)
+
+    def _charge(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
+        """Charges a step durably, unless nobody would get what comes of it."""
+        if not self._is_wanted():
+            raise NobodyWaits(f"client {self.client}: whoever asked for round {self.server.round + 1} has gone")
+        self._accounts.charge(ledgers)
 
     @property
     def _own(self) -> list[Participant]:
@@ -150,7 +180,7 @@ def _build(
     if config.privacy.at_clients:
         steps, owners = config.federation.rounds * config.federation.local_steps, experiment.partition.owners
         fingerprint = data_fingerprint(own, experiment.train, samples, owners)
-        ledger = make_ledger(config, client, drawn_from(config.privacy, owners, samples), steps, fingerprint)
+        ledger = make_ledger(config, client, drawn_units(config.privacy, owners).count(samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
     clients = config.clients.count or client + 1
     set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)

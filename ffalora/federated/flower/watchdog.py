@@ -1,9 +1,10 @@
 """Ends the processes of a federation when the command that started them is gone, however it went.
 
-Run as a script, with the standard library alone: it reads process ids from its standard input, one a line, and waits
-for the end of the input, which comes when the last process that could write to it has ended, killed ones included. Then
-it ends the groups of those processes and, on Linux, whatever else they started (Flower puts some of it in sessions of
-its own): processes whose environment holds ``FFALORA_FEDERATION`` with the value that is this script's argument.
+Run as a script, with the standard library alone: it reads process ids from its standard input, one a line (with a minus
+those that were ended), and waits for the end of the input, which comes when the last process that could write to it has
+ended, killed ones included. Then it ends the groups of those processes and, on Linux, whatever else they started
+(Flower puts some of it in sessions of its own): processes whose environment holds ``FFALORA_FEDERATION`` with the value
+that is this script's argument.
 """
 
 from __future__ import annotations
@@ -57,4 +58,10 @@ def _signal(send: Callable[[int, int], None], process: int, number: int) -> bool
 
 
 if __name__ == "__main__":
-    end([int(line) for line in sys.stdin if line.strip()], sys.argv[1])
+    running: dict[int, None] = {}
+    for line in sys.stdin:
+        if int(line) > 0:
+            running[int(line)] = None
+        else:
+            running.pop(-int(line), None)
+    end(list(running), sys.argv[1])

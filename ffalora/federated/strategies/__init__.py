@@ -10,6 +10,7 @@ from .ffa import FFALoRA
 from .flexlora import FlexLoRA
 from .flora import FLoRA
 from .hetlora import HetLoRA
+from .lalora import LALoRA
 from .lora import LoRAFedAvg
 from .rolora import RoLoRA
 from .wire import ServerState, Wire
@@ -20,6 +21,7 @@ _METHODS: tuple[type[Strategy], ...] = (
     FedSVD,
     FedSB,
     RoLoRA,
+    LALoRA,
     FedSA,
     FedEx,
     FLoRA,
@@ -28,4 +30,14 @@ _METHODS: tuple[type[Strategy], ...] = (
 )
 STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _METHODS}
 
-__all__ = ["STRATEGIES", "Answers", "Mean", "ServerState", "Strategy", "Wire", "aggregation_gap", "weighted_mean"]
+__all__ = [
+    "STRATEGIES",
+    "Answers",
+    "LALoRA",
+    "Mean",
+    "ServerState",
+    "Strategy",
+    "Wire",
+    "aggregation_gap",
+    "weighted_mean",
+]

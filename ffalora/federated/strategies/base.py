@@ -17,15 +17,18 @@ from torch import Tensor
 from ...adapters import Adapters
 from ...config import Config
 from ..server_optim import server_step
-from .wire import ServerState, Wire
+from .wire import AVERAGE, ServerState, Wire
 
 #: (start [P], rows [C,P], weights [C]) -> the average [P].
 Mean = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def weighted_mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """``weights @ rows``, summed in float64: float32 ``[P]``."""
-    return (weights.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
+    """``weights @ rows``, summed row by row in float64: float32 ``[P]``."""
+    total = torch.zeros_like(start, dtype=torch.float64)
+    for row, weight in zip(rows, weights.tolist(), strict=True):
+        total.add_(row, alpha=weight)
+    return total.to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Strategy:
             made of them.
         takes_ranks: clients may have ranks of their own.
         steady: columns keep their meaning from round to round, so that moments may be kept.
+        averages: rows of several rounds may be averaged: their columns keep their meaning, or the average is forgotten
+            where they do not.
         moves_rows_only: nothing but the rows of clients differs between runs of one seed.
         random_init: works with a random ``a`` and an unchanged base weight only.
 
@@ -92,6 +97,7 @@ class Strategy:
     personal: ClassVar[bool] = False
     takes_ranks: ClassVar[bool] = False
     steady: ClassVar[bool] = True
+    averages: ClassVar[bool] = False
     moves_rows_only: ClassVar[bool] = False
     random_init: ClassVar[bool] = False
 
@@ -142,13 +148,13 @@ class Strategy:
             self.adapters.train_factors(trained)
         self.layout.scatter(server.row if row is None else row)
 
-    def views(self, server: ServerState) -> Iterable[Tensor]:
-        """The row of each model that is to be evaluated; the metrics of several are averaged."""
-        return (server.row,)
+    def views(self, server: ServerState) -> Iterable[tuple[Tensor, int]]:
+        """The row of each model that is to be evaluated, and how many clients have it: its weight in the average."""
+        return ((server.tensors.get(AVERAGE, server.row), 1),)
 
     def export(self, server: ServerState) -> None:
         """Prepares the model for saving: afterwards the adapters alone hold everything that was learned."""
-        self.load(server)
+        self.load(server, server.tensors.get(AVERAGE, server.row))
 
     def remember(self, server: ServerState, client: int, row: Tensor) -> None:
         """Keeps what a client does not share of the row ``[P]`` that it ended at (really: at the client)."""

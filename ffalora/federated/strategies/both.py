@@ -22,8 +22,8 @@ class BothWire(Wire):
     """
 
     def __init__(self, adapters: Adapters, layout: Layout, config: Config, clients: int):
-        self.layouts = {factor: _layout(adapters, factor) for factor in "ab"}
-        super().__init__(adapters, _layout(adapters, "both"), config, clients)
+        self.layouts = {factor: layout_of(adapters, factor) for factor in "ab"}
+        super().__init__(adapters, layout_of(adapters, "both"), config, clients)
 
     def factor(self, server: ServerState) -> str:
         """The factor trained in this round."""
@@ -44,7 +44,7 @@ class KeepsBoth(Strategy):
     def __init__(self, adapters: Adapters, config: Config, clients: int):
         super().__init__(adapters, config, clients)
         self.layout = self.wire.layout
-        self._columns = {factor: _columns(part, self.layout) for factor, part in self.wire.layouts.items()}
+        self._columns = {factor: columns_of(part, self.layout) for factor, part in self.wire.layouts.items()}
         adapters.train_factors(self.trained)
 
     def columns(self, server: ServerState) -> Tensor:
@@ -61,12 +61,13 @@ class KeepsBoth(Strategy):
         return 0.0
 
 
-def _layout(adapters: Adapters, factor: str) -> Layout:
+def layout_of(adapters: Adapters, factor: str) -> Layout:
+    """The layout of rows in which ``factor`` is trained, which it is from here on."""
     adapters.train_factors(factor)
     return adapters.layout
 
 
-def _columns(part: Layout, whole: Layout) -> Tensor:
+def columns_of(part: Layout, whole: Layout) -> Tensor:
     """int64 ``[part.width]``: the columns of ``part`` in ``whole``; padding lies beside what it pads in both."""
     starts = {place.name: place.start for place in whole.places}
     ends = [*(place.start for place in part.places[1:]), part.width]

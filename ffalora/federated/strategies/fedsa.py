@@ -15,7 +15,7 @@ from .base import Answers, Facts, ServerState, Strategy
 from .factors import aggregation_gap
 from .wire import BYTES_PER_NUMBER, Wire
 
-_PERSONAL = "personal"
+_PERSONAL, _FIRST = "personal", "personal.first"
 
 
 class FedSAWire(Wire):
@@ -51,11 +51,11 @@ class FedSAWire(Wire):
             raise ValueError(f"the server sent {numbers.numel()} numbers, the shared a has {wanted}")
         server.row = self.received(server, numbers)
 
-    def bytes_up(self, server: ServerState, client: int | None = None) -> int:
-        return BYTES_PER_NUMBER * self._shared
+    def numbers_up(self, server: ServerState, client: int | None = None) -> int:
+        return self._shared
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        return len(cohort) * self.bytes_up(server)
+        return len(cohort) * BYTES_PER_NUMBER * self._shared
 
 
 class FedSA(Strategy):
@@ -74,16 +74,16 @@ class FedSA(Strategy):
 
     def begin(self) -> ServerState:
         server = super().begin()
-        server.tensors[_PERSONAL] = server.row.repeat(self.clients, 1)
+        server.tensors[_FIRST] = server.row.clone()
         return server
 
     def start(self, server: ServerState, clients: Sequence[int]) -> Tensor:
-        own = server.tensors[_PERSONAL][list(clients)].to(server.row.device)
+        own = server.clients.rows(_PERSONAL, clients, server.tensors[_FIRST]).to(server.row.device)
         return torch.where(self.wire.personal, own, server.row)
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:
         clients, rows, weights = answers.clients, answers.rows, answers.weights
-        gap = aggregation_gap(self.layout, rows, weights) if len(rows) else 0.0
+        gap = aggregation_gap(self.layout, rows, weights)
         columns = self.wire.personal
         for client, row in zip(clients, rows, strict=True):
             self.remember(server, client, row)
@@ -91,12 +91,17 @@ class FedSA(Strategy):
         server.row = torch.where(columns, server.row, shared)
         return gap
 
-    def views(self, server: ServerState) -> Iterator[Tensor]:
-        return (self.start(server, [client])[0] for client in range(self.clients))
+    def views(self, server: ServerState) -> Iterator[tuple[Tensor, int]]:
+        known = server.clients.known(_PERSONAL)
+        if len(known) < self.clients:  # whoever was never drawn has the b of the start
+            yield torch.where(self.wire.personal, server.tensors[_FIRST], server.row), self.clients - len(known)
+        yield from ((self.start(server, [client])[0], 1) for client in known)
 
     def export(self, server: ServerState) -> None:
-        personal = server.tensors[_PERSONAL].to(server.row.device).mean(0)
-        self.load(server, torch.where(self.wire.personal, personal, server.row))
+        total = torch.zeros(server.row.shape, dtype=torch.float64, device=server.row.device)
+        for row, clients in self.views(server):
+            total += clients * row.double()
+        self.load(server, torch.where(self.wire.personal, (total / self.clients).to(server.row), server.row))
 
     def remember(self, server: ServerState, client: int, row: Tensor) -> None:
-        server.tensors[_PERSONAL][client] = row.to(server.tensors[_PERSONAL])
+        server.clients.put(_PERSONAL, [client], row[None])

@@ -13,6 +13,7 @@ class FedSB(Strategy):
     name = "fedsb"
     trained = "core"
     exact = True
+    averages = True
     moves_rows_only = True
     random_init = True
     facts = Facts(up="core (R²)", down="core (R²)")

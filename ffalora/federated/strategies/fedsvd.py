@@ -27,6 +27,7 @@ class FedSVD(KeepsBoth):
 
     name = "fedsvd"
     exact = True
+    averages = True
     wire_class = FedSVDWire
     facts = Facts(
         up="b",

@@ -9,5 +9,6 @@ class FFALoRA(Strategy):
     name = "ffa"
     trained = "b"
     exact = True
+    averages = True
     moves_rows_only = True
     facts = Facts(up="b", down="b")

@@ -10,6 +10,7 @@ class LoRAFedAvg(Strategy):
     name = "lora"
     trained = "both"
     exact = False
+    averages = True
     facts = Facts(up="a, b", down="a, b", aggregation="average of each factor")
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:

@@ -24,17 +24,17 @@ def ranks_of(server: ServerState, config: Config, clients: int) -> list[int]:
 class RankedWire(Wire):
     """Each way a client's own ranks alone count; heads are everyone's."""
 
-    def bytes_up(self, server: ServerState, client: int | None = None) -> int:
+    def numbers_up(self, server: ServerState, client: int | None = None) -> int:
         ranks = ranks_of(server, self.config, self.clients)
-        return max(self._bytes(rank) for rank in (ranks if client is None else [ranks[client]]))
+        return max(self._numbers(rank) for rank in (ranks if client is None else [ranks[client]]))
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        return sum(self.bytes_up(server, client) for client in cohort)
+        return BYTES_PER_NUMBER * sum(self.numbers_up(server, client) for client in cohort)
 
-    def _bytes(self, rank: int) -> int:
+    def _numbers(self, rank: int) -> int:
         layers = self.adapters.layers.values()
         own = sum(min(rank, layer.rank) * (layer.lora_B.shape[0] + layer.lora_A.shape[1]) for layer in layers)
-        return BYTES_PER_NUMBER * (own + self.head_numbers())
+        return own + self.head_numbers()
 
 
 class Ranked(Strategy):

@@ -13,8 +13,24 @@ from torch import Tensor
 from ...adapters import Adapters
 from ...adapters.state import Layout
 from ...config import Config
+from ..client_states import ClientStates
 
 BYTES_PER_NUMBER = 4
+#: Of the server's tensors: the average over rounds, float64 ``[P]``, that is evaluated and saved in place of the row.
+AVERAGE = "server.average"
+#: Numbers that share a scale in ``federation.payload: int8``.
+BLOCK = 64
+
+
+def payload_bytes(kind: str, numbers: int) -> int:
+    """What ``numbers`` take on the wire, without headers.
+
+    Args:
+        kind: ``federation.payload``.
+    """
+    if kind == "int8":
+        return numbers + BYTES_PER_NUMBER * math.ceil(numbers / BLOCK)
+    return numbers * (2 if kind == "float16" else BYTES_PER_NUMBER)
 
 
 @dataclass
@@ -25,12 +41,14 @@ class ServerState:
         row: float32 ``[P]``, every global number that changes from round to round, in the columns of
             ``Strategy.layout``.
         round: rounds completed.
-        tensors: whatever else is kept (personal factors, residuals, moments), by name; saved in checkpoints.
+        tensors: whatever else is kept (residuals, the server's moments), by name; saved in checkpoints.
+        clients: what is kept for single clients (personal factors, their moments).
     """
 
     row: Tensor
     round: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    clients: ClientStates = field(default_factory=ClientStates)
 
 
 class Wire:
@@ -103,9 +121,13 @@ class Wire:
                     digest.update(value.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()
 
+    def numbers_up(self, server: ServerState, client: int | None = None) -> int:
+        """How many numbers a client sends in the round about to begin; without a client, the most that any sends."""
+        return self.trained_layout(server).size
+
     def bytes_up(self, server: ServerState, client: int | None = None) -> int:
-        """What a client sends in the round about to begin; without a client, the most that any sends."""
-        return BYTES_PER_NUMBER * self.trained_layout(server).size
+        """What those take on the wire, in the format ``federation.payload``."""
+        return payload_bytes(self.config.federation.payload, self.numbers_up(server, client))
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         """What all clients together receive in the round about to begin. In the first, a seed stands for what is random

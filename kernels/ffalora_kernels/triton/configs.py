@@ -7,6 +7,7 @@ shares its batch. ``benchmarks/tune.py`` measures the candidates on a GPU and pr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from .launch import padded_rank
 
@@ -86,8 +87,11 @@ _UNALIGNED = {
     },
     ("project", 2): {128: Config(64, 64, 8, 2)},
 }
+#: With buffer loads, which AMD parts have, a second stage of them would spill.
+_UNALIGNED_AMD = _UNALIGNED | {("backward", 2): _UNALIGNED[("backward", 2)] | {16: Config(32, 128, 4, 1)}}
 
 
+@cache
 def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) -> Config:
     """The frozen configuration of a kernel family for a rank on a part; parts without a table get the small tiles.
 
@@ -100,16 +104,19 @@ def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) 
     """
     table = _TABLES.get(arch, _SMALL)[(family, itemsize)]
     padded = 8 if r <= 8 and 8 in table else padded_rank(r)
-    special = {} if aligned else _UNALIGNED.get((family, itemsize), {})
+    unaligned = _UNALIGNED_AMD if arch.startswith("gfx") else _UNALIGNED
+    special = {} if aligned else unaligned.get((family, itemsize), {})
     return special.get(max(16, padded)) or table[padded]
 
 
+@cache
 def rank_columns(arch: str, itemsize: int, r: int) -> int:
     """Columns that ``backward`` pads a rank to: 8 for the smallest on parts where that is compiled and measured."""
     narrow = 8 in _TABLES.get(arch, _SMALL)[("backward", itemsize)]
     return 8 if r <= 8 and narrow else padded_rank(r)
 
 
+@cache
 def chunk_tokens(r: int) -> int:
     """Tokens a chunk of a long segment has: partial gradients then cost at most 1/(8·itemsize) of the bytes of dy."""
     return max(512, 32 * max(16, 1 << (r - 1).bit_length()))

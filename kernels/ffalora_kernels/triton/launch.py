@@ -12,8 +12,8 @@ from functools import cache, wraps
 
 import torch
 from torch import Tensor
+from triton.runtime.driver import driver
 from triton.runtime.interpreter import InterpretedFunction
-from triton.runtime.jit import JITFunction
 
 #: What a CPU tensor (interpreter, emulator) is treated as.
 DEFAULT_ARCHITECTURE = "sm_90"
@@ -25,14 +25,21 @@ _UNITS = (16, 8, 4, 2, 1)
 def check_device(op: str, kernel: object, t: Tensor) -> None:
     """Raises RuntimeError unless ``kernel`` can run on the device of ``t``.
 
-    A CPU tensor is served only by Triton's interpreter or by a test's replacement of ``JITFunction.run``.
+    CUDA tensors are served, and others by Triton's interpreter or a driver of Triton's that launches on their device.
     """
-    stock = JITFunction.run.__module__ == JITFunction.__module__ and not isinstance(kernel, InterpretedFunction)
-    if t.device.type != "cuda" and stock:
+    if t.device.type != "cuda" and not isinstance(kernel, InterpretedFunction) and t.device.type != _driven():
         raise RuntimeError(
             f"{op}: the triton backend serves CUDA tensors, got a tensor on {t.device}; move it to a GPU, choose the"
             " backend 'cpp' or 'reference', or set TRITON_INTERPRET=1 before the first import of triton"
         )
+
+
+def _driven() -> str | None:
+    """The type of device that Triton launches on here; None without one."""
+    try:
+        return driver.active.get_active_torch_device().type
+    except RuntimeError:
+        return None
 
 
 def on_its_device(launcher: Callable) -> Callable:
@@ -71,6 +78,7 @@ def architecture(device: torch.device) -> str:
     return _architecture_of(torch.cuda.current_device() if device.index is None else device.index)
 
 
+@cache
 def units(stride: int) -> tuple[int, int]:
     """``(stride // UNIT, UNIT)`` with the largest UNIT in 16, 8, 4, 2, 1 that divides the stride."""
     unit = next(u for u in _UNITS if stride % u == 0)
@@ -83,11 +91,12 @@ def row_units(op: str, name: str, t: Tensor) -> tuple[int, int]:
     Raises:
         ValueError: rows are 2**24 elements apart or more.
     """
-    if t.shape[0] > 1 and t.stride(0) >= MAX_PITCH:
-        raise ValueError(
-            f"{op}: rows of {name} are {t.stride(0)} elements apart, not below {MAX_PITCH}; call .contiguous()"
-        )
-    return units(t.stride(0) if t.shape[0] > 1 else 0)
+    pitch = t.stride(0)
+    if pitch < MAX_PITCH:
+        return units(pitch)
+    if t.shape[0] > 1:
+        raise ValueError(f"{op}: rows of {name} are {pitch} elements apart, not below {MAX_PITCH}; call .contiguous()")
+    return units(0)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -1,0 +1,214 @@
+"""Canaries among the samples of each client: trained with them by the run's own engine, then guessed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Config, OptimizerConfig
+from ..data.examples import Examples
+from ..federated.experiment import Experiment, build, make_engine
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.noise import SecureNoise
+from ..privacy.sampling import SeededDraw
+from ..training.admission import check_cohort, ledger_of
+from ..training.cached_layers import cache_frozen_layers
+from ..training.drawn import drawn_units
+from ..training.engine import Engine
+from ..training.gradients import segment_gradients
+from ..training.optim import Moments
+from ..training.participant import Participant
+from ..training.rates import given_rate
+from ..training.report import TrainingReport
+from ..training.sensitivity import secret_noise
+from .canaries import (
+    MOST_NUMBERS,
+    ONE_DIRECTION,
+    CanaryStep,
+    CanaryTest,
+    directions,
+    expected_bound,
+    guess,
+    losses_of,
+    matched_scores,
+    one_text,
+    with_canaries,
+)
+
+
+class SampleCanaries:
+    """The clients of a configuration with canaries among their samples, from the first step to the guesses.
+
+    Args:
+        config: of one method that protects samples, or users.
+        canaries: of one direction, for each client; a tenth as many texts of each kind.
+        rng: of the canaries and their coins.
+
+    Attributes:
+        steps, planned: logical steps taken, and those of the run.
+    """
+
+    def __init__(self, config: Config, canaries: int, rng: np.random.Generator):
+        experiment = build(config, caches_layers=False)
+        self.rng, self.steps = rng, 0
+        layout, clients = experiment.adapters.layout, len(experiment.participants)
+        texts = min(canaries * clients // 10, MOST_NUMBERS // layout.width)
+        vocabulary = getattr(getattr(experiment.loaded.model, "config", None), "vocab_size", 0)
+        data, self.kinds = with_canaries(experiment.train, vocabulary, texts if vocabulary else 0, rng)
+        self.planned = config.federation.rounds * config.federation.local_steps
+        self.local_steps = config.federation.local_steps
+        self.engine = _engine(experiment, data)
+        self.columns = directions(layout, canaries, rng)
+        each = len(self.columns)
+        self.included, self.cohort = self._participants(experiment, len(data.labels), each)
+        server = experiment.strategy.begin()
+        experiment.strategy.load(server, trains=True)
+        self.start = experiment.strategy.start(server, [p.client_id for p in self.cohort])
+        self.state, self.seen = self.start.clone(), torch.zeros_like(self.start, dtype=torch.float64)
+        self.one_pass = all(place.tensor != "lora_A" for place in layout.places)
+        self.signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), (len(self.cohort), each))
+        self.limits, self.noise_std = torch.zeros(2, len(self.cohort), dtype=torch.float64)
+
+    def _participants(self, experiment: Experiment, n: int, each: int) -> tuple[np.ndarray, list[Participant]]:
+        """Who of all canaries is in, bool by index less the first one's; and the clients with those that are."""
+        first, clients = len(experiment.train), experiment.participants
+        if experiment.partition.owners is not None:  # every canary is a user
+            self.engine.owners = experiment.partition.owners.with_more(n - first + each * len(clients))
+        included = self.rng.random(n - first + each * len(clients)) < 0.5
+        cohort = []
+        for row, one in enumerate(clients):
+            texts = np.concatenate(
+                [np.empty(0, np.int64), *(kind[row :: len(clients)] for kind in self.kinds.values())]
+            )
+            mine = np.concatenate([texts, n + each * row + np.arange(each)]).astype(np.int64)
+            samples = np.concatenate([one.samples, mine[included[mine - first]]])
+            ledger = ledger_of(one)
+            fresh = PrivacyLedger(
+                one.client_id, drawn_units(self.engine.privacy, self.engine.owners).count(samples), ledger.sample_rate,
+                ledger.noise_multiplier, ledger.delta, ledger.max_steps, accountant=ledger.accountant,
+                sampling=ledger.sampling, unit=ledger.unit, group=ledger.group,
+            )  # fmt: skip
+            cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
+        self.first, self.n = first, n
+        return included, cohort
+
+    def train(self, deadline: float) -> None:
+        """Takes the run's steps, or as many as there is time for; the clients' states are averaged after each round."""
+        engine, cohort, state = self.engine, self.cohort, self.state
+        check_cohort(cohort, engine.privacy, not isinstance(engine.noise, SecureNoise), engine.owners)
+        together = [slice(0, len(cohort))] if self.one_pass else [slice(i, i + 1) for i in range(len(cohort))]
+        steps = [self._step(rows) for rows in together]
+        expected = [ledger_of(p).expected_batch for p in cohort]
+        factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / given_rate(
+            engine.optimizer
+        )
+        while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
+            before = state.clone()
+            for step in steps:
+                step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0)
+            self.steps += 1
+            self.seen += (before - state).double() * factor
+            if self.steps % self.local_steps == 0:
+                state.copy_(state.mean(0).expand_as(state))
+
+    def _step(self, rows: slice) -> CanaryStep:
+        """Of some of the clients."""
+        cohort, state = self.cohort[rows], self.state[rows]
+        moments = Moments.zeros(self.engine.optimizer, len(cohort), state.shape[1], self.engine.device)
+        step = CanaryStep(self.engine, cohort, state, None, 0.0, moments, None)
+        step.columns, step.signs = np.tile(self.columns, len(self.cohort)), self.signs.reshape(-1)
+        self.limits[rows] = step.norms.cpu()
+        self.noise_std[rows] = step.noise_std.cpu()
+        return step
+
+    def claimed_epsilon(self) -> float:
+        """Of the steps taken: the largest of the clients'."""
+        ledgers = [ledger_of(p) for p in self.cohort]
+        return max(x.epsilon() for x in {(x.noise_multiplier, x.sample_rate): x for x in ledgers}.values())
+
+    def tests(self, significance: float) -> list[CanaryTest]:
+        """All guesses, each kind and each attacker with its share of the significance."""
+        share = significance / (1 + 2 * len(self.kinds))
+        delta, ledgers = ledger_of(self.cohort[0]).delta, [ledger_of(p) for p in self.cohort]
+        where = torch.from_numpy(self.columns).to(self.seen.device)
+        scores = (self.seen[:, where].cpu() / self.limits[:, None]).numpy() * self.signs
+        found = guess(
+            ONE_DIRECTION, "every step", scores.reshape(-1), self.included[self.n - self.first :], delta, share
+        )
+        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers)
+        rate = sum(ledger.sample_rate for ledger in ledgers) / len(ledgers)
+        expected = expected_bound(found.trials, self.steps, rate, sigma, delta, share, self.rng)
+        tests = [replace(found, expected=expected)]
+        for kind, indices in self.kinds.items():
+            there = self.included[indices - self.first]
+            for sees, some in (("every step", self._matched(indices)), ("the final model", self._black_box(indices))):
+                tests.append(guess(kind, sees, self._centred(some, indices), there, delta, share))
+        return tests
+
+    def _matched(self, indices: np.ndarray) -> np.ndarray:
+        """How much of each canary's first gradient is in what its client sent."""
+        rows, scores = self._gradients(indices), np.zeros(len(indices))
+        for row, one in enumerate(self.cohort):
+            mine = slice(row, None, len(self.cohort))
+            ledger, steps = ledger_of(one), self.steps
+            drawn = max((0.25 * (ledger.sample_rate * steps) ** 2 + ledger.sample_rate * steps / 2) ** 0.5, 1e-3)
+            noise = float(self.noise_std[row]) * steps**0.5
+            seen = self.seen[row].clone()
+            seen[torch.from_numpy(self.columns).to(seen.device)] = 0.0
+            scores[mine] = matched_scores(rows[mine], seen, noise, drawn)
+        return scores
+
+    def _gradients(self, indices: np.ndarray) -> Tensor:
+        """Clipped gradients of canaries at the start, without the columns of those of one direction."""
+        engine, found = self.engine, []
+        for some in np.array_split(indices, max(1, len(indices) // 32)):
+            inputs, targets = engine.data.collate(some)
+            rows = segment_gradients(
+                engine.model, engine.adapters, engine.losses, inputs, targets, state=self.start[:1].clone(),
+                rows=np.zeros(len(some), np.int64), arena=engine.arena, probe=engine.probe, packed=engine.packed,
+            ).gradients.clone()  # fmt: skip
+            rows *= (float(self.limits[0]) / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
+            rows[:, torch.from_numpy(self.columns).to(rows.device)] = 0.0
+            found.append(rows.cpu())
+        return torch.cat(found)
+
+    def _black_box(self, indices: np.ndarray) -> np.ndarray:
+        """How far each canary's loss fell from the first model to the last."""
+        engine, found = self.engine, []
+        for row in (self.start, self.state):
+            engine.adapters.load_state_(row.mean(0))
+            found.append(losses_of(engine.model, engine.losses, engine.data, indices, engine.device))
+        return found[0] - found[1]
+
+    def _centred(self, scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Less the mean of the canaries of the same class, which moves with all samples of that class."""
+        labels = self.engine.data.labels[indices]  # type: ignore[attr-defined]
+        for label in np.unique(labels):
+            scores[labels == label] -= scores[labels == label].mean()
+        return scores
+
+
+def _engine(experiment: Experiment, data: Examples) -> Engine:
+    """The run's engine on the longer data. Plain descent: what an optimiser makes of noisy sums costs nothing, and they
+    can be read off what it changes.
+    """
+    config, device, own = experiment.config, experiment.engine.device, experiment.config.optimizer
+    first, limit = experiment.participants[0], config.privacy.max_grad_norm
+    lr = given_rate(own) if first.lr is None else first.lr
+    if own.name == "adamw":  # as large a step as a parameter takes there
+        lr *= own.batch / max(ledger_of(first).noise_multiplier * limit, 1e-6)
+    elif own.normalize:
+        lr /= limit
+    optimizer = OptimizerConfig(name="sgd", lr=lr, normalize=False, batch_size=own.batch, token_budget=own.token_budget)
+    config = config.model_copy(update={"optimizer": optimizer})
+    cached = cache_frozen_layers(
+        config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device
+    )
+    engine = make_engine(config, experiment.loaded, experiment.adapters, cached.train, experiment.task.losses, device)
+    if not isinstance(engine.noise, SecureNoise):
+        engine.noise, engine.draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
+    return engine

@@ -1,0 +1,57 @@
+"""``ClientApp`` of a federation: hands every message to the site's process, which stays, and sends what that answers.
+
+Flower starts a process for each message. This module imports neither torch nor a model, so that a message costs the
+start of Python and no more. A node's configuration holds ``site``, the folder of a running ``ffalora site``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from .door import ask
+
+
+def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Secure aggregation where the run asks for it: the app is then called for the one stage that trains."""
+    if context.run_config["secagg"]:
+        from flwr.client.mod import secaggplus_mod
+
+        return secaggplus_mod(message, context, call_next)
+    return call_next(message, context)
+
+
+client_app = ClientApp(mods=[_mask])
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """One client's share of a round."""
+    if context.run_config["secagg"]:
+        return _train_masked(message, context)
+    arrays = message.content.array_records["numbers"].to_numpy_ndarrays()
+    report, arrays = _ask(context, dict(message.content.config_records["task"]), arrays)
+    content = RecordDict({"numbers": ArrayRecord(arrays), "report": ConfigRecord(report)})
+    return Message(content, reply_to=message)
+
+
+def _train_masked(message: Message, context: Context) -> Message:
+    """The stage of secure aggregation that trains, in the form that Flower's masks want."""
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+    from flwr.compat.common import recorddict_compat
+
+    given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
+    task = dict(given.config) | {"limit": float(context.run_config["secagg-range"])}
+    report, (numbers,) = _ask(context, task, parameters_to_ndarrays(given.parameters))
+    sent = ndarrays_to_parameters([numbers.astype(np.float64)])
+    result = FitRes(Status(Code.OK, ""), sent, 1, report)
+    return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
+
+
+def _ask(context: Context, task: dict, arrays: list[np.ndarray]) -> tuple:
+    """The site's report and arrays."""
+    return ask(Path(str(context.node_config["site"])), task | {"ffalora": str(context.run_config["ffalora"])}, arrays)

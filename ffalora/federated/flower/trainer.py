@@ -1,0 +1,109 @@
+"""The process of a site that stays: it holds the model and the accounts, and trains whenever a message asks.
+
+Run as ``python -m ffalora.federated.flower.trainer`` with what ``SiteTerms`` holds, as JSON; ``ffalora site`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ...config import from_mapping
+from .door import open_door, receive, send
+from .keeper import SiteTerms
+from .policy import load_policy
+from .rounds import check_range
+from .site import Site
+from .terms import Terms
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Answers the rounds of whatever runs ask this site, with one :class:`Site` as long as nothing about it changes.
+
+    A round that ends in an error leaves the site to be built anew from its folder, which holds all that was charged.
+    """
+
+    def __init__(self, terms: SiteTerms):
+        self.terms = terms
+        self._site: Site | None = None
+        self._made_of: tuple[str, ...] = ()
+
+    def answer(
+        self, task: Mapping[str, Any], arrays: list[np.ndarray], is_wanted: Callable[[], bool]
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """What this site says and sends for a round.
+
+        Args:
+            task: ``ffalora`` (the run's configuration), ``round``, ``terms``, and ``limit`` where numbers are masked.
+            arrays: what the server sent.
+            is_wanted: whether somebody still waits; no step is charged once nobody does.
+
+        Raises:
+            Whatever the site refuses with.
+        """
+        (numbers,), terms = arrays, Terms.from_text(str(task["terms"]))
+        site, self._site = self._find(str(task["ffalora"]), terms), None
+        answer = site.train(int(task["round"]), numbers, terms, is_wanted)
+        sent = list(answer.arrays)
+        if "limit" in task:
+            sent = [np.asarray(answer.numbers, dtype=np.float64)]
+            check_range(sent[0], float(task["limit"]), site.numbers_up)
+        self._site = site
+        return dict(answer.report()), sent
+
+    def _find(self, config: str, terms: Terms) -> Site:
+        """The site of the last round where run, classes and policy are the same; else a fresh one."""
+        own = self.terms
+        policy = "" if own.policy is None else Path(own.policy).read_text(encoding="utf-8")
+        made_of = (config, policy, json.dumps(terms.labels))
+        if self._site is not None and made_of == self._made_of:
+            return self._site
+        self._site, self._made_of = None, made_of  # the old model goes before the new one comes
+        return Site(
+            from_mapping(yaml.safe_load(config)), own.client, Path(own.folder), data=own.data,
+            policy=load_policy(own.policy), labels=terms.labels, ledger=own.ledger,
+        )  # fmt: skip
+
+
+def serve_door(terms: SiteTerms) -> None:
+    """Answers whoever knocks, one after another, until this process is ended."""
+    trainer = Trainer(terms)
+    with open_door(Path(terms.folder)) as door:
+        while True:
+            try:
+                connection = door.accept()
+            except (AuthenticationError, EOFError, OSError) as error:
+                logger.warning("somebody knocked without the key: %s", error)
+                continue
+            with connection:
+                try:
+                    _answer(trainer, connection)
+                except (EOFError, OSError) as error:
+                    logger.warning("client %d: whoever asked has gone (%s)", terms.client, type(error).__name__)
+
+
+def _answer(trainer: Trainer, connection: Connection) -> None:
+    task, arrays = receive(connection)
+    try:  # an asker says nothing more: whatever can be read then is the end of its process
+        report, sent = trainer.answer(task, arrays, is_wanted=lambda: not connection.poll())
+    except Exception as error:
+        logger.exception("client %d refuses or fails", trainer.terms.client)
+        send(connection, {"refused": f"client {trainer.terms.client}: {type(error).__name__}: {error}"})
+        return
+    send(connection, report, sent)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    serve_door(SiteTerms(**json.loads(sys.argv[1])))
