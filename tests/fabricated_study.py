@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import TUNING_SEEDS, Grid, load_grid, with_seeds
+from ffalora.studies.grid import TUNING_SEEDS, Grid, load_grid, setting, with_seeds
 from ffalora.studies.power import claims_power
 from ffalora.studies.registration import register
 from ffalora.studies.results import CELLS, MANIFEST, RESULTS, TUNING, CellResult, StudyResult, to_csv
@@ -67,7 +67,7 @@ def write(result: StudyResult) -> None:
         "study": grid.name, "scale": grid.scale, "size": grid.size, "protocol": grid.protocol,
         "seeds": "by power" if grid.is_powered else list(grid.seeds), "base": dict(grid.base),
         "tried": {method: dict(tried) for method, tried in grid.first_tried.items()},
-        "definition": grid.study.model_dump(mode="json"),
+        "definition": grid.study.model_dump(mode="json"), "setting": setting(grid),
     }  # fmt: skip
     (folder / MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))
     if result.tuning:

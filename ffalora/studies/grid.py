@@ -18,6 +18,7 @@ import yaml
 
 from ..config import Config, ConfigError, from_mapping
 from ..config.values import merge
+from ..report.tables import flatten
 from .protocol import Protocol, Scale, Tried, load_protocol, usual_protocol
 from .study import Condition, GridSize, Size, Study, load_study
 
@@ -186,6 +187,20 @@ def load_grid(
         seeds=range(part.seeds or FEWEST_SEEDS),
         is_powered=size == "verdict" and part.seeds is None and not study.counts_costs,
     )
+
+
+def setting(grid: Grid) -> dict[str, Any]:
+    """The whole configuration of one cell, the package's defaults included."""
+    (cell, *_) = grid.verdict_cells(grid.first_chosen())
+    return grid.config(cell).model_dump(mode="json")
+
+
+def changed_keys(before: Mapping[str, Any], grid: Grid) -> list[str]:
+    """The dotted keys of a :func:`setting` that have another value today, or none: rows that were measured under
+    another are not comparable. A key that came since is taken to leave runs as they were.
+    """
+    now = flatten(setting(grid))
+    return [key for key, value in flatten(before).items() if key not in now or now[key] != value]
 
 
 def with_seeds(grid: Grid, seeds: int, first: int = 0) -> Grid:

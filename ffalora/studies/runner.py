@@ -25,7 +25,7 @@ from ..runs.folder import SUMMARY
 from .budget import Budget, BudgetSpent
 from .costs import step_costs
 from .folder import read_study
-from .grid import Cell, Grid
+from .grid import Cell, Grid, changed_keys, setting
 from .plan import plan_text
 from .power import claims_power, planned_seeds
 from .registration import register
@@ -207,6 +207,7 @@ def _claim_folder(grid: Grid, folder: Path, resume: bool) -> None:
         "base": dict(grid.base),
         "tried": {method: dict(tried) for method, tried in grid.first_tried.items()},
         "definition": grid.study.model_dump(mode="json"),
+        "setting": setting(grid),
     }
     path = folder / MANIFEST
     if path.exists():
@@ -214,10 +215,14 @@ def _claim_folder(grid: Grid, folder: Path, resume: bool) -> None:
             raise ConfigError(
                 f"--output {folder} holds a study already; give --resume to continue it, or another folder"
             )
-        if yaml.safe_load(path.read_text(encoding="utf-8")) != manifest:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changed = changed_keys(before["setting"], grid)
+        if changed or before | {"setting": None} != manifest | {"setting": None}:
+            keys = f" ({', '.join(changed)})" if changed else ""
             raise ConfigError(
-                f"--resume: {folder} holds a study with another definition or configuration; leave the changes out "
-                "to go on, or give another folder"
+                f"--resume: {folder} holds a study with another definition or configuration{keys}; leave the changes "
+                "out to go on, or give another folder"
             )
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True).encode())

@@ -8,11 +8,12 @@ import bench_path  # noqa: F401
 import numpy as np
 import pytest
 import results_page as page
+import yaml
 from fabricated_study import fabricate, write
 from fabricated_theory import SECONDS, fabricate_theory
 from scipy import stats
 
-from ffalora.studies.grid import load_grid, with_seeds
+from ffalora.studies.grid import changed_keys, load_grid, with_seeds
 from ffalora.studies.results import StudyResult
 from ffalora.studies.theory import read_theory, theory_config
 from ffalora.studies.theory.noise_alone import discordance_by_noise
@@ -49,6 +50,8 @@ def test_every_committed_study_asks_what_the_package_asks_today():
         assert then.study.model_dump(exclude={"scales"}) == now.study.model_dump(exclude={"scales"})
         assert then.study.scales["laptop"] == now.study.scales["laptop"] and dict(then.base) == dict(now.base)
         assert dict(then.first_tried) == dict(now.first_tried)
+        manifest = yaml.safe_load((result.folder / page.MANIFEST).read_text(encoding="utf-8"))
+        assert changed_keys(manifest["setting"], now) == [], "rows of other defaults: run the study anew"
 
 
 def test_the_committed_theory_asks_what_the_package_asks_today():

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 
 import pytest
+import yaml
 from small_grid import BASE, Trainer, small_grid
 from small_runs import save_model, save_texts, small_config
 
@@ -227,3 +228,16 @@ def test_a_study_goes_on_from_its_tables_where_run_folders_are_gone(trainer, tmp
     again = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
     assert sum(trainer.runs.values()) == RUNS + 2, "the two rows that were missing, and no others"
     assert to_csv(again.results) == to_csv(whole.results) and again.verdicts == whole.verdicts
+
+
+def test_rows_of_other_defaults_are_not_mixed_with_todays(trainer, tmp_path):
+    run_study(small_grid(), tmp_path / "study", progress=False)
+    path = tmp_path / "study" / MANIFEST
+    manifest = yaml.safe_load(path.read_text())
+    manifest["setting"]["optimizer"]["normalize"] = not manifest["setting"]["optimizer"]["normalize"]
+    path.write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ConfigError, match=r"another definition or configuration \(optimizer\.normalize\)"):
+        run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    del manifest["setting"]["optimizer"]["normalize"]
+    path.write_text(yaml.safe_dump(manifest))
+    assert run_study(small_grid(), tmp_path / "study", resume=True, progress=False).results, "a key that came since"
