@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 TESTS ?= tests
 WORKERS ?= 2
 NOTEBOOKS ?= demo own_table private_trainer
-STUDIES ?= $(basename $(notdir $(wildcard ffalora/studies/grids/*.yaml))) theory
+STUDIES ?= tier-a theory methods rank init
 BIN := .venv/bin
 INSTALL := -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
 PIP := $(BIN)/python $(INSTALL)
@@ -71,7 +71,8 @@ bench-bytes: setup  ## least bytes of every operation beside what was counted, a
 
 results: setup  ## every study at laptop scale, then docs/results.md: hours, and it goes on where it was stopped
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
-	for study in $(STUDIES); do $(BIN)/ffalora study $$study --size verdict --resume || exit 1; done
+	$(BIN)/python benchmarks/results_page.py --restore runs
+	for study in $(STUDIES); do $(BIN)/ffalora study $$study --size verdict --resume $(BUDGET) || exit 1; done
 	$(BIN)/python benchmarks/results_page.py --collect runs
 
 setup: .venv/.installed

@@ -86,6 +86,7 @@ setup(
             "runs/*.md",
             "studies/grids/*.yaml",
             "studies/bases/*.yaml",
+            "studies/protocols/*.yaml",
             "studies/theory/*.yaml",
             "py.typed",
         ],

@@ -1,4 +1,4 @@
-"""The pieces that every section of docs/results.md is made of, as Markdown."""
+"""The pieces that docs/results.md and the pages behind it are made of, as Markdown."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from ffalora.report.tables import Table
 ENVIRONMENT = "environment.json"
 
 
-def heading_part(title: str, question: str, source: str) -> str:
-    """The section's title, what it asks and who says so."""
-    return f"## {title}\n\n{question} ({source.strip().rstrip('.')}.)\n"
+def answer_part(answer: str) -> str:
+    """What was found, before anything else."""
+    return f"**{answer}**\n"
+
+
+def question_part(question: str, source: str) -> str:
+    """What is asked, and who says so."""
+    return f"{question} ({source.strip().rstrip('.')}.)\n"
 
 
 def list_part(sentences: Sequence[str]) -> str:

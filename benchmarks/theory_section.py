@@ -1,4 +1,4 @@
-"""The section of docs/results.md on the study of theory, from config.yaml and results.csv in docs/results/theory."""
+"""The study of theory on docs/results.md and its own page, from config.yaml and results.csv in docs/results/theory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 from page_parts import (
     ENVIRONMENT,
+    answer_part,
     command_part,
     device_words,
-    heading_part,
     list_part,
     plots_part,
+    question_part,
     remark_part,
     table_part,
 )
@@ -19,7 +20,7 @@ from page_parts import (
 from ffalora.config import ConfigError
 from ffalora.report.plots import save_plots
 from ffalora.studies.page import changed_flags
-from ffalora.studies.runner import RESULTS
+from ffalora.studies.results import RESULTS
 from ffalora.studies.theory import TheoryResult, read_theory, theory_command, theory_config
 from ffalora.studies.theory.page import QUESTION, SOURCE, TITLE, settings_in_words, size_in_words
 from ffalora.studies.theory.study import CONFIG, RESULT
@@ -59,14 +60,28 @@ def committed_theory(data: Path) -> TheoryResult | None:
     return read_theory(data / NAME)[1] if (data / NAME / RESULTS).exists() else None
 
 
-def theory_section(data: Path, remark: str) -> str:
+def theory_section(data: Path) -> str:
+    """The first answer, one picture, and where the rest is."""
+    _, result = read_theory(data / NAME)
+    parts = [
+        f"## {TITLE}\n",
+        answer_part(result.verdicts[0]),
+        plots_part(result.plots[:1], f"{data.name}/{NAME}"),
+        f"Details: [{NAME}]({data.name}/{NAME}.md).\n",
+    ]
+    return "\n".join(parts)
+
+
+def theory_page(data: Path, remark: str) -> str:
     """Questions, answers, tables, plots and how to measure it again."""
     config, result = read_theory(data / NAME)
     parts = [
-        heading_part(TITLE, QUESTION, SOURCE),
+        f"# {TITLE}\n",
+        answer_part(result.verdicts[0]),
+        plots_part(result.plots, NAME),
+        question_part(QUESTION, SOURCE),
         list_part(result.verdicts),
         *map(table_part, result.tables),
-        plots_part(result.plots, f"{data.name}/{NAME}"),
         *remark_part(remark),
         f"{size_in_words(result, config)} {device_words(data / NAME)}{' '.join(settings_in_words(config))}\n",
         command_part(theory_command(config)),

@@ -55,6 +55,7 @@ def check_data() -> None:
         load_grid(name, "laptop", "smoke", {}, None)
     theory_config(True, {})
     for package, name in (
+        ("ffalora", "report/base.html"),
         ("ffalora", "report/page.html"),
         ("ffalora", "runs/card.md"),
         ("ffalora_kernels", "py.typed"),

@@ -7,8 +7,10 @@ from pathlib import Path
 import yaml
 
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import Grid, load_grid, with_seeds
-from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, CellResult, StudyResult, to_csv
+from ffalora.studies.grid import TUNING_SEEDS, Grid, load_grid, with_seeds
+from ffalora.studies.power import claims_power
+from ffalora.studies.registration import register
+from ffalora.studies.results import CELLS, MANIFEST, RESULTS, TUNING, CellResult, StudyResult, to_csv
 
 METHOD_SKILL = {"ffa": 0.02, "fedsvd": 0.03, "lora": 0.0}
 BYTES = {"ffa": 49_152, "fedsvd": 49_152, "rolora": 49_152}
@@ -24,22 +26,23 @@ def fabricate(
     if size == "verdict":
         grid = with_seeds(grid, 5)
     result = StudyResult(grid, folder)
-    for condition in grid.tuned_conditions():
-        for method in grid.methods:
-            tried = grid.tuning_cells(method, condition)
-            if len(tried) > 1:
-                result.tuning += [CellResult(c, numbers(grid, c), folder / "tuning" / c.place) for c in tried]
-            result.chosen[method, condition] = tried[len(tried) // 2].chosen
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in grid.tuned_places():
+        tried = grid.tuning_cells(place)
+        if len(tried) > len(TUNING_SEEDS):
+            result.tuning += [CellResult(c, numbers(grid, c), folder / CELLS / grid.folder_name(c)) for c in tried]
+        result.chosen[place] = tried[len(tried) // 2].chosen
+    register(result, claims_power(grid.study.claims, result.pilot()))
     for cell in grid.verdict_cells(result.chosen)[:cells]:
-        result.results.append(CellResult(cell, numbers(grid, cell), folder / "runs" / cell.place))
+        result.results.append(CellResult(cell, numbers(grid, cell), folder / CELLS / grid.folder_name(cell)))
     write(result)
     return read_study(folder)
 
 
 def numbers(grid: Grid, cell) -> dict[str, float]:
     """A cell's made-up numbers: the middle of what was tried is best, later conditions are harder for LoRA."""
-    rng = random.Random(f"{cell.place}")
-    tried = list(grid.tried[cell.method].get("optimizer.lr", [0]))
+    rng = random.Random(f"{cell}")
+    tried = list(grid.first_tried[cell.method].get("optimizer.lr", [0]))
     off = abs(tried.index(dict(cell.chosen).get("optimizer.lr", tried[0])) - len(tried) // 2)
     hard = list(grid.study.conditions).index(cell.condition) if cell.condition in grid.study.conditions else 0
     skill = METHOD_SKILL.get(cell.method, 0.01)
@@ -61,7 +64,9 @@ def write(result: StudyResult) -> None:
     grid, folder = result.grid, result.folder
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {
-        "study": grid.name, "scale": grid.scale, "size": grid.size, "seeds": len(grid.seeds), "base": dict(grid.base),
+        "study": grid.name, "scale": grid.scale, "size": grid.size, "protocol": grid.protocol,
+        "seeds": "by power" if grid.is_powered else list(grid.seeds), "base": dict(grid.base),
+        "tried": {method: dict(tried) for method, tried in grid.first_tried.items()},
         "definition": grid.study.model_dump(mode="json"),
     }  # fmt: skip
     (folder / MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True))

@@ -5,6 +5,7 @@ Modules of verbs import torch and whatever needs it inside their functions, so t
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
@@ -50,6 +51,13 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return import_module(f".{cmd_name}", __name__).command if cmd_name in VERBS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and (near := difflib.get_close_matches(args[0], VERBS, 2)):
+            ctx.fail(f"No such command {args[0]!r}; did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

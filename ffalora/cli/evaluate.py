@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .options import ConfigCommand
+from .output import json_option
 from .running import hide_loading_bars
 
 
@@ -16,7 +17,7 @@ from .running import hide_loading_bars
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("data", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--by", help="Column, such as a client's or site's name, for metrics of the rows of each of its values.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(folder: Path, data: Path | None, by: str | None, as_json: bool, overrides: dict[str, Any]) -> None:
     """Evaluate the adapter in FOLDER (a run's folder or its `adapter`) on its own held-out rows, or on other DATA.
 

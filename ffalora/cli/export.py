@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .output import json_option
 from .running import hide_loading_bars
 
 
@@ -17,7 +18,10 @@ from .running import hide_loading_bars
 @click.option("--metrics/--no-metrics", default=True, help="Put the run's metrics into the card.", show_default=True)
 @click.option("--onnx", is_flag=True, help="Also as model.onnx, for runtimes without torch; with --merged.")
 @click.option("--public", is_flag=True, help="On the hub: let everybody read it.  [you alone]")
-def command(run: Path, target: str, merged: bool, base: str | None, metrics: bool, onnx: bool, public: bool) -> None:
+@json_option
+def command(
+    run: Path, target: str, merged: bool, base: str | None, metrics: bool, onnx: bool, public: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Write the adapter of RUN with its head, tokenizer and a model card, so that it can be used without ffalora.
 
     \b
@@ -26,6 +30,7 @@ def command(run: Path, target: str, merged: bool, base: str | None, metrics: boo
     ffalora export runs/feedback --to shared/feedback-onnx --merged --onnx
     ffalora export runs/feedback --to hub:OWNER/NAME
     """
+    from ..files.numbers import to_json
     from ..runs.export import export
     from ..runs.hub import PREFIX, push_to_hub
 
@@ -33,11 +38,17 @@ def command(run: Path, target: str, merged: bool, base: str | None, metrics: boo
     kind = "the merged model" if merged else "the adapter"
     if target.startswith(PREFIX):
         address = push_to_hub(run, target.removeprefix(PREFIX), merged, base, metrics, public, onnx)
-        click.echo(f"pushed {kind} with its card to {address}{'' if public else ', for you alone'}")
+        said = f"pushed {kind} with its card to {address}{'' if public else ', for you alone'}"
+        click.echo(to_json({"address": address, "public": public, "merged": merged}) if as_json else said)
         return
     if public:
         raise click.UsageError(f"--public is for the hub; --to {target} is a folder")
     made = export(run, target, merged, base, metrics, onnx=onnx)
+    if as_json:
+        click.echo(
+            to_json({"folder": target, "merged": merged, "base": made.base, "base_is_local": made.is_base_local})
+        )
+        return
     click.echo(f"written {target}: {kind} and README.md, its card; read it")
     if made.is_base_local and not merged:
         click.echo(f"the base model is the folder {made.base}: others need it, too; name theirs with --base")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .options import ConfigCommand
+from .output import json_option
 
 
 @click.command("flower", cls=ConfigCommand, short_help="A real federation: server and clients as separate processes.")
@@ -25,9 +26,10 @@ from .options import ConfigCommand
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a round waits for answers.")
 @click.option("--resume", is_flag=True, help="Continue what OUTPUT holds, after its last round.")
 @click.option("--app-only", is_flag=True, help="Write the app folder for `flwr run` and start nothing.")
+@json_option
 def command(
     config: Path | None, output: Path, secagg: bool, secagg_range: float, shared_streams: bool, timeout: float,
-    resume: bool, app_only: bool, overrides: dict[str, Any],
+    resume: bool, app_only: bool, as_json: bool, overrides: dict[str, Any],
 ) -> None:  # fmt: skip
     """Run the federation of CONFIG with Flower: a SuperLink and one SuperNode a client, as processes on loopback.
 
@@ -38,6 +40,7 @@ def command(
     from ..federated.checks import find_strategy
     from ..federated.flower.loopback import run_on_loopback, write_app
     from ..federated.flower.rounds import check_remote, check_secure_aggregation
+    from ..files.numbers import to_json
 
     values = load_config(config, overrides).with_noise("seeded" if shared_streams else "secure")
     if values.methods:
@@ -48,7 +51,7 @@ def command(
     limit = secagg_range if secagg else None
     if app_only:
         write_app(output / "app", values, output, limit, timeout, resume)
-        click.echo(f"app {output / 'app'}")
+        click.echo(to_json({"app": str(output / "app")}) if as_json else f"app {output / 'app'}")
         return
     run_on_loopback(values, output, limit, shared_streams, timeout, resume=resume)
     click.echo((output / "summary.json").read_text())

@@ -6,10 +6,12 @@ import json
 
 import click
 
+from .output import json_option
+
 
 @click.command("info", short_help="Versions, device, backends, number formats.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(device: str, as_json: bool) -> None:
     """Show versions, device, threads, number formats, and for each backend whether it works here, or why not."""
     from ..models import choose_device

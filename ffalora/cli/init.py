@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from .output import json_option
 
 if TYPE_CHECKING:
     from ..data.proposal import Proposal
@@ -22,9 +25,11 @@ if TYPE_CHECKING:
     show_default=True, help="ε that all rounds together may spend on each client's rows.",
 )  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [NAME.yaml]")
+@click.option("--overwrite", is_flag=True, help="Replace that file where it exists.")
+@json_option
 def command(
     data: Path, text: tuple[str, ...], label: str | None, client: str | None, user: str | None, target_epsilon: float,
-    output: Path | None,
+    output: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Look at DATA (CSV, TSV, JSON, JSON lines, Parquet, or a folder of such files), and write a commented YAML file.
 
@@ -38,23 +43,25 @@ def command(
     """
     from ..data.proposal import propose
     from ..files.atomic import write_atomically
+    from ..files.numbers import to_json
     from ..planning.starter import starter_yaml
 
     target = output or Path(f"{data.resolve().stem}.yaml")
-    if target.exists():
-        raise click.UsageError(f"{target} is there already; remove it, or give another name with --output")
+    if target.exists() and not overwrite:
+        raise click.UsageError(f"{target} exists; --overwrite replaces it, --output writes another file")
     found = propose(data, text, label, client, user)
     content = starter_yaml(found, target_epsilon)
-    click.echo(found_text(found))
     write_atomically(target, content.encode())
-    verb = "simulate" if found.client else "train"
+    train = f"ffalora {'simulate' if found.client else 'train'} {target}"
+    use = f'generate runs/{target.stem} "a prompt"' if found.label is None else f"predict runs/{target.stem} NEW"
+    use = f"ffalora {use}{'' if found.label is None else data.suffix or '.csv'}"
+    if as_json:
+        click.echo(to_json({"written": str(target), "next": [train, use], **asdict(found)}, default=str))
+        return
+    click.echo(found_text(found))
     click.echo(f"\nwritten {target}: what to train on, and why. Next:\n")
     click.echo(f"  ffalora plan {target}      # other batches and steps, and the time they take (optional)")
-    click.echo(f"  ffalora {verb} {target}")
-    if found.task == "causal-lm":
-        click.echo(f'  ffalora generate runs/{target.stem} "a prompt"')
-    else:
-        click.echo(f"  ffalora predict runs/{target.stem} NEW{data.suffix or '.csv'}")
+    click.echo(f"  {train}\n  {use}")
 
 
 def found_text(found: Proposal) -> str:
@@ -71,4 +78,11 @@ def found_text(found: Proposal) -> str:
     ]
     if found.dropped:
         lines.append(f"{found.dropped} rows lack one of them and are left out")
+    if found.rivals:
+        client = "" if found.client else f" --client {found.label}"
+        lines += [
+            "",
+            f"No column is called a label: {found.label} is a guess, and {' or '.join(found.rivals)} could be it as "
+            f"well. To change it: --label {found.rivals[0]}{client} --overwrite",
+        ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .output import json_option
 from .running import show
 
 
@@ -14,7 +15,7 @@ from .running import show
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the page [the run, or runs/report]."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(folders: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
     """Write report.html (one self-contained page) and plots of the runs in FOLDERS, and print their table and whether
     each run was worth it.

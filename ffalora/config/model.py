@@ -17,6 +17,11 @@ class ModelConfig(Section):
         "mean", description="'model': the model's own classification head; 'mean': a linear head on mean-pooled states"
     )
     head_std: float = Field(0.3, gt=0, description="standard deviation of the random head weights (pooling: mean)")
+    head_seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of random head weights, where all runs shall share one public draw (default: seed)",
+    )
     head_scale: float = Field(10.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")
     pooled_layers: int = Field(
         3,

@@ -63,6 +63,21 @@ class PrivacyConfig(Section):
     band: int | None = Field(
         None, ge=1, description="mechanism: banded-mf; steps over which noise is correlated (default: the best)"
     )
+    noise_at: Literal["server", "clients"] = Field(
+        "server",
+        description="unit: client; who adds the noise: the server, which is trusted with updates, or each client "
+        "its share, of which the server sees the sum alone (secure aggregation); nothing is amplified then, whatever "
+        "sampling says",
+    )
+    dropouts: int = Field(
+        0, ge=0, description="noise_at: clients; how many of a round's clients may vanish before its sum is given up"
+    )
+    colluders: int = Field(
+        0, ge=0, description="noise_at: clients; how many of them may tell the server their share of the noise"
+    )
+    sum_bits: int = Field(
+        16, ge=8, le=20, description="noise_at: clients; numbers travel and are summed modulo 2 to this power"
+    )
     ledger: str | None = Field(
         None,
         description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
@@ -94,6 +109,11 @@ class PrivacyConfig(Section):
     def group(self) -> int:
         """The most samples of one unit among those that are drawn: ε counts them together."""
         return self.samples_per_user if self.unit == "user" and not self.draws_users else 1
+
+    @property
+    def hides_sizes(self) -> bool:
+        """Whether how much data a client holds is a secret: what ε covers where whole clients are protected, too."""
+        return self.unit == "client" or self.public_size_bound is not None
 
     @field_validator("prior", mode="before")
     @classmethod
@@ -138,6 +158,29 @@ class PrivacyConfig(Section):
                 f"give exactly one of target_epsilon ({self.target_epsilon}) and "
                 f"noise_multiplier ({self.noise_multiplier})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_hide_among_others(self) -> PrivacyConfig:
+        """A client's own share of noise is small: it protects only what leaves as a sum, once a round."""
+        if self.noise_at == "server":
+            for name in ("dropouts", "colluders"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)} is of noise_at='clients'; leave it out")
+            return self
+        if self.unit != "client":
+            raise ValueError(
+                f"noise_at='clients' with unit={self.unit!r}: each local step would show the steps after it a sum with "
+                "this client's own small share of the noise alone; set privacy.unit to client, whose updates leave "
+                "once a round, or leave noise_at out"
+            )
+        if self.clipping == "adaptive":
+            raise ValueError(
+                "noise_at='clients' with clipping='adaptive': C would follow norms that nobody may see; set "
+                "privacy.clipping to flat or automatic"
+            )
+        if self.noise_multiplier == 0:
+            raise ValueError("noise_at='clients' with noise_multiplier=0: there is nothing to share; raise it")
         return self
 
     @model_validator(mode="after")

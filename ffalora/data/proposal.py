@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 _LABEL_WORDS = (
     "label labels class target category sentiment verdict outcome polarity topic intent rating score stars grade "
-    "result y"
+    "result y klasse kategorie bewertung urteil ergebnis thema ressort classe catégorie étiquette clase categoría "
+    "categoria etiqueta"
 ).split()
 _CLIENT_WORDS = (
     "client hospital clinic ward site centre center institution branch store shop school bank department office "
-    "device country region state tenant organisation organization source file"
+    "device country region state tenant organisation organization source file klinik krankenhaus standort filiale "
+    "abteilung praxis redaktion hôpital clinique centro clínica sucursal"
 ).split()
 _USER_WORDS = (
     "user customer patient author speaker owner person member student employee participant respondent reviewer writer"
@@ -52,10 +54,10 @@ class Column:
             return f"texts of {self.words:.0f} words on average"
         if self.kind == "other":
             return f"{self.distinct} different values that are neither texts nor numbers"
-        more = ", …" if self.distinct > len(self.examples) else ""
-        return f"{self.distinct} different {'numbers' if self.kind == 'number' else 'values'}: " + (
-            ", ".join(self.examples) + more
-        )
+        what, shown = "number" if self.kind == "number" else "value", ", ".join(self.examples)
+        if self.distinct == 1:
+            return f"one {what}: {shown}"
+        return f"{self.distinct} different {what}s: {shown}" + (", …" if self.distinct > len(self.examples) else "")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Proposal:
             clients.
         users: how many the largest client has; its rows where there is no such column.
         sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
+        rivals: columns that could be the label just as well, where its name did not say that it is one.
     """
 
     source: str
@@ -82,6 +85,7 @@ class Proposal:
     dropped: int
     user: str | None = None
     users: int = 0
+    rivals: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
         """The column of that name."""
@@ -118,8 +122,11 @@ def propose(
         user = next((c.name for c in able if c.words < _TEXT_WORDS and _is_called(c.name, _USER_WORDS)), None)
     texts = () if text or label else _spoken(data, columns)
     task = "causal-lm"
+    rivals: tuple[str, ...] = ()
     if not texts:
-        label = label or _likely_label(columns, len(data), {*taken, client, user}, path)
+        if label is None:
+            label, *others = _likely_labels(columns, len(data), {*taken, client, user}, path)
+            rivals = tuple(others)
         texts = tuple(text) or _likely_texts(columns, {label, client, user}, path)
         chosen = next(c for c in columns if c.name == label)
         task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
@@ -130,7 +137,7 @@ def propose(
         user, held = None, {}
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
-    return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users)
+    return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users, rivals)
 
 
 def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
@@ -176,7 +183,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_called(name: str, words: Sequence[str]) -> bool:
-    return any(part in words for part in re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    return any(part in words for part in re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def _groups(column: Column, rows: int) -> bool:
@@ -184,17 +191,18 @@ def _groups(column: Column, rows: int) -> bool:
     return 2 <= column.distinct <= max(2, rows // 20)
 
 
-def _likely_label(columns: Sequence[Column], rows: int, others: set[str | None], path: str | Path) -> str:
+def _likely_labels(columns: Sequence[Column], rows: int, others: set[str | None], path: str | Path) -> list[str]:
+    """The column that is called a label; else those of few values, fewest first."""
     able = [c for c in columns if c.name not in others and c.name != FILE_COLUMN and c.kind != "other"]
     named = [c for c in able if _is_called(c.name, _LABEL_WORDS) and c.distinct > 1]
     few = [c for c in able if 2 <= c.distinct <= min(_MOST_CLASSES, max(2, rows // 10)) and c.words < _TEXT_WORDS]
-    found = named or sorted(few, key=lambda c: c.distinct)
+    found = named[:1] or sorted(few, key=lambda c: c.distinct)
     if not found:
         raise DataError(
             f"{path}: none of its columns looks like a label; name one of {', '.join(c.name for c in columns)} with "
             "--label"
         )
-    return found[0].name
+    return [column.name for column in found]
 
 
 def _likely_texts(columns: Sequence[Column], others: set[str | None], path: str | Path) -> tuple[str, ...]:

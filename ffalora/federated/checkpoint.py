@@ -33,7 +33,10 @@ from .strategies import ServerState
 _HEADER, _NOISE, _CLIENTS = "ffalora", "noise.", "clients."
 _FORMAT = 2
 #: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
-_FREE_KEYS = (("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("methods",))
+_FREE_KEYS = (
+    ("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("privacy", "check_gradients"), ("device",),
+    ("report_to",), ("methods",),
+)  # fmt: skip
 
 
 def save_checkpoint(
@@ -55,7 +58,7 @@ def save_checkpoint(
         "config": _essence(config),
         "frozen": frozen,
         "clients": digests,
-        "steps_taken": {str(p.client_id): p.steps_taken for p in participants},
+        "steps_taken": _steps_taken(config, server, participants),
         "clipping": {name: each.adaptive.state_dict() for name, each in _adaptive(participants, level).items()},
         "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
     }
@@ -138,6 +141,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"checkpoint {path} was changed since it was written; use an earlier copy, or start the run anew"
         )
     return header, tensors
+
+
+def _steps_taken(config: Config, server: ServerState, participants: Sequence[Participant]) -> dict[str, int]:
+    """Local steps of each client; as if each had been in every round where its own would tell in which it was, which
+    secure noise for whole clients keeps secret (nothing but the order of its batches depends on them there).
+    """
+    if config.privacy.unit == "client" and config.privacy.noise == "secure":
+        return {str(p.client_id): server.round * config.federation.local_steps for p in participants}
+    return {str(p.client_id): p.steps_taken for p in participants}
 
 
 def _restore_noise(participants: Sequence[Participant], tensors: dict[str, Tensor], device: torch.device) -> None:

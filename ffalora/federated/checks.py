@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import Config, ConfigError
+from .robust import fewest_clients
 from .strategies import STRATEGIES, Strategy
 
 
@@ -27,6 +28,11 @@ def find_strategy(name: str) -> type[Strategy]:
     return STRATEGIES[name]
 
 
+def cohort_size(config: Config, clients: int) -> int:
+    """How many clients of a federation are drawn for a round (under client-level privacy: on average)."""
+    return max(1, round(config.federation.participation * clients))
+
+
 def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
     """Refuses what the method cannot do, before anything is trained.
 
@@ -45,6 +51,13 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             raise ConfigError(
                 f"federation.robust_mean={federation.robust_mean!r} does not go with privacy.unit='client', whose ε is "
                 "that of a clipped and noised sum (which bounds every client already); leave it out"
+            )
+        cohort, least = cohort_size(config, clients), fewest_clients(federation.robust_mean, federation.hostile_clients)
+        if cohort < least:
+            raise ConfigError(
+                f"federation.robust_mean={federation.robust_mean} with federation.hostile_clients="
+                f"{federation.hostile_clients} needs {least} clients in a round, and there are {cohort}; lower "
+                "hostile_clients, or have more clients in a round"
             )
     if ranks is not None:
         _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
@@ -65,6 +78,11 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
         _need(lambda s: s.averages, "federation.average_from", federation.average_from, strategy)
     if config.optimizer.keep_moments:
         _need(lambda s: s.steady, "optimizer.keep_moments", True, strategy)
+        if config.privacy.unit == "client" and config.privacy.noise == "secure":
+            raise ConfigError(
+                "optimizer.keep_moments=True: which clients have moments tells who was drawn, which secure noise for "
+                "whole clients keeps secret; set it to false"
+            )
     if config.privacy.mechanism != "independent":
         _need(lambda s: s.steady, "privacy.mechanism", config.privacy.mechanism, strategy)
         if config.optimizer.dp_bias_correction:

@@ -5,23 +5,30 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..adapters import Adapters
-from ..config import Config
+from ..config import Config, ConfigError
 from ..privacy.accountants import noise_multiplier_for
+from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel, population_ledger
 from ..privacy.clipping import AdaptiveQuantileClipping
+from ..privacy.distributed import NoiseShares
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.prior import read_prior
 from ..privacy.sampling import SeededDraw, SystemDraw
 from .strategies import Mean
 
 
-def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientLevel:
+def make_client_level(config: Config, clients: int, fingerprint: str, width: int) -> ClientLevel:
     """The client-level mechanism of a run: its population's ledger, with noise for all rounds. The ledger is keyed to
-    the ``fingerprint`` of everybody's data.
+    the ``fingerprint`` of everybody's data; an update holds ``width`` numbers.
+
+    Raises:
+        ConfigError: shares of noise that cannot suffice (``privacy.dropouts``, ``colluders``, ``sum_bits``).
     """
     privacy, federation = config.privacy, config.federation
     is_secure = privacy.noise == "secure"
     sampling = "poisson" if privacy.sampling == "poisson" else "without-replacement"
+    if privacy.noise_at == "clients":
+        sampling = "by-server"
     prior = read_prior(privacy.prior, is_secure)
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
@@ -39,12 +46,27 @@ def make_client_level(config: Config, clients: int, fingerprint: str) -> ClientL
         SecureNoise() if is_secure else SeededNoise.from_seed(config.seed),
         SystemDraw() if is_secure else SeededDraw(config.seed),
         clipping="flat" if privacy.clipping == "adaptive" else privacy.clipping,
+        shares=_noise_shares(config, ledger, width),
     )
     if privacy.clipping == "adaptive":
         level.adaptive = AdaptiveQuantileClipping(
             ledger.noise_multiplier, level.expected_cohort, privacy.max_grad_norm, privacy.clipping_quantile
         )
     return level
+
+
+def _noise_shares(config: Config, ledger: PrivacyLedger, width: int) -> NoiseShares | None:
+    privacy = config.privacy
+    if privacy.noise_at == "server":
+        return None
+    cohort = max(1, round(ledger.sample_rate * ledger.dataset_size))
+    try:
+        return NoiseShares(
+            ledger.noise_multiplier, privacy.max_grad_norm, width, cohort, privacy.dropouts, privacy.colluders,
+            privacy.sum_bits, config.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"privacy.noise_at='clients': {error}") from None
 
 
 def client_level_mean(level: ClientLevel, adapters: Adapters) -> Mean:

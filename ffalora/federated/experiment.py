@@ -129,7 +129,8 @@ def build(
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
-        client_level = make_client_level(config, len(partition), data_fingerprint(config, train, range(len(train))))
+        fingerprint = data_fingerprint(config, train, range(len(train)))
+        client_level = make_client_level(config, len(partition), fingerprint, adapters.layout.size)
         mean = client_level_mean(client_level, adapters)
     participants = make_participants(config, partition, train)
     set_rates(config, loaded, adapters, participants, len(partition))

@@ -19,6 +19,9 @@ _ALONE = {
         "dropout_rate": 0.0,
         "straggler_rate": 0.0,
         "min_available": 1,
+        "robust_mean": None,
+        "hostile_clients": 0,
+        "payload": "float32",
     },
 }
 

@@ -25,7 +25,8 @@ def metrics_row(
     """The row of ``metrics.jsonl`` for the round just completed; each ε is rounded up.
 
     With secure noise it holds nothing that is a function of private data without noise: no loss, no norms, no realised
-    batch sizes; and at client level nothing that tells who was drawn, since the amplification needs that secret.
+    batch sizes; at client level no gap between the clients' own rows, and nothing that tells who was drawn, since the
+    amplification needs that secret.
     """
     epsilons = {_client_name(experiment, name): ledger.epsilon() for name, ledger in experiment.ledgers.items()}
     row = {
@@ -34,12 +35,11 @@ def metrics_row(
         "metrics": metrics,
         "epsilon": rounded_up(max(epsilons.values())) if epsilons else None,
         "epsilon_per_client": {name: rounded_up(value) for name, value in epsilons.items()},
-        "update_gap": gap,
     }
     privacy = experiment.config.privacy
     is_secure = privacy.unit != "none" and privacy.noise == "secure"
     if not (is_secure and privacy.unit == "client"):
-        row |= {"bytes_up": bytes_up, "bytes_down": bytes_down}
+        row |= {"update_gap": gap, "bytes_up": bytes_up, "bytes_down": bytes_down}
         row |= {"rejected": report.rejected, "dropped": report.dropped}
     return row if is_secure else row | report.numbers()
 
@@ -62,6 +62,11 @@ def privacy_statement(experiment: Experiment) -> PrivacyStatement:
         caveats.append(
             "Training loss, gradient norms and the table of who holds what are computed on private data, for the "
             "simulation only."
+        )
+    if privacy.noise_at == "clients":
+        caveats.append(
+            f"ε holds while at most {privacy.dropouts} of a round's clients drop out (otherwise its sum is given up) "
+            f"and at most {privacy.colluders} of the others tell the server their noise."
         )
     return PrivacyStatement.from_ledgers(
         ledgers, noise=privacy.noise, max_grad_norm=privacy.max_grad_norm, clipping=privacy.clipping, caveats=caveats
@@ -119,7 +124,8 @@ def open_folder(experiment: Experiment, folder: Path) -> None:
     write_json(folder / "environment.json", environment(experiment))
     privacy, table = experiment.config.privacy, experiment.partition_table
     if privacy.unit != "none" and privacy.noise == "secure":  # exact counts of classes are not covered by ε
-        table = [{"client": one["client"], "samples": one["samples"]} for one in table]
+        shown = {"client"} if privacy.hides_sizes else {"client", "samples"}
+        table = [{name: value for name, value in one.items() if name in shown} for one in table]
     write_json(folder / "partition.json", table)
 
 

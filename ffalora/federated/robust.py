@@ -10,6 +10,7 @@ published, since a weight is what a client says of itself.
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 
 import torch
@@ -82,8 +83,13 @@ def norm_bounded_mean(start: Tensor, rows: Tensor, weights: Tensor, *, bound: fl
 ROBUST_MEANS = ("median", "trimmed-mean", "krum", "multi-krum", "norm-bounded")
 
 
+def fewest_clients(name: str, hostile: int) -> int:
+    """How many clients have to answer a round for the average called ``name`` to mean anything."""
+    return {"trimmed-mean": 2 * hostile + 1, "krum": 2 * hostile + 3, "multi-krum": 2 * hostile + 3}.get(name, 1)
+
+
 def robust_mean(name: str, hostile: int, bound: float | None = None) -> Mean:
-    """The average called ``name``.
+    """The average called ``name``; of fewer answers than :func:`fewest_clients` it is where the round began, and warns.
 
     Args:
         name: one of ``ROBUST_MEANS``.
@@ -106,7 +112,18 @@ def robust_mean(name: str, hostile: int, bound: float | None = None) -> Mean:
     }
     if name not in made:
         raise ConfigError(f"federation.robust_mean={name!r}: choose one of {', '.join(ROBUST_MEANS)}")
-    return made[name]
+    least = fewest_clients(name, hostile)
+
+    def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        if len(rows) >= least:
+            return made[name](start, rows, weights)
+        warnings.warn(
+            f"{len(rows)} clients answered a round, federation.robust_mean={name} needs {least}: it changed nothing",
+            stacklevel=2,
+        )
+        return start.clone()
+
+    return mean
 
 
 def _by_krum_score(rows: Tensor, hostile: int) -> Tensor:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -198,6 +199,8 @@ def close_round(
     started = time.perf_counter()
     config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
     rows = through_the_wire(config, experiment.strategy, server, ids, opened.rows)
+    if experiment.client_level is not None:  # whether an update is finite is private: what is not counts as none
+        rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, experiment.strategy.start(server, ids))
     finite = rows.isfinite().all(1).tolist()
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
     report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]

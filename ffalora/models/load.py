@@ -66,6 +66,7 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
     )
 
     source = resolve(config.name)
+    seed = seed if config.head_seed is None else config.head_seed
     dtype = base_dtype(config.dtype, device)
     attention = config.attention if config.attention != "auto" else ("eager" if device.type == "cpu" else "sdpa")
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attention, **gguf_file(source)}

@@ -42,7 +42,7 @@ def measure(experiment: Experiment) -> Cost:
     started = time.perf_counter()
     experiment.engine.train([trained], state, 1)
     _finish(experiment.engine.device)
-    return Cost((time.perf_counter() - started) / len(samples), _peak_bytes(experiment.engine.device))
+    return Cost((time.perf_counter() - started) / len(samples), peak_bytes(experiment.engine.device))
 
 
 def _finish(device: torch.device) -> None:
@@ -50,7 +50,8 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process (on a GPU: the device) has held; 0 where the system does not count."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

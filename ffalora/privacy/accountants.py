@@ -12,10 +12,12 @@ norm C (or by C(1+η) where sums carry a round-off bound, see :mod:`ffalora.priv
 
 Poisson sampling is counted with amplification, under zero-out adjacency (a record is replaced by one that contributes
 nothing; the number of records is public) or, where that number is kept secret, under add/remove. Both have the same ε.
-Every other sampling is counted under replace-one adjacency: the sum then moves by up to 2C, so a step is a Gaussian
+Other samplings are counted under replace-one adjacency: the sum then moves by up to 2C, so a step is a Gaussian
 mechanism of noise multiplier σ/2, and all steps are composed without amplification, whether or not a record took part
 in each of them. A zeroed record is one way to replace it, and one that is absent counts as zeroed, so histories of
-different kinds compose under zero-out.
+different kinds compose under zero-out. Where the server chose who takes part ('by-server'), adjacency is zero-out, all
+take part in every step, and the noise is discrete: its σ bounds Rényi divergences of whole orders
+(:mod:`ffalora.privacy.skellam`), by which the whole history is then counted, whatever the accountant.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def epsilon(
         delta: the δ of (ε, δ).
         accountant: 'rdp', 'prv' or 'pld'.
         sampling: 'poisson' (zero-out or add/remove adjacency), or 'shuffled', 'full', 'without-replacement'
-            (replace-one, sensitivity 2C).
+            (replace-one, sensitivity 2C), or 'by-server' (zero-out, Rényi divergences alone).
         group: most records of one unit, where each is drawn and clipped by itself; ε is then that of the unit.
 
     Raises:
@@ -72,18 +74,23 @@ def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") 
     check_one_unit(history)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1 (smaller than 1/dataset size), got {delta}")
-    entries: dict[tuple[float, float, int], int] = {}
+    entries: dict[tuple[float, float, int, bool], int] = {}
     for part in history:
         _check_entry(part)
         if part.steps and part.sample_rate:
             sigma, rate = float(part.noise_multiplier), float(part.sample_rate)
-            mechanism = (sigma, rate, part.group) if part.sampling == "poisson" else (sigma / 2, 1.0, part.group)
+            mechanism = {"poisson": (sigma, rate, part.group, False), "by-server": (sigma, 1.0, part.group, True)}.get(
+                part.sampling, (sigma / 2, 1.0, part.group, False)
+            )
             entries[mechanism] = entries.get(mechanism, 0) + int(part.steps)
     if not entries:
         return 0.0
     if any(sigma == 0 for sigma, *_ in entries):
         return math.inf
-    parts = tuple(Gaussians(sigma, rate, steps, group) for (sigma, rate, group), steps in sorted(entries.items()))
+    parts = tuple(
+        Gaussians(sigma, rate, steps, group, discrete)
+        for (sigma, rate, group, discrete), steps in sorted(entries.items())
+    )
     return compose(parts, float(delta), accountant)
 
 

@@ -182,7 +182,8 @@ class PrivacyLedger:
 
     def steps(self, count: int) -> Spent:
         """What ``count`` of this ledger's steps spend, as others write it down: the releases that they begin."""
-        kind = "replace" if self.sampling != "poisson" else "zero-out" if self.size_is_public else "add/remove"
+        zeroes = self.sampling in ("poisson", "by-server")
+        kind = "replace" if not zeroes else "zero-out" if self.size_is_public else "add/remove"
         releases = -(-count // self.period)
         return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind, self.group)
 

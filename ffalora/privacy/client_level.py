@@ -2,24 +2,28 @@
 
 The unit is one client with all its samples (McMahan et al., ICLR 2018). Clients are drawn by Poisson sampling; a round
 is charged whether or not a given client was drawn, also when nobody was; all weigh the same. The server is trusted to
-clip and to add the noise. An update is a row of ``[C,P]``, so the sample-level kernels do the work: ``clip_reduce_``
-with one receiver, then ``privatize_step_`` on the global state ``[1,P]``.
+clip and to add the noise, unless clients clip and bring it in shares (:mod:`~ffalora.privacy.distributed`). An update
+is a row of ``[C,P]``, so the sample-level kernels do the work: ``clip_reduce_`` with one receiver, then
+``privatize_step_`` on the global state ``[1,P]``.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ffalora_kernels import clip_reduce_, privatize_step_
 
 from .accounting import PrivacyLedger
 from .clipping import AdaptiveQuantileClipping, sensitivity
+from .distributed import NoiseShares
 from .noise import NoiseSource, SeededNoise
 from .sampling import Draw, SeededDraw, fixed_size_draw
 from .spent import Spent
@@ -57,10 +61,11 @@ class ClientLevel:
     Attributes:
         ledger: the population's, with ``unit='client'`` and the number of clients as ``dataset_size``.
         max_update_norm: C, for each client's whole update (``adaptive`` has its own).
-        noise: where the server's noise comes from.
+        noise: where the noise comes from, the server's or the clients'.
         draw: Poisson samples of clients.
         adaptive: moves C to a quantile of the update norms; its count is part of the ledger's σ.
         clipping: 'flat' or 'automatic'.
+        shares: the noise that clients bring; None where the server adds it.
     """
 
     ledger: PrivacyLedger
@@ -69,6 +74,7 @@ class ClientLevel:
     draw: Draw
     adaptive: AdaptiveQuantileClipping | None = None
     clipping: str = "flat"
+    shares: NoiseShares | None = None
     _open: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +93,7 @@ class ClientLevel:
             raise ValueError(f"max_update_norm must be positive, got {self.max_update_norm}")
         if self.ledger.noise_multiplier > 0 and not isinstance(self.noise, SeededNoise) and not self.draw.secure:
             raise ValueError("secure noise needs a secure draw: with seeded sampling it is known who took part")
+        self._check_shares()
         if self.adaptive is not None:
             for name, ours, theirs in (
                 ("noise_multiplier", self.ledger.noise_multiplier, self.adaptive.noise_multiplier),
@@ -94,6 +101,26 @@ class ClientLevel:
             ):
                 if not math.isclose(ours, theirs, rel_tol=1e-12):
                     raise ValueError(f"adaptive.{name}={theirs} differs from the ledger's {ours}; make them equal")
+
+    def _check_shares(self) -> None:
+        """Noise in shares and a ledger that counts it go together."""
+        shares = self.shares
+        if (shares is not None) != (self.ledger.sampling == "by-server"):
+            raise ValueError(
+                f"sampling={self.ledger.sampling!r} of the ledger with shares={shares}: noise in shares is counted as "
+                "sampling='by-server', and nothing else is"
+            )
+        if shares is None:
+            return
+        if self.adaptive is not None:
+            raise ValueError("adaptive clipping counts norms at the server, which sees none where noise is in shares")
+        for name, ours, theirs in (
+            ("noise_multiplier", self.ledger.noise_multiplier, shares.noise_multiplier),
+            ("max_update_norm", self.max_update_norm, shares.max_update_norm),
+            ("clients", self.expected_cohort, shares.clients),
+        ):
+            if ours != theirs:
+                raise ValueError(f"shares.{name}={theirs} differs from {ours} of the ledger; make them equal")
 
     @property
     def expected_cohort(self) -> float:
@@ -108,7 +135,9 @@ class ClientLevel:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on the sum of updates: σ·C(1+η)."""
+        """Standard deviation of the noise on the sum of updates: σ·C(1+η), or that of the shares that suffice."""
+        if self.shares is not None:
+            return self.shares.noise_std
         sigma = self.ledger.noise_multiplier if self.adaptive is None else self.adaptive.sum_noise_multiplier
         return sigma * sensitivity(self.limit, self.ledger.dataset_size)
 
@@ -149,10 +178,71 @@ class ClientLevel:
                 f"got {tuple(received.shape)}"
             )
         self._open = False
-        limit, noise_std = self.limit, self.noise_std
-        total, norms = clip_updates(state - received, limit, mode=self.clipping)
+        limit, noise_std, updates = self.limit, self.noise_std, state - received
+        if self.shares is not None:
+            norms = self._take_shares_(state, updates, round_number, index)
+        else:
+            total, norms = clip_updates(updates, limit, mode=self.clipping)
+            std, key = self.noise.before_step_(total, total.new_full((1,), noise_std))
+            self._move_(state, total, std, key, round_number, index)
+        if self.adaptive is not None:
+            self.adaptive.update(norms, self.noise.normal(SERVER_ID, round_number, _COUNT_STREAM))
+        finite = norms.isfinite()
+        return ServerReport(
+            received=len(received),
+            clipped=int((norms[finite] > limit).sum()),
+            nonfinite=int((~finite).sum()),
+            norms=norms,
+            max_update_norm=limit,
+            noise_std=noise_std,
+        )
+
+    def share(self, update: Tensor, client: int, round_number: int) -> NDArray[np.int64]:
+        """What a client sends where it brings a share of the noise: int64, for a sum modulo ``2**shares.bits``.
+
+        Args:
+            update: float32 ``[width]``, where it started minus where it ended; with NaN or Inf it counts as zero.
+            client: its number among those of the round.
+        """
+        total, _ = clip_updates(update[None], self.limit, mode=self.clipping)
+        return self._shares(len(update)).share(total[0].cpu().numpy(), self.noise, client, round_number)
+
+    def move_by_sum_(self, state: Tensor, total: NDArray[np.int64], round_number: int, index: Tensor | None) -> None:
+        """Moves the global state ``[P]`` by a sum of what :meth:`share` gave; ``index`` as in :meth:`close_round_`."""
+        sums = torch.zeros(1, len(state), dtype=torch.float64, device=state.device)
+        real = _real(state, index)
+        shares = self._shares(int(real.sum()))
+        sums[0, real] = torch.from_numpy(shares.decoded(total, round_number)).to(state.device)
+        self._move_(state, sums, -sums.new_full((1,), shares.noise_std), 0, round_number, index)  # the noise is in it
+
+    def _take_shares_(self, state: Tensor, updates: Tensor, round_number: int, index: Tensor | None) -> Tensor:
+        """As clients, secure aggregation and the server do it together; the norms of ``updates [C,P]``. Without enough
+        shares nobody sees the sum, and the state stays.
+        """
+        updates = updates[:, _real(state, index)]
+        norms, shares = updates.double().norm(dim=1), self._shares(updates.shape[1])
+        if len(updates) < shares.least:
+            warnings.warn(
+                f"round {round_number + 1}: {len(updates)} of {shares.clients} clients stayed, and their noise is "
+                f"enough only where {shares.least} do (privacy.dropouts={shares.dropouts}): their sum is not shown, "
+                "the state stays, and the round is charged",
+                stacklevel=3,
+            )
+            return norms
+        sent = (self.share(update, client, round_number) for client, update in enumerate(updates))
+        self.move_by_sum_(state, shares.sum_of(sent), round_number, index)
+        return norms
+
+    def _shares(self, width: int) -> NoiseShares:
+        """The terms for updates of ``width`` numbers: methods that train by turns send other numbers each time."""
+        if self.shares is None:
+            raise ValueError("shares is None: the server adds the noise here; give the terms of shares")
+        return self.shares if self.shares.width == width else replace(self.shares, width=width)
+
+    def _move_(
+        self, state: Tensor, total: Tensor, std: Tensor, key: int, round_number: int, index: Tensor | None
+    ) -> None:
         one = torch.ones(1, dtype=torch.float64, device=state.device)
-        std, key = self.noise.before_step_(total, one * noise_std)
         privatize_step_(
             state[None],
             total,
@@ -166,17 +256,11 @@ class ClientLevel:
             optimizer="sgd",
             index=index,
         )
-        if self.adaptive is not None:
-            self.adaptive.update(norms, self.noise.normal(SERVER_ID, round_number, _COUNT_STREAM))
-        finite = norms.isfinite()
-        return ServerReport(
-            received=len(received),
-            clipped=int((norms[finite] > limit).sum()),
-            nonfinite=int((~finite).sum()),
-            norms=norms,
-            max_update_norm=limit,
-            noise_std=noise_std,
-        )
+
+
+def _real(state: Tensor, index: Tensor | None) -> Tensor:
+    """Which columns are no padding, bool ``[P]``."""
+    return torch.ones_like(state, dtype=torch.bool) if index is None else index >= 0
 
 
 def clip_updates(updates: Tensor, max_update_norm: float, mode: str = "flat") -> tuple[Tensor, Tensor]:

@@ -28,12 +28,14 @@ class Gaussians(NamedTuple):
 
     With a ``group`` of k records of one unit, each drawn by itself, what a step moves by is the number of them that are
     drawn, Binomial(k, q): the mixture of Gaussians of Choquette-Choo et al. (ICLR 2024) and Charles et al. (2024).
+    Of ``discrete`` noise σ says no more than that Rényi divergences of whole orders α are at most α/(2σ²), at q = 1.
     """
 
     noise_multiplier: float
     sample_rate: float
     steps: int
     group: int = 1
+    discrete: bool = False
 
     @property
     def simple(self) -> Gaussians:
@@ -43,7 +45,7 @@ class Gaussians(NamedTuple):
         if self.group == 1:
             return self
         drawn = -math.expm1(self.group * math.log1p(-self.sample_rate)) if self.sample_rate < 1 else 1.0
-        return Gaussians(self.noise_multiplier / self.group, drawn, self.steps)
+        return self._replace(noise_multiplier=self.noise_multiplier / self.group, sample_rate=drawn, group=1)
 
 
 @lru_cache(maxsize=65536)
@@ -58,7 +60,8 @@ def compose(history: tuple[Gaussians, ...], delta: float, accountant: str) -> fl
         warnings.simplefilter("ignore")
         spent = _rdp(history, delta)
         bound_is_loose = accountant == "pld" and any(part.group > 1 for part in history)
-        if accountant != "rdp" and (spent <= LARGEST_NUMERICAL_EPSILON or bound_is_loose):
+        by_moments = accountant == "rdp" or any(part.discrete for part in history)
+        if not by_moments and (spent <= LARGEST_NUMERICAL_EPSILON or bound_is_loose):
             try:
                 spent = _prv(history, delta) if accountant == "prv" else _pld(history, delta)
             except (RuntimeError, ValueError, IndexError) as error:
@@ -75,17 +78,19 @@ def _rdp(history: tuple[Gaussians, ...], delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     simple = [part.simple for part in history]
-    moments = sum(part.steps * _moments(part.noise_multiplier, part.sample_rate) for part in simple)
+    moments = sum(part.steps * _moments(part.noise_multiplier, part.sample_rate, part.discrete) for part in simple)
     return float(get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=moments, delta=delta)[0])
 
 
 @lru_cache(maxsize=4096)
-def _moments(sigma: float, rate: float) -> np.ndarray:
+def _moments(sigma: float, rate: float, discrete: bool) -> np.ndarray:
     """Rényi divergences of one step at Opacus's orders."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import compute_rdp
 
     orders = RDPAccountant.DEFAULT_ALPHAS
+    if discrete:  # the divergence grows with the order: what holds at the next whole one holds here
+        return np.ceil(orders) / (2 * sigma**2)
     return np.asarray(compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders))
 
 
@@ -115,7 +120,7 @@ def _pld(history: tuple[Gaussians, ...], delta: float) -> float:
     few = sum(h.steps for h in history) <= _PLD_COARSE_STEPS
     interval = _PLD_COARSE_INTERVAL if few else _PLD_FINE_INTERVAL
     total = None
-    for sigma, rate, steps, group in history:
+    for sigma, rate, steps, group, _ in history:
         part = _pld_step(sigma, rate, interval, group).self_compose(steps)
         total = part if total is None else total.compose(part)
     found = 0.0 if total is None else total.get_epsilon_for_delta(delta)

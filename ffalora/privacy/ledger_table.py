@@ -30,13 +30,20 @@ def format_ledger(ledger: DataLedger) -> str:
     return "\n".join([*lines, "", _total(ledger), _budget(ledger)])
 
 
-def _total(ledger: DataLedger) -> str:
+def total_spent(ledger: DataLedger) -> tuple[float, float] | None:
+    """ε, rounded up, and δ of what was spent on any one record, at most; None where nothing was charged."""
     deltas = [e.delta for e in ledger.entries if e.noise == "secure"]
     if not deltas:
-        return "Nothing was charged: every run was a simulation."
+        return None
     delta = ledger.budget[1] if ledger.budget else min(deltas)
-    spent = epsilon_of(ledger.spent(), delta)
-    return f"Spent on any one record: ε = {rounded_up(spent):.4g} at most, at δ = {delta:g}, by pld."
+    return rounded_up(epsilon_of(ledger.spent(), delta)), delta
+
+
+def _total(ledger: DataLedger) -> str:
+    spent = total_spent(ledger)
+    if spent is None:
+        return "Nothing was charged: every run was a simulation."
+    return f"Spent on any one record: ε = {spent[0]:.4g} at most, at δ = {spent[1]:g}, by pld."
 
 
 def _budget(ledger: DataLedger) -> str:

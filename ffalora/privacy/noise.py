@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ffalora_kernels import privatize_step_
 from ffalora_kernels.reference import gaussian_ref
+
+from .sampling import raw_words
 
 #: Philox stream of the noisy counts of adaptive clipping; the noise on gradients has stream 0.
 COUNT_STREAM = 1
@@ -53,6 +58,10 @@ class SeededNoise:
         )  # fmt: skip
         return drawn.double()
 
+    def words(self, count: int, client_id: int, step: int, stream: int) -> NDArray[np.uint64]:
+        """Uniform 64-bit words for noise that is no Gaussian: the same arguments give the same words."""
+        return raw_words(count, self.key % 2**64, client_id, step, stream)
+
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal beside the noise on the gradients: the same arguments give the same number."""
         return float(gaussian_ref(self.key, client_id, step, stream, torch.zeros(1, dtype=torch.int64)))
@@ -94,6 +103,12 @@ class SecureNoise:
         drawn = torch.zeros_like(total)
         self.add_(drawn, total.new_ones(len(total)))
         return drawn
+
+    def words(self, count: int, client_id: int, step: int, stream: int) -> NDArray[np.uint64]:
+        """Uniform 64-bit words of the operating system; the other arguments are unused, since nothing is ever drawn
+        twice.
+        """
+        return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
 
     def normal(self, client_id: int, step: int, stream: int = COUNT_STREAM) -> float:
         """One standard normal; the arguments are unused, since nothing is ever drawn twice."""

@@ -17,6 +17,7 @@ class Protocol:
         steps: of all rounds together.
         delta: δ.
         source: where the numbers come from.
+        calibrated_steps: those that its released code calibrates σ for, where a client may take more.
     """
 
     dataset_size: int
@@ -24,17 +25,31 @@ class Protocol:
     steps: int
     delta: float
     source: str
+    calibrated_steps: int | None = None
 
     @property
     def sample_rate(self) -> float:
         """q."""
         return self.batch_size / self.dataset_size
 
+    def describe(self) -> str:
+        """Its sizes in a line, and which steps σ is for where these are not all."""
+        text = f"{self.dataset_size} samples a client, batch {self.batch_size} ({self.source})"
+        if self.calibrated_steps is None:
+            return text
+        return (
+            f"{text}. From a target ε, σ is what its released code takes: for {self.calibrated_steps} steps, as many "
+            f"as a client takes on average; ε is of a client that is drawn in every round and takes {self.steps}"
+        )
+
 
 _FFA = "Sun, Li, Li, Ding, ICLR 2024: RoBERTa-large, 3 clients, batch 200, 1000 rounds of 10 steps"
 _TRAINING_SETS = {"mnli": 392_702, "sst2": 67_349, "qqp": 363_846, "qnli": 104_743}
-#: Published protocols by name. The data of GLUE's training sets is split evenly over three clients.
-PROTOCOLS = {f"ffa-lora/{task}": Protocol(size // 3, 200, 10_000, 1e-5, _FFA) for task, size in _TRAINING_SETS.items()}
+_FEDSVD = "FedSVD, NeurIPS 2025: RoBERTa-large, SST-2, 6 clients, 3 a round, batch 128, 100 rounds of 10 steps"
+#: Published protocols by name. The data of GLUE's training sets is split evenly over the clients.
+PROTOCOLS = {
+    f"ffa-lora/{task}": Protocol(size // 3, 200, 10_000, 1e-5, _FFA) for task, size in _TRAINING_SETS.items()
+} | {"fedsvd": Protocol(_TRAINING_SETS["sst2"] // 6, 128, 1000, 1e-5, _FEDSVD, calibrated_steps=500)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ def epsilon_table(
     noise_multiplier: float | None = None,
     target_epsilon: float | None = None,
     sampling: str = "poisson",
+    calibrated_steps: int | None = None,
 ) -> list[EpsilonRow]:
     """All three accountants side by side: ε from σ, or σ from a target ε.
 
@@ -69,6 +85,7 @@ def epsilon_table(
         noise_multiplier: σ; give this or ``target_epsilon``.
         target_epsilon: calibrates σ separately for each accountant.
         sampling: see :func:`~ffalora.privacy.accountants.epsilon`.
+        calibrated_steps: σ spends the target in so many steps instead of in all; ε is of all.
 
     Raises:
         ValueError: both or neither of σ and the target, or a value out of range.
@@ -84,7 +101,7 @@ def epsilon_table(
     rows = []
     for accountant in ACCOUNTANTS:
         if target_epsilon is not None:
-            sigma = noise_multiplier_for(target_epsilon, delta, rate, steps, accountant, sampling)
+            sigma = noise_multiplier_for(target_epsilon, delta, rate, calibrated_steps or steps, accountant, sampling)
         else:
             sigma = float(noise_multiplier or 0.0)
         spent = epsilon(sigma, rate, steps, delta, accountant, sampling)

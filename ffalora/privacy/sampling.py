@@ -46,7 +46,7 @@ class SeededDraw:
         return poisson_draw(self.seed, client_id, step, n, rate)
 
     def some(self, client_id: int, step: int, user: int, n: int, most: int) -> Indices:
-        return _first(_words(n, self.seed, client_id, step, _OF_USER, user), most)
+        return _first(raw_words(n, self.seed, client_id, step, _OF_USER, user), most)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def poisson_draw(seed: int, client_id: int, step: int, n: int, rate: float) -> I
         sorted indices into 0 … n-1, int64; may be empty.
     """
     _check(n, rate)
-    return _below(_words(n, seed, client_id, step, _POISSON), rate)
+    return _below(raw_words(n, seed, client_id, step, _POISSON), rate)
 
 
 def shuffled_batches(seed: int, client_id: int, step: int, n: int, batch_size: int) -> Indices:
@@ -104,7 +104,7 @@ def shuffled_batches(seed: int, client_id: int, step: int, n: int, batch_size: i
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     epoch, position = divmod(step, -(-n // batch_size))
-    order = np.argsort(_words(n, seed, client_id, epoch, _SHUFFLE), kind="stable").astype(np.int64)
+    order = np.argsort(raw_words(n, seed, client_id, epoch, _SHUFFLE), kind="stable").astype(np.int64)
     return order[position * batch_size : (position + 1) * batch_size]
 
 
@@ -112,7 +112,7 @@ def fixed_size_draw(seed: int, client_id: int, step: int, n: int, batch_size: in
     """``batch_size`` distinct records, drawn afresh each step (``sampling='without-replacement'``)."""
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size must lie in 1 … n={n}, got {batch_size}")
-    return _first(_words(n, seed, client_id, step, _FIXED), batch_size)
+    return _first(raw_words(n, seed, client_id, step, _FIXED), batch_size)
 
 
 def records_of(
@@ -156,7 +156,7 @@ def bounded_records(users: NDArray[np.integer], starts: NDArray[np.integer], mos
         raise ValueError(f"most must be at least 1, got {most}: a user without records takes no part")
     held = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.int64)
     kept = []
-    for record in np.argsort(_words(len(starts) - 1, seed, _BOUND), kind="stable").tolist():
+    for record in np.argsort(raw_words(len(starts) - 1, seed, _BOUND), kind="stable").tolist():
         owners = users[starts[record] : starts[record + 1]]
         if (held[owners] < most).all():
             held[owners] += 1
@@ -181,7 +181,7 @@ def _first(words: NDArray[np.uint64], count: int) -> Indices:
     return np.sort(np.argsort(words, kind="stable")[:count]).astype(np.int64)
 
 
-def _words(n: int, *named: int) -> NDArray[np.uint64]:
+def raw_words(n: int, *named: int) -> NDArray[np.uint64]:
     """n raw words of a Philox stream that belongs to these numbers alone (fixed widths: no two lists collide)."""
     if any(not 0 <= number < 2**64 for number in named):
         raise ValueError(f"seed, client_id and step must lie in 0 … 2**64 - 1, got {named[:3]}")

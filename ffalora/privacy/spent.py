@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement")
+SAMPLINGS = ("poisson", "shuffled", "full", "without-replacement", "by-server")
 UNITS = ("sample", "user", "client")
 #: Which data sets are neighbours: one record adds nothing, is absent, or is another.
 ADJACENCIES = ("zero-out", "add/remove", "replace")
@@ -21,10 +21,11 @@ class Spent(NamedTuple):
         noise_multiplier: σ.
         sample_rate: q.
         steps: how many.
-        sampling: how batches were drawn; only 'poisson' is amplified.
+        sampling: how batches were drawn; only 'poisson' is amplified. 'by-server': by the server that noise protects
+            from, and noise is a sum of shares that clients brought (``privacy.noise_at: clients``).
         unit: what is protected, 'sample', 'user' or 'client'.
-        adjacency: 'zero-out' where the number of records is public, 'add/remove' where it is not, 'replace' without
-            Poisson sampling.
+        adjacency: 'zero-out' where the number of records is public, 'add/remove' where it is not, 'replace' where
+            batches are drawn without Poisson sampling.
         group: the most records of one unit, where each is drawn and clipped by itself; one step may then move by that
             many times the clipping norm.
     """

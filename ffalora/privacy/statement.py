@@ -32,7 +32,17 @@ _MECHANISMS = {
     "sample": "DP-SGD: per-sample gradients clipped, summed, Gaussian noise, divided by the expected batch",
     "user": "DP-SGD by user: users drawn, the sum of a user's gradients clipped, summed, Gaussian noise, divided by "
     "the expected number of users",
+    "by-server": "distributed DP-FedAvg: each client clips its update, turns it, rounds it and adds a share of Skellam "
+    "noise; shares summed modulo a power of two by secure aggregation, divided by the cohort",
     "client": "DP-FedAvg: clients' updates clipped, summed, noised at the server, divided by the expected cohort",
+}
+_OF_CLIENTS = "A client that drops out has spent the steps it took; no credit is taken for the sampling of clients."
+_OF_ROUNDS = {
+    "sample": _OF_CLIENTS,
+    "user": _OF_CLIENTS,
+    "client": "Every round is charged, whether or not a client was drawn; the server is trusted to clip and add noise.",
+    "by-server": "Every round is charged, whether or not a client was drawn. The server is trusted to follow the "
+    "protocol of secure aggregation, not with anybody's update; clients are trusted to clip and to bring their noise.",
 }
 
 
@@ -216,6 +226,8 @@ def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:
 def _describe_sampling(ledger: PrivacyLedger) -> str:
     if ledger.sampling == "poisson":
         return "Poisson: each record independently in each step, with amplification"
+    if ledger.sampling == "by-server":
+        return "by the server, which sees who takes part: no amplification, every round counts for everybody"
     return f"{ledger.sampling}: not Poisson, so no amplification; sensitivity 2C, composed over every step"
 
 
@@ -223,12 +235,14 @@ def _describe_mechanism(ledger: PrivacyLedger) -> str:
     if ledger.correlation is not None:
         return ledger.correlation.describe()
     of_groups = f"; ε of groups of {ledger.group} samples" if ledger.group > 1 else ""
-    return _MECHANISMS[ledger.drawn] + of_groups
+    return _MECHANISMS["by-server" if ledger.sampling == "by-server" else ledger.drawn] + of_groups
 
 
 def _describe_noise(noise: str, ledger: PrivacyLedger) -> str:
     if noise == "secure":
         how = "float-safe Gaussian" if ledger.correlation is None else "Gaussian, of earlier steps too, in float64"
+        if ledger.sampling == "by-server":
+            how = "whole numbers"
         return f"secure: cryptographic generator, key never written, {how}"
     return "seeded: for simulation only; whoever holds the run folder or the seed can subtract it"
 
@@ -237,9 +251,7 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
     said = [
         "ε excludes runs that no ledger of this data knows of: also those that chose hyper-parameters.",
         "Metrics computed on private data (losses, accuracies, norms, realised batch sizes) are not covered by ε.",
-        "A client that drops out has spent the steps it took; no credit is taken for the sampling of clients."
-        if ledgers[0].unit != "client"
-        else "Every round is charged, whether or not a client was drawn; the server is trusted to clip and add noise.",
+        _OF_ROUNDS["by-server" if ledgers[0].sampling == "by-server" else ledgers[0].unit],
     ]
     if ledgers[0].unit == "sample":
         said.append("The unit is one sample: a person with several samples is protected less than ε says.")

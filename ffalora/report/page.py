@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
@@ -27,6 +26,7 @@ from .tables import (
     metric_title,
     result_table,
 )
+from .templates import fill
 
 FILE = "report.html"
 _ENVIRONMENT = {
@@ -74,15 +74,8 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ffalora", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["blocks"] = statement_blocks
     svgs = [(plot.title, Markup(inline_svg(plot))) for plot in page.plots]
-    return environment.get_template("page.html").render(page=page, svgs=svgs)
+    return fill("page.html", page=page, svgs=svgs, blocks=statement_blocks, nonce=None)
 
 
 def write_report(runs: Sequence[Run], folder: str | Path) -> Path:

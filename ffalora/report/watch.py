@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 from ..files.numbers import to_json
 from .live import live_state, shown
 from .runs import ReportError
+from .templates import fill
 
 LOOPBACK = "127.0.0.1"
 #: Names under which a browser on this machine asks; a page of elsewhere whose name leads here asks under its own.
@@ -31,8 +31,7 @@ def watch_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     """
     live_state(folder)
     nonce = secrets.token_urlsafe(16)
-    template = resources.files("ffalora").joinpath("report", "watch.html").read_text(encoding="utf-8")
-    page = template.replace("NONCE", nonce).encode()
+    page = fill("watch.html", nonce=nonce).encode()
 
     class Handler(_Answers):
         policy = (

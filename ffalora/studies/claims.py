@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -20,6 +20,11 @@ from ..config import Section
 from ..report.tables import interval
 
 Outcome = Literal["holds", "contradicted", "undecided", "not measured"]
+#: Two-sided level of a study's claims together; points of accuracy that count as good, and as failed, beside the best.
+LEVEL, GOOD, FAILED = 0.05, 0.02, 0.1
+#: A difference that matters.
+POINT = 0.01
+_KINDS = ("", "mean", "range", "good", "failed", "deviation")
 #: (method, condition, seed) -> the metric of the cell.
 Values = Mapping[tuple[str, str, int], float]
 
@@ -28,8 +33,10 @@ class Claim(Section):
     """Something that is said to be so, and the contrast whose sign decides it.
 
     Attributes:
-        contrast: weight by term. A term is ``method@condition``; ``mean method@*`` and ``range method@*`` are the mean
-            and the largest difference over the conditions that a pattern (or one of several, ``a|b-*``) matches.
+        contrast: weight by term. A term is ``method@condition``, or a word and the conditions that a pattern (or one of
+            several, ``a|b-*``) matches: ``mean method@*``; ``range``, the largest difference; ``good`` and ``failed``,
+            the share of conditions within ``GOOD`` of the seed's best and of those more than ``FAILED`` below it;
+            ``deviation``, the mean distance from a condition's median over seeds (Brown and Forsythe's).
         above: the claim holds where the contrast is above this (0, or 1 for a ratio).
         ratio: the terms are multiplied, with the weights as exponents, instead of added.
         metric: where it is not the study's.
@@ -40,7 +47,13 @@ class Claim(Section):
     above: float | None = None
     ratio: bool = False
     metric: str | None = None
-    paper: bool = Field(False, description="one of the four claims of the paper that introduced FFA-LoRA")
+    paper: bool = Field(False, description="a claim of the paper that introduced FFA-LoRA")
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether it is a weighted sum of cells' metrics and nothing else."""
+        plain = all(_parse(term)[0] in ("", "mean") for term in self.contrast)
+        return plain and not self.ratio and self.metric is None
 
     @property
     def threshold(self) -> float:
@@ -60,10 +73,11 @@ class Verdict:
     """What the runs say about a claim.
 
     Attributes:
-        outcome: by the 95% interval: all of it above the threshold, all of it below, or neither.
+        outcome: by the test, corrected for the number of claims: above the threshold, below, or neither.
         mean, low, high: of the contrast over seeds; a ratio's are geometric. NaN where not measured; ``low`` and
             ``high`` are NaN for a single seed.
-        p: of the two-sided paired test; NaN likewise. 0 where all seeds agree exactly.
+        p: of the two-sided paired test, corrected by Holm's procedure in :func:`judge_all`; NaN likewise. 0 where all
+            seeds agree exactly.
         seeds: how many entered.
     """
 
@@ -85,16 +99,32 @@ class Verdict:
             return f"{self.claim.says}: {where} with one seed; more seeds are needed for a verdict."
         spread = f"95% interval {self.low:.3g} to {self.high:.3g}, {self.seeds} seeds, p = {self.p:.2g}"
         said = {"holds": "holds", "contradicted": "is contradicted", "undecided": "is undecided"}[self.outcome]
-        return f"{self.claim.says}: {said}; {where} ({spread})."
+        small = ", and a difference of a point is excluded" if self.outcome == "undecided" and self.is_narrow else ""
+        return f"{self.claim.says}: {said}{small}; {where} ({spread})."
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the whole interval of a difference lies within one point of zero."""
+        return self.claim.is_difference and max(abs(self.low), abs(self.high)) < POINT
+
+
+def judge_all(asked: Sequence[tuple[Claim, Values]]) -> list[Verdict]:
+    """The verdicts of claims that are tested together: each p is Holm's, so that the chance that any claim is decided
+    where nothing is to be found is at most ``LEVEL``.
+    """
+    verdicts = [judge(claim, values) for claim, values in asked]
+    order = sorted((i for i, v in enumerate(verdicts) if not math.isnan(v.p)), key=lambda i: verdicts[i].p)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * verdicts[i].p))
+        outcome: Outcome = "undecided" if largest >= LEVEL else verdicts[i].outcome
+        verdicts[i] = replace(verdicts[i], p=largest, outcome=outcome)
+    return verdicts
 
 
 def judge(claim: Claim, values: Values) -> Verdict:
-    """The verdict of the seeds for which every term of the claim was measured."""
-    per_seed = []
-    for seed in sorted({seed for _, _, seed in values}):
-        terms = [(weight, _term(term, values, seed)) for term, weight in claim.contrast.items()]
-        if all(value is not None for _, value in terms):
-            per_seed.append(_combine(claim, [(weight, value) for weight, value in terms if value is not None]))
+    """The verdict of the seeds for which every term of the claim was measured, as of one claim alone."""
+    per_seed = list(contrast_by_seed(claim, values).values())
     if not per_seed:
         return Verdict(claim, "not measured", math.nan, math.nan, math.nan, math.nan, 0)
     mean, half = interval(per_seed)
@@ -108,6 +138,16 @@ def judge(claim: Claim, values: Values) -> Verdict:
     if claim.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
     return Verdict(claim, outcome, mean, low, high, p, len(per_seed))
+
+
+def contrast_by_seed(claim: Claim, values: Values) -> dict[int, float]:
+    """The contrast (a ratio's logarithm) of every seed for which all its terms were measured."""
+    found = {}
+    for seed in sorted({seed for _, _, seed in values}):
+        terms = [(weight, _term(term, values, seed)) for term, weight in claim.contrast.items()]
+        if all(value is not None for _, value in terms):
+            found[seed] = _combine(claim, [(weight, value) for weight, value in terms if value is not None])
+    return found
 
 
 def _combine(claim: Claim, terms: Sequence[tuple[float, float]]) -> float:
@@ -124,18 +164,33 @@ def _p_value(values: Sequence[float], threshold: float) -> float:
 
 
 def _term(term: str, values: Values, seed: int) -> float | None:
-    """A term's value for one seed; None where one of its cells is missing, or a range has one condition alone."""
+    """A term's value for one seed; None where one of its cells is missing, or too few to compare."""
     kind, method, pattern = _parse(term)
-    conditions = dict.fromkeys(condition for _, condition, _ in values if _matches(condition, pattern))
-    found = [values.get((method, condition, seed)) for condition in conditions]
-    known = [value for value in found if value is not None]
-    if not known or len(known) < len(found):
+    conditions = list(dict.fromkeys(condition for _, condition, _ in values if _matches(condition, pattern)))
+    known = [values[method, name, seed] for name in conditions if (method, name, seed) in values]
+    if not known or len(known) < len(conditions):
         return None
-    if kind == "range":
-        if len(known) < 2:
+    if kind == "deviation":
+        return _deviation(values, method, conditions, seed)
+    if kind in ("range", "good", "failed") and len(known) < 2:
+        return None
+    best = max(known)
+    if kind == "good":
+        return statistics.fmean(value >= best - GOOD for value in known)
+    if kind == "failed":
+        return statistics.fmean(value < best - FAILED for value in known)
+    return best - min(known) if kind == "range" else statistics.fmean(known)
+
+
+def _deviation(values: Values, method: str, conditions: Sequence[str], seed: int) -> float | None:
+    """Mean over conditions of how far a seed is from the median over seeds; None for a single seed."""
+    distances = []
+    for name in conditions:
+        over_seeds = [value for (m, c, _), value in values.items() if (m, c) == (method, name)]
+        if len(over_seeds) < 2:
             return None
-        return max(known) - min(known)
-    return statistics.fmean(known)
+        distances.append(abs(values[method, name, seed] - statistics.median(over_seeds)))
+    return statistics.fmean(distances)
 
 
 def _matches(condition: str, pattern: str) -> bool:
@@ -146,6 +201,6 @@ def _parse(term: str) -> tuple[str, str, str]:
     """(kind, method, pattern of conditions) of a term."""
     kind, _, cell = term.rpartition(" ")
     method, _, pattern = cell.partition("@")
-    if kind not in ("", "mean", "range"):
-        raise ValueError(f"{term!r}: write method@condition, 'mean method@pattern' or 'range method@pattern'")
+    if kind not in _KINDS:
+        raise ValueError(f"{term!r}: write method@condition, or {', '.join(_KINDS[1:])} and method@pattern")
     return kind, method, pattern

@@ -13,10 +13,13 @@ from tempfile import TemporaryDirectory
 from ..config import Config, ConfigError, from_mapping, merge
 from ..data.load import load_data
 from .architectures import FullSize, full_size
-from .grid import Cell, Grid, load_grid
-from .runner import StudyResult, run_study
+from .grid import Cell, Grid, Place, load_grid
+from .plan import planned_runs
+from .protocol import Scale, Tried
+from .results import StudyResult
+from .runner import run_study
 from .stand_ins import write_data, write_model
-from .study import Scale, load_study, study_names
+from .study import load_study, study_names
 
 _STEPS, _BATCH, _EVALUATED, _ANSWER = 2, 8, 4, 4
 
@@ -31,9 +34,9 @@ class StandInGrid(Grid):
 
     stand_ins: Path
 
-    def tuning_cells(self, method: str, condition: str) -> list[Cell]:
+    def tried(self, place: Place) -> Tried:
         """The first of what would be tried: nothing is chosen."""
-        return super().tuning_cells(method, condition)[:1]
+        return {key: values[:1] for key, values in super().tried(place).items()}
 
     def config(self, cell: Cell) -> Config:
         """The cell's configuration with a small model, small data, and an end after two steps."""
@@ -84,10 +87,10 @@ class DryRun:
         choosing, judging = planned_runs(self.grid)
         lines = [
             f"{self.grid.name}, scale {self.grid.scale}, {at.base}: {self.cells} cells "
-            f"({len(self.grid.methods)} methods × {len(self.grid.conditions)} conditions) took {_STEPS} local steps "
+            f"({len(self.grid.methods)} methods, {len(self.grid.conditions)} conditions) took {_STEPS} local steps "
             f"each on stand-ins for {config.model.name} and {config.data.name}, were evaluated and saved. In full: "
-            f"{choosing} runs to choose values and {judging} to report, of {config.federation.rounds} rounds unless a "
-            "condition says otherwise."
+            f"{choosing} runs to choose values and {judging} or more to report, of {config.federation.rounds} rounds "
+            "unless a condition says otherwise."
         ]
         grouped: dict[tuple[str, FullSize], list[str]] = {}
         for (method, condition), size in self.sizes.items():
@@ -110,33 +113,26 @@ def dry_run(grid: Grid) -> DryRun:
     with TemporaryDirectory() as name, _apart(Path(name) / "cache"):
         folder = Path(name)
         given = {f.name: getattr(grid, f.name) for f in fields(grid)}
-        small = StandInGrid(**given | {"seeds": range(1)}, stand_ins=folder)
+        small = StandInGrid(**given | {"seeds": range(1), "is_powered": False}, stand_ins=folder)
         result = run_study(small, folder / "study", progress=False)
         _check_metrics(result)
         sizes = _sizes(grid, small)
     return DryRun(grid, len(result.results), sizes)
 
 
-def planned_runs(grid: Grid) -> tuple[int, int]:
-    """How many runs choose values, and how many are reported."""
-    tried = [grid.tuning_cells(method, condition) for condition in grid.tuned_conditions() for method in grid.methods]
-    reported = len(grid.methods) * len(grid.conditions) * len(grid.seeds)
-    return sum(len(cells) for cells in tried if len(cells) > 1), reported
-
-
-def rehearsals(scale: Scale) -> Iterator[Grid]:
+def rehearsals(scale: Scale, protocol: str | None = None) -> Iterator[Grid]:
     """What tries a whole scale: every cell of every study on its own base; beside it the small part of a study on
     another base where more than the base differs, and once on every base that is left.
     """
     tried, studies = set(), {name: load_study(name) for name in study_names()}
     at = {name: study.scales[scale] for name, study in studies.items() if scale in study.scales}
     for name in at:
-        yield load_grid(name, scale, "verdict")
+        yield load_grid(name, scale, "verdict", protocol=protocol)
     others = [(name, base, other) for name in at for base, other in at[name].other_bases.items()]
     for name, base, other in sorted(others, key=lambda each: not (each[2].metric or each[2].conditions)):
         if other.metric or other.conditions or base not in tried:
             tried.add(base)
-            yield load_grid(name, scale, "smoke", base=base)
+            yield load_grid(name, scale, "smoke", base=base, protocol=protocol)
 
 
 def _check_metrics(result: StudyResult) -> None:
@@ -153,10 +149,7 @@ def _check_metrics(result: StudyResult) -> None:
 
 def _first_cells(grid: Grid) -> list[Cell]:
     """One cell a method and condition, with the first of what would be tried."""
-    keys = [(method, condition) for condition in grid.tuned_conditions() for method in grid.methods]
-    chosen = {key: grid.tuning_cells(*key)[0].chosen for key in keys}
-    first = grid.seeds[:1]
-    return [cell for cell in grid.verdict_cells(chosen) if cell.seed in first]
+    return [cell for cell in grid.verdict_cells(grid.first_chosen()) if cell.seed == grid.seeds[0]]
 
 
 def _sizes(grid: Grid, small: Grid) -> dict[tuple[str, str], FullSize]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from ..config import ConfigError
-from .grid import Grid
-from .runner import MANIFEST, RESULTS, TUNING, CellResult, StudyResult, _best, read_csv
+from .grid import FEWEST_SEEDS, Grid
+from .registration import registered_seeds
+from .results import CELLS, MANIFEST, RESULTS, TUNING, CellResult, StudyResult, best_of, read_csv
 from .study import GridSize, Study
 
 
@@ -25,13 +26,14 @@ def read_study(folder: Path) -> StudyResult:
         raise ConfigError(f"{folder} holds no study (no {MANIFEST}); give the folder of ffalora study --output")
     grid = _read_grid(folder)
     result = StudyResult(grid, folder)
-    result.tuning = _cells(folder, TUNING, "tuning", grid)
-    result.results = _cells(folder, RESULTS, "runs", grid)
-    for condition in grid.tuned_conditions():
-        for method in grid.methods:
-            cells = grid.tuning_cells(method, condition)
-            if len(cells) == 1 or any(r.cell in cells for r in result.tuning):
-                result.chosen[method, condition] = _best(cells, result.tuning, grid.study.metric)
+    result.tuning = _rows(folder, TUNING, grid)
+    result.results = _rows(folder, RESULTS, grid)
+    for place in grid.tuned_places():
+        own = [r for r in result.tuning if (r.cell.method, r.cell.condition) == place]
+        if own:
+            result.chosen[place] = best_of(own, grid.study.metric)
+        elif not grid.is_powered:
+            result.chosen[place] = grid.tuning_cells(place)[0].chosen
     return result
 
 
@@ -42,17 +44,21 @@ def _read_grid(folder: Path) -> Grid:
         study, name = Study.model_validate(manifest["definition"]), manifest["study"]
         at = study.scales[manifest["scale"]]
         part: GridSize = getattr(at, manifest["size"])
-        conditions = study.conditions_at(manifest["scale"])
+        conditions, methods = study.conditions_at(manifest["scale"]), part.methods or list(study.methods)
+        is_powered = manifest["seeds"] == "by power"
+        seeds = registered_seeds(folder) or (range(FEWEST_SEEDS) if is_powered else manifest["seeds"])
         return Grid(
             name=name,
             study=study,
             scale=manifest["scale"],
             size=manifest["size"],
+            protocol=manifest["protocol"],
             base=manifest["base"],
-            methods=part.methods or list(study.methods),
+            methods=methods,
             conditions={key: conditions[key] for key in part.conditions or conditions},
-            tried=at.tried | part.tried,
-            seeds=range(manifest["seeds"]),
+            first_tried=manifest["tried"],
+            seeds=seeds,
+            is_powered=is_powered,
         )
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(
@@ -60,8 +66,8 @@ def _read_grid(folder: Path) -> Grid:
         ) from None
 
 
-def _cells(folder: Path, table: str, runs: str, grid: Grid) -> list[CellResult]:
+def _rows(folder: Path, table: str, grid: Grid) -> list[CellResult]:
     if not (folder / table).exists():
         return []
-    found = read_csv(folder / table, grid.tried)
-    return [replace(r, folder=folder / runs / r.cell.place) for r in found]
+    found = read_csv(folder / table, grid.first_tried)
+    return [replace(r, folder=folder / CELLS / grid.folder_name(r.cell)) for r in found]

@@ -6,6 +6,8 @@ alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -16,12 +18,17 @@ import yaml
 
 from ..config import Config, ConfigError, from_mapping
 from ..config.values import merge
-from .study import Condition, GridSize, Scale, Size, Study, load_study
+from .protocol import Protocol, Scale, Tried, load_protocol, usual_protocol
+from .study import Condition, GridSize, Size, Study, load_study
 
 #: Chosen values by dotted key, as pairs: hashable.
 Chosen = tuple[tuple[str, float], ...]
-#: Seed of the runs that choose learning rates and the like; verdicts use the seeds from 0 upwards.
-TUNING_SEED = 1000
+#: Method and condition for which values are chosen.
+Place = tuple[str, str]
+#: Seeds of the runs that choose learning rates and the like; verdicts use the seeds from 0 upwards.
+TUNING_SEEDS = (1000, 1001, 1002)
+#: Fewest seeds of a verdict, and the most that the power analysis may ask for.
+FEWEST_SEEDS, MOST_SEEDS = 5, 20
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,6 @@ class Cell:
     seed: int
     chosen: Chosen
 
-    @property
-    def place(self) -> str:
-        """Its folder below the study's."""
-        values = ",".join(f"{key.rpartition('.')[2]}={value:g}" for key, value in self.chosen)
-        return f"{self.condition}/{self.method}/{values}/seed-{self.seed}"
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -51,52 +52,68 @@ class Grid:
 
     Attributes:
         name: of the study's file.
-        study: the question; scale, size: which part.
+        study: the question; scale, size, protocol: which part, and how methods are trained.
         base: nested values that all cells share.
         methods, conditions: those that are run.
-        tried: by method, the values to choose from.
-        seeds: of the verdict runs.
+        first_tried: by method, the values to choose from at first.
+        seeds: of the verdict runs; where ``is_powered``, the fewest: the pilot's variance says how many.
     """
 
     name: str
     study: Study
     scale: Scale
     size: Size
+    protocol: str
     base: Mapping[str, Any]
     methods: Sequence[str]
     conditions: Mapping[str, Condition]
-    tried: Mapping[str, Mapping[str, Sequence[float]]]
+    first_tried: Mapping[str, Tried]
     seeds: Sequence[int]
+    is_powered: bool = False
 
-    def tuned_conditions(self) -> list[str]:
-        """Conditions for which values are chosen: for their own runs, or for those of others."""
-        return list(dict.fromkeys(c.like or name for name, c in self.conditions.items()))
+    def places(self) -> list[Place]:
+        """Every method and condition that is run."""
+        return [(m, name) for name, c in self.conditions.items() for m in self.methods if m in (c.methods or [m])]
 
-    def tuning_cells(self, method: str, condition: str) -> list[Cell]:
-        """The runs among which a method's values are chosen for a condition: every combination of what is tried.
+    def tuned_places(self) -> list[Place]:
+        """Every method and condition for which values are chosen: for its own runs, or for those of others."""
+        return list(dict.fromkeys((m, self.conditions[name].like or name) for m, name in self.places()))
+
+    def tried(self, place: Place) -> Tried:
+        """The values to choose from at first.
 
         Keys of ``privacy`` are not tried where nothing is private: they would change nothing.
         """
-        tried = dict(self.tried[method])
-        if self.config(Cell(method, condition, TUNING_SEED, ())).privacy.unit == "none":
+        tried = dict(self.first_tried[place[0]])
+        if self.config(Cell(*place, TUNING_SEEDS[0], ())).privacy.unit == "none":
             tried = {key: values for key, values in tried.items() if not key.startswith("privacy.")}
-        combinations = product(*([(key, float(value)) for value in values] for key, values in tried.items()))
-        return [Cell(method, condition, TUNING_SEED, chosen) for chosen in combinations]
+        return tried
 
-    def verdict_cells(self, chosen: Mapping[tuple[str, str], Chosen]) -> list[Cell]:
-        """The runs that are reported, with what was chosen by (method, condition)."""
+    def tuning_cells(self, place: Place, tried: Tried | None = None) -> list[Cell]:
+        """The runs among which a method's values are chosen for a condition: every combination of what is tried, each
+        with every seed that chooses.
+        """
+        values = self.tried(place) if tried is None else tried
+        combinations = product(*([(key, float(value)) for value in each] for key, each in values.items()))
+        return [Cell(*place, seed, chosen) for chosen in combinations for seed in TUNING_SEEDS]
+
+    def first_chosen(self) -> dict[Place, Chosen]:
+        """The first of what is tried everywhere: for what does not depend on the choice."""
+        return {place: self.tuning_cells(place)[0].chosen for place in self.tuned_places()}
+
+    def verdict_cells(self, chosen: Mapping[Place, Chosen]) -> list[Cell]:
+        """The runs that are reported, with what was chosen: seed by seed, so that what is finished is paired."""
         return [
-            Cell(method, name, seed, chosen[method, condition.like or name])
-            for name, condition in self.conditions.items()
-            for method in self.methods
+            Cell(method, name, seed, chosen[method, self.conditions[name].like or name])
             for seed in self.seeds
+            for method, name in self.places()
         ]
 
     def config(self, cell: Cell) -> Config:
         """The cell's whole configuration: it alone decides the result.
 
-        The adapter's random factor varies with the seed, and so do head, partition, sampling and noise. Runs among
-        which values are chosen see the validation split alone.
+        The adapter's random factor varies with the seed, and so do partition, sampling and noise. Runs among which
+        values are chosen see the validation split alone.
 
         Raises:
             ConfigError: keys or values that do not fit, with the place in the grid.
@@ -105,7 +122,7 @@ class Grid:
         values = merge(self.base, condition.set)
         values = merge(values, self.study.methods[cell.method])
         values = merge(values, dict(cell.chosen) | {"seed": cell.seed, "adapter.seed": cell.seed})
-        if cell.seed == TUNING_SEED:
+        if cell.seed in TUNING_SEEDS:
             values = merge(values, {"data.evaluate_on": "validation"})
         where = f"study {self.name}, {cell.condition}, {cell.method}"
         complete = from_mapping(values, where).model_dump()
@@ -113,13 +130,24 @@ class Grid:
             complete = merge(complete, {key: factor * float(_value(complete, key, where))})
         return from_mapping(complete, where)
 
+    def folder_name(self, cell: Cell) -> str:
+        """The name of the cell's run folder: cells with one configuration share it, whatever study they belong to."""
+        config = self.config(cell)
+        text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+        return f"{config.federation.strategy}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
     def _condition(self, name: str) -> Condition:
         """A condition of the study's scale, run or not: values may be chosen in one that is not."""
         return self.study.conditions_at(self.scale)[name]
 
 
 def load_grid(
-    name: str, scale: Scale, size: Size, overrides: Mapping[str, Any] | None = None, base: str | None = None
+    name: str,
+    scale: Scale,
+    size: Size,
+    overrides: Mapping[str, Any] | None = None,
+    base: str | None = None,
+    protocol: str | None = None,
 ) -> Grid:
     """The part of a study that is to be run; ``overrides`` change the configuration that all cells share.
 
@@ -127,9 +155,10 @@ def load_grid(
         name: of the study; scale, size: which part of it.
         overrides: dotted keys and values.
         base: one of the scale's other bases; its own where None.
+        protocol: how methods are trained; the scale's usual one where None.
 
     Raises:
-        ConfigError: no such study, scale or base, or an override that does not fit.
+        ConfigError: no such study, scale, base or protocol, or an override that does not fit.
     """
     study = load_study(name)
     if scale not in study.scales:
@@ -137,27 +166,39 @@ def load_grid(
     study = study.on_base(scale, base)
     at = study.scales[scale]
     part: GridSize = getattr(at, size)
+    named = protocol or usual_protocol(scale)
+    way = load_protocol(named)
     shared = yaml.safe_load((files(__package__) / "bases" / f"{at.base}.yaml").read_text(encoding="utf-8"))
-    for changes in (at.set, part.set, overrides or {}):
+    for changes in (way.set, way.scales[scale].set, at.set, part.set, overrides or {}):
         shared = merge(shared, changes)
     conditions = study.conditions_at(scale)
-    kept = part.conditions or list(conditions)
+    methods = part.methods or list(study.methods)
     return Grid(
         name=name,
         study=study,
         scale=scale,
         size=size,
+        protocol=named,
         base=shared,
-        methods=part.methods or list(study.methods),
-        conditions={key: conditions[key] for key in kept},
-        tried=at.tried | part.tried,
-        seeds=range(part.seeds),
+        methods=methods,
+        conditions={key: conditions[key] for key in part.conditions or conditions},
+        first_tried={method: _first_tried(study, way, scale, size, method) for method in study.methods},
+        seeds=range(part.seeds or FEWEST_SEEDS),
+        is_powered=size == "verdict" and part.seeds is None and not study.counts_costs,
     )
 
 
-def with_seeds(grid: Grid, seeds: int) -> Grid:
-    """The grid with another number of seeds."""
-    return replace(grid, seeds=range(seeds))
+def with_seeds(grid: Grid, seeds: int, first: int = 0) -> Grid:
+    """The grid with a given number of seeds, counted from ``first``."""
+    return replace(grid, seeds=range(first, first + seeds), is_powered=False)
+
+
+def _first_tried(study: Study, protocol: Protocol, scale: Scale, size: Size, method: str) -> Tried:
+    """The protocol's and the study's own values; one of each, in the middle, where nothing is to be chosen."""
+    tried = protocol.tried(scale, method) | study.tried.get(method, {})
+    if size == "smoke" or study.counts_costs:
+        return {key: [values[len(values) // 2]] for key, values in tried.items()}
+    return tried
 
 
 def _value(values: Mapping[str, Any], key: str, where: str) -> float:

@@ -18,10 +18,13 @@ from ..report.tables import flatten
 from .claims import Verdict
 from .grid import Grid, load_grid
 from .labels import condition_labels
+from .plan import time_in_words
 from .plots import study_plots
-from .runner import CellResult, StudyResult
+from .protocol import load_protocol, usual_protocol
+from .registration import digest, read_power
+from .results import CellResult, StudyResult
 from .study import load_study
-from .tables import chosen_table, claims_table, cost_table, metric_table, training_seconds
+from .tables import chosen_table, claims_table, cost_table, metric_table, pilot_table, power_table, training_seconds
 
 FILE = "study.html"
 
@@ -38,9 +41,16 @@ def study_page(result: StudyResult) -> Page:
     """The page of what is finished of a study."""
     grid, verdicts = result.grid, result.verdicts
     others = dict.fromkeys(v.claim.metric for v in verdicts if v.claim.metric and v.outcome != "not measured")
-    details = [claims_table(verdicts), chosen_table(result), cost_table(result)]
+    details = [
+        claims_table(verdicts),
+        pilot_table(result),
+        power_table(read_power(result.folder)),
+        chosen_table(result),
+        cost_table(result),
+    ]
     return Page(
         title=f"Study: {grid.study.title}",
+        verdict=answer(result),
         asked=[grid.study.question, f"Source: {grid.study.source}", size_in_words(result), setting_in_words(grid)],
         findings=[finding(verdict) for verdict in verdicts],
         tables=[metric_table(result), *(metric_table(result, name) for name in others)],
@@ -52,6 +62,14 @@ def study_page(result: StudyResult) -> Page:
     )
 
 
+def answer(result: StudyResult) -> str:
+    """What the first claim came to, and how many of the others were decided, in one sentence."""
+    first, *others = result.verdicts
+    decided = sum(v.outcome in ("holds", "contradicted") for v in others)
+    more = f" Of {len(others)} further claims {decided or 'none'} {'is' if decided == 1 else 'are'} decided."
+    return first.to_text() + (more if others else "")
+
+
 def finding(verdict: Verdict) -> Finding:
     """The verdict in one sentence, marked where the claim is the paper's."""
     return Finding(verdict.to_text(), verdict.outcome, "claim of the paper" if verdict.claim.paper else "")
@@ -60,22 +78,22 @@ def finding(verdict: Verdict) -> Finding:
 def size_in_words(result: StudyResult) -> str:
     """Scale, size, how many runs are finished and what they took."""
     grid = result.grid
-    asked = len(grid.methods) * len(grid.conditions) * len(grid.seeds)
+    asked = len(grid.places()) * len(grid.seeds)
     done = len(result.results)
     runs = f"{done} runs" if done == asked else f"only {done} of {asked} runs are finished"
     seeds = f"{len(grid.seeds)} seed{'s' if len(grid.seeds) > 1 else ''}"
     chosen = f", {len(result.tuning)} more to choose values on the validation split" if result.tuning else ""
     return (
-        f"Scale {grid.scale}, size {grid.size}: {len(grid.methods)} methods × {len(grid.conditions)} conditions × "
-        f"{seeds}, {runs}{chosen}; {time_in_words(training_seconds(result))} of training."
+        f"Scale {grid.scale}, size {grid.size}, by {load_protocol(grid.protocol).says}: {len(grid.places())} cells × "
+        f"{seeds}, {runs}{chosen}; {time_in_words(training_seconds(result))} of training.{_registered(result)}"
     )
 
 
-def time_in_words(seconds: float) -> str:
-    """``1.6 hours``; minutes below ninety of them, seconds below ninety."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+def _registered(result: StudyResult) -> str:
+    found = digest(result.folder)
+    if found is None:
+        return ""
+    return f" Claims, values and seeds were registered before these runs (SHA-256 {found[:16]}…)."
 
 
 def study_command(grid: Grid) -> str:
@@ -84,9 +102,13 @@ def study_command(grid: Grid) -> str:
     base = grid.study.scales[grid.scale].base
     if base != load_study(grid.name).scales[grid.scale].base:
         command += ["--base", base]
-    usual = load_grid(grid.name, grid.scale, grid.size, base=base)
-    if len(usual.seeds) != len(grid.seeds):
+    if grid.protocol != usual_protocol(grid.scale):
+        command += ["--protocol", grid.protocol]
+    usual = load_grid(grid.name, grid.scale, grid.size, base=base, protocol=grid.protocol)
+    if not grid.is_powered and (usual.is_powered or len(usual.seeds) != len(grid.seeds)):
         command += ["--seeds", str(len(grid.seeds))]
+    if grid.seeds[0]:
+        command += ["--first-seed", str(grid.seeds[0])]
     return shlex.join([*command, *changed_flags(usual.base, grid.base)])
 
 
@@ -101,8 +123,7 @@ def changed_flags(usual: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 def setting_in_words(grid: Grid) -> str:
     """What all cells share, told by one of them."""
-    first = {(m, c): grid.tuning_cells(m, c)[0].chosen for m in grid.methods for c in grid.tuned_conditions()}
-    cell = grid.verdict_cells(first)[0]
+    cell = grid.verdict_cells(grid.first_chosen())[0]
     config: Config = grid.config(cell)
     label = condition_labels(grid)[cell.condition]
     about = describe_run(config.model_dump())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ..report.tables import interval
 from .claims import Verdict
 from .grid import Grid
 from .labels import COSTS, capital, condition_labels, number_text, number_title
-from .runner import StudyResult
+from .results import StudyResult
 
 _OUTCOME = {"holds": (COLOURS[2], "o"), "contradicted": (COLOURS[6], "s"), "undecided": (_INK, "D")}
 _SPREAD = 0.56
@@ -138,7 +139,7 @@ def _forest(verdicts: Sequence[Verdict], ratio: bool, metric: str) -> Plot:
 
 
 def _tuning_plot(result: StudyResult) -> list[Plot]:
-    """The metric on the validation split over the learning rate, where that is all that was chosen."""
+    """The metric on the validation split (mean over seeds) by learning rate, where that is all that was chosen."""
     grid, metric = result.grid, result.grid.study.metric
     runs = [r for r in result.tuning if [key for key, _ in r.cell.chosen] == ["optimizer.lr"] and metric in r.numbers]
     conditions = list(dict.fromkeys(r.cell.condition for r in runs))
@@ -149,13 +150,13 @@ def _tuning_plot(result: StudyResult) -> list[Plot]:
     for k, method in enumerate(grid.methods):
         colour, marker = COLOURS[k % len(COLOURS)], _MARKERS[k % len(_MARKERS)]
         for i, condition in enumerate(conditions):
-            points = [
-                (r.cell.chosen[0][1], r.numbers[metric])
-                for r in runs
-                if (r.cell.method, r.cell.condition) == (method, condition)
-            ]
+            points: dict[float, list[float]] = {}
+            for r in runs:
+                if (r.cell.method, r.cell.condition) == (method, condition):
+                    points.setdefault(r.cell.chosen[0][1], []).append(r.numbers[metric])
             if points:
-                x, y = zip(*sorted(points), strict=True)
+                x = sorted(points)
+                y = [statistics.fmean(points[value]) for value in x]
                 label = method if i == 0 else None
                 axes.plot(x, y, color=colour, marker=marker, linestyle=_LINES[i % 4], linewidth=1.2, label=label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(5, len(grid.methods)), columnspacing=1.2)

@@ -23,8 +23,7 @@ def check_requirements(grid: Grid) -> None:
     Raises:
         ConfigError: names everything that is missing, and what to do about each.
     """
-    key = grid.tuned_conditions()[0]
-    config = grid.config(grid.tuning_cells(grid.methods[0], key)[0])
+    config = grid.config(grid.tuning_cells(grid.tuned_places()[0])[0])
     missing = [*_device(config), *_model(config), *_data(config)]
     if missing:
         lines = "\n".join(f"  * {text}" for text in missing)

@@ -1,6 +1,6 @@
 """A study as its file says it: a question, methods and conditions, the claims that it tests, and its sizes.
 
-A study is a YAML file of ``grids/``; the configuration that all its cells share is one of ``bases/``.
+A study is a YAML file of ``grids/``; what its cells train on is one of ``bases/``, and how is one of ``protocols/``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from pydantic import Field, model_validator
 
 from ..config import ConfigError, Section
 from .claims import Claim
+from .protocol import Scale, Tried
 
-#: Values to choose from, by method and dotted key.
-Tried = dict[str, dict[str, list[float]]]
-Scale = Literal["laptop", "paper"]
 Size = Literal["smoke", "verdict"]
 
 
@@ -29,16 +27,16 @@ class Condition(Section):
     factor: dict[str, float] = Field(
         default_factory=dict, description="dotted keys whose value (chosen or configured) is multiplied"
     )
+    methods: list[str] | None = Field(None, description="only these methods are run in it")
 
 
 class GridSize(Section):
     """How much of the grid is run."""
 
-    seeds: int = Field(5, ge=1, description="runs of every cell")
+    seeds: int | None = Field(None, ge=1, description="runs of every cell (default: as the power analysis says)")
     methods: list[str] | None = Field(None, description="only these methods")
     conditions: list[str] | None = Field(None, description="only these conditions")
     set: dict[str, Any] = Field(default_factory=dict, description="dotted keys that make a run shorter")
-    tried: Tried = Field(default_factory=dict, description="by method, instead of the scale's")
 
 
 class OtherBase(Section):
@@ -46,11 +44,10 @@ class OtherBase(Section):
 
     metric: str | None = Field(None, description="instead of the study's")
     conditions: dict[str, Condition] = Field(default_factory=dict, description="instead of those of the same names")
-    tried: Tried = Field(default_factory=dict, description="by method, instead of the scale's")
 
 
 class StudyScale(Section):
-    """A study at one scale: what its cells share, what is tried, how much is run."""
+    """A study at one scale: what its cells share, how much is run."""
 
     base: str = Field(description="configuration in bases/ that all cells share")
     other_bases: dict[str, OtherBase] = Field(
@@ -60,12 +57,8 @@ class StudyScale(Section):
     conditions: dict[str, Condition] = Field(
         default_factory=dict, description="instead of the study's own of the same names"
     )
-    tried: Tried = Field(
-        default_factory=dict,
-        description="by method, dotted keys and the values among which the validation split chooses for each condition",
-    )
     smoke: GridSize
-    verdict: GridSize
+    verdict: GridSize = GridSize()
 
 
 class Study(Section):
@@ -77,7 +70,12 @@ class Study(Section):
     metric: str = Field("accuracy", description="the metric that tables and claims use")
     counts_costs: bool = Field(False, description="count the operations and bytes of a local step of every cell, too")
     axis: str = Field("condition", description="what the conditions vary, for the axis of the plot")
+    tier: Literal["A", "B"] = Field("B", description="A: the paper's claims; B: rivals, and what the paper left open")
+    order: int = Field(100, description="its place among the studies of its tier, the most important first")
     methods: dict[str, dict[str, Any]] = Field(description="a name, and the dotted keys in which the method differs")
+    tried: dict[str, Tried] = Field(
+        default_factory=dict, description="by method, values to choose from beside or instead of the protocol's"
+    )
     conditions: dict[str, Condition]
     claims: list[Claim]
     scales: dict[Scale, StudyScale]
@@ -94,9 +92,9 @@ class Study(Section):
                     raise ValueError(f"conditions.{name}.like={condition.like!r} is not one of {', '.join(conditions)}")
                 if condition.like is not None and conditions[condition.like].like is not None:
                     raise ValueError(f"conditions.{name}.like={condition.like!r} takes its values elsewhere")
-            missing = [name for name in self.methods if "optimizer.lr" not in at.tried.get(name, {})]
-            if missing:
-                raise ValueError(f"scales.{scale}.tried.{missing[0]} has no values for optimizer.lr")
+            named = set(self.tried).union(*(c.methods or () for c in conditions.values()))
+            if unknown := sorted(named - set(self.methods)):
+                raise ValueError(f"{unknown[0]!r} is not one of the methods {', '.join(self.methods)}")
             for claim in self.claims:
                 claim.check_names(list(self.methods), list(conditions))
         return self
@@ -118,7 +116,7 @@ class Study(Section):
             known = ", ".join([at.base, *at.other_bases])
             raise ConfigError(f"--base {base!r}: {self.title} at scale {scale} has the bases {known}")
         other = at.other_bases[base]
-        changes = {"base": base, "conditions": at.conditions | other.conditions, "tried": at.tried | other.tried}
+        changes = {"base": base, "conditions": at.conditions | other.conditions}
         scales = self.scales | {scale: at.model_copy(update=changes)}
         return self.model_copy(update={"scales": scales, "metric": other.metric or self.metric})
 
@@ -130,6 +128,12 @@ class Study(Section):
 def study_names() -> list[str]:
     """The studies that come with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in (files(__package__) / "grids").iterdir())
+
+
+def tier_names(tier: Literal["A", "B"]) -> list[str]:
+    """The studies of a tier, the most important first."""
+    studies = {name: load_study(name) for name in study_names()}
+    return sorted((name for name in studies if studies[name].tier == tier), key=lambda name: studies[name].order)
 
 
 def load_study(name: str) -> Study:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..report.tables import Table
-from .claims import Claim, Verdict
-from .grid import Grid
+from .claims import Claim, Values, Verdict
+from .grid import MOST_SEEDS, TUNING_SEEDS, Grid
 from .labels import (
     COSTS,
     capital,
@@ -18,16 +19,29 @@ from .labels import (
     spread_text,
     values_text,
 )
-from .runner import CellResult, StudyResult
+from .power import EFFECT, POWER, ClaimPower
+from .protocol import Tried
+from .results import CellResult, StudyResult
+from .tuning import edges
 
 LOWEST, HIGHEST = "↓", "↑"
 
 
 def metric_table(result: StudyResult, metric: str | None = None) -> Table:
     """A metric (default: the study's) of every method under every condition: mean ± 95% interval over seeds."""
-    grid, name = result.grid, metric or result.grid.study.metric
-    found = result.values(name)
+    name = metric or result.grid.study.metric
+    return _values_table(result.grid, name, result.values(name))
 
+
+def pilot_table(result: StudyResult) -> Table | None:
+    """The study's metric at the chosen values in the runs that chose them; None where nothing was chosen."""
+    if not (found := result.pilot()):
+        return None
+    table = _values_table(result.grid, result.grid.study.metric, found)
+    return replace(table, caption=f"In the runs that chose values, on the validation split: {table.caption}")
+
+
+def _values_table(grid: Grid, name: str, found: Values) -> Table:
     def cell(method: str, condition: str) -> str:
         return spread_text(name, [v for (m, c, _), v in sorted(found.items()) if (m, c) == (method, condition)])
 
@@ -59,12 +73,13 @@ def chosen_table(result: StudyResult) -> Table | None:
         source = grid.conditions[condition].like or condition
         name = label if source == condition else f"{label} (of “{labels.get(source, source)}”)"
         rows.append((name, *(_chosen_text(result, method, condition, source) for method in grid.methods)))
-    keys = dict.fromkeys(key for method in grid.methods for key in grid.tried[method])
-    tried = "; ".join(f"{method} {_tried_text(grid, method)}" for method in grid.methods)
+    keys = dict.fromkeys(key for method in grid.methods for key in grid.first_tried[method])
+    tried = "; ".join(f"{method} {_tried_text(grid.first_tried[method])}" for method in grid.methods)
     caption = (
-        f"The {' and '.join(map(key_title, keys))} with the best {number_title(grid.study.metric)} on the validation "
-        f"split, which no verdict uses. Tried: {tried}. {HIGHEST} or {LOWEST}: the best is the largest "
-        "or smallest that was tried, so that a better one may lie beyond."
+        f"The {' and '.join(map(key_title, keys))} with the best mean {number_title(grid.study.metric)} of "
+        f"{len(TUNING_SEEDS)} seeds on the validation split, which no verdict uses. Tried at first: {tried}; and more "
+        f"beyond a best value at an edge. {HIGHEST} or {LOWEST}: the best is still the largest or smallest that was "
+        "tried, so that a better one may lie beyond."
     )
     return Table(caption, (grid.study.axis, *grid.methods), tuple(rows))
 
@@ -77,8 +92,8 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     )
     caption = (
         "A contrast is computed seed by seed (its cells share partition, samples and noise stream); a claim holds "
-        "where the whole interval of its mean lies above the threshold (0, or that of a ratio). p: paired t-test, "
-        "two-sided, of this claim alone."
+        "where its mean lies above the threshold (0, or that of a ratio) with p < 0.05. p: paired t-test, two-sided, "
+        "corrected by Holm's procedure for all claims of this table; intervals are of each claim alone."
     )
     if any(term.startswith("range ") for v in verdicts for term in v.claim.contrast):
         caption += (
@@ -90,9 +105,26 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     return Table(caption, ("claim", "contrast", "95% interval", "p", "seeds", "verdict"), rows)
 
 
-def cost_table(result: StudyResult) -> Table:
-    """Traffic, trained numbers, time and whatever else was counted, by method; by condition where that matters."""
+def power_table(needs: Sequence[ClaimPower]) -> Table | None:
+    """One row a claim about differences: its deviation in the pilot and the seeds that it needs; None without one."""
+    if not needs:
+        return None
+    rows = tuple((n.says, f"{n.deviation:.4f}", str(n.seeds or f"more than {MOST_SEEDS}")) for n in needs)
+    caption = (
+        f"Before the runs that decide: seeds with which a difference of {EFFECT:g} is found with probability "
+        f"{POWER:g}, corrected for the number of claims, and the interval is expected to reach a point on either side. "
+        "The deviation is that of the contrast from seed to seed, pooled over claims, in the runs that chose values."
+    )
+    return Table(caption, ("claim", "deviation", "seeds needed"), rows)
+
+
+def cost_table(result: StudyResult) -> Table | None:
+    """Traffic, trained numbers, time and whatever else was counted, by method; by condition where that matters. None
+    before the first run.
+    """
     grid = result.grid
+    if not result.results:
+        return None
     names = [name for name in COSTS if any(name in r.numbers for r in result.results)]
     labels = condition_labels(grid)
     counted = [name for name in names if "seconds" not in name and name != "epsilon"]
@@ -144,19 +176,15 @@ def _chosen_text(result: StudyResult, method: str, condition: str, source: str) 
     chosen = result.chosen.get((method, source))
     if chosen is None:
         return "–"
-    tried = result.grid.tried[method]
-    marks = "".join(
-        HIGHEST if value == max(tried[key]) else LOWEST if value == min(tried[key]) else ""
-        for key, value in chosen
-        if len(tried[key]) > 1
-    )
+    tried = result.tried((method, source))
+    at_edge = edges(tried, chosen) if tried else []
+    marks = "".join(HIGHEST if value == max(tried[key]) else LOWEST for key, value in chosen if key in at_edge)
     factors = result.grid.conditions[condition].factor
     used = [(key, value * factors.get(key, 1.0)) for key, value in chosen]
     return f"{values_text(used)} {marks}".strip()
 
 
-def _tried_text(grid: Grid, method: str) -> str:
-    tried = grid.tried[method]
+def _tried_text(tried: Tried) -> str:
     lists = {key: ", ".join(f"{value:g}" for value in values) for key, values in tried.items()}
     return " and ".join(text if key == "optimizer.lr" else f"{key_title(key)} {text}" for key, text in lists.items())
 

@@ -21,17 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..adapters import Adapters
-from ..data.examples import fingerprint_rows
-from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import find_data_ledger
 from ..privacy.ledger_files import load_ledger
 from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
-from ..privacy.prior import read_prior
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw
+from ..privacy.spent import Spent
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
 from ..training.batches import physical_batches
@@ -39,11 +38,10 @@ from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
+from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, spent_before, spent_by
 from .steps import LogicalSteps, classes_of, lengths_of
 from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
-_LEDGER_NAME = "privacy_ledger"
-LEDGER_FILE = f"{_LEDGER_NAME}.json"
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
 #: Records among which an audit looks for the longest, the shortest, and one of the rarest class.
@@ -97,6 +95,7 @@ class PrivateTrainer(Trainer):
         self._secure = privacy.noise == "secure"
         self._draw: Draw = SystemDraw() if self._secure else SeededDraw(args.seed)
         self.ledger: PrivacyLedger | None = None
+        self._first = 0  # step of this data that a call of ``train`` begins with: no seeded noise is drawn twice
         self._private: PrivateGradient | None = None
         self._accounts: Accounts | None = None
 
@@ -106,11 +105,16 @@ class PrivateTrainer(Trainer):
         With secure noise the training loss, which is private data without noise, is neither logged nor returned.
 
         Raises:
-            PrivacyBudgetSpent: the steps asked for exceed what was calibrated.
+            PrivacyBudgetSpent: earlier calls spent the target, or the steps asked for exceed what was calibrated.
             LedgerMismatch: a checkpoint of other data, or under other terms.
         """
         self._draw = drawn_alike(self._draw, self.workers)
-        ledger = self.ledger = self._new_ledger(() if resume_from_checkpoint else self._spent())
+        spent = spent_by(self.ledger)
+        if resume_from_checkpoint:
+            last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
+            spent = spent_before(Path(last or str(resume_from_checkpoint)), self.privacy)
+        ledger = self.ledger = self._new_ledger(spent)
+        self._first = sum(part.steps for part in ledger.prior)
         if self._secure:
             is_new = not resume_from_checkpoint
             ledger = self.ledger = self.workers.from_lead(partial(self._open_accounts, ledger, is_new))
@@ -144,7 +148,7 @@ class PrivateTrainer(Trainer):
         Raises:
             ValueError: whatever training itself refuses.
         """
-        ledger, started, mode = self._new_ledger(self._spent()), self.adapters.state(), self.model.training
+        ledger, started, mode = self._new_ledger(()), self.adapters.state(), self.model.training
         some = np.random.default_rng().permutation(ledger.dataset_size)[:_DESCRIBED]
         features = [self.train_dataset[int(i)] for i in some]
         chosen = extremes(some, np.array(lengths_of(features)), classes_of(features, self._label_name))
@@ -189,7 +193,7 @@ class PrivateTrainer(Trainer):
             raise RuntimeError("training_step belongs to train()")
         self._check_optimizer()
         model.train()
-        step = self.state.global_step
+        step = self._first + self.state.global_step
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
         if self._secure and self.workers.leads:
             self._charge_durably()
@@ -240,27 +244,10 @@ class PrivateTrainer(Trainer):
     def _steps_per_epoch(self) -> int:
         return max(1, math.ceil(len(self.train_dataset) / self.expected_batch))
 
-    def _spent(self) -> tuple[Any, ...]:
-        """What earlier calls of ``train`` spent on this data."""
-        if self.ledger is None or not self.ledger.steps_taken:
-            return ()
-        return (*self.ledger.prior, self.ledger.steps(self.ledger.steps_taken))
-
-    def _new_ledger(self, spent: tuple[Any, ...]) -> PrivacyLedger:
-        n = len(self.train_dataset)
-        rate = min(1.0, self.expected_batch / n)
+    def _new_ledger(self, spent: tuple[Spent, ...]) -> PrivacyLedger:
         epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
         steps = self.args.max_steps if self.args.max_steps > 0 else epochs
-        privacy = self.privacy
-        prior, sigma = read_prior(privacy.earlier, self._secure), privacy.noise_multiplier
-        if privacy.target_epsilon is not None:
-            sigma = noise_multiplier_for(
-                privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, prior=prior
-            )
-        return PrivacyLedger(
-            0, n, rate, float(sigma or 0.0), privacy.delta, steps, privacy.target_epsilon, privacy.accountant,
-            prior=spent or prior, fingerprint=f"sha256:{fingerprint_rows(self.train_dataset)}",
-        )  # fmt: skip
+        return new_ledger(self.privacy, self.train_dataset, self.expected_batch, steps, spent)
 
     def _open_accounts(self, ledger: PrivacyLedger, is_new: bool) -> PrivacyLedger:
         """What the output folder and the data set's ledger say was spent, and where it goes on. A new run begins its
@@ -278,9 +265,9 @@ class PrivateTrainer(Trainer):
                 file.unlink(missing_ok=True)
         labels = self.label_names or ["labels", "label"]
         self._accounts = open_accounts(
-            {_LEDGER_NAME: ledger}, durable.parent, resume=not is_new, is_secure=True,
+            {LEDGER_NAME: ledger}, durable.parent, resume=not is_new, is_secure=True,
             data_ledger=find_data_ledger(self.privacy.ledger, "trainer"),
-            records={_LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)}, account=account,
+            records={LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)}, account=account,
             run=f"PrivateTrainer, {durable.parent.resolve()}", before=self._accounts,
         )  # fmt: skip
         return ledger
@@ -289,7 +276,7 @@ class PrivateTrainer(Trainer):
         """Counts the step on disk before its result exists; a kill in between over-counts by one."""
         if self.ledger is not None and self._accounts is not None:
             self.ledger.charge()
-            self._accounts.charge({_LEDGER_NAME: self.ledger})
+            self._accounts.charge({LEDGER_NAME: self.ledger})
             self.ledger.steps_taken -= 1  # the step itself charges it, and finds what other processes charged
 
     def _check_optimizer(self) -> None:

@@ -1,7 +1,8 @@
 """The model's own dropout in a private pass, keyed by sample; randomness that cannot be keyed so is refused.
 
 See ``adapters.dropout`` for why. Models call dropout in many places; a torch function mode meets them all, fused
-attention included (which is then computed in the open), and every other generator of random tensors.
+attention included (which is then computed in the open), and the generators of random tensors that torch's interface
+has; the comparison of first gradients meets the rest.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ _STREAM = 0x0D60_9BA5_4C1F_77E3
 _UNKEYED = {
     F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.gumbel_softmax, F.rrelu,
     torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint, torch.randint_like, torch.randperm,
-    torch.bernoulli, torch.normal, torch.poisson, torch.multinomial, Tensor.bernoulli, Tensor.bernoulli_,
-    Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.exponential_, Tensor.multinomial,
+    torch.bernoulli, torch.normal, torch.poisson, torch.multinomial, torch.binomial, torch._standard_gamma,
+    torch._sample_dirichlet, torch.alpha_dropout, torch.alpha_dropout_, torch.feature_dropout,
+    torch.feature_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_, torch.rrelu, torch.rrelu_,
+    Tensor.bernoulli, Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.log_normal_, Tensor.cauchy_,
+    Tensor.geometric_, Tensor.random_, Tensor.exponential_, Tensor.multinomial,
 }  # fmt: skip
 
 

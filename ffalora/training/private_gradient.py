@@ -180,9 +180,19 @@ class PrivateGradient:
         return gradient[0]
 
     def _check_apart(self, samples: Sequence[np.ndarray]) -> None:
-        """A sample, or a user, that two processes hold would move the sum by twice the norm; and processes that
-        begin with other factors would add up gradients of other models.
+        """A sample, or a user, that is there twice would move the sum by twice the norm; and processes that begin with
+        other factors would add up gradients of other models.
+
+        Raises:
+            ValueError: names what is held twice.
         """
+        mine = np.concatenate([np.empty(0, dtype=np.int64), *samples])
+        here, times = np.unique(mine, return_counts=True)
+        if len(here) < len(mine):
+            raise ValueError(
+                f"sample {here[times.argmax()]} is {times.max()} times in the batches of a step, so that it could move "
+                "the sum by more than max_grad_norm; give each sample that was drawn once"
+            )
         if self.workers.size == 1:
             return
         if not self._is_compared:
@@ -193,7 +203,7 @@ class PrivateGradient:
             ]
             check_same_state(self.workers, torch.cat([self.adapters.state(), *frozen]))
             self._is_compared = True
-        mine, what = np.concatenate([np.empty(0, dtype=np.int64), *samples]), "sample"
+        what = "sample"
         if self._users is not None:
             mine, what = np.unique(self._users[mine]), "user"
         held = np.concatenate(self.workers.gather(mine))

@@ -22,6 +22,7 @@ from .arena import Arena
 from .batches import physical_batches
 from .drawn import Drawn, drawn_units
 from .dropout import DropoutKeys, drops_out
+from .freed_memory import keep_freed_memory
 from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
@@ -89,6 +90,8 @@ class TrainingSetup:
         if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
             raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
         self.check_model()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.arena = Arena(self.adapters, self.device)
         self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
         self.graphs = None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from torch import Tensor
 from ..privacy.sampling import Draw, SystemDraw
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 #: How long a process waits for the others: the first one evaluates and writes alone. A process that *ends* is noticed
 #: at once, by its closed connection and by torchrun.
 _PATIENCE = timedelta(hours=12)
@@ -163,6 +166,8 @@ def joined() -> Iterator[Workers]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=_PATIENCE)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     workers = find_workers()
     try:
         with warnings.catch_warnings():
@@ -173,6 +178,16 @@ def joined() -> Iterator[Workers]:
     finally:
         logging.disable(logging.NOTSET)
         dist.destroy_process_group()
+
+
+def _end_with(launcher: int) -> None:
+    """Ends this process when its launcher is gone, killed ones included: nobody waits for what it would go on to spend.
+    What is on the disk is whole at every moment.
+    """
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    logger.warning("torchrun (process %d) is gone, and process %d ends with it", launcher, os.getpid())
+    os._exit(1)
 
 
 def check_same_state(workers: Workers, state: Tensor) -> None:

@@ -324,7 +324,7 @@ def rows_are_drawn_in_place_of_users(patch) -> None:
 
 def groups_are_counted_as_one_sample(patch) -> None:
     real = accountants.Gaussians
-    patch.setattr(accountants, "Gaussians", lambda sigma, rate, steps, group=1: real(sigma, rate, steps))
+    patch.setattr(accountants, "Gaussians", lambda sigma, rate, steps, group, *kind: real(sigma, rate, steps, 1, *kind))
 
 
 def users_may_be_at_several_clients(patch) -> None:

@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ffalora.cli import VERBS, main
+from ffalora.audits.audit import Audit
+from ffalora.cli import VERBS, cli, main
 from ffalora.config import to_yaml
+from ffalora.federated.profile import PARTS, Profile
+from ffalora.planning.measure import Cost
+from ffalora.planning.plan import Plan, Plans
 
 ROOT = Path(__file__).parents[2]
 #: This checkout's packages, whichever is installed.
@@ -42,6 +47,71 @@ def test_a_run_prints_one_object(verb, config, capsys):
     ] and found["report"].endswith("report.html")
     assert run("report", "runs/small", "--json") == 0
     assert json.loads(capsys.readouterr().out)["runs"] == found["runs"]
+
+
+def verbs_and_their_own():
+    """Every command, those of ``data`` each."""
+    for name in VERBS:
+        command = cli.get_command(None, name)
+        yield from getattr(command, "commands", {name: command}).values()
+
+
+def test_every_verb_prints_json_where_that_is_asked_for_but_the_schema_which_is_json():
+    lacking = {c.name for c in verbs_and_their_own() if "--json" not in {o for p in c.params for o in p.opts}}
+    assert lacking == {"schema"}
+
+
+def said(capsys, *arguments, status=0):
+    assert run(*arguments, "--json") == status
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_look_at_a_table_is_one_object(config, capsys):
+    Path("own.csv").write_text("note;verdict\n" + "a fine day today;good\nit rained all week;bad\n" * 30)
+    found = said(capsys, "init", "own.csv")
+    assert (found["text"], found["label"], found["sizes"]) == (["note"], "verdict", [60])
+    assert found["next"] == ["ffalora train own.yaml", "ffalora predict runs/own NEW.csv"]
+    assert run("init", "own.csv") == 2 and "--overwrite" in capsys.readouterr().err
+    assert said(capsys, "init", "own.csv", "--overwrite", "--epsilon", "3")["written"] == "own.yaml"
+    assert "target_epsilon: 3 " in Path("own.yaml").read_text()
+
+
+def test_epsilon_and_ledgers_are_one_object(config, capsys, monkeypatch):
+    monkeypatch.setenv("FFALORA_LEDGERS", "ledgers")
+    sizes = ["--dataset-size", "100", "--batch-size", "10", "--steps", "5", "--noise-multiplier", "2"]
+    found = said(capsys, "epsilon", *sizes)
+    assert {row["accountant"] for row in found} == {"rdp", "prv", "pld"} and all(
+        0 < row["epsilon"] < 2 for row in found
+    )
+    assert len(said(capsys, "epsilon", "--protocol", "all", "--noise-multiplier", "9")) > 2
+    budget = said(capsys, "epsilon", "--ledger", "patients", "--target-epsilon", "4")
+    assert budget["budget"] == {"epsilon": 4.0, "delta": 1e-5} and (budget["spent"], budget["entries"]) == (None, [])
+
+
+def test_plan_and_profile_are_one_object(config, capsys, monkeypatch):
+    plan = Plan(16, 3, 2, 1.5, 0.9, 2.0, 0.1, 4.0, 800)
+    plans = Plans((40, 20), 99, plan, (), plan, Cost(0.01, 1000))
+    monkeypatch.setattr("ffalora.planning.plan.make_plans", lambda *_: plans)
+    found = said(capsys, "plan", config, "--privacy.unit", "sample", "--privacy.target_epsilon", "6")
+    assert (found["target_epsilon"], found["chosen"]["sigma"], found["sizes"]) == (6, 1.5, [40, 20])
+    profile = Profile(dict.fromkeys(PARTS, 1.0), 3, 48, 900, 0.1, {"peak": 10}, Path("trace.json"))
+    monkeypatch.setattr("ffalora.federated.profile.profile_run", lambda *_: profile)
+    found = said(capsys, "profile", config)
+    assert (found["steps"], found["memory"], found["trace"]) == (3, {"peak": 10}, "trace.json")
+
+
+def test_an_audit_is_one_object_and_its_status_says_whether_the_claim_holds(config, capsys, monkeypatch):
+    audit = Audit("one run", 3.0, 1.0, None, 0.95, 1e-7, 0.8, 1.0, 1, 100, 50, 30)
+    for claimed, status in ((3.0, 0), (0.5, 1)):
+        monkeypatch.setattr(
+            "ffalora.audits.audit.audit_one_run", lambda *_, c=claimed: replace(audit, claimed_epsilon=c)
+        )
+        found = said(capsys, "audit", "--method", "one-run", "--target-epsilon", "3", status=status)
+        assert found["holds"] == (status == 0) and found["audits"][0]["claimed_epsilon"] == claimed
+
+
+def test_assets_are_one_object(config, capsys):
+    assert "vader" in {each["name"] for each in said(capsys, "data", "list")["assets"]}
 
 
 def test_quiet_before_or_after_the_verb_prints_nothing_and_does_the_same(config):

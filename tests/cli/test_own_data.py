@@ -76,7 +76,7 @@ def test_a_file_that_is_there_is_not_overwritten(feedback, capsys):
     assert run("init", "feedback.csv", "--output", "mine.yaml") == 0
     before = (feedback, open("mine.yaml").read())
     assert run("init", "feedback.csv", "--output", "mine.yaml") == 2
-    assert "is there already" in capsys.readouterr().err and open("mine.yaml").read() == before[1]
+    assert "--overwrite" in capsys.readouterr().err and open("mine.yaml").read() == before[1]
 
 
 def test_a_batch_is_halved_while_the_budget_is_still_spent_well():

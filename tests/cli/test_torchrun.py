@@ -105,8 +105,8 @@ def _children(pid):
 def _end(started, victim):
     if victim == "all":
         os.killpg(started.pid, signal.SIGINT)
-    elif victim == "torchrun":
-        os.kill(started.pid, signal.SIGTERM)
+    elif victim in ("SIGTERM", "SIGKILL"):
+        os.kill(started.pid, getattr(signal, victim))
     else:
         os.kill(_children(started.pid)[victim], signal.SIGKILL)
 
@@ -114,7 +114,8 @@ def _end(started, victim):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
-    "victim,said", [(0, "lost the others"), (1, "lost the others"), ("all", "--resume"), ("torchrun", "")]
+    "victim,said",
+    [(0, "lost the others"), (1, "lost the others"), ("all", "--resume"), ("SIGTERM", ""), ("SIGKILL", "ends with it")],
 )
 def test_torchrun_ends_clearly_when_a_process_is_killed_and_the_run_goes_on(victim, said, config):
     output = Path("run")
@@ -124,7 +125,11 @@ def test_torchrun_ends_clearly_when_a_process_is_killed_and_the_run_goes_on(vict
         time.sleep(0.05)
     children = _children(started.pid)
     _end(started, victim)
-    assert started.wait(timeout=60) != 0 and said in Path("run.log").read_text()
+    assert started.wait(timeout=60) != 0
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert said in Path("run.log").read_text()
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     rounds = [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
     ledger = json.loads((output / LEDGERS / "0.json").read_text())

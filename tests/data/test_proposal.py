@@ -52,7 +52,15 @@ def test_a_number_of_many_values_is_learned_as_a_number(tmp_path):
 
 def test_without_a_telling_name_the_label_is_the_column_of_fewest_values(tmp_path):
     found = propose(table(tmp_path, a=texts(5), b=classes(*"abcdef"), c=classes("u", "v")))
-    assert (found.text, found.label, found.client) == (("a",), "c", None)
+    assert (found.text, found.label, found.client, found.rivals) == (("a",), "c", None, ("b",))
+
+
+@pytest.mark.parametrize(
+    ("label", "client"), [("Ressort", "Redaktion"), ("Catégorie", "Hôpital"), ("Etiqueta", "Centro")]
+)
+def test_names_of_other_languages_tell_label_from_clients(label, client, tmp_path):
+    found = propose(table(tmp_path, a=texts(5), **{client: classes("A", "B"), label: classes("x", "y", "z")}))
+    assert (found.label, found.client, found.rivals) == (label, client, ())
 
 
 def test_what_is_given_is_taken(tmp_path):

@@ -63,7 +63,8 @@ def texts(tmp_path):
 
 
 def test_the_demo_spends_its_epsilon_and_shows_baselines(run, small, texts, capsys):
-    names = run("demo", MODEL=small().model.name, DATA=texts, ROUNDS=2, MORE={"optimizer.batch_size": 16})
+    more = {"optimizer.batch_size": 16, "adapter.layers_to_transform": [1]}
+    names = run("demo", MODEL=small().model.name, DATA=texts, ROUNDS=2, MORE=more)
     assert 5 < names["result"].summary["epsilon"] <= 6
     shown = capsys.readouterr().out
     assert "round 2: ε = " in shown and "this run" in shown and "nothing is protected" in shown

@@ -9,6 +9,7 @@ from ffalora.config import ConfigError
 from ffalora.federated.cohort import train_cohort
 from ffalora.federated.experiment import build
 from ffalora.federated.flower.rounds import check_secure_aggregation
+from ffalora.federated.one_site import alone
 from ffalora.federated.robust import (
     ROBUST_MEANS,
     coordinate_median,
@@ -100,6 +101,22 @@ def test_too_few_clients_for_a_guarantee_are_refused_with_the_number_that_is_nee
         krum(torch.zeros(7), rows_of(4), equal(4), hostile=1)
     with pytest.raises(ConfigError, match="below half"):
         trimmed_mean(torch.zeros(7), rows_of(4), equal(4), hostile=2)
+
+
+def test_a_cohort_too_small_for_the_guarantee_is_refused_before_anything_is_trained(small):
+    with pytest.raises(ConfigError, match=r"krum with federation\.hostile_clients=1 needs 5 clients in a round.*are 3"):
+        build(small(clients__count=6, federation__participation=0.5, federation__robust_mean="krum"))
+
+
+def test_a_round_with_too_few_answers_changes_nothing_and_says_so():
+    start = torch.ones(7)
+    with pytest.warns(UserWarning, match="4 clients answered a round.*needs 5"):
+        assert torch.equal(robust_mean("krum", hostile=1)(start, rows_of(4), equal(4)), start)
+
+
+def test_a_site_alone_neither_distrusts_nor_rounds_itself(small):
+    config = alone(small(clients__count=5, federation__robust_mean="krum", federation__payload="int8"))
+    assert config.federation.robust_mean is None and config.federation.payload == "float32"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError, from_mapping, load_config, merge
 from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
+from ffalora.federated.checkpoint import read_checkpoint
 from ffalora.federated.checks import find_strategy
 from ffalora.federated.cohort import client_weights, draw_cohort
 from ffalora.federated.experiment import build, make_participants
 from ffalora.federated.one_site import train
 from ffalora.federated.simulate import run_round, simulate
 from ffalora.privacy.accounting import LedgerMismatch
+from ffalora.privacy.sampling import SeededDraw
 from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle
 from ffalora.runs.folder import CHECKPOINT, METRICS
@@ -146,7 +148,7 @@ def test_a_tampered_checkpoint_is_refused(small, tmp_path, kind):
         if kind == "numbers":
             tensors["row"][0] += 1
         else:
-            header["ffalora"] = header["ffalora"].replace('"format": 1', '"format": 9')
+            header["ffalora"] = header["ffalora"].replace('"format": 2', '"format": 9')
         save_file(tensors, path, metadata=header)
     with pytest.raises(CheckpointError):
         simulate(small(federation__rounds=1), tmp_path / "run", resume=True, progress=False)
@@ -456,17 +458,47 @@ def test_infinite_epsilon_leaves_files_that_every_reader_of_json_takes(small, tm
 
 
 @pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
-def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(small, tmp_path, unit):
-    simulate(small(**unit | {"privacy__noise": "secure", "federation__rounds": 1}), tmp_path / "run", progress=False)
+@pytest.mark.parametrize("strategy", ["ffa", "lora"])
+def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(small, tmp_path, unit, strategy):
+    changes = unit | {"privacy__noise": "secure", "federation__rounds": 1, "federation__strategy": strategy}
+    simulate(small(**changes), tmp_path / "run", progress=False)
     (row,) = (json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines())
     exact = {"train_loss", "median_norm", "clipped", "nonfinite", "padding", "samples"}
-    cohort = {"bytes_up", "bytes_down", "rejected", "dropped"}
+    cohort = {"bytes_up", "bytes_down", "rejected", "dropped", "update_gap"}
     assert not set(row) & exact and row["epsilon"] > 0
     assert not (unit is CLIENT_LEVEL and set(row) & cohort)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert ("bytes_up" in summary) == (unit is PRIVATE)
-    assert all("classes" not in client for client in json.loads((tmp_path / "run/partition.json").read_text()))
+    shown = {"client"} if unit is CLIENT_LEVEL else {"client", "samples"}
+    assert all(set(client) == shown for client in json.loads((tmp_path / "run/partition.json").read_text()))
+    steps = read_checkpoint(tmp_path / "run" / CHECKPOINT)[0]["steps_taken"]
+    assert set(steps.values()) == {2}, "nothing tells who was drawn"
     write_report(read_runs([tmp_path / "run"]), tmp_path / "run")
+
+
+def test_a_size_that_is_secret_is_not_written_down(small, tmp_path):
+    secret = {"privacy__noise": "secure", "privacy__public_size_bound": 500, "federation__weighting": "uniform"}
+    simulate(small(**PRIVATE | secret | {"federation__rounds": 1}), tmp_path / "run", progress=False)
+    assert all(set(client) == {"client"} for client in json.loads((tmp_path / "run/partition.json").read_text()))
+
+
+@pytest.mark.parametrize("strategy", ["ffa", "lora", "lalora"])
+def test_a_round_that_nobody_was_drawn_for_is_charged_noised_and_goes_on(small, tmp_path, strategy, monkeypatch):
+    monkeypatch.setattr(SeededDraw, "__call__", lambda self, *given: np.empty(0, dtype=np.int64))
+    config = small(**CLIENT_LEVEL | {"federation__strategy": strategy, "federation__rounds": 1})
+    result = simulate(config, tmp_path / "run", progress=False)
+    assert result.rounds[0]["update_gap"] == 0.0 and result.summary["epsilon"] > 0
+
+
+def test_moments_that_would_tell_who_was_drawn_are_refused(small):
+    with pytest.raises(ConfigError, match=r"optimizer\.keep_moments=True.*who was drawn"):
+        build(small(**CLIENT_LEVEL, privacy__noise="secure", optimizer__keep_moments=True))
+
+
+def test_a_run_goes_on_with_another_check_of_its_gradients(small, tmp_path):
+    simulate(small(**PRIVATE), tmp_path / "run", progress=False)
+    found = simulate(small(**PRIVATE, privacy__check_gradients=False), tmp_path / "run", resume=True, progress=False)
+    assert len(found.rounds) == 3
 
 
 def test_clients_from_a_column_are_called_by_its_values(small, tmp_path):

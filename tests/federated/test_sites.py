@@ -165,7 +165,7 @@ def test_no_step_is_charged_once_nobody_waits_for_the_round(small, tmp_path):
 
 def test_a_site_that_stays_sees_what_other_runs_spend_on_its_records(small, tmp_path):
     config = small(**PRIVATE | {"privacy__noise": "secure", "privacy__accountant": "rdp"})
-    policy = SitePolicy(max_epsilon=None, reports=["epsilon"])
+    policy = SitePolicy(max_epsilon=None, reports=["samples", "epsilon"])
     site = Site(config, 1, tmp_path / "one", policy=policy)
     numbers, mark = site.experiment.strategy.wire.download(site.server).numpy(), site.terms
     alone = site.experiment.ledgers["1"].final_epsilon()

@@ -52,6 +52,13 @@ def test_a_fresh_head_depends_on_the_seed_alone(checkpoint, pooling):
     assert not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "model"])
+def test_runs_of_all_seeds_share_a_head_that_has_a_seed_of_its_own(checkpoint, pooling):
+    config = ModelConfig(name=str(checkpoint), pooling=pooling, dtype="float32", head_seed=1)
+    heads = [load_model(config, "classification", 3, seed, CPU).model.classifier.weight for seed in (0, 7)]
+    assert torch.equal(*heads) and torch.equal(heads[0], _load(checkpoint, pooling, seed=1).model.classifier.weight)
+
+
 def test_bfloat16_base_keeps_its_head_in_float32_and_answers_alike(checkpoint):
     ids = torch.randint(4, 80, (5, 6))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

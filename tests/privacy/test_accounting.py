@@ -168,6 +168,28 @@ def test_noise_of_the_published_protocols_is_reproduced(task, sigmas):
     np.testing.assert_allclose(ours, sigmas, atol=0.012, rtol=0)
 
 
+def test_a_client_of_all_of_fedsvds_rounds_spends_more_than_its_released_code_says():
+    """σ for the 500 steps of an expected participation spends 6 in these, and 7.77 in the 1,000 of every round."""
+    known = PROTOCOLS["fedsvd"]
+    assert (round(1 / known.sample_rate), known.calibrated_steps, known.steps) == (88, 500, 1000)
+    sizes = (known.dataset_size, known.batch_size)
+    rows = {
+        r.accountant: r
+        for r in epsilon_table(*sizes, known.steps, known.delta, target_epsilon=6.0, calibrated_steps=500)
+    }
+    assert rows["prv"].epsilon == pytest.approx(7.77, abs=0.005) and rows["pld"].epsilon == pytest.approx(
+        7.77, abs=0.01
+    )
+    for row in rows.values():
+        (expected,) = [
+            r
+            for r in epsilon_table(*sizes, 500, known.delta, noise_multiplier=row.noise_multiplier)
+            if r.accountant == row.accountant
+        ]
+        assert 5.98 < expected.epsilon <= 6.0 and row.steps == 1000
+    assert "as many as a client takes on average" in known.describe()
+
+
 def test_epsilon_table_holds_every_accountant_within_the_target():
     rows = epsilon_table(2700, 64, 75, 1e-5, target_epsilon=6.0)
     assert [r.accountant for r in rows] == list(ACCOUNTANTS)

@@ -25,22 +25,22 @@ DEFINITION = {
     "scales": {
         "laptop": {
             "base": "laptop",
-            "tried": {"lora": {"optimizer.lr": [1, 2, 4]}, "ffa": {"optimizer.lr": [8]}},
             "smoke": {"seeds": 1, "methods": ["lora"], "conditions": ["a"]},
             "verdict": {"seeds": 2},
         }
     },
 }
+TRIED = {"lora": {"optimizer.lr": [1, 2, 4]}, "ffa": {"optimizer.lr": [8]}}
 BASE = {"adapter": {"alpha": 8, "rank": 2}, "federation": {"rounds": 2}}
 
 
-def small_grid(base=None, **changes) -> Grid:
+def small_grid(base=None, tried=None, is_powered=False, **changes) -> Grid:
     """The study's verdict grid; ``changes`` replace parts of its definition."""
     study = Study.model_validate(DEFINITION | changes)
     at = study.scales["laptop"]
     return Grid(
-        "small", study, "laptop", "verdict", base or BASE, list(study.methods), study.conditions, at.tried,
-        range(at.verdict.seeds),
+        "small", study, "laptop", "verdict", "user", base or BASE, list(study.methods), study.conditions,
+        tried or TRIED, range(at.verdict.seeds), is_powered,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class Trainer:
             raise KeyboardInterrupt
         assert resume or not (folder / CHECKPOINT).exists(), "a run that was interrupted has to go on"
         folder.mkdir(parents=True, exist_ok=True)
-        off = abs(config.optimizer.lr - 2) if config.federation.strategy == "lora" else 0
+        off = abs(config.optimizer.lr - 2)
         accuracy = 0.7 + 0.01 * config.federation.local_steps + 0.001 * (config.seed % 7) - 0.02 * off
         summary = {
             "metrics": {"loss": 1 - accuracy, "accuracy": accuracy}, "epsilon": None, "seconds": 3.5,

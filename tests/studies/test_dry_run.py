@@ -29,7 +29,7 @@ def cut(grid, methods, conditions):
 
 def config_of(study, base, method, condition, scale="paper"):
     grid = load_grid(study, scale, "verdict", base=base)
-    return grid.config(grid.tuning_cells(method, condition)[0])
+    return grid.config(grid.tuning_cells((method, condition))[0])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def stand_ins(tmp_path_factory):
         ("heterogeneity", "paper", "paper-mnli", ["fedprox"], ["severe"]),
         ("heterogeneity", "paper", "paper-food101", ["lora"], ["severe"]),
         ("privacy", "paper", "paper-gsm8k", ["ffa"], ["no-dp", "eps-1"]),
-        ("alpha", "paper", "paper-qqp", ["ffa"], ["absorbed-32"]),
+        ("alpha", "paper", "paper-qqp", ["ffa"], ["fixed-32"]),
         ("cost", "laptop", None, ["fedex"], ["all-linear"]),
     ],
 )
@@ -56,7 +56,7 @@ def test_cells_that_cannot_run_are_found_without_their_model_and_data(study, sca
     checked = dry_run(grid)
     assert checked.cells == len(checked.sizes) == len(methods) * len(conditions)
     assert (base or scale) in checked.to_text() and f"{checked.cells} cells" in checked.to_text()
-    assert f"{5 * checked.cells} to report" in checked.to_text()
+    assert f"{5 * checked.cells} or more to report" in checked.to_text()
     assert datasets.config.HF_DATASETS_CACHE == cache
 
 
@@ -73,13 +73,13 @@ def test_a_client_trains_and_sends_the_numbers_that_the_paper_counts(study, base
 @pytest.mark.parametrize("base", GLUE)
 def test_the_protocol_of_the_paper_is_what_is_run(base):
     grid = load_grid("privacy", "paper", "verdict", base=base)
-    assert {m: v["optimizer.lr"] for m, v in grid.tried.items()} == {"lora": LORA, "ffa": FFA, "fedsvd": FFA}
+    assert {m: v["optimizer.lr"] for m, v in grid.first_tried.items()} == {"lora": LORA, "ffa": FFA}
     for condition, epsilon in (("eps-6", 6), ("eps-3", 3), ("eps-1", 1)):
         config = config_of("privacy", base, "ffa", condition)
         assert (config.privacy.target_epsilon, config.privacy.delta, config.privacy.unit) == (epsilon, 1e-5, "sample")
-    cells = grid.tuning_cells("lora", "eps-6")
+    cells = grid.tuning_cells(("lora", "eps-6"))
     assert {grid.config(cell).privacy.max_grad_norm for cell in cells} == set(NORMS)
-    assert len(cells) == len(LORA) * len(NORMS) and len(grid.tuning_cells("lora", "no-dp")) == len(LORA)
+    assert len(cells) == 3 * len(LORA) * len(NORMS) and len(grid.tuning_cells(("lora", "no-dp"))) == 3 * len(LORA)
     assert (config.model.name, config.adapter.rank, config.adapter.head) == ("FacebookAI/roberta-large", 8, "frozen")
     federation, optimizer = config.federation, config.optimizer
     assert (federation.rounds, federation.local_steps, optimizer.batch_size, optimizer.name) == (1000, 10, 200, "sgd")
@@ -93,10 +93,7 @@ def test_every_cell_of_every_study_and_base_has_a_configuration(scale):
         for base in [None, *load_study(name).scales[scale].other_bases]:
             for size in ("smoke", "verdict"):
                 grid = load_grid(name, scale, size, base=base)
-                chosen = {
-                    (m, c): grid.tuning_cells(m, c)[0].chosen for m in grid.methods for c in grid.tuned_conditions()
-                }
-                for cell in grid.verdict_cells(chosen):
+                for cell in grid.verdict_cells(grid.first_chosen())[: len(grid.places())]:
                     grid.config(cell)
 
 
@@ -155,7 +152,7 @@ def test_the_reported_split_of_answers_and_images_is_the_one_that_is_published(s
 
 def test_the_mismatched_half_of_mnli_can_be_evaluated(stand_ins):
     grid = load_grid("privacy", "paper", "verdict", {"data.splits": {"test": "validation_mismatched"}}, "paper-mnli")
-    config = grid.config(grid.tuning_cells("ffa", "eps-6")[0])
+    config = grid.config(grid.tuning_cells(("ffa", "eps-6"))[0])
     assert config.data.splits == {"train": "train", "test": "validation_mismatched"}
     public = datasets.load_dataset(write_data(config, stand_ins).rpartition(":")[0], "mnli")
     data = load_run_data(on_stand_ins(config, stand_ins))

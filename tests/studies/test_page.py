@@ -17,13 +17,13 @@ from ffalora.cli.study import command
 from ffalora.report import render
 from ffalora.studies import runner
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import load_grid
+from ffalora.studies.grid import load_grid, with_seeds
 from ffalora.studies.labels import condition_labels, number_text, spread_text
 from ffalora.studies.page import study_command, study_page, write_page
 from ffalora.studies.plots import study_plots
 from ffalora.studies.runner import run_study
 from ffalora.studies.study import study_names
-from ffalora.studies.tables import chosen_table, claims_table, cost_table, metric_table
+from ffalora.studies.tables import chosen_table, claims_table, cost_table, metric_table, pilot_table
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def row(table, name):
 def test_the_table_gives_mean_and_interval_over_seeds(study):
     values = [r.numbers["accuracy"] for r in study.results if (r.cell.method, r.cell.condition) == ("ffa", "severe")]
     half = stats.t.ppf(0.975, 4) * stats.sem(values)
-    assert row(metric_table(study), "ffa")["severe"] == f"{np.mean(values):.3f} ± {half:.3f}"
-    assert row(metric_table(study, "loss"), "ffa")["severe"] == f"{np.mean(1.3 - np.array(values)):.3f} ± {half:.3f}"
+    assert row(metric_table(study), "severe")["ffa"] == f"{np.mean(values):.3f} ± {half:.3f}"
+    assert row(metric_table(study, "loss"), "severe")["ffa"] == f"{np.mean(1.3 - np.array(values)):.3f} ± {half:.3f}"
 
 
 def test_a_value_at_the_edge_of_what_was_tried_is_marked(study, small):
     edge = replace(study, chosen=dict(study.chosen))
-    edge.chosen["lora", "iid"] = (("optimizer.lr", max(study.grid.tried["lora"]["optimizer.lr"])),)
-    edge.chosen["ffa", "iid"] = (("optimizer.lr", min(study.grid.tried["ffa"]["optimizer.lr"])),)
+    edge.chosen["lora", "iid"] = (("optimizer.lr", max(study.tried(("lora", "iid"))["optimizer.lr"])),)
+    edge.chosen["ffa", "iid"] = (("optimizer.lr", min(study.tried(("ffa", "iid"))["optimizer.lr"])),)
     table = chosen_table(edge)
     assert row(table, "i.i.d.")["lora"].endswith(" ↑") and row(table, "i.i.d.")["ffa"].endswith(" ↓")
     assert not re.search("[↑↓]", row(chosen_table(study), "i.i.d.")["lora"])
@@ -68,14 +68,26 @@ def test_a_condition_that_takes_values_from_another_shows_them_without_its_facto
 
 def test_claims_keep_their_numbers_and_the_mark_of_the_paper(study):
     verdict = study.verdicts[0]
-    (first, second, *_) = claims_table(study.verdicts).rows
-    assert first[0].endswith(" †") and not second[0].endswith("†")
+    (first, *_, last) = claims_table(study.verdicts).rows
+    assert first[0].endswith(" †") and not last[0].endswith("†")
     assert first[1:] == (
         f"{verdict.mean:+.4f}", f"{verdict.low:+.4f} to {verdict.high:+.4f}", f"{verdict.p:.2g}", "5", verdict.outcome,
     )  # fmt: skip
     page = study_page(study)
     assert [finding.text for finding in page.findings] == [v.to_text() for v in study.verdicts]
-    assert [bool(finding.remark) for finding in page.findings] == [True, False, False, False]
+    assert [bool(finding.remark) for finding in page.findings] == [True, True, False, False]
+
+
+def test_the_pilot_is_that_of_the_chosen_values_on_the_validation_split(study, small):
+    rate = dict(study.chosen["ffa", "severe"])["optimizer.lr"]
+    values = [
+        r.numbers["accuracy"]
+        for r in study.tuning
+        if (r.cell.method, r.cell.condition, dict(r.cell.chosen)["optimizer.lr"]) == ("ffa", "severe", rate)
+    ]
+    half = stats.t.ppf(0.975, 2) * stats.sem(values)
+    assert len(values) == 3 and row(pilot_table(study), "severe")["ffa"] == f"{np.mean(values):.3f} ± {half:.3f}"
+    assert "validation split" in pilot_table(study).caption and pilot_table(replace(small, tuning=[])) is None
 
 
 def test_costs_hold_every_number_that_was_counted(tmp_path):
@@ -89,7 +101,7 @@ def test_costs_that_differ_by_condition_stand_apart(study):
     for r in study.results:
         if r.cell.condition == "severe":
             r.numbers["trained_numbers"] = 7
-    assert [r[0] for r in cost_table(study).rows][:3] == ["lora, i.i.d.", "ffa, i.i.d.", "fedsvd, i.i.d."]
+    assert [r[0] for r in cost_table(study).rows][:3] == ["lora, i.i.d.", "ffa, i.i.d.", "lora, mild"]
 
 
 def test_a_page_of_the_tables_alone_equals_that_of_the_runs(tmp_path, monkeypatch):
@@ -113,19 +125,24 @@ def test_one_seed_has_no_interval(tmp_path):
 
 def test_an_unfinished_study_says_what_is_missing(tmp_path):
     page = study_page(fabricate(tmp_path / "study", cells=7))
-    assert any("only 7 of 60 runs are finished" in text for text in page.asked)
+    assert any("only 7 of 45 runs are finished" in text for text in page.asked)
     assert "–" in page.tables[0].rows[0]
 
 
 def test_the_command_repeats_the_study(tmp_path):
     changes = {"federation.rounds": 3, "clients.proportions": [[0.5, 0.5]], "model.name": "my model"}
-    grid = replace(load_grid("privacy", "laptop", "verdict", changes), seeds=range(7))
+    grid = with_seeds(load_grid("privacy", "laptop", "verdict", changes, protocol="paper"), 7, 40)
     words = shlex.split(study_command(grid))
     context = command.make_context("study", words[2:])
     assert words[:2] == ["ffalora", "study"]
     given = context.params["overrides"]
     assert given.pop("seeds") == 7
-    assert load_grid("privacy", context.params["scale"], context.params["size"], given).base == grid.base
+    given_grid = load_grid(
+        "privacy", context.params["scale"], context.params["size"], given, protocol=context.params["protocol"]
+    )
+    assert given_grid.base == grid.base and given_grid.protocol == "paper" and context.params["first_seed"] == 40
+    usual = "ffalora study privacy --scale laptop --size verdict"
+    assert study_command(load_grid("privacy", "laptop", "verdict")) == usual, "the power analysis says how many seeds"
     assert study_command(load_grid("cost", "laptop", "smoke")) == "ffalora study cost --scale laptop --size smoke"
 
 

@@ -2,20 +2,25 @@
 
 import csv
 import io
+import shutil
 from collections import Counter
 
 import pytest
-from small_grid import BASE, DEFINITION, Trainer, small_grid
+from small_grid import BASE, Trainer, small_grid
 from small_runs import save_model, save_texts, small_config
 
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as training
-from ffalora.studies import runner
+from ffalora.studies import runner, tuning
+from ffalora.studies.budget import Budget
 from ffalora.studies.folder import read_study
-from ffalora.studies.grid import TUNING_SEED, with_seeds
-from ffalora.studies.runner import MANIFEST, RESULTS, TUNING, read_csv, run_study, to_csv
+from ffalora.studies.grid import TUNING_SEEDS, with_seeds
+from ffalora.studies.registration import REGISTRATION, digest, read_power
+from ffalora.studies.results import CELLS, MANIFEST, RESULTS, TUNING, read_csv, to_csv
+from ffalora.studies.runner import run_study
 
-RUNS = 2 * 3 * 2 + 2 * 3  # methods, conditions, seeds; and LoRA's three learning rates for the two conditions tuned
+REPORTED = 2 * 3 * 2  # methods, conditions, seeds
+RUNS = REPORTED + 2 * 3 * 3  # and LoRA's three learning rates with three seeds for the two conditions tuned
 
 
 @pytest.fixture
@@ -44,35 +49,26 @@ def test_runs_share_passes_but_for_those_whose_costs_are_read_from_the_clock(
     counts_costs, trainer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(runner, "step_costs", lambda config: {})
-    scale = DEFINITION["scales"]["laptop"] | {"tried": {"ffa": {"optimizer.lr": [1, 2, 4]}}}
     grid = small_grid(
-        methods={"ffa": {"federation.strategy": "ffa"}}, claims=[], scales={"laptop": scale}, counts_costs=counts_costs
-    )
+        tried={"ffa": {"optimizer.lr": [1, 2, 4]}}, methods={"ffa": {"federation.strategy": "ffa"}}, claims=[],
+        counts_costs=counts_costs,
+    )  # fmt: skip
     run_study(grid, tmp_path / "study", progress=False)
-    # Three learning rates for each of two conditions; then three conditions with two seeds, no two of which may share.
-    assert sorted(trainer.groups) == ([1] * 12 if counts_costs else [1] * 6 + [3] * 2)
+    # Three learning rates with three seeds for each of two conditions; then three conditions with two seeds, no two of
+    # which may share.
+    assert sorted(trainer.groups) == ([1] * 24 if counts_costs else [1] * 6 + [3] * 6)
 
 
 def test_the_best_value_on_the_validation_split_is_chosen(trainer, tmp_path):
     result = run_study(small_grid(), tmp_path / "study", progress=False)
     assert dict(result.chosen["lora", "a"]) == {"optimizer.lr": 2} == dict(result.chosen["lora", "b"])
-    for folder, config in trainer.configs.items():
-        is_tuning = "tuning" in folder.parts
-        assert (config.data.evaluate_on == "validation") == is_tuning == (config.seed == TUNING_SEED)
-    assert {c.optimizer.lr for f, c in trainer.configs.items() if "runs" in f.parts and "c/lora" in str(f)} == {8}
+    for config in trainer.configs.values():
+        assert (config.data.evaluate_on == "validation") == (config.seed in TUNING_SEEDS)
+    off = [c for c in trainer.configs.values() if c.adapter.alpha == 4 and c.federation.strategy == "lora"]
+    assert {c.optimizer.lr for c in off} == {8}
 
 
-def test_of_two_equally_accurate_values_the_one_with_the_lower_loss_is_chosen(tmp_path):
-    grid = small_grid()
-    cells = grid.tuning_cells("lora", "a")
-    found = [
-        runner.CellResult(cell, {"accuracy": 0.7, "loss": loss}, tmp_path)
-        for cell, loss in zip(cells, (0.5, 0.4, 0.6), strict=True)
-    ]
-    assert runner._best(cells, found, "accuracy") == cells[1].chosen
-
-
-@pytest.mark.parametrize("stop_at", [1, 3, 6, 7, RUNS - 1])
+@pytest.mark.parametrize("stop_at", [1, 7, 18, 19, RUNS - 1])
 def test_an_interrupted_study_goes_on_with_what_is_missing_alone(stop_at, tmp_path, monkeypatch):
     first, second = Trainer(stop_at), Trainer()
     monkeypatch.setattr(runner, "simulate_together", first)
@@ -120,7 +116,7 @@ def test_a_wrong_cell_is_noticed_before_anything_is_run_or_written(trainer, tmp_
 
 def test_tables_read_back_are_what_was_written(trainer, tmp_path):
     result = run_study(small_grid(), tmp_path / "study", progress=False)
-    back = read_csv(tmp_path / "study" / RESULTS, result.grid.tried)
+    back = read_csv(tmp_path / "study" / RESULTS, result.grid.first_tried)
     assert [(r.cell, dict(r.numbers)) for r in back] == [(r.cell, dict(r.numbers)) for r in result.results]
 
 
@@ -144,8 +140,10 @@ def test_a_real_study_that_is_interrupted_in_a_round_ends_where_it_would_have(tm
     model, data = save_model(tmp_path / "model"), save_texts(tmp_path / "texts.csv")
     base = small_config(model, data, federation__rounds=2).model_dump()
     part = {"seeds": 1}
-    scale = {"base": "laptop", "tried": {"ffa": {"optimizer.lr": [0.1, 0.5]}}, "smoke": part, "verdict": part}
-    grid = small_grid(base, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale})
+    scale = {"base": "laptop", "smoke": part, "verdict": part}
+    tried = {"ffa": {"optimizer.lr": [0.1, 0.5]}}
+    grid = small_grid(base, tried, methods={"ffa": {}}, conditions={"a": {}}, claims=[], scales={"laptop": scale})
+    monkeypatch.setattr(tuning, "MOST_WIDENINGS", 0)
     real, rounds = training.Run.complete_round, []
 
     def complete_round(run, row):
@@ -162,9 +160,70 @@ def test_a_real_study_that_is_interrupted_in_a_round_ends_where_it_would_have(tm
         run_study(grid, tmp_path / "study", progress=False)
     resumed = run_study(grid, tmp_path / "study", resume=True, progress=False)
     trained = [each for each in rounds if each is not None]
-    assert len(trained) == len(set(trained)) == 3 * 2, "two runs that choose and one that is reported, two rounds each"
+    assert len(trained) == len(set(trained)) == 7 * 2, "six runs that choose and one that is reported, two rounds each"
     monkeypatch.setattr(training.Run, "complete_round", real)
     whole = run_study(grid, tmp_path / "whole", progress=False)
     assert resumed.values() == whole.values() and resumed.values("loss") == whole.values("loss")
     assert resumed.chosen == whole.chosen
     assert set(resumed.results[0].numbers) >= {"accuracy", "bytes_up_per_client_round", "trained_numbers", "seconds"}
+
+
+def test_the_pilots_variance_says_how_many_seeds_are_registered_before_they_are_run(trainer, tmp_path):
+    result = run_study(small_grid(is_powered=True), tmp_path / "study", progress=False)
+    (need,) = read_power(tmp_path / "study")
+    assert len(result.grid.seeds) == need.seeds == 5 and need.deviation == 0, "the stand-in's contrast never varies"
+    assert {r.cell.seed for r in result.tuning if r.cell.method == "ffa"} == set(TUNING_SEEDS), "a pilot of one value"
+    assert read_study(tmp_path / "study").verdicts == result.verdicts and result.verdicts[0].seeds == 5
+
+
+def test_a_study_whose_registration_changed_is_refused(trainer, tmp_path):
+    run_study(small_grid(), tmp_path / "study", progress=False)
+    known = digest(tmp_path / "study")
+    run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    assert digest(tmp_path / "study") == known
+    path = tmp_path / "study" / REGISTRATION
+    path.write_text(path.read_text().replace("above: 0.0", "above: -0.1"))
+    with pytest.raises(ConfigError, match="registers other claims, values or seeds"):
+        run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+
+
+def test_studies_that_ask_for_one_run_share_it(trainer, tmp_path):
+    for name in ("one", "other"):
+        run_study(small_grid(), tmp_path / name, progress=False, cells=tmp_path / "cells")
+    assert len(trainer.runs) == RUNS and set(trainer.runs.values()) == {1}
+
+
+def test_what_a_study_takes_is_said_once_a_run_of_each_method_was_timed(trainer, tmp_path):
+    said = []
+    run_study(small_grid(is_powered=True), tmp_path / "study", progress=False, say=said.append)
+    (text,) = said
+    assert "24 runs to choose values" in text and "12 or more to report, of lora 4 s, ffa 4 s each" in text
+    assert "about 2 minutes of training" in text
+
+
+def test_a_budget_ends_between_seeds_and_loses_nothing(trainer, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("ffalora.studies.budget.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    real = trainer._run
+
+    def run(config, folder, resume):
+        real(config, folder, resume)
+        clock[0] += 10
+
+    monkeypatch.setattr(trainer, "_run", run)
+    result = run_study(small_grid(), tmp_path / "study", progress=False, budget=Budget(18 * 10 + 90))
+    assert len(result.results) == 6 and {r.cell.seed for r in result.results} == {0} and "--budget" in result.stopped
+    assert len(rows(tmp_path / "study" / RESULTS)) == 6 and result.verdicts[0].seeds == 1
+    whole = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    assert len(trainer.runs) == RUNS and not whole.stopped and len(whole.results) == REPORTED
+
+
+def test_a_study_goes_on_from_its_tables_where_run_folders_are_gone(trainer, tmp_path):
+    whole = run_study(small_grid(), tmp_path / "study", progress=False)
+    shutil.rmtree(tmp_path / "study" / CELLS)
+    table = tmp_path / "study" / RESULTS
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-2]))
+    again = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+    assert sum(trainer.runs.values()) == RUNS + 2, "the two rows that were missing, and no others"
+    assert to_csv(again.results) == to_csv(whole.results) and again.verdicts == whole.verdicts

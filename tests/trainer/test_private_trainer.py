@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -301,6 +302,18 @@ def test_routing_with_a_capacity_over_the_batch_is_refused():
     assert private.ledger.steps_taken == 0
 
 
+def test_a_sample_that_is_given_twice_is_refused_and_not_charged():
+    net = tiny_bert()
+    adapters = ffalora.attach(net, ffalora.AdapterConfig(rank=2, target_modules=["query"]))
+    private = PrivateGradient(
+        net, adapters, classification_losses, PrivacyLedger(0, 9, 0.5, 1.0, 1e-5, 9), 1.0, SeededNoise(0)
+    )
+    ids = torch.ones(4, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="sample 5 is 3 times in the batches of a step"):
+        private.step(0, [(np.array([5, 5, 1]), {"input_ids": ids[:3]}, ids[:3, 0]), (np.array([5]), {}, ids[:1, 0])])
+    assert private.ledger.steps_taken == 0
+
+
 def test_secure_noise_is_the_default():
     assert PrivacyArguments(target_epsilon=1.0).noise == "secure"
 
@@ -312,6 +325,41 @@ def test_a_second_training_adds_to_what_the_first_one_spent(tmp_path):
     run.train()
     both = PrivacyLedger(0, N, 6 / N, 1.0, 1e-5, 8, accountant="rdp", steps_taken=8).epsilon()
     assert run.ledger.epsilon() == pytest.approx(both) and both > first
+
+
+def test_a_second_training_draws_other_samples_and_other_noise(tmp_path, monkeypatch):
+    seen, step = [], PrivateGradient.step
+
+    def recorded(self, number, batches, model=None):
+        seen.append((number, sorted(int(i) for samples, _, _ in batches for i in samples)))
+        return step(self, number, batches, model)
+
+    monkeypatch.setattr(PrivateGradient, "step", recorded)
+    run = trainer(tmp_path)
+    run.train()
+    run.train()
+    numbers, drawn = zip(*seen, strict=True)
+    assert numbers == tuple(range(8)) and drawn[:4] != drawn[4:]
+
+
+def test_a_second_training_can_be_resumed(tmp_path):
+    run = trainer(tmp_path, save_strategy="steps", save_steps=2)
+    run.train()
+    run.train()
+    fresh = trainer(tmp_path, save_strategy="steps", save_steps=2)
+    fresh.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert fresh.ledger.epsilon() == run.ledger.epsilon() and torch.equal(state(fresh.model), state(run.model))
+
+
+def test_what_an_early_stop_left_is_the_budget_of_the_next_training(tmp_path):
+    run = trainer(tmp_path, PrivacyArguments(target_epsilon=3.0, accountant="rdp", noise="seeded"))
+    run.add_callback(StopAt(2))
+    run.train()
+    before = run.ledger.noise_multiplier
+    run.pop_callback(StopAt)
+    run.train()
+    assert run.ledger.noise_multiplier > before
+    assert 2.99 < run.ledger.epsilon() <= 3.0 and run.ledger.steps_taken == 4
 
 
 def test_a_second_training_stops_where_the_target_is_spent(tmp_path):

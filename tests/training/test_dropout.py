@@ -204,6 +204,10 @@ class _Random(nn.Module):
         (lambda x: x * torch.empty_like(x).bernoulli_(0.5), "bernoulli_"),
         (lambda x: F.alpha_dropout(x, 0.5, True), "alpha_dropout"),
         (lambda x: x + torch.randn_like(x), "randn_like"),
+        (lambda x: torch.alpha_dropout(x, 0.5, True), "alpha_dropout"),
+        (lambda x: torch.feature_dropout(x, 0.5, True), "feature_dropout"),
+        (lambda x: x + torch.empty_like(x).log_normal_(), "log_normal_"),
+        (lambda x: x * torch.distributions.Gamma(x, x).rsample(), "gamma"),
     ],
 )
 def test_random_tensors_that_belong_to_positions_are_refused(draw, named):

@@ -135,7 +135,7 @@ class Loopback(Processes):
             raise RuntimeError(f"flwr run failed: {(done.stdout + done.stderr)[-2000:]}")
 
     def wait_for(self, file: Path, seconds: float) -> None:
-        """Waits until the run has written ``file``.
+        """Waits until the run has written ``file``; a site that ends is started again.
 
         Raises:
             RuntimeError: it did not in time, the SuperLink ended, or the server app was stopped by an error.
@@ -146,6 +146,7 @@ class Loopback(Processes):
                 raise RuntimeError(f"the federation was stopped: {failure.read_text().strip().splitlines()[-1]}")
             if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
                 raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
+            self.bring_back(but="superlink")
             time.sleep(0.5)
 
 
@@ -163,8 +164,8 @@ def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopbac
     )
     terms = (folder / "policy.yaml").resolve()
     save_policy(policy, terms)
-    threads = max(1, (os.cpu_count() or 1) // clients)  # the sites here share the cores
-    federation = Loopback(folder, environment(FLWR_HOME=str(home), OMP_NUM_THREADS=str(threads)))
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // clients))}  # the sites here share the cores
+    federation = Loopback(folder, environment(FLWR_HOME=str(home)))
     with federation:
         federation.start(
             "superlink",
@@ -179,6 +180,7 @@ def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopbac
                 f"site-{client}",
                 [sys.executable, "-m", "ffalora", "site", str(own), "--client", str(client), "--policy", str(terms),
                  "--", "--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1", "--port", str(port)],
+                shared,
             )  # fmt: skip
         yield federation
 

@@ -26,7 +26,7 @@ class Processes:
         mark = uuid.uuid4().hex
         self.logs, self.environment = logs, environment | {MARK: mark}
         self.processes: dict[str, subprocess.Popen] = {}
-        self._commands: dict[str, Sequence[str]] = {}
+        self._commands: dict[str, tuple[Sequence[str], dict[str, str]]] = {}
         self._rests: dict[str, tuple[float, float]] = {}
         logs.mkdir(parents=True, exist_ok=True)
         script = Path(__file__).with_name("watchdog.py")
@@ -47,14 +47,15 @@ class Processes:
             self.stop(name)
         self._watchdog.communicate()
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Starts a process in a group of its own."""
+    def start(self, name: str, command: Sequence[str], extra: dict[str, str] | None = None) -> None:
+        """Starts a process in a group of its own; ``extra`` is of its environment alone."""
+        extra = extra or {}
         with open(self.logs / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment,
-                start_new_session=True,
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=self.environment | extra, start_new_session=True,
             )  # fmt: skip
-        self._commands[name] = command
+        self._commands[name] = (command, extra)
         self._rests[name] = (time.monotonic(), self._rests.get(name, (0.0, _SHORTEST))[1])
         self._tell_watchdog(self.processes[name].pid)
 
@@ -71,13 +72,13 @@ class Processes:
             process.wait()
         self._tell_watchdog(-process.pid)
 
-    def bring_back(self) -> None:
-        """Starts those that ended by themselves again: after a second, and twice as long each time that one ends
-        within a minute, up to a minute.
+    def bring_back(self, but: str = "") -> None:
+        """Starts those that ended by themselves again, ``but`` one: after a second, and twice as long each time that
+        one ends within a minute, up to a minute.
         """
         for name, process in list(self.processes.items()):
             status = process.poll()
-            if status is None:
+            if status is None or name == but:
                 continue
             began, rest = self._rests[name]
             self.stop(name)  # what it started may still be there
@@ -85,7 +86,7 @@ class Processes:
             logger.warning("%s ended (status %d); it is started again in %g s", name, status, rest)
             time.sleep(rest)
             self._rests[name] = (0.0, min(_LONGEST, 2 * rest))
-            self.start(name, self._commands[name])
+            self.start(name, *self._commands[name])
 
     def _tell_watchdog(self, process: int) -> None:
         if self._watchdog.stdin is not None:

@@ -20,8 +20,8 @@ from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECOR
 from flwr.serverapp import Grid
 
 from .answers import read_answer
+from .replies import replies_of
 from .rounds import Exchange
-from .server import replies_of
 from .terms import Terms
 
 LEVELS = 2**22

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..experiment import build
 from ..records import summary
 from .answers import read_answer
 from .output import check_folder
+from .replies import replies_of
 from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
 from .statement import federation_statement, statement_text
 from .terms import Terms
@@ -155,24 +155,3 @@ def exchange(
             got.answers.append(answer)
             known[node] = answer.client
     return got
-
-
-def replies_of(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
-    """Nodes and their replies as they come, one a message, until all are here or ``timeout`` seconds are over.
-
-    It asks the SuperLink ten times a second at first, and ever less often: never more than a fifth of the wait too
-    late, nor more than three seconds.
-    """
-    messages = list(messages)
-    asked = [message.metadata.dst_node_id for message in messages]
-    waiting = {name: node for name, node in zip(grid.push_messages(messages), asked, strict=True) if name}
-    started = time.monotonic()
-    while waiting:
-        for reply in grid.pull_messages(list(waiting)):
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None:
-                yield node, reply
-        waited = time.monotonic() - started
-        if not waiting or (timeout is not None and waited > timeout):
-            return
-        time.sleep(min(3.0, max(0.1, waited / 5)))

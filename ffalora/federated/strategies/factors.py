@@ -70,9 +70,11 @@ def relative_gap(parts: Sequence[tuple[Tensor, Tensor]]) -> float:
 def aggregation_gap(layout: Layout, rows: Tensor, weights: Tensor) -> float:
     """``‖mean(b_k a_k) - mean(b_k) mean(a_k)‖ / ‖mean(b_k a_k)‖`` over all layers: 0 where averaging is exact.
 
-    Both means are weighted; a frozen factor is the same for every client.
+    Both means are weighted; a frozen factor is the same for every client. 0 also where nobody answered.
     """
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
+    if not len(rows):
+        return 0.0
     for layer, own in layout.layers.items():
         if "lora_A" not in own.factors():
             continue

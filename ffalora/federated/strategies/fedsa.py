@@ -83,7 +83,7 @@ class FedSA(Strategy):
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:
         clients, rows, weights = answers.clients, answers.rows, answers.weights
-        gap = aggregation_gap(self.layout, rows, weights) if len(rows) else 0.0
+        gap = aggregation_gap(self.layout, rows, weights)
         columns = self.wire.personal
         for client, row in zip(clients, rows, strict=True):
             self.remember(server, client, row)

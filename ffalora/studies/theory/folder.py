@@ -15,7 +15,7 @@ from typing import Any
 
 from ...config import Config, ConfigError, load_config
 from ...files.numbers import restored, rows_to_csv, to_json
-from ..runner import RESULTS
+from ..results import RESULTS
 from .answers import Runs, answer
 from .plots import Rows
 from .study import CONFIG, TheoryResult

@@ -15,8 +15,9 @@ from ...report.page import Finding, Page, describe_run, render
 from ...report.plots import save_plots
 from ...report.tables import flatten
 from ...runs.environment import describe_environment
-from ..page import FILE, changed_flags, time_in_words
-from ..runner import RESULTS
+from ..page import FILE, changed_flags
+from ..plan import time_in_words
+from ..results import RESULTS
 from .folder import to_csv
 from .study import CONFIG, TheoryResult, measure, theory_config
 

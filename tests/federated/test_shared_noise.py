@@ -1,0 +1,89 @@
+"""Client-level rounds whose noise the clients bring: as private as promised, near the server's own, refused by name."""
+
+import numpy as np
+import pytest
+import torch
+from small_runs import CLIENT_LEVEL
+
+from ffalora.config import ConfigError
+from ffalora.federated.experiment import build
+from ffalora.federated.simulate import run_round, simulate
+from ffalora.privacy.accountants import epsilon
+
+SHARES = CLIENT_LEVEL | {
+    "privacy__noise_at": "clients",
+    "privacy__noise_multiplier": 2.0,
+    "federation__participation": 1.0,
+    "federation__rounds": 2,
+}
+
+
+def test_a_run_whose_clients_bring_the_noise_states_what_it_spent(small, tmp_path):
+    config = small(clients__count=4, privacy__dropouts=1, privacy__noise="secure", **SHARES)
+    run = simulate(config.with_noise("secure"), tmp_path / "run", progress=False)
+    said = (tmp_path / "run/privacy.txt").read_text()
+    assert run.rounds[-1]["epsilon"] == pytest.approx(epsilon(2.0, 1.0, 2, 1e-5, "rdp", "by-server"), rel=1e-3)
+    for words in ("share of Skellam noise", "no amplification", "at most 1 of a round's clients", "whole numbers"):
+        assert words in said, words
+    assert "trusted to clip and add noise" not in said
+    assert "update_gap" not in run.rounds[0]  # it compares single updates
+
+
+def test_rounds_end_near_those_with_the_servers_noise(small, monkeypatch):
+    """With nearly no noise both are the average of clipped updates, to the multiples that numbers are rounded to."""
+    ends = {}
+    for at in ("clients", "server"):
+        config = small(clients__count=4, **SHARES | {"privacy__noise_at": at, "privacy__noise_multiplier": 1e-3})
+        experiment = build(config)
+        server = experiment.strategy.begin()
+        run_round(experiment, server)
+        ends[at] = server.row
+    size = float(ends["server"].norm())
+    assert 0 < float((ends["clients"] - ends["server"]).norm()) < 0.05 * size
+
+
+def test_a_client_without_a_finite_update_brings_its_noise_all_the_same(small, monkeypatch):
+    from ffalora.federated import simulate as rounds
+
+    real = rounds.train_cohort
+
+    def broken(experiment, server, cohort, rows, *rest):
+        report = real(experiment, server, cohort, rows, *rest)
+        rows[1] = torch.nan
+        return report
+
+    monkeypatch.setattr(rounds, "train_cohort", broken)
+    experiment = build(small(clients__count=3, **SHARES))
+    server = experiment.strategy.begin()
+    row = run_round(experiment, server)
+    assert row["rejected"] == [] and bool(server.row.isfinite().all()) and bool(server.row.any())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"privacy__unit": "sample"}, "own small share"),
+        ({"privacy__clipping": "adaptive"}, "norms that nobody may see"),
+        ({"privacy__noise_multiplier": 0.0}, "nothing to share"),
+        ({"privacy__noise_at": "server", "privacy__dropouts": 1}, "dropouts=1 is of noise_at"),
+        ({"privacy__dropouts": 2, "privacy__colluders": 1}, "leave 0 of 3 clients"),
+    ],
+)
+def test_what_shares_of_noise_do_not_protect_is_refused_by_name(small, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        build(small(clients__count=3, **SHARES | changes))
+
+
+def test_dropouts_beyond_the_stated_number_leave_the_state_and_are_charged(small, monkeypatch):
+    from ffalora.federated import cohort
+
+    def one_stays(config, round_number, clients):
+        return np.full(clients, config.federation.local_steps), np.arange(clients) == 0
+
+    monkeypatch.setattr(cohort, "_faults", one_stays)
+    experiment = build(small(clients__count=3, privacy__dropouts=1, federation__dropout_rate=0.5, **SHARES))
+    server = experiment.strategy.begin()
+    before = server.row.clone()
+    with pytest.warns(UserWarning, match="1 of 3 clients stayed"):
+        run_round(experiment, server)
+    assert torch.equal(server.row, before) and experiment.client_level.ledger.steps_taken == 1

@@ -1,0 +1,59 @@
+"""Plans past this machine: counted from byte functions, stated links and small cohorts; nothing is charged."""
+
+from __future__ import annotations
+
+import pytest
+from small_runs import PRIVATE
+
+from ffalora.cli import main
+from ffalora.config import to_yaml
+from ffalora.federated.experiment import build
+from ffalora.planning.scale import Network, Pace, at_scale, measure_pace
+
+PACE = Pace(fixed=0.1, client=0.01, alone=0.12, row=0.001, process_bytes=10**9, row_bytes=1000)
+
+
+@pytest.fixture(scope="module")
+def experiment(small):
+    return build(small(federation__strategy="fedsa", **PRIVATE))
+
+
+def test_bytes_are_those_of_the_byte_functions_and_time_that_of_small_cohorts_continued(experiment):
+    server, wire = experiment.strategy.begin(), experiment.strategy.wire
+    one = at_scale(experiment, PACE, 10**6, 1000)
+    assert (one.up, one.down) == (wire.bytes_up(server), wire.bytes_down(server, [0]))
+    assert one.traffic == 1000 * (one.up + one.down)
+    assert one.simulated == pytest.approx(0.1 + 1000 * 0.01 + 1000 * 0.001)
+    shared = at_scale(experiment, PACE, 10**6, 1000, processes=10, network=Network(link=1e12))
+    assert shared.simulated == pytest.approx(0.1 + 100 * 0.01 + 1000 * 0.001, rel=1e-3)
+    slow = at_scale(experiment, PACE, 10**6, 1000, network=Network(up=8 * one.up, down=8 * one.down, latency=3.0))
+    assert slow.real == pytest.approx(3.0 + 1.0 + 0.12 + 1.0 + 1000 * 0.001)
+
+
+def test_memory_grows_with_the_cohort_and_what_clients_keep_is_on_the_disk(experiment):
+    few, many = (at_scale(experiment, PACE, 10**6, drawn) for drawn in (10, 1010))
+    assert many.process_bytes - few.process_bytes == 1000 * PACE.row_bytes
+    assert few.disk_bytes == many.disk_bytes >= 10**6 * 4 * experiment.strategy.begin().row.numel()
+
+
+@pytest.mark.parametrize("clients,drawn,processes", [(10, 11, 1), (10, 0, 1), (10, 1, 0)])
+def test_a_size_that_cannot_be_is_refused(experiment, clients, drawn, processes):
+    with pytest.raises(ValueError, match=f"clients={clients}, drawn={drawn}, processes={processes}"):
+        at_scale(experiment, PACE, clients, drawn, processes)
+
+
+def test_measuring_changes_neither_ledgers_nor_clients(experiment):
+    before = [vars(client).copy() for client in experiment.participants]
+    pace = measure_pace(experiment)
+    assert pace.alone > 0 and pace.client >= 0 and pace.row_bytes == 2 * 4 * experiment.strategy.begin().row.numel()
+    assert [vars(client) for client in experiment.participants] == before
+    assert all(ledger.steps_taken == 0 for ledger in experiment.ledgers.values())
+
+
+def test_the_command_says_memory_bytes_and_rounds_an_hour(small, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(to_yaml(small()))
+    with pytest.raises(SystemExit) as done:
+        main(["plan", str(tmp_path / "run.yaml"), "--gpus", "64", "--clients", "1e6", "--drawn", "1e3"])
+    said = capsys.readouterr().out
+    assert done.value.code == 0 and "1,000,000 clients, 1,000 of them in each round" in said
+    assert all(word in said for word in ("memory", "wire", "simulated", "rounds an hour", "64 like this"))
