@@ -30,7 +30,7 @@ from .participant import Participant
 #: Length of the mean of normalised steps towards what data say of sentences: in a head, in adapters.
 SIGNAL, ADAPTERS_SIGNAL = 0.1, 0.05
 #: The same of the adapters of a language model: no head takes a share of C, and what answers ask for points one way.
-LANGUAGE_SIGNAL = 0.5
+LANGUAGE_SIGNAL = 0.3
 #: Farthest that all steps together may carry an adapter: beyond, training diverges.
 PATH = 30.0
 #: A head's rate relative to the adapters' where no noise tells.
