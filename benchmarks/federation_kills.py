@@ -76,7 +76,7 @@ def unreadable(folder: Path) -> int:
 
 
 def undercounted(folder: Path, ledgers: list[Path]) -> int:
-    """Clients whose ledger counts fewer steps than the rounds took in which the ε that the folder states for them grew."""
+    """Clients whose ledger counts fewer steps than the rounds took in which their stated ε grew."""
     rows = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     found = 0
