@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
-import math
 import os
 import random
 import signal
@@ -76,23 +76,15 @@ def unreadable(folder: Path) -> int:
 
 
 def undercounted(folder: Path, ledgers: list[Path]) -> int:
-    """Clients whose ledger counts fewer steps than the rounds that the folder holds took of them. Whoever has no budget
-    left for a round, since steps that were cut off are charged, sits it out.
-    """
+    """Clients whose ledger counts fewer steps than the rounds took in which their stated ε grew."""
     rows = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     found = 0
     for place in ledgers:
-        name = place.stem
-        took = sum(name in row["epsilon_per_client"] and not any(_is_of(name, said) for said in row.get("failed", ()))
-                   for row in lines)  # fmt: skip
-        ledger = json.loads(place.read_text()) if place.exists() else {"steps_taken": 0, "max_steps": math.inf}
-        found += ledger["steps_taken"] < min(STEPS * took, ledger["max_steps"] - STEPS + 1)
+        said = [0.0, *(row["epsilon_per_client"].get(place.stem, 0.0) for row in lines)]
+        took = sum(later > earlier for earlier, later in itertools.pairwise(said))
+        found += STEPS * took > (json.loads(place.read_text())["steps_taken"] if place.exists() else 0)
     return found
-
-
-def _is_of(client: str, said: str) -> bool:
-    return f"client {client}" in said or said.startswith("node ")
 
 
 class Attempt:

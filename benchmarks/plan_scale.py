@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from federation_scale import save_model, save_texts
 from ffalora.config import Config, from_mapping
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
+from ffalora.models import choose_device
 from ffalora.planning.measure import peak_bytes
 from ffalora.planning.scale import at_scale, measure_pace
 from ffalora.training.workers import joined
@@ -89,8 +89,8 @@ def main() -> None:
             config = job(folder, clients, arguments.drawn, arguments.strategy)
             result = simulate(config, folder / f"run-{clients}", progress=False)
             if workers.leads:
-                seconds = statistics.median(row["seconds"] for row in result.rounds[1:-1])
-                found = (seconds, peak_bytes(build(config).engine.device), result.summary["bytes_up_per_client_round"])
+                seconds = min(row["seconds"] for row in result.rounds[:-1])  # the last one evaluates
+                found = (seconds, peak_bytes(choose_device(config.device)), result.summary["bytes_up_per_client_round"])
                 for name, wanted, took in zip(("seconds", "bytes held", "bytes up"), plans[place], found, strict=True):
                     print(
                         f"{clients} clients, {name}: {wanted:.4g} predicted, {took:.4g} measured, {wanted / took:.2f}"
