@@ -1,4 +1,6 @@
-"""What the site shows beside the pages: every key of the configuration, the gallery, drawings that lie elsewhere."""
+"""What the site shows beside the pages (every key of the configuration, the gallery, drawings that lie elsewhere), and
+what the theme leaves out for those who listen or use the keyboard.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Puts the table of keys where the page asks for it, and the drawings where the site has them."""
     markdown = markdown.replace("<!-- every key -->", every_key()).replace("<!-- every example -->", every_example())
     return DRAWINGS.sub(r"](\1)", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Makes the empty corners of tables plain cells: no heading without words."""
+    return html.replace("<th></th>", "<td></td>")
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Gives the search its name."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
 
 
 def every_example() -> str:

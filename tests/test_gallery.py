@@ -117,6 +117,11 @@ def test_unreliable_clients(run, tmp_path):
     assert len(rows) == 2 and all("dropped" in row for row in rows)
 
 
+def test_own_loop(small, tmp_path):
+    spent = example("own_loop")["main"](small().model.name, texts(tmp_path), steps=2)
+    assert 2.5 < spent <= 3.0
+
+
 def test_budget(capsys):
     spent = example("budget")["main"](samples=200, batch=50, steps=10)
     assert len(spent) == 10 and sorted(spent) == spent and 2.9 < spent[-1] <= 3.0 and "σ = " in capsys.readouterr().out

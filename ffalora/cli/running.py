@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -44,18 +45,19 @@ def run_options(function: Callable) -> Callable:
 
     @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [runs/NAME]")
     @click.option("--resume", is_flag=True, help="Continue the run in --output after its last completed round.")
-    @click.option("--progress/--no-progress", default=True, help="Show a bar with the time left.")
+    @click.option("--progress/--no-progress", default=None, help="Show a bar with the time left.  [on a terminal]")
     @click.option("--json", "as_json", is_flag=True, help="Print what came of it as one JSON object, and no bar.")
     @click.option(
         "--ledger", metavar="NAME", help="Ledger of the data set: a name in FFALORA_LEDGERS, or a folder.  [the data's]"
     )
     @wraps(function)
     def wrapped(
-        output: Path | None, resume: bool, progress: bool, as_json: bool, ledger: str | None, **arguments: Any
+        output: Path | None, resume: bool, progress: bool | None, as_json: bool, ledger: str | None, **arguments: Any
     ) -> Any:
         if ledger is not None:
             arguments["overrides"] = {**arguments.get("overrides", {}), "privacy.ledger": ledger}
-        bar = progress and not as_json and not os.environ.get("TQDM_DISABLE")
+        wanted = sys.stderr.isatty() if progress is None else progress  # no bar is drawn over and over into a log
+        bar = wanted and not as_json and not os.environ.get("TQDM_DISABLE")
         return function(options=RunOptions(output, resume, bar, as_json), **arguments)
 
     return wrapped

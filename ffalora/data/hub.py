@@ -27,7 +27,7 @@ def read_hub(spec: str) -> dict[str, Dataset]:
     """
     near = difflib.get_close_matches(spec, EMBEDDED, n=1, cutoff=0.85)
     if near:
-        raise DataError(f"data={spec!r}: there is no such data; did you mean {near[0]}?")
+        raise DataError(f"data.name={spec!r}: there is no such data; did you mean {near[0]}?")
     from datasets import DatasetDict, load_dataset
 
     name, colon, config = spec.rpartition(":")
@@ -46,7 +46,7 @@ def read_hub(spec: str) -> dict[str, Dataset]:
             continue
         return dict(loaded) if isinstance(loaded, DatasetDict) else {ALL: loaded}
     raise DataError(
-        f"data={spec!r} is no embedded name, no file or folder, and could not be loaded from the hub.\n  "
+        f"data.name={spec!r} is no embedded name, no file or folder, and could not be loaded from the hub.\n  "
         + "\n  ".join(reasons)
         + f"\nEmbedded names: {', '.join(EMBEDDED)}. Local data: give the path of a file or folder."
     )

@@ -38,7 +38,7 @@ def read_other(spec: str, encoding: str | None = None, delimiter: str | None = N
     repository = spec.rpartition(":")[0]
     looks_local = path.suffix.lower() in files.SUFFIXES or spec.startswith((".", "/", "~"))
     if looks_local and not (repository and Path(repository).expanduser().is_dir()):
-        raise DataError(f"data={spec!r}: there is no such file or folder")
+        raise DataError(f"data.name={spec!r}: there is no such file or folder")
     from .hub import read_hub
 
     return files.Splits(read_hub(spec)), False
