@@ -25,7 +25,7 @@ from ..training.participant import Participant
 from .measure import peak_bytes
 
 _COHORT, _REPEATS, _TIMED_ROWS = 16, 3, 8
-#: Bytes of a sample (its tokens, its row in tables) and of a client's objects, as 10,000 clients of 20 were found to take.
+#: Bytes of a sample (its tokens, its row in tables) and of a client, as 10,000 clients of 20 were found to take.
 _OF_A_SAMPLE, _OF_A_LEDGER = 2500, 20_000
 
 
