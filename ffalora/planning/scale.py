@@ -25,8 +25,8 @@ from ..training.participant import Participant
 from .measure import peak_bytes
 
 _COHORT, _REPEATS, _TIMED_ROWS = 16, 3, 8
-#: Bytes of a sample (its tokens, and its row in tables) and of a client's objects, as they were found here.
-_OF_A_SAMPLE, _OF_A_LEDGER = 1200, 20_000
+#: Bytes of a sample (its tokens, its row in tables) and of a client, as 10,000 clients of 20 were found to take.
+_OF_A_SAMPLE, _OF_A_LEDGER = 2500, 20_000
 
 
 @dataclass(frozen=True)
