@@ -26,8 +26,9 @@ from flwr.serverapp import Grid, ServerApp
 from ...config import Config, from_mapping
 from ..strategies.wire import BYTES_PER_NUMBER
 from .answers import Answer
+from .masked_sum import masked_by_client
 from .policy import load_policy
-from .rounds import check_range
+from .rounds import check_range, least_shares
 from .server import FAILURE, serve
 from .site import Site
 from .terms import Terms
@@ -35,6 +36,9 @@ from .terms import Terms
 
 def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Secure aggregation where the run asks for it: the app is then called for the one stage that trains."""
+    config = run_configuration(context)
+    if config.privacy.noise_at == "clients":
+        return masked_by_client(message, context, call_next, config.privacy.sum_bits, least_shares(config))
     if context.run_config["secagg"]:
         return secaggplus_mod(message, context, call_next)
     return call_next(message, context)
@@ -48,13 +52,16 @@ server_app = ServerApp()
 def train(message: Message, context: Context) -> Message:
     """One client's share of a round."""
     run = context.run_config
-    if run["secagg"]:
+    if run["secagg"] or run_configuration(context).privacy.noise_at == "clients":
         given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
         (numbers,) = parameters_to_ndarrays(given.parameters)
         site, answer = _answer(context, numbers, given.config)
-        sent = np.asarray(answer.numbers, dtype=np.float64)
-        expected = site.experiment.strategy.wire.bytes_up(site.server, site.client) // BYTES_PER_NUMBER
-        check_range(sent, float(run["secagg-range"]), expected)
+        if answer.numbers is None:  # a share of a noisy sum, whole numbers already
+            (sent,) = answer.arrays
+        else:
+            sent = np.asarray(answer.numbers, dtype=np.float64)
+            expected = site.experiment.strategy.wire.bytes_up(site.server, site.client) // BYTES_PER_NUMBER
+            check_range(sent, float(run["secagg-range"]), expected)
         result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([sent]), 1, dict(answer.report()))
         return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
     (numbers,) = message.content.array_records["numbers"].to_numpy_ndarrays()
