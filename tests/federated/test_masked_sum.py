@@ -108,6 +108,11 @@ def test_a_server_that_would_unmask_fewer_is_refused_by_its_clients():
     assert got.shares is None and len(grid.refused) == 4 and "at least 4" in grid.refused[0] and not grid.masked
 
 
+def test_a_client_sends_nothing_where_its_sum_could_be_its_own():
+    grid = LocalGrid(least=1)
+    assert exchange(grid).shares is None and "a sum of one" in grid.refused[0] and not grid.masked
+
+
 def test_too_few_connected_clients_are_not_asked():
     got = exchange(LocalGrid(), nodes=(1, 2))
     assert got.shares is None and "at least 3 must bring noise" in got.failed[0]

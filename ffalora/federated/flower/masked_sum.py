@@ -52,6 +52,8 @@ def masked_by_client(
     Raises:
         ValueError: such a server, or messages that do not belong to the protocol.
     """
+    if least < 2:
+        raise ValueError(f"least={least}: a sum of one shows it; set clients.count, or lower privacy.dropouts")
     configs = message.content.config_records[RECORD_KEY_CONFIGS]
     if configs[Key.STAGE] == Stage.SETUP:
         wanted = (2**bits, least)
