@@ -7,7 +7,7 @@ import click
 from ..privacy.accountants import SAMPLINGS
 from ..privacy.data_ledger import find_data_ledger
 from ..privacy.ledger_table import format_ledger
-from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
+from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table, price_of_choice
 
 
 @click.command("epsilon", short_help="ε from σ, or σ from ε; who spent what.")
@@ -23,6 +23,19 @@ from ..privacy.protocols import PROTOCOLS, epsilon_table, format_table
     "--sampling", type=click.Choice(SAMPLINGS), default="poisson", show_default=True, help="How batches are drawn."
 )
 @click.option(
+    "--trials",
+    type=float,
+    metavar="MEAN",
+    help="Also: ε of choosing among a random number of such runs of which only the best is shown, and of a sweep.",
+)
+@click.option(
+    "--trials-shape",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="How that number is drawn: 0 logarithmic, 1 geometric, inf Poisson, others negative binomial.",
+)
+@click.option(
     "--protocol", type=click.Choice([*PROTOCOLS, "all"]), help="A published protocol instead of size, batch, steps."
 )
 @click.option(
@@ -36,6 +49,8 @@ def command(
     noise_multiplier: float | None,
     target_epsilon: float | None,
     sampling: str,
+    trials: float | None,
+    trials_shape: float,
     protocol: str | None,
     ledger: str | None,
 ) -> None:
@@ -44,6 +59,7 @@ def command(
     \b
     ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --target-epsilon 6
     ffalora epsilon --protocol all --target-epsilon 6
+    ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --noise-multiplier 2 --trials 10
     ffalora epsilon --ledger patients
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
@@ -61,7 +77,8 @@ def command(
         )
 
     def table(size: int, batch: float, count: int, at_delta: float) -> str:
-        return format_table(epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling))
+        rows = epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling)
+        return format_table(rows) + ("" if trials is None else "\n" + price_of_choice(rows[0], trials, trials_shape))
 
     if protocol is not None:
         if dataset_size or batch_size or steps:
