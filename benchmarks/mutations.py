@@ -79,6 +79,9 @@ MUTANTS = {
      "privacy/test_correlation.py::test_steps_count_as_the_releases_that_they_begin",
      "privacy/test_correlation.py::test_noise_that_begins_anew_is_charged_as_another_release",
      "training/test_correlated_noise.py"),
+    ("noise of those who drop out counts", "a rounded update may be longer", "clients bring the same noise",
+     "too few shares are shown", "shares are counted as gaussian noise"):
+    ("privacy/test_distributed.py",),
 }  # fmt: skip
 
 

@@ -46,11 +46,15 @@ class ClientCanaries:
         ledger, noise, draw = level.ledger, level.noise, level.draw
         if not isinstance(noise, SecureNoise):
             noise, draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
+        population, shares = len(self.clients) + int(self.included.sum()), level.shares
+        if shares is not None:
+            cohort = max(1, round(ledger.sample_rate * population))
+            shares = dataclasses.replace(shares, clients=cohort, dropouts=0, colluders=0)
         ledger = population_ledger(
-            len(self.clients) + int(self.included.sum()), ledger.sample_rate, ledger.noise_multiplier, ledger.delta,
+            population, ledger.sample_rate, ledger.noise_multiplier, ledger.delta,
             self.planned, accountant=ledger.accountant, sampling=ledger.sampling,
         )  # fmt: skip
-        self.level = ClientLevel(ledger, level.max_update_norm, noise, draw, clipping=level.clipping)
+        self.level = ClientLevel(ledger, level.max_update_norm, noise, draw, clipping=level.clipping, shares=shares)
         self.seen = torch.zeros(layout.width, dtype=torch.float64)
 
     def train(self, deadline: float) -> None:

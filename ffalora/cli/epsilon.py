@@ -8,7 +8,7 @@ from ..files.numbers import to_json
 from ..privacy.accountants import SAMPLINGS
 from ..privacy.data_ledger import DataLedger, find_data_ledger
 from ..privacy.ledger_table import format_ledger, total_spent
-from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table
+from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table, price_of_choice
 from .output import json_option
 
 
@@ -25,6 +25,19 @@ from .output import json_option
     "--sampling", type=click.Choice(SAMPLINGS), default="poisson", show_default=True, help="How batches are drawn."
 )
 @click.option(
+    "--trials",
+    type=float,
+    metavar="MEAN",
+    help="Also: ε of choosing among a random number of such runs of which only the best is shown, and of a sweep.",
+)
+@click.option(
+    "--trials-shape",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="How that number is drawn: 0 logarithmic, 1 geometric, inf Poisson, others negative binomial.",
+)
+@click.option(
     "--protocol", type=click.Choice([*PROTOCOLS, "all"]), help="A published protocol instead of size, batch, steps."
 )
 @click.option(
@@ -39,6 +52,8 @@ def command(
     noise_multiplier: float | None,
     target_epsilon: float | None,
     sampling: str,
+    trials: float | None,
+    trials_shape: float,
     protocol: str | None,
     ledger: str | None,
     as_json: bool,
@@ -49,6 +64,7 @@ def command(
     ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --target-epsilon 6
     ffalora epsilon --protocol all --target-epsilon 6
     ffalora epsilon --protocol fedsvd --target-epsilon 6
+    ffalora epsilon --dataset-size 2700 --batch-size 64 --steps 75 --noise-multiplier 2 --trials 10
     ffalora epsilon --ledger patients
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
@@ -68,6 +84,10 @@ def command(
     def table(size: int, batch: float, count: int, at_delta: float, calibrated: int | None = None) -> list[EpsilonRow]:
         return epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling, calibrated)
 
+    def show(rows: list[EpsilonRow]) -> str:
+        choice = "" if trials is None else "\n" + price_of_choice(rows[0], trials, trials_shape)
+        return format_table(rows) + choice
+
     if protocol is not None:
         if dataset_size or batch_size or steps:
             raise click.UsageError("--protocol takes the place of --dataset-size, --batch-size and --steps")
@@ -81,12 +101,12 @@ def command(
             return
         for name, known in wanted.items():
             click.echo(f"{name}: {known.describe()}")
-            click.echo(format_table(found[name]) + "\n")
+            click.echo(show(found[name]) + "\n")
         return
     if dataset_size is None or batch_size is None or steps is None:
         raise click.UsageError("give --dataset-size, --batch-size and --steps, or a --protocol")
     rows = table(dataset_size, batch_size, steps, delta)
-    click.echo(to_json([vars(row) for row in rows]) if as_json else format_table(rows))
+    click.echo(to_json([vars(row) for row in rows]) if as_json else show(rows))
 
 
 def _ledger_json(book: DataLedger) -> str:

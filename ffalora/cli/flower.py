@@ -46,7 +46,7 @@ def command(
     if values.methods:
         raise ConfigError("methods: a federation runs one method; give its keys directly")
     check_remote(values)
-    if secagg:
+    if secagg or values.privacy.noise_at == "clients":
         check_secure_aggregation(find_strategy(values.federation.strategy), values)
     limit = secagg_range if secagg else None
     if app_only:

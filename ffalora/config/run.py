@@ -62,6 +62,12 @@ class Config(Section):
         default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"
     )
 
+    @property
+    def least_shares(self) -> int:
+        """How many clients must stay to the end of a round where they bring the noise; 0 if their number is unknown."""
+        count = self.clients.count or 0
+        return max(0, round(self.federation.participation * count) - self.privacy.dropouts)
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_tool_is_a_list(cls, value: Any) -> Any:

@@ -163,7 +163,7 @@ class NoiseShares:
 
     def _signs(self, step: int) -> NDArray[np.float64]:
         bits = np.unpackbits(raw_words(-(-self.length // 64), self.seed, step, _SIGNS).view(np.uint8))
-        return np.where(bits[: self.length] == 0, 1.0, -1.0)
+        return 1.0 - 2.0 * bits[: self.length].astype(np.float64)
 
     def _rounded(self, numbers: NDArray[np.float64], source: NoiseSource, client: int, step: int) -> NDArray[np.int64]:
         """To a whole number above or below, at random so that the mean is exact, until the length is within bounds."""

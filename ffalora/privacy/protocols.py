@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ..files.numbers import rounded_up
 from .accountants import ACCOUNTANTS, epsilon, noise_multiplier_for
+from .selection import Trials, selection_epsilon, sweep_epsilon
+from .spent import Spent
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,20 @@ def epsilon_table(
         spent = epsilon(sigma, rate, steps, delta, accountant, sampling)
         rows.append(EpsilonRow(accountant, sigma, spent, rate, steps, delta, sampling))
     return rows
+
+
+def price_of_choice(row: EpsilonRow, mean: float, shape: float) -> str:
+    """What it costs to choose among runs of the row's σ in private, and in a sweep of as many, as text.
+
+    Raises:
+        ValueError: numbers of trials out of range, or runs whose steps are not Gaussian.
+    """
+    one, trials = [Spent(row.noise_multiplier, row.sample_rate, row.steps, row.sampling)], Trials(mean, shape)
+    chosen, swept = selection_epsilon(one, trials, row.delta), sweep_epsilon(one, math.ceil(mean), row.delta)
+    return (
+        f"σ = {row.noise_multiplier:.4f}: the best of a random number of runs, {mean:g} on average, drawn in secret: "
+        f"ε = {rounded_up(chosen):.4g}; a sweep of {math.ceil(mean)}: ε = {rounded_up(swept):.4g} (by Rényi moments)"
+    )
 
 
 def format_table(rows: list[EpsilonRow]) -> str:

@@ -24,6 +24,7 @@ from ffalora.privacy import accountants, charge_log, client_level, data_ledger, 
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.correlated_noise import CorrelatedNoise
 from ffalora.privacy.correlation import Correlation
+from ffalora.privacy.distributed import NoiseShares
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
 from ffalora.report import baselines, page
@@ -384,6 +385,37 @@ def noise_begins_anew_for_nothing(patch) -> None:
     patch.setattr(PrivacyLedger, "begin_anew", lambda self: None)
 
 
+def noise_of_those_who_drop_out_counts(patch) -> None:
+    patch.setattr(NoiseShares, "sufficient", property(lambda self: self.clients))
+
+
+def a_rounded_update_may_be_longer(patch) -> None:
+    real = NoiseShares._rounded
+
+    def rounded(self, *arguments):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setitem(self.__dict__, "l2_squared", 10 * self.l2_squared)
+            return real(self, *arguments)
+
+    patch.setattr(NoiseShares, "_rounded", rounded)
+
+
+def clients_bring_the_same_noise(patch) -> None:
+    real = NoiseShares.share
+    patch.setattr(
+        NoiseShares, "share", lambda self, clipped, source, client, step: real(self, clipped, source, 0, step)
+    )
+
+
+def too_few_shares_are_shown(patch) -> None:
+    patch.setattr(NoiseShares, "least", 0)
+
+
+def shares_are_counted_as_gaussian_noise(patch) -> None:
+    real = accountants.Gaussians
+    patch.setattr(accountants, "Gaussians", lambda sigma, rate, steps, group, discrete: real(sigma, rate, steps, group))
+
+
 MUTANTS = {
     mutant.__name__.replace("_", " "): mutant
     for mutant in (
@@ -403,6 +435,8 @@ MUTANTS = {
         groups_are_counted_as_one_sample, users_may_be_at_several_clients, further_owners_are_forgotten,
         normals_of_a_wrong_column, buffers_are_used_by_several_clients, records_take_part_more_often_than_planned,
         sensitivity_of_one_participation, steps_of_an_unfinished_release_are_free, noise_begins_anew_for_nothing,
+        noise_of_those_who_drop_out_counts, a_rounded_update_may_be_longer, clients_bring_the_same_noise,
+        too_few_shares_are_shown, shares_are_counted_as_gaussian_noise,
     )
 }  # fmt: skip
 

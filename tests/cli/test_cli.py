@@ -1,6 +1,7 @@
 """The command line: flags are the configuration, errors are one line and status 2, no run is lost or half-written."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -261,6 +262,14 @@ def test_epsilon_answers_both_ways_with_all_accountants(capsys):
     assert run(*terms, "--noise-multiplier", rows["pld"][0]) == 0
     back = {line.split()[0]: float(line.split()[2]) for line in capsys.readouterr().out.splitlines()[1:]}
     assert back["pld"] == pytest.approx(rows["pld"][1], abs=2e-3) and back["rdp"] > back["pld"]
+
+
+def test_epsilon_says_what_a_private_choice_and_a_sweep_would_cost(capsys):
+    terms = ["epsilon", "--dataset-size", "2700", "--batch-size", "64", "--steps", "75", "--noise-multiplier", "2"]
+    assert run(*terms, "--trials", "10") == 0
+    chosen, swept = map(float, re.findall(r"ε = ([\d.]+)", capsys.readouterr().out.splitlines()[-1]))
+    assert 1 < chosen < swept
+    assert run(*terms, "--trials", "0.5") != 0
 
 
 def test_epsilon_prints_a_data_sets_ledger_and_sets_its_budget(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.federated.simulate import simulate
 
@@ -52,6 +52,16 @@ def test_secure_aggregation_gives_the_average_within_its_quantisation(small, tmp
     masked, plain = adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")
     assert 0 < furthest(masked, plain) <= 4.0 * 2**-21
     assert all(value.isfinite().all() for value in masked.values()) and any(value.any() for value in masked.values())
+
+
+def test_sites_bring_the_noise_and_the_server_learns_their_sum_alone(small, tmp_path):
+    changes = {"privacy__noise_at": "clients", "federation__participation": 1.0, "federation__rounds": 2}
+    config = small(clients__count=3, federation__one_pass="never", **CLIENT_LEVEL | changes)
+    run_on_loopback(config, tmp_path / "flower", shared_streams=True, timeout=300, wait=800)
+    simulate(config, tmp_path / "simulated", progress=False)
+    assert furthest(adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")) <= 1e-5
+    rows = [json.loads(line) for line in (tmp_path / "flower/metrics.jsonl").read_text().splitlines()]
+    assert not rows[-1]["failed"] and set(rows[-1]["epsilon_per_client"]) == {"0", "1", "2"}
 
 
 def children_of(process):

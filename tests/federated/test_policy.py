@@ -1,7 +1,7 @@
 """What a site's own policy refuses, whatever the server asks for, and what server and site must agree on."""
 
 import pytest
-from small_runs import PRIVATE, WORDS
+from small_runs import CLIENT_LEVEL, PRIVATE, WORDS
 
 from ffalora.config import ConfigError
 from ffalora.data import DataError
@@ -23,6 +23,9 @@ SECURE = PRIVATE | {"privacy__noise": "secure", "federation__weighting": "unifor
         (SECURE | {"privacy__delta": 1e-3}, {}, r"privacy\.delta=0\.001.*max_delta=1e-05"),
         (SECURE, {"strategies": ["lora"]}, r"federation\.strategy='ffa'.*allows lora"),
         (SECURE | {"federation__weighting": "size"}, {}, r"federation\.weighting='size'.*reports"),
+        (CLIENT_LEVEL | {"privacy__noise": "secure"}, {}, r"privacy\.unit='client'.*demands unit: sample"),
+        (CLIENT_LEVEL | {"privacy__noise": "secure"}, {"unit": "client"}, r"update without noise"),
+        (SECURE, {"unit": "client"}, r"privacy\.unit='sample'.*demands unit: client"),
         (SECURE, {"min_noise_multiplier": 1.5}, r"privacy\.noise_multiplier=1 .*min_noise_multiplier=1\.5"),
         (SECURE, {"max_epsilon": 0.5}, r"would spend ε = .*max_epsilon=0\.5"),
         (SECURE, {"max_epsilon": None, "model": "0" * 64}, r"model=0{64}: .*another digest"),

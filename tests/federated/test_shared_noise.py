@@ -7,6 +7,11 @@ from small_runs import CLIENT_LEVEL
 
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
+from ffalora.federated.flower.policy import SIMULATED
+from ffalora.federated.flower.rounds import Exchange, check_remote, remote_round
+from ffalora.federated.flower.site import Site
+from ffalora.federated.flower.statement import federation_statement
+from ffalora.federated.flower.terms import Terms
 from ffalora.federated.simulate import run_round, simulate
 from ffalora.privacy.accountants import epsilon
 
@@ -87,3 +92,40 @@ def test_dropouts_beyond_the_stated_number_leave_the_state_and_are_charged(small
     with pytest.warns(UserWarning, match="1 of 3 clients stayed"):
         run_round(experiment, server)
     assert torch.equal(server.row, before) and experiment.client_level.ledger.steps_taken == 1
+
+
+@pytest.mark.parametrize("strategy", ["ffa", "rolora"])
+def test_sites_that_bring_the_noise_end_where_the_simulator_ends(small, tmp_path, strategy):
+    config = small(clients__count=3, federation__strategy=strategy, federation__one_pass="never", **SHARES)
+    config = config.with_noise("seeded")
+    check_remote(config)
+    simulated, remote = build(config), build(config)
+    ours, theirs, rows, terms = simulated.strategy.begin(), remote.strategy.begin(), [], Terms.of(remote)
+    sites = [Site(config, client, tmp_path / str(client), policy=SIMULATED) for client in range(3)]
+
+    def send(*task):
+        answers = [site.train(*task) for site in sites]
+        assert all(answer.numbers is None and answer.arrays[0].dtype == np.int64 for answer in answers)
+        total = remote.client_level.shares.sum_of(answer.arrays[0] for answer in answers)
+        return Exchange(answers, shares=total)
+
+    for _ in range(2):
+        run_round(simulated, ours)
+        rows.append(remote_round(remote, theirs, send, terms, None))
+    assert torch.allclose(ours.row, theirs.row, atol=1e-6) and float(ours.row.norm()) > 0
+    assert rows[1]["epsilon"] == pytest.approx(simulated.client_level.ledger.epsilon(), rel=1e-3)
+    assert all(site.experiment.client_level.ledger.steps_taken == 2 for site in sites)
+    assert "set to zero" in federation_statement(config, rows)["adjacency"]
+
+
+def test_without_a_sum_the_state_stays_and_sites_have_paid(small):
+    experiment = build(small(clients__count=3, **SHARES))
+    server = experiment.strategy.begin()
+    before = server.row.clone()
+    remote_round(experiment, server, lambda *task: Exchange([], failed=["halted"]), Terms.of(experiment))
+    assert torch.equal(server.row, before) and server.round == 1
+
+
+def test_over_flower_a_sum_needs_two_clients_of_a_known_number(small):
+    with pytest.raises(ConfigError, match="at least two clients"):
+        check_remote(small(clients__count=3, privacy__dropouts=2, **SHARES))

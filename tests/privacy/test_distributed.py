@@ -131,6 +131,11 @@ def test_what_one_client_moves_is_bounded_on_the_whole_numbers_themselves(length
         turned = coarse._turned(updates(1, coarse, length)[0], step) / coarse.granularity
         rounded = coarse._rounded(turned, SeededNoise(step), 0, step)
         assert int(rounded @ rounded) <= coarse.l2_squared and np.abs(rounded - turned).max() < 1
+    norm = coarse.max_update_norm / coarse.granularity
+    halves = np.full(coarse.length, 0.5)  # these overshoot at times, were they let
+    halves[0] = math.floor(math.sqrt(norm**2 - (coarse.length - 1) / 4)) - 0.5
+    squares = [float(one @ one) for one in (coarse._rounded(halves, SeededNoise(s), 0, s) for s in range(400))]
+    assert coarse.l2_squared >= max(squares) > coarse.l2_squared - 12 and halves @ halves <= norm**2
     sufficient = coarse.variance * coarse.sufficient
     assert noise_multiplier_of(sufficient, coarse.l2_squared, coarse.length) >= coarse.noise_multiplier
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import yaml
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
@@ -18,6 +19,12 @@ from .door import ask
 
 def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Secure aggregation where the run asks for it: the app is then called for the one stage that trains."""
+    if _brings_noise(context):
+        from ...config import from_mapping
+        from .masked_sum import masked_by_client
+
+        config = from_mapping(yaml.safe_load(str(context.run_config["ffalora"])))
+        return masked_by_client(message, context, call_next, config.privacy.sum_bits, config.least_shares)
     if context.run_config["secagg"]:
         from flwr.client.mod import secaggplus_mod
 
@@ -31,7 +38,7 @@ client_app = ClientApp(mods=[_mask])
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's share of a round."""
-    if context.run_config["secagg"]:
+    if context.run_config["secagg"] or _brings_noise(context):
         return _train_masked(message, context)
     arrays = message.content.array_records["numbers"].to_numpy_ndarrays()
     report, arrays = _ask(context, dict(message.content.config_records["task"]), arrays)
@@ -45,11 +52,18 @@ def _train_masked(message: Message, context: Context) -> Message:
     from flwr.compat.common import recorddict_compat
 
     given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
-    task = dict(given.config) | {"limit": float(context.run_config["secagg-range"])}
-    report, (numbers,) = _ask(context, task, parameters_to_ndarrays(given.parameters))
-    sent = ndarrays_to_parameters([numbers.astype(np.float64)])
-    result = FitRes(Status(Code.OK, ""), sent, 1, report)
+    task = dict(given.config)
+    if context.run_config["secagg"]:
+        task["limit"] = float(context.run_config["secagg-range"])
+    report, sent = _ask(context, task, parameters_to_ndarrays(given.parameters))
+    result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(sent), 1, report)
     return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
+
+
+def _brings_noise(context: Context) -> bool:
+    """Whether clients bring the noise of the run, in shares that are whole numbers."""
+    values = yaml.safe_load(str(context.run_config["ffalora"]))
+    return (values.get("privacy") or {}).get("noise_at") == "clients"
 
 
 def _ask(context: Context, task: dict, arrays: list[np.ndarray]) -> tuple:

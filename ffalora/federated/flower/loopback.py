@@ -106,7 +106,7 @@ def demonstration_policy(config: Config, shared_streams: bool) -> SitePolicy:
     noise only where that is asked for by name.
     """
     return SitePolicy(
-        unit="none" if config.privacy.unit == "none" else "sample",
+        unit=config.privacy.unit if config.privacy.unit in ("none", "client") else "sample",
         noise="seeded" if shared_streams else "secure",
         max_epsilon=None,
         max_delta=config.privacy.delta,

@@ -18,8 +18,10 @@ class SitePolicy(Section):
     noise, at most ε = 8 and δ = 1e-5 over all rounds, and ε alone is reported.
     """
 
-    unit: Literal["user", "sample", "none"] = Field(
-        "sample", description="least that is protected: each user, each sample, or nothing (for simulations)"
+    unit: Literal["user", "sample", "client", "none"] = Field(
+        "sample",
+        description="least that is protected: each user, each sample, this client as a whole by the noise that all "
+        "bring together, or nothing (for simulations)",
     )
     noise: Literal["secure", "seeded"] = Field(
         "secure", description="seeded also allows noise that whoever knows the seed can subtract (for simulations)"
@@ -50,6 +52,17 @@ class SitePolicy(Section):
             raise ConfigError(
                 "privacy.unit='none': this site's policy demands that every sample is protected (unit: sample); "
                 "set privacy.unit to sample, or unit: none in the site's policy"
+            )
+        if self.unit != "none" and (privacy.unit == "client") != (self.unit == "client"):
+            raise ConfigError(
+                f"privacy.unit={privacy.unit!r}: this site's policy demands unit: {self.unit}. At client level a site "
+                "hides among the others' shares of the noise, elsewhere it has noise of its own: set unit to the one "
+                "that this site agrees to"
+            )
+        if self.unit != "none" and privacy.unit == "client" and privacy.noise_at == "server":
+            raise ConfigError(
+                "privacy.unit='client' with noise_at='server': the server would see this site's update without noise, "
+                "which its policy refuses; set privacy.noise_at to clients"
             )
         if privacy.unit == "sample" and self.unit == "user":
             raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
@@ -31,12 +32,14 @@ class Exchange:
     Attributes:
         answers: of the clients that finished; their numbers are None under secure aggregation.
         sum_only: the average that secure aggregation gave, float32; None without it.
+        shares: the sum of shares, int64, where clients bring the noise; None without it.
         failed: who did not answer, or with what error.
         bytes_up, bytes_down: of all messages, as serialised.
     """
 
     answers: list[Answer]
     sum_only: np.ndarray | None = None
+    shares: np.ndarray | None = None
     failed: list[str] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -67,7 +70,10 @@ def remote_round(
     got = send(server.round, wire.download(server).cpu().numpy(), terms)
     rejected: dict[int, str] = {}
     gap, bounded = 0.0, list[int]()
-    if got.sum_only is not None:
+    if experiment.client_level is not None:
+        if got.shares is not None:
+            gap = strategy.aggregate(server, sum_of_shares(experiment, server, got.shares))
+    elif got.sum_only is not None:
         mean = wire.received(server, torch.from_numpy(got.sum_only))
         of_nobody_by_name = Answers([0], mean[None], torch.ones(1, dtype=torch.float64))
         gap = strategy.aggregate(server, of_nobody_by_name)
@@ -110,6 +116,18 @@ def remote_round(
     }
 
 
+def sum_of_shares(experiment: Experiment, server: ServerState, shares: np.ndarray) -> Answers:
+    """What a strategy is given where only the noisy sum of updates is known: an average without rows of anybody."""
+
+    def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        level, state = experiment.client_level, start.clone()
+        if level is not None:
+            level.move_by_sum_(state, shares, server.round, experiment.adapters.layout.parameter_index())
+        return state
+
+    return Answers([0], experiment.strategy.start(server, [0]), torch.ones(1, dtype=torch.float64), mean)
+
+
 def _latest(key: str, name: str, answers: Sequence[Answer], earlier: Mapping[str, Any] | None) -> dict[str, float]:
     """The largest that each client ever said, of this round and those before."""
     said = dict((earlier or {}).get(key, {}))
@@ -124,17 +142,25 @@ def check_remote(config: Config) -> None:
     """Refuses what belongs to simulations only.
 
     Raises:
-        ConfigError: client-level privacy (its Poisson draw needs to know the whole population), or simulated faults.
+        ConfigError: client-level privacy whose noise the server would add (its Poisson draw needs to know the whole
+            population), or simulated faults.
     """
     if config.privacy.mechanism != "independent":
         raise ConfigError(
             f"privacy.mechanism={config.privacy.mechanism!r}: a site keeps no noise from round to round, so "
             "that each would be charged as a mechanism of its own; set it to independent"
         )
-    if config.privacy.unit == "client":
+    if config.privacy.unit == "client" and config.privacy.noise_at == "server":
         raise ConfigError(
-            "privacy.unit='client': the server would have to draw clients from the whole population, connected or not; "
-            "simulate it (ffalora simulate), or protect samples (privacy.unit: sample)"
+            "privacy.unit='client': the server would have to draw clients from the whole population, connected or not, "
+            "and would see their updates; let clients bring the noise (privacy.noise_at: clients), simulate it "
+            "(ffalora simulate), or protect samples (privacy.unit: sample)"
+        )
+    if config.privacy.noise_at == "clients" and config.least_shares < 2:
+        raise ConfigError(
+            f"clients.count={config.clients.count}, federation.participation={config.federation.participation}, "
+            f"privacy.dropouts={config.privacy.dropouts}: a sum needs at least two clients, and their number must be "
+            "known; set clients.count, or lower privacy.dropouts"
         )
     for key in ("dropout_rate", "straggler_rate"):
         if getattr(config.federation, key):

@@ -1,7 +1,7 @@
 """Secure aggregation (SecAgg+; Bell et al., CCS 2020) by Flower's workflow: the server learns the uniform average only.
 
 Numbers are quantised to 2²² levels of ±range, with stochastic rounding: each client's error is below one level, ``range
-· 2⁻²¹``, and so is the average's.
+· 2⁻²¹``, and so is the average's. Where clients bring noise in shares, sums are of whole numbers (``masked_sum``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.serverapp import Grid
 
+from ...privacy.distributed import NoiseShares
 from .answers import read_answer
+from .masked_sum import SumModulo
 from .replies import replies_of
 from .rounds import Exchange
 from .terms import Terms
@@ -66,29 +68,54 @@ def secure_exchange(
     Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was. What
     clients say of themselves (id, and what their policies report) is not hidden.
     """
+    workflow = SecAggPlusWorkflow(
+        1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=timeout
+    )
+    got, results = _exchange(workflow, grid, context, nodes, round_number, numbers, terms)
+    if results:
+        (average,) = parameters_to_ndarrays(results[0][1].parameters)
+        got.sum_only = average.astype(np.float32)
+    return got
+
+
+def share_exchange(
+    grid: Grid, context: Context, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms,
+    timeout: float, shares: NoiseShares,
+) -> Exchange:  # fmt: skip
+    """A round whose clients bring the noise: the server learns the sum of their shares modulo ``2**shares.bits``.
+
+    Without ``shares.least`` clients to the end nobody learns anything, and the state stays; whoever trained has paid.
+    """
+    if len(nodes) < shares.least:
+        return Exchange([], failed=[f"{len(nodes)} clients are connected, at least {shares.least} must bring noise"])
+    workflow = SumModulo(shares.bits, shares.least, timeout)
+    got, _ = _exchange(workflow, grid, context, nodes[: shares.clients], round_number, numbers, terms)
+    got.shares = workflow.total
+    return got
+
+
+def _exchange(
+    workflow: SecAggPlusWorkflow, grid: Grid, context: Context, nodes: list[int], round_number: int,
+    numbers: np.ndarray, terms: Terms,
+) -> tuple[Exchange, list[Any]]:  # fmt: skip
+    """Runs a workflow; what clients said of themselves, and Flower's results (none where too few clients stayed)."""
     task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "terms": terms.to_text()})
     one = _OneRound(nodes, task)
     context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
     context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
     legacy = LegacyContext(context, strategy=cast(LegacyStrategy, one), client_manager=cast(ClientManager, one))
     counted = _Counting(grid)
-    workflow = SecAggPlusWorkflow(
-        1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=timeout
-    )
     workflow(cast(Grid, counted), legacy)
     got = Exchange([], failed=[str(failure) for failure in one.failures])
     got.bytes_up, got.bytes_down = counted.bytes_up, counted.bytes_down
     if not one.results:
         got.failed.append("secure aggregation was halted: too few clients stayed")
-        return got
     for _, result in one.results:
         try:
             got.answers.append(read_answer(dict(result.metrics), None))
         except ValueError as error:
             got.failed.append(str(error))
-    (average,) = parameters_to_ndarrays(one.results[0][1].parameters)
-    got.sum_only = average.astype(np.float32)
-    return got
+    return got, one.results
 
 
 class _Counting:

@@ -57,7 +57,7 @@ def serve(
     check_remote(config)
     experiment = build(config, caches_layers=False)
     strategy = experiment.strategy
-    if secagg_range is not None:
+    if secagg_range is not None or config.privacy.noise_at == "clients":
         check_secure_aggregation(type(strategy), config)
     server, rows, terms = strategy.begin(), [], Terms.of(experiment)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,11 @@ def serve(
 
     def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
+        if experiment.client_level is not None and experiment.client_level.shares is not None:
+            from .secagg import share_exchange
+
+            shares = experiment.client_level.shares
+            return share_exchange(grid, context, nodes, round_number, numbers, terms, timeout, shares)
         if secagg_range is None:
             return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload, known)
         from .secagg import secure_exchange

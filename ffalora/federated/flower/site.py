@@ -16,6 +16,7 @@ from ...training.drawn import drawn_units
 from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import load_checkpoint, save_checkpoint
+from ..client_level import make_client_level
 from ..cohort import Cohort, train_cohort
 from ..experiment import Experiment, build
 from ..ledgers import clipping_policy, make_ledger
@@ -111,22 +112,34 @@ class Site:
         strategy.wire.adopt(self.server, torch.from_numpy(np.array(numbers, dtype=np.float32)))
         strategy.load(self.server, trains=True)
         rows = strategy.start(self.server, [self.client])
+        start = rows[0].clone()
         cohort = Cohort([own], [self.experiment.config.federation.local_steps], [True])
+        level = self.experiment.client_level
+        if level is not None:
+            level.ledger.charge()
+            if self.experiment.charged is not None:
+                self.experiment.charged(self.experiment.ledgers)
         if own.ledger is not None and own.ledger.steps_left < cohort.steps[0]:
             own.ledger.charge(cohort.steps[0])  # raises, and says why
         train_cohort(self.experiment, self.server, cohort, rows)
-        sent = packed(self._config, strategy, self.server, self.client, rows[0])
+        if level is not None:
+            update = strategy.wire.trained_layout(self.server).payload(start - rows[0])
+            sent, numbers_sent = [level.share(update, self.client, round_number)], None
+        else:
+            sent = packed(self._config, strategy, self.server, self.client, rows[0])
+            numbers_sent = strategy.wire.upload(self.server, rows[0]).cpu().numpy()
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(
             self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
         )
         reports = self.policy.reports
-        account = own.ledger if "epsilon" in reports else None
+        ledger = own.ledger if level is None else level.ledger
+        account = ledger if "epsilon" in reports else None
         size = len(own.samples) if own.ledger is None or own.ledger.size_is_public else own.ledger.dataset_size
         return Answer(
             client=self.client,
-            numbers=strategy.wire.upload(self.server, rows[0]).cpu().numpy(),
+            numbers=numbers_sent,
             samples=size if "samples" in reports else None,
             epsilon=None if account is None else account.epsilon(),
             final_epsilon=None if account is None else account.final_epsilon(),
@@ -169,7 +182,9 @@ def _build(
             raise ConfigError(f"client={client}: the configuration has clients 0 … {len(experiment.participants) - 1}")
         experiment.participants = [experiment.participants[client]]
         return experiment
-    alone = merge(config.model_dump(mode="json"), _ALONE | {"data.name": data})
+    by_shares = config.privacy.noise_at == "clients"
+    shares_alone = {"privacy.dropouts": 0, "privacy.colluders": 0, "federation.participation": 1.0} if by_shares else {}
+    alone = merge(config.model_dump(mode="json"), _ALONE | shares_alone | {"data.name": data})
     own = from_mapping(alone)
     loaded = load_run_data(own, only="train", class_names=labels, class_map=mapping)
     loaded.splits[own.data.evaluate_on] = loaded.train.select(range(1))  # a site evaluates nothing
@@ -183,5 +198,8 @@ def _build(
         ledger = make_ledger(config, client, drawn_units(config.privacy, owners).count(samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
     clients = config.clients.count or client + 1
+    if by_shares:
+        fingerprint = data_fingerprint(own, experiment.train, range(len(experiment.train)))
+        experiment.client_level = make_client_level(config, clients, fingerprint, experiment.adapters.layout.size)
     set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)
     return experiment

@@ -17,6 +17,8 @@ _CAVEATS = (
 )
 _OF_UNIT = {
     "sample": "The unit is one sample: a person with several samples is protected less than ε says.",
+    "client": "Sites bring the noise in shares: each ε holds while no more of a round's clients drop out or tell the "
+    "server their noise than the configuration says, and the server keeps to the protocol of secure aggregation.",
     "user": "The unit is one user at one site, by the name in its data: a user of several sites is protected less, as "
     "their ε compose.",
 }
@@ -47,7 +49,9 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
     return {
         "private": privacy.noise == "secure" and most is not None and math.isfinite(most),
         "unit": privacy.unit,
-        "adjacency": f"one {privacy.unit} added, removed or left empty, at one client",
+        "adjacency": "one client's update set to zero"
+        if privacy.unit == "client"
+        else f"one {privacy.unit} added, removed or left empty, at one client",
         "delta": privacy.delta,
         "noise": privacy.noise,
         "clipping": f"{privacy.clipping}, norm {privacy.max_grad_norm:g}",

@@ -1,0 +1,128 @@
+"""SecAgg+ with sums of whole numbers, in one process: exact, through clients that vanish, refused below the least."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
+from flwr.app import Context, Message, RecordDict
+from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
+from flwr.compat.common import recorddict_compat
+from flwr.supercore.task_identity import TaskIdentity
+
+from ffalora.federated.flower.masked_sum import mask, masked_by_client
+from ffalora.federated.flower.secagg import share_exchange
+from ffalora.federated.flower.terms import Terms
+from ffalora.privacy.distributed import NoiseShares
+
+SHARES = NoiseShares(1.0, 1.0, 40, 4, 1, 0, 14, 0)
+NUMBERS = np.random.default_rng(0).integers(0, 2**14, (4, 64))
+TERMS = Terms(model="", frozen="", labels=None, task="", inputs=1)
+
+
+@pytest.fixture(autouse=True)
+def _server_task(monkeypatch):
+    """Messages name the task that sends them, which Flower sets in a server's process."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class LocalGrid:
+    """Clients in this process; ``vanishing`` maps a node to the stage from which it does not answer."""
+
+    def __init__(self, vanishing=(), least=SHARES.least):
+        self.vanishing, self.least, self.masked, self.refused = dict(vanishing), least, [], []
+        self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in range(1, 5)}
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return [reply for message in messages if (reply := self.reply(message)) is not None]
+
+    def reply(self, message):
+        node, stage = message.metadata.dst_node_id, message.content.config_records[RECORD_KEY_CONFIGS][Key.STAGE]
+        content, to = deepcopy(message.content), {"dst_node_id": node, "message_type": message.metadata.message_type}
+        message = Message(content, group_id=message.metadata.group_id, **to)  # as a wire does: nobody shares it
+        if self.vanishing.get(node) == stage:
+            self.contexts.pop(node)
+        if node not in self.contexts:
+            return None
+
+        def app(message, context):
+            result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([NUMBERS[node - 1]]), 1, {"client": node - 1})
+            return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
+
+        try:
+            answer = masked_by_client(message, self.contexts[node], app, SHARES.bits, self.least)
+        except ValueError as error:
+            self.refused.append(str(error))
+            return None
+        if stage == Stage.COLLECT_MASKED_VECTORS:
+            self.masked.append(answer.content)
+        return answer
+
+
+def exchange(grid, nodes=(1, 2, 3, 4)):
+    context = Context(1, 0, {}, RecordDict(), {})
+    return share_exchange(grid, context, list(nodes), 0, np.zeros(3, np.float32), TERMS, 5.0, SHARES)
+
+
+@pytest.mark.parametrize(
+    ("vanishing", "stayed"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({2: Stage.SETUP}, [0, 2, 3]),
+        ({3: Stage.SHARE_KEYS}, [0, 1, 3]),
+        ({4: Stage.COLLECT_MASKED_VECTORS}, [0, 1, 2]),
+        ({1: Stage.UNMASK}, [0, 1, 2, 3]),  # it has sent its numbers
+    ],
+)
+def test_the_sum_of_whole_numbers_is_exact_whenever_a_client_vanishes(vanishing, stayed):
+    grid = LocalGrid(vanishing)
+    got = exchange(grid)
+    assert np.array_equal(got.shares, NUMBERS[stayed].sum(0) % 2**14)
+    assert sorted(answer.client for answer in got.answers) == stayed and got.bytes_up > 4 * 128
+
+
+def test_what_a_client_sends_does_not_show_its_numbers():
+    grid = LocalGrid()
+    exchange(grid)
+    sent = [np.frombuffer(_vector(content), np.uint16)[-64:] for content in grid.masked]
+    assert len(sent) == 4 and all(not np.array_equal(one % 2**14, own) for one in sent for own in NUMBERS)
+    assert all(not content.array_records["fitres.parameters"] for content in grid.masked)
+
+
+def _vector(content):
+    return content.config_records[RECORD_KEY_CONFIGS][Key.MASKED_PARAMETERS][0]
+
+
+@pytest.mark.parametrize("stage", [Stage.SHARE_KEYS, Stage.COLLECT_MASKED_VECTORS, Stage.UNMASK])
+def test_fewer_than_the_least_show_nothing(stage):
+    got = exchange(LocalGrid({1: stage, 2: stage}))
+    assert got.shares is None and "halted" in got.failed[-1]
+
+
+def test_a_server_that_would_unmask_fewer_is_refused_by_its_clients():
+    grid = LocalGrid(least=4)  # the server's shares.least is 3
+    got = exchange(grid)
+    assert got.shares is None and len(grid.refused) == 4 and "at least 4" in grid.refused[0] and not grid.masked
+
+
+def test_a_client_sends_nothing_where_its_sum_could_be_its_own():
+    grid = LocalGrid(least=1)
+    assert exchange(grid).shares is None and "a sum of one" in grid.refused[0] and not grid.masked
+
+
+def test_too_few_connected_clients_are_not_asked():
+    got = exchange(LocalGrid(), nodes=(1, 2))
+    assert got.shares is None and "at least 3 must bring noise" in got.failed[0]
+
+
+def test_masks_are_uniform_and_a_function_of_the_whole_key():
+    key = bytes(range(32))
+    drawn = mask(key, 40_000, 4)
+    assert np.abs(np.bincount(drawn, minlength=16) / 40_000 - 1 / 16).max() < 5 * np.sqrt(1 / 16 / 40_000)
+    for place in (0, 31):
+        other = bytearray(key)
+        other[place] ^= 1
+        assert (mask(bytes(other), 1000, 14) != mask(key, 1000, 14)).mean() > 0.99
