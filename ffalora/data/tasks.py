@@ -19,6 +19,8 @@ from .errors import DataError
 from .examples import IGNORE_INDEX
 from .head_loss import HeadStates
 
+#: Metrics of which less is better.
+LOWER_IS_BETTER = frozenset({"loss", "mse", "perplexity"})
 Gathered = dict[str, np.ndarray]  # per sample, first dimension S
 
 
@@ -29,15 +31,12 @@ class Task:
     losses   (outputs, targets) -> float32 [S]; ``outputs`` has ``logits``, or is the logits themselves
     gather   (outputs, targets) -> what metrics need of one batch
     metrics  batches' gathered values -> metrics by name, always with "loss", the mean of the samples' losses
-    main     the metric to rank runs by, and whether more of it is better
     """
 
     name: str
     losses: Callable[[Any, Tensor], Tensor]
     gather: Callable[[Any, Tensor], Gathered]
     metrics: Callable[[Sequence[Gathered]], dict[str, float]]
-    main: str
-    higher_is_better: bool
 
 
 def logits_of(outputs: Any) -> Any:
@@ -157,10 +156,10 @@ def token_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("classification", classification_losses, _gather_classes, class_metrics, "accuracy", True),
-        Task("image-classification", classification_losses, _gather_classes, class_metrics, "accuracy", True),
-        Task("regression", regression_losses, _gather_numbers, number_metrics, "pearson", True),
-        Task("causal-lm", causal_losses, _gather_tokens, token_metrics, "perplexity", False),
+        Task("classification", classification_losses, _gather_classes, class_metrics),
+        Task("image-classification", classification_losses, _gather_classes, class_metrics),
+        Task("regression", regression_losses, _gather_numbers, number_metrics),
+        Task("causal-lm", causal_losses, _gather_tokens, token_metrics),
     )
 }
 

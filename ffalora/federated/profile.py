@@ -68,7 +68,7 @@ class Profile:
 
 
 def profile_run(config: Config, folder: Path, steps: int = 3, warmup: int = 1) -> Profile:
-    """Takes a few logical steps of the job that ``config`` describes and measures them. Nothing is saved but the trace.
+    """Takes a few logical steps of the job that ``config`` describes and measures them. The model is left behind.
 
     Args:
         config: of one method; its first client trains (all of them, where a round runs in one pass).

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Stability constant of automatic clipping, ``C/(norm + gamma)`` (AUTO-S; Bu et al., NeurIPS 2023).
-AUTO_GAMMA = 0.01
 _DOUBLE_ROUNDOFF = 2.0**-53
 #: Thresholds may exceed C by round-off alone: ``clip_reduce_`` keeps rows below them by 2⁻²⁰, far more.
 _SLACK, _WASTE = 2.0**-40, 1e-6

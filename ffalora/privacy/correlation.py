@@ -113,11 +113,6 @@ class Correlation:
         """
         return self.separation if self.mechanism == "banded-mf" else self.steps
 
-    @property
-    def participations(self) -> int:
-        """In how many steps of the run a record takes part at most."""
-        return -(-self.steps // self.separation)
-
     def sample_rate(self, wanted: float) -> float:
         """The rate of a step that comes nearest to the one ``wanted``: a whole group for blt, else that itself."""
         return 1.0 / self.separation if self.mechanism == "blt" else wanted

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.tasks import LOWER_IS_BETTER
 from ..files.numbers import rows_to_csv
 from .claims import Values, Verdict, judge_all
 from .grid import Cell, Chosen, Grid, Place
@@ -75,6 +76,7 @@ def best_of(results: Sequence[CellResult], metric: str) -> Chosen:
     """The values with the best mean of the metric over the seeds that choose; of equals those with the lower loss. A
     run without the metric counts as the worst possible.
     """
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     by_values: dict[Chosen, list[CellResult]] = {}
     for r in results:
         by_values.setdefault(r.cell.chosen, []).append(r)
@@ -82,7 +84,8 @@ def best_of(results: Sequence[CellResult], metric: str) -> Chosen:
     def merit(chosen: Chosen) -> tuple[float, float]:
         group = by_values[chosen]
         losses = [r.numbers.get("loss", math.inf) for r in group]
-        return statistics.fmean(r.numbers.get(metric, -math.inf) for r in group), -statistics.fmean(losses)
+        found = [sign * r.numbers.get(metric, -sign * math.inf) for r in group]
+        return statistics.fmean(found), -statistics.fmean(losses)
 
     return max(by_values, key=merit)
 

@@ -46,7 +46,7 @@ class TrainingSetup:
     """One model, its data, and how cohorts of clients train on it.
 
     Attributes:
-        model: with adapters attached; its own parameters are neither read nor changed while training.
+        model: with adapters attached; its own parameters stay as they are while training.
         adapters: their handle.
         data: the samples of all clients.
         losses: takes the model's output and targets, returns one loss a sample, ``[S]`` float32, from its own tokens

@@ -55,3 +55,9 @@ def test_a_run_without_the_metric_is_the_worst():
     cells = [c for c in small_grid().tuning_cells(("lora", "a")) if c.seed == TUNING_SEEDS[0]]
     found = [CellResult(c, {"accuracy": 0.1} if i else {}, Path()) for i, c in enumerate(cells)]
     assert best_of(found, "accuracy") != cells[0].chosen
+
+
+def test_of_perplexities_the_lowest_is_the_best():
+    cells = [c for c in small_grid().tuning_cells(("lora", "a")) if c.seed == TUNING_SEEDS[0]]
+    found = [CellResult(c, {"perplexity": x}, Path()) for c, x in zip(cells, (3.0, 2.0, 4.0), strict=False)]
+    assert best_of(found, "perplexity") == cells[1].chosen
