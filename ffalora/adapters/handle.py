@@ -102,9 +102,10 @@ class Adapters:
         for name, layer in self.layers.items():
             weight = getattr(layer.base_layer, "weight", None)
             others = [
-                other for other, m in self.model.named_modules()
+                other
+                for other, m in self.model.named_modules()
                 if m is not layer.base_layer and any(p is weight for p in m.parameters(recurse=False))
-            ]  # fmt: skip
+            ]
             if others:
                 raise ValueError(
                     f"{name} shares its weight with {others[0]}, which merging would change too; keep the adapter "

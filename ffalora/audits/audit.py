@@ -14,12 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
@@ -34,15 +32,20 @@ from ..training.engine import Engine
 from ..training.participant import Participant
 from ..training.setup import Data
 from .bounds import gaussian_bound, many_runs_bound, one_run_bound
+from .made_up import Coordinates, OneHot, Texts, cross_entropy, small_transformer
 
 #: Which canaries are guessed (all, those in adapters, those in the head), the share of them at each end, and whether at
 #: both ends. Fixed beforehand; the last number is each one's share of the significance. Few extreme guesses are best
 #: for a small ε; only many can disprove a large one.
 _GUESSES = (
-    ("all", 0.03, True, 6 / 12), ("all", 0.0007, True, 1 / 12), ("all", 0.003, True, 1 / 12),
-    ("all", 0.003, False, 1 / 12), ("all", 0.02, False, 1 / 12),
-    ("adapters", 0.05, True, 1 / 12), ("head", 0.05, True, 1 / 12),
-)  # fmt: skip
+    ("all", 0.03, True, 6 / 12),
+    ("all", 0.0007, True, 1 / 12),
+    ("all", 0.003, True, 1 / 12),
+    ("all", 0.003, False, 1 / 12),
+    ("all", 0.02, False, 1 / 12),
+    ("adapters", 0.05, True, 1 / 12),
+    ("head", 0.05, True, 1 / 12),
+)
 _ALARM_RATES = (0.5, 0.05, 0.005)
 Losses = Callable[[Any, Tensor], Tensor]
 
@@ -100,12 +103,12 @@ def audit_one_run(
         noise: 'seeded' or 'secure'.
     """
     width = max(2, canaries // 2)
-    model = _Coordinates(width)
+    model = Coordinates(width)
     adapters = attach(
         model, AdapterConfig(rank=width, alpha=float(width), target_modules=["body"], trained="b", head="trained")
     )
     adapters.layers["body"].lora_A.data.copy_(torch.eye(width))
-    engine = _engine(model, adapters, _OneHot(width), lambda out, _: -100.0 * out.logits[:, 0], noise, seed)
+    engine = _engine(model, adapters, OneHot(width), lambda out, _: -100.0 * out.logits[:, 0], noise, seed)
     included = np.random.default_rng([seed, 1]).random((clients, 2 * width)) < 0.5
     included[:, 0] |= ~included.any(1)
     groups = [np.flatnonzero(row) for row in included]
@@ -139,9 +142,9 @@ def audit_many_runs(
 
     The canary is a sample of the data's own kind; its direction is what it does to the state without noise.
     """
-    model, data = _small_transformer(seed), _Texts(seed)
+    model, data = small_transformer(seed), Texts(seed)
     adapters = attach(model, AdapterConfig(rank=2, target_modules=["query", "value"], init="gaussian", head="trained"))
-    losses = _cross_entropy
+    losses = cross_entropy
     alone = _engine(model, adapters, data, losses, "seeded", seed)
     moves = [
         _run(alone, adapters, _participants([np.array(group)], 0.0, 1.0, 1, delta), 1)[0] for group in ([2], [0, 1])
@@ -189,12 +192,18 @@ def _engine(model: nn.Module, adapters: Adapters, data: Data, losses: Losses, no
     source: NoiseSource = SecureNoise() if noise == "secure" else SeededNoise.from_seed(seed)
     draw: Draw = SystemDraw() if noise == "secure" else SeededDraw(seed)
     return Engine(
-        model=model, adapters=adapters, data=data, losses=losses,
+        model=model,
+        adapters=adapters,
+        data=data,
+        losses=losses,
         optimizer=OptimizerConfig(name="sgd", lr=1.0, normalize=False),
         # Clipped as one: a canary of a single direction can then move a sum by all of C, wherever its direction lies.
         privacy=PrivacyConfig(unit="sample", noise_multiplier=1.0, max_grad_norm=1.0, noise=noise, head_share=None),
-        noise=source, draw=draw, seed=seed, token_budget=1024,
-    )  # fmt: skip
+        noise=source,
+        draw=draw,
+        seed=seed,
+        token_budget=1024,
+    )
 
 
 def _participants(
@@ -232,86 +241,39 @@ def _gaussian(scores: NDArray, present: NDArray, one: Participant, significance:
         return None
     guessed = scores > 0.5 * terms.max_steps
     return gaussian_bound(
-        int((guessed & present).sum()), int(present.sum()), int((guessed & ~present).sum()), int((~present).sum()),
-        terms.delta, significance,
-    )  # fmt: skip
+        int((guessed & present).sum()),
+        int(present.sum()),
+        int((guessed & ~present).sum()),
+        int((~present).sum()),
+        terms.delta,
+        significance,
+    )
 
 
 def _result(
-    method: str, cohort: Sequence[Participant], best: tuple[float, int, int], gaussian: float | None,
-    confidence: float, trials: int,
-) -> Audit:  # fmt: skip
+    method: str,
+    cohort: Sequence[Participant],
+    best: tuple[float, int, int],
+    gaussian: float | None,
+    confidence: float,
+    trials: int,
+) -> Audit:
     ledgers = {
         (terms.noise_multiplier, terms.sample_rate, terms.steps_taken): terms
         for terms in (ledger_of(p) for p in cohort)
     }
     first = next(iter(ledgers.values()))
     return Audit(
-        method=method, claimed_epsilon=max(ledger.epsilon() for ledger in ledgers.values()), epsilon_lower=best[0],
-        epsilon_lower_gaussian=gaussian, confidence=confidence, delta=first.delta,
-        noise_multiplier=first.noise_multiplier, sample_rate=first.sample_rate, steps=first.max_steps, trials=trials,
-        guesses=best[1], correct=best[2],
-    )  # fmt: skip
-
-
-# ---- models and data -------------------------------------------------------------------------------------------------
-
-
-class _Coordinates(nn.Module):
-    """A model in which each sample pushes one coordinate alone, of an adapter or of a trained head."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.body, self.classifier = nn.Linear(width, 1, bias=False), nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.body.weight)
-        nn.init.zeros_(self.classifier.weight)
-
-    def forward(self, body: Tensor, head: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.body(body) + self.classifier(head))
-
-
-class _OneHot:
-    """Sample i is coordinate i: of the body for the first half, of the head for the second."""
-
-    def __init__(self, width: int):
-        self.width, self.lengths = width, np.ones(2 * width, dtype=np.int64)
-
-    def collate(self, indices) -> tuple[dict[str, Tensor], Tensor]:
-        both = F.one_hot(torch.as_tensor(np.asarray(indices, dtype=np.int64)), 2 * self.width).float()
-        return {"body": both[:, : self.width], "head": both[:, self.width :]}, torch.zeros(len(both))
-
-
-class _Texts:
-    """Three texts of six words each."""
-
-    def __init__(self, seed: int):
-        self.words = torch.from_numpy(np.random.default_rng([seed, 3]).integers(1, 40, (3, 6)))
-        self.targets, self.lengths = torch.tensor([0, 1, 2]), np.full(3, 6, dtype=np.int64)
-
-    def collate(self, indices) -> tuple[dict[str, Tensor], Tensor]:
-        rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
-        ids = self.words[rows]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, self.targets[rows]
-
-
-def _small_transformer(seed: int) -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return BertForSequenceClassification(
-            BertConfig(
-                vocab_size=40,
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=16,
-                max_position_embeddings=8,
-                num_labels=3,
-                initializer_range=0.5,
-            )
-        ).eval()
-
-
-def _cross_entropy(output, targets: Tensor) -> Tensor:
-    return 1000.0 * F.cross_entropy(output.logits.float(), targets, reduction="none")
+        method=method,
+        claimed_epsilon=max(ledger.epsilon() for ledger in ledgers.values()),
+        epsilon_lower=best[0],
+        epsilon_lower_gaussian=gaussian,
+        confidence=confidence,
+        delta=first.delta,
+        noise_multiplier=first.noise_multiplier,
+        sample_rate=first.sample_rate,
+        steps=first.max_steps,
+        trials=trials,
+        guesses=best[1],
+        correct=best[2],
+    )

@@ -51,9 +51,14 @@ class ClientCanaries:
             cohort = max(1, round(ledger.sample_rate * population))
             shares = dataclasses.replace(shares, clients=cohort, dropouts=0, colluders=0)
         ledger = population_ledger(
-            population, ledger.sample_rate, ledger.noise_multiplier, ledger.delta,
-            self.planned, accountant=ledger.accountant, sampling=ledger.sampling,
-        )  # fmt: skip
+            population,
+            ledger.sample_rate,
+            ledger.noise_multiplier,
+            ledger.delta,
+            self.planned,
+            accountant=ledger.accountant,
+            sampling=ledger.sampling,
+        )
         self.level = ClientLevel(ledger, level.max_update_norm, noise, draw, clipping=level.clipping, shares=shares)
         self.seen = torch.zeros(layout.width, dtype=torch.float64)
 

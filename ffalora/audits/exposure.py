@@ -95,9 +95,14 @@ def exposures(losses: NDArray) -> tuple[float, ...]:
 
 
 def audit_exposure(
-    config: Config, name: str = "run", canaries: int = 8, references: int = 127, repeats: int = 1,
-    seconds: float = math.inf, seed: int = 0,
-) -> Exposure:  # fmt: skip
+    config: Config,
+    name: str = "run",
+    canaries: int = 8,
+    references: int = 127,
+    repeats: int = 1,
+    seconds: float = math.inf,
+    seed: int = 0,
+) -> Exposure:
     """Plants secrets among the training samples of a run's clients, trains in memory, and says how exposed they are.
 
     Args:
@@ -131,10 +136,16 @@ def audit_exposure(
         run_round(experiment, server)
     spent = [ledger.epsilon() for ledger in experiment.ledgers.values()]
     return Exposure(
-        name=name, trained=exposures(scores.of(server)), untrained=before, highest=math.log2(references + 1),
-        epsilon=max(spent) if spent and max(spent) < math.inf else None, delta=config.privacy.delta,
-        rounds=server.round, planned=config.federation.rounds, repeats=repeats,
-    )  # fmt: skip
+        name=name,
+        trained=exposures(scores.of(server)),
+        untrained=before,
+        highest=math.log2(references + 1),
+        epsilon=max(spent) if spent and max(spent) < math.inf else None,
+        delta=config.privacy.delta,
+        rounds=server.round,
+        planned=config.federation.rounds,
+        repeats=repeats,
+    )
 
 
 class _Scores:

@@ -81,9 +81,13 @@ class OwnAudit:
 
 
 def audit_own(
-    config: Config, name: str = "run", canaries: int = 1000, seconds: float = 240.0, seed: int = 0,
+    config: Config,
+    name: str = "run",
+    canaries: int = 1000,
+    seconds: float = 240.0,
+    seed: int = 0,
     confidence: float = 0.95,
-) -> OwnAudit:  # fmt: skip
+) -> OwnAudit:
     """Audits the mechanism of a configuration on its own model, data, batches, dropout, loss and head.
 
     Args:

@@ -88,10 +88,17 @@ class SampleCanaries:
             samples = np.concatenate([one.samples, mine[included[mine - first]]])
             ledger = ledger_of(one)
             fresh = PrivacyLedger(
-                one.client_id, drawn_units(self.engine.privacy, self.engine.owners).count(samples), ledger.sample_rate,
-                ledger.noise_multiplier, ledger.delta, ledger.max_steps, accountant=ledger.accountant,
-                sampling=ledger.sampling, unit=ledger.unit, group=ledger.group,
-            )  # fmt: skip
+                one.client_id,
+                drawn_units(self.engine.privacy, self.engine.owners).count(samples),
+                ledger.sample_rate,
+                ledger.noise_multiplier,
+                ledger.delta,
+                ledger.max_steps,
+                accountant=ledger.accountant,
+                sampling=ledger.sampling,
+                unit=ledger.unit,
+                group=ledger.group,
+            )
             cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
         self.first, self.n = first, n
         return included, cohort
@@ -168,9 +175,17 @@ class SampleCanaries:
         for some in np.array_split(indices, max(1, len(indices) // 32)):
             inputs, targets = engine.data.collate(some)
             rows = segment_gradients(
-                engine.model, engine.adapters, engine.losses, inputs, targets, state=self.start[:1].clone(),
-                rows=np.zeros(len(some), np.int64), arena=engine.arena, probe=engine.probe, packed=engine.packed,
-            ).gradients.clone()  # fmt: skip
+                engine.model,
+                engine.adapters,
+                engine.losses,
+                inputs,
+                targets,
+                state=self.start[:1].clone(),
+                rows=np.zeros(len(some), np.int64),
+                arena=engine.arena,
+                probe=engine.probe,
+                packed=engine.packed,
+            ).gradients.clone()
             rows *= (float(self.limits[0]) / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
             rows[:, torch.from_numpy(self.columns).to(rows.device)] = 0.0
             found.append(rows.cpu())

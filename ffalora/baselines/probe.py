@@ -158,9 +158,13 @@ def plain_probe(clients: Sequence[ClientFeatures], classes: int, inverse_penalty
 
 
 def _noisy_means(
-    clients: Sequence[ClientFeatures], inputs: Sequence[Tensor], rows: Tensor, ledgers: Sequence[PrivacyLedger],
-    draw: Draw, noise: NoiseSource,
-) -> Tensor:  # fmt: skip
+    clients: Sequence[ClientFeatures],
+    inputs: Sequence[Tensor],
+    rows: Tensor,
+    ledgers: Sequence[PrivacyLedger],
+    draw: Draw,
+    noise: NoiseSource,
+) -> Tensor:
     """One step's noisy mean gradient of every client over C, float64 ``[C,L,D+1]``."""
     steps = [ledger.steps_taken for ledger in ledgers]
     for ledger in ledgers:

@@ -24,28 +24,41 @@ from .output import json_option
 )
 @click.option("--synthetic", is_flag=True, help="Audit models made up for it; so it is without RUN.")
 @click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
     help="RUN: after which canaries take no further step, all methods together.",
-)  # fmt: skip
+)
 @click.option(
     "--private-to-me",
     is_flag=True,
     help="RUN with secure noise: I own its data, and the numbers printed here stay with me.",
 )
 @click.option(
-    "--target-epsilon", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True,
+    "--target-epsilon",
+    type=float,
+    multiple=True,
+    default=(1.0, 3.0, 8.0),
+    show_default=True,
     help="Claimed ε; the noise is calibrated for it. May be given several times.",
-)  # fmt: skip
+)
 @click.option("--delta", "--target-delta", "delta", type=float, default=1e-7, show_default=True, help="δ.")
 @click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True, help="Logical steps of the run.")
 @click.option(
-    "--sample-rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+    "--sample-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
     help="Probability with which each sample is drawn in a step; 1 gives the strongest audit.",
-)  # fmt: skip
+)
 @click.option(
-    "--method", type=click.Choice(["one-run", "many-runs", "both"]), default="both", show_default=True,
+    "--method",
+    type=click.Choice(["one-run", "many-runs", "both"]),
+    default="both",
+    show_default=True,
     help="Many canaries in one run, one canary in many runs of a small transformer, or both.",
-)  # fmt: skip
+)
 @click.option("--clients", type=click.IntRange(min=1), default=1000, show_default=True, help="Clients of the one run.")
 @click.option(
     "--canaries",
@@ -91,9 +104,17 @@ def command(
 
 
 def _own(
-    run: Path, output: Path | None, as_json: bool, exposure: bool, minutes: float, private_to_me: bool,
-    canaries: int | None, seed: int, confidence: float, **_: Any,
-) -> bool:  # fmt: skip
+    run: Path,
+    output: Path | None,
+    as_json: bool,
+    exposure: bool,
+    minutes: float,
+    private_to_me: bool,
+    canaries: int | None,
+    seed: int,
+    confidence: float,
+    **_: Any,
+) -> bool:
     """Audits every method of a configuration, or of the run in a folder."""
     from ..audits.exposure import Exposure, audit_exposure
     from ..audits.own import OwnAudit, audit_own
@@ -132,10 +153,21 @@ def _own(
 
 
 def _synthetic(
-    output: Path | None, as_json: bool, target_epsilon: tuple[float, ...], delta: float, steps: int,
-    sample_rate: float, method: str, clients: int,
-    canaries: int | None, runs: int, noise: str, seed: int, confidence: float, **_: Any,
-) -> bool:  # fmt: skip
+    output: Path | None,
+    as_json: bool,
+    target_epsilon: tuple[float, ...],
+    delta: float,
+    steps: int,
+    sample_rate: float,
+    method: str,
+    clients: int,
+    canaries: int | None,
+    runs: int,
+    noise: str,
+    seed: int,
+    confidence: float,
+    **_: Any,
+) -> bool:
     """Audits models made up for it, with noise calibrated for each target."""
     from ..audits.audit import audit_many_runs, audit_one_run, format_audits
     from ..privacy.accountants import noise_multiplier_for

@@ -20,8 +20,15 @@ from .running import hide_loading_bars
 @click.option("--public", is_flag=True, help="On the hub: let everybody read it.  [you alone]")
 @json_option
 def command(
-    run: Path, target: str, merged: bool, base: str | None, metrics: bool, onnx: bool, public: bool, as_json: bool,
-) -> None:  # fmt: skip
+    run: Path,
+    target: str,
+    merged: bool,
+    base: str | None,
+    metrics: bool,
+    onnx: bool,
+    public: bool,
+    as_json: bool,
+) -> None:
     """Write the adapter of RUN with its head, tokenizer and a model card, so that it can be used without ffalora.
 
     \b

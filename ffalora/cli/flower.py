@@ -14,23 +14,37 @@ from .output import json_option
 @click.command("flower", cls=ConfigCommand, short_help="A real federation: server and clients as separate processes.")
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default="runs/flower", show_default=True,
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="runs/flower",
+    show_default=True,
     help="The server's folder.",
-)  # fmt: skip
+)
 @click.option("--secagg", is_flag=True, help="Aggregate securely (SecAgg+): the server sees the average only.")
 @click.option(
-    "--secagg-range", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True,
+    "--secagg-range",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
     help="Quantise numbers within ± this.",
-)  # fmt: skip
+)
 @click.option("--shared-streams", is_flag=True, help="Let the sites here allow seeded noise: for comparisons only.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a round waits for answers.")
 @click.option("--resume", is_flag=True, help="Continue what OUTPUT holds, after its last round.")
 @click.option("--app-only", is_flag=True, help="Write the app folder for `flwr run` and start nothing.")
 @json_option
 def command(
-    config: Path | None, output: Path, secagg: bool, secagg_range: float, shared_streams: bool, timeout: float,
-    resume: bool, app_only: bool, as_json: bool, overrides: dict[str, Any],
-) -> None:  # fmt: skip
+    config: Path | None,
+    output: Path,
+    secagg: bool,
+    secagg_range: float,
+    shared_streams: bool,
+    timeout: float,
+    resume: bool,
+    app_only: bool,
+    as_json: bool,
+    overrides: dict[str, Any],
+) -> None:
     """Run the federation of CONFIG with Flower: a SuperLink and one SuperNode a client, as processes on loopback.
 
     The same configuration and methods as `ffalora simulate`; each client draws its own noise and keeps its own ledger

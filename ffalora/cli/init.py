@@ -21,16 +21,28 @@ if TYPE_CHECKING:
 @click.option("--client", metavar="COLUMN", help="Column that says whose a row is.  [guessed by its name]")
 @click.option("--user", metavar="COLUMN", help="Column that says which person a row is of.  [guessed by its name]")
 @click.option(
-    "--target-epsilon", "--epsilon", "target_epsilon", type=click.FloatRange(0, min_open=True), default=6.0,
-    show_default=True, help="ε that all rounds together may spend on each client's rows.",
-)  # fmt: skip
+    "--target-epsilon",
+    "--epsilon",
+    "target_epsilon",
+    type=click.FloatRange(0, min_open=True),
+    default=6.0,
+    show_default=True,
+    help="ε that all rounds together may spend on each client's rows.",
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [NAME.yaml]")
 @click.option("--overwrite", is_flag=True, help="Replace that file where it exists.")
 @json_option
 def command(
-    data: Path, text: tuple[str, ...], label: str | None, client: str | None, user: str | None, target_epsilon: float,
-    output: Path | None, overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
+    data: Path,
+    text: tuple[str, ...],
+    label: str | None,
+    client: str | None,
+    user: str | None,
+    target_epsilon: float,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Look at DATA (CSV, TSV, JSON, JSON lines, Parquet, or a folder of such files), and write a commented YAML file.
 
     Encoding, delimiter, columns, task and clients are found, conversations and prompts with answers, too; nothing

@@ -48,9 +48,18 @@ _COUNT, _RATE = _Count(), click.FloatRange(0, min_open=True)
 @click.option("--latency", type=_RATE, default=6.0, show_default=True, help="Of a round's messages, s.")
 @json_option
 def command(
-    config: Path | None, seconds: float | None, clients: int | None, drawn: int | None, gpus: int | None, up: float,
-    down: float, link: float, latency: float, as_json: bool, overrides: dict[str, Any],
-) -> None:  # fmt: skip
+    config: Path | None,
+    seconds: float | None,
+    clients: int | None,
+    drawn: int | None,
+    gpus: int | None,
+    up: float,
+    down: float,
+    link: float,
+    latency: float,
+    as_json: bool,
+    overrides: dict[str, Any],
+) -> None:
     """Choose batch, rounds and local steps for the budget of CONFIG, and show what other choices would give.
 
     The first method of CONFIG is planned; a few samples are timed, nothing is trained or written. Efficiency is how

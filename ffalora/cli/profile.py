@@ -13,8 +13,13 @@ from .output import json_option
 
 @click.command("profile", cls=ConfigCommand, short_help="Where time and memory of a job go, with a trace.")
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/profile"),
-              show_default=True, help="Folder of trace.json and profile.json.")  # fmt: skip
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/profile"),
+    show_default=True,
+    help="Folder of trace.json and profile.json.",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Logical steps to profile.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Steps before them.")
 @json_option

@@ -8,12 +8,25 @@ from typing import Any
 
 #: Words that other tools have for what is called so here.
 _ELSEWHERE = {
-    "learning_rate": "optimizer.lr", "epochs": "federation.rounds", "num_train_epochs": "federation.rounds",
-    "num_clients": "clients.count", "client_column": "clients.column", "dataset": "data.name", "file": "data.name",
-    "path": "data.name", "columns": "data.text", "text_column": "data.text", "label_column": "data.label",
-    "sep": "data.delimiter", "lora": "adapter", "peft": "adapter", "training": "optimizer", "sigma":
-    "privacy.noise_multiplier", "clip": "privacy.max_grad_norm", "batch": "optimizer.batch_size",
-}  # fmt: skip
+    "learning_rate": "optimizer.lr",
+    "epochs": "federation.rounds",
+    "num_train_epochs": "federation.rounds",
+    "num_clients": "clients.count",
+    "client_column": "clients.column",
+    "dataset": "data.name",
+    "file": "data.name",
+    "path": "data.name",
+    "columns": "data.text",
+    "text_column": "data.text",
+    "label_column": "data.label",
+    "sep": "data.delimiter",
+    "lora": "adapter",
+    "peft": "adapter",
+    "training": "optimizer",
+    "sigma": "privacy.noise_multiplier",
+    "clip": "privacy.max_grad_norm",
+    "batch": "optimizer.batch_size",
+}
 
 
 class ConfigError(ValueError):

@@ -58,9 +58,14 @@ def generate_answers(
                 ids[position, width - len(rows[row]) :] = torch.tensor(rows[row])
                 mask[position, width - len(rows[row]) :] = 1
             made = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
-                pad_token_id=pad, eos_token_id=sorted(ends), use_cache=True, **choice,
-            )  # fmt: skip
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=sorted(ends),
+                use_cache=True,
+                **choice,
+            )
             texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
             for row, text in zip(chosen, texts, strict=True):
                 answers[row] = text

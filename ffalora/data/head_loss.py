@@ -53,9 +53,16 @@ class _HeadLosses(torch.autograd.Function):
         starts = torch.arange(samples + 1, dtype=torch.int32, device=states.device) * tokens
         segments = Segments(starts, torch.zeros_like(starts[1:]), 1, tokens, samples * tokens)
         sums, right, gradient = linear_cross_entropy(
-            states.reshape(-1, width), weight, bias, targets.reshape(-1), segments,
-            ignore_index=IGNORE_INDEX, reduction="sum", softcap=softcap, gradient=ctx.needs_input_grad[0],
-        )  # fmt: skip
+            states.reshape(-1, width),
+            weight,
+            bias,
+            targets.reshape(-1),
+            segments,
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            softcap=softcap,
+            gradient=ctx.needs_input_grad[0],
+        )
         ctx.mark_non_differentiable(right)
         ctx.save_for_backward(gradient.view(-1, tokens, width))
         return sums, right

@@ -193,9 +193,13 @@ def _places(found: files.Splits, data: Dataset) -> Places:
 
 
 def _checked_rows(
-    roles: dict[str, Dataset], places: dict[str, Places], loaded: LoadedData, group_column: str | None,
-    drop_empty: bool, learned: str | bool,
-) -> dict[str, Dataset]:  # fmt: skip
+    roles: dict[str, Dataset],
+    places: dict[str, Places],
+    loaded: LoadedData,
+    group_column: str | None,
+    drop_empty: bool,
+    learned: str | bool,
+) -> dict[str, Dataset]:
     """The rows that can be used, of every role; ``DataError`` holds all problems of all of them."""
     checks = {role: validate.RowCheck(data, places[role]) for role, data in roles.items()}
     for role, check in checks.items():

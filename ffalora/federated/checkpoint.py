@@ -34,15 +34,24 @@ _HEADER, _NOISE, _CLIENTS = "ffalora", "noise.", "clients."
 _FORMAT = 2
 #: Keys that may differ between a run and its continuation: they change neither the result nor the privacy.
 _FREE_KEYS = (
-    ("federation", "evaluate_every"), ("data", "max_evaluation_samples"), ("privacy", "check_gradients"), ("device",),
-    ("report_to",), ("methods",),
-)  # fmt: skip
+    ("federation", "evaluate_every"),
+    ("data", "max_evaluation_samples"),
+    ("privacy", "check_gradients"),
+    ("device",),
+    ("report_to",),
+    ("methods",),
+)
 
 
 def save_checkpoint(
-    path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None, frozen: str = "",
-) -> None:  # fmt: skip
+    path: Path,
+    config: Config,
+    server: ServerState,
+    participants: Sequence[Participant],
+    ledgers: Mapping[str, PrivacyLedger],
+    level: ClientLevel | None = None,
+    frozen: str = "",
+) -> None:
     """Everything that the next round depends on; ``level`` is the client-level mechanism, where there is one, and
     ``frozen`` the digest of what was never trained (``Wire.fingerprint`` when the run began).
     """
@@ -69,9 +78,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, config: Config, server: ServerState, participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger], level: ClientLevel | None = None, frozen: str = "",
-) -> None:  # fmt: skip
+    path: Path,
+    config: Config,
+    server: ServerState,
+    participants: Sequence[Participant],
+    ledgers: Mapping[str, PrivacyLedger],
+    level: ClientLevel | None = None,
+    frozen: str = "",
+) -> None:
     """Continues from a checkpoint: changes ``server``, ``participants``, ``ledgers`` and ``level`` in place.
 
     Raises:

@@ -33,13 +33,26 @@ def make_client_level(config: Config, clients: int, fingerprint: str, width: int
     sigma = privacy.noise_multiplier
     if sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, federation.participation, federation.rounds, privacy.accountant,
-            sampling, prior=prior,
-        )  # fmt: skip
+            privacy.target_epsilon,
+            privacy.delta,
+            federation.participation,
+            federation.rounds,
+            privacy.accountant,
+            sampling,
+            prior=prior,
+        )
     ledger = population_ledger(
-        clients, federation.participation, float(sigma or 0.0), privacy.delta, federation.rounds,
-        privacy.target_epsilon, privacy.accountant, sampling, fingerprint, prior,
-    )  # fmt: skip
+        clients,
+        federation.participation,
+        float(sigma or 0.0),
+        privacy.delta,
+        federation.rounds,
+        privacy.target_epsilon,
+        privacy.accountant,
+        sampling,
+        fingerprint,
+        prior,
+    )
     level = ClientLevel(
         ledger,
         privacy.max_grad_norm,
@@ -62,9 +75,15 @@ def _noise_shares(config: Config, ledger: PrivacyLedger, width: int) -> NoiseSha
     cohort = max(1, round(ledger.sample_rate * ledger.dataset_size))
     try:
         return NoiseShares(
-            ledger.noise_multiplier, privacy.max_grad_norm, width, cohort, privacy.dropouts, privacy.colluders,
-            privacy.sum_bits, config.seed,
-        )  # fmt: skip
+            ledger.noise_multiplier,
+            privacy.max_grad_norm,
+            width,
+            cohort,
+            privacy.dropouts,
+            privacy.colluders,
+            privacy.sum_bits,
+            config.seed,
+        )
     except ValueError as error:
         raise ConfigError(f"privacy.noise_at='clients': {error}") from None
 

@@ -93,21 +93,31 @@ def _untrained(experiment: Experiment) -> dict[str, Any]:
     """The pretrained language model as it is."""
     config = experiment.config.data
     metrics = evaluate_examples(
-        experiment.loaded.model, experiment.evaluation, experiment.task, experiment.engine.device,
+        experiment.loaded.model,
+        experiment.evaluation,
+        experiment.task,
+        experiment.engine.device,
         config.max_evaluation_samples,
-    )  # fmt: skip
+    )
     answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
     experiment.answered = answered
     return {
-        "name": UNTRAINED, "metrics": metrics | (answered.metrics() if answered else {}), "epsilon": None,
-        "about": "the pretrained model as it is", "is_bound": False,
-    }  # fmt: skip
+        "name": UNTRAINED,
+        "metrics": metrics | (answered.metrics() if answered else {}),
+        "epsilon": None,
+        "about": "the pretrained model as it is",
+        "is_bound": False,
+    }
 
 
 def _private(
-    experiment: Experiment, clients: list[ClientFeatures], ledgers: list[PrivacyLedger], directions: Tensor | None,
-    features: Tensor, labels: Tensor,
-) -> list[dict[str, Any]]:  # fmt: skip
+    experiment: Experiment,
+    clients: list[ClientFeatures],
+    ledgers: list[PrivacyLedger],
+    directions: Tensor | None,
+    features: Tensor,
+    labels: Tensor,
+) -> list[dict[str, Any]]:
     """Class means and the probe, each with a budget of its own as large as the run's."""
     config, classes = experiment.config, len(experiment.data.label_names or ())
     clients = [replace(c, features=torch.nn.functional.normalize(c.features, dim=1)) for c in clients]

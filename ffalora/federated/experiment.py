@@ -212,9 +212,14 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
 
 
 def make_engine(
-    config: Config, loaded: LoadedModel, adapters: Adapters, train: Examples, losses: Callable, device: torch.device,
+    config: Config,
+    loaded: LoadedModel,
+    adapters: Adapters,
+    train: Examples,
+    losses: Callable,
+    device: torch.device,
     owners: Owners | None = None,
-) -> Engine:  # fmt: skip
+) -> Engine:
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model

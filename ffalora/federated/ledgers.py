@@ -50,9 +50,16 @@ def make_ledger(
     sigma, correlation = privacy.noise_multiplier, None
     if privacy.mechanism != "independent":
         correlation, sigma = choose_noise(
-            privacy.mechanism, steps, rate, privacy.delta, privacy.target_epsilon, sigma, privacy.band,
-            privacy.accountant, prior,
-        )  # fmt: skip
+            privacy.mechanism,
+            steps,
+            rate,
+            privacy.delta,
+            privacy.target_epsilon,
+            sigma,
+            privacy.band,
+            privacy.accountant,
+            prior,
+        )
         rate = correlation.sample_rate(rate)
     elif sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(

@@ -19,9 +19,15 @@ from .strategies import ServerState
 
 
 def metrics_row(
-    experiment: Experiment, server: ServerState, report: TrainingReport, metrics: dict[str, float],
-    gap: float, seconds: float, bytes_up: int, bytes_down: int,
-) -> dict[str, Any]:  # fmt: skip
+    experiment: Experiment,
+    server: ServerState,
+    report: TrainingReport,
+    metrics: dict[str, float],
+    gap: float,
+    seconds: float,
+    bytes_up: int,
+    bytes_down: int,
+) -> dict[str, Any]:
     """The row of ``metrics.jsonl`` for the round just completed; each ε is rounded up.
 
     With secure noise it holds nothing that is a function of private data without noise: no loss, no norms, no realised

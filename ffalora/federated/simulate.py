@@ -68,9 +68,14 @@ class Run:
         checkpoint = folder / CHECKPOINT
         if resume and checkpoint.exists():
             load_checkpoint(
-                checkpoint, config, self.server, experiment.participants, experiment.ledgers, experiment.client_level,
+                checkpoint,
+                config,
+                self.server,
+                experiment.participants,
+                experiment.ledgers,
+                experiment.client_level,
                 self.frozen,
-            )  # fmt: skip
+            )
         account = checkpoint.with_name(ACCOUNT)
         open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
         open_folder(experiment, folder)
@@ -87,9 +92,14 @@ class Run:
         # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
         write_rows(self.folder, self.rows)
         save_checkpoint(
-            self.folder / CHECKPOINT, experiment.config, self.server, experiment.participants, experiment.ledgers,
-            experiment.client_level, self.frozen,
-        )  # fmt: skip
+            self.folder / CHECKPOINT,
+            experiment.config,
+            self.server,
+            experiment.participants,
+            experiment.ledgers,
+            experiment.client_level,
+            self.frozen,
+        )
         self.trackers.log(row)
 
     def finish(self) -> RunResult:

@@ -21,10 +21,18 @@ def local_training(engine: Engine, strategy: Strategy, first: int) -> Callable[.
 
 
 def train_in_turns(
-    engine: Engine, strategy: LALoRA, first: int, cohort: Sequence[Participant], rows: Tensor, steps: int,
-    moments: Moments | None = None, lr_factors: Sequence[float] | None = None, anchor: Tensor | None = None,
-    report: TrainingReport | None = None, **how: Any,
-) -> TrainingReport:  # fmt: skip
+    engine: Engine,
+    strategy: LALoRA,
+    first: int,
+    cohort: Sequence[Participant],
+    rows: Tensor,
+    steps: int,
+    moments: Moments | None = None,
+    lr_factors: Sequence[float] | None = None,
+    anchor: Tensor | None = None,
+    report: TrainingReport | None = None,
+    **how: Any,
+) -> TrainingReport:
     """As ``Engine.train``: ``steps`` logical steps of one client, from and into ``rows [1,P]`` in the columns of
     ``strategy.layout``.
 
@@ -48,9 +56,15 @@ def train_in_turns(
         strategy.adapters.train_factors(factor)
         part = rows[:, columns]
         engine.train(
-            cohort, part, 1, moments=own[factor], lr_factors=lr_factors and lr_factors[step : step + 1],
-            anchor=None if anchor is None else anchor[:, columns], report=report, **how,
-        )  # fmt: skip
+            cohort,
+            part,
+            1,
+            moments=own[factor],
+            lr_factors=lr_factors and lr_factors[step : step + 1],
+            anchor=None if anchor is None else anchor[:, columns],
+            report=report,
+            **how,
+        )
         rows[:, columns] = part
     strategy.adapters.train_factors(strategy.trained)
     return report

@@ -144,9 +144,17 @@ def _fits(query: Tensor, dropout: float) -> bool:
 
 
 def packed_attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    packed_groups: PaddedGroups, scaling: float | None = None, dropout: float = 0.0, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_groups: PaddedGroups,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
     """Attention of ``[1,H,M,d]`` within each sample, ``[1,M,H,d]``; under transformers' interface for it."""
     heads, tokens = query.shape[1], query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -156,9 +164,11 @@ def packed_attention_forward(
         return _InPlace.apply(*rows, packed_groups.segments, scale, causal)[None], None
     parts = []
     for (count, longest), hidden, q, k, v in zip(
-        packed_groups.sizes, packed_groups.hidden, *(_grouped(t, packed_groups) for t in (query, key, value)),
+        packed_groups.sizes,
+        packed_groups.hidden,
+        *(_grouped(t, packed_groups) for t in (query, key, value)),
         strict=True,
-    ):  # fmt: skip
+    ):
         k, v = (t.repeat_interleave(heads // t.shape[1], 1) if t.shape[1] < heads else t for t in (k, v))
         if causal:
             column = torch.arange(longest, device=q.device)

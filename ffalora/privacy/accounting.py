@@ -198,10 +198,9 @@ class PrivacyLedger:
 
     def affordable(self, target_epsilon: float, delta: float, before: tuple[Spent, ...]) -> int:
         """The most of this ledger's steps that, after what was spent ``before``, keep ε within the target."""
-        releases = affordable_steps(
-            target_epsilon, delta, self.noise_multiplier, self.release_rate, self.steps(self.max_steps).steps,
-            self.accountant, self.sampling, before, self.group,
-        )  # fmt: skip
+        steps = self.steps(self.max_steps).steps
+        terms = self.noise_multiplier, self.release_rate, steps, self.accountant, self.sampling
+        releases = affordable_steps(target_epsilon, delta, *terms, before, self.group)
         return min(self.max_steps, releases * self.period)
 
     @property

@@ -304,7 +304,16 @@ def population_ledger(
         rounds: the most rounds there will ever be.
     """
     return PrivacyLedger(
-        client_id=SERVER_ID, dataset_size=clients, sample_rate=participation, noise_multiplier=noise_multiplier,
-        delta=delta, max_steps=rounds, target_epsilon=target_epsilon, accountant=accountant, sampling=sampling,
-        unit="client", fingerprint=fingerprint, prior=prior,
-    )  # fmt: skip
+        client_id=SERVER_ID,
+        dataset_size=clients,
+        sample_rate=participation,
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+        max_steps=rounds,
+        target_epsilon=target_epsilon,
+        accountant=accountant,
+        sampling=sampling,
+        unit="client",
+        fingerprint=fingerprint,
+        prior=prior,
+    )

@@ -136,8 +136,10 @@ def _pld_step(sigma: float, rate: float, interval: float, group: int) -> Any:
 
         drawn = np.arange(group + 1)
         return pld.from_mixture_gaussian_mechanism(
-            sigma, drawn.tolist(), binom.pmf(drawn, group, rate).tolist(),
+            sigma,
+            drawn.tolist(),
+            binom.pmf(drawn, group, rate).tolist(),
             value_discretization_interval=_GROUP_INTERVALS * interval,
-        )  # fmt: skip
+        )
     sigma = sigma / group
     return pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)

@@ -94,9 +94,13 @@ class DataLedger:
             self._add({"budget": [float(epsilon), float(delta)], "when": _now()})
 
     def enter(
-        self, account: str, run: str, ledgers: Mapping[str, PrivacyLedger], records: Mapping[str, Records],
+        self,
+        account: str,
+        run: str,
+        ledgers: Mapping[str, PrivacyLedger],
+        records: Mapping[str, Records],
         is_secure: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Writes down a run, or finds it again: an entry for each of its ledgers. Only while :meth:`opened`.
 
         Raises:

@@ -64,9 +64,16 @@ def blt_factor(steps: int, separation: int, buffers: int = BUFFERS) -> Correlati
 
 
 def choose_noise(
-    mechanism: str, steps: int, sample_rate: float, delta: float, target_epsilon: float | None,
-    noise_multiplier: float | None, band: int | None = None, accountant: str = "pld", prior: tuple[Spent, ...] = (),
-) -> tuple[Correlation, float]:  # fmt: skip
+    mechanism: str,
+    steps: int,
+    sample_rate: float,
+    delta: float,
+    target_epsilon: float | None,
+    noise_multiplier: float | None,
+    band: int | None = None,
+    accountant: str = "pld",
+    prior: tuple[Spent, ...] = (),
+) -> tuple[Correlation, float]:
     """The correlation of a run, and its noise multiplier: the one given, or that which meets the target.
 
     Args:
@@ -101,9 +108,14 @@ def choose_noise(
 
 
 def _noise_for(
-    found: Correlation, sample_rate: float, delta: float, target_epsilon: float | None,
-    noise_multiplier: float | None, accountant: str, prior: tuple[Spent, ...],
-) -> float:  # fmt: skip
+    found: Correlation,
+    sample_rate: float,
+    delta: float,
+    target_epsilon: float | None,
+    noise_multiplier: float | None,
+    accountant: str,
+    prior: tuple[Spent, ...],
+) -> float:
     if target_epsilon is None:
         return float(noise_multiplier or 0.0)
     return noise_multiplier_for(

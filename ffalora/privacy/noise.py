@@ -53,9 +53,16 @@ class SeededNoise:
         """
         drawn, one = torch.zeros_like(total, dtype=torch.float32), total.new_ones(len(total))
         privatize_step_(
-            drawn, torch.zeros_like(total), client_id=client_id, step=step, noise_std=one, denominator=one, lr=-one,
-            key=self.key, index=index,
-        )  # fmt: skip
+            drawn,
+            torch.zeros_like(total),
+            client_id=client_id,
+            step=step,
+            noise_std=one,
+            denominator=one,
+            lr=-one,
+            key=self.key,
+            index=index,
+        )
         return drawn.double()
 
     def words(self, count: int, client_id: int, step: int, stream: int) -> NDArray[np.uint64]:

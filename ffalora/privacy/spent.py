@@ -55,8 +55,10 @@ def spent_from(values: Any) -> Spent:
     if sigma < 0 or not 0 <= rate <= 1:
         raise ValueError(f"noise_multiplier must not be negative and sample_rate must lie in [0, 1], got {values!r}")
     for name, value, known in (
-        ("sampling", sampling, SAMPLINGS), ("unit", unit, UNITS), ("adjacency", adjacency, ADJACENCIES)
-    ):  # fmt: skip
+        ("sampling", sampling, SAMPLINGS),
+        ("unit", unit, UNITS),
+        ("adjacency", adjacency, ADJACENCIES),
+    ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
     return Spent(float(sigma), float(rate), steps, sampling, unit, adjacency, group)

@@ -193,10 +193,21 @@ class PrivacyStatement:
         """The statement of a run without privacy: it says so."""
         said = ("No noise was added to what clients send: their updates can reveal their records.", *caveats)
         return cls(
-            private=False, simulation=False, unit="none", adjacency="none", sampling="none", mechanism="none",
-            accountant="none", delta=0.0, noise="none", clipping="none", clients=(), max_epsilon=math.inf, public=(),
+            private=False,
+            simulation=False,
+            unit="none",
+            adjacency="none",
+            sampling="none",
+            mechanism="none",
+            accountant="none",
+            delta=0.0,
+            noise="none",
+            clipping="none",
+            clients=(),
+            max_epsilon=math.inf,
+            public=(),
             caveats=said,
-        )  # fmt: skip
+        )
 
 
 def _line(ledger: PrivacyLedger) -> ClientPrivacy:

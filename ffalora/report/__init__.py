@@ -7,6 +7,17 @@ from .runs import ReportError, Run, read_runs
 from .tables import Table, plain_text, table_text
 
 __all__ = [
-    "Finding", "Page", "ReportError", "Run", "Table", "plain_text", "read_runs", "render", "run_page", "table_text",
-    "verdicts", "what_was_learned", "write_report",
-]  # fmt: skip
+    "Finding",
+    "Page",
+    "ReportError",
+    "Run",
+    "Table",
+    "plain_text",
+    "read_runs",
+    "render",
+    "run_page",
+    "table_text",
+    "verdicts",
+    "what_was_learned",
+    "write_report",
+]

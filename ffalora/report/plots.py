@@ -24,12 +24,26 @@ _MARKERS = "os^Dv<>P"
 _LINES = ("-", "--", "-.", ":")
 _INK = "#39404a"
 _STYLE = {
-    "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.2, "grid.color": _INK,
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK,
-    "xtick.color": _INK, "ytick.color": _INK, "legend.frameon": False, "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8, "lines.markersize": 3.5, "svg.fonttype": "path", "svg.hashsalt": "ffalora",
-}  # fmt: skip
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.2,
+    "grid.color": _INK,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "ffalora",
+}
 _SIZE = (4.4, 3.0)
 
 

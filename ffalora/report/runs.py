@@ -17,9 +17,18 @@ from ..files.numbers import restored
 CONFIG, METRICS, STUDY = "config.yaml", "metrics.jsonl", "study.yaml"
 _SEED = "seed-"
 _TITLES = {
-    "ffa": "FFA-LoRA", "lora": "LoRA", "rolora": "RoLoRA", "fedsa": "FedSA-LoRA", "fedsvd": "FedSVD", "fedsb": "Fed-SB",
-    "lalora": "LA-LoRA", "fedex": "FedEx-LoRA", "flora": "FLoRA", "flexlora": "FlexLoRA", "hetlora": "HetLoRA",
-}  # fmt: skip
+    "ffa": "FFA-LoRA",
+    "lora": "LoRA",
+    "rolora": "RoLoRA",
+    "fedsa": "FedSA-LoRA",
+    "fedsvd": "FedSVD",
+    "fedsb": "Fed-SB",
+    "lalora": "LA-LoRA",
+    "fedex": "FedEx-LoRA",
+    "flora": "FLoRA",
+    "flexlora": "FlexLoRA",
+    "hetlora": "HetLoRA",
+}
 
 
 class ReportError(ValueError):

@@ -45,9 +45,11 @@ class Exported:
 def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) -> None:
     """Writes ``README.md`` into the exported folder, from what the run's folder says."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ffalora", "runs"), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.PackageLoader("ffalora", "runs"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
         keep_trailing_newline=True,
-    )  # fmt: skip
+    )
     summary, config = _json(run / "summary.json"), bundle.config
     rows = (summary.get("evaluated") or {}).get("rows") if with_metrics else None
     kind = "A model" if made.is_merged else "An adapter"

@@ -29,9 +29,14 @@ _AUTO = {
 
 
 def export(
-    run: str | Path, folder: str | Path, merged: bool = False, base: str | None = None, metrics: bool = True,
-    name: str | None = None, onnx: bool = False,
-) -> Exported:  # fmt: skip
+    run: str | Path,
+    folder: str | Path,
+    merged: bool = False,
+    base: str | None = None,
+    metrics: bool = True,
+    name: str | None = None,
+    onnx: bool = False,
+) -> Exported:
     """Writes a run's adapter, or the base model merged with it, with its head, tokenizer and a model card.
 
     A head of the model's own class needs that class alone: PEFT's ``AutoPeftModel…`` takes the adapter, transformers'
@@ -94,10 +99,16 @@ def _write_pooled(bundle: Bundle, model: nn.Module, run: Path, made: Exported) -
     depth = int(getattr(encoder.config, "num_hidden_layers", 1))
     source = {"encoder": encoder.config.to_dict()} if made.is_merged else {"base_model": made.base}
     config: dict[str, Any] = {
-        "model_type": modeling_pooled.PooledConfig.model_type, "architectures": ["PooledClassifier"], "auto_map": _AUTO,
-        "layers": list(getattr(model, "read", [depth])), "depth": depth, "hidden_size": encoder.config.hidden_size,
-        "head_scale": bundle.config.model.head_scale, **source, **_label_names(bundle),
-    }  # fmt: skip
+        "model_type": modeling_pooled.PooledConfig.model_type,
+        "architectures": ["PooledClassifier"],
+        "auto_map": _AUTO,
+        "layers": list(getattr(model, "read", [depth])),
+        "depth": depth,
+        "hidden_size": encoder.config.hidden_size,
+        "head_scale": bundle.config.model.head_scale,
+        **source,
+        **_label_names(bundle),
+    }
     (made.folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     shutil.copyfile(str(modeling_pooled.__file__), made.folder / f"{MODELLING}.py")
     head = {name: value.detach().float().contiguous() for name, value in head_tensors(model).items()}

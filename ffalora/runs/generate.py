@@ -67,9 +67,15 @@ def generate(
     if merge:
         bundle.adapters.merge()
     return generate_answers(
-        bundle.loaded.model, bundle.loaded.tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        template=template, temperature=temperature, seed=seed,
-    )  # fmt: skip
+        bundle.loaded.model,
+        bundle.loaded.tokenizer,
+        asked,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        template=template,
+        temperature=temperature,
+        seed=seed,
+    )
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -13,9 +13,14 @@ PREFIX = "hub:"
 
 
 def push_to_hub(
-    run: str | Path, name: str, merged: bool = False, base: str | None = None, metrics: bool = True,
-    public: bool = False, onnx: bool = False,
-) -> str:  # fmt: skip
+    run: str | Path,
+    name: str,
+    merged: bool = False,
+    base: str | None = None,
+    metrics: bool = True,
+    public: bool = False,
+    onnx: bool = False,
+) -> str:
     """Writes what :func:`ffalora.export` writes into a folder into the repository ``name`` of the hub, as one commit.
 
     The repository is made where there is none. Who may do so is what ``hf auth login`` or ``HF_TOKEN`` says.

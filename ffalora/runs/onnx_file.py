@@ -50,10 +50,16 @@ def write_onnx(folder: Path, bundle: Bundle) -> list[str]:
     free = torch.export.Dim.DYNAMIC
     with _quiet():
         torch.onnx.export(
-            _ByPosition(model, names), tuple(example.values()), str(folder / FILE), dynamo=True, input_names=names,
-            output_names=["logits"], dynamic_shapes=(tuple({0: free, 1: free} for _ in names),), external_data=False,
+            _ByPosition(model, names),
+            tuple(example.values()),
+            str(folder / FILE),
+            dynamo=True,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes=(tuple({0: free, 1: free} for _ in names),),
+            external_data=False,
             verbose=False,
-        )  # fmt: skip
+        )
     return names
 
 

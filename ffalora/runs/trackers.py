@@ -102,9 +102,12 @@ class _Wandb(_OfRun):
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "ffalora"), name=folder.name, dir=str(folder), mode=mode,
+            project=os.environ.get("WANDB_PROJECT", "ffalora"),
+            name=folder.name,
+            dir=str(folder),
+            mode=mode,
             config=config.model_dump(mode="json"),
-        )  # fmt: skip
+        )
 
 
 class _Mlflow:
@@ -132,9 +135,11 @@ class _Trackio(_OfRun):
         import trackio
 
         self._run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", "ffalora"), name=folder.name, embed=False,
+            project=os.environ.get("TRACKIO_PROJECT", "ffalora"),
+            name=folder.name,
+            embed=False,
             config=config.model_dump(mode="json"),
-        )  # fmt: skip
+        )
 
 
 _TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {

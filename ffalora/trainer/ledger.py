@@ -39,9 +39,17 @@ def new_ledger(
         except ValueError as error:
             raise PrivacyBudgetSpent(str(error)) if spent else error from None
     return PrivacyLedger(
-        0, n, rate, float(sigma or 0.0), privacy.delta, steps, privacy.target_epsilon, privacy.accountant,
-        prior=prior, fingerprint=f"sha256:{fingerprint_rows(dataset)}",
-    )  # fmt: skip
+        0,
+        n,
+        rate,
+        float(sigma or 0.0),
+        privacy.delta,
+        steps,
+        privacy.target_epsilon,
+        privacy.accountant,
+        prior=prior,
+        fingerprint=f"sha256:{fingerprint_rows(dataset)}",
+    )
 
 
 def given(privacy: PrivacyArguments) -> tuple[Spent, ...]:

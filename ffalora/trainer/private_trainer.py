@@ -265,11 +265,16 @@ class PrivateTrainer(Trainer):
                 file.unlink(missing_ok=True)
         labels = self.label_names or ["labels", "label"]
         self._accounts = open_accounts(
-            {LEDGER_NAME: ledger}, durable.parent, resume=not is_new, is_secure=True,
+            {LEDGER_NAME: ledger},
+            durable.parent,
+            resume=not is_new,
+            is_secure=True,
             data_ledger=find_data_ledger(self.privacy.ledger, "trainer"),
-            records={LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)}, account=account,
-            run=f"PrivateTrainer, {durable.parent.resolve()}", before=self._accounts,
-        )  # fmt: skip
+            records={LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)},
+            account=account,
+            run=f"PrivateTrainer, {durable.parent.resolve()}",
+            before=self._accounts,
+        )
         return ledger
 
     def _charge_durably(self) -> None:

@@ -51,9 +51,14 @@ class _NotCacheable(Exception):
 
 
 def cache_frozen_layers(
-    config: Config, model: nn.Module, adapters: Adapters, train: Examples, evaluation: Examples, clients: int,
+    config: Config,
+    model: nn.Module,
+    adapters: Adapters,
+    train: Examples,
+    evaluation: Examples,
+    clients: int,
     device: torch.device,
-) -> CachedLayers:  # fmt: skip
+) -> CachedLayers:
     """Passes all samples through the frozen layers and lets ``model`` begin behind them, where the configuration and
     the model allow it; changes nothing elsewhere.
 
@@ -174,9 +179,13 @@ def _check_apart(model: nn.Module, train: Examples, device: torch.device, privat
 
 
 def _cache(
-    model: nn.Module, bottom: _Bottom, train: TokenizedDataset, evaluation: TokenizedDataset, most: int | None,
+    model: nn.Module,
+    bottom: _Bottom,
+    train: TokenizedDataset,
+    evaluation: TokenizedDataset,
+    most: int | None,
     device: torch.device,
-) -> CachedLayers:  # fmt: skip
+) -> CachedLayers:
     compared = np.arange(min(_COMPARED, len(train)))
     alone = torch.cat([_logits(model, train, compared[i : i + 1], device) for i in range(len(compared))])
     evaluated = len(evaluation) if most is None else min(most, len(evaluation))
@@ -233,9 +242,14 @@ def _put(bottom: _Bottom, embeddings: nn.Module, layers: Sequence[nn.Module]) ->
 
 @torch.no_grad()
 def _fill(
-    table: _Table, first: int, model: nn.Module, bottom: _Bottom, read: list[int], examples: CachedExamples,
+    table: _Table,
+    first: int,
+    model: nn.Module,
+    bottom: _Bottom,
+    read: list[int],
+    examples: CachedExamples,
     device: torch.device,
-) -> None:  # fmt: skip
+) -> None:
     """Writes what the layers make of ``examples``, of which ``first`` is the first sample's number, into the table."""
     for batch in physical_batches(examples.lengths, _TOKENS, overhead=256).batches:
         inputs, _ = examples.texts.collate(batch)

@@ -158,9 +158,16 @@ class UpdateWatch:
     """
 
     def __init__(
-        self, adapters: Adapters, optimizer: OptimizerConfig, state: Tensor, total: Tensor, denominator: Tensor,
-        lr: Tensor, fresh: Tensor, mask: Tensor | None,
-    ):  # fmt: skip
+        self,
+        adapters: Adapters,
+        optimizer: OptimizerConfig,
+        state: Tensor,
+        total: Tensor,
+        denominator: Tensor,
+        lr: Tensor,
+        fresh: Tensor,
+        mask: Tensor | None,
+    ):
         """Args:
         state: float32 ``[C,P]`` before the step; total: float64 ``[C,P]``, clipped sums.
         denominator, lr: float64 ``[C]``.

@@ -28,14 +28,46 @@ from .probe import SamplesNotIndependent
 #: Keeps the keys of dropout apart from those of the noise.
 _STREAM = 0x0D60_9BA5_4C1F_77E3
 _UNKEYED = {
-    F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.gumbel_softmax, F.rrelu,
-    torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint, torch.randint_like, torch.randperm,
-    torch.bernoulli, torch.normal, torch.poisson, torch.multinomial, torch.binomial, torch._standard_gamma,
-    torch._sample_dirichlet, torch.alpha_dropout, torch.alpha_dropout_, torch.feature_dropout,
-    torch.feature_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_, torch.rrelu, torch.rrelu_,
-    Tensor.bernoulli, Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.log_normal_, Tensor.cauchy_,
-    Tensor.geometric_, Tensor.random_, Tensor.exponential_, Tensor.multinomial,
-}  # fmt: skip
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.gumbel_softmax,
+    F.rrelu,
+    torch.rand,
+    torch.randn,
+    torch.rand_like,
+    torch.randn_like,
+    torch.randint,
+    torch.randint_like,
+    torch.randperm,
+    torch.bernoulli,
+    torch.normal,
+    torch.poisson,
+    torch.multinomial,
+    torch.binomial,
+    torch._standard_gamma,
+    torch._sample_dirichlet,
+    torch.alpha_dropout,
+    torch.alpha_dropout_,
+    torch.feature_dropout,
+    torch.feature_dropout_,
+    torch.feature_alpha_dropout,
+    torch.feature_alpha_dropout_,
+    torch.rrelu,
+    torch.rrelu_,
+    Tensor.bernoulli,
+    Tensor.bernoulli_,
+    Tensor.uniform_,
+    Tensor.normal_,
+    Tensor.log_normal_,
+    Tensor.cauchy_,
+    Tensor.geometric_,
+    Tensor.random_,
+    Tensor.exponential_,
+    Tensor.multinomial,
+}
 
 
 @dataclass(frozen=True)
@@ -177,9 +209,16 @@ class _Keyed(TorchFunctionMode):
         return input.copy_(dropped) if inplace else dropped
 
     def _attention(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
         """As ``scaled_dot_product_attention`` defines it, with a keyed mask on the weights ``[S,H,T,T]``."""
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]

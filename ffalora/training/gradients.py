@@ -149,9 +149,14 @@ def segment_gradients(
 
 
 def look_at(
-    probe: Probe, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor],
-    targets: Tensor, samples: int, device: torch.device,
-) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    probe: Probe,
+    model: nn.Module,
+    losses: Callable[[Any, Tensor], Tensor],
+    inputs: Mapping[str, Tensor],
+    targets: Tensor,
+    samples: int,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor]:
     """A batch as the model takes it, on the device, once the probe has looked at it.
 
     Raises:

@@ -112,8 +112,15 @@ class PassGraphs:
             return None
         inputs = _without_idle_mask(self.model, inputs)
         room = min(rounded_up(len(rows)), max(self.arena.most_rows, len(rows)))
-        key = (room, _shapes(inputs), tuple(targets.shape[1:]), targets.dtype, state.shape,
-               clipping.max_grad_norm.shape, clipping.mode)  # fmt: skip
+        key = (
+            room,
+            _shapes(inputs),
+            tuple(targets.shape[1:]),
+            targets.dtype,
+            state.shape,
+            clipping.max_grad_norm.shape,
+            clipping.mode,
+        )
         if key not in self._seen:
             self._seen.add(key)
             return None
@@ -169,9 +176,15 @@ class _RecordedPass:
     """One recording, and the buffers that it reads and writes."""
 
     def __init__(
-        self, owner: PassGraphs, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor,
-        clipping: Clipping, unwritten: Tensor,
-    ):  # fmt: skip
+        self,
+        owner: PassGraphs,
+        room: int,
+        inputs: Mapping[str, Tensor],
+        targets: Tensor,
+        state: Tensor,
+        clipping: Clipping,
+        unwritten: Tensor,
+    ):
         device = state.device
         gradients, squares = owner.arena.rows(room)
         self.inputs = {name: _room_for(value, room, device) for name, value in inputs.items()}
@@ -194,9 +207,14 @@ class _RecordedPass:
         self._replay = owner.record(self._compute)
 
     def run(
-        self, inputs: Mapping[str, Tensor], targets: Tensor, rows: np.ndarray, state: Tensor, total: Tensor,
+        self,
+        inputs: Mapping[str, Tensor],
+        targets: Tensor,
+        rows: np.ndarray,
+        state: Tensor,
+        total: Tensor,
         clipping: Clipping,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """As :meth:`PassGraphs.run`."""
         self._fill(inputs, targets, rows)
         with torch.no_grad():
@@ -211,8 +229,11 @@ class _RecordedPass:
         room = len(self.live)
         at = torch.arange(room).clamp_(max=len(rows) - 1)
         client = torch.from_numpy(np.asarray(rows, dtype=np.int32))
-        for buffer, value in [*((self.inputs[name], value) for name, value in inputs.items()),
-                              (self.targets, targets), (self.current.client, client)]:  # fmt: skip
+        for buffer, value in [
+            *((self.inputs[name], value) for name, value in inputs.items()),
+            (self.targets, targets),
+            (self.current.client, client),
+        ]:
             _copy(buffer, value[at] if len(value) < room else value)
         _copy(self.live, (torch.arange(room) < len(rows)).float())
 

@@ -67,9 +67,13 @@ def head_rate(variance: float, width: int, factors: Sequence[float], most_noise:
 
 
 def auto_rates(
-    optimizer: OptimizerConfig, variance: float | None, width: int, length: float, numbers: int,
+    optimizer: OptimizerConfig,
+    variance: float | None,
+    width: int,
+    length: float,
+    numbers: int,
     factors: Sequence[float],
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """``optimizer.lr: auto`` for adapters and for a trained head: in normalised units for private steps, of plain
     gradients where nothing is clipped.
 

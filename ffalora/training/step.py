@@ -35,9 +35,15 @@ class LogicalStep:
     """
 
     def __init__(
-        self, setup: TrainingSetup, cohort: Sequence[Participant], state: Tensor, anchor: Tensor | None, mu: float,
-        moments: Moments, mask: Tensor | None,
-    ):  # fmt: skip
+        self,
+        setup: TrainingSetup,
+        cohort: Sequence[Participant],
+        state: Tensor,
+        anchor: Tensor | None,
+        mu: float,
+        moments: Moments,
+        mask: Tensor | None,
+    ):
         self.setup, self.cohort, self.state, self.anchor, self.mu = setup, cohort, state, anchor, mu
         self.moments, self.mask, self.watched = moments, mask, False
         layout, device = setup.adapters.layout, setup.device

@@ -75,9 +75,12 @@ class Variant(TrainedLayer, nn.Module):
         segments = current.segments_of(like, self.name, self.folded)
         if repeats > 1:
             segments = Segments(
-                segments.offsets * repeats, segments.client, segments.n_clients, segments.longest * repeats,
+                segments.offsets * repeats,
+                segments.client,
+                segments.n_clients,
+                segments.longest * repeats,
                 segments.n_tokens * repeats,
-            )  # fmt: skip
+            )
         return self.from_state(current, "theta", self.theta), segments, self.sink(current, "none", "theta")
 
     def base_weight(self) -> Tensor:

@@ -128,9 +128,13 @@ class Loopback(Processes):
         app = self.folder / "app"
         write_app(app, config, output, secagg_range, timeout, resume)
         done = subprocess.run(
-            [tool("flwr"), "run", str(app), _LINK], env=self.environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [tool("flwr"), "run", str(app), _LINK],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise RuntimeError(f"flwr run failed: {(done.stdout + done.stderr)[-2000:]}")
 
@@ -169,19 +173,43 @@ def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopbac
     with federation:
         federation.start(
             "superlink",
-            [tool("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(link),
-             "--disable-runtime-dependency-installation"],
-        )  # fmt: skip
+            [
+                tool("flower-superlink"),
+                "--insecure",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(link),
+                "--disable-runtime-dependency-installation",
+            ],
+        )
         _wait_for_port(link)
         for client, port in enumerate(ports):
             own = (folder / "clients" / str(client)).resolve()
             own.mkdir(parents=True, exist_ok=True)
             federation.start(
                 f"site-{client}",
-                [sys.executable, "-m", "ffalora", "site", str(own), "--client", str(client), "--policy", str(terms),
-                 "--", "--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1", "--port", str(port)],
+                [
+                    sys.executable,
+                    "-m",
+                    "ffalora",
+                    "site",
+                    str(own),
+                    "--client",
+                    str(client),
+                    "--policy",
+                    str(terms),
+                    "--",
+                    "--insecure",
+                    "--superlink",
+                    f"127.0.0.1:{link}",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(port),
+                ],
                 shared,
-            )  # fmt: skip
+            )
         yield federation
 
 

@@ -112,9 +112,14 @@ class SumModulo(SecAggPlusWorkflow):
 
     def __init__(self, bits: int, least: int, timeout: float):
         super().__init__(
-            1.0, least, max_weight=1.0, clipping_range=1.0, quantization_range=1, modulus_range=2**bits,
+            1.0,
+            least,
+            max_weight=1.0,
+            clipping_range=1.0,
+            quantization_range=1,
+            modulus_range=2**bits,
             timeout=timeout,
-        )  # fmt: skip
+        )
         self.bits = bits
         self.total: NDArray[np.int64] | None = None
 
@@ -150,15 +155,19 @@ class SumModulo(SecAggPlusWorkflow):
         """For each node, what those who stayed hold of its key."""
         group = str(context.state.config_records[MAIN_CONFIGS_RECORD][WorkflowKey.CURRENT_ROUND])
         asked = {
-            Key.STAGE: Stage.UNMASK, Key.ACTIVE_NODE_ID_LIST: sorted(stayed), Key.DEAD_NODE_ID_LIST: sorted(vanished),
-        }  # fmt: skip
+            Key.STAGE: Stage.UNMASK,
+            Key.ACTIVE_NODE_ID_LIST: sorted(stayed),
+            Key.DEAD_NODE_ID_LIST: sorted(vanished),
+        }
         messages = [
             Message(
-                RecordDict({RECORD_KEY_CONFIGS: ConfigRecord(asked)}), dst_node_id=node,
-                message_type=MessageType.TRAIN, group_id=group,
+                RecordDict({RECORD_KEY_CONFIGS: ConfigRecord(asked)}),
+                dst_node_id=node,
+                message_type=MessageType.TRAIN,
+                group_id=group,
             )
             for node in sorted(stayed)
-        ]  # fmt: skip
+        ]
         shares: dict[int, list[bytes]] = {node: [] for node in stayed | vanished}
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             if reply.has_error():

@@ -52,9 +52,13 @@ class Processes:
         extra = extra or {}
         with open(self.logs / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=self.environment | extra, start_new_session=True,
-            )  # fmt: skip
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self.environment | extra,
+                start_new_session=True,
+            )
         self._commands[name] = (command, extra)
         self._rests[name] = (time.monotonic(), self._rests.get(name, (0.0, _SHORTEST))[1])
         self._tell_watchdog(self.processes[name].pid)
@@ -109,8 +113,13 @@ def tool(name: str) -> str:
 
 def environment(**values: str) -> dict[str, str]:
     """What Flower's processes need to find each other and this package; they look for work ten times a second."""
-    return os.environ | {
-        "FLWR_TELEMETRY_ENABLED": "0", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "PATH": os.path.dirname(tool("flwr")) + os.pathsep + os.environ.get("PATH", ""),
-    } | values  # fmt: skip
+    return (
+        os.environ
+        | {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PATH": os.path.dirname(tool("flwr")) + os.pathsep + os.environ.get("PATH", ""),
+        }
+        | values
+    )

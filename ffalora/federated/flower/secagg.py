@@ -60,9 +60,15 @@ class _OneRound:
 
 
 def secure_exchange(
-    grid: Grid, context: Context, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms,
-    timeout: float, limit: float,
-) -> Exchange:  # fmt: skip
+    grid: Grid,
+    context: Context,
+    nodes: list[int],
+    round_number: int,
+    numbers: np.ndarray,
+    terms: Terms,
+    timeout: float,
+    limit: float,
+) -> Exchange:
     """A round in which the server learns the average of what clients send, and no client's own numbers.
 
     Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was. What
@@ -79,9 +85,15 @@ def secure_exchange(
 
 
 def share_exchange(
-    grid: Grid, context: Context, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms,
-    timeout: float, shares: NoiseShares,
-) -> Exchange:  # fmt: skip
+    grid: Grid,
+    context: Context,
+    nodes: list[int],
+    round_number: int,
+    numbers: np.ndarray,
+    terms: Terms,
+    timeout: float,
+    shares: NoiseShares,
+) -> Exchange:
     """A round whose clients bring the noise: the server learns the sum of their shares modulo ``2**shares.bits``.
 
     Without ``shares.least`` clients to the end nobody learns anything, and the state stays; whoever trained has paid.
@@ -95,9 +107,14 @@ def share_exchange(
 
 
 def _exchange(
-    workflow: SecAggPlusWorkflow, grid: Grid, context: Context, nodes: list[int], round_number: int,
-    numbers: np.ndarray, terms: Terms,
-) -> tuple[Exchange, list[Any]]:  # fmt: skip
+    workflow: SecAggPlusWorkflow,
+    grid: Grid,
+    context: Context,
+    nodes: list[int],
+    round_number: int,
+    numbers: np.ndarray,
+    terms: Terms,
+) -> tuple[Exchange, list[Any]]:
     """Runs a workflow; what clients said of themselves, and Flower's results (none where too few clients stayed)."""
     task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "terms": terms.to_text()})
     one = _OneRound(nodes, task)

@@ -33,9 +33,14 @@ class TooFewClients(RuntimeError):
 
 
 def serve(
-    grid: Grid, context: Context, config: Config, folder: Path, timeout: float, secagg_range: float | None = None,
+    grid: Grid,
+    context: Context,
+    config: Config,
+    folder: Path,
+    timeout: float,
+    secagg_range: float | None = None,
     resume: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """All rounds of a federation, with ``resume`` from the last completed one.
 
     Args:
@@ -123,9 +128,15 @@ def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
 
 
 def exchange(
-    grid: Grid, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, timeout: float,
-    kind: str = "float32", known: dict[int, int] | None = None,
-) -> Exchange:  # fmt: skip
+    grid: Grid,
+    nodes: list[int],
+    round_number: int,
+    numbers: np.ndarray,
+    terms: Terms,
+    timeout: float,
+    kind: str = "float32",
+    known: dict[int, int] | None = None,
+) -> Exchange:
     """Sends the round to every node and gathers what comes back in time, in the format ``federation.payload``.
 
     Args:

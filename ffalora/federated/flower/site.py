@@ -28,10 +28,16 @@ from .terms import Terms
 
 #: How a federation's configuration becomes that of one client with data of its own.
 _ALONE = {
-    "clients.count": 1, "clients.partition": "iid", "clients.column": None, "clients.ranks": None,
-    "clients.proportions": None, "clients.quantities": None, "federation.min_available": 1,
-    "data.splits": None, "data.max_samples": None,
-}  # fmt: skip
+    "clients.count": 1,
+    "clients.partition": "iid",
+    "clients.column": None,
+    "clients.ranks": None,
+    "clients.proportions": None,
+    "clients.quantities": None,
+    "federation.min_available": 1,
+    "data.splits": None,
+    "data.max_samples": None,
+}
 
 
 class NobodyWaits(RuntimeError):

@@ -71,9 +71,14 @@ class Trainer:
             return self._site
         self._site, self._made_of = None, made_of  # the old model goes before the new one comes
         return Site(
-            from_mapping(yaml.safe_load(config)), own.client, Path(own.folder), data=own.data,
-            policy=load_policy(own.policy), labels=terms.labels, ledger=own.ledger,
-        )  # fmt: skip
+            from_mapping(yaml.safe_load(config)),
+            own.client,
+            Path(own.folder),
+            data=own.data,
+            policy=load_policy(own.policy),
+            labels=terms.labels,
+            ledger=own.ledger,
+        )
 
 
 def serve_door(terms: SiteTerms) -> None:

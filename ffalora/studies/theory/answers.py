@@ -50,9 +50,18 @@ def _discordance(methods: Mapping[str, list[Rows]], configs: Mapping[str, Config
         ]
         over = multiple([geometric_mean(each) for each in times if each])
         lines.append(
-            (method, text(largest), text(first), text([next(iter(noise.values())) for noise in alone if noise]), over,
-             span([ratio for each in times for ratio in each]), percent(mean), percent(most), f"{zero} of {count}")
-        )  # fmt: skip
+            (
+                method,
+                text(largest),
+                text(first),
+                text([next(iter(noise.values())) for noise in alone if noise]),
+                over,
+                span([ratio for each in times for ratio in each]),
+                percent(mean),
+                percent(most),
+                f"{zero} of {count}",
+            )
+        )
         said.append(
             f"{method} averages exactly, in all {count} rounds"
             if zero == count
@@ -60,9 +69,16 @@ def _discordance(methods: Mapping[str, list[Rows]], configs: Mapping[str, Config
             "one by one" + (f"; its ‖D‖ is {over} times what noise alone would make" if any(times) else "")
         )
     head = (
-        "method", "‖D‖, largest", "‖D‖, first round", "by noise alone, first round", "‖D‖ / by noise alone",
-        "in single rounds", "‖D‖ / move, mean", "‖D‖ / move, largest", "rounds with exactly 0",
-    )  # fmt: skip
+        "method",
+        "‖D‖, largest",
+        "‖D‖, first round",
+        "by noise alone, first round",
+        "‖D‖ / by noise alone",
+        "in single rounds",
+        "‖D‖ / move, mean",
+        "‖D‖ / move, largest",
+        "rounds with exactly 0",
+    )
     caption = (
         "Discordance of the average, D. By noise alone: the root of E‖D‖² in closed form, for clients of equal weight "
         "that differ by the round's noise and nothing else; ‖D‖ over it is a geometric mean over rounds and seeds with "
@@ -120,9 +136,15 @@ def _smoothness(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         return None, "Smoothness: measured at fewer than two points."
     said += _pairs("growth", methods, growths)
     head = (
-        "method", "at the start", "at the end", "constant", "L of the weights", "factors' part", "bound",
+        "method",
+        "at the start",
+        "at the end",
+        "constant",
+        "L of the weights",
+        "factors' part",
+        "bound",
         "measured / bound, largest",
-    )  # fmt: skip
+    )
     caption = (
         "Local smoothness over the trained factors; from the fourth column on what training multiplied it by. "
         "Geometric means with their intervals over seeds."
@@ -170,17 +192,31 @@ def _convergence(methods: Mapping[str, list[Rows]]) -> tuple[Table | None, str]:
         over = sum(high > start for high, start in zip(highest, first, strict=True))
         fit = text([each.r2 for each in best])
         lines.append(
-            (method, *map(multiple, (first, highest, last)), laws, text(rates), f"{shown} of {len(seeds)}", fit,
-             text([each.autocorrelation for each in best]))
-        )  # fmt: skip
+            (
+                method,
+                *map(multiple, (first, highest, last)),
+                laws,
+                text(rates),
+                f"{shown} of {len(seeds)}",
+                fit,
+                text([each.autocorrelation for each in best]),
+            )
+        )
         said.append(
             f"{method}'s loss determines the rate of a law in {shown} of {len(seeds)} runs (R² {fit})"
             + (f", but in {over} it first rises above its start, and the law is that of the way back" if over else "")
         )
     head = (
-        "method", "loss at the start", "highest", "at the end", "better law (runs)", "power law's rate",
-        "rates determined", "R²", "neighbouring residuals",
-    )  # fmt: skip
+        "method",
+        "loss at the start",
+        "highest",
+        "at the end",
+        "better law (runs)",
+        "power law's rate",
+        "rates determined",
+        "R²",
+        "neighbouring residuals",
+    )
     caption = (
         "Laws fitted to the loss after each round; a rate is determined where its interval excludes 0. Means of losses "
         "are geometric."

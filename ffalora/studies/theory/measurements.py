@@ -90,9 +90,12 @@ class Measurements:
         experiment, config = self.experiment, self.experiment.config
         experiment.strategy.load(self.server)
         row: dict[str, Any] = {
-            "round": self.server.round, "trained": experiment.strategy.trained, "loss": self._loss(),
-            "discordance": None, "epsilon": None,
-        }  # fmt: skip
+            "round": self.server.round,
+            "trained": experiment.strategy.trained,
+            "loss": self._loss(),
+            "discordance": None,
+            "epsilon": None,
+        }
         if is_measured:
             terms = experiment.engine.model, experiment.adapters, experiment.task.losses
             squares = sample_squares(*terms, self._batches)
@@ -139,10 +142,13 @@ class Measurements:
         one = self._expected(max(stds[0]) ** 2)
         expected = self._expected(variance)
         return {
-            "expected": asdict(expected), "sampled": asdict(sampled), "share": expected.quadratic_share,
-            "one_step": asdict(one), "one_step_share": one.quadratic_share,
+            "expected": asdict(expected),
+            "sampled": asdict(sampled),
+            "share": expected.quadratic_share,
+            "one_step": asdict(one),
+            "one_step_share": one.quadratic_share,
             "ratio": sampled.total / expected.total,
-        }  # fmt: skip
+        }
 
     def _stds(self, client: int, steps: int) -> list[float]:
         """Standard deviation that each step so far left in each of a client's numbers."""

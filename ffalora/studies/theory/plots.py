@@ -27,26 +27,34 @@ def relative(row: dict[str, Any]) -> float:
 #: By name: title, unit, whether it is positive, and what each line shows of a row (None: nothing).
 _PLOTS: dict[str, tuple[str, str, bool, dict[str, Callable[[dict[str, Any]], float | None]]]] = {
     "theory-discordance": (
-        "Averaging factors: what is missed of a round's move", "missed / moved", False,
+        "Averaging factors: what is missed of a round's move",
+        "missed / moved",
+        False,
         {"": lambda row: relative(row) if row["discordance"] else None},
     ),
     "theory-noise": (
-        "Quadratic share of the noise in ΔW, all steps so far", "share", False,
+        "Quadratic share of the noise in ΔW, all steps so far",
+        "share",
+        False,
         {"": lambda row: row["noise"]["share"] if row.get("noise") else None},
     ),
     "theory-smoothness": (
-        "Largest |eigenvalue| of the Hessian over the trained factors, and its bound", "|eigenvalue|", True,
+        "Largest |eigenvalue| of the Hessian over the trained factors, and its bound",
+        "|eigenvalue|",
+        True,
         {
             "": lambda row: row["smoothness"]["factors"] if row.get("smoothness") else None,
             ", bound": lambda row: row["smoothness"]["bound"] if row.get("smoothness") else None,
         },
     ),
     "theory-gradients": (
-        "Spread of per-sample gradient norms", "standard deviation / mean", True,
+        "Spread of per-sample gradient norms",
+        "standard deviation / mean",
+        True,
         {"": lambda row: row["gradients"]["all"]["variation"] if row.get("gradients") else None},
     ),
     "theory-loss": ("Training loss of the probe samples", "loss", True, {"": lambda row: row["loss"]}),
-}  # fmt: skip
+}
 
 
 def theory_plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
