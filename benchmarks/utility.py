@@ -9,8 +9,8 @@ when they stood. ``probe``, ``means`` and ``texts`` read what the run's head rea
 one does with an adapter library and a library for DP-SGD: LoRA with its defaults and DP-AdamW, one clipping norm of 1
 for all, a head on the last layer that starts at the class texts too, and a rate chosen on movie reviews' validation
 split (``ADAMW_RATE``); this package's engine computes it. ``plain ffa`` and ``plain lora`` are the demo's recipe
-without clipping and noise, their rates chosen likewise (``PLAIN_RATE``). Sets whose name ends in a number give every
-client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv; ``right`` has one bit a test
+without clipping and noise (``PLAIN_RATE`` is not tuned yet: no row of theirs is in the file). Sets whose name ends in
+a number give every client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv; ``right`` has one bit a test
 sample, hexadecimal, so that the intervals of ``utility_table.py`` follow from the file. What is there is not run again.
 """
 
@@ -68,7 +68,7 @@ ADAMW = {
 }
 
 
-#: Of ``plain ffa`` and ``plain lora``: the best of those in docs/utility.md on the same split, same seed.
+#: Of ``plain ffa`` and ``plain lora``: not tuned.
 PLAIN_RATE = {"ffa": 0.3, "lora": 0.3}
 
 
