@@ -10,8 +10,9 @@ one does with an adapter library and a library for DP-SGD: LoRA with its default
 for all, a head on the last layer that starts at the class texts too, and a rate chosen on movie reviews' validation
 split (``ADAMW_RATE``); this package's engine computes it. ``plain ffa`` and ``plain lora`` are the demo's recipe
 without clipping and noise (``PLAIN_RATE`` is not tuned yet: no row of theirs is in the file). Sets whose name ends in
-a number give every client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv; ``right`` has one bit a test
-sample, hexadecimal, so that the intervals of ``utility_table.py`` follow from the file. What is there is not run again.
+a number give every client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv;
+``right`` has one bit a test sample, hexadecimal, so that the intervals of ``utility_table.py`` follow from the file.
+What is there is not run again.
 """
 
 from __future__ import annotations

@@ -39,6 +39,16 @@ class LocalGrid:
     def send_and_receive(self, messages, *, timeout=None):
         return [reply for message in messages if (reply := self.reply(message)) is not None]
 
+    def push_messages(self, messages):
+        self.arrived = {f"message {i}": self.reply(message) for i, message in enumerate(messages)}
+        return list(self.arrived)
+
+    def pull_messages(self, names):
+        for name in [name for name in names if self.arrived.get(name) is not None]:
+            reply = self.arrived.pop(name)
+            reply.metadata._reply_to_message_id = name
+            yield reply
+
     def reply(self, message):
         node, stage = message.metadata.dst_node_id, message.content.config_records[RECORD_KEY_CONFIGS][Key.STAGE]
         content, to = deepcopy(message.content), {"dst_node_id": node, "message_type": message.metadata.message_type}
@@ -64,7 +74,7 @@ class LocalGrid:
 
 def exchange(grid, nodes=(1, 2, 3, 4)):
     context = Context(1, 0, {}, RecordDict(), {})
-    return share_exchange(grid, context, list(nodes), 0, np.zeros(3, np.float32), TERMS, 5.0, SHARES)
+    return share_exchange(grid, context, list(nodes), 0, np.zeros(3, np.float32), TERMS, 0.2, SHARES)
 
 
 @pytest.mark.parametrize(
