@@ -6,6 +6,7 @@ two events behind a queued wait (so that the host's own work is hidden), on a CP
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import random
@@ -148,10 +149,14 @@ def survived(timing: Timing) -> Iterator[None]:
 
 
 def release() -> None:
-    """Gives cached memory back, so that one candidate's end is not the next one's beginning."""
+    """Gives cached memory back, so that one candidate's end is not the next one's beginning: on a GPU torch's, on a
+    processor what glibc keeps (see ``ffalora.training.freed_memory``).
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def synchronize(device: torch.device) -> None:
