@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import random
 import statistics
 import threading
@@ -155,7 +156,7 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+    if os.name == "posix" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
 

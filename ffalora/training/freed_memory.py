@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     merged, 5% of its time. The most memory that a process has at once stays as it is. Other C libraries, and processes
     whose user has set one of ``CHOSEN_BY``, are left alone.
     """
-    if any(name in os.environ for name in CHOSEN_BY):
+    if os.name != "posix" or any(name in os.environ for name in CHOSEN_BY):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
