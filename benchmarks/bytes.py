@@ -47,7 +47,7 @@ COMPUTE_BOUND = {"linear_cross_entropy"}
 #: Public functions that are no operations of their own: a product of the vendor's and, in the forward pass, a kernel.
 ENTRIES = ("adapted_product", "adapted_input_gradient")
 #: Public functions that are torch's own product and no kernel of ours: what ``to_base_gemm`` divides by.
-VENDOR = {"base_product", "base_input_gradient", "rank_product"}
+VENDOR = {"base_product", "base_input_gradient"}
 #: Unique bytes over what the derivation allows (floor, partials) that a count may reach: sector rounding, atomics.
 ALLOWED = 1.05
 Row = dict[str, Any]

@@ -39,8 +39,6 @@ def calls(op: str, n: int, r: int, dtype: torch.dtype) -> dict[str, Call]:
     s, t, width = LAYERS[n]
     layer = Layer(s, t, width, width, r, dtype.itemsize)
     inputs = op_peers.backward_case("tune", layer, dtype, torch.device("cpu"), 3, compiled=False).inputs
-    for each in inputs:
-        each.a = each.b[0].T.contiguous()
 
     def call(form):
         def run(number: int) -> None:
@@ -48,8 +46,6 @@ def calls(op: str, n: int, r: int, dtype: torch.dtype) -> dict[str, Call]:
             at = (i.segments.offsets, i.segments.client)
             if op == "expand_":
                 form(i.y, i.h, i.b, *at, op_peers.SCALE, t)
-            elif op == "rank_product":
-                form(i.dy, i.a)
             elif op == "backward":
                 form(i.dy, i.h, i.b, *at, op_peers.SCALE, t, i.arena, 0, i.squares, 0, False, True)
             else:
@@ -61,7 +57,6 @@ def calls(op: str, n: int, r: int, dtype: torch.dtype) -> dict[str, Call]:
         "expand_": (cpu.expand, cpu_products.torch_expand),
         "backward": (cpu.backward, cpu_products.torch_backward),
         "outer": (cpu.outer, cpu_products.torch_outer),
-        "rank_product": (cpu.rank_product, cpu_products.torch_rank_product),
     }
     return {name: call(form) for name, form in zip(("cpp", "torch"), forms[op], strict=True)}
 

@@ -1,5 +1,4 @@
-// backward: dh = scale · dy b_c, and per segment g = scale · dyᵀ h into arena columns. rank_product: x aᵀ, which is
-// dh's product.
+// backward: dh = scale · dy b_c, and per segment g = scale · dyᵀ h into arena columns.
 //
 // Chunk by chunk of a segment's tokens: dh reads the chunk from memory, g finds it in the cache.
 #include "contract.h"
@@ -7,8 +6,6 @@
 
 namespace ffalora {
 namespace {
-
-constexpr ptrdiff_t kRunTokens = 64;
 
 // dh of runs of tokens.
 template <class T, class Word>
@@ -69,17 +66,6 @@ class InputGradients {
 };
 
 template <class InputGradients>
-void without_segments(const InputGradients& input_gradients, const std::vector<Run>& runs, ptrdiff_t columns,
-                      int threads) {
-  parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
-    float* sums = input_gradients.sums(runs[i].last - runs[i].first);
-    for (ptrdiff_t n = 0; n < columns; n += kBlockColumns)
-      input_gradients({runs[i].first, runs[i].last, n, columns - n < kBlockColumns ? columns : n + kBlockColumns},
-                      runs[i].client, sums);
-  });
-}
-
-template <class InputGradients>
 void backward_with(const InputGradients& input_gradients, SegmentGradients& gradients, const Segments& segments,
                    ptrdiff_t columns, int threads) {
   const ptrdiff_t groups = gradients.groups();
@@ -92,7 +78,13 @@ void backward_with(const InputGradients& input_gradients, SegmentGradients& grad
       });
     });
   } else {
-    without_segments(input_gradients, token_runs(segments, kRunTokens), columns, threads);
+    const std::vector<Run> runs = token_runs(segments, 64);
+    parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
+      float* sums = input_gradients.sums(runs[i].last - runs[i].first);
+      for (ptrdiff_t n = 0; n < columns; n += kBlockColumns)
+        input_gradients({runs[i].first, runs[i].last, n, columns - n < kBlockColumns ? columns : n + kBlockColumns},
+                        runs[i].client, sums);
+    });
     parallel_for(segments.count * groups, threads, [&](ptrdiff_t item) {
       gradients.segment(item / groups, item % groups, item % groups + 1, [](const Part&) {});
     });
@@ -105,47 +97,20 @@ void zero(const Activations& t, ptrdiff_t rows) {
     t.half ? std::memset(t.row<bf16>(m), 0, t.columns * 2) : std::memset(t.row<float>(m), 0, t.columns * 4);
 }
 
-// Calls with(input gradients) for the number formats of dy and this processor.
-template <class With>
-void with_input_gradients(const Activations& dy, const AdapterB& b, const Activations& dh, float scale, int threads,
-                          const With& with) {
-#ifdef FFALORA_BF16_DOT
-  if (dy.half && bf16_dot()) return with(InputGradients<bf16, DotWord>(dy, b, dh, scale, threads));
-#endif
-  if (dy.half) return with(InputGradients<bf16, FloatWord>(dy, b, dh, scale, threads));
-  with(InputGradients<float, FloatWord>(dy, b, dh, scale, threads));
-}
-
-// aᵀ as the one client's b, in memory that lives until this thread's next call.
-template <class T>
-AdapterB transposed(const Activations& a, ptrdiff_t rank) {
-  static thread_local Scratch<T> scratch;
-  T* to = scratch.get(a.columns * rank);
-  for (ptrdiff_t r = 0; r < rank; ++r) {
-    const T* row = a.row<const T>(r);
-    for (ptrdiff_t k = 0; k < a.columns; ++k) to[k * rank + r] = row[k];
-  }
-  return {to, 1, a.columns * rank, a.half};
-}
-
 }  // namespace
 
 void backward(const Activations& dy, const Activations& h, const AdapterB& b, const Activations& dh,
               const Segments& segments, float scale, const ArenaColumns& arena, int threads) {
   SegmentGradients gradients(dy, h, true, scale, segments, arena);
   if (dy.columns == 0) zero(dh, segments.offsets[segments.count]);
-  with_input_gradients(dy, b, dh, scale, threads, [&](const auto& input_gradients) {
+  const auto with = [&](const auto& input_gradients) {
     backward_with(input_gradients, gradients, segments, dy.columns, threads);
-  });
-}
-
-void rank_product(const Activations& x, const Activations& a, const Activations& h, ptrdiff_t tokens, int threads) {
-  if (x.columns == 0) zero(h, tokens);
-  const int32_t offsets[] = {0, static_cast<int32_t>(tokens)}, client = 0;
-  const AdapterB b = a.half ? transposed<bf16>(a, h.columns) : transposed<float>(a, h.columns);
-  with_input_gradients(x, b, h, 1.0f, threads, [&](const auto& input_gradients) {
-    without_segments(input_gradients, token_runs({offsets, &client, 1}, kRunTokens), x.columns, threads);
-  });
+  };
+#ifdef FFALORA_BF16_DOT
+  if (dy.half && bf16_dot()) return with(InputGradients<bf16, DotWord>(dy, b, dh, scale, threads));
+#endif
+  if (dy.half) return with(InputGradients<bf16, FloatWord>(dy, b, dh, scale, threads));
+  with(InputGradients<float, FloatWord>(dy, b, dh, scale, threads));
 }
 
 }  // namespace ffalora

@@ -49,9 +49,6 @@ void expand(const Activations& y, const Activations& h, const AdapterB& b, const
 void backward(const Activations& dy, const Activations& h, const AdapterB& b, const Activations& dh,
               const Segments& segments, float scale, const ArenaColumns& arena, int threads);
 
-// h = x aᵀ; a [rank, columns of x] in the number format of x.
-void rank_product(const Activations& x, const Activations& a, const Activations& h, ptrdiff_t tokens, int threads);
-
 // q.data null: sums of the columns of p.
 void outer(const Activations& p, const Activations& q, const Segments& segments, float scale, const ArenaColumns& arena,
            int threads);

@@ -78,7 +78,6 @@ void bind_activations(py::module_& m) {
       }));
   m.def("expand", &expand, py::call_guard<py::gil_scoped_release>());
   m.def("backward", &backward, py::call_guard<py::gil_scoped_release>());
-  m.def("rank_product", &rank_product, py::call_guard<py::gil_scoped_release>());
   m.def("outer", &outer, py::call_guard<py::gil_scoped_release>());
 }
 

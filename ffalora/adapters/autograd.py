@@ -21,7 +21,6 @@ from ffalora_kernels import (
     base_product,
     expand_,
     outer,
-    rank_product,
 )
 
 from .training_pass import one_segment
@@ -96,7 +95,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(ctx, x, x_adapter, w, bias, a, b, scale, segments, sink, merged):
         source = x if x_adapter is None else x_adapter
         narrow_a = a.to(x.dtype)
-        h = rank_product(source, narrow_a)
+        h = source @ narrow_a.T
         if w is None:
             y = x.new_zeros(x.shape[0], b.shape[1])
             expand_(y, h, b, segments, scale)

@@ -7,7 +7,7 @@ C++ kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md
 from .dispatch import BackendUnavailable, explain, use_backend
 from .head_loss import linear_cross_entropy
 from .ops import backward, clip_reduce_, expand_, outer, privatize_step_
-from .products import adapted_input_gradient, adapted_product, base_input_gradient, base_product, rank_product
+from .products import adapted_input_gradient, adapted_product, base_input_gradient, base_product
 from .segments import Segments
 
 __all__ = [
@@ -24,6 +24,5 @@ __all__ = [
     "linear_cross_entropy",
     "outer",
     "privatize_step_",
-    "rank_product",
     "use_backend",
 ]

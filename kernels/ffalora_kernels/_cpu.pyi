@@ -52,7 +52,6 @@ def backward(
     dy: Activations, h: Activations, b: AdapterB, dh: Activations, segments: Segments, scale: float,
     arena: ArenaColumns, threads: int,
 ) -> None: ...  # fmt: skip
-def rank_product(x: Activations, a: Activations, h: Activations, tokens: int, threads: int) -> None: ...
 def outer(
     p: Activations, q: Activations, segments: Segments, scale: float, arena: ArenaColumns, threads: int
 ) -> None: ...

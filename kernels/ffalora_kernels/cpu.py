@@ -73,15 +73,6 @@ def backward(
     return dh
 
 
-def rank_product(x: Tensor, a: Tensor) -> Tensor:
-    """``rank_product`` in C++: the product of ``dh``, whose rows have the same bits whatever other rows there are."""
-    if x.dtype not in COMPILED or x.stride()[1] != 1 or a.stride()[1] != 1:
-        return reference.rank_product_ref(x, a)
-    h = x.new_empty(x.shape[0], a.shape[0])
-    _cpu.rank_product(_activations(x), _activations(a), _activations(h), x.shape[0], torch.get_num_threads())
-    return h
-
-
 def outer(
     p: Tensor, q: Tensor | None, offsets: Tensor, scale: float, longest: int,
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool,
@@ -149,7 +140,6 @@ IMPLEMENTATIONS = {
     "expand_": expand,
     "backward": backward,
     "outer": outer,
-    "rank_product": rank_product,
     "clip_reduce_": clip_reduce,
     "privatize_step_": privatize_step,
     "linear_cross_entropy": cpu_head_loss.linear_cross_entropy,

@@ -19,7 +19,7 @@ from . import _cpu
 TABLE = Path(__file__).with_name("cpu_choices.csv")
 #: A class of shapes holds ranks and out-features up to these; the last ones hold all above them too.
 RANKS, WIDTHS = (8, 16, 32), (512, 2048, 4096)
-OPERATIONS = ("expand_", "backward", "outer", "rank_product")
+OPERATIONS = ("expand_", "backward", "outer")
 #: The kernel answers where it is at least this many times as fast as torch's form.
 EVEN = 0.97
 _LEVELS = ("avx2", "avx512", "avx512_bf16")

@@ -56,17 +56,6 @@ def torch_backward(
     return dh
 
 
-def rank_product(x: Tensor, a: Tensor) -> Tensor:
-    """``rank_product``, by the faster form."""
-    by_torch = x.dtype in cpu.COMPILED and torch_answers("rank_product", x.dtype, x.shape[1], a.shape[0])
-    return torch_rank_product(x, a) if by_torch else cpu.rank_product(x, a)
-
-
-def torch_rank_product(x: Tensor, a: Tensor) -> Tensor:
-    """``rank_product``, as torch has it."""
-    return x @ a.T
-
-
 def outer(
     p: Tensor, q: Tensor | None, offsets: Tensor, scale: float, longest: int,
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool,
@@ -117,6 +106,4 @@ def _runs(t: Tensor, b: Tensor, offsets: Tensor, client: Tensor) -> Iterator[tup
             first = i + 1
 
 
-IMPLEMENTATIONS = cpu.IMPLEMENTATIONS | {
-    "expand_": expand, "backward": backward, "outer": outer, "rank_product": rank_product,
-}  # fmt: skip
+IMPLEMENTATIONS = cpu.IMPLEMENTATIONS | {"expand_": expand, "backward": backward, "outer": outer}

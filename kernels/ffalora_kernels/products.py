@@ -1,4 +1,4 @@
-"""Base products with the adapter's share, the vendor's GEMM and a pass over its result; and the product of rank R.
+"""The two base products with the adapter's share: the vendor's GEMM and a pass over its result.
 
 The base product itself is torch's, but for float32 on AMD processors: there torch takes MKL, which ran at half of
 oneDNN's rate (96 against 200 GFLOP/s on one core with AVX-512), so oneDNN computes it, on the weight as it lies.
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ops import expand_
-from .registration import define
 from .segments import Segments
 
 
@@ -33,21 +32,6 @@ def adapted_product(
 def adapted_input_gradient(dy: Tensor, w: Tensor, dh: Tensor, a: Tensor) -> Tensor:
     """``dy w + dh a`` ``[M,K]``; dy ``[M,N]``, w ``[N,K]``, dh ``[M,R]``, a ``[R,K]``."""
     return base_input_gradient(dy, w).addmm_(dh, a)
-
-
-def rank_product(x: Tensor, a: Tensor) -> Tensor:
-    """``h = x aᵀ`` ``[M,R]``, without a gradient of its own; x ``[M,K]``, a ``[R,K]`` of x's dtype.
-
-    The vendor's GEMM, but for float32 and bfloat16 on processors, whose libraries multiply by so narrow a matrix at
-    half of their rate: there the kernel that makes ``dh`` answers, where it was faster.
-    """
-    narrow = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and a.dtype == x.dtype
-    return _rank_product(x, a) if narrow else x @ a.T
-
-
-_rank_product = define(
-    "rank_product", "(Tensor x, Tensor a) -> Tensor", lambda x, a: x.new_empty(x.shape[0], a.shape[0])
-)
 
 
 def base_product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:

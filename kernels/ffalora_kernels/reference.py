@@ -50,11 +50,6 @@ def backward_ref(
     return dh
 
 
-def rank_product_ref(x: Tensor, a: Tensor) -> Tensor:
-    """``x aᵀ``."""
-    return (_wide(x) @ _wide(a).T).to(x.dtype)
-
-
 def outer_ref(
     p: Tensor, q: Tensor | None, offsets: Tensor, scale: float, longest: int,
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool,
@@ -196,7 +191,6 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "expand_": expand_ref,
     "backward": backward_ref,
     "outer": outer_ref,
-    "rank_product": rank_product_ref,
     "clip_reduce_": clip_reduce_ref,
     "privatize_step_": privatize_step_ref,
     "linear_cross_entropy": linear_cross_entropy_ref,

@@ -16,7 +16,7 @@ import torch
 
 from ffalora.adapters import autograd
 from ffalora.adapters.dropout import DropoutMasks
-from ffalora.audits import bounds, own
+from ffalora.audits import bounds, sample_canaries
 from ffalora.data.examples import TokenizedDataset
 from ffalora.federated import whole_users
 from ffalora.federated.flower.policy import SitePolicy
@@ -198,8 +198,10 @@ def probe_leaves_nothing_out(patch) -> None:
 
 
 def audit_guesses_by_a_coin(patch) -> None:
-    real, rng = own.guess, np.random.default_rng(0)
-    patch.setattr(own, "guess", lambda kind, sees, scores, *rest: real(kind, sees, rng.random(len(scores)), *rest))
+    real, rng = sample_canaries.guess, np.random.default_rng(0)
+    patch.setattr(
+        sample_canaries, "guess", lambda kind, sees, scores, *rest: real(kind, sees, rng.random(len(scores)), *rest)
+    )
 
 
 def audit_ignores_delta(patch) -> None:

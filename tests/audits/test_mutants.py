@@ -8,7 +8,7 @@ import pytest
 from mutants import MUTANTS
 from tiny import ledger, participants, tiny_engine
 
-from ffalora.audits import own
+from ffalora.audits import sample_canaries
 from ffalora.audits.bounds import one_run_bound
 from ffalora.privacy.noise import SecureNoise, SeededNoise
 from ffalora.privacy.statement import PrivacyStatement
@@ -42,7 +42,7 @@ def _near_the_bound():
 
 def _guesses_right():
     scores = np.arange(200.0)
-    return own.guess("", "", scores, scores >= 100, 1e-5, 0.05).epsilon_lower > 1
+    return sample_canaries.guess("", "", scores, scores >= 100, 1e-5, 0.05).epsilon_lower > 1
 
 
 def _says_the_largest():

@@ -53,7 +53,7 @@ def _under_torchrun(size, arguments, monkeypatch):
 
 
 def test_processes_of_torchrun_share_one_run_one_folder_and_one_output(config, monkeypatch):
-    (status, out, err), *others = _under_torchrun(2, ["train", str(config)], monkeypatch)
+    (status, out, err), *others = _under_torchrun(2, ["train", str(config), "--progress"], monkeypatch)
     assert status == 0 and "report runs/run/report.html" in out and err.count("3/3") >= 1
     assert [(code, text) for code, text, _ in others] == [(0, "")] and "round" not in others[0][2]
     assert [path.name for path in Path("runs").iterdir()] == ["run"]

@@ -106,7 +106,7 @@ def test_missing_extension_leaves_the_import_whole_and_gives_its_reason():
 
 
 #: Operations that autograd calls as they are, without one for torch's dispatcher.
-WITHOUT_SCHEMA = ("linear_cross_entropy", "packed_attention", "packed_attention_gradient", "rank_product")
+WITHOUT_SCHEMA = ("linear_cross_entropy", "packed_attention", "packed_attention_gradient")
 
 
 def test_all_operations_are_compiled():
