@@ -48,8 +48,7 @@ class ClientCanaries:
             noise, draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
         population, shares = len(self.clients) + int(self.included.sum()), level.shares
         if shares is not None:
-            cohort = max(1, round(ledger.sample_rate * population))
-            shares = dataclasses.replace(shares, clients=cohort, dropouts=0, colluders=0)
+            shares = dataclasses.replace(shares, clients=config.federation.cohort(population), dropouts=0, colluders=0)
         ledger = population_ledger(
             population,
             ledger.sample_rate,

@@ -78,7 +78,7 @@ def command(
 
         experiment = build(first)
         many = clients or len(experiment.participants)
-        some = drawn or max(1, round(first.federation.participation * many))
+        some = drawn or first.federation.cohort(many)
         network = Network(1e6 * up, 1e6 * down, 1e9 * link, 1e9 * link, latency)
         pace = measure_pace(experiment)
         scale = at_scale(experiment, pace, many, some, gpus or 1, network)

@@ -65,8 +65,8 @@ class Config(Section):
     @property
     def least_shares(self) -> int:
         """How many clients must stay to the end of a round where they bring the noise; 0 if their number is unknown."""
-        count = self.clients.count or 0
-        return max(0, round(self.federation.participation * count) - self.privacy.dropouts)
+        count = self.clients.count
+        return max(0, self.federation.cohort(count) - self.privacy.dropouts) if count else 0
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -175,6 +175,10 @@ class FederationConfig(Section):
         "auto", description="train all clients of a round in one forward and backward pass"
     )
 
+    def cohort(self, clients: int) -> int:
+        """How many of ``clients`` are drawn for a round (under client-level privacy: on average)."""
+        return max(1, round(self.participation * clients))
+
 
 class OptimizerConfig(Section):
     """The local optimiser."""

@@ -28,11 +28,6 @@ def find_strategy(name: str) -> type[Strategy]:
     return STRATEGIES[name]
 
 
-def cohort_size(config: Config, clients: int) -> int:
-    """How many clients of a federation are drawn for a round (under client-level privacy: on average)."""
-    return max(1, round(config.federation.participation * clients))
-
-
 def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
     """Refuses what the method cannot do, before anything is trained.
 
@@ -52,7 +47,7 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
                 f"federation.robust_mean={federation.robust_mean!r} does not go with privacy.unit='client', whose ε is "
                 "that of a clipped and noised sum (which bounds every client already); leave it out"
             )
-        cohort, least = cohort_size(config, clients), fewest_clients(federation.robust_mean, federation.hostile_clients)
+        cohort, least = federation.cohort(clients), fewest_clients(federation.robust_mean, federation.hostile_clients)
         if cohort < least:
             raise ConfigError(
                 f"federation.robust_mean={federation.robust_mean} with federation.hostile_clients="

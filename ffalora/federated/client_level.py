@@ -72,7 +72,7 @@ def _noise_shares(config: Config, ledger: PrivacyLedger, width: int) -> NoiseSha
     privacy = config.privacy
     if privacy.noise_at == "server":
         return None
-    cohort = max(1, round(ledger.sample_rate * ledger.dataset_size))
+    cohort = config.federation.cohort(ledger.dataset_size)
     try:
         return NoiseShares(
             ledger.noise_multiplier,

@@ -15,7 +15,6 @@ from ..training.optim import Moments, lr_factor
 from ..training.participant import Participant
 from ..training.report import TrainingReport
 from ..training.workers import ALONE
-from .checks import cohort_size
 from .experiment import Experiment
 from .shared_rounds import dealt_clients, put_together
 from .strategies import ServerState
@@ -62,7 +61,7 @@ def _draw(experiment: Experiment, round_number: int) -> tuple[list[int], list[in
         if experiment.charged is not None:
             experiment.charged(experiment.ledgers)
     else:
-        count = cohort_size(config, len(everyone))
+        count = config.federation.cohort(len(everyone))
         chosen = np.arange(len(everyone))
         if count < len(everyone):
             chosen = np.sort(_generator(config, round_number, _DRAW).choice(chosen, count, replace=False))

@@ -24,7 +24,7 @@ from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .accounts import open_run_accounts
-from .averaging import average_in
+from .averaging import aggregate
 from .checkpoint import load_checkpoint, save_checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
@@ -219,9 +219,7 @@ def close_round(
     if kept or experiment.client_level is not None:
         weights = client_weights([cohort.clients[i] for i in kept], config)
         answers = Answers([ids[i] for i in kept], rows[kept], weights, experiment.mean)
-        gap = experiment.strategy.aggregate(server, answers)
-        if config.federation.average_from is not None:
-            average_in(server, config.federation)
+        gap = aggregate(experiment.strategy, server, answers)
     server.round += 1
     metrics = {}
     if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:

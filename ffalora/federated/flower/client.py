@@ -6,7 +6,9 @@ start of Python and no more. A node's configuration holds ``site``, the folder o
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -23,7 +25,7 @@ def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> M
         from ...config import from_mapping
         from .masked_sum import masked_by_client
 
-        config = from_mapping(yaml.safe_load(str(context.run_config["ffalora"])))
+        config = from_mapping(_values(str(context.run_config["ffalora"])))
         return masked_by_client(message, context, call_next, config.privacy.sum_bits, config.least_shares)
     if context.run_config["secagg"]:
         from flwr.client.mod import secaggplus_mod
@@ -62,8 +64,14 @@ def _train_masked(message: Message, context: Context) -> Message:
 
 def _brings_noise(context: Context) -> bool:
     """Whether clients bring the noise of the run, in shares that are whole numbers."""
-    values = yaml.safe_load(str(context.run_config["ffalora"]))
+    values = _values(str(context.run_config["ffalora"]))
     return (values.get("privacy") or {}).get("noise_at") == "clients"
+
+
+@cache
+def _values(text: str) -> dict[str, Any]:
+    """A run's configuration as it is written: a process answers one message, and asks several times."""
+    return yaml.safe_load(text)
 
 
 def _ask(context: Context, task: dict, arrays: list[np.ndarray]) -> tuple:

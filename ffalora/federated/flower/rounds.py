@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
-from ..averaging import average_in
+from ..averaging import aggregate
 from ..experiment import Experiment
 from ..payload import received_row
 from ..simulate import evaluate_views
@@ -72,11 +72,11 @@ def remote_round(
     gap, bounded = 0.0, list[int]()
     if experiment.client_level is not None:
         if got.shares is not None:
-            gap = strategy.aggregate(server, sum_of_shares(experiment, server, got.shares))
+            gap = aggregate(strategy, server, sum_of_shares(experiment, server, got.shares))
     elif got.sum_only is not None:
         mean = wire.received(server, torch.from_numpy(got.sum_only))
         of_nobody_by_name = Answers([0], mean[None], torch.ones(1, dtype=torch.float64))
-        gap = strategy.aggregate(server, of_nobody_by_name)
+        gap = aggregate(strategy, server, of_nobody_by_name)
     elif got.answers:
         wanted = wire.upload(server, torch.zeros(wire.trained_layout(server).width)).numel()
         by_size = config.federation.weighting == "size"
@@ -88,10 +88,8 @@ def remote_round(
             rows, over = bound_rows(strategy.start(server, clients), rows)
             bounded = [clients[i] for i in over]
             sent = Answers(clients, rows, answer_weights(kept, config), experiment.mean)
-            gap = strategy.aggregate(server, sent)
+            gap = aggregate(strategy, server, sent)
     got.failed += [f"client {client}: {reason}" for client, reason in rejected.items()]
-    if config.federation.average_from is not None:
-        average_in(server, config.federation)
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
     server.round += 1

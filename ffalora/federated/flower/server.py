@@ -119,7 +119,7 @@ def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]
 
 def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
     """The nodes of a round: all, or the configured share, drawn from the seed and the round."""
-    count = max(1, round(config.federation.participation * len(nodes)))
+    count = config.federation.cohort(len(nodes))
     if count == len(nodes):
         return nodes
     words = np.random.SeedSequence([config.seed, round_number], spawn_key=(_DRAW,))
