@@ -62,7 +62,7 @@ processor cores. They are small: a verdict here speaks of this model and these d
 asks the same of the models and data of the paper.
 
 Every study can be run by two protocols: *user*, the package's defaults (a trained head on three layers, normalised
-rates), and *paper*, the paper's (a frozen head, all layers, rates and clipping norms of its grid). Values are chosen by
+rates), and *paper*, the paper's (a frozen head, plain SGD, rates of its grid). Values are chosen by
 the mean of three validation seeds from grids that grow at their edges. Then claims, values and the number of seeds,
 which follows from the variance seen so far, are written to a file (its digest is on the study's page), and the runs
 that decide are begun. A claim *holds* or is *contradicted* where the paired t-test says so with p < 0.05 after Holm's

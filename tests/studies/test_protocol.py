@@ -35,18 +35,18 @@ def test_the_users_protocol_is_the_packages_defaults_but_for_the_schedule():
         assert (config.model.pooled_layers, config.model.head_start) == (3, "auto")
 
 
-@pytest.mark.parametrize("scale", ["laptop", "paper"])
-def test_the_papers_protocol_freezes_one_head_and_adapts_all_layers_in_the_papers_units(scale):
+@pytest.mark.parametrize(("scale", "layers", "norms"), [("laptop", [4, 5], 0), ("paper", None, 3)])
+def test_the_papers_protocol_freezes_one_head_and_trains_in_the_papers_units(scale, layers, norms):
     grid = load_grid("privacy", scale, "verdict", protocol="paper")
     configs = [grid.config(Cell("ffa", "eps-6", seed, ())) for seed in (0, 7)]
     for config in configs:
         assert (config.adapter.head, config.adapter.init) == ("frozen", "kaiming")
-        assert config.adapter.layers_to_transform is None and config.adapter.target_modules == ["query", "value"]
+        assert config.adapter.layers_to_transform == layers and config.adapter.target_modules == ["query", "value"]
         assert not config.optimizer.normalize and config.optimizer.name == "sgd"
     assert {config.model.head_seed for config in configs} == {0}, "the head is the same for all seeds"
     rates = {method: grid.tried((method, "eps-6"))["optimizer.lr"] for method in ("lora", "ffa")}
     assert [10 * rate for rate in rates["lora"]] == pytest.approx(rates["ffa"])
-    assert len(grid.tried(("ffa", "eps-6"))["privacy.max_grad_norm"]) == 3
+    assert len(grid.tried(("ffa", "eps-6")).get("privacy.max_grad_norm", ())) == norms
 
 
 def test_a_grid_grows_beyond_a_best_value_at_its_edge_alone():
