@@ -31,6 +31,7 @@ class ClientCanaries:
 
     Attributes:
         steps, planned: rounds taken, and those of the run.
+        delta: δ of the claim: the run's, or one over the clients and canaries where that is less.
     """
 
     def __init__(self, config: Config, canaries: int, rng: np.random.Generator):
@@ -49,11 +50,12 @@ class ClientCanaries:
         population, shares = len(self.clients) + int(self.included.sum()), level.shares
         if shares is not None:
             shares = dataclasses.replace(shares, clients=config.federation.cohort(population), dropouts=0, colluders=0)
+        self.delta = min(ledger.delta, 1 / population)
         ledger = population_ledger(
             population,
             ledger.sample_rate,
             ledger.noise_multiplier,
-            ledger.delta,
+            self.delta,
             self.planned,
             accountant=ledger.accountant,
             sampling=ledger.sampling,
@@ -92,6 +94,6 @@ class ClientCanaries:
         """How well an attacker who sees every round's average guesses who was in."""
         ledger = self.level.ledger
         scores = self.seen[torch.from_numpy(self.columns)].numpy() / self.level.limit * self.signs
-        found = guess(ONE_DIRECTION, "every round", scores, self.included, ledger.delta, significance)
-        terms = found.trials, self.steps, ledger.sample_rate, ledger.noise_multiplier, ledger.delta, significance
+        found = guess(ONE_DIRECTION, "every round", scores, self.included, self.delta, significance)
+        terms = found.trials, self.steps, ledger.sample_rate, ledger.noise_multiplier, self.delta, significance
         return [dataclasses.replace(found, expected=expected_bound(*terms, self.rng))]

@@ -31,6 +31,7 @@ class OwnAudit:
         name: of the method; sensitivity: of the probe.
         tests: what canaries found; none where none were asked for.
         claimed_epsilon: of the steps that the canaries trained for, by the ledgers, at ``delta``.
+        delta: the run's, or one over a client's records with its canaries where that is less.
         noise_multiplier, sample_rate: the smallest σ and the largest q of a client.
         steps, planned: logical steps (with whole clients protected: rounds) taken, and those of the run.
         unit: what is protected.
@@ -118,7 +119,6 @@ def audit_own(
     terms: dict[str, Any] = {
         "name": name,
         "sensitivity": probe_mechanism(experiment),
-        "delta": config.privacy.delta,
         "noise_multiplier": min(ledger.noise_multiplier for ledger in ledgers),
         "sample_rate": max(ledger.sample_rate for ledger in ledgers),
         "planned": config.federation.rounds * (1 if protects_clients else config.federation.local_steps),
@@ -126,9 +126,10 @@ def audit_own(
         "unit": config.privacy.unit,
     }
     if not canaries:
-        return OwnAudit(tests=(), claimed_epsilon=max(one.final_epsilon() for one in ledgers), steps=0, **terms)
+        claimed = max(one.final_epsilon() for one in ledgers)
+        return OwnAudit(tests=(), claimed_epsilon=claimed, delta=config.privacy.delta, steps=0, **terms)
     del experiment
     run = (ClientCanaries if protects_clients else SampleCanaries)(config, canaries, np.random.default_rng([seed, 2]))
     run.train(started + seconds)
     tests = tuple(run.tests(1.0 - confidence))
-    return OwnAudit(tests=tests, claimed_epsilon=run.claimed_epsilon(), steps=run.steps, **terms)
+    return OwnAudit(tests=tests, claimed_epsilon=run.claimed_epsilon(), delta=run.delta, steps=run.steps, **terms)

@@ -50,6 +50,7 @@ class SampleCanaries:
 
     Attributes:
         steps, planned: logical steps taken, and those of the run.
+        delta: δ of every claim: the run's, or one over the samples of a client with its canaries where that is less.
     """
 
     def __init__(self, config: Config, canaries: int, rng: np.random.Generator):
@@ -79,20 +80,24 @@ class SampleCanaries:
         if experiment.partition.owners is not None:  # every canary is a user
             self.engine.owners = experiment.partition.owners.with_more(n - first + each * len(clients))
         included = self.rng.random(n - first + each * len(clients)) < 0.5
-        cohort = []
+        held = []
         for row, one in enumerate(clients):
             texts = np.concatenate(
                 [np.empty(0, np.int64), *(kind[row :: len(clients)] for kind in self.kinds.values())]
             )
             mine = np.concatenate([texts, n + each * row + np.arange(each)]).astype(np.int64)
-            samples = np.concatenate([one.samples, mine[included[mine - first]]])
+            held.append(np.concatenate([one.samples, mine[included[mine - first]]]))
+        counts = [drawn_units(self.engine.privacy, self.engine.owners).count(samples) for samples in held]
+        self.delta = min(ledger_of(clients[0]).delta, 1 / max(counts))
+        cohort = []
+        for one, samples, count in zip(clients, held, counts, strict=True):
             ledger = ledger_of(one)
             fresh = PrivacyLedger(
                 one.client_id,
-                drawn_units(self.engine.privacy, self.engine.owners).count(samples),
+                count,
                 ledger.sample_rate,
                 ledger.noise_multiplier,
-                ledger.delta,
+                self.delta,
                 ledger.max_steps,
                 accountant=ledger.accountant,
                 sampling=ledger.sampling,
@@ -140,7 +145,7 @@ class SampleCanaries:
     def tests(self, significance: float) -> list[CanaryTest]:
         """All guesses, each kind and each attacker with its share of the significance."""
         share = significance / (1 + 2 * len(self.kinds))
-        delta, ledgers = ledger_of(self.cohort[0]).delta, [ledger_of(p) for p in self.cohort]
+        delta, ledgers = self.delta, [ledger_of(p) for p in self.cohort]
         where = torch.from_numpy(self.columns).to(self.seen.device)
         scores = (self.seen[:, where].cpu() / self.limits[:, None]).numpy() * self.signs
         found = guess(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.noise import SeededNoise
+from ..privacy.spent import Spent
 
 
 @dataclass(frozen=True)
@@ -14,14 +15,16 @@ class Budget:
     """ε and δ of each client.
 
     Attributes:
-        target_epsilon: ε that the baseline may spend on each client's data.
+        target_epsilon: ε that the baseline may spend on each client's data, ``prior`` included.
         target_delta: δ of (ε, δ).
         accountant: 'pld', 'prv' or 'rdp'.
+        prior: what earlier runs have spent on the same data.
     """
 
     target_epsilon: float
     target_delta: float
     accountant: str = "pld"
+    prior: tuple[Spent, ...] = ()
 
     def ledger(self, client_id: int, samples: int, batch: float, steps: int) -> PrivacyLedger:
         """A ledger whose σ lets ``steps`` steps of Poisson rate ``batch/samples`` spend the target, never more.
@@ -33,10 +36,11 @@ class Budget:
             steps: all that will be taken.
 
         Raises:
-            ValueError: a target that no noise meets.
+            ValueError: a target that no noise meets, or that ``prior`` has spent.
         """
         rate = min(1.0, batch / samples)
-        sigma = noise_multiplier_for(self.target_epsilon, self.target_delta, rate, steps, self.accountant)
+        terms = (self.target_epsilon, self.target_delta, rate, steps, self.accountant)
+        sigma = noise_multiplier_for(*terms, prior=self.prior)
         return PrivacyLedger(
             client_id=client_id,
             dataset_size=samples,
@@ -46,6 +50,7 @@ class Budget:
             max_steps=steps,
             target_epsilon=self.target_epsilon,
             accountant=self.accountant,
+            prior=self.prior,
         )
 
 

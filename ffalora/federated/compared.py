@@ -128,7 +128,8 @@ def _private(
     noise = noise_of(MEANS, config.seed)
     released, spent = [], []
     for client, ledger, target in zip(clients, ledgers, targets, strict=True):
-        own = Budget(target, ledger.delta, ledger.accountant).ledger(client.client_id, len(client), len(client), 1)
+        budget = Budget(target, ledger.delta, ledger.accountant, ledger.prior)
+        own = budget.ledger(client.client_id, len(client), len(client), 1)
         released.append(release_sums(client, classes, own, noise))
         spent.append(own.epsilon())
     unit = torch.nn.functional.normalize(features, dim=1)
@@ -152,7 +153,7 @@ def _independent(ledger: PrivacyLedger, target: float) -> PrivacyLedger:
     """A fresh ledger of the same terms for independent noise, which spends as much."""
     if ledger.correlation is None:
         return replace(ledger, steps_taken=0)
-    budget = Budget(target, ledger.delta, ledger.accountant)
+    budget = Budget(target, ledger.delta, ledger.accountant, ledger.prior)
     return budget.ledger(ledger.client_id, ledger.dataset_size, ledger.expected_batch, ledger.max_steps)
 
 

@@ -21,6 +21,12 @@ def test_a_sound_run_holds_and_the_power_of_its_canaries_is_stated(small):
     assert "could show" in str(found)
 
 
+def test_canaries_that_make_a_delta_too_large_are_judged_at_a_smaller_one(small):
+    config = small(**PRIVATE | {"privacy__delta": 0.02})
+    found = audit_own(config, canaries=100)
+    assert found.delta < config.privacy.delta and found.holds
+
+
 def test_canaries_disprove_a_run_that_does_not_clip(small, monkeypatch):
     strong = PRIVATE | {"privacy__noise_multiplier": 3.0, "optimizer__batch_size": 1000}
     MUTANTS["clipping removed"](monkeypatch)

@@ -13,6 +13,7 @@ from ffalora.baselines import Budget, ClientFeatures, class_means, noise_of, pro
 from ffalora.baselines.means import ReleasedSums, class_sums, joint_sensitivity
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.noise import SecureNoise
+from ffalora.privacy.spent import Spent
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,6 +52,16 @@ def test_a_release_spends_the_target_and_not_more(epsilon):
     ledger = Budget(epsilon, 1e-5).ledger(0, 50, 50, 1)
     curve = privacy_loss_distribution.from_gaussian_mechanism(ledger.noise_multiplier)
     assert 0.99 * epsilon <= curve.get_epsilon_for_delta(1e-5) <= epsilon * (1 + 1e-6)
+
+
+def test_what_was_spent_on_the_data_before_counts_towards_the_target():
+    prior = (Spent(2.0, 1.0, 1),)
+    ledger = Budget(3.0, 1e-5, prior=prior).ledger(0, 50, 50, 1)
+    together = 1 / math.hypot(1 / ledger.noise_multiplier, 1 / 2.0)
+    curve = privacy_loss_distribution.from_gaussian_mechanism(together)
+    assert 0.99 * 3.0 <= curve.get_epsilon_for_delta(1e-5) <= 3.0 * (1 + 1e-6)
+    ledger.charge(1)
+    assert 0.99 * 3.0 <= ledger.epsilon() <= 3.0
 
 
 def test_the_noise_has_the_standard_deviation_that_is_charged():
