@@ -1,4 +1,4 @@
-"""Fills the tables of docs/performance.md from the committed data: python benchmarks/performance_page.py
+"""Fills the tables of docs/performance.md, and one of README.md: python benchmarks/performance_page.py
 
 Measured, modelled and unknown stay apart: a row comes from a CSV of times, or from a CSV of counts, or says that
 nobody has measured it yet. ``--check`` writes nothing and fails where the page differs.
@@ -18,8 +18,19 @@ from number_format import compare
 from record import OK, Row, latest, read
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, DATA = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "data"
-TABLES = ("measured", "operations", "kernels", "accuracy", "modelled", "unknown")
+PAGE, README, DATA = ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "benchmarks" / "data"
+#: Whole private steps that stand for the rest: what, section and case of the rows.
+STEPS = {
+    "RoBERTa-large's size, 32 × 128 tokens, rank 8, bfloat16": ("steps", "roberta 24x1024 B32 T128 R8 bfloat16"),
+    "the same in float32": ("steps", "roberta 24x1024 B32 T128 R8 float32"),
+    "MiniLM on movie reviews, Poisson batches of 64": ("job", "MiniLM movie reviews, Poisson 64, q,v R8"),
+}
+#: Who is shown: the column's title, and the rows' provider.
+RIVALS = {
+    "Opacus hooks, `A` frozen": "opacus hooks, a frozen",
+    "Opacus ghost, `A` frozen": "opacus ghost, a frozen",
+    "PEFT, no privacy": "peft",
+}
 #: What a GPU's owner can find out with one command, and where its rows would come from.
 QUESTIONS = {
     "ops": "time of each operation on a GPU, and its share of the copy bandwidth",
@@ -28,6 +39,20 @@ QUESTIONS = {
     "memory": "peak memory of those steps on a GPU",
     "counters": "bytes of the compiled kernels by hardware counters, against the emulator's",
 }
+
+
+def summary(rows: list[Row]) -> str:
+    """The steps that stand for the rest, ours beside its rivals': milliseconds, and how many times ours."""
+    lines = [
+        f"| a step of | on | ffalora, private | {' | '.join(RIVALS)} |",
+        f"| --- | --- | --- |{' --- |' * len(RIVALS)}",
+    ]
+    for what, place in STEPS.items():
+        found = {r.provider: r for r in latest(rows).values() if (r.section, r.case) == place and r.status == OK}
+        ours = found["ours"]
+        rivals = [f"{found[name].ms:.0f} ms ({found[name].ms / ours.ms:.2f} ×)" for name in RIVALS.values()]
+        lines.append(f"| {what} | {ours.device} | **{ours.ms:.0f} ms** | {' | '.join(rivals)} |")
+    return "\n".join(lines)
 
 
 def measured(rows: list[Row]) -> str:
@@ -149,23 +174,29 @@ def unknown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str) -> str:
-    """The page with its tables written afresh."""
+def tables() -> dict[str, str]:
+    """Every table by its name."""
     on_gpu = read(DATA / "gpu.csv")
-    tables = {
-        "measured": measured([*read(DATA / "cpu.csv"), *on_gpu]),
+    timed = [*read(DATA / "cpu.csv"), *on_gpu]
+    return {
+        "summary": summary(timed),
+        "measured": measured(timed),
         "operations": operations(on_gpu),
         "kernels": kernels(read(DATA / "cpu_kernels.csv")),
         "accuracy": accuracy(_table("number_format.csv")),
         "modelled": modelled(),
         "unknown": unknown(on_gpu),
     }
-    for name, text in tables.items():
+
+
+def fill(page: str, filled: dict[str, str]) -> str:
+    """The page with these tables written between their marks."""
+    for name, text in filled.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
         before, found, rest = page.partition(start)
         _, closed, after = rest.partition(end)
         if not found or not closed:
-            raise ValueError(f"{PAGE.name} lacks the marks {start.strip()!r} and {end.strip()!r}")
+            raise ValueError(f"a page lacks the marks {start.strip()!r} and {end.strip()!r}")
         page = before + start + text + end + after
     return page
 
@@ -179,16 +210,19 @@ def _table(name: str) -> list[dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 1 where the page is out of date and ``--check`` was given."""
+    """Command line; 1 where a page is out of date and ``--check`` was given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     options = parser.parse_args(arguments)
-    page = PAGE.read_text()
-    filled = fill(page)
+    filled = tables()
+    pages = {PAGE: fill(PAGE.read_text(), filled), README: fill(README.read_text(), {"summary": filled["summary"]})}
+    old = [path for path, text in pages.items() if path.read_text() != text]
     if options.check:
-        print("up to date" if page == filled else f"{PAGE.name} is out of date: python benchmarks/performance_page.py")
-        return int(page != filled)
-    PAGE.write_text(filled)
+        names = ", ".join(path.name for path in old)
+        print(f"out of date: {names}; python benchmarks/performance_page.py" if old else "up to date")
+        return int(bool(old))
+    for path in old:
+        path.write_text(pages[path])
     return 0
 
 

@@ -20,6 +20,15 @@ def test_wrong_or_missing_result_is_never_quoted_as_measured():
     assert "backward" not in text and "2 ms (1.5 to 2.5)" in text and "a card; abc" in text
 
 
+def test_rivals_are_said_in_times_of_ours():
+    rows = [
+        Row(*place, name, gate="green", ms=10.0 * number, device="a card")
+        for place in page.STEPS.values()
+        for number, name in enumerate(["ours", *page.RIVALS.values()], start=1)
+    ]
+    assert page.summary(rows).count("| a card | **10 ms** | 20 ms (2.00 ×) | 30 ms (3.00 ×) | 40 ms (4.00 ×) |") == 3
+
+
 def test_modelled_numbers_name_no_time_and_no_device():
     text = page.modelled()
     assert " ms" not in text and "GB/s" not in text and "TFLOP" not in text
@@ -42,4 +51,4 @@ def test_formats_are_compared_over_their_own_seeds_and_rounds():
 
 def test_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="lacks the marks"):
-        page.fill("# Performance\n")
+        page.fill("# Performance\n", {"measured": "a table"})
