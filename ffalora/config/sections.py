@@ -60,7 +60,7 @@ class DataConfig(Section):
         None,
         ge=1,
         description="causal-lm: also generate answers of at most this many tokens, and report how near they are to "
-        "the data's (rouge_l) and how many end in the right number (exact_match)",
+        "the data's (rouge_l) and how many are right (exact_match), where they end in numbers or are a choice of few",
     )
 
     @field_validator("text", mode="before")

@@ -110,12 +110,19 @@ def final_number(text: str) -> Fraction | None:
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of ``answers`` that end in the number of their reference; an answer without a number is wrong."""
+    """Share of ``answers`` that are right: they end in the number of their reference or, where it has none, consist of
+    its words (letters and digits in lower case).
+    """
     if len(answers) != len(references) or not answers:
         raise ValueError(f"exact match of {len(answers)} answers with {len(references)} references: give equally many")
-    wanted = [final_number(reference) for reference in references]
-    given = [final_number(answer) for answer in answers]
-    return sum(a is not None and a == b for a, b in zip(given, wanted, strict=True)) / len(answers)
+    return sum(map(_is_right, answers, references)) / len(answers)
+
+
+def _is_right(answer: str, reference: str) -> bool:
+    number = final_number(reference)
+    if number is None:
+        return _words(answer) == _words(reference)
+    return final_number(answer) == number
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -124,10 +131,14 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
         raise ValueError(f"ROUGE-L of {len(answers)} answers with {len(references)} references: give equally many")
     total = 0.0
     for pair in zip(answers, references, strict=True):
-        given, wanted = (_WORD.findall(text.lower()) for text in pair)
+        given, wanted = map(_words, pair)
         common = _common(given, wanted)
         total += 2.0 * common / (len(given) + len(wanted)) if common else 0.0
     return total / len(answers)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:

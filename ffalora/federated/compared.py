@@ -39,14 +39,14 @@ from .records import write_answers
 _TOKENS = 8192
 #: Names of the baselines in tables.
 MAJORITY, TEXTS, MEANS, PROBE = "largest class", "class texts, no training", "private class means", "private probe"
-WITHOUT_PRIVACY, UNTRAINED = "probe without privacy", "untrained"
+WITHOUT_PRIVACY, UNTRAINED, COMMONEST = "probe without privacy", "untrained", "commonest answer"
 
 
 def compare(experiment: Experiment) -> list[dict[str, Any]]:
     """One row a baseline: ``name``, ``accuracy``, ``epsilon`` of the client that spends most (None: nothing of the
     clients' data is used, or all of it without privacy), ``about``, and ``is_bound`` where privacy is not kept, so that
-    it is nothing to beat. A language model has one, itself before training, with ``metrics`` in the place of an
-    accuracy. Empty for other tasks without classes.
+    it is nothing to beat. A language model has itself before training, and the commonest answer where answers are a
+    choice of few, with ``metrics`` in the place of an accuracy. Empty for other tasks without classes.
 
     The private ones protect samples, and are left out where users are protected.
     With secure noise nothing is computed on the clients' data: it would spend their budget, or have no privacy at all.
@@ -55,7 +55,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     config, data = experiment.config, experiment.data
     head = head_layers(experiment.loaded.model)
     if config.data.task == "causal-lm":
-        return [_untrained(experiment)]
+        return _of_language_model(experiment)
     if not data.label_names or config.data.task not in ("classification", "image-classification"):
         return []
     count = len(experiment.evaluation)
@@ -89,8 +89,8 @@ def _row(name: str, accuracy: float, about: str, epsilon: float | None = None) -
     }
 
 
-def _untrained(experiment: Experiment) -> dict[str, Any]:
-    """The pretrained language model as it is."""
+def _of_language_model(experiment: Experiment) -> list[dict[str, Any]]:
+    """The pretrained model as it is, and the commonest answer."""
     config = experiment.config.data
     metrics = evaluate_examples(
         experiment.loaded.model,
@@ -101,13 +101,14 @@ def _untrained(experiment: Experiment) -> dict[str, Any]:
     )
     answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
     experiment.answered = answered
-    return {
-        "name": UNTRAINED,
-        "metrics": metrics | (answered.metrics() if answered else {}),
-        "epsilon": None,
-        "about": "the pretrained model as it is",
-        "is_bound": False,
-    }
+    found = {UNTRAINED: (metrics | (answered.metrics() if answered else {}), "the pretrained model as it is")}
+    commonest = answered.metrics_of_commonest() if answered else None
+    if commonest is not None:
+        found[COMMONEST] = commonest, "the commonest answer of the evaluated data, whatever is asked"
+    return [
+        {"name": name, "metrics": values, "epsilon": None, "about": about, "is_bound": False}
+        for name, (values, about) in found.items()
+    ]
 
 
 def _private(

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .runs import Run, by_label, method_title
 from .tables import Table, epsilon_text, interval_text, largest_epsilon, metric_names, metric_title
 
 #: Answers that are shown, and characters of each.
 _SHOWN, _LONGEST = 6, 400
-_SMALL_IS_GOOD = "perplexity"
+_SMALL_IS_GOOD, _RIGHT = "perplexity", "exact_match"
+#: Names of their baselines.
+_UNTRAINED, _COMMONEST = "untrained", "commonest answer"
 
 
 def before_and_after(runs: Sequence[Run]) -> Table | None:
-    """Metrics of the untrained model and of every method; None where no untrained model was evaluated."""
+    """Metrics of the untrained model, of the commonest answer and of every method; None where no untrained model was
+    evaluated.
+    """
     before = _before(runs)
-    if not before:
+    if _UNTRAINED not in before:
         return None
-    names = [name for name in metric_names(runs) if all(name in row["metrics"] for row in before)]
-    rows = [(before[0]["name"], *(interval_text([row["metrics"][name] for row in before]) for name in names), "0")]
+    names = [name for name in metric_names(runs) if all(name in found for found in before[_UNTRAINED])]
+    rows = []
+    for baseline, metrics in before.items():
+        known = ([found[name] for found in metrics if name in found] for name in names)
+        rows.append((baseline, *(interval_text(values) if values else "–" for values in known), "0"))
     for label, group in by_label(runs).items():
         values = (interval_text([run.metrics[name] for run in group if name in run.metrics]) for name in names)
         rows.append((label, *values, epsilon_text(largest_epsilon(group))))
@@ -27,18 +33,25 @@ def before_and_after(runs: Sequence[Run]) -> Table | None:
 
 
 def what_was_learned(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each method: how much better than the untrained model it foretells the answers of the data."""
+    """A sentence for each method: how much better than the untrained model it foretells the answers of the data, and,
+    where answers are a choice of few, how often it is right beside the commonest of them.
+    """
     before = _before(runs)
-    if not before:
+    if _UNTRAINED not in before:
         return []
-    first, found = interval_text([row["metrics"][_SMALL_IS_GOOD] for row in before]), []
+    untrained, found = [metrics[_SMALL_IS_GOOD] for metrics in before[_UNTRAINED]], []
+    commonest = [metrics[_RIGHT] for metrics in before.get(_COMMONEST, []) if _RIGHT in metrics]
     for label, group in by_label(runs).items():
         values = [run.metrics[_SMALL_IS_GOOD] for run in group if _SMALL_IS_GOOD in run.metrics]
         if not values:
             continue
-        better = max(values) < min(row["metrics"][_SMALL_IS_GOOD] for row in before)
-        outcome = "below" if better else "NOT below"
-        found.append(f"{label}: perplexity {interval_text(values)}, {outcome} the untrained model's {first}.")
+        outcome = "below" if max(values) < min(untrained) else "NOT below"
+        said = f"perplexity {interval_text(values)}, {outcome} the untrained model's {interval_text(untrained)}"
+        right = [run.metrics[_RIGHT] for run in group if _RIGHT in run.metrics]
+        if commonest and right:
+            outcome = "above" if min(right) > max(commonest) else "NOT above"
+            said += f"; right answers {interval_text(right)}, {outcome} the commonest one's {interval_text(commonest)}"
+        found.append(f"{label}: {said}.")
     return found
 
 
@@ -62,10 +75,14 @@ def answers_table(runs: Sequence[Run]) -> Table | None:
     return Table("Some of the questions that were evaluated, evenly chosen.", head, tuple(rows), prose=head)
 
 
-def _before(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
-    """The untrained model's row, once for each seed."""
-    found = {run.config["seed"]: row for run in runs for row in run.baselines if "metrics" in row}
-    return list(found.values())
+def _before(runs: Sequence[Run]) -> dict[str, list[Mapping[str, float]]]:
+    """Metrics of the untrained model and of the commonest answer, by these names, once for each seed."""
+    found: dict[str, dict[int, Mapping[str, float]]] = {}
+    for run in runs:
+        for row in run.baselines:
+            if "metrics" in row:
+                found.setdefault(row["name"], {})[run.config["seed"]] = row["metrics"]
+    return {name: list(by_seed.values()) for name, by_seed in found.items()}
 
 
 def _spread(count: int) -> list[int]:

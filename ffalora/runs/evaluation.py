@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -87,12 +88,26 @@ class Answered:
     references: Sequence[str]
 
     def metrics(self) -> dict[str, float]:
-        """``rouge_l`` of answers with those of the data, and ``exact_match`` of the numbers that they end in where any
-        of the data's does.
+        """``rouge_l`` of answers with those of the data, and ``exact_match`` where any of the data's ends in a number,
+        or where they are a choice of few.
         """
+        return self._metrics_of(self.answers)
+
+    def metrics_of_commonest(self) -> dict[str, float] | None:
+        """What answering every prompt with the commonest of the data's answers would reach; None where the data's are
+        not a choice of few.
+        """
+        (commonest, _), *_ = Counter(self.references).most_common(1)
+        return self._metrics_of([commonest] * len(self.references)) if self._are_few else None
+
+    @property
+    def _are_few(self) -> bool:
+        return 2 * len(set(self.references)) <= len(self.references)
+
+    def _metrics_of(self, answers: Sequence[str]) -> dict[str, float]:
         numbers = any(final_number(reference) is not None for reference in self.references)
-        exact = {"exact_match": exact_match(self.answers, self.references)} if numbers else {}
-        return {"rouge_l": rouge_l(self.answers, self.references)} | exact
+        exact = {"exact_match": exact_match(answers, self.references)} if numbers or self._are_few else {}
+        return {"rouge_l": rouge_l(answers, self.references)} | exact
 
     def rows(self) -> list[dict[str, str]]:
         """One mapping an answer: ``prompt``, ``answer`` and ``reference``."""

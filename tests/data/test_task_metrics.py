@@ -155,6 +155,10 @@ def test_exact_match_compares_values_and_counts_missing_numbers_as_wrong():
         exact_match(["1"], [])
 
 
+def test_exact_match_of_answers_without_numbers_compares_their_words():
+    assert exact_match(["Yes , PLEASED", "Yes.", "pleased, yes", ""], ["Yes, pleased."] * 4) == 0.25
+
+
 @pytest.mark.parametrize(
     "answer,reference,expected",
     [

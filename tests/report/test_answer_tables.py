@@ -26,7 +26,9 @@ def top(tmp_path):
         row["metrics"] = {"perplexity": perplexity, "exact_match": 0.25}
         (folder / "metrics.jsonl").write_text(json.dumps(row))
         before = {"name": "untrained", "metrics": {"perplexity": 4.0, "exact_match": 0.0}, "epsilon": None}
-        (folder / "baselines.json").write_text(json.dumps([before | {"about": "as it is", "is_bound": False}]))
+        commonest = {"name": "commonest answer", "metrics": {"exact_match": 0.2}, "epsilon": None}
+        rows = [row | {"about": "as it is", "is_bound": False} for row in (before, commonest)]
+        (folder / "baselines.json").write_text(json.dumps(rows))
         (folder / "answers.json").write_text(answers(method))
         (folder / "answers-untrained.json").write_text(answers("who knows"))
     return tmp_path
@@ -37,6 +39,7 @@ def test_the_untrained_model_stands_beside_every_method(top):
     assert table.head == ("model", "exact match", "perplexity", "\u03b5")
     assert table.rows == (
         ("untrained", "0.000", "4.000", "0"),
+        ("commonest answer", "0.200", "–", "0"),
         ("ffa", "0.250", "3.000", "6.00"),
         ("lora", "0.250", "5.000", "6.00"),
     )
@@ -44,8 +47,9 @@ def test_the_untrained_model_stands_beside_every_method(top):
 
 def test_a_sentence_says_which_method_learned_and_which_did_not(top):
     learned, not_learned = what_was_learned(read_runs([top]))
-    assert learned == "ffa: perplexity 3.000, below the untrained model's 4.000."
-    assert not_learned == "lora: perplexity 5.000, NOT below the untrained model's 4.000."
+    right = "; right answers 0.250, above the commonest one's 0.200."
+    assert learned == "ffa: perplexity 3.000, below the untrained model's 4.000" + right
+    assert not_learned == "lora: perplexity 5.000, NOT below the untrained model's 4.000" + right
 
 
 def test_answers_to_one_question_stand_in_one_row(top):

@@ -17,7 +17,7 @@ from ffalora.federated.simulate import simulate
 from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle, predict
 from ffalora.runs.data import load_run_data, prepare_split
-from ffalora.runs.evaluation import evaluate_examples
+from ffalora.runs.evaluation import Answered, evaluate_examples
 from ffalora.runs.folder import ANSWERS
 from ffalora.runs.generate import generate, read_prompts
 from ffalora.runs.tables import predict_file
@@ -266,3 +266,10 @@ def test_pairs_and_tables_without_prompts_are_refused_for_language_models(runs, 
     (tmp_path / "a.csv").write_text("id,about\n1,x\n2,y\n")
     with pytest.raises(DataError, match="no column of prompts; name it prompt or question"):
         predict_file(runs["prompts"], tmp_path / "a.csv", tmp_path / "b.csv")
+
+
+def test_a_choice_of_few_answers_is_beside_the_commonest_and_free_answers_are_not():
+    few = Answered(list("abcd"), ["Yes!", "no", "it depends", "no"], ["Yes.", "Yes.", "Yes.", "No."])
+    assert few.metrics()["exact_match"] == 0.5 and few.metrics_of_commonest()["exact_match"] == 0.75
+    free = Answered(["a", "b"], ["one", "two"], ["one", "three"])
+    assert "exact_match" not in free.metrics() and free.metrics_of_commonest() is None
