@@ -13,15 +13,14 @@ modelled or counted; no number is a time.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from csv_tables import read_table, write_table
 from op_peers import LAYERS, layer_of
 from plan import ARENAS, HEADS, SWEEP
-from record import write_table
 from schemes import SCHEMES, Layer
 
 from ffalora_kernels import traffic
@@ -112,7 +111,7 @@ def scheme_table(layers: dict[str, Layer]) -> str:
 
 def counted() -> dict[str, str]:
     """For each operation, what emulator and compiler say: worst ratio of unique bytes, registers, spills."""
-    emulated, compiled = [*read(EMULATED), *read(SAMPLED)], read(COMPILED)
+    emulated, compiled = [*read_table(EMULATED), *read_table(SAMPLED)], read_table(COMPILED)
     found = {}
     for op, kernels in KERNELS.items():
         counts = [r for r in emulated if r["op"] == op]
@@ -130,7 +129,7 @@ def counted() -> dict[str, str]:
 def problems() -> list[str]:
     """Differences between the committed table and the byte functions, and counts above what is allowed."""
     now = [{k: str(v) for k, v in r.items()} for r in op_rows()]
-    committed = {(r["op"], r["case"]): r for r in read(TABLE)}
+    committed = {(r["op"], r["case"]): r for r in read_table(TABLE)}
     found = [f"{r['op']} {r['case']}: not in {TABLE.name}" for r in now if (r["op"], r["case"]) not in committed]
     found += [
         f"{r['op']} {r['case']}: {TABLE.name} says {committed[key]}, the byte functions say {r}"
@@ -142,12 +141,12 @@ def problems() -> list[str]:
     floors = {(r["op"], r["case"]): r["floor_bytes"] for r in now}
     found += [
         f"{SAMPLED.name}: {r['op']} {r['case']} was counted against a floor of {r['floor_bytes']}, now {floor}"
-        for r in read(SAMPLED)
+        for r in read_table(SAMPLED)
         if (floor := floors.get((r["op"], r["case"]))) != r["floor_bytes"]
     ]
     return found + [
         f"emulator: {r['op']} {r.get('shape') or r['case']} on {r['part']}: {r['unique_to_allowed']} of what is allowed"
-        for r in (*read(EMULATED), *read(SAMPLED))
+        for r in (*read_table(EMULATED), *read_table(SAMPLED))
         if float(r["unique_to_allowed"]) > ALLOWED
     ]
 
@@ -183,13 +182,6 @@ def write() -> None:
     draw(PICTURE)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 where something drifted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         write()
     remarks = counted()
-    samples = {(r["op"], r["case"]): r["unique_to_allowed"] for r in read(SAMPLED)}
+    samples = {(r["op"], r["case"]): r["unique_to_allowed"] for r in read_table(SAMPLED)}
     for op in (*KERNELS, *ENTRIES):
         print(f"\n{op}   ({remarks.get(op, 'the vendor computes the base product')})")
         for r in op_rows():

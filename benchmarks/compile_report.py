@@ -14,7 +14,6 @@ parts that its own assembler knows. Needs no GPU.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import random
 import sys
@@ -23,10 +22,10 @@ from pathlib import Path
 
 import triton
 import tritons
+from csv_tables import read_table, write_table
 from launches import Launch, all_launches
 from machine_code import MEASURED, known_parts, measure
 from parts import PARTS, resident
-from record import write_table
 from triton.runtime.jit import JITFunction
 
 CSV = Path(__file__).parent / "data" / "compile_report.csv"
@@ -106,10 +105,7 @@ def broken_rules(row: dict) -> list[str]:
 
 def read_rows() -> dict[str, dict]:
     """The committed rows by key."""
-    if not CSV.exists():
-        return {}
-    with CSV.open() as file:
-        return {row["key"]: row for row in csv.DictReader(file)}
+    return {row["key"]: row for row in read_table(CSV)}
 
 
 def write_rows(rows: list[dict]) -> None:

@@ -10,14 +10,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from csv_tables import extend_table
 
 from ffalora.config import OptimizerConfig, load_config
 from ffalora.privacy.accountants import noise_multiplier_for
@@ -107,21 +108,13 @@ def compare_times(rounds: int) -> None:
 def compare_accuracy(seeds: range, epsilons: list[float]) -> None:
     from ffalora.federated.simulate import simulate
 
-    is_fresh = not DATA.exists()
-    with open(DATA, "a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if is_fresh:
-            writer.writerow(["epsilon", "mechanism", "seed", "accuracy", "loss"])
-        for epsilon in epsilons:
-            for seed in seeds:
-                for mechanism in MECHANISMS:
-                    with tempfile.TemporaryDirectory() as folder:
-                        config = _config(mechanism, seed, epsilon)
-                        metrics = simulate(config, Path(folder) / "run", progress=False).summary["metrics"]
-                    writer.writerow(
-                        [epsilon, mechanism, seed, round(metrics["accuracy"], 5), round(metrics["loss"], 5)]
-                    )
-                    file.flush()
+    for epsilon, seed, mechanism in product(epsilons, seeds, MECHANISMS):
+        with tempfile.TemporaryDirectory() as folder:
+            config = _config(mechanism, seed, epsilon)
+            metrics = simulate(config, Path(folder) / "run", progress=False).summary["metrics"]
+        row = {"epsilon": epsilon, "mechanism": mechanism, "seed": seed}
+        row |= {name: round(metrics[name], 5) for name in ("accuracy", "loss")}
+        extend_table(DATA, tuple(row), [row])
 
 
 def _config(mechanism: str, seed: int, epsilon: float = 6.0):

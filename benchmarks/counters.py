@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from arena_peers import clip_case, step_case
+from csv_tables import read_table
 from harness import release
 from op_peers import Inputs, OpCase, backward_case, expand_case, layer_of, outer_case
 from record import UNAVAILABLE, Row
@@ -73,8 +74,7 @@ def ratios(moved: dict[str, float], case: OpCase) -> dict[str, float]:
     total = sum(found.values())
     found["to_floor"] = round(total / case.bytes, 4)
     op, _, name = case.name.partition(" ")
-    with SAMPLES.open(newline="") as file:
-        counts = [r for r in csv.DictReader(file) if (r["op"], r["case"]) == (op, name)]
+    counts = [r for r in read_table(SAMPLES) if (r["op"], r["case"]) == (op, name)]
     if counts:
         found["to_emulator"] = round(total / int(counts[0]["unique_bytes"]), 4)
     return found

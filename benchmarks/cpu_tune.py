@@ -7,7 +7,6 @@ stand-in for parts that have no other, named as such by the column ``device``.
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import op_peers
 import torch
+from csv_tables import read_table, write_table
 from harness import Call, Clock, interleave
-from record import commit, device_name, write_table
+from record import commit, device_name
 from schemes import Layer
 
 from ffalora_kernels import _cpu, cpu, cpu_products
@@ -92,9 +92,5 @@ def tune(path: Path = TABLE, repeats: int = 40, seconds: float = 0.6) -> None:
 
 def keep(path: Path, made: list[dict[str, str]]) -> None:
     """Writes the lines into the table, in place of older ones of the same operation, format and part."""
-    table = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            table = {(line["part"], line["op"], line["dtype"]): line for line in csv.DictReader(file)}
-    table |= {(line["part"], line["op"], line["dtype"]): line for line in made}
+    table = {(line["part"], line["op"], line["dtype"]): line for line in [*read_table(path), *made]}
     write_table(path, COLUMNS, [table[key] for key in sorted(table)])

@@ -13,8 +13,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from csv_tables import write_table
 from emulator.launch import emulated
-from record import write_table
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, traffic

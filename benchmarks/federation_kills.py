@@ -14,7 +14,6 @@ clients whose ledgers count less than was released, and whether the run came to 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -27,6 +26,7 @@ import time
 import uuid
 from pathlib import Path
 
+from csv_tables import extend_table
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,12 +198,7 @@ def main() -> None:
             (folder / "run.yaml").write_text(to_yaml(config))
             row = one(arguments.kind, run, folder)
         print(row, flush=True)
-        is_new = not TABLE.exists()
-        with open(TABLE, "a", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                table.writeheader()
-            table.writerow(row)
+        extend_table(TABLE, COLUMNS, [row])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ optimisers.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import sys
 import warnings
@@ -24,11 +23,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+from csv_tables import read_table, write_table
 from opacus_steps import opacus
 from own_steps import ours
 from peft_steps import floor, peft
 from provider import Factory
-from record import write_table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -188,11 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         write_table(TABLE, COLUMNS, rows)
     if options.check:
-        committed = list(csv.DictReader(TABLE.open(newline="")))
         now = [{k: str(v) for k, v in row.items()} for row in rows]
         found += [
             f"{new['provider']}: {TABLE.name} says {old}, now {new}"
-            for old, new in zip(committed, now, strict=True)
+            for old, new in zip(read_table(TABLE), now, strict=True)
             if old != new
         ]
     print("\n".join(found))

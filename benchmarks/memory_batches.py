@@ -9,7 +9,6 @@ batches, counted on tensors that have shapes and no data. Nothing here was measu
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_tables import read_table, write_table
 from memory import COLUMNS, PROVIDERS, measure
-from record import write_table
 from workload import roberta
 
 DATA = Path(__file__).parent / "data"
@@ -63,8 +62,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def drift(fresh: Sequence[dict[str, Any]]) -> list[str]:
     """What the committed table says differently of the batch sizes that were measured afresh."""
-    with TABLE.open(newline="") as file:
-        committed = {(row["batch"], row["provider"]): row for row in csv.DictReader(file)}
+    committed = {(row["batch"], row["provider"]): row for row in read_table(TABLE)}
     now = [{k: str(v) for k, v in row.items()} for row in fresh]
     pairs = [(row, committed.get((row["batch"], row["provider"]))) for row in now]
     return [

@@ -10,12 +10,13 @@ machine is.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from csv_tables import extend_table, read_table
 
 TABLE = Path(__file__).parent / "data" / "number_format.csv"
 CONFIG = Path(__file__).parents[1] / "ffalora" / "configs" / "demo.yaml"
@@ -57,14 +58,6 @@ def compare(rows: Sequence[dict[str, str]]) -> Comparison:
     )
 
 
-def read(table: Path = TABLE) -> list[dict[str, str]]:
-    """The rows of the committed table."""
-    if not table.exists():
-        return []
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def run(seed: int, rounds: int) -> list[str]:
     """Test accuracy and loss of one seed in each format."""
     from ffalora.config import load_config, merge
@@ -88,20 +81,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="seeds to run")
     parser.add_argument("--output", type=Path, default=TABLE, help="CSV that rows are appended to")
     options = parser.parse_args(arguments)
-    done = {tuple(row[c] for c in COLUMNS[:3]) for row in read(options.output)}
+    done = {tuple(row[c] for c in COLUMNS[:3]) for row in read_table(options.output)}
     for seed in options.seeds:
         cell = ("ffa", str(options.rounds), str(seed))
         if cell in done:
             continue
         row = [*cell, *run(seed, options.rounds)]
-        fresh = not options.output.exists()
-        with options.output.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if fresh:
-                writer.writerow(COLUMNS)
-            writer.writerow(row)
+        extend_table(options.output, COLUMNS, [dict(zip(COLUMNS, row, strict=True))])
         print(*row, flush=True)
-    rows = read(options.output)
+    rows = read_table(options.output)
     if len(rows) > 1:
         found = compare(rows)
         print(

@@ -7,13 +7,13 @@ nobody has measured it yet. ``--check`` writes nothing and fails where the page 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cpu_kernels import ratio_to_best, share_of_peak
+from csv_tables import read_table
 from number_format import compare
 from record import OK, Row, latest, read
 
@@ -139,24 +139,24 @@ def accuracy(rows: Sequence[dict[str, str]]) -> str:
 def modelled() -> str:
     """Numbers that were derived or counted without the hardware that they speak of."""
     lines = ["| what | number | how it was found |", "| --- | --- | --- |"]
-    for row in _table("memory.csv"):
+    for row in read_table(DATA / "memory.csv"):
         what = f"step of {row['case']}, {row['provider']}: memory above the frozen model's"
         number = f"{row['extra_mib']} MiB (peak {row['extra_peak_mib']} MiB)"
         lines.append(f"| {what} | {number} | storages of tensors without data, counted while they live |")
     worst: dict[tuple[str, str], float] = {}
-    for row in _table("emulator_counts.csv"):
+    for row in read_table(DATA / "emulator_counts.csv"):
         key = row["op"], row["part"]
         worst[key] = max(worst.get(key, 0.0), float(row["unique_to_allowed"]))
     for (op, part), ratio in worst.items():
         what = f"`{op}` on {part}: bytes moved over what its derivation allows"
         lines.append(f"| {what} | at most {ratio:.3f} | compiled PTX in an emulator, small shapes |")
     sampled: dict[str, list[float]] = {}
-    for row in _table("emulator_samples.csv"):
+    for row in read_table(DATA / "emulator_samples.csv"):
         sampled.setdefault(row["op"], []).append(float(row["unique_to_allowed"]))
     for op, ratios in sampled.items():
         what = f"`{op}` on sm_90, {len(ratios)} shapes of whole layers: bytes moved over what its derivation allows"
         lines.append(f"| {what} | at most {max(ratios):.4f} | some programs of each grid in the emulator, scaled up |")
-    for row in _table("bytes.csv"):
+    for row in read_table(DATA / "bytes.csv"):
         if row["case"].startswith(("roberta-large q S32 T128 R8 bfloat16", "S32 P393216 norms given", "P393216 sgd")):
             size = int(row["floor_bytes"]) / 2**20
             lines.append(f"| `{row['op']}`, {row['case']}: least bytes | {size:.2f} MiB | byte function |")
@@ -183,7 +183,7 @@ def tables() -> dict[str, str]:
         "measured": measured(timed),
         "operations": operations(on_gpu),
         "kernels": kernels(read(DATA / "cpu_kernels.csv")),
-        "accuracy": accuracy(_table("number_format.csv")),
+        "accuracy": accuracy(read_table(DATA / "number_format.csv")),
         "modelled": modelled(),
         "unknown": unknown(on_gpu),
     }
@@ -199,14 +199,6 @@ def fill(page: str, filled: dict[str, str]) -> str:
             raise ValueError(f"a page lacks the marks {start.strip()!r} and {end.strip()!r}")
         page = before + start + text + end + after
     return page
-
-
-def _table(name: str) -> list[dict[str, str]]:
-    path = DATA / name
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,8 +16,6 @@ import matplotlib.pyplot as plt
 from record import OK, Row, latest, read
 from report import is_rival
 
-_OPERATION = re.compile(r"^(\w+) .*S(\d+) T(\d+) R(\d+)")
-
 
 def draw(table: Path, folder: Path) -> list[Path]:
     """Draws what the rows of a CSV allow; returns the files. Rows of several devices are drawn apart."""

@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_tables import extend_table
 
 _PACKAGES = ("torch", "triton", "transformers", "opacus", "peft", "opake")
 OK, OUT_OF_MEMORY, UNAVAILABLE, WRONG, FAILED = "ok", "out of memory", "unavailable", "wrong", "failed"
@@ -126,24 +126,9 @@ def stamp(row: Row, device: torch.device) -> Row:
     return Row(**asdict(row) | dict(device=device_name(device), versions=versions(), commit=commit(), date=date))
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a whole CSV anew."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def append(path: Path, rows: list[Row]) -> None:
     """Adds rows to a CSV; a file that is not there yet gets its header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _text(value) for name, value in asdict(row).items()})
+    extend_table(path, COLUMNS, [{name: _text(value) for name, value in asdict(row).items()} for row in rows])
 
 
 def read(path: Path) -> list[Row]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import emulate
 import sampled
+from csv_tables import read_table
 
 #: Columns that decide; the others follow from them.
 DECISIVE = ("floor_bytes", "allowed_bytes", "unique_bytes")
@@ -50,8 +50,7 @@ def samples(everything: bool = False) -> dict[Key, Callable[[], dict]]:
 def drift(fresh: dict, key: Key, table: Path) -> str | None:
     """What the committed row of a fresh count says differently; None if they agree."""
     columns = ("op", "shape", "variant", "part") if table == emulate.CSV else ("op", "case", "part")
-    with table.open(newline="") as file:
-        committed = next((r for r in csv.DictReader(file) if tuple(r[c] for c in columns) == key), None)
+    committed = next((r for r in read_table(table) if tuple(r[c] for c in columns) == key), None)
     if committed is None:
         return f"{' '.join(key)}: no committed row in {table.name}"
     differ = {c: (committed[c], str(fresh[c])) for c in DECISIVE if committed[c] != str(fresh[c])}

@@ -10,10 +10,10 @@ What is there is not run again.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterator
 
 from checkout import ROOT
+from csv_tables import extend_table, read_table
 
 from ffalora.config import Config, load_config
 from ffalora.federated.client_level import client_level_mean, make_client_level
@@ -74,19 +74,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--noise", type=float, default=0.5, help="σ")
     given = parser.parse_args()
-    is_new = not TABLE.exists()
-    known: set[tuple[str, ...]] = set()
-    if not is_new:
-        with open(TABLE, newline="", encoding="utf-8") as file:
-            known = {(r["noise_at"], r["bits"], r["sigma"], r["seed"]) for r in csv.DictReader(file)}
-    with open(TABLE, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        for row in rows(given.noise, given.seeds, known):
-            writer.writerow(row)
-            file.flush()
-            print(row, flush=True)
+    known = {(r["noise_at"], r["bits"], r["sigma"], r["seed"]) for r in read_table(TABLE)}
+    for row in rows(given.noise, given.seeds, known):
+        extend_table(TABLE, COLUMNS, [row])
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

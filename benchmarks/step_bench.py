@@ -28,7 +28,6 @@ def run_steps(
     seconds: float,
     gate: str = "not run",
     factories: dict[str, Factory] = STEPS,
-    check: bool = True,
 ) -> list[Row]:
     """One row a provider: time of a step, on a GPU its peak memory above what is in use before it, error of
     gradients.
@@ -37,7 +36,7 @@ def run_steps(
     alone, and its row says so (``alone``).
     """
     chosen = list(names)
-    bench = StepBench(work, section, clock, repeats, seconds, gate, factories, check)
+    bench = StepBench(work, section, clock, repeats, seconds, gate, factories)
     rows = {row.provider: row for row in bench.measure(chosen)}
     release()
     for name in chosen:
@@ -59,7 +58,6 @@ class StepBench:
     seconds: float
     gate: str
     factories: dict[str, Factory]
-    check: bool
     expected: dict[tuple[str, bool], Sums] = field(default_factory=dict)
 
     def measure(self, names: list[str]) -> list[Row]:
@@ -95,7 +93,7 @@ class StepBench:
 
     def error(self, provider: Provider) -> float:
         """Error of a provider's gradients of the first batch; NaN where there are none to compare."""
-        if not self.check or provider.sums is None:
+        if provider.sums is None:
             return math.nan
         kind = provider.trained, provider.clips
         if kind not in self.expected:

@@ -25,6 +25,7 @@ from unittest import mock
 
 import checkout  # noqa: F401
 import torch
+from csv_tables import read_table
 from harness import Clock
 
 import ffalora_kernels as ffk
@@ -104,10 +105,7 @@ def on_the_gpu(clock: Clock) -> Measure:
 
 def read(path: Path) -> dict[Key, dict[str, str]]:
     """Rows by everything but their result."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {tuple(row[c] for c in COLUMNS[:-2]): row for row in csv.DictReader(file)}
+    return {tuple(row[c] for c in COLUMNS[:-2]): row for row in read_table(path)}
 
 
 def candidates(ranks: Sequence[int]) -> list[tuple[str, int, configs.Config]]:

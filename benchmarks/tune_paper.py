@@ -8,9 +8,10 @@ Rows are appended; ffalora/studies/theory/base.yaml takes the best row of each m
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
+
+from csv_tables import extend_table, read_table
 
 from ffalora.config import load_config, merge
 from ffalora.federated.simulate import simulate
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--clip", type=float, nargs="+", default=[0.1], help="clipping norms to try")
     parser.add_argument("--method", nargs="+", default=list(GRID), choices=list(GRID), help="methods to tune")
     options = parser.parse_args()
-    done = {tuple(row[c] for c in COLUMNS[:5]) for row in _rows()}
+    done = {tuple(row[c] for c in COLUMNS[:5]) for row in read_table(TABLE)}
     base = load_config(options.config)
     for method in options.method:
         for clip in options.clip:
@@ -52,18 +53,10 @@ def _run(config, lr: float, clip: float) -> tuple[float, float, float]:
     return result["metrics"]["accuracy"], result["metrics"]["loss"], result["epsilon"]
 
 
-def _rows() -> list[dict[str, str]]:
-    return list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
-
-
 def _append(cell: tuple[str, ...], figures: tuple[float, ...]) -> None:
-    fresh = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(COLUMNS)
-        writer.writerow([*cell, *(f"{f:.4f}" for f in figures)])
-    print(*cell, *(f"{f:.4f}" for f in figures))
+    row = [*cell, *(f"{f:.4f}" for f in figures)]
+    extend_table(TABLE, COLUMNS, [dict(zip(COLUMNS, row, strict=True))])
+    print(*row)
 
 
 if __name__ == "__main__":

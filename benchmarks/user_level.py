@@ -12,7 +12,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 from checkout import ROOT
+from csv_tables import extend_table, read_table
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import binom
@@ -98,7 +98,7 @@ def measured(unit: str, epsilon: float, seed: int) -> dict[str, object]:
 
 def table() -> str:
     """Mean accuracy over seeds, their number, and σ, in Markdown."""
-    rows = _rows()
+    rows = read_table(TABLE)
     lines = ["| protected | drawn from | ε | σ | accuracy | seeds |", "| --- | --- | --- | --- | --- | --- |"]
     for unit in SETTINGS:
         for epsilon in sorted({row["epsilon"] for row in rows}, key=float, reverse=True):
@@ -111,13 +111,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def _rows() -> list[dict[str, str]]:
-    if not TABLE.exists():
-        return []
-    with open(TABLE, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
@@ -127,7 +120,7 @@ def main() -> None:
     if arguments.table:
         print(table())
         return
-    rows = _rows()
+    rows = read_table(TABLE)
     for seed in range(arguments.seeds):
         for epsilon in arguments.epsilons:
             for unit in SETTINGS:
@@ -135,10 +128,7 @@ def main() -> None:
                     continue
                 rows.append({name: str(value) for name, value in measured(unit, epsilon, seed).items()})
                 print(", ".join(rows[-1].values()), flush=True)
-                with open(TABLE, "w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    writer.writeheader()
-                    writer.writerows(rows)
+                extend_table(TABLE, COLUMNS, rows[-1:])
 
 
 if __name__ == "__main__":

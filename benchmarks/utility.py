@@ -217,7 +217,7 @@ def classifier(name: str, experiment: Experiment, config: Config, train: Tensor,
     if known is not None:
         temperature = config.model.head_temperature * experiment.config.model.head_scale / known.length
         start = zero_shot(known.directions, temperature)
-    return linear_probe(clients, classes, plan, ledgers, SeededDraw(config.seed), noise, start).classifier
+    return linear_probe(clients, classes, plan, ledgers, SeededDraw(config.seed), noise, start)
 
 
 class NoTexts(Exception):

@@ -192,7 +192,7 @@ def start_at_probe(experiment: Experiment, share: float) -> None:
     plan = ProbePlan(config.federation.rounds, config.federation.local_steps)
     start = zero_shot(experiment.labels.directions, config.model.head_temperature)
     draw, noise = SeededDraw(config.seed + 1000), noise_of("head", config.seed)
-    probe = linear_probe(clients, 2, plan, ledgers, draw, noise, start).classifier
+    probe = linear_probe(clients, 2, plan, ledgers, draw, noise, start)
     head = head_layers(experiment.loaded.model)[0]
     head.weight.copy_(probe.weight / config.model.head_scale)
     head.bias.copy_(probe.bias)

@@ -84,7 +84,7 @@ def with_canaries(train: Examples, vocabulary: int, count: int, rng: np.random.G
     ids = [*_rows(train.input_ids, everything[: len(train) + len(rows)]), *random]
     types = train.token_type_ids
     kinds = None if types is None else Ragged(_rows(types, everything))
-    whole = TokenizedDataset(Ragged(ids), labels, train.pad_token_id, kinds, train.pad_to_multiple)
+    whole = TokenizedDataset(Ragged(ids), labels, train.pad_token_id, kinds)
     n, end = len(train), len(train) + len(rows)
     return whole, {MISLABELLED: np.arange(n, end), OUT_OF_VOCABULARY: np.arange(end, end + count)}
 
@@ -101,7 +101,7 @@ def one_text(data: Examples) -> Examples:
         return data
     types = None if data.token_type_ids is None else Ragged(_rows(data.token_type_ids, [0]))
     ids = Ragged(_rows(data.input_ids, [0]))
-    return TokenizedDataset(ids, data.labels[:1], data.pad_token_id, types, data.pad_to_multiple)
+    return TokenizedDataset(ids, data.labels[:1], data.pad_token_id, types)
 
 
 def _rows(ragged: Ragged, indices: Sequence[int] | np.ndarray) -> list[list[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-from ..report.plots import _INK, _STYLE, COLOURS, Plot, _axes, save_plots
+from ..report.plots import COLOURS, INK, STYLE, Plot, new_axes, save_plots
 from .audit import Audit
 
 
@@ -28,11 +28,11 @@ def write_audits(audits: Sequence[Audit], folder: Path) -> list[Path]:
 
 def audit_plot(audits: Sequence[Audit]) -> Plot:
     """Lower bounds over the claimed ε; what lies above the line disproves the claim."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("ε claimed", "ε disproved (lower bound)")
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes("ε claimed", "ε disproved (lower bound)")
         most = 1.15 * max(max(a.claimed_epsilon, a.epsilon_lower, a.epsilon_lower_gaussian or 0.0) for a in audits)
-        axes.plot([0, most], [0, most], color=_INK, linewidth=1, linestyle=":", label="the claim itself")
-        axes.plot([0, most], [0, most / 2], color=_INK, linewidth=1, linestyle="-.", label="half of it")
+        axes.plot([0, most], [0, most], color=INK, linewidth=1, linestyle=":", label="the claim itself")
+        axes.plot([0, most], [0, most / 2], color=INK, linewidth=1, linestyle="-.", label="half of it")
         for i, method in enumerate(dict.fromkeys(a.method for a in audits)):
             mine = [a for a in audits if a.method == method]
             claims = [a.claimed_epsilon for a in mine]

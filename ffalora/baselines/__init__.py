@@ -8,21 +8,18 @@ their own: one noisy release of sums and counts (``class_means``) and a linear l
 
 from .budget import Budget, noise_of
 from .clients import ClientFeatures
-from .constant import Majority, majority
+from .constant import majority
 from .features import head_features, states_read_by
 from .linear import LinearClassifier
 from .means import ClassMeans, ReleasedSums, class_means, release_sums
-from .probe import LinearProbe, ProbePlan, linear_probe, plain_probe
-from .texts import DEFAULT_TEMPLATES, class_texts, prototypes, zero_shot
+from .probe import ProbePlan, linear_probe, plain_probe
+from .texts import class_texts, prototypes, zero_shot
 
 __all__ = [
-    "DEFAULT_TEMPLATES",
     "Budget",
     "ClassMeans",
     "ClientFeatures",
     "LinearClassifier",
-    "LinearProbe",
-    "Majority",
     "ProbePlan",
     "ReleasedSums",
     "class_means",

@@ -1,7 +1,7 @@
 """Nearest class mean from one noisy release of each client: sums of features and counts, all samples at once.
 
-A sample adds ``f·φ`` to the sum of its class and 1 to its count, where ``f = min(1, C/‖φ‖)``. Counts are released in
-units of ``1/w``, so that together one sample moves what leaves the client by at most ``√(C² + w²)``: one Gaussian
+A sample adds ``f·φ`` to the sum of its class and 1 to its count, where ``f = min(1, 1/‖φ‖)``. Counts are released in
+units of ``1/w``, so that together one sample moves what leaves the client by at most ``√(1 + w²)``: one Gaussian
 mechanism at q = 1 (add/remove adjacency; zero-out where the number of samples is public). What the server makes of the
 noisy sums is post-processing.
 
@@ -29,8 +29,8 @@ from .noisy_sum import noisy_sum
 
 #: w: counts carry noise of 1/w times that of a feature, relative to their sensitivity; small w favours the features.
 COUNT_WEIGHT = 0.5
-#: Prior of class means in units of C: length of their deviations from each other, length of the mean of all classes,
-#: and what deviations of class texts are multiplied with to guess theirs.
+#: Prior of class means: length of their deviations from each other, length of the mean of all classes, and what
+#: deviations of class texts are multiplied with to guess theirs.
 SPREAD, CENTRE, TEXT_SHARE = 0.075, 0.45, 0.12
 _NORM_MARGIN = 1.0 + 2.0**-20
 
@@ -40,20 +40,14 @@ class ReleasedSums:
     """What leaves a client.
 
     Attributes:
-        client_id: whose.
         sums: float64 ``[L,D]``, noisy sums of clipped features a class.
         counts: float64 ``[L]``, noisy numbers of samples a class.
-        std: standard deviation of the noise on each number of ``sums``; on counts it is ``std/count_weight``.
-        count_weight: w.
-        max_norm: C.
+        std: standard deviation of the noise on each number of ``sums``; on counts it is ``std/w``.
     """
 
-    client_id: int
     sums: Tensor
     counts: Tensor
     std: float
-    count_weight: float
-    max_norm: float
 
 
 @dataclass(frozen=True)
@@ -68,46 +62,31 @@ class ClassMeans:
     centre: Tensor
     deviations: Tensor
 
-    def classifier(self, temperature: float | None = None) -> LinearClassifier:
-        """The nearest class mean, as a linear classifier.
-
-        Args:
-            temperature: mean length of the rows of its weight, where it is the start of a head that is trained further;
-                None leaves lengths as they are.
-        """
-        weight = self.deviations
-        if temperature is not None:
-            weight = weight * (temperature / weight.norm(dim=1).mean().clamp(min=1e-12))
-        return LinearClassifier(weight, -(weight @ self.centre))
+    def classifier(self) -> LinearClassifier:
+        """The nearest class mean, as a linear classifier."""
+        return LinearClassifier(self.deviations, -(self.deviations @ self.centre))
 
 
-def joint_sensitivity(max_norm: float, count_weight: float, samples: int) -> float:
-    """``√(C² + w²)·(1+η)``: what one sample can change in the computed sums and weighted counts together."""
-    return sensitivity((max_norm**2 + count_weight**2) ** 0.5, samples)
+def joint_sensitivity(samples: int) -> float:
+    """``√(1 + w²)·(1+η)``: what one sample can change in the computed sums and weighted counts together."""
+    return sensitivity((1.0 + COUNT_WEIGHT**2) ** 0.5, samples)
 
 
-def class_sums(features: Tensor, labels: Tensor, classes: int, max_norm: float, count_weight: float) -> Tensor:
+def class_sums(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Exact sums of clipped features and weighted counts of one client, float64 ``[L,D+1]``: private, without noise.
 
     A row with NaN or Inf contributes exactly zero, to its count as well.
     """
     wide = features.double()
     norms = wide.norm(dim=1)
-    factors = (max_norm / (norms * _NORM_MARGIN)).clamp(max=1.0)
+    factors = (1.0 / (norms * _NORM_MARGIN)).clamp(max=1.0)
     finite = norms.isfinite()
-    rows = torch.cat([wide * factors[:, None], torch.full((len(wide), 1), count_weight, dtype=torch.float64)], 1)
+    rows = torch.cat([wide * factors[:, None], torch.full((len(wide), 1), COUNT_WEIGHT, dtype=torch.float64)], 1)
     total = torch.zeros(classes, rows.shape[1], dtype=torch.float64)
     return total.index_add_(0, labels[finite], rows[finite])
 
 
-def release_sums(
-    client: ClientFeatures,
-    classes: int,
-    ledger: PrivacyLedger,
-    noise: NoiseSource,
-    max_norm: float = 1.0,
-    count_weight: float = COUNT_WEIGHT,
-) -> ReleasedSums:
+def release_sums(client: ClientFeatures, classes: int, ledger: PrivacyLedger, noise: NoiseSource) -> ReleasedSums:
     """One client's noisy sums and counts, charged before they exist.
 
     Args:
@@ -115,11 +94,9 @@ def release_sums(
         classes: L.
         ledger: of its data, at sample rate 1; charged one step (see ``Budget.ledger``).
         noise: where the noise comes from.
-        max_norm: C, the length to which features are clipped.
-        count_weight: w.
 
     Raises:
-        ValueError: a ledger of other data or of subsampled steps, or bounds that are not positive.
+        ValueError: a ledger of other data or of subsampled steps.
         PrivacyBudgetSpent: the ledger allows no step.
     """
     check_clients([client], classes)
@@ -128,49 +105,43 @@ def release_sums(
             f"client {client.client_id}: class means read all {len(client)} samples in one step, but its ledger is for "
             f"{ledger.dataset_size} at sample_rate={ledger.sample_rate} (unit {ledger.unit}); give one of rate 1"
         )
-    for name, value in (("max_norm", max_norm), ("count_weight", count_weight)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value}: must be positive and finite")
     step = ledger.steps_taken
     ledger.charge()
-    total = class_sums(client.features, client.labels, classes, max_norm, count_weight)
-    std = ledger.noise_multiplier * joint_sensitivity(max_norm, count_weight, len(client))
+    total = class_sums(client.features, client.labels, classes)
+    std = ledger.noise_multiplier * joint_sensitivity(len(client))
     noisy = noisy_sum(total.view(1, -1), [std], noise, [client.client_id], [step]).view_as(total)
-    return ReleasedSums(
-        client.client_id, noisy[:, :-1], noisy[:, -1] / count_weight, std, count_weight, float(max_norm)
-    )
+    return ReleasedSums(noisy[:, :-1], noisy[:, -1] / COUNT_WEIGHT, std)
 
 
 def class_means(released: Sequence[ReleasedSums], directions: Tensor | None = None) -> ClassMeans:
     """The means of all clients' samples, shrunk towards what class texts suggest where noise drowns them.
 
     Args:
-        released: of every client, with the same classes and C.
+        released: of every client, with the same classes.
         directions: float32 ``[L,D]`` of length 1, from ``prototypes``; None where classes have no texts.
 
     Raises:
-        ValueError: nothing released, or different C or shapes.
+        ValueError: nothing released, or different shapes.
     """
     if not released:
         raise ValueError("released is empty; give the sums of at least one client")
-    if len({(r.max_norm, tuple(r.sums.shape)) for r in released}) > 1:
-        raise ValueError("the released sums differ in max_norm or shape; use one setting for all clients")
+    if len({tuple(r.sums.shape) for r in released}) > 1:
+        raise ValueError("the released sums differ in shape; use one encoder and the same classes for all clients")
     sums = torch.stack([r.sums for r in released]).sum(0)
     counts = torch.stack([r.counts for r in released]).sum(0)
     variance = sum(r.std**2 for r in released)  # of each number of the sums
-    lowest = max(1.0, sum((r.std / r.count_weight) ** 2 for r in released) ** 0.5)
+    lowest = max(1.0, sum((r.std / COUNT_WEIGHT) ** 2 for r in released) ** 0.5)
     counts = counts.clamp(min=lowest)
     classes, width = sums.shape
     means = sums / counts[:, None]
     of_means = variance * width / counts.square()  # variance of each mean's noise, all D numbers together
     of_centre = of_means.sum() / classes**2
     of_deviations = (1 - 2 / classes) * of_means + of_centre
-    unit = released[0].max_norm
-    spread, size = (unit * SPREAD) ** 2, (unit * CENTRE) ** 2
+    spread, size = SPREAD**2, CENTRE**2
     centre = means.mean(0)
     guess = torch.zeros_like(means)
     if directions is not None:
-        guess = unit * TEXT_SHARE * (directions - directions.mean(0)).double()
+        guess = TEXT_SHARE * (directions - directions.mean(0)).double()
     noisy = of_deviations[:, None]
     deviations = (spread * (means - centre) + noisy * guess) / (spread + noisy)
     deviations = deviations - deviations.mean(0)

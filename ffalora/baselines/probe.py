@@ -32,6 +32,8 @@ from .noisy_sum import noisy_sum
 _CLIP = 0.3
 #: The constant feature of the bias: small, since label skew makes the bias of each client a poor guess of all clients'.
 _BIAS_FEATURE = 0.1
+#: scikit-learn's C of the probe without privacy, for features of length 1.
+_INVERSE_PENALTY = 10.0
 #: Most numbers of gradients held at once: 64 MiB.
 _NUMBERS = 2**24
 
@@ -42,17 +44,14 @@ class ProbePlan:
 
     Attributes:
         rounds, local_steps: their product is the number of steps of each client.
-        most_noise: standard deviation that all noise together may give each averaged number of the weight, for features
-            of length 1, where the data outweigh the noise.
     """
 
     rounds: int
     local_steps: int
-    most_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.local_steps < 1 or not self.most_noise > 0:
-            raise ValueError(f"rounds, local_steps and most_noise must be positive, got {self}")
+        if self.rounds < 1 or self.local_steps < 1:
+            raise ValueError(f"rounds and local_steps must be positive, got {self}")
 
     @property
     def steps(self) -> int:
@@ -64,19 +63,6 @@ class ProbePlan:
         return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
 
-@dataclass(frozen=True)
-class LinearProbe:
-    """A trained probe.
-
-    Attributes:
-        classifier: for features as they are given (of any length: they are normalised in training only).
-        lr: the rate that was used.
-    """
-
-    classifier: LinearClassifier
-    lr: float
-
-
 def rate_of(plan: ProbePlan, ledgers: Sequence[PrivacyLedger], weights: Tensor, width: int) -> float:
     """The rate at which the noise of all steps moves each averaged number as far as the data are worth: see
     ``training.rates``.
@@ -84,7 +70,7 @@ def rate_of(plan: ProbePlan, ledgers: Sequence[PrivacyLedger], weights: Tensor, 
     variance = noise_variance(ledgers, weights.tolist())
     if variance == 0:
         raise ValueError("noise_multiplier=0 protects nothing and sets no rate; plain_probe is the one without privacy")
-    return head_rate(variance, width, [plan.factor(step) for step in range(plan.steps)], plan.most_noise)
+    return head_rate(variance, width, [plan.factor(step) for step in range(plan.steps)])
 
 
 def linear_probe(
@@ -95,7 +81,7 @@ def linear_probe(
     draw: Draw,
     noise: NoiseSource,
     start: LinearClassifier | None = None,
-) -> LinearProbe:
+) -> LinearClassifier:
     """Trains a probe on all clients' samples under differential privacy.
 
     Args:
@@ -106,6 +92,9 @@ def linear_probe(
         draw: Poisson samples.
         noise: of the steps; use another seed or key than the run beside it.
         start: from where; None starts at zero. A start from data must have been charged to the same ledgers.
+
+    Returns:
+        the probe for features of any length: they are normalised in training only.
 
     Raises:
         ValueError: ledgers that do not belong to the clients.
@@ -126,15 +115,11 @@ def linear_probe(
             gradient = _noisy_means(clients, inputs, rows, ledgers, draw, noise)
             rows -= lr * plan.factor(number * plan.local_steps + local) * gradient
         state = torch.einsum("c,cld->ld", weights, rows)
-    return LinearProbe(LinearClassifier(state[:, :-1].float(), (state[:, -1] * _BIAS_FEATURE).float()), lr)
+    return LinearClassifier(state[:, :-1].float(), (state[:, -1] * _BIAS_FEATURE).float())
 
 
-def plain_probe(clients: Sequence[ClientFeatures], classes: int, inverse_penalty: float = 10.0) -> LinearClassifier:
+def plain_probe(clients: Sequence[ClientFeatures], classes: int) -> LinearClassifier:
     """Logistic regression on all clients' samples in one place, without privacy: a bound, for simulations only.
-
-    Args:
-        clients: their features and classes; classes: L.
-        inverse_penalty: scikit-learn's C, for features of length 1.
 
     Raises:
         ValueError: all samples are of one class.
@@ -144,7 +129,7 @@ def plain_probe(clients: Sequence[ClientFeatures], classes: int, inverse_penalty
     width = check_clients(clients, classes)
     features = torch.cat([F.normalize(client.features, dim=1) for client in clients]).numpy()
     labels = torch.cat([client.labels for client in clients]).numpy()
-    fitted = LogisticRegression(C=inverse_penalty, max_iter=2000).fit(features, labels)
+    fitted = LogisticRegression(C=_INVERSE_PENALTY, max_iter=2000).fit(features, labels)
     weight = torch.zeros(classes, width)
     bias = torch.full((classes,), -torch.inf)  # a class that nobody holds is never predicted
     coefficients, intercepts = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()

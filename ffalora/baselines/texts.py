@@ -16,34 +16,25 @@ from torch import Tensor
 from .linear import LinearClassifier
 
 #: Texts of a class of which only the name is known.
-DEFAULT_TEMPLATES = ("{}", "This is {}.", "The text is about {}.")
+_TEMPLATES = ("{}", "This is {}.", "The text is about {}.")
 
 
-def class_texts(
-    label_names: Sequence[str],
-    texts: Mapping[str, Sequence[str]] | None = None,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
-) -> list[list[str]]:
+def class_texts(label_names: Sequence[str], texts: Mapping[str, Sequence[str]] | None = None) -> list[list[str]]:
     """The texts that stand for each class, in the order of ``label_names``.
 
     Args:
         label_names: names of the classes, in the order of their numbers.
-        texts: texts of a class by its name, such as {"negative": ["a bad movie"]}; classes without take the templates.
-        templates: texts with ``{}`` for the name.
+        texts: texts of a class by its name, such as {"negative": ["a bad movie"]}; of others their names are said.
 
     Raises:
-        ValueError: fewer than two classes, a text for a class that does not exist, no text, or a template without
-            ``{}``.
+        ValueError: fewer than two classes, a text for a class that does not exist, or no text.
     """
     if len(label_names) < 2:
         raise ValueError(f"label_names={list(label_names)}: zero-shot classification needs two classes or more")
     strange = sorted(set(texts or {}) - set(label_names))
     if strange:
         raise ValueError(f"texts are given for {', '.join(strange)}, but the classes are {', '.join(label_names)}")
-    wrong = [template for template in templates if "{}" not in template]
-    if wrong or not templates:
-        raise ValueError(f"templates={list(templates)}: give at least one, each with {{}} where the name goes")
-    found = [list((texts or {}).get(name) or [t.format(name) for t in templates]) for name in label_names]
+    found = [list((texts or {}).get(name) or [t.format(name) for t in _TEMPLATES]) for name in label_names]
     empty = [name for name, own in zip(label_names, found, strict=True) if not all(text.strip() for text in own)]
     if empty:
         raise ValueError(f"the texts of {', '.join(empty)} are empty; describe each class in a few words")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from .names import OTHER_NAMES
-from .section import Section
+from .section import ONE_IS_A_LIST, Section
 
 
 class PrivacyConfig(Section):
@@ -83,7 +83,7 @@ class PrivacyConfig(Section):
         description="ledger of the data set: a name in FFALORA_LEDGERS, or a folder (default: secure runs take the "
         "data's name)",
     )
-    prior: list[str] = Field(
+    prior: Annotated[list[str], ONE_IS_A_LIST] = Field(
         [], description="what earlier runs spent on the same data: their privacy.json, ledger files or folders"
     )
     public_size_bound: int | None = Field(
@@ -114,11 +114,6 @@ class PrivacyConfig(Section):
     def hides_sizes(self) -> bool:
         """Whether how much data a client holds is a secret: what ε covers where whole clients are protected, too."""
         return self.unit == "client" or self.public_size_bound is not None
-
-    @field_validator("prior", mode="before")
-    @classmethod
-    def _one_path_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> PrivacyConfig:

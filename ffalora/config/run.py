@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from .adapter import RunAdapterConfig
 from .messages import ConfigError
 from .model import ModelConfig
 from .privacy import PrivacyConfig
-from .section import Section, keys_of
+from .section import ONE_IS_A_LIST, Section, keys_of
 from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig
 from .values import merge
 
@@ -49,7 +49,7 @@ class Config(Section):
     federation: FederationConfig = FederationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     privacy: PrivacyConfig = PrivacyConfig()
-    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow", "trackio"]], ONE_IS_A_LIST] = Field(
         default_factory=list,
         description="also write each round for these tools, on this machine: tensorboard, wandb, mlflow, trackio",
     )
@@ -67,11 +67,6 @@ class Config(Section):
         """How many clients must stay to the end of a round where they bring the noise; 0 if their number is unknown."""
         count = self.clients.count
         return max(0, self.federation.cohort(count) - self.privacy.dropouts) if count else 0
-
-    @field_validator("report_to", mode="before")
-    @classmethod
-    def _one_tool_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _methods_can_be_folders(self) -> Config:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from .section import Section
+from .section import ONE_IS_A_LIST, Section
 
 
 class DataConfig(Section):
@@ -18,7 +18,9 @@ class DataConfig(Section):
     task: Literal["classification", "regression", "causal-lm", "image-classification"] = Field(
         "classification", description="what is learned; it decides loss and metrics"
     )
-    text: list[str] | None = Field(None, description="text columns, one or two (default: the data set's own)")
+    text: Annotated[list[str] | None, ONE_IS_A_LIST] = Field(
+        None, description="text columns, one or two (default: the data set's own)"
+    )
     label: str | None = Field(None, description="label column (default: the data set's own)")
     user: str | None = Field(
         None,
@@ -62,11 +64,6 @@ class DataConfig(Section):
         description="causal-lm: also generate answers of at most this many tokens, and report how near they are to "
         "the data's (rouge_l) and how many are right (exact_match), where they end in numbers or are a choice of few",
     )
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _one_column_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _answers_are_for_language_models(self) -> DataConfig:

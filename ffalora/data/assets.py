@@ -84,15 +84,13 @@ def list_assets() -> list[dict[str, object]]:
     ]
 
 
-def path(name: str, *, download: bool = True) -> Path:
+def path(name: str) -> Path:
     """Folder of the asset's files, fetched first if it is not in the cache.
 
-    Raises ``AssetError`` when the asset is missing and ``download`` is false, or when fetching fails.
+    Raises ``AssetError`` when fetching fails.
     """
     asset = find(name)
     if not is_cached(name):
-        if not download:
-            raise AssetError(f"asset {name!r} is not in {cache_folder()}; fetch it with `ffalora data fetch {name}`")
         fetch(name)
     return _folder(asset) / asset.root
 

@@ -69,7 +69,7 @@ def _problem_of(messages: Any) -> str | None:
 
 
 def tokenize_conversations(
-    rows: Dataset, column: str, tokenizer: Any, pad_token: int, max_length: int | None = None, pad_to_multiple: int = 1
+    rows: Dataset, column: str, tokenizer: Any, pad_token: int, max_length: int | None
 ) -> CausalDataset:
     """Every conversation as one sequence, whose loss counts what assistants say and the tokens that end it.
 
@@ -96,7 +96,7 @@ def tokenize_conversations(
             f"max_length to {longest}, or shorten or remove them"
         )
     starts_of = np.asarray(starts, dtype=np.int64)
-    return CausalDataset(Ragged(sequences), starts_of, pad_token, pad_to_multiple, Ragged(counted, np.int8))
+    return CausalDataset(Ragged(sequences), starts_of, pad_token, Ragged(counted, np.int8))
 
 
 def check_template(tokenizer: Any) -> None:

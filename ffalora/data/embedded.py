@@ -187,7 +187,6 @@ _REGISTRY = (
 )
 
 EMBEDDED: dict[str, EmbeddedData] = {data.name: data for data in _REGISTRY}
-DEFAULT_DATA = "movie-reviews"
 
 
 def find(name: str) -> EmbeddedData:

@@ -47,12 +47,10 @@ class Ragged:
     def __getitem__(self, row: int) -> np.ndarray:
         return self.flat[self.offsets[row] : self.offsets[row + 1]]
 
-    def padded(self, rows: np.ndarray, value: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def padded(self, rows: np.ndarray, value: int) -> tuple[np.ndarray, np.ndarray]:
         """``[len(rows), T]`` int64 filled up with ``value`` on the right, and the mask of what is real (bool)."""
         lengths = self.lengths[rows]
-        width = int(lengths.max(initial=0))
-        width = -(-width // multiple) * multiple
-        columns = np.arange(width)
+        columns = np.arange(lengths.max(initial=0))
         mask = columns < lengths[:, None]  # [S, T]
         out = np.full(mask.shape, value, dtype=np.int64)
         out[mask] = self.flat[(self.offsets[rows][:, None] + columns)[mask]]
@@ -106,7 +104,7 @@ class TokenizedDataset:
     """Texts or pairs of texts with a class or a number each.
 
     labels: int64 [rows] for classification, float32 [rows] for regression. ``token_type_ids`` is None for models that
-    take none. ``pad_to_multiple`` rounds the width of a batch up (tensor cores, fewer shapes to compile).
+    take none.
     """
 
     def __init__(
@@ -115,13 +113,12 @@ class TokenizedDataset:
         labels: np.ndarray,
         pad_token_id: int,
         token_type_ids: Ragged | None = None,
-        pad_to_multiple: int = 1,
     ) -> None:
         if len(input_ids) != len(labels):
             raise ValueError(f"input_ids has {len(input_ids)} rows, labels {len(labels)}")
         self.input_ids, self.token_type_ids = input_ids, token_type_ids
         self.labels, self.lengths = labels, input_ids.lengths
-        self.pad_token_id, self.pad_to_multiple = pad_token_id, pad_to_multiple
+        self.pad_token_id = pad_token_id
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,10 +126,10 @@ class TokenizedDataset:
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """``input_ids``, ``attention_mask`` (and ``token_type_ids``) int64 [S, T]; targets [S]."""
         rows = np.asarray(indices, dtype=np.int64)
-        ids, mask = self.input_ids.padded(rows, self.pad_token_id, self.pad_to_multiple)
+        ids, mask = self.input_ids.padded(rows, self.pad_token_id)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         if self.token_type_ids is not None:
-            types, _ = self.token_type_ids.padded(rows, 0, self.pad_to_multiple)
+            types, _ = self.token_type_ids.padded(rows, 0)
             inputs["token_type_ids"] = torch.from_numpy(types)
         return inputs, torch.from_numpy(self.labels[rows])
 
@@ -150,7 +147,6 @@ class CausalDataset:
         input_ids: Ragged,
         answer_starts: np.ndarray,
         pad_token_id: int,
-        pad_to_multiple: int = 1,
         counted: Ragged | None = None,
     ) -> None:
         if len(input_ids) != len(answer_starts):
@@ -158,7 +154,7 @@ class CausalDataset:
         self.input_ids, self.answer_starts, self.counted = input_ids, answer_starts, counted
         self.lengths = input_ids.lengths
         self.labels = np.zeros(len(input_ids), dtype=np.int64)
-        self.pad_token_id, self.pad_to_multiple = pad_token_id, pad_to_multiple
+        self.pad_token_id = pad_token_id
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -166,10 +162,10 @@ class CausalDataset:
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """``input_ids``, ``attention_mask`` int64 [S, T]; targets int64 [S, T], not shifted, IGNORE_INDEX elsewhere."""
         rows = np.asarray(indices, dtype=np.int64)
-        ids, mask = self.input_ids.padded(rows, self.pad_token_id, self.pad_to_multiple)
+        ids, mask = self.input_ids.padded(rows, self.pad_token_id)
         own = mask & (np.arange(ids.shape[1]) >= self.answer_starts[rows][:, None])
         if self.counted is not None:
-            own &= self.counted.padded(rows, 0, self.pad_to_multiple)[0] == 1
+            own &= self.counted.padded(rows, 0)[0] == 1
         targets = np.where(own, ids, IGNORE_INDEX)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         return inputs, torch.from_numpy(targets)
@@ -179,17 +175,14 @@ class ImageDataset:
     """Images of one size with a class each.
 
     pixels: uint8 [rows, channels, height, width]; ``tokens`` is what one image costs the model (patches, and the class
-    token). Values become (pixel / 255 - mean) / std in float32.
+    token). Values become (pixel / 255 - 0.5) / 0.5 in float32.
     """
 
-    def __init__(
-        self, pixels: np.ndarray, labels: np.ndarray, tokens: int, mean: float = 0.5, std: float = 0.5
-    ) -> None:
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, tokens: int) -> None:
         if pixels.ndim != 4 or len(pixels) != len(labels):
             raise ValueError(f"pixels {pixels.shape} must be [rows, channels, height, width] with {len(labels)} rows")
         self.pixels, self.labels = pixels, labels
         self.lengths = np.full(len(pixels), tokens, dtype=np.int64)
-        self.mean, self.std = mean, std
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -197,5 +190,5 @@ class ImageDataset:
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """``pixel_values`` float32 [S, channels, height, width]; targets int64 [S]."""
         rows = np.asarray(indices, dtype=np.int64)
-        values = torch.from_numpy(self.pixels[rows]).to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        values = torch.from_numpy(self.pixels[rows]).to(torch.float32).div_(255).sub_(0.5).div_(0.5)
         return {"pixel_values": values}, torch.from_numpy(self.labels[rows])

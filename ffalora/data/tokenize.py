@@ -26,8 +26,6 @@ def prepare(
     tokenizer: Any = None,
     *,
     max_length: int | None = None,
-    pad_to_multiple: int = 1,
-    prompt_template: str = DEFAULT_TEMPLATE,
     image_size: int | None = None,
     patch_size: int = 4,
     channels: int = 1,
@@ -52,7 +50,7 @@ def prepare(
     if tokenizer is None:
         raise DataError(f"tokenizer is missing; task {data.task} needs one")
     if data.task == "causal-lm":
-        return _language(rows, data.input_columns, tokenizer, max_length, prompt_template, pad_to_multiple)
+        return _language(rows, data.input_columns, tokenizer, max_length)
     return tokenize(
         rows,
         data.input_columns,
@@ -60,7 +58,6 @@ def prepare(
         tokenizer,
         max_length=max_length,
         regression=data.task == "regression",
-        pad_to_multiple=pad_to_multiple,
     )
 
 
@@ -72,7 +69,6 @@ def tokenize(
     *,
     max_length: int | None = None,
     regression: bool = False,
-    pad_to_multiple: int = 1,
 ) -> TokenizedDataset:
     """Tokenise one text column or a pair of them. Pairs are truncated from their longer member first.
 
@@ -96,30 +92,22 @@ def tokenize(
         np.asarray(column_values(rows, label_column), dtype=np.float32 if regression else np.int64),
         pad_token_of(tokenizer),
         Ragged(types, np.int8) if types is not None else None,
-        pad_to_multiple,
     )
 
 
-def _language(
-    rows: Dataset, columns: Sequence[str], tokenizer: Any, max_length: int | None, template: str, pad_to_multiple: int
-) -> CausalDataset:
+def _language(rows: Dataset, columns: Sequence[str], tokenizer: Any, max_length: int | None) -> CausalDataset:
     """Prompts and answers, conversations or plain texts, whichever the columns hold."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
     form = form_of(rows, columns)
     if form == "prompts":
-        return tokenize_causal(
-            rows, columns, tokenizer, max_length=max_length, template=template, pad_to_multiple=pad_to_multiple
-        )
+        return tokenize_causal(rows, columns, tokenizer, max_length)
     if form == "conversations":
-        pad = pad_token_of(tokenizer)
-        return tokenize_conversations(rows, columns[0], tokenizer, pad, max_length, pad_to_multiple)
-    return tokenize_texts(rows, columns[0], tokenizer, max_length=max_length, pad_to_multiple=pad_to_multiple)
+        return tokenize_conversations(rows, columns[0], tokenizer, pad_token_of(tokenizer), max_length)
+    return tokenize_texts(rows, columns[0], tokenizer, max_length)
 
 
-def tokenize_texts(
-    rows: Dataset, column: str, tokenizer: Any, *, max_length: int | None = None, pad_to_multiple: int = 1
-) -> CausalDataset:
+def tokenize_texts(rows: Dataset, column: str, tokenizer: Any, max_length: int | None) -> CausalDataset:
     """Plain texts, every token but the first of which is learned; what does not fit ``max_length`` is cut from the end.
 
     A text that fits ends in the end-of-sequence token.
@@ -127,19 +115,11 @@ def tokenize_texts(
     end, sequences = tokenizer.eos_token_id, []
     for ids in encode_prompts(column_values(rows, column), tokenizer, "{prompt}"):
         sequences.append([*ids, end][:max_length])
-    return CausalDataset(
-        Ragged(sequences), np.zeros(len(sequences), dtype=np.int64), pad_token_of(tokenizer), pad_to_multiple
-    )
+    return CausalDataset(Ragged(sequences), np.zeros(len(sequences), dtype=np.int64), pad_token_of(tokenizer))
 
 
 def tokenize_causal(
-    rows: Dataset,
-    input_columns: Sequence[str],
-    tokenizer: Any,
-    *,
-    max_length: int | None = None,
-    template: str = DEFAULT_TEMPLATE,
-    pad_to_multiple: int = 1,
+    rows: Dataset, input_columns: Sequence[str], tokenizer: Any, max_length: int | None
 ) -> CausalDataset:
     """Prompt and answer as one sequence that ends in the end-of-sequence token.
 
@@ -148,7 +128,7 @@ def tokenize_causal(
     """
     prompt_column, answer_column = input_columns
     end = tokenizer.eos_token_id
-    prompts = encode_prompts(column_values(rows, prompt_column), tokenizer, template)
+    prompts = encode_prompts(column_values(rows, prompt_column), tokenizer)
     answers = tokenizer(column_values(rows, answer_column), add_special_tokens=False, return_attention_mask=False)
     sequences, starts = [], []
     for row, (prompt, answer) in enumerate(zip(prompts, answers["input_ids"], strict=True)):
@@ -162,9 +142,7 @@ def tokenize_causal(
         prompt = prompt[-room:]
         sequences.append([*prompt, *answer])
         starts.append(len(prompt))
-    return CausalDataset(
-        Ragged(sequences), np.asarray(starts, dtype=np.int64), pad_token_of(tokenizer), pad_to_multiple
-    )
+    return CausalDataset(Ragged(sequences), np.asarray(starts, dtype=np.int64), pad_token_of(tokenizer))
 
 
 def encode_prompts(prompts: Iterable[str], tokenizer: Any, template: str = DEFAULT_TEMPLATE) -> list[list[int]]:

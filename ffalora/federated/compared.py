@@ -61,8 +61,8 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     count = len(experiment.evaluation)
     count = min(count, config.data.max_evaluation_samples or count)
     labels = torch.from_numpy(np.asarray(experiment.evaluation.labels[:count], dtype=np.int64))
-    constant = majority(labels)
-    rows = [_row(MAJORITY, constant.accuracy, f"always {data.label_names[constant.label]}, the largest class there")]
+    largest, share = majority(labels)
+    rows = [_row(MAJORITY, share, f"always {data.label_names[largest]}, the largest class there")]
     if not head:
         return rows
     features = features_of(experiment, experiment.evaluation, np.arange(count))
@@ -145,7 +145,7 @@ def _private(
         start = zero_shot(experiment.labels.directions, config.model.head_temperature * part)
     probe = linear_probe(
         clients, classes, plan, fresh, SeededDraw(config.seed), noise_of(PROBE, config.seed), start
-    ).classifier.accuracy(unit, labels)
+    ).accuracy(unit, labels)
     about = f"a linear layer on the frozen model, {plan.steps} steps by DP-SGD"
     return [*rows, _row(PROBE, probe, about, rounded_up(max(ledger.epsilon() for ledger in fresh)))]
 

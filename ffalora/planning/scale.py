@@ -7,11 +7,9 @@ arrays that a round holds for each drawn client, and what a process holds here.
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -21,10 +19,9 @@ from ..federated.strategies import ServerState
 from ..federated.strategies.base import weighted_mean
 from ..federated.strategies.wire import BYTES_PER_NUMBER
 from ..training.optim import Moments
-from ..training.participant import Participant
-from .measure import peak_bytes
+from .measure import peak_bytes, seconds_of, unlimited
 
-_COHORT, _REPEATS, _TIMED_ROWS = 16, 3, 8
+_COHORT, _TIMED_ROWS = 16, 8
 #: Bytes of a sample (its tokens, its row in tables) and of a client, as 10,000 clients of 20 were found to take.
 _OF_A_SAMPLE, _OF_A_LEDGER = 2500, 20_000
 
@@ -92,15 +89,15 @@ class Scale:
 
 def measure_pace(experiment: Experiment) -> Pace:
     """Times the training of small cohorts of the experiment's own clients; nothing is charged, written or kept."""
-    server = experiment.strategy.begin()
+    server, device = experiment.strategy.begin(), experiment.engine.device
     most = min(_COHORT, len(experiment.participants))
     few = min(4, most)
-    alone, some, many = (_seconds(_round_of(experiment, server, count)) for count in (1, few, most))
+    alone, some, many = (seconds_of(_round_of(experiment, server, count), device) for count in (1, few, most))
     client = (many - some) / (most - few) if most > few else some / few
     rows = server.row.repeat(_TIMED_ROWS, 1)
     weights = torch.full((_TIMED_ROWS,), 1 / _TIMED_ROWS, dtype=torch.float64)
-    added = _seconds(lambda: weighted_mean(server.row, rows, weights)) / _TIMED_ROWS
-    held = peak_bytes(experiment.engine.device)
+    added = seconds_of(lambda: weighted_mean(server.row, rows, weights), device) / _TIMED_ROWS
+    held = peak_bytes(device)
     return Pace(max(0.0, some - few * client), max(client, 0.0), alone, added, held, _bytes_of_a_row(experiment))
 
 
@@ -150,7 +147,7 @@ def _round_of(experiment: Experiment, server: ServerState, count: int) -> Callab
     """The training of a round of ``count`` clients, from copies of all that it changes."""
 
     def train() -> None:
-        copies = [_unlimited(client) for client in experiment.participants[:count]]
+        copies = [unlimited(client) for client in experiment.participants[:count]]
         steps = experiment.config.federation.local_steps
         experiment.strategy.load(server, trains=True)
         rows = experiment.strategy.start(server, [client.client_id for client in copies])
@@ -158,24 +155,6 @@ def _round_of(experiment: Experiment, server: ServerState, count: int) -> Callab
         train_cohort(experiment, server, Cohort(copies, [steps] * count, [True] * count), rows, moments)
 
     return train
-
-
-def _unlimited(client: Participant) -> Participant:
-    """A copy of a client whose budget no measurement exhausts."""
-    ledger = client.ledger
-    if ledger is not None:
-        ledger = replace(ledger, max_steps=10**6, target_epsilon=None, steps_taken=0)
-    return replace(client, ledger=ledger, adaptive=copy.deepcopy(client.adaptive), steps_taken=0)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Of one call, the least of three after one to warm up: what other work adds is none of its own."""
-    found = []
-    for _ in range(_REPEATS + 1):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
 
 
 def _moments(experiment: Experiment) -> list[str]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from .runs import Run, by_label
-from .tables import Table, epsilon_text, interval_text
+from .tables import Table, epsilon_text, interval_text, largest_epsilon
 
 _METRIC = "accuracy"
 
@@ -15,12 +15,11 @@ def baseline_table(runs: Sequence[Run]) -> Table | None:
     """Accuracy of every method and baseline, the best first; None where no such baseline was computed."""
     if not _by_name(runs):
         return None
-    entries = [
-        (interval, (f"{label} (this run)", text, epsilon, "fine-tuned adapters and head"))
-        for label, group in by_label(runs).items()
-        if (values := [run.metrics[_METRIC] for run in group if _METRIC in run.metrics])
-        for interval, text, epsilon in [(statistics.fmean(values), interval_text(values), _epsilon(group))]
-    ]
+    entries = []
+    for label, group in by_label(runs).items():
+        if values := [run.metrics[_METRIC] for run in group if _METRIC in run.metrics]:
+            said = (f"{label} (this run)", interval_text(values), epsilon_text(largest_epsilon(group)))
+            entries.append((statistics.fmean(values), (*said, "fine-tuned adapters and head")))
     for name, rows in _by_name(runs).items():
         values = [row["accuracy"] for row in rows]
         spent = [row["epsilon"] for row in rows if row["epsilon"] is not None]
@@ -59,11 +58,6 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
         else:
             found.append(f"{label}: {reached:.3f}, NOT above a trivial baseline: {-gain:.1f} points below {against}.")
     return found
-
-
-def _epsilon(group: Sequence[Run]) -> str:
-    spent = [run.epsilon for run in group]
-    return "not private" if None in spent else epsilon_text(max(value for value in spent if value is not None))
 
 
 def _by_name(runs: Sequence[Run]) -> dict[str, list[dict]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from ..config import Config, load_config
-from ..files.numbers import restored
-from ..runs.folder import METRICS, SUMMARY, run_places
-from .runs import CONFIG, STUDY, ReportError, data_title, method_title, number
+from ..runs.folder import METRICS, SUMMARY, rows_of, run_places
+from .runs import CONFIG, SEED, STUDY, ReportError, data_title, method_title
 from .tables import bytes_text, epsilon_text, metric_title
 
 #: A run that writes nothing for so many of its rounds, and for so many seconds, may have ended.
@@ -86,15 +84,16 @@ def duration_text(seconds: float) -> str:
 def _label(place: Path, config: Config, top: Path) -> str:
     """The method's title, and the seed where there are several."""
     parts = place.relative_to(top).parts
-    seeds = [part.replace("-", " ") for part in parts if part.startswith("seed-")]
-    names = [part for part in parts if not part.startswith("seed-")] or [config.federation.strategy]
+    seeds = [part.replace("-", " ") for part in parts if part.startswith(SEED)]
+    names = [part for part in parts if not part.startswith(SEED)] or [config.federation.strategy]
     return " · ".join([method_title(names[0]), *seeds])
 
 
 def _run_state(place: Path, config: Config, label: str) -> dict[str, Any]:
     if (place / CONFIG).exists():
         config = load_config(place / CONFIG)  # with what the run decided by itself
-    rows, rounds = _rows(place / METRICS), config.federation.rounds
+    written, rounds = place / METRICS, config.federation.rounds
+    rows = rows_of(written.read_text(encoding="utf-8")) if written.exists() else []  # each was written whole
     pace = statistics.median(row["seconds"] for row in rows[-_RECENT:]) if rows else None
     evaluated = {row["round"]: row["metrics"] for row in rows if row.get("metrics")}
     names = dict.fromkeys(name for metrics in evaluated.values() for name in metrics)
@@ -107,20 +106,13 @@ def _run_state(place: Path, config: Config, label: str) -> dict[str, Any]:
         "rounds": rounds,
         "seconds_per_round": pace,
         "metric": metric,
-        "curve": [[at, number(found[metric])] for at, found in evaluated.items() if metric in found],
-        "epsilon": number(rows[-1].get("epsilon")) if rows else None,
+        "curve": [[at, found[metric]] for at, found in evaluated.items() if metric in found],
+        "epsilon": rows[-1].get("epsilon") if rows else None,
         "target_epsilon": config.privacy.target_epsilon if config.privacy.unit != "none" else None,
         "protection": _protection(config),
         "clipped": next((row["clipped"] for row in reversed(rows) if "clipped" in row), None),
         "bytes": sum(sent) if sent else None,
     }
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that are there; they are written whole, so that none is half a row."""
-    if not path.exists():
-        return []
-    return [restored(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _status(place: Path, rounds: int, pace: float | None) -> str:

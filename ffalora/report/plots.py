@@ -15,15 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .runs import Run, by_label, number
+from .runs import Run, by_label
 from .tables import interval, metric_names, metric_title
 
 #: Hues that keep their contrast on white and on near-black.
 COLOURS = ("#1f83c9", "#e0761a", "#22a06b", "#c14fa3", "#8c72e0", "#a8842a", "#d1495b", "#2a9d9d")
-_MARKERS = "os^Dv<>P"
-_LINES = ("-", "--", "-.", ":")
-_INK = "#39404a"
-_STYLE = {
+#: Marks and lines that tell series apart without colour; the colour of text; matplotlib's settings for all plots.
+MARKERS, LINES, INK = "os^Dv<>P", ("-", "--", "-.", ":"), "#39404a"
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -31,12 +30,12 @@ _STYLE = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.2,
-    "grid.color": _INK,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "grid.color": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.8,
@@ -58,7 +57,7 @@ class Plot:
 
 def run_plots(runs: Sequence[Run]) -> list[Plot]:
     """Metric and ε by round, traffic, and who holds what; plots without data are left out."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         plots = [_metric_plot(runs), _epsilon_plot(runs), _traffic_plot(runs), *_partition_plots(runs)]
     return [plot for plot in plots if plot is not None]
 
@@ -66,7 +65,7 @@ def run_plots(runs: Sequence[Run]) -> list[Plot]:
 def save_plots(plots: Sequence[Plot], folder: Path, formats: Sequence[str] = ("svg", "png")) -> None:
     """Writes every plot in every format, on white."""
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for plot in plots:
             for name in formats:
                 undated = {"metadata": {"Date": None}} if name == "svg" else {"dpi": 160}
@@ -76,11 +75,11 @@ def save_plots(plots: Sequence[Plot], folder: Path, formats: Sequence[str] = ("s
 def inline_svg(plot: Plot) -> str:
     """The plot as an SVG element for a page: transparent, its ink in the page's text colour, its ids its own."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         plot.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = svg.replace(_INK, "currentColor")
+    svg = svg.replace(INK, "currentColor")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", svg)
     svg = re.sub(r'height="[\d.]+pt" ', "", svg, count=1)
     named = f'role="img" aria-label="{escape(plot.title)}"'
@@ -91,13 +90,13 @@ def _metric_plot(runs: Sequence[Run]) -> Plot | None:
     names = metric_names(runs)
     if not names:
         return None
-    figure, axes = _axes("round", metric_title(names[0]))
+    figure, axes = new_axes("round", metric_title(names[0]))
     for i, (label, group) in enumerate(by_label(runs).items()):
         points = [
             {row["round"]: row["metrics"][names[0]] for row in r.rounds if names[0] in (row.get("metrics") or {})}
             for r in group
         ]
-        _line(axes, i, label, points)
+        draw_line(axes, i, label, points)
     axes.legend()
     return Plot("metric", f"{metric_title(names[0])} by round and method", figure)
 
@@ -106,12 +105,12 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
     private = {label: group for label, group in by_label(runs).items() if all(run.epsilon is not None for run in group)}
     if not private:
         return None
-    figure, axes = _axes("round", "ε, largest over clients")
+    figure, axes = new_axes("round", "ε, largest over clients")
     for i, (label, group) in enumerate(private.items()):
-        _line(axes, i, label, [{row["round"]: number(row["epsilon"]) or 0.0 for row in run.rounds} for run in group])
+        draw_line(axes, i, label, [{row["round"]: row["epsilon"] or 0.0 for row in run.rounds} for run in group])
     targets = {run.config["privacy"]["target_epsilon"] for group in private.values() for run in group} - {None}
     for target in sorted(targets):
-        axes.axhline(target, color=_INK, linewidth=1, linestyle=":")
+        axes.axhline(target, color=INK, linewidth=1, linestyle=":")
         axes.annotate(f"target {target:g}", (0.02, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     axes.legend(loc="lower right")
@@ -123,7 +122,7 @@ def _traffic_plot(runs: Sequence[Run]) -> Plot | None:
     groups = {label: group for label, group in by_label(runs).items() if "bytes_up" in group[0].rounds[0]}
     if not groups:
         return None
-    figure, axes = _axes("MB sent in the whole run, all clients", "", height=1.3 + 0.42 * len(groups))
+    figure, axes = new_axes("MB sent in the whole run, all clients", "", height=1.3 + 0.42 * len(groups))
     left = [0.0] * len(groups)
     for colour, key, name in (
         (COLOURS[0], "bytes_up", "clients → server"),
@@ -158,7 +157,7 @@ def _partition_plots(runs: Sequence[Run]) -> list[Plot]:
 def _partition_plot(partition: list[dict], label: str, number_of: int, is_private: bool) -> Plot:
     shown = partition[:40]
     classes = list(dict.fromkeys(name for client in shown for name in client["classes"]))
-    figure, axes = _axes("samples", "", height=min(7.0, 1.3 + 0.3 * len(shown)))
+    figure, axes = new_axes("samples", "", height=min(7.0, 1.3 + 0.3 * len(shown)))
     left = [0] * len(shown)
     for i, name in enumerate(classes):
         counts = [client["classes"].get(name, 0) for client in shown]
@@ -174,7 +173,8 @@ def _partition_plot(partition: list[dict], label: str, number_of: int, is_privat
     return Plot(name, f"Who holds what{which}{more}{exact}", figure)
 
 
-def _axes(x: str, y: str, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
+def new_axes(x: str, y: str, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
+    """An empty figure as wide as a column, ``height`` inches high, with the names of its axes."""
     figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -182,7 +182,7 @@ def _axes(x: str, y: str, height: float = _SIZE[1]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(axes: Axes, i: int, label: str, points: Sequence[dict[int, float]], is_geometric: bool = False) -> None:
+def draw_line(axes: Axes, i: int, label: str, points: Sequence[dict[int, float]], is_geometric: bool = False) -> None:
     """Mean over seeds with its 95% interval, at the rounds that every seed has; the geometric mean of positive numbers
     has its interval from their logarithms.
     """
@@ -193,7 +193,7 @@ def _line(axes: Axes, i: int, label: str, points: Sequence[dict[int, float]], is
     at_round = [interval([there(p[r]) for p in points]) for r in rounds]
     means = [mean for mean, _ in at_round]
     colour = COLOURS[i % len(COLOURS)]
-    marker, line = _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)]
+    marker, line = MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
     axes.plot(rounds, [back(mean) for mean in means], color=colour, marker=marker, linestyle=line, label=label)
     if len(points) > 1:
         halves = [half or 0.0 for _, half in at_round]

@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from ..data.files import SUFFIXES
-from ..files.numbers import restored
+from ..runs.folder import METRICS, rows_of
 
-CONFIG, METRICS, STUDY = "config.yaml", "metrics.jsonl", "study.yaml"
-_SEED = "seed-"
+CONFIG, STUDY, SEED = "config.yaml", "study.yaml", "seed-"
 _TITLES = {
     "ffa": "FFA-LoRA",
     "lora": "LoRA",
@@ -72,7 +71,7 @@ class Run:
     @property
     def epsilon(self) -> float | None:
         """The largest client's ε after the last round; None without privacy."""
-        return number(self.rounds[-1].get("epsilon"))
+        return self.rounds[-1].get("epsilon")
 
     @property
     def is_finished(self) -> bool:
@@ -120,11 +119,6 @@ def data_title(config: dict[str, Any]) -> str:
     return path.stem if path.suffix.lower() in SUFFIXES else (path.name if path.is_absolute() else name)
 
 
-def number(value: Any) -> float | None:
-    """A number as it was written to JSON, where infinity is a word; None stays None."""
-    return None if value is None else float(value)
-
-
 def read_top_config(top: Path) -> dict[str, Any]:
     """The configuration at the top of a run folder: of all methods together."""
     return _read(top / CONFIG, yaml.safe_load)
@@ -156,12 +150,12 @@ def _read_top(top: Path) -> list[Run]:
 
 def _read_run(top: Path, place: Path) -> Run:
     config = _read(place / CONFIG, yaml.safe_load)
-    names = [part for part in place.relative_to(top).parts if not part.startswith(_SEED)]
+    names = [part for part in place.relative_to(top).parts if not part.startswith(SEED)]
     return Run(
         label="/".join(names) or config["federation"]["strategy"],
         top=top,
         config=config,
-        rounds=_read(place / METRICS, lambda text: [restored(json.loads(x)) for x in text.splitlines() if x.strip()]),
+        rounds=_read(place / METRICS, rows_of),
         partition=_read(place / "partition.json", json.loads, []),
         environment=_read(place / "environment.json", json.loads, {}),
         privacy_text=_read(place / "privacy.txt", str, ""),

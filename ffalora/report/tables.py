@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -54,7 +54,7 @@ def result_table(runs: Sequence[Run]) -> Table:
                 epsilon_text(largest_epsilon(group)),
                 _traffic_text(group, "bytes_up"),
                 _traffic_text(group, "bytes_down"),
-                f"{_mean(sum(row['seconds'] for row in run.rounds) for run in group):.0f}",
+                f"{statistics.fmean(sum(row['seconds'] for row in run.rounds) for run in group):.0f}",
                 str(len(group)),
             )
         )
@@ -169,7 +169,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)

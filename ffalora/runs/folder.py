@@ -41,8 +41,12 @@ def completed_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.exists() or rounds == 0:
         return []
-    found = [restored(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in found if row["round"] <= rounds]
+    return [row for row in rows_of(path.read_text(encoding="utf-8")) if row["round"] <= rounds]
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    """What :func:`write_rows` wrote."""
+    return [restored(json.loads(line)) for line in text.splitlines() if line.strip()]
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from itertools import product
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 from ..config import Config, ConfigError, from_mapping
 from ..config.values import merge
 from ..report.tables import flatten
-from .protocol import Protocol, Scale, Tried, load_protocol, usual_protocol
+from .protocol import Protocol, Scale, Tried, load_protocol, shipped, usual_protocol
 from .study import Condition, GridSize, Size, Study, load_study
 
 #: Chosen values by dotted key, as pairs: hashable.
@@ -169,7 +168,7 @@ def load_grid(
     part: GridSize = getattr(at, size)
     named = protocol or usual_protocol(scale)
     way = load_protocol(named)
-    shared = yaml.safe_load((files(__package__) / "bases" / f"{at.base}.yaml").read_text(encoding="utf-8"))
+    shared = yaml.safe_load(shipped("bases")[at.base])
     for changes in (way.set, way.scales[scale].set, at.set, part.set, overrides or {}):
         shared = merge(shared, changes)
     conditions = study.conditions_at(scale)

@@ -12,21 +12,21 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ..report.plots import _INK, _LINES, _MARKERS, _STYLE, COLOURS, Plot, _axes
+from ..report.plots import COLOURS, INK, LINES, MARKERS, STYLE, Plot, new_axes
 from ..report.tables import interval
 from .claims import Verdict
 from .grid import Grid
 from .labels import COSTS, capital, condition_labels, number_text, number_title
 from .results import StudyResult
 
-_OUTCOME = {"holds": (COLOURS[2], "o"), "contradicted": (COLOURS[6], "s"), "undecided": (_INK, "D")}
+_OUTCOME = {"holds": (COLOURS[2], "o"), "contradicted": (COLOURS[6], "s"), "undecided": (INK, "D")}
 _SPREAD = 0.56
 _MOST_LINES = 12
 
 
 def study_plots(result: StudyResult) -> list[Plot]:
     """All plots for which there is data."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         plots = [*_metric_plots(result), *_claim_plots(result), *_tuning_plot(result)]
     return plots
 
@@ -47,7 +47,7 @@ def _metric_plot(result: StudyResult, metric: str) -> Plot:
     name, heading = f"metric-{metric}".replace("_", "-"), capital(f"{title} by {grid.study.axis} and method")
     is_small = len(labels) <= 5 and len(grid.methods) <= 5
     if is_small:
-        figure, axes = _axes(grid.study.axis, title)
+        figure, axes = new_axes(grid.study.axis, title)
         series = {m: {i: cells.get((m, c), []) for i, c in enumerate(labels)} for m in grid.methods}
         _draw(axes, series, is_row=False)
         axes.set_xticks(
@@ -61,7 +61,7 @@ def _metric_plot(result: StudyResult, metric: str) -> Plot:
         groups = labels if by_method else {m: m for m in grid.methods}
         place = (lambda row, group: (row, group)) if by_method else (lambda row, group: (group, row))
         series = {t: {i: cells.get(place(r, g), []) for i, r in enumerate(rows)} for g, t in groups.items()}
-        figure, axes = _axes(title, "", height=1.1 + len(rows) * max(0.32, 0.17 * len(groups)))
+        figure, axes = new_axes(title, "", height=1.1 + len(rows) * max(0.32, 0.17 * len(groups)))
         _draw(axes, series, is_row=True)
         axes.set_yticks(range(len(rows)), [textwrap.fill(text, 18) for text in rows.values()])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -77,7 +77,7 @@ def _draw(axes: Axes, series: Mapping[str, Mapping[int, Sequence[float]]], is_ro
     """Every series beside the others around whole positions: seeds faintly, then mean and interval."""
     step = _SPREAD / max(len(series), 1)
     for k, (label, at) in enumerate(series.items()):
-        colour, marker = COLOURS[k % len(COLOURS)], _MARKERS[k % len(_MARKERS)]
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         known = {i: values for i, values in at.items() if values}
         places = [i + step * (k - (len(series) - 1) / 2) for i in known]
         for place, values in zip(places, known.values(), strict=True):
@@ -99,7 +99,7 @@ def _draw(axes: Axes, series: Mapping[str, Mapping[int, Sequence[float]]], is_ro
             axes.errorbar(means, places, xerr=halves, label=label, **look)
         else:
             axes.errorbar(places, means, yerr=halves, label=label, **look)
-            axes.plot(places, means, color=colour, linewidth=0.8, linestyle=_LINES[k % len(_LINES)], alpha=0.55)
+            axes.plot(places, means, color=colour, linewidth=0.8, linestyle=LINES[k % len(LINES)], alpha=0.55)
 
 
 def _claim_plots(result: StudyResult) -> list[Plot]:
@@ -117,7 +117,7 @@ def _forest(verdicts: Sequence[Verdict], ratio: bool, metric: str) -> Plot:
     texts = [textwrap.wrap(f"{v.claim.says}: {v.outcome}", 70) for v in verdicts]
     heights = [0.17 * len(text) + 0.32 for text in texts]
     axis = "ratio" if ratio else f"difference of {number_title(metric)}"
-    figure, axes = _axes(f"{axis}, mean and 95% interval", "", height=sum(heights) + 0.75)
+    figure, axes = new_axes(f"{axis}, mean and 95% interval", "", height=sum(heights) + 0.75)
     if ratio:
         axes.set_xscale("log")
     top = 0.0
@@ -128,7 +128,7 @@ def _forest(verdicts: Sequence[Verdict], ratio: bool, metric: str) -> Plot:
         if verdict.low == verdict.low:
             axes.plot([verdict.low, verdict.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([verdict.mean], [y], marker=marker, markersize=6, color=colour)
-        axes.plot([verdict.claim.threshold] * 2, [y - 0.13, y + 0.13], color=_INK, linewidth=1.2)
+        axes.plot([verdict.claim.threshold] * 2, [y - 0.13, y + 0.13], color=INK, linewidth=1.2)
         top += height
     axes.set_ylim(top, 0)
     axes.set_yticks([])
@@ -145,10 +145,10 @@ def _tuning_plot(result: StudyResult) -> list[Plot]:
     conditions = list(dict.fromkeys(r.cell.condition for r in runs))
     if not runs or len(runs) < len(result.tuning) or len(grid.methods) * len(conditions) > _MOST_LINES:
         return []
-    figure, axes = _axes("learning rate", f"{number_title(metric)}, validation split")
+    figure, axes = new_axes("learning rate", f"{number_title(metric)}, validation split")
     axes.set_xscale("log")
     for k, method in enumerate(grid.methods):
-        colour, marker = COLOURS[k % len(COLOURS)], _MARKERS[k % len(_MARKERS)]
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         for i, condition in enumerate(conditions):
             points: dict[float, list[float]] = {}
             for r in runs:
@@ -158,7 +158,7 @@ def _tuning_plot(result: StudyResult) -> list[Plot]:
                 x = sorted(points)
                 y = [statistics.fmean(points[value]) for value in x]
                 label = method if i == 0 else None
-                axes.plot(x, y, color=colour, marker=marker, linestyle=_LINES[i % 4], linewidth=1.2, label=label)
+                axes.plot(x, y, color=colour, marker=marker, linestyle=LINES[i % 4], linewidth=1.2, label=label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(5, len(grid.methods)), columnspacing=1.2)
     return [Plot("tuning", f"Where the best learning rate lies{_styles_in_words(grid, conditions)}", figure)]
 
@@ -167,7 +167,7 @@ def _styles_in_words(grid: Grid, conditions: Sequence[str]) -> str:
     """Which line style stands for which condition."""
     if len(conditions) < 2:
         return ""
-    if len(conditions) > len(_LINES):
+    if len(conditions) > len(LINES):
         return ", one line a condition"
     labels = condition_labels(grid)
     styles = ("solid", "dashed", "dash-dotted", "dotted")

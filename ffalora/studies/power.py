@@ -37,11 +37,11 @@ class ClaimPower:
     seeds: int | None
 
 
-def power_of(seeds: int, deviation: float, effect: float = EFFECT, level: float = LEVEL) -> float:
-    """The probability that the two-sided paired t-test at ``level`` finds ``effect`` with so many seeds."""
+def power_of(seeds: int, deviation: float, level: float = LEVEL) -> float:
+    """The probability that the two-sided paired t-test at ``level`` finds ``EFFECT`` with so many seeds."""
     if deviation == 0:
         return 1.0
-    limit, shift = t.ppf(1 - level / 2, seeds - 1), effect / deviation * math.sqrt(seeds)
+    limit, shift = t.ppf(1 - level / 2, seeds - 1), EFFECT / deviation * math.sqrt(seeds)
     return float(nct.sf(limit, seeds - 1, shift) + nct.cdf(-limit, seeds - 1, shift))
 
 
@@ -51,7 +51,7 @@ def seeds_for(deviation: float, level: float = LEVEL) -> int | None:
     """
     for seeds in range(FEWEST_SEEDS, MOST_SEEDS + 1):
         half = t.ppf(0.975, seeds - 1) * deviation / math.sqrt(seeds)
-        if power_of(seeds, deviation, level=level) >= POWER and half <= POINT:
+        if power_of(seeds, deviation, level) >= POWER and half <= POINT:
             return seeds
     return None
 

@@ -42,9 +42,10 @@ class Protocol(Section):
         return tried.get(method, tried[ANY])
 
 
-def protocol_names() -> list[str]:
-    """The protocols that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in (files(__package__) / "protocols").iterdir())
+def shipped(folder: str) -> dict[str, str]:
+    """The YAML texts that come with the package in one of this room's folders, by name."""
+    entries = sorted((files(__package__) / folder).iterdir(), key=lambda entry: entry.name)
+    return {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in entries}
 
 
 def usual_protocol(scale: Scale) -> str:
@@ -58,10 +59,10 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ConfigError: there is none of this name, or its file does not fit.
     """
-    if name not in protocol_names():
-        raise ConfigError(f"--protocol {name!r}: choose one of {', '.join(protocol_names())}")
-    text = (files(__package__) / "protocols" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Protocol.read(yaml.safe_load(text), f"protocol {name}: ")
+    texts = shipped("protocols")
+    if name not in texts:
+        raise ConfigError(f"--protocol {name!r}: choose one of {', '.join(texts)}")
+    return Protocol.read(yaml.safe_load(texts[name]), f"protocol {name}: ")
 
 
 def wider(values: Sequence[float], best: float) -> list[float]:

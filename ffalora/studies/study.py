@@ -5,7 +5,6 @@ A study is a YAML file of ``grids/``; what its cells train on is one of ``bases/
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any, Literal
 
 import yaml
@@ -13,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ..config import ConfigError, Section
 from .claims import Claim
-from .protocol import Scale, Tried
+from .protocol import Scale, Tried, shipped
 
 Size = Literal["smoke", "verdict"]
 
@@ -127,7 +126,7 @@ class Study(Section):
 
 def study_names() -> list[str]:
     """The studies that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in (files(__package__) / "grids").iterdir())
+    return list(shipped("grids"))
 
 
 def tier_names(tier: Literal["A", "B"]) -> list[str]:
@@ -142,7 +141,7 @@ def load_study(name: str) -> Study:
     Raises:
         ConfigError: there is none of this name, or its file does not fit.
     """
-    if name not in study_names():
-        raise ConfigError(f"there is no study {name!r}; choose one of {', '.join(study_names())}, or theory")
-    text = (files(__package__) / "grids" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Study.read(yaml.safe_load(text), f"study {name}: ")
+    texts = shipped("grids")
+    if name not in texts:
+        raise ConfigError(f"there is no study {name!r}; choose one of {', '.join(texts)}, or theory")
+    return Study.read(yaml.safe_load(texts[name]), f"study {name}: ")

@@ -55,15 +55,14 @@ def _lasting_noise(ledger: PrivacyLedger) -> float:
     return ledger.noise_multiplier * (1.0 if correlation is None else correlation.relative_noise())
 
 
-def head_rate(variance: float, width: int, factors: Sequence[float], most_noise: float = 1.0) -> float:
+def head_rate(variance: float, width: int, factors: Sequence[float]) -> float:
     """The rate of a linear head on features of length 1 that noise of ``variance`` (positive) allows.
 
     Args:
         width: D, of the features; factors: what the schedule multiplies each step's rate with.
-        most_noise: standard deviation that all noise may give each number where the data outweigh it.
     """
     ratio = math.sqrt(variance * width / len(factors)) / SIGNAL
-    return most_noise / (1.0 + ratio**2) / math.sqrt(variance * sum(factor**2 for factor in factors))
+    return 1.0 / (1.0 + ratio**2) / math.sqrt(variance * sum(factor**2 for factor in factors))
 
 
 def auto_rates(

@@ -31,7 +31,7 @@ def test_every_public_function_has_a_row_in_the_byte_table():
 
 
 def test_every_compiled_kernel_belongs_to_a_row_of_the_byte_table():
-    kernels = {row["kernel"] for row in table.read(table.COMPILED)}
+    kernels = {row["kernel"] for row in table.read_table(table.COMPILED)}
     assert kernels == {kernel for served in table.KERNELS.values() for kernel in served}
 
 
@@ -74,7 +74,7 @@ def test_seeded_floor_is_what_the_tensors_of_a_call_hold():
 
 
 def test_committed_samples_hold_every_operation_that_memory_decides():
-    assert {row["op"] for row in table.read(table.SAMPLED)} == set(table.KERNELS) - table.COMPUTE_BOUND
+    assert {row["op"] for row in table.read_table(table.SAMPLED)} == set(table.KERNELS) - table.COMPUTE_BOUND
 
 
 @pytest.mark.parametrize("name", SCHEMES)

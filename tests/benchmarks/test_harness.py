@@ -9,6 +9,7 @@ import plot
 import pytest
 import torch
 from counters import SAMPLES, bytes_moved, ratios, shapes
+from csv_tables import extend_table, read_table
 from gate import fresh_inputs, run_gate
 from harness import Clock, PeakMemory, Timing, Unavailable, interleave, relative_error, verdict
 from op_bench import run_case
@@ -87,6 +88,16 @@ def test_row_comes_through_the_csv_unchanged(tmp_path):
         c: getattr(row, c) for c in COLUMNS if getattr(row, c) == getattr(row, c)
     }
     assert math.isnan(found[0].error)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_table_is_extended_with_its_own_line_ends(tmp_path, end):
+    path = tmp_path / "made" / "table.csv"
+    extend_table(path, ("a", "b"), [{"a": 1, "b": "x"}])
+    path.write_bytes(path.read_bytes().replace(b"\n", end.encode()))
+    extend_table(path, ("a", "b"), [{"a": 2, "b": "y"}])
+    assert path.read_bytes() == end.join(["a,b", "1,x", "2,y", ""]).encode()
+    assert read_table(path) == [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}] and not read_table(tmp_path / "none")
 
 
 def test_table_of_another_schema_is_refused(tmp_path):

@@ -67,8 +67,7 @@ def test_committed_sample_is_that_of_a_recount(op):
 
 def test_drift_of_a_count_is_noticed():
     for path, columns in ((emulate.CSV, ("op", "shape", "variant", "part")), (sampled.CSV, ("op", "case", "part"))):
-        with path.open(newline="") as file:
-            row = next(recount.csv.DictReader(file))
+        row = recount.read_table(path)[0]
         key = tuple(row[c] for c in columns)
         assert recount.drift(row, key, path) is None
         assert recount.drift(row | {"unique_bytes": "1"}, key, path) is not None

@@ -207,11 +207,6 @@ def test_removal_takes_the_whole_asset_and_says_whether_there_was_one(toy, no_pi
     assert cache_is_empty()
 
 
-def test_offline_use_of_an_absent_asset_names_the_command(toy, no_pip):
-    with pytest.raises(AssetError, match="ffalora data fetch toy"):
-        assets.path("toy", download=False)
-
-
 def test_unknown_asset_lists_the_known():
     with pytest.raises(AssetError, match="all-MiniLM-L6-v2"):
         assets.fetch("minilm")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ffalora.data import load_data, prepare
-from ffalora.data.embedded import DEFAULT_DATA, EMBEDDED
+from ffalora.data.embedded import EMBEDDED
 from ffalora.data.generation import final_number
 
 # rows by split, classes, and the share of the largest class, in the whole data
@@ -113,8 +113,7 @@ def test_smollm2_reads_maths_problems_better_than_a_uniform_guess(asset_folder):
     assert metrics["token_accuracy"] > 0.3
 
 
-def test_registry_names_task_columns_and_default():
-    assert DEFAULT_DATA in EMBEDDED
+def test_registry_names_task_and_columns():
     assert {data.task for data in EMBEDDED.values()} == {
         "classification",
         "regression",

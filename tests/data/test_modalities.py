@@ -37,8 +37,8 @@ def test_ragged_rows_come_back_as_they_went_in():
     rows = [[5, 6], [], [7], [8, 9, 10]]
     ragged = Ragged(rows)
     assert [ragged[row].tolist() for row in range(4)] == rows
-    padded, mask = ragged.padded(np.array([3, 1, 0]), value=-1, multiple=4)
-    assert padded.tolist() == [[8, 9, 10, -1], [-1, -1, -1, -1], [5, 6, -1, -1]]
+    padded, mask = ragged.padded(np.array([3, 1, 0]), value=-1)
+    assert padded.tolist() == [[8, 9, 10], [-1, -1, -1], [5, 6, -1]]
     assert np.array_equal(mask, padded != -1)
 
 
@@ -50,9 +50,9 @@ def test_empty_batch_has_no_rows_and_keeps_its_types():
 
 
 def test_padding_shows_only_in_the_mask_not_in_the_token_number():
-    examples = TokenizedDataset(Ragged([[0, 2, 0], [3]]), np.array([0, 1]), pad_token_id=0, pad_to_multiple=8)
+    examples = TokenizedDataset(Ragged([[0, 2, 0], [3]]), np.array([0, 1]), pad_token_id=0)
     inputs, _ = examples.collate([0, 1])
-    assert inputs["input_ids"].shape == (2, 8)
+    assert inputs["input_ids"].shape == (2, 3)
     assert inputs["attention_mask"].sum(1).tolist() == [3, 1]
 
 
@@ -84,13 +84,13 @@ def test_held_out_images_are_the_same_ones_in_every_run(tmp_path):
 
 
 def test_causal_targets_are_the_answer_and_its_end_only(sums, byte_tokenizer):
-    examples = prepare(sums, "train", byte_tokenizer, prompt_template="Q: {prompt} A: ")
+    examples = prepare(sums, "train", byte_tokenizer)
     inputs, targets = examples.collate([4, 0])
     for row, source in enumerate([ADD[4], ADD[0]]):
         own = targets[row] != IGNORE_INDEX
         assert byte_tokenizer.decode(targets[row][own]) == source["answer"] + "<end>"
         ids = inputs["input_ids"][row][inputs["attention_mask"][row] == 1]
-        assert byte_tokenizer.decode(ids) == f"Q: {source['question']} A: {source['answer']}<end>"
+        assert byte_tokenizer.decode(ids) == f"{source['question']}\n{source['answer']}<end>"
         assert torch.equal(targets[row][own], inputs["input_ids"][row][own])
     assert examples.lengths[[4, 0]].tolist() == inputs["attention_mask"].sum(1).tolist()
 

@@ -10,8 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from ffalora.config import Config, from_mapping, merge
+from ffalora.federated.flower.policy import SitePolicy
 
 WORDS = [f"word{i}" for i in range(40)]
+#: What a simulated site allows, whose data came with the configuration.
+SIMULATED = SitePolicy(unit="none", noise="seeded", max_epsilon=None, max_delta=0.5, reports=["samples", "epsilon"])
 
 
 def save_model(folder: Path, hidden: int = 16, layers: int = 2) -> Path:

@@ -1,19 +1,22 @@
 """SecAgg+ with sums of whole numbers, in one process: exact, through clients that vanish, refused below the least."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
 from flwr.app import Context, Message, RecordDict
+from flwr.client.mod import secaggplus_mod
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.compat.common import recorddict_compat
 from flwr.supercore.task_identity import TaskIdentity
 
+from ffalora.federated.flower.keys_ahead import KeysAhead, answered_with_keys
 from ffalora.federated.flower.masked_sum import mask, masked_by_client
-from ffalora.federated.flower.secagg import share_exchange
+from ffalora.federated.flower.secagg import LEVELS, secure_exchange, share_exchange
 from ffalora.federated.flower.terms import Terms
 from ffalora.privacy.distributed import NoiseShares
 
@@ -32,12 +35,11 @@ def _server_task(monkeypatch):
 class LocalGrid:
     """Clients in this process; ``vanishing`` maps a node to the stage from which it does not answer."""
 
-    def __init__(self, vanishing=(), least=SHARES.least):
-        self.vanishing, self.least, self.masked, self.refused = dict(vanishing), least, [], []
+    def __init__(self, vanishing=(), least=SHARES.least, mod=None, numbers=NUMBERS):
+        self.vanishing, self.numbers = dict(vanishing), numbers
+        self.masked, self.refused, self.asked = [], [], []
+        self.mod = mod or partial(masked_by_client, bits=SHARES.bits, least=least)
         self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in range(1, 5)}
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return [reply for message in messages if (reply := self.reply(message)) is not None]
 
     def push_messages(self, messages):
         self.arrived = {f"message {i}": self.reply(message) for i, message in enumerate(messages)}
@@ -53,17 +55,20 @@ class LocalGrid:
         node, stage = message.metadata.dst_node_id, message.content.config_records[RECORD_KEY_CONFIGS][Key.STAGE]
         content, to = deepcopy(message.content), {"dst_node_id": node, "message_type": message.metadata.message_type}
         message = Message(content, group_id=message.metadata.group_id, **to)  # as a wire does: nobody shares it
+        self.asked.append((node, stage))
         if self.vanishing.get(node) == stage:
             self.contexts.pop(node)
         if node not in self.contexts:
             return None
 
         def app(message, context):
-            result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([NUMBERS[node - 1]]), 1, {"client": node - 1})
+            result = FitRes(
+                Status(Code.OK, ""), ndarrays_to_parameters([self.numbers[node - 1]]), 1, {"client": node - 1}
+            )
             return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
 
         try:
-            answer = masked_by_client(message, self.contexts[node], app, SHARES.bits, self.least)
+            answer = answered_with_keys(message, self.contexts[node], app, self.mod)
         except ValueError as error:
             self.refused.append(str(error))
             return None
@@ -72,26 +77,70 @@ class LocalGrid:
         return answer
 
 
-def exchange(grid, nodes=(1, 2, 3, 4)):
+def exchange(grid, nodes=(1, 2, 3, 4), keyed=None):
     context = Context(1, 0, {}, RecordDict(), {})
-    return share_exchange(grid, context, list(nodes), 0, np.zeros(3, np.float32), TERMS, 0.2, SHARES)
+    return share_exchange(
+        keyed or KeysAhead(grid), context, list(nodes), 0, np.zeros(3, np.float32), TERMS, 0.2, SHARES
+    )
 
 
-@pytest.mark.parametrize(
-    ("vanishing", "stayed"),
-    [
-        ({}, [0, 1, 2, 3]),
-        ({2: Stage.SETUP}, [0, 2, 3]),
-        ({3: Stage.SHARE_KEYS}, [0, 1, 3]),
-        ({4: Stage.COLLECT_MASKED_VECTORS}, [0, 1, 2]),
-        ({1: Stage.UNMASK}, [0, 1, 2, 3]),  # it has sent its numbers
-    ],
-)
+VANISHING = [
+    ({}, [0, 1, 2, 3]),
+    ({2: Stage.SETUP}, [0, 2, 3]),
+    ({3: Stage.SHARE_KEYS}, [0, 1, 3]),
+    ({4: Stage.COLLECT_MASKED_VECTORS}, [0, 1, 2]),
+    ({1: Stage.UNMASK}, [0, 1, 2, 3]),  # it has sent its numbers
+]
+
+
+@pytest.mark.parametrize(("vanishing", "stayed"), VANISHING)
 def test_the_sum_of_whole_numbers_is_exact_whenever_a_client_vanishes(vanishing, stayed):
     grid = LocalGrid(vanishing)
     got = exchange(grid)
     assert np.array_equal(got.shares, NUMBERS[stayed].sum(0) % 2**14)
     assert sorted(answer.client for answer in got.answers) == stayed and got.bytes_up > 4 * 128
+
+
+TWO = {1: Stage.SHARE_KEYS, 4: Stage.COLLECT_MASKED_VECTORS}
+
+
+@pytest.mark.parametrize(("vanishing", "stayed"), [*VANISHING, (TWO, [1, 2])])
+def test_the_average_is_right_to_its_quantisation_whenever_a_client_vanishes(vanishing, stayed):
+    numbers = NUMBERS / 2**14 - 0.5
+    grid = LocalGrid(vanishing, mod=secaggplus_mod, numbers=numbers)
+    context = Context(1, 0, {}, RecordDict(), {})
+    got = secure_exchange(KeysAhead(grid), context, [1, 2, 3, 4], 0, np.zeros(3, np.float32), TERMS, 0.2, 1.0)
+    assert np.abs(got.sum_only - numbers[stayed].mean(0)).max() <= 2.0 / LEVELS + 1e-7
+
+
+def test_a_round_brings_the_keys_of_the_next_and_no_key_serves_two():
+    grid = LocalGrid()
+    keyed = KeysAhead(grid)
+    for _ in range(3):
+        assert np.array_equal(exchange(grid, keyed=keyed).shares, NUMBERS.sum(0) % 2**14)
+    stages = [stage for node, stage in grid.asked if node == 1]
+    assert stages == [Stage.SETUP, *[Stage.SHARE_KEYS, Stage.COLLECT_MASKED_VECTORS, Stage.UNMASK] * 3]
+    sent = [_vector(content) for content in grid.masked]
+    assert len(set(sent)) == 12, "the same numbers, under other masks"
+
+
+def test_a_client_that_lost_its_keys_between_rounds_is_left_out_of_one():
+    grid = LocalGrid()
+    keyed = KeysAhead(grid)
+    for stayed in ([0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3]):
+        assert np.array_equal(exchange(grid, keyed=keyed).shares, NUMBERS[stayed].sum(0) % 2**14)
+        if len(stayed) == 4:
+            grid.contexts[4] = Context(1, 4, {}, RecordDict(), {})
+
+
+def test_a_changed_cohort_is_asked_for_keys_again():
+    grid = LocalGrid()
+    keyed = KeysAhead(grid)
+    for nodes in ((1, 2, 3, 4), (1, 2, 3)):
+        grid.asked.clear()
+        got = exchange(grid, nodes, keyed)
+        assert np.array_equal(got.shares, NUMBERS[: len(nodes)].sum(0) % 2**14)
+        assert [node for node, stage in grid.asked if stage == Stage.SETUP] == list(nodes)
 
 
 def test_what_a_client_sends_does_not_show_its_numbers():

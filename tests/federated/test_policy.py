@@ -1,12 +1,12 @@
 """What a site's own policy refuses, whatever the server asks for, and what server and site must agree on."""
 
 import pytest
-from small_runs import CLIENT_LEVEL, PRIVATE, WORDS
+from small_runs import CLIENT_LEVEL, PRIVATE, SIMULATED, WORDS
 
 from ffalora.config import ConfigError
 from ffalora.data import DataError
 from ffalora.federated.experiment import build
-from ffalora.federated.flower.policy import SIMULATED, SitePolicy, load_policy, save_policy
+from ffalora.federated.flower.policy import SitePolicy, load_policy, save_policy
 from ffalora.federated.flower.rounds import Exchange, remote_round
 from ffalora.federated.flower.site import Site
 from ffalora.federated.flower.statement import federation_statement, statement_text

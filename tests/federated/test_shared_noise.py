@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import CLIENT_LEVEL
+from small_runs import CLIENT_LEVEL, SIMULATED
 
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
-from ffalora.federated.flower.policy import SIMULATED
 from ffalora.federated.flower.rounds import Exchange, check_remote, remote_round
 from ffalora.federated.flower.site import Site
 from ffalora.federated.flower.statement import federation_statement

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_runs import CLIENT_LEVEL, PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE, SIMULATED
 
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
-from ffalora.federated.flower.policy import SIMULATED, SitePolicy
+from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.rounds import Exchange, check_range, check_remote, check_secure_aggregation, remote_round
 from ffalora.federated.flower.site import NobodyWaits, Site
 from ffalora.federated.flower.terms import Terms

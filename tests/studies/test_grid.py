@@ -6,7 +6,7 @@ from small_grid import DEFINITION, small_grid
 
 from ffalora.config import ConfigError
 from ffalora.studies.grid import TUNING_SEEDS, Cell, load_grid, with_seeds
-from ffalora.studies.protocol import protocol_names
+from ffalora.studies.protocol import shipped
 from ffalora.studies.study import Study, load_study, study_names, tier_names
 
 CHOSEN = {(m, c): (("optimizer.lr", v),) for m, v in (("lora", 2.0), ("ffa", 8.0)) for c in "ab"}
@@ -120,7 +120,7 @@ def test_unknown_names_get_a_helpful_answer():
 
 @pytest.mark.parametrize("name", study_names())
 @pytest.mark.parametrize("size", ["smoke", "verdict"])
-@pytest.mark.parametrize("protocol", protocol_names())
+@pytest.mark.parametrize("protocol", shipped("protocols"))
 def test_every_cell_of_the_packages_studies_can_be_configured(name, size, protocol):
     grid = load_grid(name, "laptop", size, protocol=protocol)
     for cell in grid.verdict_cells(grid.first_chosen()):

@@ -87,7 +87,7 @@ class TestNoise:
         b, a = normal(self.n, self.r), 0.5 * normal(self.r, self.k, seed=1)
         found = []
         for draw in range(draws):
-            row = draw_noise(adapters.layout, SeededNoise.from_seed(draw), 5, stds, first_step=2).double()
+            row = draw_noise(adapters.layout, SeededNoise.from_seed(draw), 5, stds).double()
             xb = row[layer.places["lora_B"] :][: self.n * self.r].view(self.n, self.r)
             xa = row[layer.places["lora_A"] :][: self.r * self.k].view(self.r, self.k) if trained == "both" else None
             parts = squared_parts(b, a, xb, xa, self.scale)

@@ -6,7 +6,7 @@ start of Python and no more. A node's configuration holds ``site``, the folder o
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ from .door import ask
 
 def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Secure aggregation where the run asks for it: the app is then called for the one stage that trains."""
+    if not _is_masked(context):
+        return call_next(message, context)
+    from flwr.client.mod import secaggplus_mod
+
+    from .keys_ahead import Mod, answered_with_keys
+
+    mod: Mod = secaggplus_mod
     if _brings_noise(context):
         from ...config import from_mapping
         from .masked_sum import masked_by_client
 
         config = from_mapping(_values(str(context.run_config["ffalora"])))
-        return masked_by_client(message, context, call_next, config.privacy.sum_bits, config.least_shares)
-    if context.run_config["secagg"]:
-        from flwr.client.mod import secaggplus_mod
-
-        return secaggplus_mod(message, context, call_next)
-    return call_next(message, context)
+        mod = partial(masked_by_client, bits=config.privacy.sum_bits, least=config.least_shares)
+    return answered_with_keys(message, context, call_next, mod)
 
 
 client_app = ClientApp(mods=[_mask])
@@ -40,7 +43,7 @@ client_app = ClientApp(mods=[_mask])
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's share of a round."""
-    if context.run_config["secagg"] or _brings_noise(context):
+    if _is_masked(context):
         return _train_masked(message, context)
     arrays = message.content.array_records["numbers"].to_numpy_ndarrays()
     report, arrays = _ask(context, dict(message.content.config_records["task"]), arrays)
@@ -60,6 +63,11 @@ def _train_masked(message: Message, context: Context) -> Message:
     report, sent = _ask(context, task, parameters_to_ndarrays(given.parameters))
     result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(sent), 1, report)
     return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
+
+
+def _is_masked(context: Context) -> bool:
+    """Whether the server is to learn a sum only."""
+    return bool(context.run_config["secagg"]) or _brings_noise(context)
 
 
 def _brings_noise(context: Context) -> bool:

@@ -102,7 +102,20 @@ def _shared_key(private: bytes, public: bytes) -> bytes:
     return generate_shared_key(bytes_to_private_key(private), bytes_to_public_key(public))
 
 
-class SumModulo(SecAggPlusWorkflow):
+class KeyedWorkflow(SecAggPlusWorkflow):
+    """Flower's workflow, in which whoever vanished before it shared its keys does not end the round."""
+
+    def share_keys_stage(self, grid: Any, context: Any, state: Any) -> bool:
+        """As Flower's; those who did not share their keys mask nothing and are masked by nobody."""
+        enough = super().share_keys_stage(grid, context, state)
+        state.sampled_node_ids = set(state.active_node_ids)
+        state.nid_to_neighbours = {
+            node: state.nid_to_neighbours[node] & state.sampled_node_ids for node in state.sampled_node_ids
+        }
+        return enough
+
+
+class SumModulo(KeyedWorkflow):
     """The server's half: after a call, ``total`` is the sum, int64 ``[n]``, or None where too few clients stayed.
 
     Args:
@@ -122,12 +135,6 @@ class SumModulo(SecAggPlusWorkflow):
         )
         self.bits = bits
         self.total: NDArray[np.int64] | None = None
-
-    def share_keys_stage(self, grid: Any, context: Any, state: Any) -> bool:
-        """As Flower's; who vanished before it masks nothing and is masked by nobody."""
-        enough = super().share_keys_stage(grid, context, state)
-        state.sampled_node_ids = set(state.active_node_ids)
-        return enough
 
     def unmask_stage(self, grid: Any, context: Any, state: Any) -> bool:
         """Takes the masks off the sum: the own ones of those who stayed, the pairwise ones of those who vanished."""

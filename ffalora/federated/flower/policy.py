@@ -137,10 +137,6 @@ class SitePolicy(Section):
         return data
 
 
-#: What a simulated site allows, whose data came with the configuration.
-SIMULATED = SitePolicy(unit="none", noise="seeded", max_epsilon=None, max_delta=0.5, reports=["samples", "epsilon"])
-
-
 def load_policy(path: str | Path | None) -> SitePolicy:
     """A site's policy from its YAML file; without a file, the defaults.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,14 +64,14 @@ class Processes:
         self._rests[name] = (time.monotonic(), self._rests.get(name, (0.0, _SHORTEST))[1])
         self._tell_watchdog(self.processes[name].pid)
 
-    def stop(self, name: str, signal: int = 15) -> None:
+    def stop(self, name: str) -> None:
         """Ends a process and everything it started."""
         process = self.processes.pop(name)
         try:
-            os.killpg(process.pid, signal)
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         except ProcessLookupError:
             process.wait()

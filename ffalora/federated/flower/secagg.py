@@ -15,14 +15,13 @@ from flwr.common import FitIns, Parameters, ndarrays_to_parameters, parameters_t
 from flwr.server.client_manager import ClientManager
 from flwr.server.compat.legacy_context import LegacyContext
 from flwr.server.strategy import Strategy as LegacyStrategy
-from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.serverapp import Grid
 
 from ...privacy.distributed import NoiseShares
 from .answers import read_answer
-from .masked_sum import SumModulo
-from .replies import replies_of
+from .keys_ahead import KeysAhead
+from .masked_sum import KeyedWorkflow, SumModulo
 from .rounds import Exchange
 from .terms import Terms
 
@@ -60,7 +59,7 @@ class _OneRound:
 
 
 def secure_exchange(
-    grid: Grid,
+    grid: KeysAhead,
     context: Context,
     nodes: list[int],
     round_number: int,
@@ -74,7 +73,7 @@ def secure_exchange(
     Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was. What
     clients say of themselves (id, and what their policies report) is not hidden.
     """
-    workflow = SecAggPlusWorkflow(
+    workflow = KeyedWorkflow(
         1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=timeout
     )
     got, results = _exchange(workflow, grid, context, nodes, round_number, numbers, terms)
@@ -85,7 +84,7 @@ def secure_exchange(
 
 
 def share_exchange(
-    grid: Grid,
+    grid: KeysAhead,
     context: Context,
     nodes: list[int],
     round_number: int,
@@ -107,8 +106,8 @@ def share_exchange(
 
 
 def _exchange(
-    workflow: SecAggPlusWorkflow,
-    grid: Grid,
+    workflow: KeyedWorkflow,
+    grid: KeysAhead,
     context: Context,
     nodes: list[int],
     round_number: int,
@@ -121,10 +120,10 @@ def _exchange(
     context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
     context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
     legacy = LegacyContext(context, strategy=cast(LegacyStrategy, one), client_manager=cast(ClientManager, one))
-    counted = _Counting(grid)
-    workflow(cast(Grid, counted), legacy)
+    grid.count_anew()
+    workflow(cast(Grid, grid), legacy)
     got = Exchange([], failed=[str(failure) for failure in one.failures])
-    got.bytes_up, got.bytes_down = counted.bytes_up, counted.bytes_down
+    got.bytes_up, got.bytes_down = grid.bytes_up, grid.bytes_down
     if not one.results:
         got.failed.append("secure aggregation was halted: too few clients stayed")
     for _, result in one.results:
@@ -133,20 +132,3 @@ def _exchange(
         except ValueError as error:
             got.failed.append(str(error))
     return got, one.results
-
-
-class _Counting:
-    """The grid, counting the bytes of what passes."""
-
-    def __init__(self, grid: Grid):
-        self._grid = grid
-        self.bytes_up = self.bytes_down = 0
-
-    def send_and_receive(self, messages: list[Any], *, timeout: float | None = None) -> list[Any]:
-        from flwr.common.serde import recorddict_to_proto
-
-        messages = list(messages)
-        self.bytes_down += sum(recorddict_to_proto(message.content).ByteSize() for message in messages)
-        replies = [reply for _, reply in replies_of(self._grid, messages, timeout)]
-        self.bytes_up += sum(recorddict_to_proto(r.content).ByteSize() for r in replies if not r.has_error())
-        return replies

@@ -19,6 +19,7 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..experiment import build
 from ..records import summary
 from .answers import read_answer
+from .keys_ahead import KeysAhead
 from .output import check_folder
 from .replies import replies_of
 from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
@@ -71,6 +72,7 @@ def serve(
         rows = completed_rows(folder, server.round)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted, known = max(config.federation.min_available, config.clients.count or 1), dict[int, int]()
+    keyed = KeysAhead(grid)
 
     def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
@@ -78,12 +80,12 @@ def serve(
             from .secagg import share_exchange
 
             shares = experiment.client_level.shares
-            return share_exchange(grid, context, nodes, round_number, numbers, terms, timeout, shares)
+            return share_exchange(keyed, context, nodes, round_number, numbers, terms, timeout, shares)
         if secagg_range is None:
             return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload, known)
         from .secagg import secure_exchange
 
-        return secure_exchange(grid, context, nodes, round_number, numbers, terms, timeout, secagg_range)
+        return secure_exchange(keyed, context, nodes, round_number, numbers, terms, timeout, secagg_range)
 
     trackers = Trackers(config, folder)
     while server.round < config.federation.rounds:

@@ -104,9 +104,7 @@ def expected_parts(b: Tensor, a: Tensor, scale: float, variance: float, trains_a
     return NoiseParts(scale**2 * variance * linear, scale**2 * variance**2 * n * r * k)
 
 
-def draw_noise(
-    layout: Layout, noise: SeededNoise, client_id: int, stds: Sequence[float], first_step: int = 0
-) -> Tensor:
+def draw_noise(layout: Layout, noise: SeededNoise, client_id: int, stds: Sequence[float]) -> Tensor:
     """The sum of the noise of several steps as the engine would add it, float32 ``[P]``; padding stays zero.
 
     Args:
@@ -114,12 +112,11 @@ def draw_noise(
         noise: the source; (key, client, step, parameter) decide each number.
         client_id: whose noise.
         stds: of each step: lr · σC / batch.
-        first_step: the client's step that the first of them belongs to.
     """
     index = layout.parameter_index()
     state, total = torch.zeros(1, layout.width), torch.zeros(1, layout.width, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
-    for step, std in enumerate(stds, start=first_step):
+    for step, std in enumerate(stds):
         privatize_step_(
             state,
             total,

@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ...report.plots import _STYLE, Plot, _axes, _line
+from ...report.plots import STYLE, Plot, draw_line, new_axes
 
 #: What a run writes: one mapping a round.
 Rows = list[dict[str, Any]]
@@ -60,7 +60,7 @@ _PLOTS: dict[str, tuple[str, str, bool, dict[str, Callable[[dict[str, Any]], flo
 def theory_plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
     """One plot a question; those without data are left out."""
     plots = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, (title, unit, is_positive, values) in _PLOTS.items():
             lines = {
                 method + suffix: [
@@ -77,9 +77,9 @@ def theory_plots(methods: Mapping[str, list[Rows]]) -> list[Plot]:
             lines = {label: points for label, points in lines.items() if all(points)}
             if not lines:
                 continue
-            figure, axes = _axes("round", unit)
+            figure, axes = new_axes("round", unit)
             for i, (label, points) in enumerate(lines.items()):
-                _line(axes, i, label, points, is_geometric=is_positive)
+                draw_line(axes, i, label, points, is_geometric=is_positive)
             if is_positive:
                 _logarithmic(axes)
                 title += " (geometric means)"
