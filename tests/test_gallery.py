@@ -125,3 +125,20 @@ def test_own_loop(small, tmp_path):
 def test_budget(capsys):
     spent = example("budget")["main"](samples=200, batch=50, steps=10)
     assert len(spent) == 10 and sorted(spent) == spent and 2.9 < spent[-1] <= 3.0 and "σ = " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_quantised(small, tmp_path, monkeypatch):
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'ffalora[quantised]'")
+    monkeypatch.chdir(tmp_path)
+    trainer = example("quantised")["main"](small().model.name, texts(tmp_path), steps=2)
+    assert 0 < trainer.ledger.epsilon() <= 6.0
+    assert any(hasattr(parameter, "__tensor_flatten__") for parameter in trainer.model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_secure_aggregation(run, tmp_path):
+    pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
+    answers = run("secure_aggregation", data__name=texts(tmp_path))
+    assert [sorted(answer["probabilities"]) for answer in answers] == [["negative", "positive"]] * 2

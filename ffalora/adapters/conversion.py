@@ -75,7 +75,10 @@ def convert(model: nn.Module, trained: str = "b", adapter_name: str | None = Non
     inner = _inner(model)
     found = {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
     if not found:
-        raise ValueError("this model has no PEFT LoRA layers; use attach() on a model without adapters")
+        raise ValueError(
+            "this model has no PEFT LoRA layers; make them with get_peft_model, or use attach(), whose handle is what "
+            "training takes as adapters"
+        )
     adapter = adapter_name or _active(found)
     configs = getattr(model, "peft_config", None) or {}
     config = configs.get(adapter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import os
 import sys
 from contextlib import nullcontext, redirect_stdout
@@ -19,23 +20,23 @@ from .errors import explain
 
 VERBS = (
     "init",
+    "plan",
     "simulate",
     "train",
-    "demo",
-    "generate",
-    "evaluate",
     "predict",
+    "evaluate",
+    "generate",
     "export",
-    "watch",
     "report",
-    "data",
+    "watch",
     "epsilon",
-    "plan",
     "audit",
+    "demo",
     "study",
     "profile",
     "flower",
     "site",
+    "data",
     "schema",
     "info",
 )
@@ -68,7 +69,8 @@ class _Verbs(click.Group):
 def cli(ctx: click.Context, traceback: bool, quiet: bool) -> None:
     """FFA-LoRA: private fine-tuning of transformers on data that stays where it is.
 
-    Start with `ffalora demo`. Every verb explains itself: `ffalora simulate --help`.
+    Start with `ffalora init FILE` for a table of yours, or with `ffalora demo`. Every verb explains itself: `ffalora
+    init -h`.
     """
     ctx.obj = {"traceback": traceback}
     processes = int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "MASTER_ADDR"} <= os.environ.keys() else 1
@@ -84,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     ``--quiet`` is taken by every verb: nothing is printed but warnings and errors, and what is written is written.
     """
+    logging.basicConfig(format="%(message)s")  # before a library of ours puts dates before what is said
     given = sys.argv[1:] if arguments is None else list(arguments)
     own = given[: given.index("--")] if "--" in given else given
     wants_traceback, is_quiet = "--traceback" in own, "--quiet" in own

@@ -132,6 +132,8 @@ def _own(
     hide_loading_bars()
     methods, found = config.runs(), list[OwnAudit | Exposure]()
     for name, one in methods.items():
+        if not as_json:
+            click.echo(f"{name}: training without noise and with canaries; this takes minutes", err=True)
         share = 60.0 * minutes / len(methods)
         if exposure:
             found.append(audit_exposure(one, name, 8 if canaries is None else canaries, seconds=share, seed=seed))

@@ -51,5 +51,5 @@ def command(folder: Path, data: Path | None, by: str | None, as_json: bool, over
         first = max(map(len, (title, *scores.by_group)))
         click.echo("\n" + "  ".join([f"{title:<{first}}", *(f"{name:>{max(8, len(name))}}" for name in names)]))
         for group, found in scores.by_group.items():
-            cells = (f"{found[name]:>{max(8, len(name))}.4f}" for name in names)
+            cells = (f"{found[name]:>{max(8, len(name))}{'' if name == 'rows' else '.4f'}}" for name in names)
             click.echo("  ".join([f"{group:<{first}}", *cells]))

@@ -88,6 +88,8 @@ def found_text(found: Proposal) -> str:
         + (f"; empty in {column.empty} rows" if column.empty else "")
         for column in found.columns
     ]
+    if found.client and len(found.sizes) > 1:
+        lines.append(f"{len(found.sizes)} clients of {found.sizes[-1]} to {found.sizes[0]} rows")
     if found.dropped:
         lines.append(f"{found.dropped} rows lack one of them and are left out")
     if found.rivals:
@@ -96,5 +98,11 @@ def found_text(found: Proposal) -> str:
             "",
             f"No column is called a label: {found.label} is a guess, and {' or '.join(found.rivals)} could be it as "
             f"well. To change it: --label {found.rivals[0]}{client} --overwrite",
+        ]
+    if found.groups:
+        lines += [
+            "",
+            f"No column is called that of clients; where {' or '.join(found.groups)} says whose a row is: "
+            f"--client {found.groups[0]} --overwrite",
         ]
     return "\n".join(lines)

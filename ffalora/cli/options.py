@@ -1,9 +1,11 @@
-"""Flags made from the configuration: one ``--section.key VALUE`` for every key, grouped by section in ``--help``."""
+"""Flags made from the configuration: one ``--section.key VALUE`` for every key. ``--help`` shows those that most people
+set, ``--help-all`` all of them, by section.
+"""
 
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import yaml
@@ -13,6 +15,8 @@ from ..config import Config, ConfigError, fields
 from ..config.messages import near_keys
 from ..config.names import dotted_names
 
+_OFTEN = ("data.name", "privacy.target_epsilon", "federation.rounds", "optimizer.batch_size", "optimizer.lr")
+_ALL = f"{__name__}.all"
 _NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false"}
 
 
@@ -27,6 +31,9 @@ class ConfigCommand(click.Command):
         keys = {key: field for key, field in fields().items() if sections is None or key.partition(".")[0] in sections}
         flags = {flag: field for key, field in keys.items() for flag in (key, *dotted_names(key))}
         self._keys = {flag.replace(".", "__"): flag for flag in flags}
+        every = click.Option(["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=_show_all)
+        every.help = "Show every key of the configuration, each of which is a flag."
+        self.params.append(every)
         self._own = list(self.params)
         self.params += [_option(flag, field, is_second=flag not in keys) for flag, field in flags.items()]
 
@@ -45,13 +52,17 @@ class ConfigCommand(click.Command):
         return parsed
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        keys = {self._keys[str(p.name)]: p for p in self.params if p.name in self._keys and not getattr(p, "hidden", 0)}
+        if not ctx.meta.get(_ALL) and all(key in keys for key in _OFTEN):
+            with formatter.section("Often set"):
+                formatter.write_dl([_in_short(keys[key], ctx) for key in _OFTEN], col_max=34)
         own = [*(p for p in self._own if isinstance(p, click.Option)), *self._help(ctx)]
         with formatter.section("Options"):
             formatter.write_dl([record for option in own if (record := option.get_help_record(ctx))])
         by_section: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.params:
-            if parameter.name in self._keys and (record := parameter.get_help_record(ctx)):
-                section, dot, _ = self._keys[parameter.name].partition(".")
+        for key, parameter in keys.items() if ctx.meta.get(_ALL) else ():
+            if record := parameter.get_help_record(ctx):
+                section, dot, _ = key.partition(".")
                 by_section.setdefault(section if dot else "run", []).append(record)
         for section, records in by_section.items():
             field = Config.model_fields.get(section)
@@ -62,6 +73,19 @@ class ConfigCommand(click.Command):
     def _help(self, ctx: click.Context) -> list[click.Option]:
         option = self.get_help_option(ctx)
         return [option] if option else []
+
+
+def _in_short(parameter: click.Parameter, ctx: click.Context) -> tuple[str, str]:
+    """The key of a flag, and what it is up to the first semicolon, for a first look."""
+    flags, about = parameter.get_help_record(ctx) or ("", "")
+    return flags, about.partition(";")[0].partition("  ")[0]
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 class Given:
@@ -92,6 +116,8 @@ def describe_type(kind: Any) -> str:
     if _alternatives(kind) != [kind]:
         return " or ".join(dict.fromkeys(map(describe_type, _alternatives(kind))))
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe_type(arguments[0])
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin is list:

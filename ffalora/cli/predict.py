@@ -37,9 +37,11 @@ def command(
         return
     files = [text for text in texts if _names_file(text)]
     if files:
+        is_there = Path(files[0]).exists()
         raise click.UsageError(
-            f"{files[0]!r} names a file that is no table alone; give one table that there is (CSV, TSV, JSON, JSON "
-            f"lines, Parquet), or label the lines of a file with `ffalora predict {folder} < FILE`"
+            (f"{files[0]!r} is no table, or not the only one" if is_there else f"there is no file {files[0]!r}")
+            + "; give one table (CSV, TSV, JSON, JSON lines, Parquet), or label the lines of a file with "
+            f"`ffalora predict {folder} < FILE`"
         )
     if output is not None:
         raise click.UsageError(f"--output {output} is for tables; give the name of one, or redirect what is printed")
@@ -83,10 +85,10 @@ def _is_table(text: str) -> bool:
 
 
 def _names_file(text: str) -> bool:
-    """Whether there is a file of this name, or the text looks like the name of a table."""
+    """Whether there is a file or folder of this name, or the text looks like the name of a table."""
     from ..data.files import SUFFIXES
 
     try:
-        return Path(text).is_file() or (" " not in text and Path(text).suffix.lower() in SUFFIXES)
+        return Path(text).exists() or (" " not in text and Path(text).suffix.lower() in SUFFIXES)
     except (OSError, ValueError):  # too long for a name, or with a null character in it
         return False

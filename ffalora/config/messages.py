@@ -82,7 +82,7 @@ def near_keys(key: str, keys: Collection[str]) -> list[str]:
 def no_such_key(key: str, keys: Collection[str]) -> str:
     """That ``key`` does not exist, with what may have been meant, or what there is."""
     near = near_keys(key, keys)
-    all_of_them = "--help lists all keys" if any("." in k for k in keys) else f"there are {', '.join(keys)}"
+    all_of_them = "--help-all lists all keys" if any("." in k for k in keys) else f"there are {', '.join(keys)}"
     return f"{key}: there is no such key; " + (f"did you mean {' or '.join(near)}?" if near else all_of_them)
 
 

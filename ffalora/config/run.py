@@ -114,11 +114,15 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.load(Path(path).read_text(), Loader=_Loader)
+            loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
         except _UNREADABLE as error:
+            if Path(path).suffix.lower() not in (".yaml", ".yml", ".json"):
+                raise ConfigError(f"{path} is no configuration; `ffalora init {path}` writes one for a table") from None
             raise ConfigError(f"cannot read {path}: {str(error)[:1000] or type(error).__name__}") from None
         if not isinstance(loaded or {}, dict):
-            raise ConfigError(f"{path} must hold keys and values, got a {type(loaded).__name__}")
+            raise ConfigError(
+                f"{path} must hold keys and values, got a {type(loaded).__name__}; `ffalora init TABLE` writes them"
+            )
         values = loaded or {}
     config = from_mapping(merge(values, overrides or {}))
     config.runs()

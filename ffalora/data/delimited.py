@@ -66,6 +66,8 @@ def read_delimited(file: Path, form: TextFormat) -> Any:
         table = pandas.read_csv(
             file, sep=form.delimiter, encoding=form.encoding, keep_default_na=False, na_values=[""], low_memory=False
         )
+    except pandas.errors.EmptyDataError:
+        raise ValueError("it is empty") from None
     except pandas.errors.ParserError as error:
         raise ValueError(_uneven(file, form) or str(error)) from error
     if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells for names of rows

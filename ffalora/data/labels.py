@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import DataError
+from .spelling import match, one_spelling
 from .splits import ALL
 from .validate import RowCheck, column_values
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 _MOST_CLASSES = 1000
 
@@ -73,9 +77,16 @@ def encode_classes(
 
     ``parts`` maps roles to data; its first entry is what the model learns from, and no other part may hold a class that
     it does not. ``names``, or else those of a ``ClassLabel`` column, are kept where the labels are already their
-    numbers; otherwise classes are numbered in sorted order. Raises ``DataError``.
+    numbers; otherwise classes are numbered in sorted order. Spellings of a name are one class. Raises ``DataError``.
     """
     values = {role: _class_values(data, column) for role, data in parts.items()}
+    spelling = one_spelling(value for part in values.values() for value in part)
+    if len(spelling) > len(set(spelling.values())):
+        logger.warning(
+            "label column %r: %d spellings are %d classes; blanks, Unicode forms and case do not tell them apart",
+            *(column, len(spelling), len(set(spelling.values()))),
+        )
+    values = {role: [spelling.get(value, value) for value in part] for role, part in values.items()}
     first, *others = values
     learned = set(values[first])
     for role in others:
@@ -112,8 +123,8 @@ def number_classes(
     exists already.
 
     Classes are matched by name: as the source writes them (a ``ClassLabel`` column and ``own_names`` turn numbers into
-    names), or what ``mapping`` makes of that. A class without rows is no fault; one that is not in ``names`` is a
-    ``DataError``.
+    names), in any spelling, or by what ``mapping`` makes of that. A class without rows is no fault; one that is not in
+    ``names`` is a ``DataError``.
     """
     encoded = {}
     for role, data in parts.items():
@@ -121,7 +132,8 @@ def number_classes(
         written = own_names or getattr(data.features[column], "names", None) or []
         is_numbers = bool(written) and set(values) <= set(range(len(written)))
         called = [written[value] if is_numbers else str(value) for value in values]
-        called = [mapping.get(value, value) for value in called]
+        known = {value: match(mapping.get(value, value), names) for value in set(called)}
+        called = [known[value] for value in called]
         strange = sorted(set(called) - set(names))
         if strange:
             raise DataError(
@@ -137,7 +149,21 @@ def describe(source: str, role: str) -> str:
     return source if role == ALL else f"{source} ({role})"
 
 
-def _replace(data: Dataset, column: str, values: np.ndarray) -> Dataset:
+def with_one_spelling(parts: dict[str, Dataset], column: str) -> dict[str, Dataset]:
+    """Each part with every name of a column (a client's, a user's) in one spelling."""
+    values = {role: column_values(data, column) for role, data in parts.items()}
+    spelling = one_spelling(value for part in values.values() for value in part)
+    if all(value == name for value, name in spelling.items()):
+        return parts
+    return {
+        role: _replace(
+            data, column, [spelling.get(value, value) if isinstance(value, str) else value for value in values[role]]
+        )
+        for role, data in parts.items()
+    }
+
+
+def _replace(data: Dataset, column: str, values: np.ndarray | list[Any]) -> Dataset:
     return data.remove_columns(column).add_column(column, values)
 
 

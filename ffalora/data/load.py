@@ -12,7 +12,15 @@ from . import assets, embedded, files, validate
 from .columns import guess_inputs
 from .conversations import Form, check_conversations, form_of
 from .errors import DataError
-from .labels import check_classes, check_numbers, describe, encode_classes, encode_numbers, number_classes
+from .labels import (
+    check_classes,
+    check_numbers,
+    describe,
+    encode_classes,
+    encode_numbers,
+    number_classes,
+    with_one_spelling,
+)
 from .places import Places
 from .roles import assign_roles, rows_of_role, what_there_is
 from .sources import read_embedded, read_other
@@ -149,6 +157,8 @@ def load_data(
     _check_columns(loaded)
     places = {role: _places(found, data) for role, data in roles.items()}
     roles = _checked_rows(roles, places, loaded, group_column, drop_empty, class_names is None and learned)
+    for column in filter(None, {client_column, user_column}):
+        roles = with_one_spelling(roles, column)
     if task == "regression":
         roles = encode_numbers(roles, str(label_column))
     elif label_column is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .columns import PROMPTS
 from .errors import DataError
 from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
+from .labels import with_one_spelling
+from .spelling import one_spelling
 from .validate import column_values, is_missing
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ _LABEL_WORDS = (
 _CLIENT_WORDS = (
     "client hospital clinic ward site centre center institution branch store shop school bank department office "
     "device country region state tenant organisation organization source file klinik krankenhaus standort filiale "
-    "abteilung praxis redaktion hôpital clinique centro clínica sucursal"
+    "abteilung praxis redaktion hôpital clinique agence établissement magasin centro clínica sucursal agencia oficina"
 ).split()
 _USER_WORDS = (
     "user customer patient author speaker owner person member student employee participant respondent reviewer writer"
@@ -38,13 +41,14 @@ class Column:
 
     Attributes:
         kind: 'text', 'number' or 'other'.
-        distinct: different values; empty: cells without one; words: of a text, on average.
+        distinct: different values, in so many spellings; empty: cells without one; words: of a text, on average.
         examples: some of the values; all, where there are few.
     """
 
     name: str
     kind: str
     distinct: int
+    spellings: int
     empty: int
     words: float
     examples: tuple[str, ...]
@@ -57,7 +61,9 @@ class Column:
         what, shown = "number" if self.kind == "number" else "value", ", ".join(self.examples)
         if self.distinct == 1:
             return f"one {what}: {shown}"
-        return f"{self.distinct} different {what}s: {shown}" + (", …" if self.distinct > len(self.examples) else "")
+        spelt = f" in {self.spellings} spellings" if self.spellings > self.distinct else ""
+        more = ", …" if self.distinct > len(self.examples) else ""
+        return f"{self.distinct} different {what}s{spelt}: {shown}{more}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Proposal:
         users: how many the largest client has; its rows where there is no such column.
         sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
         rivals: columns that could be the label just as well, where its name did not say that it is one.
+        groups: columns that could be that of clients, where none is.
     """
 
     source: str
@@ -86,6 +93,7 @@ class Proposal:
     user: str | None = None
     users: int = 0
     rivals: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
         """The column of that name."""
@@ -113,9 +121,8 @@ def propose(
             raise DataError(f"{path} has no column {column!r}; its columns are {', '.join(data.column_names)}")
     columns = tuple(_describe(data, name) for name in data.column_names)
     taken = set(given)
-    if client is None:
-        able = [c for c in columns if _groups(c, len(data)) and c.name not in taken]
-        client = next((c.name for c in able if _is_called(c.name, _CLIENT_WORDS)), None)
+    groups = [c for c in columns if _groups(c, len(data)) and c.name not in taken] if client is None else []
+    client = client or next((c.name for c in groups if _is_called(c.name, _CLIENT_WORDS)), None)
     own = user
     if user is None:
         able = [c for c in columns if c.name not in {*taken, client} and 2 <= c.distinct <= 0.9 * len(data)]
@@ -131,13 +138,19 @@ def propose(
         chosen = next(c for c in columns if c.name == label)
         task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
     needed = [*texts, *filter(None, (label, user, client))]
+    for column in filter(None, (client, user)):
+        data = with_one_spelling({name: data}, column)[name]
     sizes, dropped = _sizes(data, needed, client)
     held = {} if user is None else _users(data, needed, user, client)
     if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
         user, held = None, {}
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
-    return Proposal(str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users, rivals)
+    able = [] if client else [c for c in groups if c.name not in (*needed, *rivals) and _are_names(c)]
+    could_be = tuple(c.name for c in able)
+    return Proposal(
+        str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users, rivals, could_be
+    )
 
 
 def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
@@ -173,9 +186,11 @@ def _describe(data: Dataset, name: str) -> Column:
     else:
         numbers = present and all(isinstance(value, int | float) for value in present)
         kind, words = ("number" if numbers else "other"), 0.0
-    seen: dict[str, Any] = dict.fromkeys(_shown(value) for value in present)
+    spelling = one_spelling(present)
+    spellings = dict.fromkeys(_shown(value) for value in present)
+    seen = dict.fromkeys(spelling.get(text, text) for text in spellings)
     examples = tuple(sorted(seen) if len(seen) <= _MOST_SHOWN else list(seen)[:3])
-    return Column(name, kind, len(seen), len(values) - len(present), words, examples)
+    return Column(name, kind, len(seen), len(spellings), len(values) - len(present), words, examples)
 
 
 def _shown(value: Any) -> str:
@@ -183,12 +198,20 @@ def _shown(value: Any) -> str:
 
 
 def _is_called(name: str, words: Sequence[str]) -> bool:
-    return any(part in words for part in re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    return any(part in words for part in re.split(r"[\W\d_]+", spaced.lower()))
 
 
 def _groups(column: Column, rows: int) -> bool:
     """Whether the column's values come again often enough to be those of clients."""
     return 2 <= column.distinct <= max(2, rows // 20)
+
+
+def _are_names(column: Column) -> bool:
+    """Whether its values look like names, and not like texts, numbers or days."""
+    return (
+        column.kind == "text" and column.words < _TEXT_WORDS and any(re.search(r"[^\W\d]", e) for e in column.examples)
+    )
 
 
 def _likely_labels(columns: Sequence[Column], rows: int, others: set[str | None], path: str | Path) -> list[str]:

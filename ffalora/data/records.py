@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .load import LoadedData
+from .spelling import key_of
 from .users import Owners
 
 
@@ -23,15 +25,15 @@ def record_digests(data: LoadedData, rows: Sequence[int] | np.ndarray) -> list[b
 
 
 def user_digests(owners: Owners, rows: Sequence[int] | np.ndarray) -> list[bytes]:
-    """SHA-256 of the name of each user who owns any of these training rows: what one user spends in several runs
-    composes, whichever rows these held.
+    """SHA-256 of the name of each user who owns any of these training rows, in any spelling: what one user spends in
+    several runs composes, whichever rows these held.
     """
-    return [hashlib.sha256(f"user\0{name}".encode()).digest() for name in owners.names_in(rows)]
+    return [hashlib.sha256(f"user\0{key_of(name)}".encode()).digest() for name in owners.names_in(rows)]
 
 
 def _content(value: Any) -> bytes:
     if isinstance(value, str):
-        return " ".join(value.casefold().split()).encode()
+        return " ".join(unicodedata.normalize("NFC", value.casefold()).split()).encode()
     if hasattr(value, "convert"):  # an image of Pillow
         return np.asarray(value.convert("RGB")).tobytes()
     return np.asarray(value).tobytes() if not isinstance(value, dict) else repr(sorted(value.items())).encode()

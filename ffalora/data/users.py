@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .spelling import one_spelling
 from .validate import RowCheck, column_values, is_missing
 
 
@@ -30,7 +31,7 @@ class Owners:
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Owners:
-        """Of a column's values: a name a record, or a list of names. Names are compared as text.
+        """Of a column's values: a name a record, or a list of names, each in any spelling.
 
         Raises:
             ValueError: a record without an owner.
@@ -40,7 +41,9 @@ class Owners:
             raise ValueError(
                 f"{len(without)} records have no owner (first: number {without[0]}); name it, or drop them"
             )
-        named = [sorted(set(map(_name, _each(value)))) for value in values]
+        called = [set(map(_name, _each(value))) for value in values]
+        spelling = one_spelling(name for names in called for name in names)
+        named = [sorted({spelling[name] for name in names}) for names in called]
         distinct = sorted({name for names in named for name in names})
         number = {name: i for i, name in enumerate(distinct)}
         starts = np.cumsum([0, *map(len, named)], dtype=np.int64)

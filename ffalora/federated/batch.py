@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..config import Config
 from ..privacy.batch import sensible_batch
 from ..training.drawn import drawn_units
 from .partition import Partition
+
+logger = logging.getLogger(__name__)
 
 #: What a run without a batch of its own computes, all clients and steps together: minutes on two cores.
 MOST_SAMPLES = 40_000
@@ -20,6 +24,12 @@ def with_batch(config: Config, partition: Partition) -> Config:
     """
     optimizer, privacy, federation = config.optimizer, config.privacy, config.federation
     if optimizer.batch_size != "auto":
+        if optimizer.batch_size > max(map(len, partition.indices)):
+            logger.warning(
+                "optimizer.batch_size=%d is more than any client has: each step takes all of a client's rows, "
+                "and nothing is gained by sampling",
+                optimizer.batch_size,
+            )
         return config
     batch = optimizer.batch
     if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":

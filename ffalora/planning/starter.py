@@ -29,7 +29,7 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
     most = (_PROMPTS if found.label is None else MOST_SAMPLES) // (ROUNDS * LOCAL_STEPS * len(found.sizes))
     batch = sensible_batch(largest, target_epsilon, delta, ROUNDS * LOCAL_STEPS, int(most / rows_each))
     lines = [
-        f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help",
+        f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help-all",
         "seed: 0",
         *(_language_model(found) if found.label is None else _classifier(found)),
         *_clients(found),

@@ -43,7 +43,7 @@ def _total(ledger: DataLedger) -> str:
     spent = total_spent(ledger)
     if spent is None:
         return "Nothing was charged: every run was a simulation."
-    return f"Spent on any one record: ε = {spent[0]:.4g} at most, at δ = {spent[1]:g}, by pld."
+    return f"Spent on any one record, by all rows that it was part of: ε = {spent[0]:.4g} at most, at δ = {spent[1]:g}."
 
 
 def _budget(ledger: DataLedger) -> str:

@@ -16,8 +16,9 @@ from ..config import ConfigError, DataConfig
 from ..data.examples import Examples
 from ..data.generation import exact_match, final_number, generate_answers, rouge_l
 from ..data.load import LoadedData
+from ..data.spelling import one_spelling
 from ..data.tasks import Gathered, Task, causal_losses
-from ..data.validate import column_values
+from ..data.validate import column_values, is_missing
 from ..models import LoadedModel
 from ..models.frozen_head import can_leave_head_out, head_left_out
 from ..training.batches import physical_batches
@@ -62,11 +63,14 @@ def gather_examples(
 
 
 def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """The task's metrics on the samples of each group alone; ``groups`` names each sample's."""
-    names = np.asarray([str(group) for group in groups])
+    """The number of rows and the task's metrics of each group alone; ``groups`` names each sample's, or none."""
+    spelling = one_spelling(groups)
+    called = [spelling[group] if isinstance(group, str) else str(group) for group in groups]
+    names = np.asarray(["(none)" if is_missing(group) else name for group, name in zip(groups, called, strict=True)])
+    of_group = {name: names == name for name in sorted(set(names))}
     return {
-        name: task.metrics([{key: values[names == name] for key, values in gathered.items()}])
-        for name in sorted(set(names))
+        str(name): {"rows": int(held.sum())} | task.metrics([{key: values[held] for key, values in gathered.items()}])
+        for name, held in of_group.items()
     }
 
 

@@ -73,10 +73,19 @@ def test_help_of_every_verb_answers_without_importing_torch():
 
 
 def test_every_key_of_the_configuration_is_a_documented_flag(capsys):
-    run("simulate", "--help")
+    run("simulate", "--help-all")
     shown = capsys.readouterr().out
     assert [key for key in fields() if f"--{key} " not in shown] == []
     assert "optimizer: The local optimiser" in shown and "[15]" in shown
+
+
+def test_help_opens_with_the_keys_that_most_people_set_and_fits_a_screen(capsys):
+    run("simulate", "-h")
+    shown = capsys.readouterr().out
+    assert "--privacy.target_epsilon NUMBER" in shown and "--privacy.accountant" not in shown
+    assert shown.index("--data.name") < shown.index("--output") and len(shown.splitlines()) < 45
+    run("predict", "-h")
+    assert "Often set" not in capsys.readouterr().out
 
 
 def test_flags_reach_the_run_as_typed_values(trained):
@@ -237,13 +246,15 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
         main(["report", "."])
 
 
-def test_only_refusals_by_our_own_code_are_taken_for_the_users_mistakes():
+def test_only_refusals_by_our_own_code_are_taken_for_the_users_mistakes(tmp_path):
     def caught(call):
         with pytest.raises(Exception) as error:
             call()
         return error.value
 
     assert explain(caught(lambda: load_config("/absent.yaml"))).startswith("cannot read")
+    (tmp_path / "own.csv").write_text('text;label\n"a: b";x: y: z\n')
+    assert "`ffalora init" in explain(caught(lambda: load_config(tmp_path / "own.csv")))
     assert explain(caught(lambda: int("x"))) is None  # a ValueError, but Python's own
     assert explain(caught(lambda: open("/absent/file"))) == "/absent/file: No such file or directory"
     assert "Traceback" not in explain(caught(lambda: load_config(None, {"a": 1})))
@@ -313,13 +324,17 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
     ]
 
 
-@pytest.mark.parametrize("names", [["notes"], ["gone.csv"], ["new.csv", "new.csv"]])
+@pytest.mark.parametrize("names", [["notes"], ["folder"], ["gone.csv"], ["new.csv", "new.csv"]])
 def test_the_name_of_a_file_is_not_labelled_as_a_text(tmp_path, monkeypatch, capsys, names):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     for name in ("notes", "new.csv"):
         (tmp_path / name).write_text("text,label\nfine,1\n")
     assert run("predict", tmp_path, *names) == 2
-    assert f"{names[0]!r} names a file that is no table alone" in capsys.readouterr().err
+    said = (
+        f"there is no file {names[0]!r}" if names == ["gone.csv"] else f"{names[0]!r} is no table, or not the only one"
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_every_verb_is_a_command_with_a_line_of_help():

@@ -18,7 +18,7 @@ def run(*arguments):
 
 @pytest.fixture
 def feedback(tmp_path, monkeypatch):
-    """Semicolons, a byte-order mark, two text columns, classes in words, clients, and blanks in each of them."""
+    """Semicolons, a byte-order mark, two text columns, classes in words (one spelt otherwise), clients, and blanks."""
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, 40, 9) for _ in range(150)]
     rows = pandas.DataFrame(
@@ -32,6 +32,7 @@ def feedback(tmp_path, monkeypatch):
     )
     for row, column in ((3, "Message"), (8, "Verdict"), (13, "Hospital")):
         rows.loc[row, column] = " "
+    rows.loc[5, "Verdict"] = rows.loc[5, "Verdict"].upper() + " "
     rows.to_csv(tmp_path / "feedback.csv", index=False, sep=";", encoding="utf-8-sig")
     rows[["Message", "Subject"]][20:40].to_csv(tmp_path / "new.csv", index=False, encoding="cp1252")
     monkeypatch.chdir(tmp_path)
@@ -42,6 +43,7 @@ def test_three_commands_lead_from_a_table_to_private_predictions(feedback, small
     assert run("init", "feedback.csv") == 0
     shown = capsys.readouterr().out
     assert "150 rows, UTF-8 with a byte-order mark, semicolons between cells" in shown
+    assert "2 different values in 3 spellings: bad, good" in shown and "3 clients of 49 to 49 rows" in shown
     assert "ffalora simulate feedback.yaml" in shown and "ffalora plan feedback.yaml" in shown
     tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]
     assert run("simulate", "feedback.yaml", "--no-progress", *tiny) == 0

@@ -1,6 +1,7 @@
 """Local data: every format reads alike, and every kind of bad input is one error that says what to do."""
 
 import json
+import unicodedata
 
 import pandas
 import pytest
@@ -143,6 +144,22 @@ def test_class_numbers_follow_sorted_values_where_they_do_not_count_from_zero(tm
     assert all(label == number % 2 for label, number in zip(data.train["label"], data.train["id"], strict=True))
 
 
+def test_spellings_of_a_class_or_a_client_are_one(tmp_path, caplog):
+    spelt = ["Größe", unicodedata.normalize("NFD", "Größe"), "GRÖSSE", " größe ", "Farbe", "farbe"]
+    rows = [{**row, "label": spelt[n % 6], "site": ["Köln", "köln "][n % 2]} for n, row in enumerate(ROWS)]
+    path = write(tmp_path / "spelt.csv", rows)
+    data = load_data(path, client_column="site")
+    assert data.label_names == ["farbe", "größe"] and set(data.train["site"]) == {"köln"}
+    assert "6 spellings are 2 classes" in caplog.text
+    known = load_data(path, only="test", class_names=["Größe", "FARBE"])
+    assert [list(known.test["label"]).count(number) for number in (0, 1)] == [40, 20]
+
+
+def test_single_characters_are_classes_of_their_own(tmp_path):
+    rows = [{**row, "label": "aA"[n % 2]} for n, row in enumerate(ROWS)]
+    assert load_data(write(tmp_path / "characters.csv", rows)).label_names == ["A", "a"]
+
+
 def test_a_text_that_reads_na_is_a_text(tmp_path):
     data = load_data(write(tmp_path / "any.csv", [{**row, "text": f"NA{row['id']}"[: 2 + row["id"]]} for row in ROWS]))
     assert sum(len(part) for part in data.splits.values()) == 60
@@ -222,7 +239,7 @@ def test_class_unknown_to_the_training_split_is_named(tmp_path):
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', "line 2"),
         ("a.json", b"[1, 2]", "every row must be an object"),
         ("a.csv", b'text,label\n"never closed,1\n', "cannot be read as csv"),
-        ("a.csv", b"", "cannot be read as csv"),
+        ("a.csv", b"", "it is empty"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text,label\n\x81\x8d\xfa,1\n", "neither UTF-8 nor Windows-1252"),
         ("a.xlsx", b"", "suffix '.xlsx' is not one of"),

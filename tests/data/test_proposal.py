@@ -38,6 +38,18 @@ def test_texts_label_and_clients_are_told_apart(tmp_path):
     assert str(found.column("Message")) == "texts of 9 words on average"
 
 
+def test_spellings_of_a_name_count_once_and_columns_that_could_be_clients_are_named(tmp_path):
+    found = propose(
+        table(
+            tmp_path, text=texts(5), verdict=classes("No", "yes", "no ", "YES"), team=classes("A1", "b2", "a1"),
+            day=[f"0{1 + row % 3}/03/2026" for row in range(ROWS)],
+        )
+    )  # fmt: skip
+    assert str(found.column("verdict")) == "2 different values in 4 spellings: no, yes"
+    assert (found.client, found.groups) == (None, ("team",))
+    assert propose(tmp_path / "own.csv", client="team").sizes == (40, 20)
+
+
 def test_rows_that_lack_something_are_counted_and_belong_to_nobody(tmp_path):
     verdict, message = classes("no", "yes"), texts(5)
     verdict[4], message[7] = None, "  "

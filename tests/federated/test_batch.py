@@ -51,3 +51,10 @@ def test_the_batch_of_a_secret_size_follows_from_its_bound():
 
 def test_a_batch_that_was_given_stays():
     assert _batch([5000], **PRIVATE, **{"optimizer.batch_size": 7}) == 7
+
+
+def test_a_batch_that_no_client_has_is_said(caplog):
+    _batch([40, 60], **{"optimizer.batch_size": 60})
+    assert "more than any client has" not in caplog.text
+    _batch([40, 60], **{"optimizer.batch_size": 61})
+    assert "optimizer.batch_size=61 is more than any client has" in caplog.text

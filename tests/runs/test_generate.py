@@ -140,7 +140,9 @@ def test_perplexity_of_each_site_is_that_of_its_rows_alone(runs, tmp_path, capsy
     assert list(found.by_group) == ["north", "south"]
     for site, metrics in found.by_group.items():
         alone = scores(site, [row for row in rows if row["site"] == site])
-        assert metrics == pytest.approx(dict(alone)) and metrics["perplexity"] != pytest.approx(found["perplexity"])
+        assert metrics == pytest.approx({"rows": alone.samples, **alone}) and metrics["perplexity"] != pytest.approx(
+            found["perplexity"]
+        )
     with pytest.raises(SystemExit):
         main(["evaluate", str(runs["texts"]), "--data.name", str(tmp_path / "both.jsonl"), "--by", "site"])
     said = capsys.readouterr()

@@ -1,0 +1,29 @@
+"""Spellings of one name: blanks around it, Unicode forms and case do not make it another."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def key_of(name: str) -> str:
+    """What all spellings of a name have in common. A single character keeps its case."""
+    text = unicodedata.normalize("NFC", name).strip()
+    return unicodedata.normalize("NFC", text.casefold()) if len(text) > 1 else text
+
+
+def one_spelling(values: Iterable[Any]) -> dict[str, str]:
+    """Every string among ``values`` -> the spelling that stands for it: of those that occur the last in order, which
+    has the fewest capitals. How often each occurs plays no part.
+    """
+    kept: dict[str, str] = {}
+    keys = {value: key_of(value) for value in values if isinstance(value, str)}
+    for value, key in keys.items():
+        kept[key] = max(kept.get(key, ""), unicodedata.normalize("NFC", value).strip())
+    return {value: kept[key] for value, key in keys.items()}
+
+
+def match(name: str, names: Sequence[str]) -> str:
+    """The one of ``names`` that ``name`` is a spelling of; ``name`` itself where it is there, or none is."""
+    return name if name in names else {key_of(other): other for other in names}.get(key_of(name), name)
