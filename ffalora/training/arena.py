@@ -57,7 +57,7 @@ class Arena:
         squares.fill_(UNWRITTEN)
         layout = self._layout
         for place in layout.places:
-            columns = gradients[:, place.start : place.start + place.size]
+            columns = gradients[:, place.columns]
             if layout.layers[place.layer].shared_use:
                 columns.zero_()
             elif self.poison:

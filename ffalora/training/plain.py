@@ -46,8 +46,7 @@ def plain_gradient(
         float32 ``[P]``, zero where the loss does not depend on a tensor, and the answer.
     """
     tensors = {
-        place.name: row[place.start : place.start + place.size].view(place.shape).clone().requires_grad_()
-        for place in adapters.layout.places
+        place.name: row[place.columns].view(place.shape).clone().requires_grad_() for place in adapters.layout.places
     }
     masks = None if keys is None else keys.masks(row.device)
     model = getattr(model, "_orig_mod", model)
@@ -59,7 +58,7 @@ def plain_gradient(
     for place in adapters.layout.places:
         grad = tensors[place.name].grad
         if grad is not None:
-            gradient[place.start : place.start + place.size] = grad.reshape(-1)
+            gradient[place.columns] = grad.reshape(-1)
     return gradient, is_exact(model, row.device) and not any(narrow)
 
 

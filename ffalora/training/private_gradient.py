@@ -154,13 +154,11 @@ class PrivateGradient:
         """Puts the row ``[P]`` into ``.grad`` of the trained tensors."""
         for place in self.adapters.layout.places:
             parameter = self.adapters.layout.parameter(place)
-            piece = gradient[place.start : place.start + place.size].view(parameter.shape)
+            piece = gradient[place.columns].view(parameter.shape)
             parameter.grad = piece.to(parameter.dtype)
 
     def _noisy_mean(self, total: Tensor, number: int) -> Tensor:
         """The gradient as the step of an optimiser with learning rate -1 from zero."""
-        index = self.adapters.layout.parameter_index()
-        index = None if index is None else index.to(self.device)
         std = self.ledger.noise_multiplier * sensitivity(self.max_grad_norm, self.ledger.dataset_size)
         noise_std, key = self.noise.before_step_(total, self._row(std), self.workers.leads)
         self.workers.add_up_(total)
@@ -175,7 +173,7 @@ class PrivateGradient:
             denominator=self._row(self.ledger.sample_rate * self.ledger.dataset_size),
             lr=self._row(-1.0),
             key=key,
-            index=index,
+            index=self.adapters.layout.parameter_index(self.device),
         )
         return gradient[0]
 

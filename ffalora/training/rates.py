@@ -118,7 +118,7 @@ def column_units(adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequenc
     units = torch.ones(len(cohort), adapters.layout.width, dtype=torch.float64)
     if optimizer.normalize:
         for place in adapters.layout.places:
-            columns = units[:, place.start : place.start + place.size]
+            columns = units[:, place.columns]
             if place.layer in adapters.heads:
                 columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
             else:

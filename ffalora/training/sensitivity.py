@@ -272,5 +272,5 @@ def moved_by_noise(setup: TrainingSetup, cohort: Sequence[Participant], state: T
         std = participant.noise_std(limit) / (limit if optimizer.normalize else 1.0)
         size = lr if optimizer.name == "adamw" else lr * std / ledger.expected_batch
         moved[row] += 0.5 * size * ledger.max_steps**0.5 * torch.randn_like(moved[row])
-    index = setup.adapters.layout.parameter_index()
-    return moved if index is None else moved * (index.to(moved.device) >= 0)
+    index = setup.adapters.layout.parameter_index(moved.device)
+    return moved if index is None else moved * (index >= 0)

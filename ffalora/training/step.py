@@ -48,8 +48,7 @@ class LogicalStep:
         self.moments, self.mask, self.watched = moments, mask, False
         layout, device = setup.adapters.layout, setup.device
         self.total = torch.zeros(len(cohort), layout.width, dtype=torch.float64, device=device)
-        index = layout.parameter_index()
-        self.index = None if index is None else index.to(device)
+        self.index = layout.parameter_index(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
         units = column_units(setup.adapters, setup.optimizer, cohort).to(device)

@@ -30,7 +30,7 @@ class FedSAWire(Wire):
         self.personal = torch.zeros(layout.width, dtype=torch.bool, device=layout.gather().device)
         for place in layout.places:
             if place.tensor == "lora_B":
-                self.personal[place.start : place.start + place.size] = True
+                self.personal[place.columns] = True
         self._is_shared = ~layout.payload(self.personal)
         self._shared = sum(place.size for place in layout.places if place.tensor != "lora_B")
 
