@@ -170,7 +170,7 @@ class PrivateGradient:
             client_id=torch.full_like(whole, self.ledger.client_id),
             step=whole,
             noise_std=noise_std,
-            denominator=self._row(self.ledger.sample_rate * self.ledger.dataset_size),
+            denominator=self._row(self.ledger.expected_batch),
             lr=self._row(-1.0),
             key=key,
             index=self.adapters.layout.parameter_index(self.device),

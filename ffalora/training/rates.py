@@ -44,8 +44,7 @@ def noise_variance(ledgers: Sequence[PrivacyLedger], weights: Sequence[float]) -
         ledgers: one a client; weights: of the average, summing to 1.
     """
     return sum(
-        (float(w) * _lasting_noise(one) / (one.sample_rate * one.dataset_size)) ** 2
-        for w, one in zip(weights, ledgers, strict=True)
+        (float(w) * _lasting_noise(one) / one.expected_batch) ** 2 for w, one in zip(weights, ledgers, strict=True)
     )
 
 

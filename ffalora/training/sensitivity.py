@@ -245,7 +245,7 @@ def probe_gradient(
         lr: of the loop's optimiser; limit: the most that is allowed, in units of C.
     """
     ledger, adapters, draw, found = private.ledger, private.adapters, SystemDraw(), []
-    std = ledger.noise_multiplier * private.max_grad_norm / (ledger.sample_rate * ledger.dataset_size)
+    std = ledger.noise_multiplier * private.max_grad_norm / ledger.expected_batch
 
     def clipped_sum(samples: np.ndarray) -> Tensor:
         return private.clipped_sum(0, physical(samples))[0] / private.max_grad_norm
