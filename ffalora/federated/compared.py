@@ -29,7 +29,6 @@ from ..data.examples import Examples
 from ..files.numbers import rounded_up
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.sampling import SeededDraw
-from ..runs.evaluation import answer_split, evaluate_examples
 from ..runs.folder import BASELINES, UNTRAINED_ANSWERS, write_json
 from ..training.batches import physical_batches
 from .experiment import Experiment
@@ -70,7 +69,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     if directions is not None:
         found = zero_shot(directions).accuracy(features, labels)
         rows.append(_row(TEXTS, found, "the class whose texts are nearest in the frozen model"))
-    if config.privacy.unit != "none" and config.privacy.noise == "secure":
+    if config.privacy.is_secure:
         return rows
     every = torch.from_numpy(np.asarray(experiment.train.labels, dtype=np.int64))
     train = features_of(experiment, experiment.engine.data, np.arange(len(every)))
@@ -91,19 +90,9 @@ def _row(name: str, accuracy: float, about: str, epsilon: float | None = None) -
 
 def _untrained(experiment: Experiment) -> dict[str, Any]:
     """The pretrained language model as it is."""
-    config = experiment.config.data
-    metrics = evaluate_examples(
-        experiment.loaded.model,
-        experiment.evaluation,
-        experiment.task,
-        experiment.engine.device,
-        config.max_evaluation_samples,
-    )
-    answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
-    experiment.answered = answered
     return {
         "name": UNTRAINED,
-        "metrics": metrics | (answered.metrics() if answered else {}),
+        "metrics": experiment.evaluate(),
         "epsilon": None,
         "about": "the pretrained model as it is",
         "is_bound": False,

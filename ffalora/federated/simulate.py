@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from tqdm import tqdm
 from ..adapters import CheckpointError
 from ..config import Config
 from ..privacy.accounts import ACCOUNT
-from ..runs.evaluation import answer_split, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .accounts import open_run_accounts
 from .averaging import aggregate
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
@@ -37,16 +36,16 @@ from .strategies import Answers, ServerState
 
 @dataclass
 class Run:
-    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, the digest of
-    the frozen factors that it began with, and who else is told of each round.
+    """A run in progress: what it is made of, where it stands, its folder and checkpoint, who is told of rounds, and the
+    rows of ``metrics.jsonl``.
     """
 
     experiment: Experiment
     server: ServerState
     folder: Path
-    rows: list[dict[str, Any]]
-    frozen: str
+    checkpoint: Checkpoint
     trackers: Trackers
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
@@ -55,29 +54,23 @@ class Run:
         Raises:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
-        trackers = Trackers(experiment.config, folder)
+        trackers, config = Trackers(experiment.config, folder), experiment.config
         server, frozen = experiment.strategy.begin(), experiment.strategy.wire.fingerprint()
-        run = cls(experiment, server, folder, [], frozen, trackers)
+        checkpoint = Checkpoint(
+            folder / CHECKPOINT, config, server, experiment.participants, experiment.client_level, frozen
+        )
+        run = cls(experiment, server, folder, checkpoint, trackers)
         run.rows = experiment.workers.from_lead(partial(run._begin, resume))
         share_start(experiment, server, frozen)
         return run
 
     def _begin(self, resume: bool) -> list[dict[str, Any]]:
         """Takes the run up where its folder says; the rows of the rounds that are completed."""
-        experiment, config, folder = self.experiment, self.experiment.config, self.folder
-        checkpoint = folder / CHECKPOINT
-        if resume and checkpoint.exists():
-            load_checkpoint(
-                checkpoint,
-                config,
-                self.server,
-                experiment.participants,
-                experiment.ledgers,
-                experiment.client_level,
-                self.frozen,
-            )
-        account = checkpoint.with_name(ACCOUNT)
-        open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
+        experiment, folder, path = self.experiment, self.folder, self.checkpoint.path
+        if resume and path.exists():
+            self.checkpoint.load()
+        named = experiment.config.privacy.ledger
+        open_run_accounts(experiment, folder / LEDGERS, path.with_name(ACCOUNT), resume, named)
         open_folder(experiment, folder)
         return completed_rows(folder, self.server.round)
 
@@ -87,19 +80,10 @@ class Run:
 
     def complete_round(self, row: dict[str, Any]) -> None:
         """Writes down a round that was run."""
-        experiment = self.experiment
         self.rows.append(row)
         # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
         write_rows(self.folder, self.rows)
-        save_checkpoint(
-            self.folder / CHECKPOINT,
-            experiment.config,
-            self.server,
-            experiment.participants,
-            experiment.ledgers,
-            experiment.client_level,
-            self.frozen,
-        )
+        self.checkpoint.save()
         self.trackers.log(row)
 
     def finish(self) -> RunResult:
@@ -231,18 +215,9 @@ def close_round(
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
     found: list[tuple[dict[str, float], int]] = []
-    config = experiment.config.data
     for row, clients in experiment.strategy.views(server):
         experiment.strategy.load(server, row)
-        metrics = evaluate_examples(
-            experiment.engine.model,
-            experiment.evaluation,
-            experiment.task,
-            experiment.engine.device,
-            config.max_evaluation_samples,
-        )
-        experiment.answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
-        found.append((metrics | (experiment.answered.metrics() if experiment.answered else {}), clients))
+        found.append((experiment.evaluate(), clients))
     total = sum(clients for _, clients in found)
     return {name: sum(clients * each[name] for each, clients in found) / total for name in found[0][0]}
 
