@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,20 @@ from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, drops_out, keyed_dropout
 from .plain import plain_gradient
 from .probe import Probe, check_losses
+
+
+class Clipping(NamedTuple):
+    """How the gradients of a pass become sums.
+
+    Attributes:
+        max_grad_norm: float64 ``[C, groups]``; infinite ones clip nothing.
+        group_columns: int32 ``[groups+1]``, where each group of columns starts that is clipped by itself.
+        mode: 'flat', or 'automatic' (AUTO-S: Bu et al. 2023).
+    """
+
+    max_grad_norm: Tensor
+    group_columns: Tensor
+    mode: str
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,7 @@ class SegmentGradients:
 
         Args:
             total: float64 ``[C,P]``, changed in place.
-            max_grad_norm: C, one number for all, or float64 ``[C, groups]``; infinite ones clip nothing.
-            group_columns: int32 ``[groups+1]``, where each group of columns starts that is clipped by itself; None for
-                the whole row (flat clipping).
-            mode: 'flat', or 'automatic' (AUTO-S: Bu et al. 2023).
+            max_grad_norm, group_columns, mode: as in :class:`Clipping`; by default one C for all, and one group.
 
         Returns:
             The norms before clipping, float64 ``[S]``; computed on private data.

@@ -137,7 +137,8 @@ class TrainingSetup:
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
         client, step, ledger = participant.client_id, participant.steps_taken, participant.ledger
-        n = self.drawn.count(participant.samples)
+        units = self.drawn
+        n = units.count(participant.samples)
         if ledger is not None and ledger.correlation is not None:
             turns = ledger.correlation.separation
             group = records_of_turn(self.seed, client, step, n, turns)
@@ -146,7 +147,7 @@ class TrainingSetup:
             drawn = self.draw(client, step, n, ledger.sample_rate)
         else:
             drawn = shuffled_batches(self.seed, client, step, n, min(self.optimizer.batch, n))
-        return self.drawn.records(participant.samples, drawn, partial(self.draw.some, client, step))
+        return units.records(participant.samples, drawn, partial(self.draw.some, client, step))
 
     def shared_choices(self, cohort: Sequence[Participant]) -> int:
         """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""
