@@ -30,7 +30,7 @@ from .probe import Probe
 from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
-from .units import Units, units_of, without_sample
+from .units import Units, without_sample
 
 #: Most that a record may move the sum by, in units of C: in float32, and with a narrower base, where the shape of the
 #: batch may round what the m others contribute: by a share ρ of C each, in directions of their own, so that all is
@@ -161,7 +161,7 @@ def probe_sensitivity(
         here = state.clone() if setting == "start" else moved
         step = _step(probing, cohort, here)
         for row in range(len(cohort)):
-            units = units_of(setup, cohort[row])
+            units = Units(setup, cohort[row])
             batch, chosen, norms = _choose(step, row, records, units)
             tried = step
             if setting == "clipped":
@@ -191,7 +191,7 @@ def _choose(step: LogicalStep, row: int, records: int, units: Units) -> tuple[np
     """A batch of this participant, which of it is left out, and the norms before clipping."""
     setup, samples = step.setup, step.cohort[row].samples
     labels, lengths, everyone = getattr(setup.data, "labels", None), setup.data.lengths, units.in_batch(samples)
-    if units.name == "sample":
+    if units.owners is None:
         chosen = extremes(samples, lengths[samples], None if labels is None else labels[samples])
     else:
         chosen = extremes(everyone, np.array([lengths[units.of(user)].sum() for user in everyone.tolist()]), None)
