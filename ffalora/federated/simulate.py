@@ -23,7 +23,7 @@ from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .accounts import open_run_accounts
-from .averaging import aggregate
+from .averaging import average_in
 from .checkpoint import Checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
@@ -75,8 +75,19 @@ class Run:
         return completed_rows(folder, self.server.round)
 
     def is_over(self) -> bool:
-        """Whether all rounds are done, or no budget allows another (which it warns of)."""
-        return self.server.round >= self.experiment.config.federation.rounds or _is_spent(self.experiment, self.server)
+        """Whether all rounds are done, or (which it warns of) the population's ledger allows no other: rounds that were
+        killed have been charged, too.
+        """
+        done, rounds = self.server.round, self.experiment.config.federation.rounds
+        level = self.experiment.client_level
+        if done < rounds and level is not None and level.ledger.steps_left == 0:
+            warnings.warn(
+                f"the population's privacy budget ends the run after {done} of {rounds} rounds: rounds that were "
+                "interrupted have been charged as well",
+                stacklevel=2,
+            )
+            return True
+        return done >= rounds
 
     def complete_round(self, row: dict[str, Any]) -> None:
         """Writes down a round that was run."""
@@ -199,17 +210,29 @@ def close_round(
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
     report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
     report.dropped = [ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
-    gap = 0.0
+    answers = None
     if kept or experiment.client_level is not None:
         weights = client_weights([cohort.clients[i] for i in kept], config)
         answers = Answers([ids[i] for i in kept], rows[kept], weights, experiment.mean)
-        gap = aggregate(experiment.strategy, server, answers)
-    server.round += 1
-    metrics = {}
-    if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
-        metrics = evaluate_views(experiment, server)
+    gap, metrics = end_round(experiment, server, answers)
     seconds += time.perf_counter() - started
     return metrics_row(experiment, server, report, metrics, gap, seconds, opened.bytes_up, opened.bytes_down)
+
+
+def end_round(experiment: Experiment, server: ServerState, answers: Answers | None) -> tuple[float, dict[str, float]]:
+    """Takes a round's answers (None: there are none) into ``server``, counts the round, and evaluates where it is due.
+
+    Returns:
+        what ``Strategy.aggregate`` returned, and the metrics.
+    """
+    federation, gap = experiment.config.federation, 0.0
+    if answers is not None:
+        gap = experiment.strategy.aggregate(server, answers)
+        if federation.average_from is not None:
+            average_in(server, federation)
+    server.round += 1
+    is_due = server.round == federation.rounds or server.round % federation.evaluate_every == 0
+    return gap, evaluate_views(experiment, server) if is_due else {}
 
 
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
@@ -220,16 +243,3 @@ def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, flo
         found.append((experiment.evaluate(), clients))
     total = sum(clients for _, clients in found)
     return {name: sum(clients * each[name] for each, clients in found) / total for name in found[0][0]}
-
-
-def _is_spent(experiment: Experiment, server: ServerState) -> bool:
-    """Whether the population's ledger allows no further round: rounds that were killed have been charged, too."""
-    client_level = experiment.client_level
-    if client_level is None or client_level.ledger.steps_left > 0:
-        return False
-    warnings.warn(
-        f"the population's privacy budget ends the run after {server.round} of {experiment.config.federation.rounds} "
-        "rounds: rounds that were interrupted have been charged as well",
-        stacklevel=2,
-    )
-    return True
