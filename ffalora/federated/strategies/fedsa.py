@@ -85,8 +85,7 @@ class FedSA(Strategy):
         clients, rows, weights = answers.clients, answers.rows, answers.weights
         gap = aggregation_gap(self.layout, rows, weights)
         columns = self.wire.personal
-        for client, row in zip(clients, rows, strict=True):
-            self.remember(server, client, row)
+        server.clients.put(_PERSONAL, clients, rows)
         shared = self.average(server, server.row, replace(answers, rows=torch.where(columns, server.row, rows)))
         server.row = torch.where(columns, server.row, shared)
         return gap
