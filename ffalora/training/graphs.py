@@ -16,13 +16,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters, TrainingPass
+from ..data.tasks import Losses
 from ..models import needs_no_mask
 from ..models.frozen_head import head_left_out
 from .arena import UNWRITTEN, Arena
@@ -31,7 +31,6 @@ from .probe import Probe, check_losses
 
 log = logging.getLogger(__name__)
 
-Losses = Callable[[Any, Tensor], Tensor]
 #: Makes a function that repeats what the given one did, without its host's part.
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -126,7 +125,7 @@ class PassGraphs:
         """
         if self._unwritten is not None and self._passes:
             try:
-                self.arena.refuse_unwritten(self._unwritten)
+                self.arena.check_written(self._unwritten)
             finally:
                 self._unwritten.zero_()
 

@@ -7,7 +7,7 @@ their formulas computed in their place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,13 +22,14 @@ from ..adapters.dropout import DropoutMasks, masked_dropout
 from ..adapters.layers import LowRank, TrainedLayer
 from ..adapters.variants.base import Variant
 from ..adapters.variants.bottleneck import Bottleneck
+from ..data.tasks import Losses
 from .dropout import DropoutKeys, keyed_dropout
 
 
 def plain_gradient(
     model: nn.Module,
     adapters: Adapters,
-    losses: Callable[[Any, Tensor], Tensor],
+    losses: Losses,
     inputs: Mapping[str, Tensor],
     targets: Tensor,
     row: Tensor,

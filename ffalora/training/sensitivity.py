@@ -25,7 +25,7 @@ from .admission import check_cohort, ledger_of
 from .optim import Moments
 from .participant import Participant
 from .plain import is_exact
-from .private_gradient import PrivateGradient
+from .private_gradient import Batches, PrivateGradient
 from .probe import Probe
 from .rates import given_rate
 from .setup import TrainingSetup
@@ -229,7 +229,7 @@ def limit_of(model: nn.Module, device: torch.device) -> float:
 
 def probe_gradient(
     private: PrivateGradient,
-    physical: Callable[[np.ndarray], Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]]],
+    physical: Callable[[np.ndarray], Batches],
     chosen: Mapping[int, str],
     records: int,
     lr: float,

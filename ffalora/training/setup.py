@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
+from ..data.tasks import Losses
 from ..data.users import Owners
 from ..privacy.correlation import records_of_turn
 from ..privacy.noise import NoiseSource, SecureNoise
@@ -67,7 +68,7 @@ class TrainingSetup:
     model: nn.Module
     adapters: Adapters
     data: Data
-    losses: Callable[[Any, Tensor], Tensor]
+    losses: Losses
     optimizer: OptimizerConfig
     privacy: PrivacyConfig
     noise: NoiseSource
