@@ -22,7 +22,7 @@ from ..privacy.client_level import ClientLevel
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
-from ..runs.evaluation import Answered, answer_split, evaluate_examples
+from ..runs.evaluation import Answered, answer_split, gather_examples
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.drawn import drawn_units
 from ..training.engine import Engine
@@ -82,8 +82,9 @@ class Experiment:
 
     def evaluate(self) -> dict[str, float]:
         """The task's metrics of the model as it is; ``answered`` then holds its answers, where these are asked for."""
-        data, model = self.config.data, self.engine.model
-        metrics = evaluate_examples(model, self.evaluation, self.task, self.engine.device, data.max_evaluation_samples)
+        data, device = self.config.data, self.engine.device
+        gathered = gather_examples(self.engine.model, self.evaluation, self.task, device, data.max_evaluation_samples)
+        metrics = self.task.metrics([gathered] if gathered else [])
         self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on)
         return metrics | (self.answered.metrics() if self.answered else {})
 

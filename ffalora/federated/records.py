@@ -34,7 +34,11 @@ def metrics_row(
     batch sizes; at client level no gap between the clients' own rows, and nothing that tells who was drawn, since the
     amplification needs that secret.
     """
-    epsilons = {_client_name(experiment, name): ledger.epsilon() for name, ledger in experiment.ledgers.items()}
+    by_column, names = experiment.config.clients.partition == "column", experiment.partition.names
+    epsilons = {
+        str(names[int(name)]) if by_column and name.isdigit() else name: ledger.epsilon()
+        for name, ledger in experiment.ledgers.items()
+    }
     row = {
         "round": server.round,
         "seconds": round(seconds, 3),
@@ -47,13 +51,6 @@ def metrics_row(
         row |= {"update_gap": gap, "bytes_up": bytes_up, "bytes_down": bytes_down}
         row |= {"rejected": report.rejected, "dropped": report.dropped}
     return row if privacy.is_secure else row | report.numbers()
-
-
-def _client_name(experiment: Experiment, ledger: str) -> str:
-    """What people call the holder of a ledger: a value of the clients' column where there is one."""
-    if experiment.config.clients.partition != "column" or not ledger.isdigit():
-        return ledger
-    return str(experiment.partition.names[int(ledger)])
 
 
 def privacy_statement(experiment: Experiment) -> PrivacyStatement:
