@@ -114,10 +114,7 @@ def ours(
         after = state.clone()
         engine.train([participant(0.0, _FAR * size)], after, steps=1)
         total = (state.double() - after.double())[0] / _FAR
-        return {
-            place.name: total[place.start : place.start + place.size].view(place.shape)
-            for place in adapters.layout.places
-        }
+        return {place.name: total[place.columns].view(place.shape) for place in adapters.layout.places}
 
     return Provider(step, sums, clips=private, trained=trained, tokens=lambda: tokens[0])
 

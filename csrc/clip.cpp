@@ -105,43 +105,39 @@ std::vector<Block> column_blocks(const Clipping& clipping) {
   return blocks;
 }
 
-struct Rows {
-  const float* arena;
-  ptrdiff_t stride;
-  const int32_t* client;
-};
-
 // Norms and factors of segment i; zero factors where a norm is not finite.
-void weigh(const Rows& rows, ptrdiff_t i, const double* squares, const Clipping& clipping, double* factors,
-           double* norms) {
+void weigh(const Clipping& clipping, ptrdiff_t i) {
+  const ptrdiff_t groups = clipping.groups;
+  const float* row = clipping.arena.row<const float>(i);
+  const double* limits = clipping.max_grad_norm + clipping.client[i] * groups;
+  double *factors = clipping.factors + i * groups, *norms = clipping.norms + i * groups;
   bool finite = true;
-  for (ptrdiff_t k = 0; k < clipping.groups; ++k) {
+  for (ptrdiff_t k = 0; k < groups; ++k) {
     double square;
-    if (squares != nullptr) {
-      square = squares[k];
+    if (clipping.squares != nullptr) {
+      square = clipping.squares[i * groups + k];
     } else {
       const ptrdiff_t first = clipping.group_columns[k];
-      dispatch<RowSquare>(rows.arena + i * rows.stride + first, clipping.group_columns[k + 1] - first, &square);
+      dispatch<RowSquare>(row + first, clipping.group_columns[k + 1] - first, &square);
     }
     norms[k] = std::sqrt(square);
-    factors[k] = factor_of(norms[k], clipping.max_grad_norm[rows.client[i] * clipping.groups + k], clipping);
+    factors[k] = factor_of(norms[k], limits[k], clipping);
     finite = finite && std::isfinite(norms[k]);
   }
   if (!finite)
-    for (ptrdiff_t k = 0; k < clipping.groups; ++k) factors[k] = 0.0;
+    for (ptrdiff_t k = 0; k < groups; ++k) factors[k] = 0.0;
 }
 
 // Adds the clipped segments first … last-1 to the totals, in order, for one block of columns.
-void add_block(const Rows& rows, ptrdiff_t first, ptrdiff_t last, const Block& block, const double* factors,
-               ptrdiff_t groups, double* total, ptrdiff_t total_stride) {
+void add_block(const Clipping& clipping, ptrdiff_t first, ptrdiff_t last, const Block& block) {
   WeightedRow waiting[kRowsAtOnce];
   int count = 0;
   for (ptrdiff_t i = first; i < last; ++i) {
-    const double factor = factors[i * groups + block.group];
-    if (factor > 0) waiting[count++] = {rows.arena + i * rows.stride + block.first, factor};
-    const bool same_client_follows = i + 1 < last && rows.client[i + 1] == rows.client[i];
+    const double factor = clipping.factors[i * clipping.groups + block.group];
+    if (factor > 0) waiting[count++] = {clipping.arena.row<const float>(i) + block.first, factor};
+    const bool same_client_follows = i + 1 < last && clipping.client[i + 1] == clipping.client[i];
     if (count == kRowsAtOnce || (count > 0 && !same_client_follows)) {
-      double* sum = total + rows.client[i] * total_stride + block.first;
+      double* sum = clipping.total.row<double>(clipping.client[i]) + block.first;
       dispatch<AddRows>(sum, static_cast<const WeightedRow*>(waiting), count, block.last - block.first);
       count = 0;
     }
@@ -150,24 +146,17 @@ void add_block(const Rows& rows, ptrdiff_t first, ptrdiff_t last, const Block& b
 
 }  // namespace
 
-void clip_reduce(double* total, ptrdiff_t total_stride, const float* arena, ptrdiff_t arena_stride,
-                 const double* squares, ptrdiff_t squares_stride, const int32_t* client, ptrdiff_t segments,
-                 const Clipping& clipping, double* factors, double* norms, int threads) {
-  const Rows rows{arena, arena_stride, client};
-  const ptrdiff_t groups = clipping.groups, columns = clipping.group_columns[groups] - clipping.group_columns[0];
+void clip_reduce(const Clipping& clipping, int threads) {
+  const ptrdiff_t columns = clipping.group_columns[clipping.groups] - clipping.group_columns[0];
   const std::vector<Block> blocks = column_blocks(clipping);
   // Where the norms are not given, a batch of rows is read for its norms and found in the cache for its sum.
+  const bool given = clipping.squares != nullptr;
   const ptrdiff_t fitting = kCacheBytes / (columns > 0 ? columns * 4 : 1) / kRowsAtOnce * kRowsAtOnce;
-  const ptrdiff_t batch = squares != nullptr ? segments : fitting < kRowsAtOnce ? kRowsAtOnce : fitting;
-  for (ptrdiff_t first = 0; first < segments; first += batch) {
-    const ptrdiff_t last = segments - first < batch ? segments : first + batch;
-    parallel_for(last - first, squares == nullptr ? threads : 1, [&](ptrdiff_t j) {
-      const ptrdiff_t i = first + j;
-      const double* given = squares == nullptr ? nullptr : squares + i * squares_stride;
-      weigh(rows, i, given, clipping, factors + i * groups, norms + i * groups);
-    });
-    parallel_for(blocks.size(), threads,
-                 [&](ptrdiff_t j) { add_block(rows, first, last, blocks[j], factors, groups, total, total_stride); });
+  const ptrdiff_t batch = given ? clipping.segments : fitting < kRowsAtOnce ? kRowsAtOnce : fitting;
+  for (ptrdiff_t first = 0; first < clipping.segments; first += batch) {
+    const ptrdiff_t last = clipping.segments - first < batch ? clipping.segments : first + batch;
+    parallel_for(last - first, given ? 1 : threads, [&](ptrdiff_t j) { weigh(clipping, first + j); });
+    parallel_for(blocks.size(), threads, [&](ptrdiff_t j) { add_block(clipping, first, last, blocks[j]); });
   }
 }
 

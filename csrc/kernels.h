@@ -98,20 +98,7 @@ void attention(const Attention& tensors, int threads);
 // dq, dk and dv are written.
 void attention_gradient(const AttentionGradient& tensors, int threads);
 
-struct Clipping {
-  const double* max_grad_norm;   // [clients, groups]
-  const int32_t* group_columns;  // [groups + 1]
-  ptrdiff_t groups;
-  bool automatic;
-  double gamma;
-};
-
-// squares null: computed from the arena. factors and norms [segments, groups] are written.
-void clip_reduce(double* total, ptrdiff_t total_stride, const float* arena, ptrdiff_t arena_stride,
-                 const double* squares, ptrdiff_t squares_stride, const int32_t* client, ptrdiff_t segments,
-                 const Clipping& clipping, double* factors, double* norms, int threads);
-
-struct Matrix {  // rows of float32 (total: float64), or null
+struct Matrix {  // rows of float32 (totals: float64), or null
   void* data;
   ptrdiff_t stride;
 
@@ -120,6 +107,22 @@ struct Matrix {  // rows of float32 (total: float64), or null
     return data == nullptr ? nullptr : static_cast<T*>(data) + c * stride;
   }
 };
+
+struct Clipping {
+  Matrix total;           // [clients, columns], added to
+  Matrix arena;           // [segments, columns]
+  const double* squares;  // [segments, groups], or null: computed from the arena
+  const int32_t* client;  // [segments]
+  ptrdiff_t segments;
+  const double* max_grad_norm;   // [clients, groups]
+  const int32_t* group_columns;  // [groups + 1]
+  ptrdiff_t groups;
+  bool automatic;
+  double gamma;
+  double *factors, *norms;  // [segments, groups], written
+};
+
+void clip_reduce(const Clipping& clipping, int threads);
 
 struct Update {
   bool adamw;

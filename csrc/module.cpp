@@ -112,24 +112,19 @@ void bind_attention(py::module_& m) {
 }
 
 void bind_clipping(py::module_& m) {
-  m.def(
-      "clip_reduce",
-      [](Address total, ptrdiff_t total_stride, Address arena, ptrdiff_t arena_stride, Address squares,
-         ptrdiff_t squares_stride, Address client, ptrdiff_t segments, Address max_grad_norm, Address group_columns,
-         ptrdiff_t groups, bool automatic, double gamma, Address factors, Address norms, int threads) {
-        const Clipping clipping{at<const double>(max_grad_norm), at<const int32_t>(group_columns), groups, automatic,
-                                gamma};
-        clip_reduce(at<double>(total), total_stride, at<const float>(arena), arena_stride, at<const double>(squares),
-                    squares_stride, at<const int32_t>(client), segments, clipping, at<double>(factors),
-                    at<double>(norms), threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-}
-
-void bind_step(py::module_& m) {
   py::class_<Matrix>(m, "Matrix").def(py::init([](Address data, ptrdiff_t stride) {
     return Matrix{at<void>(data), stride};
   }));
+  py::class_<Clipping>(m, "Clipping").def(py::init([](const py::kwargs& given) {
+    return filled<Clipping>(given, {FIELD(Clipping, total), FIELD(Clipping, arena), FIELD(Clipping, squares),
+                                    FIELD(Clipping, client), FIELD(Clipping, segments), FIELD(Clipping, max_grad_norm),
+                                    FIELD(Clipping, group_columns), FIELD(Clipping, groups), FIELD(Clipping, automatic),
+                                    FIELD(Clipping, gamma), FIELD(Clipping, factors), FIELD(Clipping, norms)});
+  }));
+  m.def("clip_reduce", &clip_reduce, py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_step(py::module_& m) {
   py::class_<Update>(m, "Update").def(py::init([](const py::kwargs& given) {
     return filled<Update>(given, {FIELD(Update, adamw), FIELD(Update, beta1), FIELD(Update, beta2), FIELD(Update, eps),
                                   FIELD(Update, weight_decay), FIELD(Update, mu), FIELD(Update, dp_bias_correction)});

@@ -80,7 +80,46 @@ class TrainedLayer:
         return Sink(current.arena, current.squares, self.slot, *columns, accumulate=self.shared_use)
 
 
-class LowRank(TrainedLayer):
+class Mergeable(TrainedLayer):
+    """A base layer and what is added to its product, which a plain base weight can take in.
+
+    Attributes:
+        is_merged: the base weight holds it; is_enabled: it is added at all.
+    """
+
+    is_merged: bool
+    is_enabled: bool
+
+    def delta(self) -> Tensor:
+        """The change of the base weight that this amounts to, float32 ``[N,K]``; ValueError where it is none."""
+        raise NotImplementedError
+
+    def base_weight(self) -> Tensor:
+        """The base layer's weight as ``[N,K]``."""
+        return plain_weight(self.base_layer)
+
+    def merge(self) -> None:
+        """Adds the adapter to the base weight, in its dtype (bf16 loses small updates: keep the base in float32).
+
+        Raises:
+            ValueError: the base layer has no plain weight that could hold the sum.
+        """
+        if not self.is_merged:
+            self.add_to_base(self.delta())
+            self.is_merged = True
+
+    def unmerge(self) -> None:
+        """Takes the adapter out of the base weight again (to rounding)."""
+        if self.is_merged:
+            self.add_to_base(-self.delta())
+            self.is_merged = False
+
+    def add_to_base(self, delta: Tensor) -> None:
+        """Adds ``[N,K]`` to the base weight; ValueError where that is not a plain tensor."""
+        add_to_weight(self.base_layer, delta, self.name)
+
+
+class LowRank(Mergeable):
     """A base layer and its low-rank adapter, wherever the factors live (here, or in a layer of PEFT)."""
 
     lora_A: nn.Parameter
@@ -88,8 +127,6 @@ class LowRank(TrainedLayer):
     lora_core: nn.Parameter | None
     scale: float
     p_dropout: float
-    is_merged: bool
-    is_enabled: bool
     training: bool
     initial: tuple[Tensor, Tensor] | None = None
 
@@ -179,10 +216,6 @@ class LowRank(TrainedLayer):
             return {"lora_A.weight": a.view(-1, *base.weight.shape[1:]), "lora_B.weight": b.view(*b.shape, 1, 1)}
         return {"lora_A.weight": a, "lora_B.weight": b}
 
-    def base_weight(self) -> Tensor:
-        """The base layer's weight as ``[N,K]``."""
-        return plain_weight(self.base_layer)
-
     def delta(self) -> Tensor:
         """``scale · b a`` (``scale · b core a``), float32 ``[N,K]``."""
         return self.scale * (self._left() @ self.lora_A)
@@ -212,26 +245,6 @@ class LowRank(TrainedLayer):
             a, b = self.initial
             self.add_to_base(self.scale * (b.to(self.lora_B.device) @ a.to(self.lora_A.device)))
             self.initial = None
-
-    def merge(self) -> None:
-        """Adds the adapter to the base weight, in its dtype (bf16 loses small updates: keep the base in float32).
-
-        Raises:
-            ValueError: the base layer has no plain weight that could hold the sum.
-        """
-        if not self.is_merged:
-            self.add_to_base(self.delta())
-            self.is_merged = True
-
-    def unmerge(self) -> None:
-        """Takes the adapter out of the base weight again (to rounding)."""
-        if self.is_merged:
-            self.add_to_base(-self.delta())
-            self.is_merged = False
-
-    def add_to_base(self, delta: Tensor) -> None:
-        """Adds ``[N,K]`` to the base weight; ValueError where that is not a plain tensor."""
-        add_to_weight(self.base_layer, delta, self.name)
 
 
 class AdaptedLinear(LowRank, nn.Module):

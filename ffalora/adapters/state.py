@@ -15,9 +15,7 @@ _ALIGNMENT = 4  # float32 columns: ranges start at multiples of 16 bytes
 
 @dataclass(frozen=True)
 class Place:
-    """Columns ``start … start+size-1`` belong to ``tensor`` of layer ``layer``; ``slot`` is its column of
-    ``squares``.
-    """
+    """Columns of ``tensor`` of layer ``layer``, from ``start`` on; ``slot`` is its column of ``squares``."""
 
     layer: str
     tensor: str
@@ -28,6 +26,11 @@ class Place:
     @property
     def size(self) -> int:
         return torch.Size(self.shape).numel()
+
+    @property
+    def columns(self) -> slice:
+        """Where the tensor lies in a row of the state or of the arena."""
+        return slice(self.start, self.start + self.size)
 
     @property
     def name(self) -> str:
@@ -64,23 +67,23 @@ class Layout:
         """The tensor that a place belongs to."""
         return self.layers[place.layer].factors()[place.tensor]
 
-    def parameter_index(self) -> Tensor | None:
-        """int32 ``[P]``: the parameter index of each column, -1 for padding; None where nothing is padded."""
+    def parameter_index(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """int32 ``[P]``, on the device: each column's parameter index, -1 for padding; None where nothing is padded."""
         if self.size == self.width:
             return None
         index = torch.full((self.width,), -1, dtype=torch.int32)
         first = 0
         for place in self.places:
-            index[place.start : place.start + place.size] = torch.arange(first, first + place.size, dtype=torch.int32)
+            index[place.columns] = torch.arange(first, first + place.size, dtype=torch.int32)
             first += place.size
-        return index
+        return index.to(device)
 
     @torch.no_grad()
     def gather(self) -> Tensor:
         """The model's trained tensors as one row, float32 ``[P]``; padding is zero."""
         row = torch.zeros(self.width, device=self.parameter(self.places[0]).device if self.places else "cpu")
         for place in self.places:
-            row[place.start : place.start + place.size] = self.parameter(place).detach().reshape(-1)
+            row[place.columns] = self.parameter(place).detach().reshape(-1)
         return row
 
     @torch.no_grad()
@@ -89,20 +92,20 @@ class Layout:
         if tuple(row.shape) != (self.width,):
             raise ValueError(f"state row must have shape ({self.width},), got {tuple(row.shape)}")
         for place in self.places:
-            self.parameter(place).copy_(row[place.start : place.start + place.size].view(place.shape))
+            self.parameter(place).copy_(row[place.columns].view(place.shape))
 
     def payload(self, row: Tensor) -> Tensor:
         """The ``size`` numbers of a row ``[P]`` without padding: what travels."""
-        index = self.parameter_index()
-        return row if index is None else row[index.to(row.device) >= 0]
+        index = self.parameter_index(row.device)
+        return row if index is None else row[index >= 0]
 
     def from_payload(self, payload: Tensor) -> Tensor:
         """The row ``[P]`` of a payload of exactly ``size`` numbers."""
         if tuple(payload.shape) != (self.size,):
             raise ValueError(f"payload must hold {self.size} numbers, got shape {tuple(payload.shape)}")
-        index = self.parameter_index()
+        index = self.parameter_index(payload.device)
         if index is None:
             return payload
         row = payload.new_zeros(self.width)
-        row[index.to(row.device) >= 0] = payload
+        row[index >= 0] = payload
         return row

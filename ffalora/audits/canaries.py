@@ -141,8 +141,7 @@ class CanaryStep(LogicalStep):
         device = self.total.device
         client = torch.from_numpy(owner).to(torch.int32).to(device)
         found = SegmentGradients(gradients.to(device), squares.to(device), client, torch.zeros(len(which)))
-        mode = "automatic" if self.setup.privacy.clipping == "automatic" else "flat"
-        found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode)
+        found.clip_into_(self.total, *self.clipping)
 
 
 def guess(kind: str, sees: str, scores: NDArray, included: NDArray, delta: float, significance: float) -> CanaryTest:

@@ -101,6 +101,11 @@ class PrivacyConfig(Section):
         return self.unit in ("sample", "user")
 
     @property
+    def is_secure(self) -> bool:
+        """Whether there is noise, and nobody can repeat it."""
+        return self.unit != "none" and self.noise == "secure"
+
+    @property
     def draws_users(self) -> bool:
         """Whether a step draws users, whose gradients are summed before they are clipped."""
         return self.unit == "user" and self.draws == "users"

@@ -24,6 +24,10 @@ LOWER_IS_BETTER = frozenset({"loss", "mse", "perplexity"})
 Gathered = dict[str, np.ndarray]  # per sample, first dimension S
 
 
+#: (output of the model, targets) -> one loss a sample ``[S]``, from its own tokens only.
+Losses = Callable[[Any, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Task:
     """One kind of learning.
@@ -34,7 +38,7 @@ class Task:
     """
 
     name: str
-    losses: Callable[[Any, Tensor], Tensor]
+    losses: Losses
     gather: Callable[[Any, Tensor], Gathered]
     metrics: Callable[[Sequence[Gathered]], dict[str, float]]
 

@@ -33,7 +33,7 @@ def open_run_accounts(
         LedgerMismatch, PrivacyBudgetSpent: see :func:`~ffalora.privacy.accounts.open_accounts`.
     """
     config, ledgers = experiment.config, experiment.ledgers
-    is_secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
+    is_secure = config.privacy.is_secure
     data_ledger = find_data_ledger(ledger, config.data.name) if ledgers and (is_secure or ledger) else None
     run = f"{config.federation.strategy}, seed {config.seed}, {account.parent.resolve()}"
     is_durable = is_secure or is_site

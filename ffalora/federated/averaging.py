@@ -9,18 +9,10 @@ import torch
 
 from ..config import FederationConfig
 from .server_optim import OF_THE_SERVER
-from .strategies import Answers, ServerState, Strategy
+from .strategies import ServerState
 from .strategies.wire import AVERAGE
 
 _COUNT = f"{OF_THE_SERVER}averaged"
-
-
-def aggregate(strategy: Strategy, server: ServerState, answers: Answers) -> float:
-    """As ``strategy.aggregate``, and takes the result into the average over rounds where one is asked for."""
-    gap, federation = strategy.aggregate(server, answers), strategy.config.federation
-    if federation.average_from is not None:
-        average_in(server, federation)
-    return gap
 
 
 def average_in(server: ServerState, federation: FederationConfig) -> None:

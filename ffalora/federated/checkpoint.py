@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from ..adapters import CheckpointError
 from ..config import Config
 from ..config.values import differences
 from ..files.atomic import write_atomically
-from ..privacy.accounting import LedgerMismatch, PrivacyLedger
+from ..privacy.accounting import LedgerMismatch
 from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.correlated_noise import CorrelatedNoise
 from ..training.participant import Participant
 from .client_states import ClientStates
+from .ledgers import ledgers_of
 from .strategies import ServerState
 
 _HEADER, _NOISE, _CLIENTS = "ffalora", "noise.", "clients."
@@ -43,98 +45,112 @@ _FREE_KEYS = (
 )
 
 
-def save_checkpoint(
-    path: Path,
-    config: Config,
-    server: ServerState,
-    participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger],
-    level: ClientLevel | None = None,
-    frozen: str = "",
-) -> None:
-    """Everything that the next round depends on; ``level`` is the client-level mechanism, where there is one, and
-    ``frozen`` the digest of what was never trained (``Wire.fingerprint`` when the run began).
+@dataclass
+class Checkpoint:
+    """The checkpoint of a run, and everything that its next round depends on.
+
+    Attributes:
+        path: of the file. config: of the run.
+        server, participants: what is written, and changed in place by loading, with their ledgers.
+        level: the client-level mechanism, where there is one, likewise.
+        frozen: digest of what is never trained (``Wire.fingerprint`` when the run began).
     """
-    tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
-    if config.privacy.noise != "secure":  # what secure noise depends on is as secret as the noise
-        tensors |= {_NOISE + str(p.client_id): p.correlated.buffers for p in participants if p.correlated is not None}
-    listed, digests = server.clients.save(path.with_suffix(".clients"))
-    tensors |= {_CLIENTS + name: places for name, places in listed.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {
-        "format": _FORMAT,
-        "round": server.round,
-        "config": _essence(config),
-        "frozen": frozen,
-        "clients": digests,
-        "steps_taken": _steps_taken(config, server, participants),
-        "clipping": {name: each.adaptive.state_dict() for name, each in _adaptive(participants, level).items()},
-        "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
-    }
-    header["digest"] = _digest(header, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header, allow_nan=False)}))
-    server.clients.sweep()
 
+    path: Path
+    config: Config
+    server: ServerState
+    participants: Sequence[Participant] = ()
+    level: ClientLevel | None = None
+    frozen: str = ""
 
-def load_checkpoint(
-    path: Path,
-    config: Config,
-    server: ServerState,
-    participants: Sequence[Participant],
-    ledgers: Mapping[str, PrivacyLedger],
-    level: ClientLevel | None = None,
-    frozen: str = "",
-) -> None:
-    """Continues from a checkpoint: changes ``server``, ``participants``, ``ledgers`` and ``level`` in place.
+    def save(self) -> None:
+        """Writes the file, and beside it what clients keep."""
+        server, participants = self.server, self.participants
+        tensors = {"row": server.row} | {f"tensor.{name}": value for name, value in server.tensors.items()}
+        if self.config.privacy.noise != "secure":  # what secure noise depends on is as secret as the noise
+            correlated = {str(p.client_id): p.correlated for p in participants if p.correlated is not None}
+            tensors |= {_NOISE + client: noise.buffers for client, noise in correlated.items()}
+        listed, digests = server.clients.save(self._clients)
+        tensors |= {_CLIENTS + name: places for name, places in listed.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        ledgers = ledgers_of(participants, self.level)
+        header = {
+            "format": _FORMAT,
+            "round": server.round,
+            "config": _essence(self.config),
+            "frozen": self.frozen,
+            "clients": digests,
+            "steps_taken": _steps_taken(self.config, server, participants),
+            "clipping": {name: each.adaptive.state_dict() for name, each in self._adaptive().items()},
+            "ledgers": {name: ledger.state_dict() for name, ledger in ledgers.items()},
+        }
+        header["digest"] = _digest(header, tensors)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, save(tensors, metadata={_HEADER: json.dumps(header, allow_nan=False)}))
+        server.clients.sweep()
 
-    Raises:
-        CheckpointError: unreadable or changed since it was written, or of a run with another configuration (each
-            differing key is named) or other frozen factors.
-        LedgerMismatch: the data or the privacy terms of a client differ.
-    """
-    header, tensors = read_checkpoint(path)
-    differing = differences(header["config"], _essence(config))
-    if differing:
-        raise CheckpointError(f"{path} belongs to a run with another configuration: {'; '.join(differing)}")
-    if header.get("frozen") != frozen:
-        raise CheckpointError(
-            f"{path} was trained beside other frozen factors than this run has (an a of another seed, or rounded to "
-            "another dtype); give the run the model, adapter.seed and dtypes that it began with"
-        )
-    row = tensors.pop("row")
-    if row.shape != server.row.shape or row.dtype != server.row.dtype:
-        raise CheckpointError(
-            f"{path}: the state holds {row.numel()} numbers ({row.dtype}), this model has {server.row.numel()} "
-            f"({server.row.dtype})"
-        )
-    steps = [header["steps_taken"].get(str(p.client_id)) for p in participants] if _is_counts(header) else [None]
-    if not 0 <= header["round"] <= config.federation.rounds or None in steps or not bool(row.isfinite().all()):
-        raise CheckpointError(
-            f"{path}: round {header['round']} of {config.federation.rounds}, the steps of its clients, or its numbers "
-            "(NaN or Inf) cannot be those of a run; use an earlier copy, or start the run anew"
-        )
-    try:
-        for name, ledger in ledgers.items():
-            ledger.resume(header["ledgers"][name])
-        for participant in participants:
-            participant.steps_taken = header["steps_taken"][str(participant.client_id)]
-        _restore_noise(participants, tensors, server.row.device)
-        for name, each in _adaptive(participants, level).items():
-            each.adaptive = AdaptiveQuantileClipping.from_state_dict(header["clipping"][name])
-    except LedgerMismatch:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path} lacks what this run needs ({type(error).__name__}: {error})") from None
-    listed = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_CLIENTS)}
-    server.clients = ClientStates.opened(
-        path.with_suffix(".clients"),
-        {name.removeprefix(_CLIENTS): places for name, places in listed.items()},
-        header["clients"],
-    )
-    server.row = row.to(server.row.device)
-    server.round = header["round"]
-    server.tensors = {name.removeprefix("tensor."): value.to(server.row.device) for name, value in tensors.items()}
+    def load(self) -> None:
+        """Continues from the file.
+
+        Raises:
+            CheckpointError: unreadable or changed since it was written, or of a run with another configuration (each
+                differing key is named) or other frozen factors.
+            LedgerMismatch: the data or the privacy terms of a client differ.
+        """
+        header, tensors = read_checkpoint(self.path)
+        row = tensors.pop("row")
+        self._check(header, row)
+        server = self.server
+        try:
+            for name, ledger in ledgers_of(self.participants, self.level).items():
+                ledger.resume(header["ledgers"][name])
+            for participant in self.participants:
+                participant.steps_taken = header["steps_taken"][str(participant.client_id)]
+            _restore_noise(self.participants, tensors, server.row.device)
+            for name, each in self._adaptive().items():
+                each.adaptive = AdaptiveQuantileClipping.from_state_dict(header["clipping"][name])
+        except LedgerMismatch:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{self.path} lacks what this run needs ({type(error).__name__}: {error})") from None
+        listed = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_CLIENTS)}
+        places = {name.removeprefix(_CLIENTS): value for name, value in listed.items()}
+        server.clients = ClientStates.opened(self._clients, places, header["clients"])
+        server.row, server.round = row.to(server.row.device), header["round"]
+        server.tensors = {name.removeprefix("tensor."): value.to(server.row.device) for name, value in tensors.items()}
+
+    def _check(self, header: Mapping[str, Any], row: Tensor) -> None:
+        """The file is of this run."""
+        own, config = self.server.row, self.config
+        differing = differences(header["config"], _essence(config))
+        if differing:
+            raise CheckpointError(f"{self.path} belongs to a run with another configuration: {'; '.join(differing)}")
+        if header.get("frozen") != self.frozen:
+            raise CheckpointError(
+                f"{self.path} was trained beside other frozen factors than this run has (an a of another seed, or "
+                "rounded to another dtype); give the run the model, adapter.seed and dtypes that it began with"
+            )
+        if row.shape != own.shape or row.dtype != own.dtype:
+            raise CheckpointError(
+                f"{self.path}: the state holds {row.numel()} numbers ({row.dtype}), this model has {own.numel()} "
+                f"({own.dtype})"
+            )
+        holds_all = _is_counts(header) and all(str(p.client_id) in header["steps_taken"] for p in self.participants)
+        if not 0 <= header["round"] <= config.federation.rounds or not holds_all or not bool(row.isfinite().all()):
+            raise CheckpointError(
+                f"{self.path}: round {header['round']} of {config.federation.rounds}, the steps of its clients, or its "
+                "numbers (NaN or Inf) cannot be those of a run; use an earlier copy, or start the run anew"
+            )
+
+    def _adaptive(self) -> dict[str, Any]:
+        """Whoever has a clipping norm that moves, by name: clients, or the population."""
+        everyone: dict[str, Any] = {str(p.client_id): p for p in self.participants} | {"population": self.level}
+        return {name: each for name, each in everyone.items() if each is not None and each.adaptive is not None}
+
+    @property
+    def _clients(self) -> Path:
+        """The folder of what clients keep."""
+        return self.path.with_suffix(".clients")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -173,12 +189,6 @@ def _restore_noise(participants: Sequence[Participant], tensors: dict[str, Tenso
         if buffers is not None and participant.ledger is not None and participant.ledger.correlation is not None:
             noise = CorrelatedNoise(participant.ledger.correlation, buffers.to(device), participant.steps_taken)
             participant.correlated = noise
-
-
-def _adaptive(participants: Sequence[Participant], level: ClientLevel | None) -> dict[str, Any]:
-    """Whoever has a clipping norm that moves, by name: clients, or the population."""
-    everyone: dict[str, Any] = {str(p.client_id): p for p in participants} | {"population": level}
-    return {name: each for name, each in everyone.items() if each is not None and each.adaptive is not None}
 
 
 def _is_counts(header: Mapping[str, Any]) -> bool:

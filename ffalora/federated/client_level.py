@@ -93,10 +93,7 @@ def client_level_mean(level: ClientLevel, adapters: Adapters) -> Mean:
 
     def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         state = start.clone()
-        index = adapters.layout.parameter_index()
-        level.close_round_(
-            state, rows, level.ledger.steps_taken - 1, index=None if index is None else index.to(state.device)
-        )
+        level.close_round_(state, rows, level.ledger.steps_taken - 1, adapters.layout.parameter_index(state.device))
         return state
 
     return mean

@@ -29,7 +29,6 @@ from ..data.examples import Examples
 from ..files.numbers import rounded_up
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.sampling import SeededDraw
-from ..runs.evaluation import answer_split, evaluate_examples
 from ..runs.folder import BASELINES, UNTRAINED_ANSWERS, write_json
 from ..training.batches import physical_batches
 from .experiment import Experiment
@@ -70,7 +69,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     if directions is not None:
         found = zero_shot(directions).accuracy(features, labels)
         rows.append(_row(TEXTS, found, "the class whose texts are nearest in the frozen model"))
-    if config.privacy.unit != "none" and config.privacy.noise == "secure":
+    if config.privacy.is_secure:
         return rows
     every = torch.from_numpy(np.asarray(experiment.train.labels, dtype=np.int64))
     train = features_of(experiment, experiment.engine.data, np.arange(len(every)))
@@ -91,18 +90,8 @@ def _row(name: str, accuracy: float, about: str, epsilon: float | None = None) -
 
 def _of_language_model(experiment: Experiment) -> list[dict[str, Any]]:
     """The pretrained model as it is, and the commonest answer."""
-    config = experiment.config.data
-    metrics = evaluate_examples(
-        experiment.loaded.model,
-        experiment.evaluation,
-        experiment.task,
-        experiment.engine.device,
-        config.max_evaluation_samples,
-    )
-    answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
-    experiment.answered = answered
-    found = {UNTRAINED: (metrics | (answered.metrics() if answered else {}), "the pretrained model as it is")}
-    commonest = answered.metrics_of_commonest() if answered else None
+    found = {UNTRAINED: (experiment.evaluate(), "the pretrained model as it is")}
+    commonest = experiment.answered.metrics_of_commonest() if experiment.answered else None
     if commonest is not None:
         found[COMMONEST] = commonest, "the commonest answer of the evaluated data, whatever is asked"
     return [

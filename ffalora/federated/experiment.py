@@ -22,7 +22,7 @@ from ..privacy.client_level import ClientLevel
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
-from ..runs.evaluation import Answered
+from ..runs.evaluation import Answered, answer_split, gather_examples
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.drawn import drawn_units
 from ..training.engine import Engine
@@ -32,7 +32,7 @@ from .batch import with_batch
 from .checks import check_fit, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
-from .ledgers import clipping_policy, make_ledger
+from .ledgers import clipping_policy, ledgers_of, make_ledger
 from .partition import Partition, describe, make_partition
 from .rates import set_rates
 from .robust import robust_mean
@@ -78,13 +78,19 @@ class Experiment:
     @property
     def ledgers(self) -> dict[str, PrivacyLedger]:
         """Every ledger by name: one a client, or the population's; none without privacy."""
-        if self.client_level is not None:
-            return {"population": self.client_level.ledger}
-        return {str(p.client_id): p.ledger for p in self.participants if p.ledger is not None}
+        return ledgers_of(self.participants, self.client_level)
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics of the model as it is; ``answered`` then holds its answers, where these are asked for."""
+        data, device = self.config.data, self.engine.device
+        gathered = gather_examples(self.engine.model, self.evaluation, self.task, device, data.max_evaluation_samples)
+        metrics = self.task.metrics([gathered] if gathered else [])
+        self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on)
+        return metrics | (self.answered.metrics() if self.answered else {})
 
     def on_charge(self, save: Callable[[Mapping[str, PrivacyLedger]], None]) -> None:
         """Has ``save`` called with the ledgers that were charged, before any noisy result exists."""
-        self.engine.charged = lambda cohort: save({str(p.client_id): p.ledger for p in cohort if p.ledger is not None})
+        self.engine.charged = lambda cohort: save(ledgers_of(cohort, None))
         self.charged = save
 
 
@@ -221,7 +227,7 @@ def make_engine(
     owners: Owners | None = None,
 ) -> Engine:
     """The engine of a run, with seeded or secure noise and sampling."""
-    secure = config.privacy.unit != "none" and config.privacy.noise == "secure"
+    secure = config.privacy.is_secure
     model = compile_model(loaded.model, device) if config.model.compile else loaded.model
     return Engine(
         model=model,

@@ -1,13 +1,24 @@
-"""The ledger of a client's data, and the noise that is calibrated for it."""
+"""The ledgers of a run: of each client's data, with noise that is calibrated for it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ..config import Config, ConfigError
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
+from ..privacy.client_level import ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.factors import choose_noise
 from ..privacy.prior import read_prior
+from ..training.participant import Participant
+
+
+def ledgers_of(participants: Sequence[Participant], level: ClientLevel | None) -> dict[str, PrivacyLedger]:
+    """Every ledger by name: one a client, or the population's; none without privacy."""
+    if level is not None:
+        return {"population": level.ledger}
+    return {str(p.client_id): p.ledger for p in participants if p.ledger is not None}
 
 
 def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQuantileClipping | None:
@@ -17,7 +28,7 @@ def clipping_policy(config: Config, ledger: PrivacyLedger | None) -> AdaptiveQua
         return None
     return AdaptiveQuantileClipping(
         noise_multiplier=ledger.noise_multiplier,
-        expected_rows=ledger.sample_rate * ledger.dataset_size,
+        expected_rows=ledger.expected_batch,
         max_grad_norm=privacy.max_grad_norm,
         quantile=privacy.clipping_quantile,
     )

@@ -57,14 +57,13 @@ def make_partition(
     proportions: Sequence[Sequence[float]] | None = None,
     beta: float = 0.5,
     fractions: Sequence[float] | None = None,
-    power: float = 1.0,
     column: Sequence[Any] | None = None,
     min_samples: int = 1,
 ) -> Partition:
     """The partition a configuration asks for by name.
 
-    kind       "iid": equal shares; "labels": ``proportions``; "dirichlet": ``beta``; "quantity": ``fractions`` or
-               ``power``; "column": one client per value of ``column``
+    kind       "iid": equal shares; "labels": ``proportions``; "dirichlet": ``beta``; "quantity": ``fractions``, or the
+               c-th client holds 1/c of what the first does; "column": one client per value of ``column``
     labels     class numbers of all samples, [samples]; their number alone matters to iid, quantity and column
     clients    number of clients; may be left out where proportions, fractions or the column say it
 
@@ -98,7 +97,7 @@ def make_partition(
         elif kind == "dirichlet":
             made = dirichlet(labels, clients, beta, seed, min_samples=min_samples)
         elif kind == "quantity":
-            made = by_quantity(samples, (1 + np.arange(clients)) ** -float(power), seed)
+            made = by_quantity(samples, (1 + np.arange(clients)) ** -1.0, seed)
         else:
             raise PartitionError(f"kind={kind!r}: choose iid, labels, dirichlet, quantity or column")
     check_sizes(made, min_samples)

@@ -99,7 +99,7 @@ def profile_run(config: Config, folder: Path, steps: int = 3, warmup: int = 1) -
         steps=steps,
         samples=int(report.samples.sum()),
         tokens=report.tokens,
-        padding=1.0 - report.tokens / max(1, report.padded_tokens),
+        padding=report.padding,
         memory=_memory(experiment, trace, cuda),
         trace=folder / "trace.json",
     )

@@ -34,7 +34,11 @@ def metrics_row(
     batch sizes; at client level no gap between the clients' own rows, and nothing that tells who was drawn, since the
     amplification needs that secret.
     """
-    epsilons = {_client_name(experiment, name): ledger.epsilon() for name, ledger in experiment.ledgers.items()}
+    by_column, names = experiment.config.clients.partition == "column", experiment.partition.names
+    epsilons = {
+        str(names[int(name)]) if by_column and name.isdigit() else name: ledger.epsilon()
+        for name, ledger in experiment.ledgers.items()
+    }
     row = {
         "round": server.round,
         "seconds": round(seconds, 3),
@@ -43,18 +47,10 @@ def metrics_row(
         "epsilon_per_client": {name: rounded_up(value) for name, value in epsilons.items()},
     }
     privacy = experiment.config.privacy
-    is_secure = privacy.unit != "none" and privacy.noise == "secure"
-    if not (is_secure and privacy.unit == "client"):
+    if not (privacy.is_secure and privacy.unit == "client"):
         row |= {"update_gap": gap, "bytes_up": bytes_up, "bytes_down": bytes_down}
         row |= {"rejected": report.rejected, "dropped": report.dropped}
-    return row if is_secure else row | report.numbers()
-
-
-def _client_name(experiment: Experiment, ledger: str) -> str:
-    """What people call the holder of a ledger: a value of the clients' column where there is one."""
-    if experiment.config.clients.partition != "column" or not ledger.isdigit():
-        return ledger
-    return str(experiment.partition.names[int(ledger)])
+    return row if privacy.is_secure else row | report.numbers()
 
 
 def privacy_statement(experiment: Experiment) -> PrivacyStatement:
@@ -108,8 +104,7 @@ def evaluated_rows(experiment: Experiment) -> dict[str, Any]:
 
 def write_answers(experiment: Experiment, path: Path) -> None:
     """What the model that was evaluated last answered, where it was asked; not where the questions are somebody's."""
-    privacy = experiment.config.privacy
-    if experiment.answered is not None and (privacy.unit == "none" or privacy.noise != "secure"):
+    if experiment.answered is not None and not experiment.config.privacy.is_secure:
         write_json(path, experiment.answered.rows())
 
 
@@ -129,7 +124,7 @@ def open_folder(experiment: Experiment, folder: Path) -> None:
     write_atomically(folder / "config.yaml", to_yaml(experiment.config).encode())
     write_json(folder / "environment.json", environment(experiment))
     privacy, table = experiment.config.privacy, experiment.partition_table
-    if privacy.unit != "none" and privacy.noise == "secure":  # exact counts of classes are not covered by ε
+    if privacy.is_secure:  # exact counts of classes are not covered by ε
         shown = {"client"} if privacy.hides_sizes else {"client", "samples"}
         table = [{name: value for name, value in one.items() if name in shown} for one in table]
     write_json(folder / "partition.json", table)

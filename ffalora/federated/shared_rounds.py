@@ -75,7 +75,7 @@ def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps:
         steps: that each client takes, ``[C]``.
     """
     size, privacy = experiment.workers.size, experiment.config.privacy
-    is_charged = privacy.at_clients and privacy.noise == "secure"
+    is_charged = privacy.at_clients and privacy.is_secure
     if size == 1 or len(clients) < size or is_charged or privacy.mechanism != "independent":
         return None
     batch, lengths = experiment.config.optimizer.batch, experiment.train.lengths

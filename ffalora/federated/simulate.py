@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from tqdm import tqdm
 from ..adapters import CheckpointError
 from ..config import Config
 from ..privacy.accounts import ACCOUNT
-from ..runs.evaluation import answer_split, evaluate_examples
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..runs.trackers import Trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .accounts import open_run_accounts
-from .averaging import aggregate
-from .checkpoint import load_checkpoint, save_checkpoint
+from .averaging import average_in
+from .checkpoint import Checkpoint
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
@@ -37,16 +36,16 @@ from .strategies import Answers, ServerState
 
 @dataclass
 class Run:
-    """A run in progress: what it is made of, where it stands, its folder, the rows of ``metrics.jsonl``, the digest of
-    the frozen factors that it began with, and who else is told of each round.
+    """A run in progress: what it is made of, where it stands, its folder and checkpoint, who is told of rounds, and the
+    rows of ``metrics.jsonl``.
     """
 
     experiment: Experiment
     server: ServerState
     folder: Path
-    rows: list[dict[str, Any]]
-    frozen: str
+    checkpoint: Checkpoint
     trackers: Trackers
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def open(cls, experiment: Experiment, folder: Path, resume: bool) -> Run:
@@ -55,51 +54,47 @@ class Run:
         Raises:
             CheckpointError, LedgerMismatch: nothing that this run can continue from.
         """
-        trackers = Trackers(experiment.config, folder)
+        trackers, config = Trackers(experiment.config, folder), experiment.config
         server, frozen = experiment.strategy.begin(), experiment.strategy.wire.fingerprint()
-        run = cls(experiment, server, folder, [], frozen, trackers)
+        checkpoint = Checkpoint(
+            folder / CHECKPOINT, config, server, experiment.participants, experiment.client_level, frozen
+        )
+        run = cls(experiment, server, folder, checkpoint, trackers)
         run.rows = experiment.workers.from_lead(partial(run._begin, resume))
         share_start(experiment, server, frozen)
         return run
 
     def _begin(self, resume: bool) -> list[dict[str, Any]]:
         """Takes the run up where its folder says; the rows of the rounds that are completed."""
-        experiment, config, folder = self.experiment, self.experiment.config, self.folder
-        checkpoint = folder / CHECKPOINT
-        if resume and checkpoint.exists():
-            load_checkpoint(
-                checkpoint,
-                config,
-                self.server,
-                experiment.participants,
-                experiment.ledgers,
-                experiment.client_level,
-                self.frozen,
-            )
-        account = checkpoint.with_name(ACCOUNT)
-        open_run_accounts(experiment, folder / LEDGERS, account, resume, config.privacy.ledger)
+        experiment, folder, path = self.experiment, self.folder, self.checkpoint.path
+        if resume and path.exists():
+            self.checkpoint.load()
+        named = experiment.config.privacy.ledger
+        open_run_accounts(experiment, folder / LEDGERS, path.with_name(ACCOUNT), resume, named)
         open_folder(experiment, folder)
         return completed_rows(folder, self.server.round)
 
     def is_over(self) -> bool:
-        """Whether all rounds are done, or no budget allows another (which it warns of)."""
-        return self.server.round >= self.experiment.config.federation.rounds or _is_spent(self.experiment, self.server)
+        """Whether all rounds are done, or (which it warns of) the population's ledger allows no other: rounds that were
+        killed have been charged, too.
+        """
+        done, rounds = self.server.round, self.experiment.config.federation.rounds
+        level = self.experiment.client_level
+        if done < rounds and level is not None and level.ledger.steps_left == 0:
+            warnings.warn(
+                f"the population's privacy budget ends the run after {done} of {rounds} rounds: rounds that were "
+                "interrupted have been charged as well",
+                stacklevel=2,
+            )
+            return True
+        return done >= rounds
 
     def complete_round(self, row: dict[str, Any]) -> None:
         """Writes down a round that was run."""
-        experiment = self.experiment
         self.rows.append(row)
         # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
         write_rows(self.folder, self.rows)
-        save_checkpoint(
-            self.folder / CHECKPOINT,
-            experiment.config,
-            self.server,
-            experiment.participants,
-            experiment.ledgers,
-            experiment.client_level,
-            self.frozen,
-        )
+        self.checkpoint.save()
         self.trackers.log(row)
 
     def finish(self) -> RunResult:
@@ -215,46 +210,36 @@ def close_round(
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
     report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
     report.dropped = [ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
-    gap = 0.0
+    answers = None
     if kept or experiment.client_level is not None:
         weights = client_weights([cohort.clients[i] for i in kept], config)
         answers = Answers([ids[i] for i in kept], rows[kept], weights, experiment.mean)
-        gap = aggregate(experiment.strategy, server, answers)
-    server.round += 1
-    metrics = {}
-    if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
-        metrics = evaluate_views(experiment, server)
+    gap, metrics = end_round(experiment, server, answers)
     seconds += time.perf_counter() - started
     return metrics_row(experiment, server, report, metrics, gap, seconds, opened.bytes_up, opened.bytes_down)
+
+
+def end_round(experiment: Experiment, server: ServerState, answers: Answers | None) -> tuple[float, dict[str, float]]:
+    """Takes a round's answers (None: there are none) into ``server``, counts the round, and evaluates where it is due.
+
+    Returns:
+        what ``Strategy.aggregate`` returned, and the metrics.
+    """
+    federation, gap = experiment.config.federation, 0.0
+    if answers is not None:
+        gap = experiment.strategy.aggregate(server, answers)
+        if federation.average_from is not None:
+            average_in(server, federation)
+    server.round += 1
+    is_due = server.round == federation.rounds or server.round % federation.evaluate_every == 0
+    return gap, evaluate_views(experiment, server) if is_due else {}
 
 
 def evaluate_views(experiment: Experiment, server: ServerState) -> dict[str, float]:
     """The task's metrics of the global model; the average over clients where each has a model of its own."""
     found: list[tuple[dict[str, float], int]] = []
-    config = experiment.config.data
     for row, clients in experiment.strategy.views(server):
         experiment.strategy.load(server, row)
-        metrics = evaluate_examples(
-            experiment.engine.model,
-            experiment.evaluation,
-            experiment.task,
-            experiment.engine.device,
-            config.max_evaluation_samples,
-        )
-        experiment.answered = answer_split(experiment.loaded, experiment.data, config, config.evaluate_on)
-        found.append((metrics | (experiment.answered.metrics() if experiment.answered else {}), clients))
+        found.append((experiment.evaluate(), clients))
     total = sum(clients for _, clients in found)
     return {name: sum(clients * each[name] for each, clients in found) / total for name in found[0][0]}
-
-
-def _is_spent(experiment: Experiment, server: ServerState) -> bool:
-    """Whether the population's ledger allows no further round: rounds that were killed have been charged, too."""
-    client_level = experiment.client_level
-    if client_level is None or client_level.ledger.steps_left > 0:
-        return False
-    warnings.warn(
-        f"the population's privacy budget ends the run after {server.round} of {experiment.config.federation.rounds} "
-        "rounds: rounds that were interrupted have been charged as well",
-        stacklevel=2,
-    )
-    return True

@@ -42,8 +42,7 @@ def shared_setting(config: Config) -> str | None:
     privacy keep one ledger file a run.
     """
     strategy, privacy = find_strategy(config.federation.strategy), config.privacy
-    is_secure = privacy.unit != "none" and privacy.noise == "secure"
-    if not strategy.moves_rows_only or is_secure or privacy.unit == "client":
+    if not strategy.moves_rows_only or privacy.is_secure or privacy.unit == "client":
         return None
     return json.dumps(config.model_dump(mode="json", exclude=_OF_A_ROW), sort_keys=True)
 

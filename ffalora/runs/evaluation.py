@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,6 @@ def predict_examples(model: nn.Module, examples: Examples, device: torch.device)
     return torch.stack(outputs)
 
 
-def evaluate_examples(
-    model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
-) -> dict[str, float]:
-    """The task's metrics on the first ``samples`` examples (all by default)."""
-    gathered = gather_examples(model, examples, task, device, samples)
-    return task.metrics([gathered] if gathered else [])
-
-
 @torch.inference_mode()
 def gather_examples(
     model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
@@ -54,7 +46,9 @@ def gather_examples(
     if not count:
         return {}
     order, found = [], []
-    with _without_logits(model, examples, task, device):
+    first = {name: value.to(device) for name, value in examples.collate([0])[0].items()}
+    is_apart = task.losses is causal_losses and can_leave_head_out(model, first)  # losses do without logits
+    with head_left_out(model) if is_apart else nullcontext():
         for batch, *results in _passes(model, examples, device, count):
             order.append(batch)
             found.append(task.gather(*results))
@@ -72,15 +66,6 @@ def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> 
         str(name): {"rows": int(held.sum())} | task.metrics([{key: values[held] for key, values in gathered.items()}])
         for name, held in of_group.items()
     }
-
-
-def _without_logits(
-    model: nn.Module, examples: Examples, task: Task, device: torch.device
-) -> AbstractContextManager[None]:
-    """Leaves the head out where losses do without its logits."""
-    inputs = {name: value.to(device) for name, value in examples.collate([0])[0].items()}
-    apart = task.losses is causal_losses and can_leave_head_out(model, inputs)
-    return head_left_out(model) if apart else nullcontext()
 
 
 @dataclass(frozen=True)

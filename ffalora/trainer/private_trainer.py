@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..adapters import Adapters
+from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import find_data_ledger
@@ -74,7 +74,7 @@ class PrivateTrainer(Trainer):
         args: Any,
         privacy: PrivacyArguments | None = None,
         adapters: Adapters | None = None,
-        losses: Callable[[Any, Tensor], Tensor] | None = None,
+        losses: Losses | None = None,
         **others: Any,
     ):
         privacy = promised(privacy, others, type(self))

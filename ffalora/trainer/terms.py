@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from ..config.messages import near_keys
 from ..config.names import PRIVACY_NAMES, takes_names
-from ..data.tasks import causal_losses, classification_losses, regression_losses
+from ..data.tasks import Losses, causal_losses, classification_losses, regression_losses
 
 
 @takes_names(PRIVACY_NAMES)
@@ -93,7 +93,7 @@ def _no_such_argument(name: str, known: Sequence[str]) -> str:
     return "there is no such argument" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
-def default_losses(model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+def default_losses(model: nn.Module) -> Losses:
     """Per-sample losses by the kind of task that the model's class names.
 
     Raises:

@@ -8,7 +8,6 @@ tokens; TRL divides by the tokens of the whole batch, which lets one sample move
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from ..adapters import Adapters
+from ..data.tasks import Losses
 from .private_trainer import PrivateTrainer
 from .terms import PrivacyArguments
 
@@ -46,7 +46,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         args: SFTConfig,
         privacy: PrivacyArguments | None = None,
         adapters: Adapters | None = None,
-        losses: Callable[[Any, Tensor], Tensor] | None = None,
+        losses: Losses | None = None,
         peft_config: Any = None,
         **others: Any,
     ):

@@ -128,12 +128,17 @@ def check_cohort(
         _check_ledger(participant, privacy, seeded)
         if privacy.unit == "user":
             _check_users(participant, privacy, owners)
-        drawn, ledger = drawn_units(privacy, owners).count(participant.samples), ledger_of(participant)
-        if not ledger.covers(drawn):
-            raise ValueError(
-                f"client {participant.client_id}: its ledger is for dataset_size={ledger.dataset_size}, but it holds "
-                f"{drawn} {ledger.drawn}s; make a ledger for this data (and put what the old one spent into its prior)"
-            )
+        drawn = drawn_units(privacy, owners).count(participant.samples)
+        _check_size(f"client {participant.client_id}", ledger_of(participant), drawn)
+
+
+def _check_size(who: str, ledger: PrivacyLedger, drawn: int) -> None:
+    """The ledger is for as much as steps draw from."""
+    if not ledger.covers(drawn):
+        raise ValueError(
+            f"{who}: its ledger is for dataset_size={ledger.dataset_size}, but it holds {drawn} {ledger.drawn}s; make "
+            "a ledger for this data (and put what the old one spent into its prior)"
+        )
 
 
 def _check_users(participant: Participant, privacy: PrivacyConfig, owners: Owners | None) -> None:
@@ -171,12 +176,7 @@ def check_users(ledger: PrivacyLedger, users: np.ndarray | None) -> None:
     if users is None:
         return
     counts = np.unique(users, return_counts=True)[1]
-    drawn = len(counts) if ledger.group == 1 else len(users)
-    if not ledger.covers(drawn):
-        raise ValueError(
-            f"{ledger.name}: its ledger is for dataset_size={ledger.dataset_size}, but there are {drawn} "
-            f"{ledger.drawn}s; make a ledger for this data"
-        )
+    _check_size(ledger.name, ledger, len(counts) if ledger.group == 1 else len(users))
     if ledger.group > 1 and counts.max() > ledger.group:
         raise ValueError(
             f"{ledger.name}: a user owns {counts.max()} samples, more than group={ledger.group}, which ε counts; keep "

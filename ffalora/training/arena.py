@@ -57,22 +57,21 @@ class Arena:
         squares.fill_(UNWRITTEN)
         layout = self._layout
         for place in layout.places:
-            columns = gradients[:, place.start : place.start + place.size]
+            columns = gradients[:, place.columns]
             if layout.layers[place.layer].shared_use:
                 columns.zero_()
             elif self.poison:
                 columns.fill_(float("nan"))
 
-    def check_written(self, squares: Tensor) -> None:
+    def check_written(self, unwritten: Tensor) -> None:
         """Every trained tensor received a gradient from every segment.
 
-        Raises:
-            GradientMissing: names the tensors that the backward pass did not reach.
-        """
-        self.refuse_unwritten((squares == UNWRITTEN).any(0))
+        Args:
+            unwritten: bool ``[slots]``, whether :data:`UNWRITTEN` was found there after the backward pass.
 
-    def refuse_unwritten(self, unwritten: Tensor) -> None:
-        """As :meth:`check_written`, of what was found: bool ``[slots]``."""
+        Raises:
+            GradientMissing: names the tensors that it did not reach.
+        """
         if bool(unwritten.any()):
             places = self._adapters.layout.places
             names = [places[i].name for i in unwritten.nonzero().flatten().tolist()]

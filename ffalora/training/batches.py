@@ -27,11 +27,6 @@ class PhysicalBatches:
     tokens: int
     padded_tokens: int
 
-    @property
-    def padding(self) -> float:
-        """Fraction of the padded tokens that is padding."""
-        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
-
 
 def physical_batches(
     lengths: NDArray[np.integer] | list[int], token_budget: int, max_samples: int | None = None, overhead: int = 64

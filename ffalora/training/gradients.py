@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +14,29 @@ from torch import Tensor, nn
 from ffalora_kernels import clip_reduce_
 
 from ..adapters import Adapters, TrainingPass
+from ..data.tasks import Losses
 from ..models.frozen_head import head_left_out
 from ..models.packing import pack, packed_attention, packed_segments
 from .admission import check_batch
-from .arena import Arena
+from .arena import UNWRITTEN, Arena
 from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, drops_out, keyed_dropout
 from .plain import plain_gradient
 from .probe import Probe, check_losses
+
+
+class Clipping(NamedTuple):
+    """How the gradients of a pass become sums.
+
+    Attributes:
+        max_grad_norm: float64 ``[C, groups]``; infinite ones clip nothing.
+        group_columns: int32 ``[groups+1]``, where each group of columns starts that is clipped by itself.
+        mode: 'flat', or 'automatic' (AUTO-S: Bu et al. 2023).
+    """
+
+    max_grad_norm: Tensor
+    group_columns: Tensor
+    mode: str
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,7 @@ class SegmentGradients:
 
         Args:
             total: float64 ``[C,P]``, changed in place.
-            max_grad_norm: C, one number for all, or float64 ``[C, groups]``; infinite ones clip nothing.
-            group_columns: int32 ``[groups+1]``, where each group of columns starts that is clipped by itself; None for
-                the whole row (flat clipping).
-            mode: 'flat', or 'automatic' (AUTO-S: Bu et al. 2023).
+            max_grad_norm, group_columns, mode: as in :class:`Clipping`; by default one C for all, and one group.
 
         Returns:
             The norms before clipping, float64 ``[S]``; computed on private data.
@@ -79,7 +91,7 @@ class SegmentGradients:
 def segment_gradients(
     model: nn.Module,
     adapters: Adapters,
-    losses: Callable[[Any, Tensor], Tensor],
+    losses: Losses,
     inputs: Mapping[str, Tensor],
     targets: Tensor,
     *,
@@ -138,7 +150,7 @@ def segment_gradients(
         found = losses(model(**inputs), targets)
         check_losses(found, samples)
         found.sum().backward()
-    arena.check_written(current.squares)
+    arena.check_written((current.squares == UNWRITTEN).any(0))
     if probe is not None and samples and probe.is_to_compare(state):
         for i in {0, int(segment[-1])}:
             own = slice(*np.searchsorted(segment, [i, i + 1]).tolist())
@@ -151,7 +163,7 @@ def segment_gradients(
 def look_at(
     probe: Probe,
     model: nn.Module,
-    losses: Callable[[Any, Tensor], Tensor],
+    losses: Losses,
     inputs: Mapping[str, Tensor],
     targets: Tensor,
     samples: int,

@@ -16,23 +16,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters, TrainingPass
+from ..data.tasks import Losses
 from ..models import needs_no_mask
 from ..models.frozen_head import head_left_out
 from .arena import UNWRITTEN, Arena
-from .gradients import SegmentGradients
+from .gradients import Clipping, SegmentGradients
 from .probe import Probe, check_losses
 
 log = logging.getLogger(__name__)
 
-Losses = Callable[[Any, Tensor], Tensor]
 #: Makes a function that repeats what the given one did, without its host's part.
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -53,21 +51,6 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool):
             compute()
         return graph.replay
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """How the gradients of a pass become sums.
-
-    Attributes:
-        max_grad_norm: float64 ``[C,G]``.
-        group_columns: int32 ``[G+1]``.
-        mode: 'flat' or 'automatic'.
-    """
-
-    max_grad_norm: Tensor
-    group_columns: Tensor
-    mode: str
 
 
 class PassGraphs:
@@ -142,7 +125,7 @@ class PassGraphs:
         """
         if self._unwritten is not None and self._passes:
             try:
-                self.arena.refuse_unwritten(self._unwritten)
+                self.arena.check_written(self._unwritten)
             finally:
                 self._unwritten.zero_()
 
@@ -249,8 +232,7 @@ class _RecordedPass:
             torch.where(self.live > 0, found, 0.0).sum().backward()
         self._unwritten.logical_or_((squares == UNWRITTEN).any(0))
         done = SegmentGradients(self.current.arena, squares, self.current.client, found.detach())
-        clipping = self.clipping
-        self.norms.copy_(done.clip_into_(self.total, clipping.max_grad_norm, clipping.group_columns, clipping.mode))
+        self.norms.copy_(done.clip_into_(self.total, *self.clipping))
         self.losses.copy_(done.losses)
 
 

@@ -7,7 +7,7 @@ their formulas computed in their place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,13 +22,14 @@ from ..adapters.dropout import DropoutMasks, masked_dropout
 from ..adapters.layers import LowRank, TrainedLayer
 from ..adapters.variants.base import Variant
 from ..adapters.variants.bottleneck import Bottleneck
+from ..data.tasks import Losses
 from .dropout import DropoutKeys, keyed_dropout
 
 
 def plain_gradient(
     model: nn.Module,
     adapters: Adapters,
-    losses: Callable[[Any, Tensor], Tensor],
+    losses: Losses,
     inputs: Mapping[str, Tensor],
     targets: Tensor,
     row: Tensor,
@@ -46,8 +47,7 @@ def plain_gradient(
         float32 ``[P]``, zero where the loss does not depend on a tensor, and the answer.
     """
     tensors = {
-        place.name: row[place.start : place.start + place.size].view(place.shape).clone().requires_grad_()
-        for place in adapters.layout.places
+        place.name: row[place.columns].view(place.shape).clone().requires_grad_() for place in adapters.layout.places
     }
     masks = None if keys is None else keys.masks(row.device)
     model = getattr(model, "_orig_mod", model)
@@ -59,7 +59,7 @@ def plain_gradient(
     for place in adapters.layout.places:
         grad = tensors[place.name].grad
         if grad is not None:
-            gradient[place.start : place.start + place.size] = grad.reshape(-1)
+            gradient[place.columns] = grad.reshape(-1)
     return gradient, is_exact(model, row.device) and not any(narrow)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ffalora_kernels import privatize_step_
 
 from ..adapters import Adapters
+from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import sensitivity
 from ..privacy.noise import NoiseSource
@@ -25,6 +25,10 @@ from .dropout import DropoutKeys, drops_out
 from .gradients import look_at, segment_gradients
 from .probe import Probe
 from .workers import Workers, check_same_state, find_workers
+
+#: Physical batches ``(samples, inputs, targets)``: which samples were asked for, int64 ``[S]``, and what the collator
+#: made of them.
+Batches = Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]]
 
 
 class PrivateGradient:
@@ -53,7 +57,7 @@ class PrivateGradient:
         self,
         model: nn.Module,
         adapters: Adapters,
-        losses: Callable[[Any, Tensor], Tensor],
+        losses: Losses,
         ledger: PrivacyLedger,
         max_grad_norm: float,
         noise: NoiseSource,
@@ -78,19 +82,13 @@ class PrivateGradient:
         self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)
         self.clipped = self.nonfinite = 0
 
-    def step(
-        self,
-        number: int,
-        batches: Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]],
-        model: nn.Module | None = None,
-    ) -> tuple[Tensor, float]:
+    def step(self, number: int, batches: Batches, model: nn.Module | None = None) -> tuple[Tensor, float]:
         """The noisy mean gradient of logical step ``number``.
 
         Args:
             number: which noise and which dropout a seeded source gives.
-            batches: physical batches ``(samples, inputs, targets)`` that together, over all processes, are the Poisson
-                sample: which samples were asked for, int64 ``[S]``, and what the collator made of them; may be empty. A
-                user's samples lie side by side in one of them.
+            batches: that together, over all processes, are the Poisson sample; may be empty. A user's samples lie side
+                by side in one of them.
             model: what to call instead of the model itself (a compiled or wrapped one).
 
         Returns:
@@ -116,10 +114,7 @@ class PrivateGradient:
         return gradient, float(losses.mean()) if len(losses) else float("nan")
 
     def clipped_sum(
-        self,
-        number: int,
-        batches: Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]],
-        model: nn.Module | None = None,
+        self, number: int, batches: Batches, model: nn.Module | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The clipped sum without noise, float64 ``[1,P]``, losses ``[S]`` and norms before clipping ``[S]``; nothing
         is charged, so that none of them may be released. Arguments as in :meth:`step`.
@@ -154,13 +149,11 @@ class PrivateGradient:
         """Puts the row ``[P]`` into ``.grad`` of the trained tensors."""
         for place in self.adapters.layout.places:
             parameter = self.adapters.layout.parameter(place)
-            piece = gradient[place.start : place.start + place.size].view(parameter.shape)
+            piece = gradient[place.columns].view(parameter.shape)
             parameter.grad = piece.to(parameter.dtype)
 
     def _noisy_mean(self, total: Tensor, number: int) -> Tensor:
         """The gradient as the step of an optimiser with learning rate -1 from zero."""
-        index = self.adapters.layout.parameter_index()
-        index = None if index is None else index.to(self.device)
         std = self.ledger.noise_multiplier * sensitivity(self.max_grad_norm, self.ledger.dataset_size)
         noise_std, key = self.noise.before_step_(total, self._row(std), self.workers.leads)
         self.workers.add_up_(total)
@@ -172,10 +165,10 @@ class PrivateGradient:
             client_id=torch.full_like(whole, self.ledger.client_id),
             step=whole,
             noise_std=noise_std,
-            denominator=self._row(self.ledger.sample_rate * self.ledger.dataset_size),
+            denominator=self._row(self.ledger.expected_batch),
             lr=self._row(-1.0),
             key=key,
-            index=index,
+            index=self.adapters.layout.parameter_index(self.device),
         )
         return gradient[0]
 

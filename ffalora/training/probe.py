@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters
-from ..data.tasks import causal_losses, logits_of
+from ..data.tasks import Losses, causal_losses, logits_of
 from ..models.frozen_head import can_leave_head_out
 from ..models.packing import check_packing
+
+#: Largest change of another sample's output, relative to the outputs' root mean square (half a batch may round
+#: differently, and is given fifty times as much), and largest relative change of another sample's loss.
+_OUTPUT_CHANGE, _LOSS_CHANGE = 1e-3, 1e-4
 
 
 class SamplesNotIndependent(ValueError):
@@ -41,9 +44,7 @@ class Probe:
     _open: set[str] = field(default_factory=lambda: {"uses", "head", "packing", "independence"}, init=False, repr=False)
     _compared: list[float] = field(default_factory=list, init=False, repr=False)
 
-    def look(
-        self, model: nn.Module, losses: Callable[[Any, Tensor], Tensor], inputs: Mapping[str, Tensor], targets: Tensor
-    ) -> None:
+    def look(self, model: nn.Module, losses: Losses, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
         """Counts how often layers are used, sees whether the head can be left out, compares packed with padded outputs,
         and checks that neither the model nor the loss mixes samples; each once, on the first batch that can tell.
 
@@ -88,9 +89,7 @@ class Probe:
 
 
 @torch.no_grad()
-def check_independence(
-    model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[..., Tensor], tolerance: float = 1e-3
-) -> bool:
+def check_independence(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[..., Tensor]) -> bool:
     """Changes one sample of a batch, then leaves half of it out, and compares the outputs of all others.
 
     Models that draw random numbers (dropout) are judged by the first alone: with another batch they draw others.
@@ -99,8 +98,6 @@ def check_independence(
         model: in the mode that it is trained in.
         inputs: a batch of samples, leading dimension first.
         logits: takes the model's output and returns ``[S, ...]``.
-        tolerance: largest change of another sample's output, relative to the outputs' root mean square; half a batch
-            may round differently, and is given fifty times as much.
 
     Returns:
         Whether this batch could tell: it takes two samples, and one that can be changed.
@@ -121,10 +118,12 @@ def check_independence(
         torch.manual_seed(0)
         after = logits(model(**changed)).float()
         rms = before.square().mean().sqrt()
-        _refuse_change(f"changing sample 0 of a batch of {size}", after[1:] - before[1:], rms, tolerance)
+        _refuse_change(f"changing sample 0 of a batch of {size}", after[1:] - before[1:], rms, _OUTPUT_CHANGE)
         if torch.equal(before, logits(model(**inputs)).float()):
             half = logits(model(**{name: value[size // 2 :] for name, value in inputs.items()})).float()
-            _refuse_change(f"leaving out half of a batch of {size}", half - before[size // 2 :], rms, 50 * tolerance)
+            _refuse_change(
+                f"leaving out half of a batch of {size}", half - before[size // 2 :], rms, 50 * _OUTPUT_CHANGE
+            )
     return True
 
 
@@ -140,15 +139,12 @@ def _refuse_change(what: str, difference: Tensor, rms: Tensor, tolerance: float)
 
 
 @torch.no_grad()
-def check_losses_independence(
-    losses: Callable[[Any, Tensor], Tensor], logits: Tensor, targets: Tensor, tolerance: float = 1e-4
-) -> None:
+def check_losses_independence(losses: Losses, logits: Tensor, targets: Tensor) -> None:
     """Takes one sample out of a batch, and changes it, and compares the losses of all others.
 
     Args:
         losses: takes an output with ``logits`` and the targets, returns one loss a sample.
         logits: ``[S, ...]``; targets: ``[S, ...]``, S at least 2.
-        tolerance: largest relative change of another sample's loss.
 
     Raises:
         ValueError: there is not one loss a sample. SamplesNotIndependent: the loss is a mean over the batch, or
@@ -161,7 +157,7 @@ def check_losses_independence(
     other = logits.clone()
     other[0] = -logits[0] + 1.0
     changed = losses(SimpleNamespace(logits=other), targets)[1:].double()
-    limit = tolerance * whole.abs() + 1e-6 * (1.0 + whole.abs().max())
+    limit = _LOSS_CHANGE * whole.abs() + 1e-6 * (1.0 + whole.abs().max())
     for what, found in (("leaving sample 0 out of", shorter), ("changing the output of sample 0 in", changed)):
         moved = (found - whole).abs()
         if bool((whole.isfinite() & found.isfinite() & (moved > limit)).any()):

@@ -44,8 +44,7 @@ def noise_variance(ledgers: Sequence[PrivacyLedger], weights: Sequence[float]) -
         ledgers: one a client; weights: of the average, summing to 1.
     """
     return sum(
-        (float(w) * _lasting_noise(one) / (one.sample_rate * one.dataset_size)) ** 2
-        for w, one in zip(weights, ledgers, strict=True)
+        (float(w) * _lasting_noise(one) / one.expected_batch) ** 2 for w, one in zip(weights, ledgers, strict=True)
     )
 
 
@@ -117,7 +116,7 @@ def column_units(adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequenc
     units = torch.ones(len(cohort), adapters.layout.width, dtype=torch.float64)
     if optimizer.normalize:
         for place in adapters.layout.places:
-            columns = units[:, place.start : place.start + place.size]
+            columns = units[:, place.columns]
             if place.layer in adapters.heads:
                 columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
             else:

@@ -80,6 +80,11 @@ class TrainingReport:
             found.norms, found.above = self.norms[own], self.above[own]
         return found
 
+    @property
+    def padding(self) -> float:
+        """The share of padding in what was computed."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
     def numbers(self) -> dict[str, float | int | None]:
         """What a simulation writes down of the last logical steps: mean loss, median of the finite norms and the share
         of them above the clipping norm; of all steps, samples, those that were not finite, and the share of padding in
@@ -90,6 +95,6 @@ class TrainingReport:
         return {name: round(float(value), 6) if bool(value.isfinite()) else None for name, value in means.items()} | {
             "clipped": round(float(self.above[finite].double().mean()), 4) if bool(finite.any()) else 0.0,
             "nonfinite": int(self.nonfinite.sum()),
-            "padding": round(1.0 - self.tokens / self.padded_tokens, 4) if self.padded_tokens else 0.0,
+            "padding": round(self.padding, 4),
             "samples": int(self.samples.sum()),
         }

@@ -25,12 +25,12 @@ from .admission import check_cohort, ledger_of
 from .optim import Moments
 from .participant import Participant
 from .plain import is_exact
-from .private_gradient import PrivateGradient
+from .private_gradient import Batches, PrivateGradient
 from .probe import Probe
 from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
-from .units import Units, units_of, without_sample
+from .units import Units, without_sample
 
 #: Most that a record may move the sum by, in units of C: in float32, and with a narrower base, where the shape of the
 #: batch may round what the m others contribute: by a share ρ of C each, in directions of their own, so that all is
@@ -161,7 +161,7 @@ def probe_sensitivity(
         here = state.clone() if setting == "start" else moved
         step = _step(probing, cohort, here)
         for row in range(len(cohort)):
-            units = units_of(setup, cohort[row])
+            units = Units(setup, cohort[row])
             batch, chosen, norms = _choose(step, row, records, units)
             tried = step
             if setting == "clipped":
@@ -191,7 +191,7 @@ def _choose(step: LogicalStep, row: int, records: int, units: Units) -> tuple[np
     """A batch of this participant, which of it is left out, and the norms before clipping."""
     setup, samples = step.setup, step.cohort[row].samples
     labels, lengths, everyone = getattr(setup.data, "labels", None), setup.data.lengths, units.in_batch(samples)
-    if units.name == "sample":
+    if units.owners is None:
         chosen = extremes(samples, lengths[samples], None if labels is None else labels[samples])
     else:
         chosen = extremes(everyone, np.array([lengths[units.of(user)].sum() for user in everyone.tolist()]), None)
@@ -229,7 +229,7 @@ def limit_of(model: nn.Module, device: torch.device) -> float:
 
 def probe_gradient(
     private: PrivateGradient,
-    physical: Callable[[np.ndarray], Sequence[tuple[np.ndarray, Mapping[str, Tensor], Tensor]]],
+    physical: Callable[[np.ndarray], Batches],
     chosen: Mapping[int, str],
     records: int,
     lr: float,
@@ -245,7 +245,7 @@ def probe_gradient(
         lr: of the loop's optimiser; limit: the most that is allowed, in units of C.
     """
     ledger, adapters, draw, found = private.ledger, private.adapters, SystemDraw(), []
-    std = ledger.noise_multiplier * private.max_grad_norm / (ledger.sample_rate * ledger.dataset_size)
+    std = ledger.noise_multiplier * private.max_grad_norm / ledger.expected_batch
 
     def clipped_sum(samples: np.ndarray) -> Tensor:
         return private.clipped_sum(0, physical(samples))[0] / private.max_grad_norm
@@ -272,5 +272,5 @@ def moved_by_noise(setup: TrainingSetup, cohort: Sequence[Participant], state: T
         std = participant.noise_std(limit) / (limit if optimizer.normalize else 1.0)
         size = lr if optimizer.name == "adamw" else lr * std / ledger.expected_batch
         moved[row] += 0.5 * size * ledger.max_steps**0.5 * torch.randn_like(moved[row])
-    index = setup.adapters.layout.parameter_index()
-    return moved if index is None else moved * (index.to(moved.device) >= 0)
+    index = setup.adapters.layout.parameter_index(moved.device)
+    return moved if index is None else moved * (index >= 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapters
 from ..config import OptimizerConfig, PrivacyConfig
+from ..data.tasks import Losses
 from ..data.users import Owners
 from ..privacy.correlation import records_of_turn
 from ..privacy.noise import NoiseSource, SecureNoise
@@ -67,7 +68,7 @@ class TrainingSetup:
     model: nn.Module
     adapters: Adapters
     data: Data
-    losses: Callable[[Any, Tensor], Tensor]
+    losses: Losses
     optimizer: OptimizerConfig
     privacy: PrivacyConfig
     noise: NoiseSource
@@ -137,7 +138,8 @@ class TrainingSetup:
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
         client, step, ledger = participant.client_id, participant.steps_taken, participant.ledger
-        n = self.drawn.count(participant.samples)
+        units = self.drawn
+        n = units.count(participant.samples)
         if ledger is not None and ledger.correlation is not None:
             turns = ledger.correlation.separation
             group = records_of_turn(self.seed, client, step, n, turns)
@@ -146,7 +148,7 @@ class TrainingSetup:
             drawn = self.draw(client, step, n, ledger.sample_rate)
         else:
             drawn = shuffled_batches(self.seed, client, step, n, min(self.optimizer.batch, n))
-        return self.drawn.records(participant.samples, drawn, partial(self.draw.some, client, step))
+        return units.records(participant.samples, drawn, partial(self.draw.some, client, step))
 
     def shared_choices(self, cohort: Sequence[Participant]) -> int:
         """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""

@@ -16,8 +16,8 @@ from ..privacy.clipping import per_layer_thresholds
 from .admission import ledger_of
 from .batches import PhysicalBatches
 from .detectors import UpdateWatch
-from .gradients import segment_gradients
-from .graphs import Clipping, PassGraphs
+from .gradients import Clipping, segment_gradients
+from .graphs import PassGraphs
 from .optim import Moments
 from .participant import Participant
 from .rates import column_units, given_rate
@@ -48,8 +48,7 @@ class LogicalStep:
         self.moments, self.mask, self.watched = moments, mask, False
         layout, device = setup.adapters.layout, setup.device
         self.total = torch.zeros(len(cohort), layout.width, dtype=torch.float64, device=device)
-        index = layout.parameter_index()
-        self.index = None if index is None else index.to(device)
+        self.index = layout.parameter_index(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
         units = column_units(setup.adapters, setup.optimizer, cohort).to(device)
@@ -91,7 +90,8 @@ class LogicalStep:
         """
         setup = self.setup
         row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
-        units, segments = setup.drawn, setup.drawn.segments(row_of, samples)
+        units = setup.drawn
+        segments = units.segments(row_of, samples)
         mine = units.share(setup.data.lengths[samples], segments, setup.workers)
         row_of, samples, segments = row_of[mine], samples[mine], segments[mine]
         most = setup.arena.most_rows if setup.private else None
@@ -121,10 +121,11 @@ class LogicalStep:
         norms = [p.clipping_norm(setup.privacy.max_grad_norm) for p in self.cohort]
         self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, norms, strict=True)])
         self.norms = self._row(norms)
-        self.max_grad_norm = self.norms[:, None] if setup.private else torch.full_like(self.norms, math.inf)[:, None]
+        limits = self.norms[:, None] if setup.private else torch.full_like(self.norms, math.inf)[:, None]
         if setup.private and groups > 1:
-            limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in norms])
-            self.max_grad_norm = limits.to(setup.device)
+            limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in norms]).to(setup.device)
+        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
+        self.clipping = Clipping(limits, self.group_columns, mode)
 
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor] | None:
@@ -143,10 +144,8 @@ class LogicalStep:
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
-        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
         if self.graphs is not None:
-            clipping = Clipping(self.max_grad_norm, self.group_columns, mode)
-            done = self.graphs.run(inputs, targets, rows, self.state, self.total, clipping)
+            done = self.graphs.run(inputs, targets, rows, self.state, self.total, self.clipping)
             if done is not None:
                 return done
         found = segment_gradients(
@@ -164,7 +163,7 @@ class LogicalStep:
             packed=setup.packed,
             merged=merged,
         )
-        norms = found.clip_into_(self.total, self.max_grad_norm, self.group_columns, mode)
+        norms = found.clip_into_(self.total, *self.clipping)
         if not setup.private:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
         return found.losses if len(norms) == len(rows) else found.mean_losses(segments), norms

@@ -16,54 +16,34 @@ def without_sample(batch: np.ndarray, sample: int) -> np.ndarray:
 
 
 class Units:
-    """The units of a batch are its samples."""
+    """What a participant's ledger protects (a step may draw something else: see ``drawn``).
 
-    group, name = 1, "sample"
+    Attributes:
+        owners: whose each sample is, where users are protected; None where samples are.
+        group: most samples of one unit that are drawn and clipped apart.
+    """
+
+    def __init__(self, setup: TrainingSetup, participant: Participant):
+        self.samples, self._most = participant.samples, setup.privacy.samples_per_user
+        self.owners = setup.owners if setup.privacy.unit == "user" else None
+        self.group = 1 if self.owners is None else ledger_of(participant).group
+        self._whose = None if self.owners is None else self.owners.select(self.samples)
 
     def in_batch(self, batch: np.ndarray) -> np.ndarray:
         """The units that a batch holds."""
-        return batch
+        return batch if self.owners is None else np.unique(self.owners.select(batch).users)
 
     def without(self, batch: np.ndarray, unit: int) -> np.ndarray:
         """The batch without one of them."""
-        return without_sample(batch, unit)
-
-    def of(self, unit: int) -> np.ndarray:
-        """Samples of a unit that a step may draw together."""
-        return np.array([unit])
-
-
-class Users(Units):
-    """The units of a batch are the users who own its samples.
-
-    Args:
-        owners: whose each sample is; samples: all of a client; most: of a user in a step.
-        group: most samples of one that are drawn and clipped apart.
-    """
-
-    name = "user"
-
-    def __init__(self, owners: Owners, samples: np.ndarray, most: int, group: int):
-        self.owners, self.samples, self.most, self.group = owners, samples, most, group
-        self._whose = owners.select(samples)
-
-    def in_batch(self, batch: np.ndarray) -> np.ndarray:
-        return np.unique(self.owners.select(batch).users)
-
-    def without(self, batch: np.ndarray, unit: int) -> np.ndarray:
+        if self.owners is None:
+            return without_sample(batch, unit)
         return batch[~_owned(self.owners.select(batch), unit)]
 
     def of(self, unit: int) -> np.ndarray:
-        return self.samples[_owned(self._whose, unit)][: self.most]
+        """Samples of a unit that a step may draw together."""
+        return np.array([unit]) if self._whose is None else self.samples[_owned(self._whose, unit)][: self._most]
 
 
 def _owned(whose: Owners, user: int) -> np.ndarray:
     """bool, by record: whether the user is among its owners."""
     return np.add.reduceat(np.append(whose.users == user, False).astype(np.int64), whose.starts[:-1]) > 0
-
-
-def units_of(setup: TrainingSetup, participant: Participant) -> Units:
-    """What a participant's ledger protects."""
-    if setup.owners is None or setup.privacy.unit != "user":
-        return Units()
-    return Users(setup.owners, participant.samples, setup.privacy.samples_per_user, ledger_of(participant).group)

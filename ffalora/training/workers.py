@@ -63,7 +63,8 @@ class Workers:
         Args:
             lengths: tokens of each sample, ``[S]``.
         """
-        return np.flatnonzero(dealt(lengths, self.size) == self.rank)
+        order, place = np.argsort(-np.asarray(lengths), kind="stable"), np.arange(len(lengths)) % (2 * self.size)
+        return np.sort(order[np.minimum(place, 2 * self.size - 1 - place) == self.rank])
 
     def add_up_(self, total: Tensor) -> None:
         """Sums a tensor over all processes, in place."""
@@ -122,16 +123,6 @@ class Workers:
 
 #: One process, which works on its own.
 ALONE = Workers()
-
-
-def dealt(lengths: np.ndarray, size: int) -> np.ndarray:
-    """Which of ``size`` processes each sample goes to, int64 ``[S]``: the longest to the first, the next to the second,
-    and back again from the last.
-    """
-    order, place = np.argsort(-np.asarray(lengths), kind="stable"), np.arange(len(lengths)) % (2 * size)
-    found = np.empty(len(lengths), dtype=np.int64)
-    found[order] = np.minimum(place, 2 * size - 1 - place)
-    return found
 
 
 def drawn_alike(draw: Draw, workers: Workers) -> Draw:

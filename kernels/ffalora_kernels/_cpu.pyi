@@ -15,6 +15,12 @@ class ArenaColumns:
 class Matrix:
     def __init__(self, data: int, stride: int) -> None: ...
 
+class Clipping:
+    def __init__(
+        self, *, total: Matrix, arena: Matrix, squares: int, client: int, segments: int, max_grad_norm: int,
+        group_columns: int, groups: int, automatic: bool, gamma: float, factors: int, norms: int,
+    ) -> None: ...  # fmt: skip
+
 class Update:
     def __init__(
         self, *, adamw: bool, beta1: float, beta2: float, eps: float, weight_decay: float, mu: float,
@@ -55,11 +61,7 @@ def backward(
 def outer(
     p: Activations, q: Activations, segments: Segments, scale: float, arena: ArenaColumns, threads: int
 ) -> None: ...
-def clip_reduce(
-    total: int, total_stride: int, arena: int, arena_stride: int, squares: int, squares_stride: int, client: int,
-    segments: int, max_grad_norm: int, group_columns: int, groups: int, automatic: bool, gamma: float,
-    factors: int, norms: int, threads: int,
-) -> None: ...  # fmt: skip
+def clip_reduce(clipping: Clipping, threads: int) -> None: ...
 def privatize_step(tensors: StepTensors, update: Update, *, key: int, stream: int, threads: int) -> None: ...
 def gaussian(key: int, client_id: int, step: int, stream: int, first: int, count: int, normals: int) -> None: ...
 def add_secure_normals(numbers: int, count: int, std: float, threads: int) -> None: ...

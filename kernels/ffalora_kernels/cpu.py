@@ -97,12 +97,13 @@ def clip_reduce(
     client, group_columns = client.contiguous(), group_columns.contiguous()
     shape = (arena.shape[0], limits.shape[1])
     factors, norms = total.new_empty(shape), total.new_empty(shape)
-    _cpu.clip_reduce(
-        total.data_ptr(), total.stride()[0], arena.data_ptr(), arena.stride()[0],
-        0 if given is None else given.data_ptr(), shape[1], client.data_ptr(), shape[0],
-        limits.data_ptr(), group_columns.data_ptr(), shape[1], mode == "automatic", gamma,
-        factors.data_ptr(), norms.data_ptr(), torch.get_num_threads(),
+    clipping = _cpu.Clipping(
+        total=_matrix(total), arena=_matrix(arena), squares=0 if given is None else given.data_ptr(),
+        client=client.data_ptr(), segments=shape[0], max_grad_norm=limits.data_ptr(),
+        group_columns=group_columns.data_ptr(), groups=shape[1], automatic=mode == "automatic", gamma=gamma,
+        factors=factors.data_ptr(), norms=norms.data_ptr(),
     )  # fmt: skip
+    _cpu.clip_reduce(clipping, torch.get_num_threads())
     return factors, norms
 
 

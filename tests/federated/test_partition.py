@@ -109,7 +109,7 @@ def test_quantity_follows_fractions_to_one_sample():
 
 
 def test_quantity_follows_the_power_law():
-    sizes = make_partition("quantity", labels=np.zeros(11_000), clients=3, power=1.0).sizes
+    sizes = make_partition("quantity", labels=np.zeros(11_000), clients=3).sizes
     assert sizes.tolist() == [6000, 3000, 2000]
 
 

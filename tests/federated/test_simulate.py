@@ -12,7 +12,7 @@ from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError, from_mapping, load_config, merge
 from ffalora.data.errors import DataError
 from ffalora.federated import simulate as module
-from ffalora.federated.checkpoint import read_checkpoint
+from ffalora.federated.checkpoint import Checkpoint, read_checkpoint
 from ffalora.federated.checks import find_strategy
 from ffalora.federated.cohort import client_weights, draw_cohort
 from ffalora.federated.experiment import build, make_participants
@@ -154,16 +154,18 @@ def test_a_tampered_checkpoint_is_refused(small, tmp_path, kind):
         simulate(small(federation__rounds=1), tmp_path / "run", resume=True, progress=False)
 
 
+def checkpoint_of(experiment, server, run):
+    frozen = experiment.strategy.wire.fingerprint()
+    return Checkpoint(run / CHECKPOINT, experiment.config, server, experiment.participants, frozen=frozen)
+
+
 def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
     simulate(small(federation__rounds=1, **PRIVATE), tmp_path / "run", progress=False)
     experiment = build(small(federation__rounds=1, **PRIVATE))
     experiment.ledgers["0"].dataset_size += 1
     server = experiment.strategy.begin()
     with pytest.raises(LedgerMismatch, match="dataset_size"):
-        module.load_checkpoint(
-            tmp_path / "run" / CHECKPOINT, experiment.config, server, experiment.participants, experiment.ledgers,
-            frozen=experiment.strategy.wire.fingerprint(),
-        )  # fmt: skip
+        checkpoint_of(experiment, server, tmp_path / "run").load()
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE, {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1}])
@@ -418,7 +420,7 @@ def test_a_kill_between_the_two_writes_of_a_round_keeps_its_row(small, tmp_path,
         if last == "metrics":
             patch.setattr(module, "write_rows", then_die(module.write_rows))
         else:
-            patch.setattr(module, "save_checkpoint", then_die(module.save_checkpoint))
+            patch.setattr(Checkpoint, "save", then_die(Checkpoint.save))
         with pytest.raises(KeyboardInterrupt):
             simulate(config, run, progress=False)
     result = simulate(config, run, resume=True, progress=False)
@@ -526,13 +528,9 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     config = small(federation__rounds=1, federation__server_optimizer="fedadam", federation__server_lr=0.1)
     simulate(config, tmp_path / "run", progress=False)
     experiment = build(config)
-    config = experiment.config
     server = experiment.strategy.begin()
     server.row = server.row.to("meta")  # stands for any device that the checkpoint was not written on
-    module.load_checkpoint(
-        tmp_path / "run" / CHECKPOINT, config, server, experiment.participants, experiment.ledgers,
-        frozen=experiment.strategy.wire.fingerprint(),
-    )  # fmt: skip
+    checkpoint_of(experiment, server, tmp_path / "run").load()
     assert {name for name in server.tensors if name.startswith("server.")} == {"server.m.b", "server.v.b"}
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}
 

@@ -34,7 +34,7 @@ from torch import nn
 from ffalora.adapters import AdapterConfig, CheckpointError, attach, load_adapters
 from ffalora.config import ConfigError, from_mapping, load_config
 from ffalora.federated import checkpoint as checkpoint_module
-from ffalora.federated.checkpoint import load_checkpoint, save_checkpoint
+from ffalora.federated.checkpoint import Checkpoint
 from ffalora.federated.strategies import ServerState
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
 from ffalora.privacy.ledger_files import resume_folder
@@ -196,9 +196,10 @@ class Checkpoints(Target):
         self.config = from_mapping({"privacy": {"unit": "sample", "noise_multiplier": 1.0}})
         self.fresh()
         self.participants[0].steps_taken = self.ledgers["0"].steps_taken = 3
-        save_checkpoint(
-            self.folder / "checkpoint.safetensors", self.config, self.server, self.participants, self.ledgers
-        )
+        self.checkpoint().save()
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder / "checkpoint.safetensors", self.config, self.server, self.participants)
 
     def fresh(self) -> None:
         self.server = ServerState(torch.arange(8.0), tensors={"moments.age": torch.zeros(2, dtype=torch.int64)})
@@ -223,9 +224,7 @@ class Checkpoints(Target):
 
     def read(self) -> None:
         self.fresh()
-        load_checkpoint(
-            self.folder / "checkpoint.safetensors", self.config, self.server, self.participants, self.ledgers
-        )
+        self.checkpoint().load()
         if not 0 <= self.server.round <= self.config.federation.rounds:
             raise Broken(f"round {self.server.round} was accepted")
         if any(p.steps_taken < 0 for p in self.participants) or not self.server.row.isfinite().all():

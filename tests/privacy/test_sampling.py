@@ -120,7 +120,7 @@ def test_physical_batches_hold_every_sample_within_the_budget(lengths, budget, m
         assert max_samples is None or len(batch) <= max_samples
         padded += len(batch) * longest
     assert plan.padded_tokens == padded and plan.tokens == sum(lengths)
-    assert 0 <= plan.padding < 1 or padded == 0
+    assert 0 < plan.tokens <= plan.padded_tokens or padded == 0
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(1, 60), st.integers(0, 30))
@@ -159,12 +159,12 @@ def test_packed_batches_hold_every_sample_within_the_budget_and_are_filled(lengt
         if number + 1 < len(plan.batches):
             first = plan.batches[number + 1][0]
             assert sizes[number] + lengths[first] > budget or len(batch) == max_samples
-    assert plan.padding == 0.0 and plan.padded_tokens == plan.tokens == sum(lengths)
+    assert plan.padded_tokens == plan.tokens == sum(lengths)
 
 
 def test_empty_batch_is_cut_into_none_and_bad_budgets_are_refused():
     empty = physical_batches([], 100)
-    assert empty.batches == () and empty.padding == 0.0
+    assert empty.batches == () and empty.padded_tokens == 0
     assert packed_batches([], 100).batches == ()
     for cut in (physical_batches, packed_batches):
         with pytest.raises(ValueError, match="token_budget"):

@@ -17,7 +17,7 @@ from ffalora.federated.simulate import simulate
 from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle, predict
 from ffalora.runs.data import load_run_data, prepare_split
-from ffalora.runs.evaluation import Answered, evaluate_examples
+from ffalora.runs.evaluation import Answered, gather_examples
 from ffalora.runs.folder import ANSWERS
 from ffalora.runs.generate import generate, read_prompts
 from ffalora.runs.tables import predict_file
@@ -224,7 +224,7 @@ def evaluate_untrained(bundle) -> float:
     data = load_run_data(bundle.config)
     examples = prepare_split(bundle.config, data, "test", bundle.loaded)
     task = find_task("causal-lm")
-    return evaluate_examples(bundle.loaded.model, examples, task, bundle.device, 4)["perplexity"]
+    return task.metrics([gather_examples(bundle.loaded.model, examples, task, bundle.device, 4)])["perplexity"]
 
 
 def test_questions_and_answers_of_protected_data_are_not_written_down(runs, tmp_path) -> None:

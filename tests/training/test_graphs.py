@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
 from ffalora.training.arena import GradientMissing
-from ffalora.training.graphs import Clipping, PassGraphs, rounded_up
+from ffalora.training.gradients import Clipping
+from ffalora.training.graphs import PassGraphs, rounded_up
 
 
 class HostRead(RuntimeError):

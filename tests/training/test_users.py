@@ -255,7 +255,7 @@ def test_a_user_who_is_cut_in_a_loop_of_one_s_own_is_refused_before_anything_is_
     ("terms", "said"),
     [
         ({"unit": "sample", "count": 40}, "unit='sample', but users are given"),
-        ({"count": 40}, "for dataset_size=40, but there are 10 users"),
+        ({"count": 40}, "for dataset_size=40, but it holds 10 users"),
         ({"count": 40, "group": 4}, "a user owns 12 samples, more than group=4"),
     ],
 )

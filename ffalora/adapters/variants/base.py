@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from ffalora_kernels import Segments
 
 from ..autograd import Sink
-from ..base_layers import add_to_weight, plain_weight, size_of
+from ..base_layers import size_of
 from ..init import generator_for
-from ..layers import TrainedLayer
+from ..layers import Mergeable
 from ..training_pass import PassSlot, one_segment
 
 
-class Variant(TrainedLayer, nn.Module):
+class Variant(Mergeable, nn.Module):
     """A frozen linear layer plus an adapter that is linear in its one trained tensor ``theta``.
 
     Frozen factors are buffers that no checkpoint holds: seed, layer name and shape give them again.
@@ -42,14 +42,6 @@ class Variant(TrainedLayer, nn.Module):
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         """What is added to the base layer's output ``y`` for its input ``x``."""
-        raise NotImplementedError
-
-    def delta(self) -> Tensor:
-        """The change of the base weight that the adapter amounts to, float32 ``[N,K]``.
-
-        Raises:
-            ValueError: an adapter that is no change of a weight.
-        """
         raise NotImplementedError
 
     def frozen(self, tensor: str, *shape: int, std: float = 1.0, shared: bool = False) -> None:
@@ -83,10 +75,6 @@ class Variant(TrainedLayer, nn.Module):
             )
         return self.from_state(current, "theta", self.theta), segments, self.sink(current, "none", "theta")
 
-    def base_weight(self) -> Tensor:
-        """The base layer's weight as ``[N,K]``."""
-        return plain_weight(self.base_layer)
-
     def trained(self) -> dict[str, nn.Parameter]:
         return {"theta": self.theta}
 
@@ -110,15 +98,3 @@ class Variant(TrainedLayer, nn.Module):
 
     def take_back_initial_product(self) -> None:
         """Nothing was taken from the base weight."""
-
-    def merge(self) -> None:
-        """Adds the adapter to the base weight."""
-        if not self.is_merged:
-            add_to_weight(self.base_layer, self.delta().detach(), self.name)
-            self.is_merged = True
-
-    def unmerge(self) -> None:
-        """Takes the adapter out of the base weight again (to rounding)."""
-        if self.is_merged:
-            add_to_weight(self.base_layer, -self.delta().detach(), self.name)
-            self.is_merged = False

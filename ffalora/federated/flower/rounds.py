@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
-from ..averaging import aggregate
 from ..experiment import Experiment
 from ..payload import received_row
-from ..simulate import evaluate_views
+from ..simulate import end_round
 from ..strategies import STRATEGIES, Answers, ServerState, Strategy
 from .answers import Answer, answer_weights, bound_rows, sound_answers
 from .terms import Terms
@@ -69,14 +68,14 @@ def remote_round(
     strategy.load(server, trains=True)
     got = send(server.round, wire.download(server).cpu().numpy(), terms)
     rejected: dict[int, str] = {}
-    gap, bounded = 0.0, list[int]()
+    sent: Answers | None = None
+    bounded: list[int] = []
     if experiment.client_level is not None:
         if got.shares is not None:
-            gap = aggregate(strategy, server, sum_of_shares(experiment, server, got.shares))
-    elif got.sum_only is not None:
+            sent = sum_of_shares(experiment, server, got.shares)
+    elif got.sum_only is not None:  # of nobody by name
         mean = wire.received(server, torch.from_numpy(got.sum_only))
-        of_nobody_by_name = Answers([0], mean[None], torch.ones(1, dtype=torch.float64))
-        gap = aggregate(strategy, server, of_nobody_by_name)
+        sent = Answers([0], mean[None], torch.ones(1, dtype=torch.float64))
     elif got.answers:
         wanted = wire.upload(server, torch.zeros(wire.trained_layout(server).width)).numel()
         by_size = config.federation.weighting == "size"
@@ -88,14 +87,10 @@ def remote_round(
             rows, over = bound_rows(strategy.start(server, clients), rows)
             bounded = [clients[i] for i in over]
             sent = Answers(clients, rows, answer_weights(kept, config), experiment.mean)
-            gap = aggregate(strategy, server, sent)
     got.failed += [f"client {client}: {reason}" for client, reason in rejected.items()]
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
-    server.round += 1
-    metrics = {}
-    if server.round == config.federation.rounds or server.round % config.federation.evaluate_every == 0:
-        metrics = evaluate_views(experiment, server)
+    gap, metrics = end_round(experiment, server, sent)
     believed = [answer for answer in got.answers if 0 <= answer.client < strategy.clients]  # rejected ones have paid
     spent = _latest("epsilon_per_client", "epsilon", believed, earlier)
     return {

@@ -15,7 +15,7 @@ from ...files.atomic import write_atomically
 from ...runs.bundle import save_bundle
 from ...runs.folder import CHECKPOINT, SUMMARY, completed_rows, write_json, write_rows
 from ...runs.trackers import Trackers
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import Checkpoint
 from ..experiment import build
 from ..records import summary
 from .answers import read_answer
@@ -67,8 +67,9 @@ def serve(
         check_secure_aggregation(type(strategy), config)
     server, rows, terms = strategy.begin(), [], Terms.of(experiment)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CHECKPOINT).exists():
-        load_checkpoint(folder / CHECKPOINT, config, server, [], {})
+    checkpoint = Checkpoint(folder / CHECKPOINT, config, server)
+    if checkpoint.path.exists():
+        checkpoint.load()
         rows = completed_rows(folder, server.round)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted, known = max(config.federation.min_available, config.clients.count or 1), dict[int, int]()
@@ -91,7 +92,7 @@ def serve(
     while server.round < config.federation.rounds:
         rows.append(remote_round(experiment, server, send, terms, rows[-1] if rows else None))
         write_rows(folder, rows)
-        save_checkpoint(folder / CHECKPOINT, config, server, [], {})
+        checkpoint.save()
         trackers.log(rows[-1])
     trackers.close()
     strategy.export(server)

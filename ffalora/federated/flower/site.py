@@ -15,7 +15,7 @@ from ...runs.data import data_fingerprint, load_run_data
 from ...training.drawn import drawn_units
 from ...training.participant import Participant
 from ..accounts import open_run_accounts
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import Checkpoint
 from ..client_level import make_client_level
 from ..cohort import Cohort, train_cohort
 from ..experiment import Experiment, build
@@ -80,11 +80,11 @@ class Site:
         self.terms = Terms.of(self.experiment)
         self.policy.check_digests(self.terms.model, self.terms.frozen, self.experiment.data.label_names)
         self.server = self.experiment.strategy.begin()
-        self._config, self._frozen = config, self.experiment.strategy.wire.fingerprint()
-        if self._checkpoint.exists():
-            load_checkpoint(
-                self._checkpoint, config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
-            )
+        frozen, level = self.experiment.strategy.wire.fingerprint(), self.experiment.client_level
+        path = folder / f"client-{client}.safetensors"
+        self._config, self._checkpoint = config, Checkpoint(path, config, self.server, self._own, level, frozen)
+        if path.exists():
+            self._checkpoint.load()
         self._accounts = open_run_accounts(
             self.experiment, folder, folder / f"{ACCOUNT}-{client}", resume=True, ledger=ledger, is_site=True
         )
@@ -136,9 +136,7 @@ class Site:
             numbers_sent = strategy.wire.upload(self.server, rows[0]).cpu().numpy()
         strategy.remember(self.server, self.client, rows[0])
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(
-            self._checkpoint, self._config, self.server, self._own, self.experiment.ledgers, frozen=self._frozen
-        )
+        self._checkpoint.save()
         reports = self.policy.reports
         ledger = own.ledger if level is None else level.ledger
         account = ledger if "epsilon" in reports else None
@@ -172,10 +170,6 @@ class Site:
     @property
     def _own(self) -> list[Participant]:
         return self.experiment.participants
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / f"client-{self.client}.safetensors"
 
 
 def _build(

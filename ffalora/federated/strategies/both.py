@@ -25,12 +25,12 @@ class BothWire(Wire):
         self.layouts = {factor: layout_of(adapters, factor) for factor in "ab"}
         super().__init__(adapters, layout_of(adapters, "both"), config, clients)
 
-    def factor(self, server: ServerState) -> str:
-        """The factor trained in this round."""
+    def factor(self, round_number: int) -> str:
+        """The factor trained in a round (counted from 0)."""
         return "b"
 
     def trained_layout(self, server: ServerState) -> Layout:
-        return self.layouts[self.factor(server)]
+        return self.layouts[self.factor(server.round)]
 
 
 class KeepsBoth(Strategy):
@@ -46,6 +46,9 @@ class KeepsBoth(Strategy):
         self.layout = self.wire.layout
         self._columns = {factor: columns_of(part, self.layout) for factor, part in self.wire.layouts.items()}
         adapters.train_factors(self.trained)
+
+    def trained_in(self, round_number: int) -> str:
+        return self.wire.factor(round_number)
 
     def columns(self, server: ServerState) -> Tensor:
         """int64: where the columns trained in this round lie in the row."""

@@ -18,7 +18,7 @@ def factors(layout: Layout, layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         place = layout.at.get(f"{layer}.{tensor}")
         value = parameter.detach()[None].expand(len(rows), *parameter.shape)
         if place is not None:
-            value = rows[:, place.start : place.start + place.size].view(-1, *place.shape)
+            value = rows[:, place.columns].view(-1, *place.shape)
         found.append(value.double())
     return found[0], found[1]
 
@@ -95,5 +95,5 @@ def rank_mask(layout: Layout, ranks: Sequence[int]) -> Tensor:
             continue
         index = torch.arange(place.size)
         own = index % place.shape[1] if place.tensor == "lora_B" else index // place.shape[1]
-        mask[:, place.start : place.start + place.size] = own < rank
+        mask[:, place.columns] = own < rank
     return mask

@@ -30,7 +30,7 @@ class FedSAWire(Wire):
         self.personal = torch.zeros(layout.width, dtype=torch.bool, device=layout.gather().device)
         for place in layout.places:
             if place.tensor == "lora_B":
-                self.personal[place.start : place.start + place.size] = True
+                self.personal[place.columns] = True
         self._is_shared = ~layout.payload(self.personal)
         self._shared = sum(place.size for place in layout.places if place.tensor != "lora_B")
 
@@ -85,8 +85,7 @@ class FedSA(Strategy):
         clients, rows, weights = answers.clients, answers.rows, answers.weights
         gap = aggregation_gap(self.layout, rows, weights)
         columns = self.wire.personal
-        for client, row in zip(clients, rows, strict=True):
-            self.remember(server, client, row)
+        server.clients.put(_PERSONAL, clients, rows)
         shared = self.average(server, server.row, replace(answers, rows=torch.where(columns, server.row, rows)))
         server.row = torch.where(columns, server.row, shared)
         return gap

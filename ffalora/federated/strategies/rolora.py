@@ -9,19 +9,15 @@ from .both import BothWire, KeepsBoth
 from .wire import BYTES_PER_NUMBER
 
 
-def _turn(round_number: int) -> str:
-    return "ba"[round_number % 2]
-
-
 class RoLoRAWire(BothWire):
     """The factor in turn goes up; down goes the other one, and both to a client that may have sat out."""
 
-    def factor(self, server: ServerState) -> str:
-        return _turn(server.round)
+    def factor(self, round_number: int) -> str:
+        return "ba"[round_number % 2]
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         own, heads = self.trained_layout(server).size, self.head_numbers()
-        other = self.layouts[_turn(server.round + 1)].size - heads
+        other = self.layouts[self.factor(server.round + 1)].size - heads
         if server.round == 0:
             numbers = own
         elif self.config.federation.participation == 1:
@@ -40,6 +36,3 @@ class RoLoRA(KeepsBoth):
     exact = True
     wire_class = RoLoRAWire
     facts = Facts(up="b or a", down="the other factor (both to a client that sat out)", trained="b, a in turn")
-
-    def trained_in(self, round_number: int) -> str:
-        return _turn(round_number)
