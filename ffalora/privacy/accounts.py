@@ -137,10 +137,8 @@ def _what_is_left(data_ledger: DataLedger, ledgers: Mapping[str, PrivacyLedger])
     """What earlier runs spent, what this run adds if it takes all its steps, and what the budget still allows."""
     before = max(data_ledger.total(ledger, 0) for ledger in ledgers.values())
     after = max(data_ledger.total(ledger, ledger.steps_allowed) for ledger in ledgers.values())
-    said = (
-        f"ledger {data_ledger.name!r}: earlier runs have spent ε = {rounded_up(before):.4g} on these records, with "
-        f"this run it will be {rounded_up(after):.4g}"
-    )
+    earlier = f"earlier runs have spent ε = {rounded_up(before):.4g}" if before else "no earlier run has spent anything"
+    said = f"ledger {data_ledger.name!r}: {earlier} on these records, with this run ε will be {rounded_up(after):.4g}"
     if data_ledger.budget is None:
         return said + "; no budget is set (ffalora epsilon --ledger NAME --target-epsilon ε --delta δ)"
     epsilon, delta = data_ledger.budget

@@ -133,7 +133,7 @@ def test_the_language_model_s_demo_trains_its_own_configuration_and_is_resumed_b
     assert run(*again, "--no-progress") == 0
     assert [str(folder) for _, folder, _ in trained] == ["d/ffa", "d/ffa", "d/lora"]
     config = trained[0][0]
-    assert (config.data.task, config.privacy.target_epsilon, config.clients.column) == ("causal-lm", 8.0, "kind")
+    assert (config.data.task, config.data.name, config.privacy.target_epsilon) == ("causal-lm", "news-sections", 8.0)
 
 
 @pytest.mark.parametrize("best,said", [(0.1, "points above"), (1.0, "NOT above a trivial baseline")])
