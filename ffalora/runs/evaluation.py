@@ -86,8 +86,10 @@ class Answered:
         """What answering every prompt with the commonest of the data's answers would reach; None where the data's are
         not a choice of few.
         """
-        (commonest, _), *_ = Counter(self.references).most_common(1)
-        return self._metrics_of([commonest] * len(self.references)) if self._are_few else None
+        if not self._are_few:
+            return None
+        ((commonest, _),) = Counter(self.references).most_common(1)
+        return self._metrics_of([commonest] * len(self.references))
 
     @property
     def _are_few(self) -> bool:
