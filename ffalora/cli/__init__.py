@@ -23,6 +23,7 @@ VERBS = (
     "plan",
     "simulate",
     "train",
+    "choose",
     "predict",
     "evaluate",
     "generate",

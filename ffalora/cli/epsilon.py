@@ -26,16 +26,10 @@ from .output import json_option
 )
 @click.option(
     "--trials",
-    type=float,
+    type=click.FloatRange(min=1),
     metavar="MEAN",
-    help="Also: ε of choosing among a random number of such runs of which only the best is shown, and of a sweep.",
-)
-@click.option(
-    "--trials-shape",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="How that number is drawn: 0 logarithmic, 1 geometric, inf Poisson, others negative binomial.",
+    help="Also: ε of choosing among a random number of such runs of which only the best is shown (ffalora choose), and "
+    "of a sweep.",
 )
 @click.option(
     "--protocol", type=click.Choice([*PROTOCOLS, "all"]), help="A published protocol instead of size, batch, steps."
@@ -53,7 +47,6 @@ def command(
     target_epsilon: float | None,
     sampling: str,
     trials: float | None,
-    trials_shape: float,
     protocol: str | None,
     ledger: str | None,
     as_json: bool,
@@ -85,7 +78,7 @@ def command(
         return epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling, calibrated)
 
     def show(rows: list[EpsilonRow]) -> str:
-        choice = "" if trials is None else "\n" + price_of_choice(rows[0], trials, trials_shape)
+        choice = "" if trials is None else "\n" + price_of_choice(rows[0], trials)
         return format_table(rows) + choice
 
     if protocol is not None:

@@ -89,7 +89,7 @@ def run(
     hide_loading_bars()
     with joined() as workers:
         try:
-            config, folder, is_new = workers.from_lead(partial(_open, verb, path, overrides, options, adapt))
+            config, folder, is_new = workers.from_lead(partial(open_run, verb, path, overrides, options, adapt))
             _train_all(verb, config, folder, is_new, options, train, workers)
         except LeadStopped as stopped:  # the first process says why, and ends with what tells torchrun
             raise click.exceptions.Exit(0) from stopped
@@ -114,7 +114,7 @@ def _train_all(
         raise
 
 
-def _open(
+def open_run(
     verb: str, path: Path | None, overrides: dict[str, Any], options: RunOptions, adapt: Adapt
 ) -> tuple[Config, Path, bool]:
     """The configuration of a run, its folder with that configuration in it, and whether the folder is new."""

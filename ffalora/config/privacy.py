@@ -91,6 +91,13 @@ class PrivacyConfig(Section):
         ge=1,
         description="keeps the number of a client's samples (or users) secret: rate and noise follow from this bound",
     )
+    trials: float = Field(
+        1.0,
+        ge=1,
+        le=1000,
+        description="unit: sample or user; above 1 the run is one of so many trials, on average, of ffalora choose, "
+        "which sets this, and ε is that of the whole choice",
+    )
     check_gradients: bool = Field(
         True, description="compare the first gradients of samples with ordinary autograd's, each sample alone"
     )
@@ -193,6 +200,11 @@ class PrivacyConfig(Section):
                     f"mechanism={self.mechanism!r} is not derived for {name}={getattr(self, name)!r}: set privacy."
                     f"{name} to {' or '.join(allowed)}, or privacy.mechanism to independent"
                 )
+        if self.trials > 1 and (self.mechanism != "independent" or self.unit == "client"):
+            raise ValueError(
+                f"trials={self.trials:g} is not derived for mechanism={self.mechanism!r} with unit={self.unit!r}: set "
+                "privacy.mechanism to independent and privacy.unit to sample or user"
+            )
         if self.mechanism != "independent" and self.public_size_bound is not None:
             raise ValueError(
                 f"mechanism={self.mechanism!r} divides the records into groups, for which their number is public: "

@@ -35,7 +35,8 @@ def open_run_accounts(
     config, ledgers = experiment.config, experiment.ledgers
     is_secure = config.privacy.is_secure
     data_ledger = find_data_ledger(ledger, config.data.name) if ledgers and (is_secure or ledger) else None
-    run = f"{config.federation.strategy}, seed {config.seed}, {account.parent.resolve()}"
+    what = "a choice" if config.privacy.trials > 1 else f"{config.federation.strategy}, seed {config.seed}"
+    run = f"{what}, {account.parent.resolve()}"
     is_durable = is_secure or is_site
     accounts = open_accounts(
         ledgers, folder, resume, is_secure, is_durable, data_ledger, _records(experiment), account, run

@@ -74,7 +74,15 @@ def make_ledger(
         rate = correlation.sample_rate(rate)
     elif sigma is None and privacy.target_epsilon is not None:
         sigma = noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, rate, steps, privacy.accountant, privacy.sampling, prior, group
+            privacy.target_epsilon,
+            privacy.delta,
+            rate,
+            steps,
+            privacy.accountant,
+            privacy.sampling,
+            prior,
+            group,
+            privacy.trials,
         )
     return PrivacyLedger(
         client_id=client_id,
@@ -93,4 +101,5 @@ def make_ledger(
         label=label,
         group=group,
         correlation=correlation,
+        trials=privacy.trials,
     )

@@ -17,7 +17,8 @@ mechanism of noise multiplier σ/2, and all steps are composed without amplifica
 in each of them. A zeroed record is one way to replace it, and one that is absent counts as zeroed, so histories of
 different kinds compose under zero-out. Where the server chose who takes part ('by-server'), adjacency is zero-out, all
 take part in every step, and the noise is discrete: its σ bounds Rényi divergences of whole orders
-(:mod:`ffalora.privacy.skellam`), by which the whole history is then counted, whatever the accountant.
+(:mod:`ffalora.privacy.skellam`), by which the whole history is then counted, whatever the accountant. So is a history
+with a private choice among a random number of trials (Papernot and Steinke, ICLR 2022).
 """
 
 from __future__ import annotations
@@ -74,24 +75,26 @@ def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") 
     check_one_unit(history)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1 (smaller than 1/dataset size), got {delta}")
-    entries: dict[tuple[float, float, int, bool], int] = {}
+    steps: dict[Gaussians, int] = {}
     for part in history:
         _check_entry(part)
         if part.steps and part.sample_rate:
-            sigma, rate = float(part.noise_multiplier), float(part.sample_rate)
-            mechanism = {"poisson": (sigma, rate, part.group, False), "by-server": (sigma, 1.0, part.group, True)}.get(
-                part.sampling, (sigma / 2, 1.0, part.group, False)
-            )
-            entries[mechanism] = entries.get(mechanism, 0) + int(part.steps)
-    if not entries:
+            kind = _mechanism(part)
+            steps[kind] = steps.get(kind, 0) + int(part.steps)
+    if not steps:
         return 0.0
-    if any(sigma == 0 for sigma, *_ in entries):
+    if any(kind.noise_multiplier == 0 for kind in steps):
         return math.inf
-    parts = tuple(
-        Gaussians(sigma, rate, steps, group, discrete)
-        for (sigma, rate, group, discrete), steps in sorted(entries.items())
-    )
+    parts = tuple(kind._replace(steps=count) for kind, count in sorted(steps.items()))
     return compose(parts, float(delta), accountant)
+
+
+def _mechanism(part: Spent) -> Gaussians:
+    """What one of these steps (or choices) is counted as."""
+    sigma, rate = float(part.noise_multiplier), float(part.sample_rate)
+    if part.sampling != "poisson":
+        sigma, rate = sigma if part.sampling == "by-server" else sigma / 2, 1.0
+    return Gaussians(sigma, rate, 0, part.group, part.sampling == "by-server", float(part.trials), part.trial_steps)
 
 
 @lru_cache(maxsize=256)
@@ -104,12 +107,15 @@ def noise_multiplier_for(
     sampling: str = "poisson",
     prior: tuple[Spent, ...] = (),
     group: int = 1,
+    trials: float = 1.0,
 ) -> float:
     """The smallest noise multiplier found whose ε over all ``steps``, after those of ``prior``, does not exceed
     ``target_epsilon``.
 
     The ε that it spends lies in ``[0.999·target, target]``: never above. ``steps`` are all that may be taken
-    in all rounds together; calibrating one round at a time spends the target once a round.
+    in all rounds together; calibrating one round at a time spends the target once a round. With ``trials`` above 1 they
+    are those of one trial of a private choice (see :class:`~ffalora.privacy.spent.Spent`), and the target is for the
+    whole of it.
 
     Raises:
         ValueError: a value out of range, or a target that no noise multiplier below 10⁶ meets.
@@ -131,7 +137,7 @@ def noise_multiplier_for(
 
     def excess(sigma: float) -> float:
         this_run = Spent(sigma, sample_rate, steps, sampling, unit_of(prior), group=group)
-        spent = epsilon_of([*prior, this_run], target_delta, accountant)
+        spent = epsilon_of([*prior, this_run.chosen(trials)], target_delta, accountant)
         return math.log(spent / target_epsilon) if spent > 0 else -math.inf
 
     found = least_noise(excess, float(group))
@@ -177,25 +183,16 @@ def least_noise(excess: Callable[[float], float], start: float = 1.0) -> float |
 
 
 def affordable_steps(
-    target_epsilon: float,
-    delta: float,
-    noise_multiplier: float,
-    sample_rate: float,
-    at_most: int,
-    accountant: str = "pld",
-    sampling: str = "poisson",
-    prior: tuple[Spent, ...] = (),
-    group: int = 1,
+    target_epsilon: float, delta: float, wanted: Spent, accountant: str = "pld", prior: tuple[Spent, ...] = ()
 ) -> int:
-    """The largest number of steps up to ``at_most`` that, after those of ``prior``, keeps ε within the target."""
+    """How many of the ``wanted`` steps, after those of ``prior``, keep ε within the target."""
 
     def within(steps: int) -> bool:
-        history = [*prior, Spent(noise_multiplier, sample_rate, steps, sampling, unit_of(prior), group=group)]
-        return epsilon_of(history, delta, accountant) <= target_epsilon
+        return epsilon_of([*prior, wanted._replace(steps=steps)], delta, accountant) <= target_epsilon
 
-    if within(at_most):
-        return at_most
-    enough, too_many = 0, at_most
+    if within(wanted.steps):
+        return wanted.steps
+    enough, too_many = 0, wanted.steps
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
         enough, too_many = (middle, too_many) if within(middle) else (enough, middle)
@@ -214,3 +211,7 @@ def _check_entry(part: Spent) -> None:
         raise ValueError(f"steps must be a whole number and not negative, got {steps}")
     if group < 1 or group != int(group):
         raise ValueError(f"group must be a whole number of records, at least 1, got {group}")
+    if not (part.trials >= 1 and math.isfinite(part.trials)) or part.trial_steps < 1:
+        raise ValueError(
+            f"trials and trial_steps must be finite and at least 1, got {part.trials} and {part.trial_steps}"
+        )

@@ -39,8 +39,7 @@ class PrivacyLedger:
 
     Attributes:
         client_id: persistent id of the client; any one number for the population's ledger of ``unit='client'``.
-        dataset_size: number of what is drawn: samples, users, or clients of the population; a public bound on it where
-            the number itself is secret.
+        dataset_size: of what is drawn, samples, users or clients; a public bound on it where the number is secret.
         sample_rate: q, probability of drawing each unit in a step.
         noise_multiplier: σ, standard deviation of the noise on the sum over its sensitivity bound C(1+η).
         delta: δ, at most one over ``dataset_size``; ``target_delta`` is another name of it.
@@ -50,16 +49,18 @@ class PrivacyLedger:
         sampling: 'poisson', or one of the kinds that get no amplification (see ``accountants``).
         unit: 'sample', 'user' or 'client'.
         group: of ``unit='user'``, where samples are drawn and not users: the most samples of one user.
-        fingerprint: identifies the data beyond its size (a digest, a path's name; may be empty); must agree on resume.
+        fingerprint: identifies the data beyond its size (may be empty); must agree on resume.
         prior: what earlier runs have spent on the same data; part of every ε and of what the target allows.
         steps_taken: charged so far.
         size_is_public: whether the number of units is; decides between zero-out and add/remove adjacency.
         label: what people call the client; may be empty.
         correlation: of the noise of different steps; None where they are independent. Steps then count by whole
             releases (:meth:`steps`), and σ is relative to what one record can change in a release.
-        others: what runs of other folders have spent on the same records, by the data set's ledger, which keeps this
-            up to date; part of every ε, not of what the target allows (the data set's own budget limits it).
-        allowance: the most steps that the data set's budget leaves to this run; None where there is no budget.
+        trials: above 1, this is one of so many trials, on average, of which only the best is shown; the first step
+            spends the whole choice.
+        others: what other runs have spent on the same records, by the data set's ledger, which keeps this up to date;
+            part of every ε, not of what the target allows.
+        allowance: the most steps that the data set's budget leaves to this run; None without one.
         steps_written: how many of the steps taken are in the ledger's file (:mod:`ffalora.privacy.ledger_files`).
     """
 
@@ -80,6 +81,7 @@ class PrivacyLedger:
     label: str = ""
     group: int = 1
     correlation: Correlation | None = None
+    trials: float = 1.0
     others: tuple[Spent, ...] = field(default=(), init=False, repr=False, compare=False)
     allowance: int | None = field(default=None, init=False, repr=False, compare=False)
     steps_written: int = field(default=0, init=False, repr=False, compare=False)
@@ -94,55 +96,52 @@ class PrivacyLedger:
         for name, allowed in (("accountant", ACCOUNTANTS), ("sampling", SAMPLINGS), ("unit", UNITS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{self.name}: {name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if self.dataset_size < 1:
-            raise ValueError(
-                f"{self.name} has dataset_size={self.dataset_size}: nothing to protect; leave it out of the run"
-            )
-        if self.group != 1 and (self.group < 1 or self.unit != "user"):
-            raise ValueError(
-                f"{self.name}: group={self.group} is of unit='user' alone, and at least 1; unit is {self.unit!r}"
-            )
-        if not 0 < self.sample_rate <= 1:
-            raise ValueError(
-                f"{self.name}: sample_rate must lie in (0, 1], got {self.sample_rate}; lower the batch size"
-            )
-        if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
-            raise ValueError(
-                f"{self.name}: noise_multiplier must be finite and not negative, got {self.noise_multiplier}"
-            )
-        self._check_promise()
-        if self.correlation is not None:
-            self.correlation.check(self.unit, self.sampling, self.size_is_public, self.max_steps, self.sample_rate)
-        if self.steps_taken > self.max_steps:
-            raise ValueError(f"{self.name}: steps_taken={self.steps_taken} must not exceed max_steps={self.max_steps}")
-
-    def _check_promise(self) -> None:
-        """δ, the target, and what earlier runs spent must make sense together."""
-        if not 0 < self.delta < 1:
-            raise ValueError(f"{self.name}: delta must lie between 0 and 1, got {self.delta}")
-        if self.delta * self.dataset_size > 1:
-            raise ValueError(
-                f"{self.name}: delta={self.delta:g} is above one over its {self.dataset_size} {self.drawn}s, so "
-                "a mechanism that publishes one of them outright would meet it; take "
-                f"delta={0.1 / self.dataset_size:.2g} or less"
-            )
-        if not self.size_is_public and self.sampling != "poisson":
-            raise ValueError(
-                f"{self.name}: sampling={self.sampling!r} draws batches whose sizes show how many {self.drawn}s there "
-                "are; a size that is secret needs sampling='poisson'"
-            )
-        if self.target_epsilon is not None:
-            if not self.target_epsilon > 0:
-                raise ValueError(f"{self.name}: target_epsilon must be positive, got {self.target_epsilon}")
-            if self.noise_multiplier == 0:
-                raise ValueError(
-                    f"{self.name}: noise_multiplier=0 spends infinite ε and cannot meet "
-                    f"target_epsilon={self.target_epsilon}; calibrate the noise, or drop the target"
-                )
+        self._check_values()
         try:
             check_one_unit((*self.prior, self.steps(1)))
         except ValueError as error:
             raise LedgerMismatch(f"{self.name}: prior: {error}") from None
+        if self.correlation is not None:
+            self.correlation.check(self.unit, self.sampling, self.size_is_public, self.max_steps, self.sample_rate)
+
+    def _check_values(self) -> None:
+        """Each value must lie in its range; δ, the target and the sampling must make sense together."""
+        n, rate, sigma, delta, target = (
+            self.dataset_size, self.sample_rate, self.noise_multiplier, self.delta, self.target_epsilon
+        )  # fmt: skip
+        most, most_trials = self.max_steps, math.inf if self.correlation is None else 1 + 1e-12
+        for holds, what in (
+            (n >= 1, f"dataset_size={n}: nothing to protect; leave it out of the run"),
+            (
+                self.group == 1 or (self.group > 1 and self.unit == "user"),
+                f"group={self.group} is of unit='user' alone, and at least 1; unit is {self.unit!r}",
+            ),
+            (0 < rate <= 1, f"sample_rate must lie in (0, 1], got {rate}; lower the batch size"),
+            (0 <= sigma < math.inf, f"noise_multiplier must be finite and not negative, got {sigma}"),
+            (
+                1 <= self.trials < most_trials,
+                f"trials must be finite, at least 1, and 1 where noise is correlated, got {self.trials}",
+            ),
+            (self.steps_taken <= most, f"steps_taken={self.steps_taken} must not exceed max_steps={most}"),
+            (0 < delta < 1, f"delta must lie between 0 and 1, got {delta}"),
+            (
+                delta * n <= 1,
+                f"delta={delta:g} is above one over its {n} {self.drawn}s, so a mechanism that publishes one of them "
+                f"outright would meet it; take delta={0.1 / max(n, 1):.2g} or less",
+            ),
+            (
+                self.size_is_public or self.sampling == "poisson",
+                f"sampling={self.sampling!r} draws batches whose sizes show how many {self.drawn}s there are; a size "
+                "that is secret needs sampling='poisson'",
+            ),
+            (target is None or target > 0, f"target_epsilon must be positive, got {target}"),
+            (
+                target is None or sigma > 0,
+                f"noise_multiplier=0 cannot meet target_epsilon={target}; calibrate the noise, or drop the target",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"{self.name}: {what}")
 
     @property
     def name(self) -> str:
@@ -172,12 +171,14 @@ class PrivacyLedger:
 
     @property
     def period(self) -> int:
-        """How many steps are one release: 1 where the noise of different steps is independent."""
+        """How many steps are one release, or one choice: 1 where the noise of different steps is independent."""
+        if self.trials > 1:
+            return max(1, self.max_steps)
         return 1 if self.correlation is None else self.correlation.period
 
     @property
     def release_rate(self) -> float:
-        """The rate at which records are sampled for a release: q where each step is one."""
+        """The rate at which a release samples records: q where each step is one."""
         return self.sample_rate if self.correlation is None else self.correlation.release_rate(self.sample_rate)
 
     def steps(self, count: int) -> Spent:
@@ -185,7 +186,8 @@ class PrivacyLedger:
         zeroes = self.sampling in ("poisson", "by-server")
         kind = "replace" if not zeroes else "zero-out" if self.size_is_public else "add/remove"
         releases = -(-count // self.period)
-        return Spent(self.noise_multiplier, self.release_rate, releases, self.sampling, self.unit, kind, self.group)
+        one = Spent(self.noise_multiplier, self.release_rate, self.period, self.sampling, self.unit, kind, self.group)
+        return one.chosen(self.trials)._replace(steps=releases)
 
     @property
     def steps_allowed(self) -> int:
@@ -198,10 +200,10 @@ class PrivacyLedger:
 
     def affordable(self, target_epsilon: float, delta: float, before: tuple[Spent, ...]) -> int:
         """The most of this ledger's steps that, after what was spent ``before``, keep ε within the target."""
-        steps = self.steps(self.max_steps).steps
-        terms = self.noise_multiplier, self.release_rate, steps, self.accountant, self.sampling
-        releases = affordable_steps(target_epsilon, delta, *terms, before, self.group)
-        return min(self.max_steps, releases * self.period)
+        wanted = self.steps(self.max_steps)
+        return min(
+            self.max_steps, self.period * affordable_steps(target_epsilon, delta, wanted, self.accountant, before)
+        )
 
     @property
     def steps_left(self) -> int:
@@ -266,7 +268,7 @@ class PrivacyLedger:
         Raises:
             LedgerMismatch: missing or unknown entries, wrong types, or values out of range.
         """
-        given: dict[str, Any] = {"group": 1, **state} if isinstance(state, dict) else {}
+        given: dict[str, Any] = {"group": 1, "trials": 1.0, **state} if isinstance(state, dict) else {}
         if given.pop("format", None) != _FORMAT:
             raise LedgerMismatch(f"not a privacy ledger of format {_FORMAT}: {str(state)[:80]}")
         correlation = given.pop("correlation", None)

@@ -29,6 +29,7 @@ class Gaussians(NamedTuple):
     With a ``group`` of k records of one unit, each drawn by itself, what a step moves by is the number of them that are
     drawn, Binomial(k, q): the mixture of Gaussians of Choquette-Choo et al. (ICLR 2024) and Charles et al. (2024).
     Of ``discrete`` noise σ says no more than that Rényi divergences of whole orders α are at most α/(2σ²), at q = 1.
+    With ``trials`` above 1 these are so many private choices, each among trials of ``trial_steps`` steps.
     """
 
     noise_multiplier: float
@@ -36,6 +37,13 @@ class Gaussians(NamedTuple):
     steps: int
     group: int = 1
     discrete: bool = False
+    trials: float = 1.0
+    trial_steps: int = 1
+
+    @property
+    def by_moments(self) -> bool:
+        """Whether Rényi divergences are all that is known of these steps."""
+        return self.discrete or self.trials > 1
 
     @property
     def simple(self) -> Gaussians:
@@ -60,7 +68,7 @@ def compose(history: tuple[Gaussians, ...], delta: float, accountant: str) -> fl
         warnings.simplefilter("ignore")
         spent = _rdp(history, delta)
         bound_is_loose = accountant == "pld" and any(part.group > 1 for part in history)
-        by_moments = accountant == "rdp" or any(part.discrete for part in history)
+        by_moments = accountant == "rdp" or any(part.by_moments for part in history)
         if not by_moments and (spent <= LARGEST_NUMERICAL_EPSILON or bound_is_loose):
             try:
                 spent = _prv(history, delta) if accountant == "prv" else _pld(history, delta)
@@ -77,9 +85,22 @@ def _rdp(history: tuple[Gaussians, ...], delta: float) -> float:
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    simple = [part.simple for part in history]
-    moments = sum(part.steps * _moments(part.noise_multiplier, part.sample_rate, part.discrete) for part in simple)
+    moments = sum(part.steps * _moments_of(part.simple) for part in history)
     return float(get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=moments, delta=delta)[0])
+
+
+def _moments_of(part: Gaussians) -> np.ndarray:
+    """Rényi divergences of one step at Opacus's orders, or of one choice: Papernot and Steinke, "Hyperparameter Tuning
+    with Rényi Differential Privacy", ICLR 2022, theorem 2 at η = 1 (a geometric number of trials, of which γ is one
+    over the mean), at the best of these orders for what they call λ.
+    """
+    from opacus.accountants import RDPAccountant
+
+    moments = _moments(part.noise_multiplier, part.sample_rate, part.discrete)
+    if part.trials == 1:
+        return moments
+    orders, trial, mean = np.asarray(RDPAccountant.DEFAULT_ALPHAS), part.trial_steps * moments, math.log(part.trials)
+    return trial + 2.0 * np.min((1.0 - 1.0 / orders) * trial + mean / orders) + mean / (orders - 1.0)
 
 
 @lru_cache(maxsize=4096)
@@ -120,8 +141,8 @@ def _pld(history: tuple[Gaussians, ...], delta: float) -> float:
     few = sum(h.steps for h in history) <= _PLD_COARSE_STEPS
     interval = _PLD_COARSE_INTERVAL if few else _PLD_FINE_INTERVAL
     total = None
-    for sigma, rate, steps, group, _ in history:
-        part = _pld_step(sigma, rate, interval, group).self_compose(steps)
+    for each in history:
+        part = _pld_step(each.noise_multiplier, each.sample_rate, interval, each.group).self_compose(each.steps)
         total = part if total is None else total.compose(part)
     found = 0.0 if total is None else total.get_epsilon_for_delta(delta)
     return found if math.isfinite(found) else _rdp(history, delta)

@@ -22,7 +22,9 @@ def format_ledger(ledger: DataLedger) -> str:
             spent = f"{rounded_up(epsilon_of([e.steps], e.delta)):.4g}"
         else:
             spent = "-"  # a simulation: never charged
-        steps = f"{e.steps.steps} / {e.max_steps}" if e.noise == "secure" else f"- / {e.max_steps}"
+        steps = f"{e.steps.steps if e.noise == 'secure' else '-'} / {e.max_steps}"
+        if e.steps.trials > 1:
+            steps = f"{e.steps.steps} best of {e.steps.trials:g}"
         lines.append(
             f"{e.when}  {e.who:<{width}}  {e.noise:<6}  {e.steps.noise_multiplier:>9.4f}  {e.steps.sample_rate:>11.5f}"
             f"    {steps:>21}  {spent:>6}  {e.delta:>9.1e}  {e.run}"

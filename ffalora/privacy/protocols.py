@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..files.numbers import rounded_up
-from .accountants import ACCOUNTANTS, epsilon, noise_multiplier_for
-from .selection import Trials, selection_epsilon, sweep_epsilon
+from .accountants import ACCOUNTANTS, epsilon, epsilon_of, noise_multiplier_for
 from .spent import Spent
 
 
@@ -113,17 +112,21 @@ def epsilon_table(
     return rows
 
 
-def price_of_choice(row: EpsilonRow, mean: float, shape: float) -> str:
-    """What it costs to choose among runs of the row's σ in private, and in a sweep of as many, as text.
+def price_of_choice(row: EpsilonRow, trials: float) -> str:
+    """What it costs to choose among ``trials`` runs of the row's σ, on average, in private, and in a sweep of as many,
+    as text.
 
     Raises:
-        ValueError: numbers of trials out of range, or runs whose steps are not Gaussian.
+        ValueError: a number of trials below 1.
     """
-    one, trials = [Spent(row.noise_multiplier, row.sample_rate, row.steps, row.sampling)], Trials(mean, shape)
-    chosen, swept = selection_epsilon(one, trials, row.delta), sweep_epsilon(one, math.ceil(mean), row.delta)
+    one, count = Spent(row.noise_multiplier, row.sample_rate, row.steps, row.sampling), math.ceil(trials)
+    chosen, swept = (
+        rounded_up(epsilon_of([each], row.delta, "rdp"))
+        for each in (one.chosen(trials), one._replace(steps=count * row.steps))
+    )
     return (
-        f"σ = {row.noise_multiplier:.4f}: the best of a random number of runs, {mean:g} on average, drawn in secret: "
-        f"ε = {rounded_up(chosen):.4g}; a sweep of {math.ceil(mean)}: ε = {rounded_up(swept):.4g} (by Rényi moments)"
+        f"σ = {row.noise_multiplier:.4f}: the best of a random number of runs, {trials:g} on average, drawn in secret: "
+        f"ε = {chosen:.4g}; a sweep of {count}: ε = {swept:.4g} (by Rényi moments)"
     )
 
 

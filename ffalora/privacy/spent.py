@@ -28,6 +28,9 @@ class Spent(NamedTuple):
             batches are drawn without Poisson sampling.
         group: the most records of one unit, where each is drawn and clipped by itself; one step may then move by that
             many times the clipping norm.
+        trials: above 1, ``steps`` counts private choices instead, each of the best of a random number of trials of
+            which this is the mean: after every trial another one is begun with probability ``1 - 1/trials``.
+        trial_steps: of each of these trials.
     """
 
     noise_multiplier: float
@@ -37,23 +40,35 @@ class Spent(NamedTuple):
     unit: str = "sample"
     adjacency: str = "zero-out"
     group: int = 1
+    trials: float = 1.0
+    trial_steps: int = 1
+
+    def chosen(self, trials: float) -> Spent:
+        """One choice of the best of ``trials`` trials, on average, each of which takes these steps."""
+        return self if trials == 1 else self._replace(steps=min(1, self.steps), trials=trials, trial_steps=self.steps)
 
 
 def spent_from(values: Any) -> Spent:
-    """The steps that a file describes as a list of the seven values, of which the last, a group of 1, may be left out.
+    """The steps that a file describes as a list of the nine values, of which the last three may be left out: a group of
+    1, and steps that are no choice.
 
     Raises:
         ValueError: the wrong number or kind of values.
     """
     if not isinstance(values, list | tuple) or not 6 <= len(values) <= len(Spent._fields):
         raise ValueError(f"steps that were spent must be the values {', '.join(Spent._fields)}, got {values!r}")
-    sigma, rate, steps, sampling, unit, adjacency, group = [*values, 1][:7]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (sigma, rate))
-    whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63 for v in (steps, group))
-    if not numbers or not whole or not group:
-        raise ValueError(f"noise_multiplier, sample_rate, steps and group must be numbers, got {values!r}")
-    if sigma < 0 or not 0 <= rate <= 1:
-        raise ValueError(f"noise_multiplier must not be negative and sample_rate must lie in [0, 1], got {values!r}")
+    every: list[Any] = [*values, *(1, 1.0, 1)[len(values) - 6 :]]
+    sigma, rate, steps, sampling, unit, adjacency, group, trials, trial_steps = every
+    reals, wholes = (sigma, rate, trials), (steps, group, trial_steps)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in reals)
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63 for v in wholes)
+    if not numbers or not whole or not group or not trial_steps:
+        raise ValueError(f"noise_multiplier, sample_rate, steps, group and trials must be numbers, got {values!r}")
+    if sigma < 0 or not 0 <= rate <= 1 or trials < 1:
+        raise ValueError(
+            "noise_multiplier must not be negative, sample_rate must lie in [0, 1], and trials be at least 1, got "
+            f"{values!r}"
+        )
     for name, value, known in (
         ("sampling", sampling, SAMPLINGS),
         ("unit", unit, UNITS),
@@ -61,7 +76,7 @@ def spent_from(values: Any) -> Spent:
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
-    return Spent(float(sigma), float(rate), steps, sampling, unit, adjacency, group)
+    return Spent(float(sigma), float(rate), steps, sampling, unit, adjacency, group, float(trials), trial_steps)
 
 
 def check_one_unit(history: Iterable[Spent]) -> None:

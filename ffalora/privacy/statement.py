@@ -160,7 +160,7 @@ class PrivacyStatement:
             raise ValueError(
                 "ledgers is empty: a private run has one for each client; use PrivacyStatement.not_private()"
             )
-        for term in ("unit", "group", "sampling", "delta", "accountant", "size_is_public"):
+        for term in ("unit", "group", "trials", "sampling", "delta", "accountant", "size_is_public"):
             values = {getattr(ledger, term) for ledger in ledgers}
             if len(values) > 1:
                 raise ValueError(f"ledgers differ in {term}: {sorted(values)}; write one statement for each")
@@ -174,7 +174,7 @@ class PrivacyStatement:
             adjacency=_describe_adjacency(ledgers),
             sampling=_describe_sampling(first) if first.correlation is None else first.correlation.describe_sampling(),
             mechanism=_describe_mechanism(first),
-            accountant=first.accountant,
+            accountant="rdp" if first.trials > 1 or first.sampling == "by-server" else first.accountant,
             delta=first.delta,
             noise=_describe_noise(noise, first),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
@@ -245,8 +245,12 @@ def _describe_sampling(ledger: PrivacyLedger) -> str:
 def _describe_mechanism(ledger: PrivacyLedger) -> str:
     if ledger.correlation is not None:
         return ledger.correlation.describe()
-    of_groups = f"; ε of groups of {ledger.group} samples" if ledger.group > 1 else ""
-    return _MECHANISMS["by-server" if ledger.sampling == "by-server" else ledger.drawn] + of_groups
+    said = _MECHANISMS["by-server" if ledger.sampling == "by-server" else ledger.drawn]
+    if ledger.group > 1:
+        said += f"; ε of groups of {ledger.group} samples"
+    if ledger.trials > 1:
+        said += f"; the best of a random number of such runs, {ledger.trials:g} on average, and ε is that of the choice"
+    return said
 
 
 def _describe_noise(noise: str, ledger: PrivacyLedger) -> str:

@@ -335,6 +335,6 @@ def test_tampered_ledger_is_refused(tamper):
 
 
 def test_affordable_steps_are_the_most_the_target_allows():
-    steps = affordable_steps(2.0, DELTA, 1.0, 0.02, 10_000, "rdp")
+    steps = affordable_steps(2.0, DELTA, Spent(1.0, 0.02, 10_000), "rdp")
     assert epsilon(1.0, 0.02, steps, DELTA, "rdp") <= 2.0 < epsilon(1.0, 0.02, steps + 1, DELTA, "rdp")
-    assert affordable_steps(0.001, DELTA, 1.0, 0.5, 10, "rdp") == 0
+    assert affordable_steps(0.001, DELTA, Spent(1.0, 0.5, 10), "rdp") == 0

@@ -66,7 +66,8 @@ def test_noise_is_calibrated_for_groups_and_after_what_users_spent_before():
         sigma = noise_multiplier_for(3.0, 1e-5, 0.05, 40, prior=before, group=3)
         history = [*before, Spent(sigma, 0.05, 40, unit="user", group=3)]
         assert 0.995 * 3 < epsilon_of(history, 1e-5) <= 3
-        assert affordable_steps(3.0, 1e-5, sigma, 0.05, 1000, prior=before, group=3) in range(40, 43)
+        wanted = Spent(sigma, 0.05, 1000, unit="user", group=3)
+        assert affordable_steps(3.0, 1e-5, wanted, prior=before) in range(40, 43)
 
 
 def users(**changes):
