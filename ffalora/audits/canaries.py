@@ -162,15 +162,28 @@ def guess(kind: str, sees: str, scores: NDArray, included: NDArray, delta: float
 
 
 def expected_bound(
-    trials: int, steps: int, rate: float, sigma: float, delta: float, significance: float, rng: np.random.Generator
+    trials: int,
+    scores_of: Callable[[NDArray], NDArray],
+    delta: float,
+    significance: float,
+    rng: np.random.Generator,
 ) -> float:
-    """The mean bound that canaries of one direction give in a sound run: five simulations of the guesses alone."""
+    """The mean bound that canaries of one direction give in a sound run: five simulations of the guesses alone.
+
+    Args:
+        trials: canaries; scores_of: from who is in to scores, as in a sound run (:func:`sound_scores`).
+    """
     found = []
     for _ in range(5):
         included = rng.random(trials) < 0.5
-        scores = included * rng.binomial(steps, rate, trials) + sigma * steps**0.5 * rng.standard_normal(trials)
-        found.append(guess("", "", scores, included, delta, significance).epsilon_lower)
+        found.append(guess("", "", scores_of(included), included, delta, significance).epsilon_lower)
     return float(np.mean(found))
+
+
+def sound_scores(included: NDArray, steps: int, rate: float, sigma: float, rng: np.random.Generator) -> NDArray:
+    """How often each canary that is in was drawn, with the noise of all steps."""
+    trials = len(included)
+    return included * rng.binomial(steps, rate, trials) + sigma * steps**0.5 * rng.standard_normal(trials)
 
 
 def matched_scores(gradients: Tensor, observed: Tensor, noise_std: float, signal_std: float) -> NDArray:

@@ -15,7 +15,7 @@ from ..privacy.client_level import ClientLevel, population_ledger
 from ..privacy.noise import SecureNoise
 from ..privacy.sampling import SeededDraw
 from ..training.sensitivity import secret_noise
-from .canaries import LONGER, MOST_NUMBERS, ONE_DIRECTION, CanaryTest, directions, expected_bound, guess
+from .canaries import LONGER, MOST_NUMBERS, ONE_DIRECTION, CanaryTest, directions, expected_bound, guess, sound_scores
 
 
 class ClientCanaries:
@@ -95,5 +95,8 @@ class ClientCanaries:
         ledger = self.level.ledger
         scores = self.seen[torch.from_numpy(self.columns)].numpy() / self.level.limit * self.signs
         found = guess(ONE_DIRECTION, "every round", scores, self.included, self.delta, significance)
-        terms = found.trials, self.steps, ledger.sample_rate, ledger.noise_multiplier, self.delta, significance
-        return [dataclasses.replace(found, expected=expected_bound(*terms, self.rng))]
+        terms = self.steps, ledger.sample_rate, ledger.noise_multiplier, self.rng
+        expected = expected_bound(
+            found.trials, lambda there: sound_scores(there, *terms), self.delta, significance, self.rng
+        )
+        return [dataclasses.replace(found, expected=expected)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Config, OptimizerConfig
@@ -25,6 +28,7 @@ from ..training.participant import Participant
 from ..training.rates import given_rate
 from ..training.report import TrainingReport
 from ..training.sensitivity import secret_noise
+from . import correlated
 from .canaries import (
     MOST_NUMBERS,
     ONE_DIRECTION,
@@ -36,8 +40,12 @@ from .canaries import (
     losses_of,
     matched_scores,
     one_text,
+    sound_scores,
     with_canaries,
 )
+
+#: Scores of canaries, and a function from who is in to scores of a sound run.
+Scores = tuple[NDArray, Callable[[NDArray], NDArray]]
 
 
 class SampleCanaries:
@@ -56,10 +64,13 @@ class SampleCanaries:
     def __init__(self, config: Config, canaries: int, rng: np.random.Generator):
         experiment = build(config, caches_layers=False)
         self.rng, self.steps = rng, 0
+        self.correlations = [ledger_of(p).correlation for p in experiment.participants]
+        self.released: list[np.ndarray] = []
         layout, clients = experiment.adapters.layout, len(experiment.participants)
-        texts = min(canaries * clients // 10, MOST_NUMBERS // layout.width)
+        texts = 0 if self.is_correlated else min(canaries * clients // 10, MOST_NUMBERS // layout.width)
         vocabulary = getattr(getattr(experiment.loaded.model, "config", None), "vocab_size", 0)
-        data, self.kinds = with_canaries(experiment.train, vocabulary, texts if vocabulary else 0, rng)
+        data, kinds = with_canaries(experiment.train, vocabulary, texts if vocabulary else 0, rng)
+        self.kinds = {kind: indices for kind, indices in kinds.items() if len(indices)}
         self.planned = config.federation.rounds * config.federation.local_steps
         self.local_steps = config.federation.local_steps
         self.engine = _engine(experiment, data)
@@ -74,6 +85,11 @@ class SampleCanaries:
         self.signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), (len(self.cohort), each))
         self.limits, self.noise_std = torch.zeros(2, len(self.cohort), dtype=torch.float64)
 
+    @property
+    def is_correlated(self) -> bool:
+        """Whether the noise of different steps is."""
+        return any(one is not None for one in self.correlations)
+
     def _participants(self, experiment: Experiment, n: int, each: int) -> tuple[np.ndarray, list[Participant]]:
         """Who of all canaries is in, bool by index less the first one's; and the clients with those that are."""
         first, clients = len(experiment.train), experiment.participants
@@ -86,7 +102,9 @@ class SampleCanaries:
                 [np.empty(0, np.int64), *(kind[row :: len(clients)] for kind in self.kinds.values())]
             )
             mine = np.concatenate([texts, n + each * row + np.arange(each)]).astype(np.int64)
-            held.append(np.concatenate([one.samples, mine[included[mine - first]]]))
+            if not self.is_correlated:  # else those that are out add nothing, but keep their place in a turn
+                mine = mine[included[mine - first]]
+            held.append(np.concatenate([one.samples, mine]))
         counts = [drawn_units(self.engine.privacy, self.engine.owners).count(samples) for samples in held]
         self.delta = min(ledger_of(clients[0]).delta, 1 / max(counts))
         cohort = []
@@ -103,6 +121,7 @@ class SampleCanaries:
                 sampling=ledger.sampling,
                 unit=ledger.unit,
                 group=ledger.group,
+                correlation=ledger.correlation,
             )
             cohort.append(replace(one, samples=samples, ledger=fresh, adaptive=None, lr=None))
         self.first, self.n = first, n
@@ -120,10 +139,15 @@ class SampleCanaries:
         )
         while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
             before = state.clone()
+            for one in cohort:
+                one.begin_noise(state.shape[1], state.device, seeded=False)
             for step in steps:
                 step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0)
             self.steps += 1
-            self.seen += (before - state).double() * factor
+            seen = (before - state).double() * factor
+            self.seen += seen
+            if self.is_correlated:
+                self.released.append(seen[:, torch.from_numpy(self.columns).to(seen.device)].cpu().numpy())
             if self.steps % self.local_steps == 0:
                 state.copy_(state.mean(0).expand_as(state))
 
@@ -132,7 +156,8 @@ class SampleCanaries:
         cohort, state = self.cohort[rows], self.state[rows]
         moments = Moments.zeros(self.engine.optimizer, len(cohort), state.shape[1], self.engine.device)
         step = CanaryStep(self.engine, cohort, state, None, 0.0, moments, None)
-        step.columns, step.signs = np.tile(self.columns, len(self.cohort)), self.signs.reshape(-1)
+        step.columns = np.tile(self.columns, len(self.cohort))
+        step.signs = self.signs.reshape(-1) * self.included[self.n - self.first :]
         self.limits[rows] = step.norms.cpu()
         self.noise_std[rows] = step.noise_std.cpu()
         return step
@@ -144,22 +169,40 @@ class SampleCanaries:
 
     def tests(self, significance: float) -> list[CanaryTest]:
         """All guesses, each kind and each attacker with its share of the significance."""
-        share = significance / (1 + 2 * len(self.kinds))
-        delta, ledgers = self.delta, [ledger_of(p) for p in self.cohort]
-        where = torch.from_numpy(self.columns).to(self.seen.device)
-        scores = (self.seen[:, where].cpu() / self.limits[:, None]).numpy() * self.signs
-        found = guess(
-            ONE_DIRECTION, "every step", scores.reshape(-1), self.included[self.n - self.first :], delta, share
-        )
-        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers)
-        rate = sum(ledger.sample_rate for ledger in ledgers) / len(ledgers)
-        expected = expected_bound(found.trials, self.steps, rate, sigma, delta, share, self.rng)
-        tests = [replace(found, expected=expected)]
+        share, delta = significance / (1 + 2 * len(self.kinds)), self.delta
+        there = self.included[self.n - self.first :]
+        scores, sound = self._correlated() if self.is_correlated else self._independent()
+        found = guess(ONE_DIRECTION, "every step", scores, there, delta, share)
+        tests = [replace(found, expected=expected_bound(len(there), sound, delta, share, self.rng))]
         for kind, indices in self.kinds.items():
             there = self.included[indices - self.first]
             for sees, some in (("every step", self._matched(indices)), ("the final model", self._black_box(indices))):
                 tests.append(guess(kind, sees, self._centred(some, indices), there, delta, share))
         return tests
+
+    def _independent(self) -> Scores:
+        """Scores of the canaries of one direction, by the sum of all steps, and what a sound run would give."""
+        where, ledgers = torch.from_numpy(self.columns).to(self.seen.device), [ledger_of(p) for p in self.cohort]
+        scores = (self.seen[:, where].cpu() / self.limits[:, None]).numpy() * self.signs
+        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers)
+        rate = sum(ledger.sample_rate for ledger in ledgers) / len(ledgers)
+        return scores.reshape(-1), lambda there: sound_scores(there, self.steps, rate, sigma, self.rng)
+
+    def _correlated(self) -> Scores:
+        """The same where the noise is correlated over steps."""
+        every, sound, released = [], [], np.stack(self.released)
+        for row, (one, correlation) in enumerate(zip(self.cohort, self.correlations, strict=True)):
+            if correlation is None:
+                continue
+            ledger, seed, each = ledger_of(one), self.engine.seed, len(self.columns)
+            turns = correlated.turns_of(correlation, seed, one.client_id, len(one.samples))[-each:]
+            every.append(correlated.matched_scores(correlation, released[:, row] * self.signs[row], turns))
+            every[-1] /= float(self.limits[row])
+            terms = correlation, turns, self.steps, ledger.sample_rate, ledger.noise_multiplier, self.rng
+            sound.append(partial(correlated.sound_scores, *terms))
+        return np.concatenate(every), lambda there: np.concatenate(
+            [of(part) for of, part in zip(sound, np.split(there, len(sound)), strict=True)]
+        )
 
     def _matched(self, indices: np.ndarray) -> np.ndarray:
         """How much of each canary's first gradient is in what its client sent."""

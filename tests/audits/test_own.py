@@ -11,6 +11,7 @@ from ffalora.audits.own import audit_own
 from ffalora.cli.audit import command
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
+from ffalora.privacy.correlation import Correlation
 
 
 def test_a_sound_run_holds_and_the_power_of_its_canaries_is_stated(small):
@@ -33,6 +34,18 @@ def test_canaries_disprove_a_run_that_does_not_clip(small, monkeypatch):
     found = audit_own(small(**strong), canaries=1000)
     assert not found.sensitivity.holds
     assert found.tests[0].correct == found.tests[0].guesses
+
+
+@pytest.mark.parametrize(
+    "noise", [{"privacy__mechanism": "blt"}, {"privacy__mechanism": "banded-mf", "privacy__band": 2}]
+)
+def test_noise_that_is_correlated_holds_and_less_of_it_is_disproved(noise, small, monkeypatch):
+    terms = {"privacy__unit": "sample", "privacy__target_epsilon": 1.0, "privacy__delta": 1e-3, "adapter__rank": 8}
+    config = small(**terms, **noise, optimizer__batch_size=16)
+    found = audit_own(config, canaries=100)
+    assert found.holds and [test.kind for test in found.tests] == ["one direction"]
+    monkeypatch.setattr(Correlation, "sensitivity", property(lambda self: 0.1))
+    assert not audit_own(config, canaries=100).holds
 
 
 def test_whole_clients_have_canaries_that_a_missing_clip_betrays(small, monkeypatch):
