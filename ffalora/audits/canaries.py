@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..adapters import Layout
 from ..data.examples import Examples, Ragged, TokenizedDataset
 from ..training.batches import PhysicalBatches
 from ..training.gradients import SegmentGradients
 from ..training.step import LogicalStep
 from .bounds import one_run_bound
+from .directions import Directions
 
 ONE_DIRECTION, MISLABELLED, OUT_OF_VOCABULARY = "one direction", "mislabelled", "random words"
 #: How much longer than C the gradient, or update, of a canary of one direction is, before clipping.
@@ -33,8 +33,6 @@ LONGER = 100.0
 _SHARES = (0.5, 0.1, 0.02)
 #: Most numbers in what is kept of all canaries of one kind.
 MOST_NUMBERS = 2**27
-#: Most of a layout's columns that are directions of canaries.
-_COLUMNS = 0.25
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,6 @@ def with_canaries(train: Examples, vocabulary: int, count: int, rng: np.random.G
     return whole, {MISLABELLED: np.arange(n, end), OUT_OF_VOCABULARY: np.arange(end, end + count)}
 
 
-def directions(layout: Layout, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Columns of ``count`` canaries of one direction, int64, each another one; fewer where there are few parameters."""
-    whole = [np.arange(place.start, place.start + place.size) for place in layout.places]
-    return rng.choice(np.concatenate(whole), min(count, int(_COLUMNS * layout.size)), replace=False)
-
-
 def one_text(data: Examples) -> Examples:
     """The first of classified texts by itself; other data as they are."""
     if not isinstance(data, TokenizedDataset):
@@ -112,11 +104,13 @@ class CanaryStep(LogicalStep):
     """A logical step in which indices behind the data are canaries of one direction.
 
     Attributes:
-        columns: int64, the arena column of the canary with index ``n + i``; signs: ±1, which way.
+        directions: of each client's; signs: of the canary with index ``n + i`` which way, ±1, or 0 where it is out.
+        others: float64 ``[C,P]``, what the samples of the last step's batch sum to without these canaries.
     """
 
-    columns: NDArray[np.int64]
+    directions: Directions
     signs: NDArray[np.float32]
+    others: Tensor
 
     def clipped_sums(
         self, drawn: Sequence[np.ndarray], budget: int
@@ -124,6 +118,7 @@ class CanaryStep(LogicalStep):
         """As for samples alone; then the canaries' gradients are clipped and added."""
         n = len(self.setup.data.lengths)
         found = super().clipped_sums([one[one < n] for one in drawn], budget)
+        self.others = self.total.clone()
         owner = np.repeat(np.arange(len(drawn)), [int((one >= n).sum()) for one in drawn])
         which = np.concatenate([one[one >= n] - n for one in drawn]).astype(np.int64)
         if len(which):
@@ -131,14 +126,12 @@ class CanaryStep(LogicalStep):
         return found
 
     def _add(self, owner: np.ndarray, which: np.ndarray) -> None:
-        layout, rows = self.setup.adapters.layout, torch.arange(len(which))
-        columns, length = torch.from_numpy(self.columns[which]), LONGER * max(self.norms)
-        gradients = torch.zeros(len(which), layout.width)
-        gradients[rows, columns] = torch.from_numpy(self.signs[which]) * length
-        starts = torch.tensor([place.start for place in layout.places])
+        layout, device = self.setup.adapters.layout, self.total.device
+        lengths = torch.from_numpy(self.signs[which].astype(np.float32)) * LONGER * float(max(self.norms))
+        gradients = self.directions.gradients(which % len(self.directions), lengths, layout.width)
         squares = torch.zeros(len(which), layout.slots, dtype=torch.float64)
-        squares[rows, torch.searchsorted(starts, columns, right=True) - 1] = gradients.double().square().sum(1)
-        device = self.total.device
+        for place in layout.places:
+            squares[:, place.slot] = gradients[:, place.columns].double().square().sum(1)
         client = torch.from_numpy(owner).to(torch.int32).to(device)
         found = SegmentGradients(gradients.to(device), squares.to(device), client, torch.zeros(len(which)))
         found.clip_into_(self.total, *self.clipping)

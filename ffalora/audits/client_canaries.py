@@ -15,7 +15,8 @@ from ..privacy.client_level import ClientLevel, population_ledger
 from ..privacy.noise import SecureNoise
 from ..privacy.sampling import SeededDraw
 from ..training.sensitivity import secret_noise
-from .canaries import LONGER, MOST_NUMBERS, ONE_DIRECTION, CanaryTest, directions, expected_bound, guess, sound_scores
+from .canaries import LONGER, MOST_NUMBERS, ONE_DIRECTION, CanaryTest, expected_bound, guess, sound_scores
+from .directions import Directions
 
 
 class ClientCanaries:
@@ -40,7 +41,8 @@ class ClientCanaries:
         if level is None:
             raise ValueError(f"privacy.unit={config.privacy.unit!r}: clients are not what is protected")
         self.rng, self.steps, self.planned = rng, 0, config.federation.rounds
-        self.columns = directions(layout, min(canaries, MOST_NUMBERS // layout.width), rng)
+        most = min(canaries, MOST_NUMBERS // layout.width)
+        [self.columns] = Directions.draw(layout, [0], [1.0], most, rng).columns
         self.signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), len(self.columns))
         self.included = rng.random(len(self.columns)) < 0.5
         self.clients = [dataclasses.replace(one) for one in self.experiment.participants]

@@ -28,13 +28,13 @@ from ..training.participant import Participant
 from ..training.rates import given_rate
 from ..training.report import TrainingReport
 from ..training.sensitivity import secret_noise
+from ..training.step import clipping_groups
 from . import correlated
 from .canaries import (
     MOST_NUMBERS,
     ONE_DIRECTION,
     CanaryStep,
     CanaryTest,
-    directions,
     expected_bound,
     guess,
     losses_of,
@@ -43,6 +43,7 @@ from .canaries import (
     sound_scores,
     with_canaries,
 )
+from .directions import Directions
 
 #: Scores of canaries, and a function from who is in to scores of a sound run.
 Scores = tuple[NDArray, Callable[[NDArray], NDArray]]
@@ -65,7 +66,7 @@ class SampleCanaries:
         experiment = build(config, caches_layers=False)
         self.rng, self.steps = rng, 0
         self.correlations = [ledger_of(p).correlation for p in experiment.participants]
-        self.released: list[np.ndarray] = []
+        self.released: list[np.ndarray] = []  # of each step, along canaries' directions; who attacks knows the others
         layout, clients = experiment.adapters.layout, len(experiment.participants)
         texts = 0 if self.is_correlated else min(canaries * clients // 10, MOST_NUMBERS // layout.width)
         vocabulary = getattr(getattr(experiment.loaded.model, "config", None), "vocab_size", 0)
@@ -74,8 +75,8 @@ class SampleCanaries:
         self.planned = config.federation.rounds * config.federation.local_steps
         self.local_steps = config.federation.local_steps
         self.engine = _engine(experiment, data)
-        self.columns = directions(layout, canaries, rng)
-        each = len(self.columns)
+        self.directions = Directions.draw(layout, *clipping_groups(self.engine), canaries, rng)
+        each = len(self.directions)
         self.included, self.cohort = self._participants(experiment, len(data.labels), each)
         server = experiment.strategy.begin()
         experiment.strategy.load(server, trains=True)
@@ -84,6 +85,11 @@ class SampleCanaries:
         self.one_pass = all(place.tensor != "lora_A" for place in layout.places)
         self.signs = rng.choice(np.array([-1.0, 1.0], dtype=np.float32), (len(self.cohort), each))
         self.limits, self.noise_std = torch.zeros(2, len(self.cohort), dtype=torch.float64)
+
+    @property
+    def own_columns(self) -> Tensor:
+        """Those that canaries of one direction have to themselves, int64."""
+        return torch.from_numpy(self.directions.columns.reshape(-1))
 
     @property
     def is_correlated(self) -> bool:
@@ -146,8 +152,7 @@ class SampleCanaries:
             self.steps += 1
             seen = (before - state).double() * factor
             self.seen += seen
-            if self.is_correlated:
-                self.released.append(seen[:, torch.from_numpy(self.columns).to(seen.device)].cpu().numpy())
+            self.released.append(self.directions.along(seen - torch.cat([step.others for step in steps])))
             if self.steps % self.local_steps == 0:
                 state.copy_(state.mean(0).expand_as(state))
 
@@ -156,7 +161,7 @@ class SampleCanaries:
         cohort, state = self.cohort[rows], self.state[rows]
         moments = Moments.zeros(self.engine.optimizer, len(cohort), state.shape[1], self.engine.device)
         step = CanaryStep(self.engine, cohort, state, None, 0.0, moments, None)
-        step.columns = np.tile(self.columns, len(self.cohort))
+        step.directions = self.directions
         step.signs = self.signs.reshape(-1) * self.included[self.n - self.first :]
         self.limits[rows] = step.norms.cpu()
         self.noise_std[rows] = step.noise_std.cpu()
@@ -182,9 +187,9 @@ class SampleCanaries:
 
     def _independent(self) -> Scores:
         """Scores of the canaries of one direction, by the sum of all steps, and what a sound run would give."""
-        where, ledgers = torch.from_numpy(self.columns).to(self.seen.device), [ledger_of(p) for p in self.cohort]
-        scores = (self.seen[:, where].cpu() / self.limits[:, None]).numpy() * self.signs
-        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers)
+        scores = np.sum(self.released, axis=0) / self.limits[:, None].numpy() * self.signs
+        ledgers = [ledger_of(p) for p in self.cohort]
+        sigma = sum(ledger.noise_multiplier for ledger in ledgers) / len(ledgers) / self.directions.strength
         rate = sum(ledger.sample_rate for ledger in ledgers) / len(ledgers)
         return scores.reshape(-1), lambda there: sound_scores(there, self.steps, rate, sigma, self.rng)
 
@@ -194,11 +199,12 @@ class SampleCanaries:
         for row, (one, correlation) in enumerate(zip(self.cohort, self.correlations, strict=True)):
             if correlation is None:
                 continue
-            ledger, seed, each = ledger_of(one), self.engine.seed, len(self.columns)
+            ledger, seed, each = ledger_of(one), self.engine.seed, len(self.directions)
             turns = correlated.turns_of(correlation, seed, one.client_id, len(one.samples))[-each:]
             every.append(correlated.matched_scores(correlation, released[:, row] * self.signs[row], turns))
             every[-1] /= float(self.limits[row])
-            terms = correlation, turns, self.steps, ledger.sample_rate, ledger.noise_multiplier, self.rng
+            sigma = ledger.noise_multiplier / self.directions.strength
+            terms = correlation, turns, self.steps, ledger.sample_rate, sigma, self.rng
             sound.append(partial(correlated.sound_scores, *terms))
         return np.concatenate(every), lambda there: np.concatenate(
             [of(part) for of, part in zip(sound, np.split(there, len(sound)), strict=True)]
@@ -213,7 +219,7 @@ class SampleCanaries:
             drawn = max((0.25 * (ledger.sample_rate * steps) ** 2 + ledger.sample_rate * steps / 2) ** 0.5, 1e-3)
             noise = float(self.noise_std[row]) * steps**0.5
             seen = self.seen[row].clone()
-            seen[torch.from_numpy(self.columns).to(seen.device)] = 0.0
+            seen[self.own_columns.to(seen.device)] = 0.0
             scores[mine] = matched_scores(rows[mine], seen, noise, drawn)
         return scores
 
@@ -235,7 +241,7 @@ class SampleCanaries:
                 packed=engine.packed,
             ).gradients.clone()
             rows *= (float(self.limits[0]) / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
-            rows[:, torch.from_numpy(self.columns).to(rows.device)] = 0.0
+            rows[:, self.own_columns.to(rows.device)] = 0.0
             found.append(rows.cpu())
         return torch.cat(found)
 

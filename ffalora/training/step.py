@@ -55,7 +55,7 @@ class LogicalStep:
         largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
         self.lr *= largest[:, 0]
         self.units = None if bool((units == largest).all()) else (units / largest).float()
-        starts, self.shares = _groups(setup)
+        starts, self.shares = clipping_groups(setup)
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
@@ -253,7 +253,7 @@ class LogicalStep:
         return torch.tensor(values, dtype=torch.float64, device=self.setup.device)
 
 
-def _groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:
+def clipping_groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:
     """Where each group of columns starts that is clipped by itself, and its share of C²."""
     places, heads, privacy = setup.adapters.layout.places, setup.adapters.heads, setup.privacy
     if setup.private and privacy.clipping == "per-layer":
