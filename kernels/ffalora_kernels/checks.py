@@ -43,7 +43,7 @@ def activation(op: str, name: str, t: Tensor) -> torch.Size:
         raise ValueError(f"{op}: {name} must be two-dimensional, got shape {tuple(shape)}")
     if t.dtype not in ACTIVATION_DTYPES:
         raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
-    if t.stride()[1] != 1 and shape[1] > 1:
+    if t.stride()[1] != 1 and shape[1] > 1 and shape[0] > 0:
         raise ValueError(
             f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()"
         )
