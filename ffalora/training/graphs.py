@@ -132,13 +132,15 @@ class PassGraphs:
     def _recorded(
         self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping
     ) -> _RecordedPass | None:
-        """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none."""
+        """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none (it has
+        memory of its own beside that of passes that are run).
+        """
         if self._unwritten is None:
             self._unwritten = torch.zeros(self.adapters.layout.slots, dtype=torch.bool, device=state.device)
         try:
             return _RecordedPass(self, room, inputs, targets, state, clipping, self._unwritten)
         except RuntimeError as error:
-            if "captur" not in str(error).lower():
+            if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
                 raise
             self.refused = (str(error).splitlines() or [""])[0]
             log.warning("passes of this model are not recorded as CUDA graphs: %s", self.refused)

@@ -105,9 +105,14 @@ def test_a_pass_that_reads_from_the_device_is_noticed(recorder):
         engine.train(participants(1), adapters.state()[None].clone(), steps=12)
 
 
-def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError("CUDA out of memory.")],
+    ids=["a read", "memory"],
+)
+def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog, error):
     def refuse(compute):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise error
 
     engine, adapters = _recording(refuse)
     expected, other = tiny_engine()
@@ -116,7 +121,7 @@ def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog):
     expected.train(participants(1), run, steps=12)
     assert torch.equal(state, run)
     assert [record.message for record in caplog.records] == [
-        "passes of this model are not recorded as CUDA graphs: operation not permitted when stream is capturing"
+        f"passes of this model are not recorded as CUDA graphs: {error}"
     ]
 
 
