@@ -36,20 +36,21 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaRecorder:
-    """Records as CUDA graphs that share one pool of memory: they are replayed one after another."""
+    """Records as CUDA graphs of a device that share one pool of memory: they are replayed one after another."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            compute()
+        with torch.cuda.device(self._device):  # streams are the current device's, and work of others is not recorded
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                compute()
         return graph.replay
 
 
