@@ -22,6 +22,7 @@ from .checks import (
     check_arena,
     check_flat,
     check_layer,
+    check_own_rows,
     expect,
     matrix,
     on_one_device,
@@ -62,6 +63,7 @@ def expand_(y: Tensor, h: Tensor, b: Tensor, segments: Segments, scale: float) -
         scale: ``alpha/R`` or ``alpha/√R``.
     """
     check_layer("expand_", "y", y, h, b, segments)
+    check_own_rows("y", y)
     _expand(y, h, b, segments.offsets, segments.client, scale, segments.longest)
 
 
@@ -178,6 +180,7 @@ def clip_reduce_(
     if squares is not None:
         expect("squares", squares, (s, g), torch.float64)
     check_flat("arena", arena)
+    check_own_rows("total", total)
     if not on_one_device(total, arena, client, max_grad_norm, group_columns, squares):
         refuse_devices(
             "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm,
