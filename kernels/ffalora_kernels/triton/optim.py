@@ -126,8 +126,7 @@ def privatize_step_(
     adam = optimizer == "adamw"
     client_id, step, index = client_id.contiguous(), step.contiguous(), None if index is None else index.contiguous()
     noise_std, denominator, lr = noise_std.contiguous(), denominator.contiguous(), lr.contiguous()
-    ages = age.contiguous().double()
-    corrections = [1.0 - torch.pow(beta, ages) for beta in (beta1, beta2)] if adam else [None, None]
+    corrections = [1.0 - torch.pow(beta, age.double()) for beta in (beta1, beta2)] if adam else [None, None]
     rows = {"state": state, "avg": exp_avg, "sq": exp_avg_sq, "total": total, "anchor": anchor}
     pitches = {name: units(0 if t is None else t.stride(0)) for name, t in rows.items()}
     blocks = cdiv(p, STEP_BLOCK)
