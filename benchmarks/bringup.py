@@ -22,10 +22,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
@@ -65,15 +67,22 @@ class BringUp:
         return self.output / "gpu.csv"
 
     def run(self, name: str, command: list[str], seconds: float) -> int:
-        """Runs a command with its output in ``NAME.log``; its exit status, 124 where the time ran out."""
+        """Runs a command with its output in ``NAME.log``; its exit status, 124 where the time ran out. What it has
+        started ends with it: the next stage has the device to itself.
+        """
         with (self.output / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, cwd=checkout.ROOT,
+                start_new_session=True,
+            )  # fmt: skip
             try:
-                return subprocess.run(
-                    command, stdout=log, stderr=subprocess.STDOUT, timeout=max(1.0, seconds), env=self.environment,
-                    cwd=checkout.ROOT,
-                ).returncode  # fmt: skip
+                return process.wait(max(1.0, seconds))
             except subprocess.TimeoutExpired:
                 return TIMED_OUT
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def script(self, name: str) -> list[str]:
         """The beginning of a command that runs a script of this folder."""

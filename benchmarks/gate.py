@@ -24,6 +24,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 from cases import CASES
 
 GATE_CASE = "tests/kernels/cases"
+#: Device memory of one process: its context, and the largest shape with its float64 result.
+PROCESS_BYTES = 3 * 2**30
 
 
 def backend_of(device: torch.device) -> str:
@@ -77,7 +79,7 @@ def check_shapes(device: torch.device, quick: bool, share: slice) -> dict[str, s
     from op_bench import check
 
     failures = {}
-    for make in list(plan.ops(device, quick))[share]:
+    for make in list(plan.ops(device, quick, copies=1))[share]:
         case = make()
         status, _ = check(case, case.candidates["ours"])
         if status != "ok":
@@ -85,6 +87,13 @@ def check_shapes(device: torch.device, quick: bool, share: slice) -> dict[str, s
         del case
         release()
     return failures
+
+
+def fitting(device: torch.device, processes: int) -> int:
+    """As many of the processes as the device has free memory for, at least one."""
+    if device.type != "cuda":
+        return processes
+    return max(1, min(processes, torch.cuda.mem_get_info(device)[0] // PROCESS_BYTES))
 
 
 def shared_out(device: str, quick: bool, processes: int) -> tuple[dict[str, str], int]:
@@ -113,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …, or cpu")
     parser.add_argument("--quick", action="store_true", help="a third of the cases, tiny shapes")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="these cases alone, in this process")
-    parser.add_argument("--processes", type=int, default=1, help="that check (and compile) at once")
+    parser.add_argument("--processes", type=int, default=1, help="that check (and compile) at once, at most")
     parser.add_argument("--output", type=Path, help="CSV that gets the gate's row: gpu.py then does not run it again")
     parser.add_argument("--share", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -126,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only:
         failures, count = run_gate(device, options.only)
     else:
-        failures, count = shared_out(options.device, options.quick, options.processes)
+        failures, count = shared_out(options.device, options.quick, fitting(device, options.processes))
     row = gate_row(failures, count)
     if options.output:
         append(options.output, [stamp(row, device)])

@@ -85,12 +85,13 @@ class Clock:
             started = self.now()
             call(number)
             return 1e3 * (self.now() - started)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(_QUEUED_CYCLES)
-        start.record()
-        call(number)
-        end.record()
-        torch.cuda.synchronize(self.device)
+        with torch.cuda.device(self.device):  # waits and events are on the current device's stream
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(_QUEUED_CYCLES)
+            start.record()
+            call(number)
+            end.record()
+            torch.cuda.synchronize()
         return start.elapsed_time(end)
 
 

@@ -39,9 +39,11 @@ _LAYER_PEERS = [
 ]
 
 
-def ops(device: torch.device, quick: bool) -> Iterator[Make]:
-    """Makers of all operation cases. torch.compile takes part once an operation: it compiles for seconds."""
-    copies = 2 if quick else 4
+def ops(device: torch.device, quick: bool, copies: int | None = None) -> Iterator[Make]:
+    """Makers of all operation cases, each with ``copies`` sets of inputs that take turns [4, quick 2]. torch.compile
+    takes part once an operation: it compiles for seconds.
+    """
+    copies = copies or (2 if quick else 4)
     compiled: set[str] = set()
 
     def once(op: str, dtype: torch.dtype = BF16) -> bool:

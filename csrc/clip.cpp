@@ -1,5 +1,7 @@
 // clip_reduce_: clip factors from the norms, and the clipped sum of each client in float64.
 #include <cmath>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "contract.h"
@@ -144,9 +146,27 @@ void add_block(const Clipping& clipping, ptrdiff_t first, ptrdiff_t last, const 
   }
 }
 
+// A client without a row of the totals, or a column that there is not, would be read and written all the same.
+void check_indices(const Clipping& clipping) {
+  for (ptrdiff_t i = 0; i < clipping.segments; ++i)
+    if (clipping.client[i] < 0 || clipping.client[i] >= clipping.clients)
+      throw std::invalid_argument("client must lie in 0 … " + std::to_string(clipping.clients - 1) + ", but client[" +
+                                  std::to_string(i) + "] is " + std::to_string(clipping.client[i]));
+  ptrdiff_t least = 0;
+  for (ptrdiff_t k = 0; k <= clipping.groups; ++k) {
+    const ptrdiff_t column = clipping.group_columns[k];
+    if (column < least || column > clipping.columns)
+      throw std::invalid_argument("group_columns must ascend in 0 … " + std::to_string(clipping.columns) +
+                                  ", but group_columns[" + std::to_string(k) + "] is " + std::to_string(column));
+    least = column;
+  }
+}
+
 }  // namespace
 
+// Throws std::invalid_argument where client or group_columns point outside the matrices.
 void clip_reduce(const Clipping& clipping, int threads) {
+  check_indices(clipping);
   const ptrdiff_t columns = clipping.group_columns[clipping.groups] - clipping.group_columns[0];
   const std::vector<Block> blocks = column_blocks(clipping);
   // Where the norms are not given, a batch of rows is read for its norms and found in the cache for its sum.

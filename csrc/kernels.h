@@ -109,6 +109,7 @@ struct Matrix {  // rows of float32 (totals: float64), or null
 };
 
 struct Clipping {
+  ptrdiff_t clients, columns;
   Matrix total;           // [clients, columns], added to
   Matrix arena;           // [segments, columns]
   const double* squares;  // [segments, groups], or null: computed from the arena

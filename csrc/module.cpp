@@ -116,10 +116,11 @@ void bind_clipping(py::module_& m) {
     return Matrix{at<void>(data), stride};
   }));
   py::class_<Clipping>(m, "Clipping").def(py::init([](const py::kwargs& given) {
-    return filled<Clipping>(given, {FIELD(Clipping, total), FIELD(Clipping, arena), FIELD(Clipping, squares),
-                                    FIELD(Clipping, client), FIELD(Clipping, segments), FIELD(Clipping, max_grad_norm),
-                                    FIELD(Clipping, group_columns), FIELD(Clipping, groups), FIELD(Clipping, automatic),
-                                    FIELD(Clipping, gamma), FIELD(Clipping, factors), FIELD(Clipping, norms)});
+    return filled<Clipping>(
+        given, {FIELD(Clipping, clients), FIELD(Clipping, columns), FIELD(Clipping, total), FIELD(Clipping, arena),
+                FIELD(Clipping, squares), FIELD(Clipping, client), FIELD(Clipping, segments),
+                FIELD(Clipping, max_grad_norm), FIELD(Clipping, group_columns), FIELD(Clipping, groups),
+                FIELD(Clipping, automatic), FIELD(Clipping, gamma), FIELD(Clipping, factors), FIELD(Clipping, norms)});
   }));
   m.def("clip_reduce", &clip_reduce, py::call_guard<py::gil_scoped_release>());
 }

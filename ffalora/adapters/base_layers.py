@@ -51,12 +51,15 @@ def plain_weight(base: nn.Module) -> Tensor:
 
 
 def is_fused(base: nn.Module) -> bool:
-    """Whether the base product is exactly ``x wᵀ + bias`` with a plain weight, and nothing is hooked onto it."""
+    """Whether the base product is exactly ``x wᵀ + bias`` with a plain, frozen weight, and nothing is hooked onto it. A
+    weight that somebody trains beside the adapter gets its gradient from the layer's own product.
+    """
     plain = nn.Linear if isinstance(base, nn.Linear) else conv1d(base)
     return (
         plain is not None
         and type(base).forward is plain.forward
         and has_plain_weight(base)
+        and not base.weight.requires_grad
         and "forward" not in base.__dict__
         and not base._forward_hooks
         and not base._forward_pre_hooks

@@ -36,20 +36,21 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaRecorder:
-    """Records as CUDA graphs that share one pool of memory: they are replayed one after another."""
+    """Records as CUDA graphs of a device that share one pool of memory: they are replayed one after another."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            compute()
+        with torch.cuda.device(self._device):  # streams are the current device's, and work of others is not recorded
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                compute()
         return graph.replay
 
 
@@ -132,13 +133,15 @@ class PassGraphs:
     def _recorded(
         self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping
     ) -> _RecordedPass | None:
-        """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none."""
+        """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none (it has
+        memory of its own beside that of passes that are run).
+        """
         if self._unwritten is None:
             self._unwritten = torch.zeros(self.adapters.layout.slots, dtype=torch.bool, device=state.device)
         try:
             return _RecordedPass(self, room, inputs, targets, state, clipping, self._unwritten)
         except RuntimeError as error:
-            if "captur" not in str(error).lower():
+            if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
                 raise
             self.refused = (str(error).splitlines() or [""])[0]
             log.warning("passes of this model are not recorded as CUDA graphs: %s", self.refused)

@@ -97,7 +97,8 @@ class TrainingSetup:
         self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
         self.graphs = None
         if self.cuda_graphs and self.device.type == "cuda":
-            self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, CudaRecorder())
+            record = CudaRecorder(self.device)
+            self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, record)
         if self.token_budget is None:
             self.token_budget = token_budget(self.model, self.data, self.device)
 

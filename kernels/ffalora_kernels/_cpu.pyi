@@ -17,8 +17,8 @@ class Matrix:
 
 class Clipping:
     def __init__(
-        self, *, total: Matrix, arena: Matrix, squares: int, client: int, segments: int, max_grad_norm: int,
-        group_columns: int, groups: int, automatic: bool, gamma: float, factors: int, norms: int,
+        self, *, clients: int, columns: int, total: Matrix, arena: Matrix, squares: int, client: int, segments: int,
+        max_grad_norm: int, group_columns: int, groups: int, automatic: bool, gamma: float, factors: int, norms: int,
     ) -> None: ...  # fmt: skip
 
 class Update:

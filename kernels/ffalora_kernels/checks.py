@@ -43,7 +43,7 @@ def activation(op: str, name: str, t: Tensor) -> torch.Size:
         raise ValueError(f"{op}: {name} must be two-dimensional, got shape {tuple(shape)}")
     if t.dtype not in ACTIVATION_DTYPES:
         raise TypeError(f"{op}: {name} must be float32, bfloat16 or float16, got {t.dtype}")
-    if t.stride()[1] != 1 and shape[1] > 1:
+    if t.stride()[1] != 1 and shape[1] > 1 and shape[0] > 0:
         raise ValueError(
             f"{op}: elements of a row of {name} must be adjacent, got strides {t.stride()}; call .contiguous()"
         )
@@ -94,6 +94,7 @@ def check_arena(
             raise ValueError(
                 f"squares must be float64 [{rows}, slots > slot={slot}], got {squares.dtype} {tuple(squares.shape)}"
             )
+        check_own_rows("squares", squares)
     if arena.device != device or (squares is not None and squares.device != device):
         refuse_devices("arena", arena=arena, squares=squares, activations=like)
 
@@ -104,6 +105,12 @@ def check_flat(name: str, t: Tensor) -> None:
     shape, strides = t.shape, t.stride()
     if t.numel() and shape[1] > 1 and (strides[1] != 1 or (shape[0] > 1 and strides[0] < shape[1])):
         raise ValueError(f"{name} must be row-major, got shape {tuple(shape)} with strides {strides}")
+
+
+def check_own_rows(name: str, t: Tensor) -> None:
+    """Refuses to write into a tensor whose rows are one and the same (``expand``)."""
+    if t.stride()[0] == 0 and t.shape[0] > 1 and t.numel():
+        raise ValueError(f"{name} is written into, but its rows share their memory; call .clone()")
 
 
 def matrix(name: str, t: Tensor) -> torch.Size:

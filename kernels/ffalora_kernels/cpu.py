@@ -98,7 +98,8 @@ def clip_reduce(
     shape = (arena.shape[0], limits.shape[1])
     factors, norms = total.new_empty(shape), total.new_empty(shape)
     clipping = _cpu.Clipping(
-        total=_matrix(total), arena=_matrix(arena), squares=0 if given is None else given.data_ptr(),
+        clients=total.shape[0], columns=total.shape[1], total=_matrix(total), arena=_matrix(arena),
+        squares=0 if given is None else given.data_ptr(),
         client=client.data_ptr(), segments=shape[0], max_grad_norm=limits.data_ptr(),
         group_columns=group_columns.data_ptr(), groups=shape[1], automatic=mode == "automatic", gamma=gamma,
         factors=factors.data_ptr(), norms=norms.data_ptr(),

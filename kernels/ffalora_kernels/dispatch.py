@@ -41,6 +41,11 @@ def load(backend: str) -> tuple[ModuleType | None, str]:
 def choose(op: str, device_type: str) -> tuple[Callable, str]:
     """The implementation of ``op`` for tensors on ``device_type``, and the name of the backend it comes from."""
     asked = _asked_for.get()
+    if asked == "cpp" and device_type != "cpu":  # its kernels take addresses as they come
+        raise BackendUnavailable(
+            f"backend='cpp' was asked for, which serves CPU tensors; {op} was given {device_type} tensors: move them, "
+            "use 'triton' or 'reference', or leave the choice open"
+        )
     backend = asked or _PREFERRED.get(device_type, "reference")
     module, reason = load(backend if asked else _UNASKED.get(backend, backend))
     if module is not None and op in module.IMPLEMENTATIONS:

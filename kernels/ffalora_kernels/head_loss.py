@@ -6,6 +6,8 @@ a few tokens only (``SCRATCH_BYTES``), whatever M and V are.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,8 +61,8 @@ def linear_cross_entropy(
         refuse_grad(op)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    if not softcap >= 0.0:
-        raise ValueError(f"softcap must be 0 (none) or positive, got {softcap}")
+    if not 0.0 <= softcap < math.inf:
+        raise ValueError(f"softcap must be 0 (none) or positive and finite, got {softcap}")
     tokens, d = activation(op, "x", x)
     v, w_d = activation(op, "w", w)
     check_alike(op, "x", x, "w", w)

@@ -22,6 +22,7 @@ from .checks import (
     check_arena,
     check_flat,
     check_layer,
+    check_own_rows,
     expect,
     matrix,
     on_one_device,
@@ -62,6 +63,7 @@ def expand_(y: Tensor, h: Tensor, b: Tensor, segments: Segments, scale: float) -
         scale: ``alpha/R`` or ``alpha/√R``.
     """
     check_layer("expand_", "y", y, h, b, segments)
+    check_own_rows("y", y)
     _expand(y, h, b, segments.offsets, segments.client, scale, segments.longest)
 
 
@@ -178,10 +180,12 @@ def clip_reduce_(
     if squares is not None:
         expect("squares", squares, (s, g), torch.float64)
     check_flat("arena", arena)
-    if not on_one_device(total, arena, client, max_grad_norm, squares):
+    check_own_rows("total", total)
+    if not on_one_device(total, arena, client, max_grad_norm, group_columns, squares):
         refuse_devices(
-            "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm, squares=squares
-        )
+            "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm,
+            group_columns=group_columns, squares=squares,
+        )  # fmt: skip
     return _clip_reduce(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
 
 
@@ -256,10 +260,12 @@ def privatize_step_(
         expect(name, row, (c,), torch.float64)
     if index is not None:
         expect("index", index, (p,), torch.int32)
-    if not on_one_device(state, total, client_id, lr, anchor, exp_avg):
+    moments, rows = (anchor, exp_avg, exp_avg_sq, index), (client_id, step, age, noise_std, denominator, lr)
+    if not on_one_device(state, total, *rows, *moments):
         refuse_devices(
-            "privatize_step_", state=state, total=total, client_id=client_id, lr=lr, anchor=anchor, exp_avg=exp_avg
-        )
+            "privatize_step_", state=state, total=total, client_id=client_id, step=step, age=age, noise_std=noise_std,
+            denominator=denominator, lr=lr, anchor=anchor, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, index=index,
+        )  # fmt: skip
     _privatize_step(
         state, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, total=total, anchor=anchor, client_id=client_id, step=step,
         age=age, noise_std=noise_std, denominator=denominator, lr=lr, index=index, key=signed(key), stream=stream,

@@ -37,6 +37,7 @@ def adapted_input_gradient(dy: Tensor, w: Tensor, dh: Tensor, a: Tensor) -> Tens
 def base_product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """``x wᵀ + bias`` ``[M,N]``, without a gradient of its own; x ``[M,K]``, w ``[N,K]``, bias ``[N]`` or None."""
     if _takes_onednn(x, w):
+        bias = None if bias is None else bias.contiguous()  # it reads a bias as if it were
         return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
     return F.linear(x, w, bias)
 

@@ -303,3 +303,14 @@ def test_dropout_keeps_the_mean_and_passes_gradients_through_its_own_mask():
     assert torch.equal(x.grad, y.detach())
     assert y.mean().item() == pytest.approx(1.0, abs=0.02)
     assert y.detach().unique().tolist() == pytest.approx([0.0, 4 / 3])
+
+
+def test_a_base_weight_that_is_trained_beside_its_adapter_gets_its_gradient():
+    model, batch = tiny_bert(), text_batch()
+    layer = next(iter(adapted(model).layers.values()))
+    weight = layer.base_layer.weight.requires_grad_()
+    (beside,) = torch.autograd.grad(sample_losses(model, batch).sum(), weight)
+    with torch.no_grad():
+        layer.merge()
+    (merged,) = torch.autograd.grad(sample_losses(model, batch).sum(), weight)
+    torch.testing.assert_close(beside, merged, rtol=1e-4, atol=1e-6)

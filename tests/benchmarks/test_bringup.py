@@ -1,12 +1,14 @@
 """The one command of a borrowed machine: its stages share the time, keep what they said, and bring what is missing."""
 
 import sys
+import time
 from zipfile import ZipFile
 
 import bench_path  # noqa: F401
 import bringup
 import gate
 import pytest
+import torch
 from record import read
 
 
@@ -44,6 +46,22 @@ def test_a_stage_that_ends_early_leaves_its_time_to_those_after_it(sitting, monk
 
 def test_a_stage_that_runs_out_of_time_is_ended_and_said(sitting):
     assert sitting.run("gate", [sys.executable, "-c", "import time; time.sleep(60)"], 0.5) == bringup.TIMED_OUT
+
+
+def test_what_a_stage_started_ends_with_it(sitting):
+    mark = sitting.output / "still there"
+    late = f"import pathlib, time; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}]); time.sleep(60)"
+    assert sitting.run("gate", [sys.executable, "-c", f"import time; {start}"], 1.0) == bringup.TIMED_OUT
+    time.sleep(1.0)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(("free", "expected"), [(22, 7), (79, 16), (1, 1)], ids=["24 GB", "80 GB", "a full card"])
+def test_no_more_processes_check_than_the_card_has_memory_for(monkeypatch, free, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
+    assert gate.fitting(torch.device("cuda"), 16) == expected
+    assert gate.fitting(torch.device("cpu"), 16) == 16
 
 
 def test_gate_runs_cases_by_name_and_keeps_its_row(tmp_path, monkeypatch):

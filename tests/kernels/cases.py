@@ -45,6 +45,11 @@ def rows(m: int, width: int, dtype: torch.dtype, pad: int = 0, shift: int = 0) -
     return view
 
 
+def apart(t: Tensor) -> Tensor:
+    """The same numbers as a view, with another one behind each."""
+    return torch.stack([t, torch.full_like(t, 3)], -1)[..., 0]
+
+
 def make_segments(lengths: Sequence[int], n_clients: int = 1) -> Segments:
     """Segments of these lengths; clients take turns."""
     return Segments.from_lengths(lengths, client=[i % n_clients for i in range(len(lengths))], n_clients=n_clients)
@@ -139,7 +144,7 @@ def check_outer(
 def check_clip(
     backend: str, device: str = "cpu", owners: Sequence[int] = (0, 0, 0), p: int = 300, groups: Sequence[int] = (),
     mode: str = "flat", give_squares: bool = False, magnitude: float = 1.0, broken: Sequence[int] = (),
-    unlimited: bool = False,
+    unlimited: bool = False, views: bool = False,
 ) -> None:  # fmt: skip
     """Factors, norms and clipped sums; rows in ``broken`` hold a NaN or an Inf and contribute exactly zero."""
     torch.manual_seed(0)
@@ -160,7 +165,9 @@ def check_clip(
         factors_expected, norms_expected = ffk.clip_reduce_(expected, arena, client, limit, bounds, squares, mode)
     total = before.to(device, copy=True)
     with ffk.use_backend(backend):
-        moved = (None if t is None else t.to(device) for t in (arena, client, limit, bounds, squares))
+        moved = [None if t is None else t.to(device) for t in (arena, client, limit, bounds, squares)]
+        if views:
+            moved[1:] = [None if t is None else apart(t) for t in moved[1:]]
         factors, norms = ffk.clip_reduce_(total, *moved, mode)
     for name, actual, wanted in (("norms", norms, norms_expected), ("factors", factors, factors_expected)):
         torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-12, atol=0.0, equal_nan=True, msg=f"{name} differ")
@@ -178,6 +185,7 @@ def check_privatize(
     optimizer: str = "sgd",
     momentum: bool = False,
     proximal: bool = False,
+    views: bool = False,
     key: int = 0x9E3779B97F4A7C15,
     **hyper: float,
 ) -> None:
@@ -206,6 +214,8 @@ def check_privatize(
         "denominator": torch.tensor([64.0, 3.0, 1.0, 9.0][:c], dtype=torch.float64),
     }
     moved = {name: t.to(device, copy=True) for name, t in tensors.items()}
+    if views:
+        moved |= {name: apart(t) for name, t in moved.items() if t.dim() == 1}
     before = tensors["state"].clone()
     settings = {"key": key, "stream": 5, "optimizer": optimizer, **hyper}
     with ffk.use_backend("reference"):
@@ -225,6 +235,7 @@ def check_linear_cross_entropy(
     backend: str, device: str = "cpu", lengths: Sequence[int] = (5, 12), d: int = 24, v: int = 301,
     dtype: torch.dtype = FP32, bias_dtype: torch.dtype | None = None, reduction: str = "mean", softcap: float = 0.0,
     ignored: float = 0.3, unknown: Sequence[int] = (), gradient: bool = True, pad: int = 0, size: float = 2.0,
+    views: bool = False,
 ) -> None:  # fmt: skip
     """Losses, right predictions and gradient of the states; tokens in ``unknown`` have targets that do not exist."""
     torch.manual_seed(0)
@@ -243,7 +254,9 @@ def check_linear_cross_entropy(
         wide = (None if t is None else t.double() for t in (x, w, bias))
         expected = ffk.linear_cross_entropy(*wide, targets, segments, **settings)
     with ffk.use_backend(backend):
-        moved = (None if t is None else t.to(device) for t in (x, w, bias, targets))
+        moved = [None if t is None else t.to(device) for t in (x, w, bias, targets)]
+        if views:
+            moved[2:] = [apart(t) for t in moved[2:]]
         losses, right, dx = ffk.linear_cross_entropy(*moved, to_device(segments, device), **settings)
     assert losses.dtype == FP32 and right.dtype == torch.int32 and dx.dtype == dtype
     assert dx.shape == ((m, d) if gradient else (0, d))
@@ -318,6 +331,7 @@ _add(
     rank_256={"r": 256, "dtype": BF16, "n": 72, "lengths": (9, 20)},
     rank_200_fp32={"r": 200, "n": 40, "lengths": (9, 20)},
     one_column={"n": 1, "r": 4},
+    no_columns={"n": 0},
     no_tokens={"lengths": (0, 0)},
     no_segments={"lengths": ()},
 )
@@ -332,6 +346,7 @@ _add(
     accumulate={"accumulate": True, "n": 70, "k": 150, "dtype": BF16, "column": 3},
     without_squares={"with_squares": False, "dtype": FP16},
     long_segment={"lengths": (2050, 0, 3), "n": 8, "k": 140, "dtype": FP16},
+    no_columns={"n": 0},
     no_tokens={"lengths": (0, 0)},
     no_segments={"lengths": ()},
 )
@@ -351,6 +366,7 @@ _add(
     huge={"magnitude": 1e30},
     tiny={"magnitude": 1e-30},
     many_columns={"p": 20001},
+    views={"views": True, "owners": (0, 1, 0, 1), "groups": (30,), "p": 90},
     no_rows={"owners": ()},
 )
 _add(
@@ -364,6 +380,7 @@ _add(
     adamw={"optimizer": "adamw", "beta1": 0.9, "weight_decay": 0.01, "padding": True},
     adamw_dp={"optimizer": "adamw", "beta1": 0.9, "beta2": 0.99, "dp_bias_correction": True, "noise": 0.2},
     small_key={"key": 1, "p": 5},
+    views={"views": True, "p": 40, "padding": True, "optimizer": "adamw", "beta1": 0.9},
 )
 _add(
     check_linear_cross_entropy,
@@ -377,6 +394,7 @@ _add(
     unknown_targets={"unknown": (1, 7), "lengths": (3, 3, 6), "dtype": BF16},
     sharp={"size": 40.0, "dtype": FP16, "v": 200},
     strided_rows={"pad": 3, "dtype": FP16, "d": 33},
+    views={"views": True, "bias_dtype": FP32, "v": 60},
     without_gradient={"gradient": False, "dtype": BF16},
     one_token={"lengths": (1,), "ignored": 0.0, "v": 5, "d": 1},
     vocabulary_of_one={"v": 1, "dtype": BF16},

@@ -94,6 +94,9 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
     ("outer", ValueError, "arena must be row-major", {"arena": torch.zeros(20, 2).T}),
     ("outer", ValueError, r"arena: .*'arena': device\(type='meta'", {"arena": torch.zeros(2, 20, **META)}),
     ("outer", ValueError, "arena: .*'squares'", {"squares": torch.zeros(2, 1, dtype=torch.float64, **META)}),
+    ("expand_", ValueError, "y is written into, but its rows share", {"y": torch.zeros(1, 8).expand(5, 8)}),
+    ("outer", ValueError, "squares is written", {"squares": torch.zeros(1, 1, dtype=torch.float64).expand(2, 1)}),
+    ("clip_reduce_", ValueError, "total is written", {"total": torch.zeros(1, 20, dtype=torch.float64).expand(2, 20)}),
     ("outer", ValueError, "squares must be float64", {"squares": torch.zeros(2, 1)}),
     ("outer", ValueError, "slot=1", {"squares": torch.zeros(2, 1, dtype=torch.float64), "slot": 1}),
     ("clip_reduce_", ValueError, "mode must be one of", {"mode": "none"}),
@@ -101,6 +104,7 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
     ("clip_reduce_", ValueError, r"client must be torch.int32 of shape \(2,\)", {"client": torch.zeros(3).int()}),
     ("clip_reduce_", ValueError, "arena must be row-major", {"arena": torch.zeros(20, 2).T}),
     ("clip_reduce_", ValueError, "one device", {"squares": torch.zeros(2, 1, dtype=torch.float64, **META)}),
+    ("clip_reduce_", ValueError, "one device.*'group_columns'", {"group_columns": torch.zeros(2, **META).int()}),
     ("privatize_step_", ValueError, "optimizer must be one of", {"optimizer": "adam"}),
     ("privatize_step_", ValueError, "needs exp_avg, exp_avg_sq and age", {"optimizer": "adamw"}),
     ("privatize_step_", ValueError, "mu=1 needs anchor", {"mu": 1}),
@@ -110,6 +114,8 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
     ("privatize_step_", ValueError, "lr must be torch.float64", {"lr": torch.zeros(2)}),
     ("privatize_step_", ValueError, r"index must be torch.int32 of shape \(20,\)", {"index": torch.zeros(19).int()}),
     ("privatize_step_", ValueError, "one device", {"anchor": torch.zeros(2, 20, **META)}),
+    ("privatize_step_", ValueError, "one device.*'step'", {"step": torch.zeros(2, **META).long()}),
+    ("privatize_step_", ValueError, "one device.*'index'", {"index": torch.zeros(20, **META).int()}),
     ("privatize_step_", ValueError, "key must fit into 64 bits", {"key": 2**64}),
 ]
 
@@ -119,6 +125,46 @@ def test_wrong_arguments_of_every_other_operation_are_refused(launches: list, op
     with pytest.raises(error, match=message):
         getattr(ffk, op)(**(arguments_of(op) | changed))
     assert not launches
+
+
+BEYOND = [
+    ("client", [0, 2**20], r"client must lie in 0 … 1, but client\[1\] is 1048576"),
+    ("client", [-1, 0], r"client must lie in 0 … 1, but client\[0\] is -1"),
+    ("group_columns", [0, 2**27], r"group_columns must ascend in 0 … 20, but group_columns\[1\] is 134217728"),
+    ("group_columns", [8, 4], r"group_columns must ascend in 0 … 20, but group_columns\[1\] is 4"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "message"), BEYOND)
+def test_clipping_in_cpp_touches_no_memory_but_that_of_its_matrices(name: str, values: list[int], message: str) -> None:
+    pytest.importorskip("ffalora_kernels.cpu")
+    changed = {name: torch.tensor(values, dtype=torch.int32)}
+    with pytest.raises(ValueError, match=message), ffk.use_backend("cpp"):
+        ffk.clip_reduce_(**(arguments_of("clip_reduce_") | changed))
+
+
+def test_cpp_takes_no_tensors_of_another_device() -> None:
+    pytest.importorskip("ffalora_kernels.cpu")
+    with ffk.use_backend("cpp"), pytest.raises(ffk.BackendUnavailable, match="expand_ was given cuda tensors"):
+        dispatch.choose("expand_", "cuda")
+
+
+def test_rows_that_there_are_none_of_may_have_any_strides() -> None:
+    none = Segments.from_lengths([0])
+    dh = ffk.backward(
+        torch.zeros(()).expand(0, 8), torch.zeros(0, 2), torch.zeros(1, 8, 2), none, 1.0, torch.ones(1, 16), 0
+    )
+    assert dh.shape == (0, 2)
+
+
+@pytest.mark.parametrize("op", ["expand_", "privatize_step_"])
+def test_a_gradient_through_numbers_that_an_operation_changed_is_refused(op: str) -> None:
+    given = arguments_of(op)
+    changed = given["y" if op == "expand_" else "state"]
+    loss = (torch.ones_like(changed).requires_grad_() * changed).sum()
+    getattr(ffk, op)(**given)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def _calls() -> dict[str, tuple[tuple, dict]]:

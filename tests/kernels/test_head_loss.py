@@ -106,7 +106,8 @@ def test_the_operation_is_traced_without_data() -> None:
     "change,error,message",
     [
         ({"reduction": "none"}, ValueError, "reduction must be one of"),
-        ({"softcap": -1.0}, ValueError, "softcap must be 0 .none. or positive, got -1"),
+        ({"softcap": -1.0}, ValueError, "softcap must be 0 .none. or positive and finite, got -1"),
+        ({"softcap": float("inf")}, ValueError, "softcap must be 0 .none. or positive and finite, got inf"),
         ({"softcap": float("nan")}, ValueError, "softcap"),
         ({"w": torch.randn(13, 5)}, ValueError, r"w must be \[V,D\] with V > 0 and D = 6"),
         ({"w": torch.randn(0, 6)}, ValueError, "V > 0"),

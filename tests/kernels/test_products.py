@@ -39,7 +39,10 @@ def test_onednn_and_torch_agree(monkeypatch, tokens, transposed):
     x, dy, bias = torch.randn(tokens, 24), torch.randn(tokens, 40), torch.randn(40)
     w = torch.randn(24, 40).T if transposed else torch.randn(40, 24)
     assert products._takes_onednn(x, w) == (tokens > 0 and torch.backends.mkldnn.is_available())
+    strided, repeated = torch.stack([bias, bias + 1], -1)[:, 0], bias[:1].expand(40)
     for found, exact in (
+        (base_product(x, w, strided), x.double() @ w.double().T + bias.double()),
+        (base_product(x, w, repeated), x.double() @ w.double().T + repeated.double()),
         (base_product(x, w, bias), x.double() @ w.double().T + bias.double()),
         (base_product(x, w, None), x.double() @ w.double().T),
         (base_input_gradient(dy, w), dy.double() @ w.double()),

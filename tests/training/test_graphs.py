@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from transformers.utils import import_utils
 
 from ffalora.training.arena import GradientMissing
 from ffalora.training.gradients import Clipping
-from ffalora.training.graphs import PassGraphs, rounded_up
+from ffalora.training.graphs import CudaRecorder, PassGraphs, rounded_up
 
 
 class HostRead(RuntimeError):
@@ -105,9 +108,14 @@ def test_a_pass_that_reads_from_the_device_is_noticed(recorder):
         engine.train(participants(1), adapters.state()[None].clone(), steps=12)
 
 
-def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError("CUDA out of memory.")],
+    ids=["a read", "memory"],
+)
+def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog, error):
     def refuse(compute):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise error
 
     engine, adapters = _recording(refuse)
     expected, other = tiny_engine()
@@ -116,8 +124,26 @@ def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog):
     expected.train(participants(1), run, steps=12)
     assert torch.equal(state, run)
     assert [record.message for record in caplog.records] == [
-        "passes of this model are not recorded as CUDA graphs: operation not permitted when stream is capturing"
+        f"passes of this model are not recorded as CUDA graphs: {error}"
     ]
+
+
+def test_passes_are_recorded_on_the_device_that_they_run_on(monkeypatch):
+    current, seen = ["cuda:0"], []
+
+    @contextmanager
+    def device(which):
+        current.append(str(which))
+        yield
+        current.pop()
+
+    for name in ("current_stream", "Stream", "CUDAGraph", "graph_pool_handle", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for name in ("stream", "graph"):
+        getattr(torch.cuda, name).side_effect = lambda *_, **__: seen.append(current[-1]) or nullcontext()
+    CudaRecorder(torch.device("cuda:1"))(lambda: seen.append(current[-1]))
+    assert seen == ["cuda:1"] * 4 and current == ["cuda:0"]
 
 
 def test_a_recorded_pass_that_misses_a_tensor_changes_nothing(recorder):

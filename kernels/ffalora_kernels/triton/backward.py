@@ -12,6 +12,7 @@ from .join import (
     PART_UNIT,
     chunk_slots,
     join_chunks,
+    nothing_to_sum,
     partial_sums,
     square_targets,
     sum_parts,
@@ -133,7 +134,8 @@ def backward(
     (m, n), r, s = dy.shape, h.shape[1], client.numel()
     dh = summed_rows(m, r, h)
     if s == 0 or n == 0 or r == 0:
-        return dh
+        nothing_to_sum(squares, slot)
+        return dh.zero_()
     arch = architecture(dy.device)
     aligned = row_units("backward", "dy", dy)[1] * dy.element_size() >= 16
     config = configs.choose("backward", arch, dy.element_size(), r, aligned)

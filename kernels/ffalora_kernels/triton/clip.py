@@ -107,6 +107,7 @@ def clip_reduce_(
     if total.shape[1] > 1 and total.stride(1) != 1:
         raise ValueError(f"total must be row-major, got strides {total.stride()}; call .contiguous()")
     (s, p), (c, g) = arena.shape, max_grad_norm.shape
+    client, max_grad_norm, group_columns = client.contiguous(), max_grad_norm.contiguous(), group_columns.contiguous()
     factors, norms = total.new_empty((s, g)), total.new_empty((s, g))
     if s == 0 or g == 0 or p == 0:
         return factors.fill_(1.0), norms.zero_()
@@ -123,7 +124,7 @@ def clip_reduce_(
     else:
         row_pitch, group_pitch = squares.stride(0), squares.stride(1)
     _factors_kernel[(s,)](
-        squares, client, max_grad_norm.contiguous(), factors, norms, row_pitch, group_pitch,
+        squares, client, max_grad_norm, factors, norms, row_pitch, group_pitch,
         G=g, PARTS=parts, AUTOMATIC=mode == "automatic", GAMMA=gamma, MARGIN=NORM_MARGIN,
         BLOCK=triton.next_power_of_2(g), num_warps=1,
     )  # fmt: skip

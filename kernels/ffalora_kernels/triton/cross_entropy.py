@@ -159,7 +159,7 @@ def linear_cross_entropy(
         return losses, right, dx
     weights, token_losses = (x.new_empty(m, dtype=torch.float32) for _ in range(2))
     token_right = x.new_empty(m, dtype=torch.int32)
-    targets = targets.contiguous()
+    targets, bias = targets.contiguous(), None if bias is None else bias.contiguous()
     _weights_kernel[(s,)](targets, offsets, weights, ignore_index, MEAN=mean, BLOCK=TOKEN_BLOCK, num_warps=4)
     gain = HALF_GAIN if x.dtype == torch.float16 else 1.0
     chunk, pitch_units = min(chunk_tokens(v), m), cdiv(v, PITCH_UNIT.value)

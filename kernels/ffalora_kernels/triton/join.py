@@ -79,6 +79,12 @@ def _sum_parts_kernel(
             tl.store(squares + at * square_pitch, square, mask=at < n_segments)
 
 
+def nothing_to_sum(squares: Tensor | None, slot: int) -> None:
+    """The squared norms of gradients without numbers: zero."""
+    if squares is not None:
+        squares[:, slot].zero_()
+
+
 def square_targets(squares: Tensor | None, slot: int, blocks: int) -> tuple[Tensor | None, Tensor | None, int]:
     """``squares[:, slot]`` or None, where blocks write partial norms, and the row pitch of those."""
     if squares is None:

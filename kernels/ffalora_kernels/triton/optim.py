@@ -124,6 +124,8 @@ def privatize_step_(
     if c == 0 or p == 0:
         return
     adam = optimizer == "adamw"
+    client_id, step, index = client_id.contiguous(), step.contiguous(), None if index is None else index.contiguous()
+    noise_std, denominator, lr = noise_std.contiguous(), denominator.contiguous(), lr.contiguous()
     corrections = [1.0 - torch.pow(beta, age.double()) for beta in (beta1, beta2)] if adam else [None, None]
     rows = {"state": state, "avg": exp_avg, "sq": exp_avg_sq, "total": total, "anchor": anchor}
     pitches = {name: units(0 if t is None else t.stride(0)) for name, t in rows.items()}

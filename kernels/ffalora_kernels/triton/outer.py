@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .join import JOIN_BLOCK, chunk_slots, join_chunks, square_targets, sum_parts
+from .join import JOIN_BLOCK, chunk_slots, join_chunks, nothing_to_sum, square_targets, sum_parts
 from .launch import architecture, cdiv, check_device, check_dtype, row_units, units
 
 
@@ -109,7 +109,7 @@ def outer(
     check_dtype("outer", p)
     (m, n), k, s = p.shape, 1 if q is None else q.shape[1], offsets.numel() - 1
     if s == 0 or n == 0 or k == 0:
-        return
+        return nothing_to_sum(squares, slot)
     arch = architecture(p.device)
     config = configs.outer_blocks(p.element_size(), n, k)
     nb, kb = cdiv(n, config.block_n), cdiv(k, config.block_k)
