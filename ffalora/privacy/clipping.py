@@ -46,8 +46,22 @@ def sensitivity(max_grad_norm: float, rows: int) -> float:
     times this.
 
     Replacing one row changes it by at most twice as much; the accountants halve σ for that themselves.
+
+    Raises:
+        ValueError: a C that is not positive and finite, which would clip nothing.
     """
-    return max_grad_norm * (1.0 + roundoff_bound(rows))
+    return positive_norm(max_grad_norm) * (1.0 + roundoff_bound(rows))
+
+
+def positive_norm(max_grad_norm: float) -> float:
+    """C, if it is one.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not 0 < max_grad_norm < math.inf:
+        raise ValueError(f"max_grad_norm must be positive and finite, got {max_grad_norm}")
+    return max_grad_norm
 
 
 def per_layer_thresholds(max_grad_norm: float, weights: Sequence[float]) -> Tensor:
@@ -61,8 +75,7 @@ def per_layer_thresholds(max_grad_norm: float, weights: Sequence[float]) -> Tens
     """
     if not weights or not all(w > 0 and math.isfinite(w) for w in weights):
         raise ValueError(f"weights must be positive and finite, one for each group of columns, got {list(weights)}")
-    if not (max_grad_norm > 0 and math.isfinite(max_grad_norm)):
-        raise ValueError(f"max_grad_norm must be positive and finite, got {max_grad_norm}")
+    max_grad_norm = positive_norm(max_grad_norm)
     share = torch.tensor(weights, dtype=torch.float64)
     thresholds = max_grad_norm * (share / share.sum()).sqrt() * (1.0 - 2.0**-48)  # round-off stays below 2⁻⁵⁰ a factor
     check_thresholds(thresholds, max_grad_norm)

@@ -16,6 +16,7 @@ from transformers import Trainer
 from ..config.messages import near_keys
 from ..config.names import PRIVACY_NAMES, takes_names
 from ..data.tasks import Losses, causal_losses, classification_losses, regression_losses
+from ..privacy.clipping import positive_norm
 
 
 @takes_names(PRIVACY_NAMES)
@@ -53,8 +54,7 @@ class PrivacyArguments:
                 f"give exactly one of target_epsilon ({self.target_epsilon}) and noise_multiplier "
                 f"({self.noise_multiplier})"
             )
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+        positive_norm(self.max_grad_norm)
 
     @property
     def earlier(self) -> Sequence[str | Path]:

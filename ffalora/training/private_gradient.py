@@ -15,7 +15,7 @@ from ffalora_kernels import privatize_step_
 from ..adapters import Adapters
 from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
-from ..privacy.clipping import sensitivity
+from ..privacy.clipping import positive_norm, sensitivity
 from ..privacy.noise import NoiseSource
 from .admission import check_model, check_users, check_whole
 from .arena import Arena
@@ -76,7 +76,7 @@ class PrivateGradient:
             )
         self._users = users if ledger.group == 1 else None
         self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
-        self.ledger, self.max_grad_norm, self.noise = ledger, max_grad_norm, noise
+        self.ledger, self.max_grad_norm, self.noise = ledger, positive_norm(max_grad_norm), noise
         self.workers = find_workers() if workers is None else workers
         self._is_compared = self.workers.size == 1
         self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from ffalora.privacy.accountants import epsilon
-from ffalora.privacy.clipping import AdaptiveQuantileClipping, check_thresholds, per_layer_thresholds
+from ffalora.privacy.clipping import AdaptiveQuantileClipping, check_thresholds, per_layer_thresholds, sensitivity
+from ffalora.trainer import PrivacyArguments
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, 0.0, -1.0])
+def test_a_norm_that_would_clip_nothing_is_refused_wherever_noise_is_scaled_by_it(norm):
+    for given in (lambda: sensitivity(norm, 100), lambda: PrivacyArguments(target_epsilon=3.0, max_grad_norm=norm)):
+        with pytest.raises(ValueError, match="max_grad_norm must be positive and finite"):
+            given()
 
 
 @pytest.mark.parametrize("limit", [1e-6, 0.3, 1.0, 7.0, 1e6])
