@@ -20,6 +20,7 @@ from ..federated.checkpoint import Checkpoint
 from ..federated.cohort import Cohort, train_cohort, trains_in_one_pass
 from ..federated.experiment import Experiment
 from ..federated.ledgers import ledgers_of
+from ..federated.payload import through_the_wire
 from ..federated.strategies import ServerState
 from ..federated.strategies.base import weighted_mean
 from ..federated.strategies.wire import BYTES_PER_NUMBER
@@ -56,7 +57,7 @@ class Pace:
     Attributes:
         fixed: seconds that the training of a round takes however many clients there are; client: that each adds;
             alone: of a round of one client.
-        row: seconds that the server takes to add up a client's row.
+        row: seconds that the server takes to unpack a client's row and add it up.
         written: seconds in which a round is counted and written down; books: that each client of the federation, drawn
             or not, adds to them.
         evaluation: seconds of an evaluation of one model.
@@ -108,7 +109,12 @@ def measure_pace(experiment: Experiment) -> Pace:
     client = max(0.0, all_of_them - some) / (many - few) if many > few else some / few
     rows = server.row.repeat(_TIMED_ROWS, 1)
     weights = torch.full((_TIMED_ROWS,), 1 / _TIMED_ROWS, dtype=torch.float64)
-    added = seconds_of(lambda: weighted_mean(server.row, rows, weights), device) / _TIMED_ROWS
+
+    def add_up() -> None:
+        arrived = through_the_wire(experiment.config, experiment.strategy, server, [0] * _TIMED_ROWS, rows)
+        weighted_mean(server.row, arrived, weights)
+
+    added = seconds_of(add_up, device) / _TIMED_ROWS
     one, many_more = (seconds_of(_books_of(experiment, server, count), device) for count in (1, 1 + _BOOKS))
     return Pace(
         fixed=max(0.0, some - few * client),
