@@ -48,7 +48,7 @@ def test_the_simulation_engine_of_flower_ends_where_the_simulator_ends(small, tm
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'flwr[simulation]'")
     uniform = {"federation__weighting": "uniform", "federation__one_pass": "never"}
     config = small(clients__count=3, federation__rounds=2, **uniform, **PRIVATE)
-    run_on_loopback(config, tmp_path / "flower", secagg_range, shared_streams=True, timeout=300, wait=800, engine=True)
+    run_on_loopback(config, tmp_path / "flower", secagg_range, shared_streams=True, timeout=600, wait=800, engine=True)
     simulated = simulate(config, tmp_path / "simulated", progress=False)
     level = 1e-6 if secagg_range is None else 4.0 * 2**-20
     assert furthest(adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")) <= level
