@@ -8,9 +8,10 @@ and what a process holds here.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -186,22 +187,28 @@ def timed_cohorts(experiment: Experiment) -> tuple[int, int]:
     return few, many
 
 
-def _copies(experiment: Experiment, count: int) -> list[Participant]:
-    """As many clients: the experiment's own, again and again, each with an id and a ledger of its own."""
+def _copies(experiment: Experiment, count: int, steps: int = 0) -> list[Participant]:
+    """As many clients: the experiment's own, again and again, each with an id and a ledger of its own, after ``steps``
+    steps.
+    """
     found = []
     for i in range(count):
         client = unlimited(experiment.participants[i % len(experiment.participants)])
-        ledger = client.ledger and replace(client.ledger, client_id=i)
-        found.append(replace(client, client_id=i, ledger=ledger))
+        ledger = client.ledger and replace(client.ledger, client_id=i, steps_taken=steps)
+        found.append(replace(client, client_id=i, ledger=ledger, steps_taken=steps))
     return found
 
 
 def _round_of(experiment: Experiment, server: ServerState, count: int) -> Callable[[], None]:
-    """The training of a round of ``count`` clients, from copies of all that it changes."""
+    """The training of one round after another of ``count`` clients, from copies of all that it changes. Each draws
+    other samples, in batches of other shapes, as rounds do; correlated noise begins anew.
+    """
     strategy, steps = experiment.strategy, experiment.config.federation.local_steps
+    is_independent = experiment.config.privacy.mechanism == "independent"
+    rounds: Iterator[int] = itertools.count() if is_independent else itertools.repeat(0)
 
     def train() -> None:
-        copies = _copies(experiment, count)
+        copies = _copies(experiment, count, steps * next(rounds))
         strategy.load(server, trains=True)
         rows = strategy.start(server, range(count))
         moments = Moments.zeros(experiment.config.optimizer, count, rows.shape[1], rows.device)
