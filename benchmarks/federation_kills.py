@@ -3,12 +3,13 @@
     python benchmarks/federation_kills.py --kind rank --runs 10
     python benchmarks/federation_kills.py --kind site --runs 10
     python benchmarks/federation_kills.py --kind server --runs 10
+    python benchmarks/federation_kills.py --kind process --runs 10
 
-rank: a process of ``torchrun … simulate``, or torchrun. site: a process of one site of ``ffalora flower`` (the one that
-trains, SuperNode, SuperExec, client app, or the site's command): the federation must come to its end by itself. server:
-the command, the SuperLink, or the server app. What was ended is then resumed. Each run is a row of
-``benchmarks/data/federation_kills.csv``: processes left behind, files under their final names that cannot be read,
-clients whose ledgers count less than was released, and whether the run came to its end.
+rank: a process of ``torchrun … simulate``, or torchrun. process: ``ffalora simulate`` by itself. site: a process of one
+site of ``ffalora flower`` (the one that trains, SuperNode, SuperExec, client app, or the site's command): the
+federation must come to its end by itself. server: the command, the SuperLink, or the server app. What was ended is then
+resumed. Each run is a row of ``benchmarks/data/federation_kills.csv``: processes left behind, files under their final
+names that cannot be read, clients whose ledgers count less than was released, and whether the run came to its end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 import uuid
 from pathlib import Path
 
-from csv_tables import extend_table
+from csv_tables import extend_table, read_table
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,9 +35,12 @@ TABLE = Path(__file__).with_name("data") / "federation_kills.csv"
 COLUMNS = ("kind", "run", "victim", "signal", "after", "rounds", "orphans", "unreadable", "undercounted", "ended")
 MARK, SIGNALS = "FFALORA_KILLS", (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ROUNDS, STEPS = 4, 2
+#: Kinds whose runs take seconds.
+SHORT = ("rank", "process")
 #: What a command line holds, for each kind of victim.
 VICTIMS = {
     "rank": {"torchrun": "torch.distributed.run", "a rank": "-m ffalora simulate"},
+    "process": {"simulate": "-m ffalora simulate"},
     "site": {
         "training process": "flower.trainer", "SuperNode": "flower-supernode", "SuperExec": "flower-superexec",
         "client app": "flwr-clientapp", "site's command": "ffalora site",
@@ -132,11 +136,10 @@ class Attempt:
 
 def commands(kind: str) -> tuple[list[str], list[str]]:
     """A run, and its continuation, in a folder that holds ``run.yaml``."""
-    if kind == "rank":
-        run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ffalora", "simulate", "run.yaml"]
-        return [sys.executable, *run, "--output", "out"], [
-            sys.executable, "-m", "ffalora", "simulate", "run.yaml", "--output", "out", "--resume",
-        ]  # fmt: skip
+    if kind in SHORT:
+        shared = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if kind == "rank" else []
+        simulate = ["-m", "ffalora", "simulate", "run.yaml", "--output", "out"]
+        return [sys.executable, *shared, *simulate], [sys.executable, *simulate, "--resume"]
     run = [sys.executable, "-m", "ffalora", "flower", "run.yaml", "--output", "out", "--timeout", "60"]
     return run, [*run, "--resume"]
 
@@ -147,14 +150,14 @@ def one(kind: str, run: int, folder: Path) -> dict[str, object]:
     how, output = random.choice(SIGNALS), folder / "out"
     first, again = commands(kind)
     attempt = Attempt(first, folder, folder / "log")
-    places = [output / "checkpoint/ledgers" if kind == "rank" else output / "clients" / str(c) for c in range(2)]
+    places = [output / "checkpoint/ledgers" if kind in SHORT else output / "clients" / str(c) for c in range(2)]
     ledgers = [place / f"{client}.json" for client, place in enumerate(places)]
     while not any(place.exists() for place in ledgers) and attempt.process.poll() is None:
         time.sleep(0.01)
-    after = random.uniform(0.0, 3.0 if kind == "rank" else 15.0)
+    after = random.uniform(0.0, 3.0 if kind in SHORT else 15.0)
     time.sleep(after)
     attempt.strike(wanted, how)
-    status = attempt.wait(30 if kind == "rank" else 240)
+    status = attempt.wait(30 if kind in SHORT else 240)
     orphans = attempt.orphans()
     rows = output / "metrics.jsonl"
     row = {
@@ -186,7 +189,8 @@ def main() -> None:
 
     from ffalora.config import to_yaml
 
-    for run in range(arguments.runs):
+    earlier = sum(row["kind"] == arguments.kind for row in read_table(TABLE))
+    for run in range(earlier, earlier + arguments.runs):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             os.environ["FFALORA_LEDGERS"] = str(folder / "ledgers")

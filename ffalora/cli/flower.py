@@ -31,6 +31,7 @@ from .output import json_option
 @click.option("--shared-streams", is_flag=True, help="Let the sites here allow seeded noise: for comparisons only.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds that a round waits for answers.")
 @click.option("--resume", is_flag=True, help="Continue what OUTPUT holds, after its last round.")
+@click.option("--ray", is_flag=True, help="Clients in Flower's simulation engine (Ray) instead of one site each.")
 @click.option("--app-only", is_flag=True, help="Write the app folder for `flwr run` and start nothing.")
 @json_option
 def command(
@@ -41,6 +42,7 @@ def command(
     shared_streams: bool,
     timeout: float,
     resume: bool,
+    ray: bool,
     app_only: bool,
     as_json: bool,
     overrides: dict[str, Any],
@@ -52,7 +54,9 @@ def command(
     """
     from ..config import ConfigError, load_config
     from ..federated.checks import find_strategy
-    from ..federated.flower.loopback import run_on_loopback, write_app
+    from ..federated.flower.loopback import demonstration_policy, run_on_loopback, write_app
+    from ..federated.flower.output import POLICY
+    from ..federated.flower.policy import save_policy
     from ..federated.flower.rounds import check_remote, check_secure_aggregation
     from ..files.numbers import to_json
 
@@ -64,8 +68,10 @@ def command(
         check_secure_aggregation(find_strategy(values.federation.strategy), values)
     limit = secagg_range if secagg else None
     if app_only:
-        write_app(output / "app", values, output, limit, timeout, resume)
+        write_app(output / "app", values, output, limit, timeout, resume, ray)
+        if ray:
+            save_policy(demonstration_policy(values, shared_streams), output / POLICY)
         click.echo(to_json({"app": str(output / "app")}) if as_json else f"app {output / 'app'}")
         return
-    run_on_loopback(values, output, limit, shared_streams, timeout, resume=resume)
+    run_on_loopback(values, output, limit, shared_streams, timeout, resume=resume, engine=ray)
     click.echo((output / "summary.json").read_text())

@@ -99,7 +99,8 @@ def scale_text(pace: Pace, scale: Scale, network: Network) -> str:
     return "\n".join(
         [
             f"{scale.clients:,} clients, {scale.drawn:,} of them in each round",
-            f"measured here: {pace.client:.3g} s a client and {pace.fixed:.3g} s a round; one device or process",
+            f"measured here: {pace.client:.3g} s a client and {pace.fixed:.3g} s a round, {pace.evaluation:.3g} s an "
+            f"evaluation, {1e6 * pace.books:.3g} µs for what is written down of each client that there is",
             f"memory         {held}; {bytes_text(scale.disk_bytes)} on the disk",
             f"wire           {bytes_text(scale.up)} up and {bytes_text(scale.down)} down a client and round, "
             f"{bytes_text(scale.traffic)} in all",
@@ -124,7 +125,8 @@ def text_of(plans: Plans, target_epsilon: float) -> str:
     lines = [
         f"ε = {target_epsilon:g} for each of {len(plans.sizes)} clients ({sizes} samples)",
         f"{plans.numbers:,} trained numbers",
-        f"measured here: {1e3 * cost.seconds_per_sample:.2f} ms a sample, {cost.peak_bytes / 2**20:.0f} MiB at most",
+        f"measured here: {1e3 * cost.seconds_per_sample:.2f} ms a sample and {1e3 * cost.seconds_per_step:.2f} ms a "
+        f"step, {cost.seconds_per_evaluation:.2g} s an evaluation, {cost.peak_bytes / 2**20:.0f} MiB at most",
         f"\n{plain_text(table)}\n",
         f"--optimizer.batch_size {chosen.batch} --federation.rounds {chosen.rounds} "
         f"--federation.local_steps {chosen.local_steps}",

@@ -163,10 +163,14 @@ class FederationConfig(Section):
     )
     min_available: int = Field(1, ge=1, description="clients that must be there for a round to begin")
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
-    payload: Literal["float32", "float16", "int8"] = Field(
+    payload: Literal["float32", "float16", "int8", "top-k"] = Field(
         "float32",
         description="what a client sends: its numbers, or how far they moved, in float16 or int8 (in blocks of 64 with "
-        "a scale each, rounded stochastically)",
+        "a scale each, rounded stochastically), or the largest moves alone in float16, with those of earlier rounds "
+        "that were not sent",
+    )
+    payload_share: float = Field(
+        0.1, gt=0, le=1, description="payload: top-k; share of its numbers that a client sends in a round"
     )
     one_pass: Literal["auto", "always", "never"] = Field(
         "auto", description="train all clients of a round in one forward and backward pass"

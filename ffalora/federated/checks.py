@@ -69,6 +69,8 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with "
             f"federation.strategy={strategy.name!r}; use kaiming, gaussian or orthonormal"
         )
+    if federation.payload == "top-k":
+        _check_top_k(strategy, config)
     if federation.average_from is not None:
         _need(lambda s: s.averages, "federation.average_from", federation.average_from, strategy)
     if config.optimizer.keep_moments:
@@ -92,6 +94,21 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
                 f"federation.weighting={federation.weighting!r}: under client-level privacy every client weighs the "
                 "same; set it to uniform"
             )
+
+
+def _check_top_k(strategy: type[Strategy], config: Config) -> None:
+    """Refuses what parts of updates, a round late, cannot be put together by."""
+    _need(lambda s: s.linear and s.steady, "federation.payload", "top-k", strategy)
+    if config.federation.robust_mean is not None:
+        raise ConfigError(
+            f"federation.robust_mean={config.federation.robust_mean!r} compares clients number by number, and "
+            "federation.payload='top-k' has each send others; leave one of the two out"
+        )
+    if config.privacy.unit == "client":
+        raise ConfigError(
+            "federation.payload='top-k' does not go with privacy.unit='client': what a client keeps for later rounds "
+            "would have no noise yet; set it to float32, float16 or int8"
+        )
 
 
 def _sums_hold_everything(strategy: type[Strategy]) -> bool:

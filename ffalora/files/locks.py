@@ -37,3 +37,14 @@ def locked(path: Path, timeout: float = PATIENCE) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def was_let_go(path: Path) -> bool:
+    """Whether the lock of ``path`` was held once and is not now."""
+    if not path.with_name(path.name + ".lock").exists():
+        return False
+    try:
+        with locked(path, timeout=0.0):
+            return True
+    except TimeoutError:
+        return False

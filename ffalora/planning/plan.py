@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..config import Config, ConfigError
+from ..federated.cohort import trains_in_one_pass
 from ..federated.experiment import Experiment, build
 from ..federated.ledgers import make_ledger
 from ..federated.rates import feature_width, rates_of, variance_of
@@ -32,7 +33,8 @@ class Plan:
         sigma: noise multiplier of the largest client; efficiency: of the least efficient client, at most 1.
         signal_to_noise: length of what data say of sentences over that of the noise, in the mean of all steps.
         lr: what ``optimizer.lr: auto`` becomes.
-        seconds: of the training of all clients that are drawn, on this machine, one after another or together.
+        seconds: of all rounds on this machine: the clients that are drawn train, one after another or together, and
+            the global model is evaluated. Not what comes before the first round (imports, reading, baselines).
         bytes_up: of one client in all rounds.
     """
 
@@ -130,9 +132,19 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
         ),
         signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
-        seconds=cost.seconds_per_sample * steps * samples * _samples_of_a_draw(experiment),
+        seconds=_seconds(experiment, config, samples * _samples_of_a_draw(experiment), cost),
         bytes_up=rounds * experiment.strategy.wire.bytes_up(experiment.strategy.begin()),
     )
+
+
+def _seconds(experiment: Experiment, config: Config, samples: float, cost: Cost) -> float:
+    """Of a run of ``config``, whose clients pass ``samples`` through the model in each local step, all together."""
+    federation = config.federation
+    clients = federation.cohort(len(experiment.participants))
+    apart = 1 if trains_in_one_pass(replace(experiment, config=config), clients) else clients
+    step = apart * cost.seconds_per_step + samples * cost.seconds_per_sample
+    evaluations = math.ceil(federation.rounds / federation.evaluate_every)
+    return federation.rounds * federation.local_steps * step + evaluations * cost.seconds_per_evaluation
 
 
 def with_schedule(config: Config, batch: int, rounds: int, local_steps: int) -> Config:

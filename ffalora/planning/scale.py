@@ -1,27 +1,36 @@
 """What a federation would take past this machine, by counting: memory, bytes on the wire, rounds an hour.
 
-Time is that of rounds of a few clients here, continued to many: what a round takes by itself, and what each client
-adds. Bytes are those of the method's own byte functions; links are stated, not measured. Memory is counted from the
-arrays that a round holds for each drawn client, and what a process holds here.
+Time is that of rounds of a few clients here, continued to many: what a round takes by itself, what each client that is
+drawn adds, what is written down of each that there is, and evaluations. Bytes are those of the method's own byte
+functions; links are stated, not measured. Memory is counted from the arrays that a round holds for each drawn client,
+and what a process holds here.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from ..federated.checkpoint import Checkpoint
 from ..federated.cohort import Cohort, train_cohort, trains_in_one_pass
 from ..federated.experiment import Experiment
+from ..federated.ledgers import ledgers_of
+from ..federated.payload import through_the_wire
 from ..federated.strategies import ServerState
 from ..federated.strategies.base import weighted_mean
 from ..federated.strategies.wire import BYTES_PER_NUMBER
+from ..runs.folder import CHECKPOINT, write_rows
 from ..training.optim import Moments
-from .measure import peak_bytes, seconds_of, unlimited
+from ..training.participant import Participant
+from .measure import charged_elsewhere, evaluation_seconds, peak_bytes, seconds_of, unlimited
 
-_COHORT, _TIMED_ROWS = 16, 8
+_APART, _MOST_TOGETHER, _BATCHES, _TIMED_ROWS, _BOOKS = (2, 6), 512, 4, 8, 1000
 #: Bytes of a sample (its tokens, its row in tables) and of a client, as 10,000 clients of 20 were found to take.
 _OF_A_SAMPLE, _OF_A_LEDGER = 2500, 20_000
 
@@ -49,7 +58,10 @@ class Pace:
     Attributes:
         fixed: seconds that the training of a round takes however many clients there are; client: that each adds;
             alone: of a round of one client.
-        row: seconds that the server takes to add up a client's row.
+        row: seconds that the server takes to unpack a client's row and add it up.
+        written: seconds in which a round is counted and written down; books: that each client of the federation, drawn
+            or not, adds to them.
+        evaluation: seconds of an evaluation of one model.
         process_bytes: what this process held at most; row_bytes: what each client of a round adds to it.
     """
 
@@ -57,6 +69,9 @@ class Pace:
     client: float
     alone: float
     row: float
+    written: float
+    books: float
+    evaluation: float
     process_bytes: int
     row_bytes: int
 
@@ -70,8 +85,8 @@ class Scale:
         process_bytes: the most that the first process holds, of which ``row_bytes`` are for the drawn clients.
         disk_bytes: what is kept for clients from round to round.
         up, down: bytes of one client in a round. traffic: of all, both ways.
-        simulated: seconds of a simulated round. real: of one whose clients sit at their own sites, each as fast as
-            this machine with one client.
+        simulated: seconds from one simulated round to the next. real: from one to the next of a federation whose
+            clients sit at their own sites, each as fast as this machine with one client.
     """
 
     clients: int
@@ -90,15 +105,29 @@ class Scale:
 def measure_pace(experiment: Experiment) -> Pace:
     """Times the training of small cohorts of the experiment's own clients; nothing is charged, written or kept."""
     server, device = experiment.strategy.begin(), experiment.engine.device
-    most = min(_COHORT, len(experiment.participants))
-    few = min(4, most)
-    alone, some, many = (seconds_of(_round_of(experiment, server, count), device) for count in (1, few, most))
-    client = (many - some) / (most - few) if most > few else some / few
+    few, many = timed_cohorts(experiment)
+    alone, some, all_of_them = (seconds_of(_round_of(experiment, server, count), device) for count in (1, few, many))
+    client = max(0.0, all_of_them - some) / (many - few) if many > few else some / few
     rows = server.row.repeat(_TIMED_ROWS, 1)
     weights = torch.full((_TIMED_ROWS,), 1 / _TIMED_ROWS, dtype=torch.float64)
-    added = seconds_of(lambda: weighted_mean(server.row, rows, weights), device) / _TIMED_ROWS
-    held = peak_bytes(device)
-    return Pace(max(0.0, some - few * client), max(client, 0.0), alone, added, held, _bytes_of_a_row(experiment))
+
+    def add_up() -> None:
+        arrived = through_the_wire(experiment.config, experiment.strategy, server, [0] * _TIMED_ROWS, rows)
+        weighted_mean(server.row, arrived, weights)
+
+    added = seconds_of(add_up, device) / _TIMED_ROWS
+    one, many_more = (seconds_of(_books_of(experiment, server, count), device) for count in (1, 1 + _BOOKS))
+    return Pace(
+        fixed=max(0.0, some - few * client),
+        client=client,
+        alone=alone,
+        row=added,
+        written=one,
+        books=max(0.0, many_more - one) / _BOOKS,
+        evaluation=evaluation_seconds(experiment),
+        process_bytes=peak_bytes(device),
+        row_bytes=_bytes_of_a_row(experiment),
+    )
 
 
 def at_scale(
@@ -124,10 +153,12 @@ def at_scale(
     row = BYTES_PER_NUMBER * server.row.numel()
     exchanged = 0.0 if processes == 1 else 8 * row * (drawn + busiest) / network.link
     trained = pace.fixed + busiest * pace.client
-    aggregated = drawn * pace.row
+    aggregated, evaluated = drawn * pace.row, pace.evaluation / experiment.config.federation.evaluate_every
+    views = clients if strategy.personal else 1  # in the end each has been drawn, and has a model of its own
     a_client = 8 * down / network.down + pace.alone + 8 * up / network.up
     at_server = 8 * drawn * max(up, down) / network.server
-    kept = strategy.personal + (len(_moments(experiment)) if experiment.config.optimizer.keep_moments else 0)
+    kept = strategy.personal + (experiment.config.federation.payload == "top-k")
+    kept += len(_moments(experiment)) if experiment.config.optimizer.keep_moments else 0
     return Scale(
         clients=clients,
         drawn=drawn,
@@ -138,23 +169,73 @@ def at_scale(
         up=up,
         down=down,
         traffic=drawn * (up + down),
-        simulated=trained + exchanged + aggregated,
-        real=network.latency + max(a_client, at_server) + aggregated,
+        simulated=trained + exchanged + aggregated + views * evaluated + pace.written + clients * pace.books,
+        real=network.latency + max(a_client, at_server) + aggregated + evaluated,
     )
 
 
+def timed_cohorts(experiment: Experiment) -> tuple[int, int]:
+    """Two cohorts between which time grows as it goes on growing: by whole physical batches where these are shared."""
+    few, many = _APART
+    if trains_in_one_pass(experiment, 2):
+        tokens = experiment.config.optimizer.batch * float(experiment.train.lengths.mean())
+        few = min(_MOST_TOGETHER, math.ceil((experiment.engine.token_budget or 1) / tokens))
+        many = _BATCHES * few
+    if experiment.strategy.takes_ranks:  # nobody but the experiment's own clients has a rank
+        many = min(many, len(experiment.participants))
+        few = min(few, max(1, many - 1))
+    return few, many
+
+
+def _copies(experiment: Experiment, count: int, steps: int = 0) -> list[Participant]:
+    """As many clients: the experiment's own, again and again, each with an id and a ledger of its own, after ``steps``
+    steps.
+    """
+    found = []
+    for i in range(count):
+        client = unlimited(experiment.participants[i % len(experiment.participants)])
+        ledger = client.ledger and replace(client.ledger, client_id=i, steps_taken=steps)
+        found.append(replace(client, client_id=i, ledger=ledger, steps_taken=steps))
+    return found
+
+
 def _round_of(experiment: Experiment, server: ServerState, count: int) -> Callable[[], None]:
-    """The training of a round of ``count`` clients, from copies of all that it changes."""
+    """The training of one round after another of ``count`` clients, from copies of all that it changes. Each draws
+    other samples, in batches of other shapes, as rounds do; correlated noise begins anew.
+    """
+    strategy, steps = experiment.strategy, experiment.config.federation.local_steps
+    is_independent = experiment.config.privacy.mechanism == "independent"
+    rounds: Iterator[int] = itertools.count() if is_independent else itertools.repeat(0)
 
     def train() -> None:
-        copies = [unlimited(client) for client in experiment.participants[:count]]
-        steps = experiment.config.federation.local_steps
-        experiment.strategy.load(server, trains=True)
-        rows = experiment.strategy.start(server, [client.client_id for client in copies])
+        copies = _copies(experiment, count, steps * next(rounds))
+        strategy.load(server, trains=True)
+        rows = strategy.start(server, range(count))
         moments = Moments.zeros(experiment.config.optimizer, count, rows.shape[1], rows.device)
-        train_cohort(experiment, server, Cohort(copies, [steps] * count, [True] * count), rows, moments)
+        cohort = Cohort(copies, [steps] * count, [True] * count)
+        with charged_elsewhere(experiment):
+            train_cohort(experiment, server, cohort, rows, moments)
 
     return train
+
+
+def _books_of(experiment: Experiment, server: ServerState, count: int) -> Callable[[], None]:
+    """What is counted and written down of a round of a federation of ``count`` clients: each one's ε after a number of
+    steps that nobody had taken yet, and the checkpoint.
+    """
+    copies, level, config = _copies(experiment, count), experiment.client_level, experiment.config
+    if level is not None:
+        level = replace(level, ledger=replace(level.ledger, max_steps=10**6, target_epsilon=None))
+    ledgers = ledgers_of(copies, level)
+
+    def write() -> None:
+        for ledger in ledgers.values():
+            ledger.charge()
+        with tempfile.TemporaryDirectory() as place:
+            write_rows(Path(place), [{"epsilon_per_client": {name: one.epsilon() for name, one in ledgers.items()}}])
+            Checkpoint(Path(place, CHECKPOINT), config, server, copies, level).save()
+
+    return write
 
 
 def _moments(experiment: Experiment) -> list[str]:

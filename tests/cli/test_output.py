@@ -90,7 +90,7 @@ def test_epsilon_and_ledgers_are_one_object(config, capsys, monkeypatch):
 
 def test_plan_and_profile_are_one_object(config, capsys, monkeypatch):
     plan = Plan(16, 3, 2, 1.5, 0.9, 2.0, 0.1, 4.0, 800)
-    plans = Plans((40, 20), 99, plan, (), plan, Cost(0.01, 1000))
+    plans = Plans((40, 20), 99, plan, (), plan, Cost(0.02, 0.01, 0.1, 1000))
     monkeypatch.setattr("ffalora.planning.plan.make_plans", lambda *_: plans)
     found = said(capsys, "plan", config, "--privacy.unit", "sample", "--privacy.target_epsilon", "6")
     assert (found["target_epsilon"], found["chosen"]["sigma"], found["sizes"]) == (6, 1.5, [40, 20])

@@ -43,6 +43,21 @@ def test_processes_on_loopback_end_where_the_simulator_ends(small, tmp_path, pri
         assert rows[-1]["epsilon"] == pytest.approx(simulated.rounds[-1]["epsilon"], abs=1e-4)
 
 
+@pytest.mark.parametrize("secagg_range", [None, 4.0], ids=["in the open", "masked"])
+def test_the_simulation_engine_of_flower_ends_where_the_simulator_ends(small, tmp_path, secagg_range):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'flwr[simulation]'")
+    uniform = {"federation__weighting": "uniform", "federation__one_pass": "never"}
+    config = small(clients__count=3, federation__rounds=2, **uniform, **PRIVATE)
+    run_on_loopback(config, tmp_path / "flower", secagg_range, shared_streams=True, timeout=600, wait=800, engine=True)
+    simulated = simulate(config, tmp_path / "simulated", progress=False)
+    level = 1e-6 if secagg_range is None else 4.0 * 2**-20
+    assert furthest(adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")) <= level
+    rows = [json.loads(line) for line in (tmp_path / "flower/metrics.jsonl").read_text().splitlines()]
+    assert not any(row["failed"] for row in rows)
+    assert rows[-1]["epsilon"] == pytest.approx(simulated.rounds[-1]["epsilon"], abs=1e-4)
+    assert json.loads((tmp_path / "flower/clients/1/1.json").read_text())["steps_taken"] == 4
+
+
 def test_secure_aggregation_gives_the_average_within_its_quantisation(small, tmp_path):
     config = small(
         clients__count=3, federation__rounds=1, federation__one_pass="never", federation__weighting="uniform"

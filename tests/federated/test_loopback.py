@@ -8,9 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import PRIVATE
 
 from ffalora.adapters import CheckpointError
-from ffalora.federated.flower.loopback import run_on_loopback
+from ffalora.cli import main
+from ffalora.config import to_yaml
+from ffalora.federated.flower.loopback import Loopback, run_on_loopback
+from ffalora.federated.flower.output import SERVER
+from ffalora.federated.flower.policy import load_policy
+from ffalora.files.locks import locked
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see who is running")
 
@@ -73,3 +79,27 @@ def test_a_folder_with_a_finished_federation_is_refused(small, tmp_path):
     (tmp_path / "summary.json").write_text('{"epsilon": 5.998}')
     with pytest.raises(CheckpointError, match="holds a finished federation; choose another folder"):
         run_on_loopback(small(), tmp_path)
+
+
+def test_a_server_whose_process_ends_ends_the_command_too(tmp_path):
+    (tmp_path / "logs").mkdir()
+    federation = Loopback(tmp_path, {"PATH": "/usr/bin:/bin"})
+    with federation:
+        federation.start("superlink", ["sleep", "600"])
+        with locked(tmp_path / SERVER), pytest.raises(RuntimeError, match="did not finish in 0 s"):
+            federation.wait_for(tmp_path / "summary.json", 0.0)
+        with pytest.raises(RuntimeError, match=r"the server's process ended; .* go on with --resume"):
+            federation.wait_for(tmp_path / "summary.json", 60.0)
+        (tmp_path / "summary.json").write_text("{}")
+        federation.wait_for(tmp_path / "summary.json", 60.0)
+
+
+def test_the_app_of_the_simulation_engine_has_clients_without_sites_and_says_what_they_allow(small, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(to_yaml(small(clients__count=2, **PRIVATE)))
+    for options, module in (([], "client"), (["--ray"], "virtual")):
+        with pytest.raises(SystemExit) as done:
+            main(["flower", str(tmp_path / "run.yaml"), "--output", str(tmp_path / module), "--app-only", *options])
+        assert done.value.code == 0
+        assert f"{module}.client_app" in (tmp_path / module / "app" / "federation_client.py").read_text()
+    assert load_policy(tmp_path / "virtual" / "policy.yaml").noise == "secure"
+    assert not (tmp_path / "client" / "policy.yaml").exists()

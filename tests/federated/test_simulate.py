@@ -97,7 +97,13 @@ def test_packing_a_model_that_pools_by_position_is_refused(small, tmp_path):
     "changes",
     [
         {},
-        {**PRIVATE, "optimizer__name": "adamw", "optimizer__lr": 0.01, "optimizer__keep_moments": True},
+        {
+            **PRIVATE,
+            "optimizer__name": "adamw",
+            "optimizer__lr": 0.01,
+            "optimizer__keep_moments": True,
+            "federation__payload": "top-k",
+        },
         {"federation__server_optimizer": "fedadam", "federation__server_lr": 0.01, "optimizer__schedule": "cosine"},
         CLIENT_LEVEL,
         {**PRIVATE, "privacy__clipping": "adaptive"},

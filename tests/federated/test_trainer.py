@@ -1,7 +1,10 @@
 """The process of a site that stays: who may ask it, what it keeps from round to round, and when it starts anew."""
 
 import json
+import socket
 import threading
+import time
+from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
@@ -11,8 +14,9 @@ from small_runs import PRIVATE
 
 from ffalora.config import to_yaml
 from ffalora.federated.experiment import build
+from ffalora.federated.flower import door as door_module
 from ffalora.federated.flower import trainer as module
-from ffalora.federated.flower.door import SiteAway, ask, open_door, receive, send
+from ffalora.federated.flower.door import SiteAway, ask, callers, send
 from ffalora.federated.flower.keeper import SiteTerms
 from ffalora.federated.flower.processes import Processes
 from ffalora.federated.flower.terms import Terms
@@ -51,31 +55,33 @@ def test_a_site_stays_from_round_to_round_and_is_made_anew_for_another_policy_or
 
 
 def served(folder, answer):
-    """A door at which one caller after another gets what ``answer(connection)`` sends."""
-    door = open_door(folder)
+    """A site whose caller, one after another, gets what ``answer(connection, values, arrays)`` sends."""
 
     def serve():
-        while True:
-            try:
-                with door.accept() as connection:
-                    answer(connection)
-            except AuthenticationError:
-                continue
-            except OSError:
-                return
+        for connection, values, arrays in callers(folder):
+            with connection:
+                answer(connection, values, arrays)
 
+    (folder / "door.json").unlink(missing_ok=True)
     threading.Thread(target=serve, daemon=True).start()
-    return door
+
+
+def door_of(folder):
+    """Port and key of a site that is about to listen."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            door = json.loads((folder / "door.json").read_text())
+            return door["port"], bytes.fromhex(door["key"])
+        except (OSError, ValueError):
+            time.sleep(0.01)
+    raise TimeoutError(folder)
 
 
 def test_values_and_arrays_pass_the_door_as_they_are(tmp_path):
-    def echo(connection):
-        values, arrays = receive(connection)
-        send(connection, values, arrays[::-1])
-
-    with served(tmp_path, echo):
-        arrays = [np.arange(6, dtype=np.int8).reshape(2, 3), np.array([np.nan, 1.5], dtype=np.float32)]
-        values, got = ask(tmp_path, {"ε": 0.1 + 0.2, "none": None}, arrays)
+    served(tmp_path, lambda connection, values, arrays: send(connection, values, arrays[::-1]))
+    arrays = [np.arange(6, dtype=np.int8).reshape(2, 3), np.array([np.nan, 1.5], dtype=np.float32)]
+    values, got = ask(tmp_path, {"ε": 0.1 + 0.2, "none": None}, arrays)
     assert values == {"ε": 0.1 + 0.2, "none": None}
     for sent, back in zip(arrays[::-1], got, strict=True):
         np.testing.assert_array_equal(sent, back)
@@ -83,23 +89,50 @@ def test_values_and_arrays_pass_the_door_as_they_are(tmp_path):
 
 
 def test_the_door_is_shut_to_whoever_cannot_read_the_folder(tmp_path):
-    with served(tmp_path, lambda connection: send(connection, {}, [])):
-        door = json.loads((tmp_path / "door.json").read_text())
-        with pytest.raises(AuthenticationError):
-            Client(("127.0.0.1", door["port"]), authkey=b"guessed")
-        assert (tmp_path / "door.json").stat().st_mode & 0o077 == 0
-        assert ask(tmp_path, {}, []) == ({}, [])
+    served(tmp_path, lambda connection, values, arrays: send(connection, {}, []))
+    port, _ = door_of(tmp_path)
+    with pytest.raises(AuthenticationError):
+        Client(("127.0.0.1", port), authkey=b"guessed")
+    assert (tmp_path / "door.json").stat().st_mode & 0o077 == 0
+    assert ask(tmp_path, {}, []) == ({}, [])
+
+
+def test_callers_that_say_nothing_keep_nobody_waiting_and_are_let_go(tmp_path, monkeypatch):
+    """With the key and without, at each point of what is said."""
+    monkeypatch.setattr(door_module, "SILENCE", 0.5)
+    served(tmp_path, lambda connection, values, arrays: send(connection, {}, []))
+    port, key = door_of(tmp_path)
+    silent = socket.create_connection(("127.0.0.1", port), timeout=20)
+    proven, half, wrong = (Client(("127.0.0.1", port), authkey=key) for _ in range(3))
+    half.send_bytes(json.dumps({"values": {}, "arrays": [["<f4", [3]]]}).encode())
+    wrong.send_bytes(b"no JSON")
+    assert ask(tmp_path, {}, []) == ({}, [])
+    for caller in (proven, half, wrong):
+        with caller, pytest.raises(EOFError):
+            assert caller.poll(20) and caller.recv_bytes()
+    with silent:
+        while silent.recv(1000):  # the challenge, then the end
+            pass
+
+
+def test_whatever_else_listens_at_the_port_of_a_site_that_is_gone_keeps_no_message_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(door_module, "SILENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        (tmp_path / "door.json").write_text(json.dumps({"port": other.getsockname()[1], "key": "00"}))
+        with pytest.raises(SiteAway, match="no site listens"):
+            ask(tmp_path, {}, [], patience=0.0)
 
 
 @pytest.mark.parametrize(
     "answer,said",
     [
-        (lambda connection: connection.recv_bytes(), "ended in the middle of its work; what it began is charged"),
-        (lambda connection: send(connection, {"refused": "client 3: no"}), "client 3: no"),
+        (lambda *call: None, "ended in the middle of its work; what it began is charged"),
+        (lambda connection, *asked: send(connection, {"refused": "client 3: no"}), "client 3: no"),
     ],
 )
 def test_a_site_that_ends_or_refuses_is_named(tmp_path, answer, said):
-    with served(tmp_path, answer), pytest.raises(SiteAway, match=said):
+    served(tmp_path, answer)
+    with pytest.raises(SiteAway, match=said):
         ask(tmp_path, {}, [])
 
 
@@ -110,7 +143,7 @@ def test_a_folder_where_no_site_listens_is_named_with_the_remedy(tmp_path):
 
 def test_whoever_asked_and_is_gone_is_noticed_before_the_next_step(asked, tmp_path):
     trainer, task, numbers, _ = asked
-    seen = []
+    seen, box = [], []
 
     class Watched(Trainer):
         def answer(self, task, arrays, is_wanted):
@@ -120,17 +153,16 @@ def test_whoever_asked_and_is_gone_is_noticed_before_the_next_step(asked, tmp_pa
                 pass
             return super().answer(task, arrays, is_wanted)
 
-    with open_door(tmp_path) as door:
-        address = json.loads((tmp_path / "door.json").read_text())
-        box = []
-        thread = threading.Thread(target=lambda: box.append(door.accept()))
-        thread.start()
-        caller = Client(("127.0.0.1", address["port"]), authkey=bytes.fromhex(address["key"]))
-        thread.join()
-        send(caller, task, numbers)
-        with box[0] as connection, pytest.raises((EOFError, OSError)):
-            module._answer(Watched(trainer.terms), connection)
-            module._answer(Watched(trainer.terms), connection)  # what is written to nobody may be taken at first
+    calls = callers(tmp_path)
+    threading.Thread(target=lambda: box.append(next(calls)), daemon=True).start()
+    port, key = door_of(tmp_path)
+    caller = Client(("127.0.0.1", port), authkey=key)
+    send(caller, task, numbers)
+    while not box:
+        time.sleep(0.01)
+    ((connection, *asked),) = box
+    with connection, suppress(OSError):  # what is written to nobody may be taken at first
+        module._answer(Watched(trainer.terms), connection, *asked)
     assert seen == [True] and not (tmp_path / "1.json").exists(), "nothing was charged"
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ffalora.files.locks import locked
+from ffalora.files.locks import locked, was_let_go
 
 HOLDER = """
 import sys, time
@@ -40,8 +40,10 @@ def test_a_lock_that_another_process_holds_is_refused_with_its_name(holder, tmp_
 
 @pytest.mark.skipif(os.name != "posix", reason="kills by signal")
 def test_a_killed_holder_leaves_the_lock_to_the_next(holder, tmp_path):
+    assert not was_let_go(tmp_path / "file") and not was_let_go(tmp_path / "another")
     holder.send_signal(signal.SIGKILL)
     holder.wait()
+    assert was_let_go(tmp_path / "file") and not was_let_go(tmp_path / "another")
     started = time.monotonic()
     with locked(tmp_path / "file", timeout=30):
         assert time.monotonic() - started < 10

@@ -6,6 +6,7 @@ import pytest
 from small_runs import PRIVATE
 
 from ffalora.federated.experiment import build
+from ffalora.planning.measure import Cost
 from ffalora.planning.plan import Plan, choose, make_plans
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.batch import ENOUGH, efficiency
@@ -27,6 +28,16 @@ def test_larger_batches_are_more_efficient():
 def test_the_smallest_efficient_batch_is_chosen_and_time_limits_it():
     plans = [_plan(64, 0.3, 1), _plan(256, 0.7, 4), _plan(512, ENOUGH, 8), _plan(1024, 0.95, 16)]
     assert [choose(plans, s).batch for s in (float("inf"), 8, 5, 0.5)] == [512, 512, 256, 64]
+
+
+def test_seconds_are_those_of_steps_samples_and_evaluations(small, monkeypatch):
+    """Each client's step by itself, or all of them in one pass."""
+    cost = Cost(seconds_per_step=10.0, seconds_per_sample=0.5, seconds_per_evaluation=1000.0, peak_bytes=0)
+    monkeypatch.setattr("ffalora.planning.plan.measure", lambda experiment: cost)
+    budget = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 3.0, "federation__evaluate_every": 2}
+    for one_pass, steps in (("never", 3), ("always", 1)):
+        own = make_plans(small(**PRIVATE | budget | {"federation__one_pass": one_pass})).own
+        assert own.seconds == pytest.approx(3 * 2 * (steps * 10.0 + 3 * 8 * 0.5) + 2 * 1000.0)
 
 
 def test_an_empty_choice_is_refused():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from small_runs import PRIVATE
 
 from ffalora.cli import main
 from ffalora.config import to_yaml
 from ffalora.federated.experiment import build
-from ffalora.planning.scale import Network, Pace, at_scale, measure_pace
+from ffalora.planning.scale import Network, Pace, at_scale, measure_pace, timed_cohorts
 
-PACE = Pace(fixed=0.1, client=0.01, alone=0.12, row=0.001, process_bytes=10**9, row_bytes=1000)
+PACE = Pace(
+    fixed=0.1, client=0.01, alone=0.12, row=0.001, written=0.2, books=1e-6, evaluation=0.0, process_bytes=10**9,
+    row_bytes=1000,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +28,20 @@ def test_bytes_are_those_of_the_byte_functions_and_time_that_of_small_cohorts_co
     one = at_scale(experiment, PACE, 10**6, 1000)
     assert (one.up, one.down) == (wire.bytes_up(server), wire.bytes_down(server, [0]))
     assert one.traffic == 1000 * (one.up + one.down)
-    assert one.simulated == pytest.approx(0.1 + 1000 * 0.01 + 1000 * 0.001)
+    assert one.simulated == pytest.approx(0.1 + 1000 * 0.01 + 1000 * 0.001 + 0.2 + 10**6 * 1e-6)
     shared = at_scale(experiment, PACE, 10**6, 1000, processes=10, network=Network(link=1e12))
-    assert shared.simulated == pytest.approx(0.1 + 100 * 0.01 + 1000 * 0.001, rel=1e-3)
+    assert shared.simulated == pytest.approx(0.1 + 100 * 0.01 + 1000 * 0.001 + 1.2, rel=1e-3)
     slow = at_scale(experiment, PACE, 10**6, 1000, network=Network(up=8 * one.up, down=8 * one.down, latency=3.0))
     assert slow.real == pytest.approx(3.0 + 1.0 + 0.12 + 1.0 + 1000 * 0.001)
+
+
+def test_evaluations_are_counted_as_often_as_they_are_due_of_each_model_that_there_is(small):
+    pace = replace(PACE, evaluation=3.0)
+    for strategy, models in (("ffa", 1), ("fedsa", 100)):
+        rare = build(small(federation__strategy=strategy, federation__evaluate_every=4, **PRIVATE))
+        without, one = (at_scale(rare, each, 100, 10) for each in (PACE, pace))
+        assert one.simulated - without.simulated == pytest.approx(models * 3.0 / 4)
+        assert one.real - without.real == pytest.approx(3.0 / 4)
 
 
 def test_memory_grows_with_the_cohort_and_what_clients_keep_is_on_the_disk(experiment):
@@ -42,16 +56,25 @@ def test_a_size_that_cannot_be_is_refused(experiment, clients, drawn, processes)
         at_scale(experiment, PACE, clients, drawn, processes)
 
 
+def test_cohorts_that_are_timed_fill_whole_physical_batches_and_have_no_more_clients_than_ranks(small):
+    together = build(small(optimizer__token_budget=256, **PRIVATE))
+    few, many = timed_cohorts(together)
+    assert few * 8 * together.train.lengths.mean() >= 256 and many == 4 * few
+    assert timed_cohorts(build(small(federation__strategy="hetlora", clients__ranks=[1, 2, 2]))) == (2, 3)
+    assert timed_cohorts(build(small(federation__one_pass="never"))) == (2, 6)
+
+
 def test_measuring_changes_neither_ledgers_nor_clients(experiment):
     before = [vars(client).copy() for client in experiment.participants]
     pace = measure_pace(experiment)
-    assert pace.alone > 0 and pace.client >= 0 and pace.row_bytes == 2 * 4 * experiment.strategy.begin().row.numel()
+    assert pace.alone > 0 and pace.client >= 0 and pace.books >= 0 and pace.written > 0 and pace.evaluation > 0
+    assert pace.row_bytes == 2 * 4 * experiment.strategy.begin().row.numel()
     assert [vars(client) for client in experiment.participants] == before
     assert all(ledger.steps_taken == 0 for ledger in experiment.ledgers.values())
 
 
 def test_the_command_says_memory_bytes_and_rounds_an_hour(small, tmp_path, capsys):
-    (tmp_path / "run.yaml").write_text(to_yaml(small()))
+    (tmp_path / "run.yaml").write_text(to_yaml(small(optimizer__token_budget=256)))
     with pytest.raises(SystemExit) as done:
         main(["plan", str(tmp_path / "run.yaml"), "--gpus", "64", "--clients", "1e6", "--drawn", "1e3"])
     said = capsys.readouterr().out

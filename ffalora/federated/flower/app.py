@@ -15,7 +15,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ...config import from_mapping
-from .output import FAILURE
+from ...files.locks import locked
+from .output import FAILURE, SERVER
 from .server import serve
 
 server_app = ServerApp()
@@ -23,13 +24,13 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """The server's rounds; what stops them is written into the output folder too."""
+    """The server's rounds; what stops them is written into the output folder too, and a lock shows that it lives."""
     run = context.run_config
     output, config = Path(str(run["output"])), from_mapping(yaml.safe_load(str(run["ffalora"])))
-    try:
-        limit = float(run["secagg-range"]) if run["secagg"] else None
-        serve(grid, context, config, output, float(run["timeout"]), limit, resume=bool(run["resume"]))
-    except Exception:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / FAILURE).write_text(traceback.format_exc())
-        raise
+    with locked(output / SERVER):
+        try:
+            limit = float(run["secagg-range"]) if run["secagg"] else None
+            serve(grid, context, config, output, float(run["timeout"]), limit, resume=bool(run["resume"]))
+        except Exception:
+            (output / FAILURE).write_text(traceback.format_exc())
+            raise

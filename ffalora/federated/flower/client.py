@@ -6,6 +6,7 @@ start of Python and no more. A node's configuration holds ``site``, the folder o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from .door import ask
+
+#: (context, task, arrays) -> report and arrays of a client.
+Ask = Callable[[Context, dict[str, Any], list[np.ndarray]], tuple]
 
 
 def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -37,30 +41,35 @@ def _mask(message: Message, context: Context, call_next: ClientAppCallable) -> M
     return answered_with_keys(message, context, call_next, mod)
 
 
-client_app = ClientApp(mods=[_mask])
+def app_that_asks(ask: Ask) -> ClientApp:
+    """A ``ClientApp`` whose share of a round is what ``ask`` answers: a report, and arrays."""
+    app = ClientApp(mods=[_mask])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """One client's share of a round."""
+        return (_train_masked if _is_masked(context) else _train)(message, context, ask)
+
+    return app
 
 
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """One client's share of a round."""
-    if _is_masked(context):
-        return _train_masked(message, context)
+def _train(message: Message, context: Context, ask: Ask) -> Message:
     arrays = message.content.array_records["numbers"].to_numpy_ndarrays()
-    report, arrays = _ask(context, dict(message.content.config_records["task"]), arrays)
+    report, arrays = ask(context, _task(context, message.content.config_records["task"]), arrays)
     content = RecordDict({"numbers": ArrayRecord(arrays), "report": ConfigRecord(report)})
     return Message(content, reply_to=message)
 
 
-def _train_masked(message: Message, context: Context) -> Message:
+def _train_masked(message: Message, context: Context, ask: Ask) -> Message:
     """The stage of secure aggregation that trains, in the form that Flower's masks want."""
     from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
     from flwr.compat.common import recorddict_compat
 
     given = recorddict_compat.recorddict_to_fitins(message.content, keep_input=True)
-    task = dict(given.config)
+    task = _task(context, given.config)
     if context.run_config["secagg"]:
         task["limit"] = float(context.run_config["secagg-range"])
-    report, sent = _ask(context, task, parameters_to_ndarrays(given.parameters))
+    report, sent = ask(context, task, parameters_to_ndarrays(given.parameters))
     result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(sent), 1, report)
     return Message(recorddict_compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
 
@@ -82,6 +91,13 @@ def _values(text: str) -> dict[str, Any]:
     return yaml.safe_load(text)
 
 
-def _ask(context: Context, task: dict, arrays: list[np.ndarray]) -> tuple:
-    """The site's report and arrays."""
-    return ask(Path(str(context.node_config["site"])), task | {"ffalora": str(context.run_config["ffalora"])}, arrays)
+def _task(context: Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message asks for, with the run's configuration."""
+    return dict(given) | {"ffalora": str(context.run_config["ffalora"])}
+
+
+def _ask_site(context: Context, task: dict[str, Any], arrays: list[np.ndarray]) -> tuple:
+    return ask(Path(str(context.node_config["site"])), task, arrays)
+
+
+client_app = app_that_asks(_ask_site)

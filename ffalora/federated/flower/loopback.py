@@ -1,7 +1,10 @@
-"""A whole federation on this machine: a SuperLink, one SuperNode a client, each a process of its own, on loopback."""
+"""A whole federation on this machine: a SuperLink, and one SuperNode a client, each a process of its own, on loopback;
+or the SuperLink alone, with Flower's simulation engine (Ray) for the clients.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -13,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...config import Config, ConfigError, to_yaml
+from ...files.locks import was_let_go
 from ...runs.folder import SUMMARY
-from .output import FAILURE, check_folder
+from .output import FAILURE, POLICY, SERVER, check_folder
 from .policy import SitePolicy, save_policy
 from .processes import Processes, environment, tool
 
@@ -44,15 +48,23 @@ clientapp = "federation_client:client_app"
 """
 #: Flower reads these without running them, and looks for an assignment.
 _MODULES = {
-    "federation_client": "from ffalora.federated.flower import client\n\nclient_app = client.client_app\n",
+    "federation_client": "from ffalora.federated.flower import {client}\n\nclient_app = {client}.client_app\n",
     "federation_server": "from ffalora.federated.flower import app\n\nserver_app = app.server_app\n",
 }
 
 
 def write_app(
-    folder: Path, config: Config, output: Path, secagg_range: float | None, timeout: float, resume: bool = False
+    folder: Path,
+    config: Config,
+    output: Path,
+    secagg_range: float | None,
+    timeout: float,
+    resume: bool = False,
+    engine: bool = False,
 ) -> None:
-    """The Flower app folder of a federation, for ``flwr run``: the configuration, and where the server writes."""
+    """The Flower app folder of a federation, for ``flwr run``: the configuration, and where the server writes; with
+    ``engine`` for Flower's simulation engine instead of sites.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run = {
         "ffalora": to_yaml(config),
@@ -65,7 +77,7 @@ def write_app(
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in run.items()]
     (folder / "pyproject.toml").write_text(_APP + "".join(lines))
     for name, text in _MODULES.items():
-        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}.py").write_text(text.format(client="virtual" if engine else "client"))
 
 
 def run_on_loopback(
@@ -76,6 +88,7 @@ def run_on_loopback(
     timeout: float = 600.0,
     wait: float = 3600.0,
     resume: bool = False,
+    engine: bool = False,
 ) -> None:
     """Runs a federation to its end in separate processes; logs are in the output's ``logs`` folder.
 
@@ -87,16 +100,22 @@ def run_on_loopback(
         timeout: seconds that a round waits for answers.
         wait: seconds for the whole run.
         resume: continue what the output holds, after its last round.
+        engine: have Flower's simulation engine train the clients, as many at a time as this machine has cores.
 
     Raises:
-        ConfigError: Flower is not installed, or ``clients.count`` is not set. CheckpointError: the folder holds a
-        finished run, or one that is not to be continued. RuntimeError: the run failed; says where the logs are.
+        ConfigError: Flower (with ``engine``: Ray) is not installed, or ``clients.count`` is not set. CheckpointError:
+        the folder holds a finished run, or one that is not to be continued. RuntimeError: the run failed; says where
+        the logs are.
     """
     count = config.clients.count
     if count is None:
         raise ConfigError("clients.count is not set: it says how many SuperNodes to start")
+    if engine and importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "Flower's simulation engine needs Ray, which is not installed: pip install 'flwr[simulation]'"
+        )
     check_folder(output, resume)
-    with loopback(output, count, demonstration_policy(config, shared_streams)) as federation:
+    with loopback(output, count, demonstration_policy(config, shared_streams), engine) as federation:
         federation.submit(config, output, secagg_range, timeout, resume)
         federation.wait_for(output / SUMMARY, wait)
 
@@ -115,25 +134,27 @@ def demonstration_policy(config: Config, shared_streams: bool) -> SitePolicy:
 
 
 class Loopback(Processes):
-    """The running processes of a federation: submits runs, and waits for what they write."""
+    """The running processes of a federation: submits runs, and waits for what they write.
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
+    Args:
+        virtual: how many clients Flower's simulation engine has; None where they are sites.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str], virtual: int | None = None):
         super().__init__(folder / "logs", environment)
-        self.folder = folder
+        self.folder, self.virtual = folder, virtual
 
     def submit(
         self, config: Config, output: Path, secagg_range: float | None, timeout: float, resume: bool = False
     ) -> None:
         """Hands the run to the SuperLink."""
-        app = self.folder / "app"
-        write_app(app, config, output, secagg_range, timeout, resume)
+        app, engine = self.folder / "app", self.virtual is not None
+        write_app(app, config, output, secagg_range, timeout, resume, engine)
+        command = [tool("flwr"), "run", str(app), _LINK]
+        if engine:
+            command += ["--federation-config", f"num-supernodes={self.virtual} client-resources-num-cpus=1"]
         done = subprocess.run(
-            [tool("flwr"), "run", str(app), _LINK],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"flwr run failed: {(done.stdout + done.stderr)[-2000:]}")
@@ -142,75 +163,55 @@ class Loopback(Processes):
         """Waits until the run has written ``file``; a site that ends is started again.
 
         Raises:
-            RuntimeError: it did not in time, the SuperLink ended, or the server app was stopped by an error.
+            RuntimeError: it did not in time, the SuperLink or the server's process ended, or an error stopped the run.
         """
-        deadline, failure = time.monotonic() + seconds, file.with_name(FAILURE)
+        deadline, failure, gone = time.monotonic() + seconds, file.with_name(FAILURE), 0
         while not file.exists():
+            gone = gone + 1 if was_let_go(file.with_name(SERVER)) else 0
             if failure.exists():
                 raise RuntimeError(f"the federation was stopped: {failure.read_text().strip().splitlines()[-1]}")
             if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
                 raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
+            if gone > 1:  # at first its lock may be there, and not yet taken
+                raise RuntimeError(f"the server's process ended; see {self.folder / 'logs'}, and go on with --resume")
             self.bring_back(but="superlink")
             time.sleep(0.5)
 
 
 @contextmanager
-def loopback(folder: Path, clients: int, policy: SitePolicy) -> Iterator[Loopback]:
-    """A SuperLink and ``clients`` SuperNodes, each with this policy. All of them are stopped at the end of the block,
-    or with this process, if that is ended or killed within it.
+def loopback(folder: Path, clients: int, policy: SitePolicy, engine: bool = False) -> Iterator[Loopback]:
+    """A SuperLink and ``clients`` SuperNodes (``engine``: none), each with this policy. All of them are stopped at the
+    end of the block, or with this process, if that is ended or killed within it.
     """
-    (folder / FAILURE).unlink(missing_ok=True)
+    for left in (FAILURE, f"{SERVER}.lock"):  # by an earlier command
+        (folder / left).unlink(missing_ok=True)
     home = folder / "flower-home"
     home.mkdir(parents=True, exist_ok=True)
     link, *ports = _free_ports(clients + 1)
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
     )
-    terms = (folder / "policy.yaml").resolve()
-    save_policy(policy, terms)
-    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // clients))}  # the sites here share the cores
-    federation = Loopback(folder, environment(FLWR_HOME=str(home)))
+    save_policy(policy, (folder / POLICY).resolve())
+    federation = Loopback(folder, environment(FLWR_HOME=str(home)), clients if engine else None)
     with federation:
-        federation.start(
-            "superlink",
-            [
-                tool("flower-superlink"),
-                "--insecure",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(link),
-                "--disable-runtime-dependency-installation",
-            ],
-        )
+        command = [tool("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(link)]
+        command += ["--disable-runtime-dependency-installation", *(["--simulation"] if engine else [])]
+        federation.start("superlink", command)
         _wait_for_port(link)
-        for client, port in enumerate(ports):
-            own = (folder / "clients" / str(client)).resolve()
-            own.mkdir(parents=True, exist_ok=True)
-            federation.start(
-                f"site-{client}",
-                [
-                    sys.executable,
-                    "-m",
-                    "ffalora",
-                    "site",
-                    str(own),
-                    "--client",
-                    str(client),
-                    "--policy",
-                    str(terms),
-                    "--",
-                    "--insecure",
-                    "--superlink",
-                    f"127.0.0.1:{link}",
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    str(port),
-                ],
-                shared,
-            )
+        for client, port in enumerate([] if engine else ports):
+            _start_site(federation, client, clients, link, port)
         yield federation
+
+
+def _start_site(federation: Loopback, client: int, clients: int, link: int, port: int) -> None:
+    """A site, which listens at ``port`` and takes part in what the SuperLink at ``link`` does."""
+    own = (federation.folder / "clients" / str(client)).resolve()
+    own.mkdir(parents=True, exist_ok=True)
+    policy = str((federation.folder / POLICY).resolve())
+    site = [sys.executable, "-m", "ffalora", "site", str(own), "--client", str(client), "--policy", policy, "--"]
+    site += ["--insecure", "--superlink", f"127.0.0.1:{link}", "--host", "127.0.0.1", "--port", str(port)]
+    threads = max(1, (os.cpu_count() or 1) // clients)  # the sites here share the cores
+    federation.start(f"site-{client}", site, {"OMP_NUM_THREADS": str(threads)})
 
 
 def _free_ports(count: int) -> list[int]:

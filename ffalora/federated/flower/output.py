@@ -8,6 +8,10 @@ from ...runs.folder import CHECKPOINT, SUMMARY
 
 #: Where a server that was stopped by an error says which.
 FAILURE = "failure.txt"
+#: Its lock is held as long as the server's process is there.
+SERVER = "server"
+#: What sites on the server's own machine allow.
+POLICY = "policy.yaml"
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import yaml
 
 from ...config import from_mapping
-from .door import open_door, receive, send
+from .door import callers, send
 from .keeper import SiteTerms
 from .policy import load_policy
 from .rounds import check_range
@@ -82,24 +81,17 @@ class Trainer:
 
 
 def serve_door(terms: SiteTerms) -> None:
-    """Answers whoever knocks, one after another, until this process is ended."""
+    """Answers whoever asks, one after another, until this process is ended."""
     trainer = Trainer(terms)
-    with open_door(Path(terms.folder)) as door:
-        while True:
+    for connection, task, arrays in callers(Path(terms.folder)):
+        with connection:
             try:
-                connection = door.accept()
-            except (AuthenticationError, EOFError, OSError) as error:
-                logger.warning("somebody knocked without the key: %s", error)
-                continue
-            with connection:
-                try:
-                    _answer(trainer, connection)
-                except (EOFError, OSError) as error:
-                    logger.warning("client %d: whoever asked has gone (%s)", terms.client, type(error).__name__)
+                _answer(trainer, connection, task, arrays)
+            except (EOFError, OSError) as error:
+                logger.warning("client %d: whoever asked has gone (%s)", terms.client, type(error).__name__)
 
 
-def _answer(trainer: Trainer, connection: Connection) -> None:
-    task, arrays = receive(connection)
+def _answer(trainer: Trainer, connection: Connection, task: Mapping[str, Any], arrays: list[np.ndarray]) -> None:
     try:  # an asker says nothing more: whatever can be read then is the end of its process
         report, sent = trainer.answer(task, arrays, is_wanted=lambda: not connection.poll())
     except Exception as error:

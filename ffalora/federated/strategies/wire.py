@@ -22,15 +22,22 @@ AVERAGE = "server.average"
 BLOCK = 64
 
 
-def payload_bytes(kind: str, numbers: int) -> int:
+def payload_bytes(kind: str, numbers: int, share: float = 1.0) -> int:
     """What ``numbers`` take on the wire, without headers.
 
     Args:
-        kind: ``federation.payload``.
+        kind: ``federation.payload``. share: of the numbers, that ``top-k`` sends.
     """
     if kind == "int8":
         return numbers + BYTES_PER_NUMBER * math.ceil(numbers / BLOCK)
+    if kind == "top-k":  # how many there are, a bit for each, and two bytes for those that are sent
+        return BYTES_PER_NUMBER + math.ceil(numbers / 8) + 2 * largest_moves(numbers, share)
     return numbers * (2 if kind == "float16" else BYTES_PER_NUMBER)
+
+
+def largest_moves(numbers: int, share: float) -> int:
+    """How many of ``numbers`` a client sends with ``federation.payload: top-k``."""
+    return math.ceil(share * numbers)
 
 
 @dataclass
@@ -127,7 +134,8 @@ class Wire:
 
     def bytes_up(self, server: ServerState, client: int | None = None) -> int:
         """What those take on the wire, in the format ``federation.payload``."""
-        return payload_bytes(self.config.federation.payload, self.numbers_up(server, client))
+        federation = self.config.federation
+        return payload_bytes(federation.payload, self.numbers_up(server, client), federation.payload_share)
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
         """What all clients together receive in the round about to begin. In the first, a seed stands for what is random
