@@ -10,6 +10,7 @@ from typing import Any
 import click
 import yaml
 
+from ..config import ConfigError
 from .errors import Interrupted
 from .options import ConfigCommand
 from .running import RunOptions, hide_loading_bars, open_run, run_options, show
@@ -36,16 +37,14 @@ class _Tried(click.ParamType):
 @click.option(
     "--try", "tried", type=_Tried(), multiple=True, help="Values of a key to choose from; for several keys, every mix."
 )
-@click.option(
-    "--trials", type=float, default=10.0, show_default=True, help="How many trials there are on average, above 1."
-)
+@click.option("--trials", type=float, help="How many trials there are on average, above 1.  [10]")
 @click.option("--metric", help="Of the validation split, by which trials are compared.  [accuracy, or the loss]")
 @click.option("--one-site", is_flag=True, help="Train at one site, as `ffalora train` does, not in federated rounds.")
 @run_options
 def command(
     config: Path | None,
     tried: tuple[tuple[str, list[Any]], ...],
-    trials: float,
+    trials: float | None,
     metric: str | None,
     one_site: bool,
     options: RunOptions,
@@ -69,13 +68,13 @@ def command(
 
     values = dict(tried)
     hide_loading_bars()
-    prepared = partial(_prepared, alone if one_site else None, values, trials, prepare)
+    prepared = partial(_prepared, alone if one_site else None, values, trials, options.resume, prepare)
     run, folder, _ = open_run("choose", config, overrides, options, prepared)
     try:
         choice = choose(run, values, folder, train if one_site else simulate, metric, options.resume, options.progress)
     except KeyboardInterrupt:
         again = " ".join(f"--try {shlex.quote(key + '=' + ','.join(map(str, found)))}" for key, found in tried)
-        again = f"ffalora choose {again} --trials {trials:g} --resume --output {shlex.quote(str(folder))}"
+        again = f"ffalora choose {again} --resume --output {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; what it has spent is charged. To go on:\n  {again}") from None
     show([folder / BEST], folder, options.as_json)
     if not options.as_json:
@@ -83,7 +82,11 @@ def command(
         click.echo(f"chosen: {chosen} (validation {choice.metric} {choice.score:.4g}); the run is {folder / BEST}")
 
 
-def _prepared(adapt: Any, tried: dict[str, list[Any]], trials: float, prepare: Any, config: Any) -> Any:
-    if config.privacy.trials > 1:  # resumed: as it was written down
-        return config
-    return prepare(config if adapt is None else adapt(config), tried, trials)
+def _prepared(
+    adapt: Any, tried: dict[str, list[Any]], trials: float | None, resume: bool, prepare: Any, config: Any
+) -> Any:
+    if (written := config.privacy.trials) > 1:
+        if not resume:
+            raise ConfigError(f"privacy.trials={written:g} is what --trials sets: leave it out, and give --trials")
+        return prepare(config, tried, written if trials is None else trials)
+    return prepare(config if adapt is None else adapt(config), tried, 10.0 if trials is None else trials)

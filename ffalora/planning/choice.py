@@ -173,7 +173,10 @@ def _share_account(old: Path, new: Path) -> None:
 def _judge(choice: Choice, values: dict[str, Any], metrics: Mapping[str, float]) -> None:
     choice.metric = choice.metric or ("accuracy" if "accuracy" in metrics else "loss")
     if choice.metric not in metrics:
-        raise ConfigError(f"--metric {choice.metric}: runs have {', '.join(metrics)}; name one of these")
+        raise ConfigError(
+            f"--metric {choice.metric}: runs have {', '.join(metrics)}; name one of these; with --resume "
+            "the trial that was trained is kept"
+        )
     score = metrics[choice.metric]
     choice.settled = "drop"
     if math.isfinite(score) and choice.is_beaten_by(score):
@@ -203,11 +206,13 @@ def _begin(folder: Path, fresh: Choice, resume: bool) -> Choice:
     if not resume:
         raise ConfigError(f"{folder} holds a choice already; give --resume to continue it, or another folder")
     stored = Choice(**json.loads(path.read_text(encoding="utf-8")))
-    if fresh.tried != stored.tried or fresh.metric not in (None, stored.metric):
+    is_other = stored.score is not None and fresh.metric not in (None, stored.metric)
+    if fresh.tried != stored.tried or is_other:
         raise ConfigError(
             f"--resume: {folder} chooses among {stored.tried} by {stored.metric}, not among {fresh.tried} by "
             f"{fresh.metric}: what is tried must not depend on what was seen"
         )
+    stored.metric = fresh.metric or stored.metric  # nothing was seen yet, where it is another
     _settle(stored, folder)
     return stored
 

@@ -304,9 +304,9 @@ class PrivacyLedger:
             changed.append(
                 f"max_steps was {stored.max_steps} and is {self.max_steps}, below {stored.steps_taken} steps taken"
             )
-        elif self.max_steps > stored.max_steps:
+        elif self.max_steps > stored.max_steps or (self.trials > 1 and self.max_steps < stored.max_steps):
             changed.append(
-                f"max_steps was {stored.max_steps} and is {self.max_steps}: the noise was calibrated for fewer steps"
+                f"max_steps was {stored.max_steps} and is {self.max_steps}: the noise was calibrated for what it was"
             )
         if changed:
             raise LedgerMismatch(

@@ -355,3 +355,15 @@ def test_shells_complete_verbs_and_keys(typed, completed, monkeypatch, capsys):
     monkeypatch.setenv("_FFALORA_COMPLETE", "bash_complete")
     run()
     assert f"plain,{completed}" in capsys.readouterr().out.splitlines()
+
+
+def test_how_many_trials_a_choice_has_is_said_by_trials_alone_and_stays(trained, tmp_path, capsys):
+    config = "privacy: {unit: sample, target_epsilon: 6, trials: 10}"
+    (tmp_path / "mine.yaml").write_text(config)
+    tried = ["choose", "--try", "optimizer.lr=0.5,1"]
+    assert run(*tried, "mine.yaml", "--output", "out") == 2
+    assert "privacy.trials=10 is what --trials sets" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text(config)
+    assert run(*tried, "--trials", "20", "--resume", "--output", "begun") == 2
+    assert "privacy.trials was 10.0 and is 20.0" in capsys.readouterr().err and not trained

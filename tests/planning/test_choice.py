@@ -145,8 +145,11 @@ def test_what_a_choice_cannot_be_made_of_is_refused(small, changes, tried, trial
         prepare(small(**SECURE | changes), tried, trials)
 
 
-def test_a_metric_that_runs_do_not_have_is_refused(small, tmp_path, chance):
+def test_a_metric_that_runs_do_not_have_is_refused_and_another_may_follow_before_any_score(small, tmp_path, chance):
     chance(1)
-    config = prepare(small(**PRIVATE), RATES, 10.0)
+    config, train = prepare(small(**PRIVATE), RATES, 10.0), scored({0.25: 0.5})
     with pytest.raises(ConfigError, match="runs have accuracy, loss"):
-        choose(config, RATES, tmp_path, scored({0.25: 0.5}), metric="f2")
+        choose(config, RATES, tmp_path, train, metric="f2")
+    assert choose(config, RATES, tmp_path, train, metric="loss", resume=True).score == 1.0
+    with pytest.raises(ConfigError, match="must not depend on what was seen"):
+        choose(config, RATES, tmp_path, train, metric="accuracy", resume=True)

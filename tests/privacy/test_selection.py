@@ -93,6 +93,13 @@ def test_ledgers_and_lists_of_steps_survive_the_disk_and_older_ones_are_no_choic
     assert spent_from(list(ONE)[:6]) == spent_from(list(ONE)[:7]) == ONE
 
 
+@pytest.mark.parametrize("most", [10, 30])
+def test_a_trial_goes_on_with_as_many_steps_as_those_before_it_had(most):
+    """A choice counts its trials' steps by ``max_steps``: fewer would state less than earlier trials spent."""
+    with pytest.raises(LedgerMismatch, match=f"max_steps was 20 and is {most}"):
+        _ledger(max_steps=most).resume(_ledger(steps_taken=3).state_dict())
+
+
 @pytest.mark.parametrize("trials", [0.5, math.inf, math.nan])
 def test_numbers_of_trials_out_of_range_are_refused(trials):
     with pytest.raises(ValueError, match="trials must"):

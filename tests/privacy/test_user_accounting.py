@@ -70,6 +70,13 @@ def test_noise_is_calibrated_for_groups_and_after_what_users_spent_before():
         assert affordable_steps(3.0, 1e-5, wanted, prior=before) in range(40, 43)
 
 
+@pytest.mark.parametrize("other", [Spent(1.0, 0.01, 100, unit="user"), Spent(40.0, 1.0, 5, unit="user", group=4)])
+def test_groups_compose_with_what_users_spent_in_other_ways(other):
+    part = Spent(1.0, 0.01, 100, unit="user", group=4)
+    alone = [epsilon_of([one], 1e-5) for one in (part, other)]
+    assert max(alone) < epsilon_of([part, other], 1e-5) < epsilon_of([part], 5e-6) + epsilon_of([other], 5e-6)
+
+
 def users(**changes):
     terms = dict(sample_rate=0.1, noise_multiplier=2.0, delta=1e-4, max_steps=30, unit="user", group=4)
     return PrivacyLedger(client_id=0, dataset_size=200, **terms | changes)
