@@ -174,7 +174,7 @@ class PrivacyStatement:
             adjacency=_describe_adjacency(ledgers),
             sampling=_describe_sampling(first) if first.correlation is None else first.correlation.describe_sampling(),
             mechanism=_describe_mechanism(first),
-            accountant="rdp" if first.trials > 1 or first.sampling == "by-server" else first.accountant,
+            accountant="rdp" if any(map(_counts_by_moments, ledgers)) else first.accountant,
             delta=first.delta,
             noise=_describe_noise(noise, first),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
@@ -232,6 +232,12 @@ def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:
     kinds = sorted({ledger.adjacency for ledger in ledgers})
     kind = kinds[0].partition(" ")[0] if len(kinds) == 1 else "zero-out"
     return _ADJACENCIES[kind].format(f"{kind} one {ledgers[0].unit}")
+
+
+def _counts_by_moments(ledger: PrivacyLedger) -> bool:
+    """Whether ε is of Rényi moments, whatever the accountant: its own steps, or those before, allow no other."""
+    every = (*ledger.prior, *ledger.others, ledger.steps(1))
+    return any(part.trials > 1 or part.sampling == "by-server" for part in every)
 
 
 def _describe_sampling(ledger: PrivacyLedger) -> str:

@@ -114,7 +114,7 @@ class PrivateTrainer(Trainer):
             last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
             spent = spent_before(Path(last or str(resume_from_checkpoint)), self.privacy)
         ledger = self.ledger = self._new_ledger(spent)
-        self._first = sum(part.steps for part in ledger.prior)
+        self._first = sum(part.steps * part.trial_steps for part in ledger.prior)
         if self._secure:
             is_new = not resume_from_checkpoint
             ledger = self.ledger = self.workers.from_lead(partial(self._open_accounts, ledger, is_new))
