@@ -27,8 +27,8 @@ def with_batch(config: Config, partition: Partition) -> Config:
     if optimizer.batch_size != "auto":
         if optimizer.batch_size > max(sizes):
             logger.warning(
-                "optimizer.batch_size=%d is more %s than any client has: each step takes all of a client's, and nothing "
-                "is gained by sampling; auto finds a batch",
+                "optimizer.batch_size=%d is more %s than any client has: each step takes all of a client's, and "
+                "nothing is gained by sampling; auto finds a batch",
                 optimizer.batch_size,
                 "users" if privacy.draws_users else "samples",
             )

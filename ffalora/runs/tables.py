@@ -50,7 +50,7 @@ def predict_file(
     Args:
         folder: a run's folder or its ``adapter``.
         file, output: CSV, TSV, JSON, JSON lines or Parquet, each by its suffix. A CSV file is written in UTF-8 with the
-            delimiter of ``file``.
+            delimiter and the decimal marks of ``file``.
         overrides: dotted keys to change, such as ``{"data.text": ["subject", "message"]}``.
 
     Raises:
@@ -132,7 +132,9 @@ def _write(table: Any, output: Path, form: TextFormat | None) -> None:
     if suffix in (".csv", ".tsv"):
         is_plain = form is None or form.encoding == "utf-8"
         delimiter = "\t" if suffix == ".tsv" else (form.delimiter if form else ",")
-        table.to_csv(output, index=False, sep=delimiter, encoding="utf-8" if is_plain else "utf-8-sig")
+        decimal = form.decimal if form and delimiter != "," else "."
+        encoding = "utf-8" if is_plain else "utf-8-sig"
+        table.to_csv(output, index=False, sep=delimiter, decimal=decimal, encoding=encoding)
     elif suffix == ".parquet":
         table.to_parquet(output, index=False)
     else:
