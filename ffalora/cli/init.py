@@ -93,7 +93,10 @@ def found_text(found: Proposal) -> str:
     if found.dropped:
         lines.append(f"{found.dropped} rows lack one of them and are left out")
     if found.unnamed:
-        lines += ["", f"{found.unnamed[0]!r} is the name of a column and one of its values: does a line of names lack?"]
+        lines += [
+            "",
+            f"{found.unnamed[0]!r} is the name of a column and one of its values: is the line of names missing?",
+        ]
     if found.rivals:
         client = "" if found.client else f" --client {found.label}"
         lines += [
