@@ -9,6 +9,7 @@ import pytest
 from small_runs import WORDS
 from test_tasks import images, numbers, pairs, prompts
 
+import ffalora
 from ffalora import load_config
 
 GALLERY = Path(__file__).parents[1] / "examples" / "gallery"
@@ -117,9 +118,11 @@ def test_unreliable_clients(run, tmp_path):
     assert len(rows) == 2 and all("dropped" in row for row in rows)
 
 
-def test_own_loop(small, tmp_path):
+def test_own_loop(small, tmp_path, monkeypatch):
+    made, attach = [], ffalora.attach
+    monkeypatch.setattr(ffalora, "attach", lambda *given: made.append(attach(*given)) or made[0])
     spent = example("own_loop")["main"](small().model.name, texts(tmp_path), steps=2)
-    assert 2.5 < spent <= 3.0
+    assert 2.5 < spent <= 3.0 and made[0].state().any()
 
 
 def test_budget(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from typing import IO, Any
@@ -24,10 +26,13 @@ def explain(error: Exception) -> str | None:
     """The message for an error that the user can mend, or None for one that is a fault of the program.
 
     To mend are: values and states that our own code refused (the exception was raised in one of our packages, whose
-    messages name the parameter and the remedy), and files that cannot be read or written.
+    messages name the parameter and the remedy), files that cannot be read or written, and a full disk, which libraries
+    report without the name of a file.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
+    if os.strerror(errno.ENOSPC) in str(error):
+        return f"{os.strerror(errno.ENOSPC)}; make room, take away what was begun, and give the command again"
     if isinstance(error, ValueError | RuntimeError) and _raised_in(error) in _OURS and str(error):
         return str(error)
     return None

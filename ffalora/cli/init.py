@@ -89,9 +89,14 @@ def found_text(found: Proposal) -> str:
         for column in found.columns
     ]
     if found.client and len(found.sizes) > 1:
-        lines.append(f"{len(found.sizes)} clients of {found.sizes[-1]} to {found.sizes[0]} rows")
+        lines.append(f"{len(found.sizes)} clients of {found.rows_each} rows")
     if found.dropped:
         lines.append(f"{found.dropped} rows lack one of them and are left out")
+    if found.unnamed:
+        lines += [
+            "",
+            f"{found.unnamed[0]!r} is the name of a column and one of its values: is the line of names missing?",
+        ]
     if found.rivals:
         client = "" if found.client else f" --client {found.label}"
         lines += [

@@ -17,7 +17,7 @@ from .running import hide_loading_bars
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--pairs", is_flag=True, help="Take the texts two by two, for adapters of sentence pairs.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object a text, or one of a table.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Of a table.  [NAME-predicted.SUFFIX]")
 def command(
     folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, output: Path | None, overrides: dict[str, Any]
@@ -33,7 +33,7 @@ def command(
     ffalora predict runs/demo "a wonderful film"
     """
     if len(texts) == 1 and _is_table(texts[0]):
-        _predict_table(folder, Path(texts[0]), output, overrides)
+        _predict_table(folder, Path(texts[0]), output, overrides, as_json)
         return
     files = [text for text in texts if _names_file(text)]
     if files:
@@ -66,12 +66,16 @@ def command(
             click.echo(f"{answer['value']:.4f}\t{text}")
 
 
-def _predict_table(folder: Path, file: Path, output: Path | None, overrides: dict[str, Any]) -> None:
+def _predict_table(folder: Path, file: Path, output: Path | None, overrides: dict[str, Any], as_json: bool) -> None:
     from ..runs.tables import predict_file
 
     hide_loading_bars()
     target = output or Path(f"{file.stem}-predicted{file.suffix}")
     found = predict_file(folder, file, target, overrides)
+    if as_json:
+        said = {"written": str(target), "rows": found.rows, "skipped": found.skipped, "counts": found.counts}
+        click.echo(json.dumps(said, ensure_ascii=False))
+        return
     counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
     skipped = f"; {found.skipped} rows without a text have none" if found.skipped else ""
     click.echo(f"written {target}: {found.rows} predictions{f' ({counts})' if counts else ''}{skipped}")

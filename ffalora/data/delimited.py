@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,24 @@ _NAMES = {
     _WESTERN: "Windows-1252",
 }
 _RECORDS = 200
+_DECIMAL = re.compile(r"[+-]?\d+(,\d+)?")
 _LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields of 128 kB unless told otherwise
 
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a table is written as text: Python's name of the encoding, and what stands between two cells."""
+    """How a table is written as text: Python's name of the encoding, what stands between two cells, and the mark before
+    the decimals of numbers.
+    """
 
     encoding: str
     delimiter: str
+    decimal: str = "."
 
     def __str__(self) -> str:
         delimiter = DELIMITERS.get(self.delimiter, repr(self.delimiter))
-        return f"{_NAMES.get(self.encoding, self.encoding)}, {delimiter} between cells"
+        decimal = ", decimal commas" if self.decimal == "," else ""
+        return f"{_NAMES.get(self.encoding, self.encoding)}, {delimiter} between cells{decimal}"
 
 
 def find_format(file: Path, encoding: str | None = None, delimiter: str | None = None) -> TextFormat:
@@ -42,16 +48,17 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
     The encoding is what a byte-order mark announces, else UTF-8 where the whole file is valid UTF-8, else Windows-1252.
     The delimiter is the one by which most of the first 200 records have as many cells as the header, and the header
     the most; where the header is one cell, the one by which all records are, a comma first (in a .tsv file a tab).
+    Decimals have a comma where a column of these records is numbers with one.
 
     Raises:
         ValueError: bytes that no encoding tried here allows, or an encoding that Python does not know.
     """
     content = file.read_bytes()
     encoding = encoding or _encoding_of(content)
+    text = _decoded(content[: 1 << 18], encoding, is_cut=len(content) > 1 << 18)
     if delimiter is None:
-        text = _decoded(content[: 1 << 18], encoding, is_cut=len(content) > 1 << 18)
         delimiter = _delimiter_of(text, "\t" if file.suffix.lower() == ".tsv" else ",")
-    return TextFormat(encoding, delimiter)
+    return TextFormat(encoding, delimiter, "," if delimiter != "," and _has_decimal_commas(text, delimiter) else ".")
 
 
 def read_delimited(file: Path, form: TextFormat) -> Any:
@@ -64,8 +71,9 @@ def read_delimited(file: Path, form: TextFormat) -> Any:
 
     try:
         table = pandas.read_csv(
-            file, sep=form.delimiter, encoding=form.encoding, keep_default_na=False, na_values=[""], low_memory=False
-        )
+            file, sep=form.delimiter, encoding=form.encoding, decimal=form.decimal, keep_default_na=False,
+            na_values=[""], low_memory=False,
+        )  # fmt: skip
     except pandas.errors.EmptyDataError:
         raise ValueError("it is empty") from None
     except pandas.errors.ParserError as error:
@@ -125,6 +133,18 @@ def _delimiter_of(text: str, usual: str) -> str:
     if several:
         return max(several, key=lambda d: several[d])
     return next((d for d, found in widths.items() if set(found) == {1}), usual)
+
+
+def _has_decimal_commas(text: str, delimiter: str) -> bool:
+    """Whether all that a column holds in the first records are numbers, some with decimals behind a comma."""
+    try:
+        records = [cells for _, cells in islice(_records(text, delimiter), 1, _RECORDS) if cells]
+    except csv.Error:
+        return False
+    columns = [[cell.strip() for cell in column if cell.strip()] for column in zip_longest(*records, fillvalue="")]
+    return any(
+        any("," in cell for cell in column) and all(_DECIMAL.fullmatch(cell) for cell in column) for column in columns
+    )
 
 
 def _widths(text: str, delimiter: str) -> list[int]:

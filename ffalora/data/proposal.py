@@ -40,7 +40,7 @@ class Column:
     """What a column holds.
 
     Attributes:
-        kind: 'text', 'number' or 'other'.
+        kind: 'text', 'number', 'conversation' or 'other'.
         distinct: different values, in so many spellings; empty: cells without one; words: of a text, on average.
         examples: some of the values; all, where there are few.
     """
@@ -56,9 +56,12 @@ class Column:
     def __str__(self) -> str:
         if self.kind == "text" and self.words >= _TEXT_WORDS:
             return f"texts of {self.words:.0f} words on average"
+        if self.kind == "conversation":
+            return "conversations, each a list of messages"
         if self.kind == "other":
             return f"{self.distinct} different values that are neither texts nor numbers"
-        what, shown = "number" if self.kind == "number" else "value", ", ".join(self.examples)
+        is_number = self.kind == "number" and not {"False", "True"} & set(self.examples)
+        what, shown = "number" if is_number else "value", ", ".join(self.examples)
         if self.distinct == 1:
             return f"one {what}: {shown}"
         spelt = f" in {self.spellings} spellings" if self.spellings > self.distinct else ""
@@ -79,6 +82,7 @@ class Proposal:
         sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
         rivals: columns that could be the label just as well, where its name did not say that it is one.
         groups: columns that could be that of clients, where none is.
+        unnamed: columns whose name is one of their values, as where a file has no line of names.
     """
 
     source: str
@@ -94,6 +98,12 @@ class Proposal:
     users: int = 0
     rivals: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
+
+    @property
+    def rows_each(self) -> str:
+        """How many rows a client has, in words: "40", or "20 to 40"."""
+        return " to ".join(map(str, sorted({self.sizes[-1], self.sizes[0]})))
 
     def column(self, name: str) -> Column:
         """The column of that name."""
@@ -148,8 +158,9 @@ def propose(
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
     able = [] if client else [c for c in groups if c.name not in (*needed, *rivals) and _are_names(c)]
     could_be = tuple(c.name for c in able)
+    unnamed = tuple(c.name for c in columns if c.name in column_values(found.data[name], c.name))
     return Proposal(
-        str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users, rivals, could_be
+        str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users, rivals, could_be, unnamed
     )
 
 
@@ -157,10 +168,8 @@ def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
     """The column of conversations, or those of prompts and answers, where a language model is what such rows are for;
     none where the answers are classes.
     """
-    for column in columns:
-        values = column_values(data, column.name)[:1] if column.kind == "other" else []
-        if values and isinstance(values[0], list) and values[0] and "role" in values[0][0]:
-            return (column.name,)
+    if spoken := [column.name for column in columns if column.kind == "conversation"]:
+        return (spoken[0],)
     said = {c.name: c for c in columns if c.kind == "text"}
     for prompt, answer in PROMPTS:
         if prompt in said and answer in said:
@@ -185,12 +194,17 @@ def _describe(data: Dataset, name: str) -> Column:
         kind, words = "text", sum(len(value.split()) for value in present) / len(present)
     else:
         numbers = present and all(isinstance(value, int | float) for value in present)
-        kind, words = ("number" if numbers else "other"), 0.0
+        kind, words = "number" if numbers else "conversation" if _is_spoken(present[:1]) else "other", 0.0
     spelling = one_spelling(present)
     spellings = dict.fromkeys(_shown(value) for value in present)
     seen = dict.fromkeys(spelling.get(text, text) for text in spellings)
     examples = tuple(sorted(seen) if len(seen) <= _MOST_SHOWN else list(seen)[:3])
     return Column(name, kind, len(seen), len(spellings), len(values) - len(present), words, examples)
+
+
+def _is_spoken(values: Sequence[Any]) -> bool:
+    """Whether the values are lists of messages, by the first of them."""
+    return bool(values) and isinstance(values[0], list) and bool(values[0]) and "role" in values[0][0]
 
 
 def _shown(value: Any) -> str:
@@ -216,15 +230,17 @@ def _are_names(column: Column) -> bool:
 
 def _likely_labels(columns: Sequence[Column], rows: int, others: set[str | None], path: str | Path) -> list[str]:
     """The column that is called a label; else those of few values, fewest first."""
-    able = [c for c in columns if c.name not in others and c.name != FILE_COLUMN and c.kind != "other"]
-    named = [c for c in able if _is_called(c.name, _LABEL_WORDS) and c.distinct > 1]
-    few = [c for c in able if 2 <= c.distinct <= min(_MOST_CLASSES, max(2, rows // 10)) and c.words < _TEXT_WORDS]
-    found = named[:1] or sorted(few, key=lambda c: c.distinct)
+    able = [c for c in columns if c.name not in others and c.name != FILE_COLUMN and c.kind in ("text", "number")]
+    most = min(_MOST_CLASSES, max(2, rows // 10))
+    called = [c for c in able if _is_called(c.name, _LABEL_WORDS) and (c.words < _TEXT_WORDS or c.distinct <= most)]
+    few = [c for c in able if 2 <= c.distinct <= most and c.words < _TEXT_WORDS]
+    found = [c for c in called if c.distinct > 1][:1] or sorted(few, key=lambda c: c.distinct)
     if not found:
-        raise DataError(
-            f"{path}: none of its columns looks like a label; name one of {', '.join(c.name for c in columns)} with "
-            "--label"
-        )
+        lone = f": {called[0].name!r} holds {called[0]}" if called else ""
+        remedy = f"name one of {', '.join(c.name for c in able)} with --label"
+        if len(able) < 2:
+            remedy = "a classifier needs one; a language model needs conversations, or prompts with answers"
+        raise DataError(f"{path}: none of its columns looks like a label{lone}; {remedy}")
     return [column.name for column in found]
 
 

@@ -23,17 +23,18 @@ def with_batch(config: Config, partition: Partition) -> Config:
         partition: who holds what; the largest client decides, for it spends a batch worst.
     """
     optimizer, privacy, federation = config.optimizer, config.privacy, config.federation
+    sizes = list(map(drawn_units(privacy, partition.owners).count, partition.indices))
     if optimizer.batch_size != "auto":
-        if optimizer.batch_size > max(map(len, partition.indices)):
+        if optimizer.batch_size > max(sizes):
             logger.warning(
-                "optimizer.batch_size=%d is more than any client has: each step takes all of a client's rows, "
-                "and nothing is gained by sampling",
+                "optimizer.batch_size=%d is more %s than any client has: each step takes all of a client's, and "
+                "nothing is gained by sampling; auto finds a batch",
                 optimizer.batch_size,
+                "users" if privacy.draws_users else "samples",
             )
         return config
     batch = optimizer.batch
     if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":
-        sizes = list(map(drawn_units(privacy, partition.owners).count, partition.indices))
         largest = privacy.public_size_bound or max(sizes)
         steps, usual = federation.rounds * federation.local_steps, batch
         most = max(usual, MOST_SAMPLES // (steps * len(sizes)))

@@ -110,7 +110,7 @@ def _unit(found: Proposal) -> str:
 def _task_reason(found: Proposal) -> str:
     if found.task == "regression":
         return "its label is a number; classification treats each value as a class"
-    return "its label has few values; regression predicts numbers"
+    return "each value of its label is a class; regression predicts numbers"
 
 
 def _cells(found: Proposal) -> list[str]:
@@ -144,7 +144,7 @@ def _clients(found: Proposal) -> list[str]:
     return [
         "clients:",
         "  partition: column  # each keeps its rows, and its own ledger",
-        f"  column: {_value(found.client)}  # {len(found.sizes)} clients of {found.sizes[0]} to {found.sizes[-1]} rows",
+        f"  column: {_value(found.client)}  # {len(found.sizes)} clients of {found.rows_each} rows",
     ]
 
 

@@ -54,6 +54,10 @@ class Entry:
     when: str
 
 
+#: Histories of records whose ε is computed one by one.
+MOST_HISTORIES = 100
+
+
 class DataLedger:
     """The ledger in a folder, made if it is missing. Several processes may use it at once.
 
@@ -156,13 +160,21 @@ class DataLedger:
         delta = self.budget[1] if self.budget else ledger.delta
         return epsilon_of((*ledger.prior, *ledger.others, ledger.steps(steps)), delta, ledger.accountant)
 
-    def spent(self) -> tuple[Spent, ...]:
-        """A bound on what has been spent on any one record, over all runs."""
-        listed = [self._records(e.records) for e in self.entries if e.noise == "secure" and e.steps.steps]
-        if not listed:
-            return ()
-        everybody = np.unique(np.concatenate(listed))
-        return self._most(everybody, [(e, np.isin(everybody, self._records(e.records))) for e in self._charged()])
+    def spent(self) -> list[tuple[Spent, ...]]:
+        """What single records have seen over all runs, each combination once; where there are more than
+        ``MOST_HISTORIES``, a bound on them all.
+        """
+        charged = self._charged()
+        if not charged:
+            return []
+        listed = {e.records: self._records(e.records) for e in charged}
+        everybody = np.unique(np.concatenate(list(listed.values())))
+        held = [(e, np.isin(everybody, listed[e.records])) for e in charged]
+        kinds, steps = self._seen(everybody, held)
+        different = np.unique(steps, axis=0)
+        if len(different) > MOST_HISTORIES:
+            return [self._most(everybody, held)]
+        return [_history(kinds, row) for row in different]
 
     # ---- what is in the log
 
@@ -243,13 +255,21 @@ class DataLedger:
     @staticmethod
     def _most(records: np.ndarray, held: list[tuple[Entry, np.ndarray]]) -> tuple[Spent, ...]:
         """Of each kind of step, the most that one of the records saw."""
-        seen: dict[Spent, np.ndarray] = {}
+        kinds, steps = DataLedger._seen(records, held)
+        return _history(kinds, steps.max(axis=0, initial=0))
+
+    @staticmethod
+    def _seen(records: np.ndarray, held: list[tuple[Entry, np.ndarray]]) -> tuple[list[Spent], np.ndarray]:
+        """Kinds of steps, and how many of each ``[records, kinds]`` every record saw."""
+        kinds = sorted({entry.steps._replace(steps=0) for entry, _ in held})
+        steps = np.zeros((len(records), len(kinds)), dtype=np.int64)
         for entry, shared in held:
-            kind = entry.steps._replace(steps=0)
-            seen.setdefault(kind, np.zeros(len(records), dtype=np.int64))
-            seen[kind] += entry.steps.steps * shared
-        most = {kind: int(steps.max(initial=0)) for kind, steps in seen.items()}
-        return tuple(kind._replace(steps=steps) for kind, steps in sorted(most.items()) if steps)
+            steps[:, kinds.index(entry.steps._replace(steps=0))] += entry.steps.steps * shared
+        return kinds, steps
+
+
+def _history(kinds: list[Spent], steps: np.ndarray) -> tuple[Spent, ...]:
+    return tuple(kind._replace(steps=int(count)) for kind, count in zip(kinds, steps, strict=True) if count)
 
 
 def find_data_ledger(named: str | None, data: str) -> DataLedger:

@@ -38,7 +38,7 @@ def total_spent(ledger: DataLedger) -> tuple[float, float] | None:
     if not deltas:
         return None
     delta = ledger.budget[1] if ledger.budget else min(deltas)
-    return rounded_up(epsilon_of(ledger.spent(), delta)), delta
+    return rounded_up(max((epsilon_of(each, delta) for each in ledger.spent()), default=0.0)), delta
 
 
 def _total(ledger: DataLedger) -> str:

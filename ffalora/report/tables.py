@@ -76,7 +76,8 @@ def _metric_text(name: str, runs: Sequence[Run]) -> str:
 def _said_of_intervals(runs: Sequence[Run]) -> str:
     groups = by_label(runs).values()
     rows = {run.evaluated for run in runs if run.evaluated}
-    said = f", on {' or '.join(f'{n:,}' for n in sorted(rows))} rows of the evaluation split" if rows else ""
+    splits = " or ".join(sorted({str(run.config["data"]["evaluate_on"]) for run in runs}))
+    said = f", on {' or '.join(f'{n:,}' for n in sorted(rows))} rows of the {splits} split" if rows else ""
     if any(len(group) > 1 for group in groups):
         said += "; ± is the 95% interval of the mean over seeds (Student's t)"
     if rows and any(len(group) == 1 for group in groups):

@@ -173,7 +173,8 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
             kept["clients.partition"] = "iid"
         config = from_mapping(merge(config.model_dump(mode="json"), kept))
         data = load_run_data(config, only=split, class_names=bundle.label_names)
-        rows = f"all of {data.name} that is {split} data"
+        is_file = Path(config.data.name).expanduser().is_file()
+        rows = f"all of {data.name}" if is_file else f"all of {data.name} that is {split} data"
     examples = prepare_split(config, data, split, bundle.loaded)
     limit, task = config.data.max_evaluation_samples, find_task(config.data.task)
     count = len(examples) if limit is None else min(limit, len(examples))

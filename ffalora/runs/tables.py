@@ -14,6 +14,7 @@ from ..data.errors import DataError
 from ..data.files import SUFFIXES, read_file
 from ..data.generation import without_answer
 from ..data.validate import column_values, is_missing
+from ..files.atomic import write_atomically
 from .bundle import Bundle, answers_of, load_bundle, predict_with, trained_columns
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def predict_file(
     Args:
         folder: a run's folder or its ``adapter``.
         file, output: CSV, TSV, JSON, JSON lines or Parquet, each by its suffix. A CSV file is written in UTF-8 with the
-            delimiter of ``file``.
+            delimiter and the decimal marks of ``file``.
         overrides: dotted keys to change, such as ``{"data.text": ["subject", "message"]}``.
 
     Raises:
@@ -132,8 +133,11 @@ def _write(table: Any, output: Path, form: TextFormat | None) -> None:
     if suffix in (".csv", ".tsv"):
         is_plain = form is None or form.encoding == "utf-8"
         delimiter = "\t" if suffix == ".tsv" else (form.delimiter if form else ",")
-        table.to_csv(output, index=False, sep=delimiter, encoding="utf-8" if is_plain else "utf-8-sig")
+        decimal = form.decimal if form and delimiter != "," else "."
+        content = table.to_csv(index=False, sep=delimiter, decimal=decimal, lineterminator="\n")
+        content = content.encode("utf-8" if is_plain else "utf-8-sig")
     elif suffix == ".parquet":
-        table.to_parquet(output, index=False)
+        content = table.to_parquet(index=False)
     else:
-        table.to_json(output, orient="records", lines=suffix == ".jsonl", force_ascii=False)
+        content = table.to_json(orient="records", lines=suffix == ".jsonl", force_ascii=False).encode()
+    write_atomically(output, content)

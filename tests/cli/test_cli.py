@@ -1,6 +1,8 @@
 """The command line: flags are the configuration, errors are one line and status 2, no run is lost or half-written."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -257,6 +259,7 @@ def test_only_refusals_by_our_own_code_are_taken_for_the_users_mistakes(tmp_path
     assert "`ffalora init" in explain(caught(lambda: load_config(tmp_path / "own.csv")))
     assert explain(caught(lambda: int("x"))) is None  # a ValueError, but Python's own
     assert explain(caught(lambda: open("/absent/file"))) == "/absent/file: No such file or directory"
+    assert "make room" in explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))  # as pandas says it, without a name
     assert "Traceback" not in explain(caught(lambda: load_config(None, {"a": 1})))
 
 

@@ -171,3 +171,15 @@ def test_without_network_the_hub_is_not_asked_again_and_again(monkeypatch):
     with pytest.raises(DataError, match="not in the cache"):
         load_data("someone/something")
     assert asked == [(True, True)] * 2 and not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("cells", "decimal"), [(["3,5", "-2", "0,25"], ","), (["3.5", "2", "1"], "."), (["3,5", "a"], ".")]
+)
+def test_numbers_with_decimal_commas_are_numbers(tmp_path, cells, decimal):
+    file = tmp_path / "any.csv"
+    file.write_text("text;score\n" + "".join(f'"one, two";{cell}\n' for cell in cells))
+    form = find_format(file)
+    assert form == TextFormat("utf-8", ";", decimal) and ("decimal commas" in str(form)) == (decimal == ",")
+    if decimal == ",":
+        assert list(read_delimited(file, form)["score"]) == [3.5, -2.0, 0.25]

@@ -57,6 +57,16 @@ def test_rows_that_lack_something_are_counted_and_belong_to_nobody(tmp_path):
     assert found.dropped == 2 and found.sizes == (29, 29)
 
 
+def test_texts_are_no_label_whatever_their_column_is_called(tmp_path):
+    found = propose(table(tmp_path, Bewertung=texts(9), Größe=classes("no", "yes"), Straße=classes("A", "B")))
+    assert (found.text, found.label) == (("Bewertung",), "Größe")
+
+
+def test_a_table_without_a_line_of_names_is_noticed(tmp_path):
+    assert propose(table(tmp_path, **{"w1 w2 w3": texts(5), "no": classes("no", "yes")})).unnamed == ("no",)
+    assert propose(table(tmp_path, text=texts(5), label=classes("no", "yes"))).unnamed == ()
+
+
 def test_a_number_of_many_values_is_learned_as_a_number(tmp_path):
     found = propose(table(tmp_path, text=texts(5), rating=[row / 7 for row in range(ROWS)]))
     assert (found.task, found.label, found.client) == ("regression", "rating", None) and found.sizes == (ROWS,)
@@ -117,6 +127,12 @@ def test_files_of_a_folder_are_clients(tmp_path):
     ("columns", "given", "said"),
     [
         ({"text": texts(5), "id": range(ROWS)}, {}, r"none of its columns looks like a label; name one of text, id"),
+        ({"text": texts(5)}, {}, r"looks like a label; a classifier needs one; a language model needs conversations"),
+        (
+            {"text": texts(5), "label": ["yes"] * ROWS},
+            {},
+            r"looks like a label: 'label' holds one value: yes; name one",
+        ),
         ({"a": classes("u", "v"), "b": range(ROWS)}, {}, r"none of its columns looks like text; name one or two"),
         ({"text": texts(5), "label": classes("u", "v")}, {"client": "sight"}, r"has no column 'sight'; its columns"),
         ({"text": texts(5), "label": classes("u", "v")}, {"user": "she"}, r"has no column 'she'; its columns"),
@@ -137,7 +153,7 @@ def test_conversations_and_prompts_with_answers_are_for_a_language_model(tmp_pat
     said = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because"}]
     found = propose(lines(tmp_path, [{"chat": said, "site": "AB"[row % 2]} for row in range(ROWS)]))
     assert (found.task, found.text, found.label, found.client) == ("causal-lm", ("chat",), None, "site")
-    assert "because" not in str(found.column("chat")) and found.sizes == (30, 30)
+    assert str(found.column("chat")) == "conversations, each a list of messages" and found.sizes == (30, 30)
     found = propose(table(tmp_path, question=texts(5), answer=texts(7, 3), site=classes("A", "B")))
     assert (found.task, found.text, found.client) == ("causal-lm", ("question", "answer"), "site")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ffalora.config import load_config
+from ffalora.data.users import Owners
 from ffalora.federated.batch import MOST_SAMPLES, with_batch
 from ffalora.federated.partition import Partition
 from ffalora.privacy.batch import ENOUGH, efficiency
@@ -11,10 +12,14 @@ from ffalora.privacy.batch import ENOUGH, efficiency
 PRIVATE = {"privacy.unit": "sample", "privacy.target_epsilon": 3.0}
 
 
-def _batch(sizes, **changes):
+#: Five rows of each of twenty people.
+_TWENTY = Owners.of(np.repeat(np.arange(20), 5))
+
+
+def _batch(sizes, owners=None, **changes):
     ends = np.cumsum(sizes)
     indices = tuple(np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True))
-    partition = Partition(tuple(map(str, range(len(sizes)))), indices, int(ends[-1]))
+    partition = Partition(tuple(map(str, range(len(sizes)))), indices, int(ends[-1]), owners=owners)
     config = with_batch(load_config(None, changes), partition)
     assert config.optimizer.batch_size == config.optimizer.batch
     return config.optimizer.batch
@@ -53,8 +58,14 @@ def test_a_batch_that_was_given_stays():
     assert _batch([5000], **PRIVATE, **{"optimizer.batch_size": 7}) == 7
 
 
-def test_a_batch_that_no_client_has_is_said(caplog):
+def test_a_batch_that_no_client_has_is_said_in_what_is_drawn(caplog):
     _batch([40, 60], **{"optimizer.batch_size": 60})
-    assert "more than any client has" not in caplog.text
+    assert "than any client has" not in caplog.text
     _batch([40, 60], **{"optimizer.batch_size": 61})
-    assert "optimizer.batch_size=61 is more than any client has" in caplog.text
+    assert "optimizer.batch_size=61 is more samples than any client has" in caplog.text
+    users = {"privacy.unit": "user", "privacy.noise_multiplier": 1.0, "data.user": "who"}
+    caplog.clear()
+    _batch([40, 60], owners=_TWENTY, **users, **{"optimizer.batch_size": 12})
+    assert not caplog.text
+    _batch([40, 60], owners=_TWENTY, **users, **{"optimizer.batch_size": 13})
+    assert "optimizer.batch_size=13 is more users than any client has" in caplog.text

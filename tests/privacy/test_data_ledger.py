@@ -6,11 +6,12 @@ import json
 
 import pytest
 
+from ffalora.files.numbers import rounded_up
 from ffalora.privacy.accountants import epsilon
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
 from ffalora.privacy.accounts import open_accounts
 from ffalora.privacy.data_ledger import DataLedger, find_data_ledger
-from ffalora.privacy.ledger_table import format_ledger
+from ffalora.privacy.ledger_table import format_ledger, total_spent
 
 RATE, SIGMA, DELTA = 0.1, 1.0, 1e-5
 
@@ -202,6 +203,17 @@ def test_the_table_says_who_spent_what_and_what_is_left(site):
     text = format_ledger(site.book)
     assert "20 / 20" in text and "secure" in text and "Budget: ε = 8 at δ = 1e-06" in text
     assert float(text.split("it was part of: ε = ")[1].split()[0]) >= epsilon(SIGMA, RATE, 20, 1e-6)
+
+
+def test_the_total_is_of_single_records_whichever_runs_each_was_part_of(site, monkeypatch):
+    site.take(20, people(*range(50)))
+    site.take(20, people(*range(50, 90)), sample_rate=0.2)
+    assert total_spent(site.book)[0] == rounded_up(epsilon(SIGMA, 0.2, 20, DELTA))
+    site.take(20, people(49))  # of the first run, too
+    both = max(epsilon(SIGMA, 0.2, 20, DELTA), epsilon(SIGMA, RATE, 40, DELTA))
+    assert total_spent(site.book)[0] == rounded_up(both)
+    monkeypatch.setattr("ffalora.privacy.data_ledger.MOST_HISTORIES", 2)
+    assert total_spent(site.book)[0] > rounded_up(both)  # a bound, where there are many
 
 
 def test_a_ledger_has_a_name_in_the_folder_of_ledgers_or_a_path(tmp_path, monkeypatch):

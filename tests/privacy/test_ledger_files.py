@@ -59,7 +59,7 @@ def test_processes_on_folders_of_their_own_compose_in_the_data_sets_ledger(tmp_p
     assert [worker.communicate(timeout=240)[0].count("released") for worker in workers] == [100, 100]
     book = DataLedger(tmp_path / "book")
     assert [entry.steps.steps for entry in book.entries] == [100, 100]
-    assert [part.steps for part in book.spent()] == [200]
+    assert [[part.steps for part in each] for each in book.spent()] == [[200]]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")

@@ -240,7 +240,7 @@ def test_metrics_come_with_the_number_of_rows_and_the_interval_that_it_leaves(tm
     row = dict(zip(table.head, table.rows[0], strict=True))
     # Wilson's interval of 140 of 200
     assert row["accuracy"] == "0.700 (0.633 to 0.759)" and row["macro-F1"] == "0.680"
-    assert "on 200 rows of the evaluation split" in table.caption and "95% interval of a share" in table.caption
+    assert "on 200 rows of the test split" in table.caption and "95% interval of a share" in table.caption
     assert table.caption in table_text(read_runs([tmp_path]))
 
 
