@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 import ffalora
@@ -223,6 +224,28 @@ def test_links_and_files_that_documents_name_exist():
 
 def readme_examples():
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_loop_of_ones_own_in_the_readme_runs_and_spends_what_it_says(small, capsys):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from ffalora.data.tasks import classification_losses
+
+    folder = small().model.name
+    texts = [f"word{i % 40} word{(7 * i) % 40} word{(3 * i) % 40}" for i in range(200)]
+    config = BertConfig.from_pretrained(folder, num_labels=2)
+    names = {
+        "model": BertForSequenceClassification(config).eval(),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "texts": texts,
+        "labels": torch.arange(200) % 40 // 20,
+        "losses": classification_losses,
+    }
+    shorter = readme_examples()[1].replace("len(texts), 64, 30", "len(texts), 64, 3")
+    exec(compile(shorter, "README.md", "exec"), names)
+    assert names["ledger"].steps_taken == 3 and 1.0 < names["ledger"].epsilon() <= 3.0
+    assert "ε = " in capsys.readouterr().out
+    assert not torch.equal(names["adapters"].state(), torch.zeros_like(names["adapters"].state()))
 
 
 def test_the_readme_example_runs(monkeypatch, tmp_path, minilm_folder, movie_reviews_folder, capsys):
