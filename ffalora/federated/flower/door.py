@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import socket
 import struct
@@ -81,7 +82,7 @@ def _hear(connection: Connection, key: bytes, heard: SimpleQueue) -> None:
 
 def _limit_silence(connection: Connection, seconds: float) -> None:
     """Has a read or a write raise ``OSError`` where nothing passes for so many seconds; 0: it waits."""
-    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    limit = int(1000 * seconds) if os.name == "nt" else struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             same.setsockopt(socket.SOL_SOCKET, option, limit)
