@@ -97,12 +97,11 @@ def test_what_is_not_derived_for_correlated_noise_is_refused_by_name(small, chan
         build(small(**BANDED | changes))
 
 
-def test_flower_audits_and_plans_refuse_correlated_noise_by_name(small):
-    from ffalora.audits.own import audit_own
+def test_flower_and_plans_refuse_correlated_noise_by_name(small):
     from ffalora.planning.plan import make_plans
 
     config = small(**BLT | {"privacy__noise_multiplier": None, "privacy__target_epsilon": 5.0})
-    for refuses in (check_remote, audit_own, make_plans):
+    for refuses in (check_remote, make_plans):
         with pytest.raises(ConfigError, match=r"privacy\.mechanism=.blt."):
             refuses(config)
 
