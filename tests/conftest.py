@@ -2,10 +2,12 @@
 and offline ever after.
 """
 
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from small_runs import save_model, save_texts, small_config
 
@@ -46,6 +48,21 @@ def small(tmp_path_factory):
     """A function from changes to a configuration on the tiny model and data."""
     folder = tmp_path_factory.mktemp("small")
     return partial(small_config, save_model(folder / "model"), save_texts(folder / "texts.csv"))
+
+
+@pytest.fixture
+def entered_devices(monkeypatch):
+    """The CUDA devices that blocks are in, the innermost last; no GPU is needed to enter one."""
+    entered = ["cuda:0"]
+
+    @contextmanager
+    def device(which):
+        entered.append(str(which))
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    return entered
 
 
 @pytest.fixture(autouse=True)

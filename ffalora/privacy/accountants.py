@@ -89,6 +89,11 @@ def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") 
     return compose(parts, float(delta), accountant)
 
 
+def accountant_of(history: Iterable[Spent], accountant: str) -> str:
+    """The accountant that ε of a history is by: the one asked for, unless a part of it allows Rényi moments alone."""
+    return "rdp" if any(_mechanism(part).by_moments for part in history) else accountant
+
+
 def _mechanism(part: Spent) -> Gaussians:
     """What one of these steps (or choices) is counted as."""
     sigma, rate = float(part.noise_multiplier), float(part.sample_rate)

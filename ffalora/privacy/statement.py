@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from ..files.numbers import plain, rounded_up
-from .accountants import epsilon_of
+from .accountants import accountant_of, epsilon_of
 from .accounting import PrivacyLedger
 from .spent import Spent
 
@@ -174,7 +175,7 @@ class PrivacyStatement:
             adjacency=_describe_adjacency(ledgers),
             sampling=_describe_sampling(first) if first.correlation is None else first.correlation.describe_sampling(),
             mechanism=_describe_mechanism(first),
-            accountant="rdp" if any(map(_counts_by_moments, ledgers)) else first.accountant,
+            accountant=accountant_of(chain.from_iterable(ledger.history for ledger in ledgers), first.accountant),
             delta=first.delta,
             noise=_describe_noise(noise, first),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
@@ -232,12 +233,6 @@ def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:
     kinds = sorted({ledger.adjacency for ledger in ledgers})
     kind = kinds[0].partition(" ")[0] if len(kinds) == 1 else "zero-out"
     return _ADJACENCIES[kind].format(f"{kind} one {ledgers[0].unit}")
-
-
-def _counts_by_moments(ledger: PrivacyLedger) -> bool:
-    """Whether ε is of Rényi moments, whatever the accountant: its own steps, or those before, allow no other."""
-    every = (*ledger.prior, *ledger.others, ledger.steps(1))
-    return any(part.trials > 1 or part.sampling == "by-server" for part in every)
 
 
 def _describe_sampling(ledger: PrivacyLedger) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import math
-from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -209,18 +208,10 @@ def test_plots_hold_every_operation_and_batch(tmp_path):
     assert {"gpu-roofline.png", "gpu-memory.png"} <= names
 
 
-def test_a_call_is_timed_on_the_device_that_it_runs_on(monkeypatch):
-    current, seen = ["cuda:0"], []
-
-    @contextmanager
-    def device(which):
-        current.append(str(which))
-        yield
-        current.pop()
-
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(current[-1]))
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: seen.append(current[-1]))
-    monkeypatch.setattr(torch.cuda, "Event", lambda **_: MagicMock(record=lambda: seen.append(current[-1])))
-    Clock(torch.device("cuda:1"), flush=False).time(lambda _: seen.append(current[-1]), 0)
+def test_a_call_is_timed_on_the_device_that_it_runs_on(monkeypatch, entered_devices):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(entered_devices[-1]))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: seen.append(entered_devices[-1]))
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: MagicMock(record=lambda: seen.append(entered_devices[-1])))
+    Clock(torch.device("cuda:1"), flush=False).time(lambda _: seen.append(entered_devices[-1]), 0)
     assert seen == ["cuda:1"] * 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -128,22 +128,14 @@ def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog, error):
     ]
 
 
-def test_passes_are_recorded_on_the_device_that_they_run_on(monkeypatch):
-    current, seen = ["cuda:0"], []
-
-    @contextmanager
-    def device(which):
-        current.append(str(which))
-        yield
-        current.pop()
-
+def test_passes_are_recorded_on_the_device_that_they_run_on(monkeypatch, entered_devices):
+    seen = []
     for name in ("current_stream", "Stream", "CUDAGraph", "graph_pool_handle", "stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    monkeypatch.setattr(torch.cuda, "device", device)
     for name in ("stream", "graph"):
-        getattr(torch.cuda, name).side_effect = lambda *_, **__: seen.append(current[-1]) or nullcontext()
-    CudaRecorder(torch.device("cuda:1"))(lambda: seen.append(current[-1]))
-    assert seen == ["cuda:1"] * 4 and current == ["cuda:0"]
+        getattr(torch.cuda, name).side_effect = lambda *_, **__: seen.append(entered_devices[-1]) or nullcontext()
+    CudaRecorder(torch.device("cuda:1"))(lambda: seen.append(entered_devices[-1]))
+    assert seen == ["cuda:1"] * 4 and entered_devices == ["cuda:0"]
 
 
 def test_a_recorded_pass_that_misses_a_tensor_changes_nothing(recorder):
