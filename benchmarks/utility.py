@@ -8,11 +8,11 @@ when they stood. ``probe``, ``means`` and ``texts`` read what the run's head rea
 ``last means`` and ``last texts`` the last layer alone, as is usual. ``plain probe`` keeps no privacy. ``adamw`` is what
 one does with an adapter library and a library for DP-SGD: LoRA with its defaults and DP-AdamW, one clipping norm of 1
 for all, a head on the last layer that starts at the class texts too, and a rate chosen on movie reviews' validation
-split (``ADAMW_RATE``); this package's engine computes it. ``plain ffa`` and ``plain lora`` are the demo's recipe
-without clipping and noise (``PLAIN_RATE`` is not tuned yet: no row of theirs is in the file). Sets whose name ends in
-a number give every client so many samples, others for each seed. One row a run in benchmarks/data/utility.csv;
-``right`` has one bit a test sample, hexadecimal, so that the intervals of ``utility_table.py`` follow from the file.
-What is there is not run again.
+split (``ADAMW_RATE``); this package's engine computes it. ``correlated ffa`` has noise that is correlated over steps
+(``privacy.mechanism: banded-mf``). ``plain ffa`` and ``plain lora`` are the demo's recipe without clipping and noise.
+Sets whose name ends in a number give every client so many samples, others for each seed. One row a run in
+benchmarks/data/utility.csv; ``right`` has one bit a test sample, hexadecimal, so that the intervals of
+``utility_table.py`` follow from the file. What is there is not run again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ffalora.runs.evaluation import predict_examples
 ROOT = Path(__file__).parents[1]
 DEMO, CSV = ROOT / "ffalora" / "configs" / "demo.yaml", ROOT / "benchmarks" / "data" / "utility.csv"
 COLUMNS = ("data", "method", "epsilon", "seed", "accuracy", "samples", "right")
-TRAINED = ("ffa", "lora", "adamw", "plain ffa", "plain lora")
+TRAINED = ("ffa", "correlated ffa", "lora", "adamw", "plain ffa", "plain lora")
 BASELINES = ("texts", "means", "probe", "plain probe", "last texts", "last means", "last probe", "last plain probe")
 
 
@@ -152,10 +152,13 @@ def configuration(name: str, seed: int, epsilon: float, changes: dict | None = N
 
 def trained(name: str, method: str, epsilon: float, seed: int, changes: dict | None = None) -> Tensor:
     """Which test samples a fine-tuned model gets right, bool ``[n]``."""
-    own: dict = ADAMW if method == "adamw" else {"federation.strategy": method.removeprefix("plain ")}
-    if method.startswith("plain "):
+    kind, _, strategy = method.rpartition(" ")
+    own: dict = ADAMW if method == "adamw" else {"federation.strategy": strategy}
+    if kind == "correlated":
+        own |= {"privacy.mechanism": "banded-mf"}
+    if kind == "plain":
         own |= {"privacy.unit": "none", "privacy.target_epsilon": None, "optimizer.batch_size": 256}
-        own |= {"optimizer.lr": PLAIN_RATE[method.removeprefix("plain ")]}
+        own |= {"optimizer.lr": PLAIN_RATE[strategy]}
     experiment = build(configuration(name, seed, epsilon, own | (changes or {})), data=loaded(name, seed))
     server = experiment.strategy.begin()
     for _ in range(experiment.config.federation.rounds):

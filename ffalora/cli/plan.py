@@ -45,7 +45,7 @@ _COUNT, _RATE = _Count(), click.FloatRange(0, min_open=True)
 @click.option("--up", type=_RATE, default=20.0, show_default=True, help="A client's upload, Mbit/s.")
 @click.option("--down", type=_RATE, default=100.0, show_default=True, help="A client's download, Mbit/s.")
 @click.option("--link", type=_RATE, default=10.0, show_default=True, help="Between devices, and of a server, Gbit/s.")
-@click.option("--latency", type=_RATE, default=6.0, show_default=True, help="Of a round's messages, s.")
+@click.option("--latency", type=_RATE, default=3.0, show_default=True, help="Of a round's messages, s.")
 @json_option
 def command(
     config: Path | None,

@@ -41,14 +41,14 @@ class Network:
 
     Attributes:
         up, down: of a client. server: of the server, each way. link: between processes that share a simulation.
-        latency: of a round's messages, beyond their bytes (Flower asks for work every three seconds).
+        latency: of a round's messages, beyond their bytes (a site looks for them every three seconds, or sooner).
     """
 
     up: float = 20e6
     down: float = 100e6
     server: float = 10e9
     link: float = 10e9
-    latency: float = 6.0
+    latency: float = 3.0
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def children_of(process):
     return {number: command for number, (parent, command) in found.items() if parent == process}
 
 
-@pytest.mark.parametrize("which", ["trainer", "flower-supernode"])
+@pytest.mark.parametrize("which", ["flower.trainer", "flower.supernode"])
 def test_a_killed_client_leaves_the_round_to_the_others_has_paid_and_comes_back(small, tmp_path, which):
     config = small(clients__count=2, federation__rounds=5, federation__one_pass="never", **PRIVATE)
     output = tmp_path / "flower"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from .processes import Processes, environment, tool
+from .processes import Processes, environment
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,11 @@ def keep_site(terms: SiteTerms, supernode: Sequence[str]) -> NoReturn:
     folder = Path(terms.folder).resolve()
     processes = Processes(folder / "logs", environment())
     with processes:
-        processes.start("trainer", [sys.executable, "-m", "ffalora.federated.flower.trainer", terms.to_text()])
-        node = ["--node-config", f'site="{folder}"']
-        processes.start("supernode", [tool("flower-supernode"), *supernode, *node])
+        for name, arguments in {
+            "trainer": [terms.to_text()],
+            "supernode": [*supernode, "--node-config", f'site="{folder}"'],
+        }.items():
+            processes.start(name, [sys.executable, "-m", f"{__package__}.{name}", *arguments])
         while True:
             processes.bring_back()
             time.sleep(0.5)

@@ -1,6 +1,6 @@
 """The keys of a round, asked for with the last message of the one before: SecAgg+ in three messages a round, not four.
 
-A site looks for a message every three seconds, so that messages are what a round of secure aggregation costs. Keys
+A message waits until its site looks for it, so that messages are what a round of secure aggregation costs. Keys
 serve one round, as they do in Flower's workflow; clients that do not know of this are asked for theirs as it asks.
 """
 

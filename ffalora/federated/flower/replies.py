@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from .supernode import pause_after
+
 
 def replies_of(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
     """Nodes and their replies as they come, one a message, until all are here or ``timeout`` seconds are over.
 
-    It asks the SuperLink ten times a second at first, and ever less often: never more than a fifth of the wait too
-    late, nor more than three seconds.
+    It asks the SuperLink ten times a second at first, and ever less often, see ``pause_after``.
     """
     messages = list(messages)
     asked = [message.metadata.dst_node_id for message in messages]
@@ -27,4 +28,4 @@ def replies_of(grid: Grid, messages: Sequence[Message], timeout: float | None) -
         waited = time.monotonic() - started
         if not waiting or (timeout is not None and waited > timeout):
             return
-        time.sleep(min(3.0, max(0.1, waited / 5)))
+        time.sleep(pause_after(waited))
