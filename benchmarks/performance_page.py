@@ -15,7 +15,7 @@ from pathlib import Path
 from cpu_kernels import ratio_to_best, share_of_peak
 from csv_tables import read_table
 from number_format import compare
-from record import OK, Row, latest, read
+from record import OK, Row, latest, latest_by_device, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README, DATA = ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "benchmarks" / "data"
@@ -48,10 +48,14 @@ def summary(rows: list[Row]) -> str:
         f"| --- | --- | --- |{' --- |' * len(RIVALS)}",
     ]
     for what, place in STEPS.items():
-        found = {r.provider: r for r in latest(rows).values() if (r.section, r.case) == place and r.status == OK}
-        ours = found["ours"]
-        rivals = [f"{found[name].ms:.0f} ms ({found[name].ms / ours.ms:.2f} ×)" for name in RIVALS.values()]
-        lines.append(f"| {what} | {ours.device} | **{ours.ms:.0f} ms** | {' | '.join(rivals)} |")
+        by_device: dict[str, dict[str, Row]] = {}
+        for row in latest_by_device(rows):
+            if (row.section, row.case) == place and row.status == OK:
+                by_device.setdefault(row.device, {})[row.provider] = row
+        for device, found in by_device.items():
+            ours = found["ours"]
+            rivals = [f"{found[name].ms:.0f} ms ({found[name].ms / ours.ms:.2f} ×)" for name in RIVALS.values()]
+            lines.append(f"| {what} | {device} | **{ours.ms:.0f} ms** | {' | '.join(rivals)} |")
     return "\n".join(lines)
 
 
@@ -61,7 +65,7 @@ def measured(rows: list[Row]) -> str:
         "| what | who | time (20% to 80%) | over the floor | peak memory | device, commit, date |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for row in latest(rows).values():
+    for row in latest_by_device(rows):
         says_nothing = row.ms != row.ms and row.peak_mib != row.peak_mib
         if row.status != OK or row.section in ("device", "gate", "ops") or says_nothing:
             continue
@@ -100,20 +104,27 @@ def operations(rows: list[Row]) -> str:
 
 def kernels(rows: list[Row]) -> str:
     """The C++ kernels beside the fastest form in torch of the same case; every rival's row is in the CSV."""
+    by_case: dict[tuple[int, str], dict[str, list[Row]]] = {}
+    for row in latest_by_device(rows):
+        part = row.device.rpartition(", ")[0]
+        by_case.setdefault((row.config["threads"], row.case), {}).setdefault(part, []).append(row)
+    parts = list(dict.fromkeys(part for groups in by_case.values() for part in groups))
     lines = [
-        "| threads | operation and shape | ours (20% to 80%) | GB/s | of the peak | fastest torch form | times ours |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| threads | operation and shape | ours (20% to 80%) | GB/s | of the peak | fastest torch form | "
+        f"{' | '.join(f'times ours, {part}' for part in parts)} |",
+        f"| --- | --- | --- | --- | --- | --- |{' --- |' * len(parts)}",
     ]
-    by_case: dict[tuple[int, str], list[Row]] = {}
-    for row in latest(rows).values():
-        by_case.setdefault((row.config["threads"], row.case), []).append(row)
-    for (threads, case), group in by_case.items():
+    for (threads, case), groups in by_case.items():
+        group = list(groups.values())[-1]
         ours = next(row for row in group if row.provider == "ours")
-        ratio, rival = ratio_to_best(group)
         time = f"{ours.ms:.3f} ms ({ours.ms_low:.3f} to {ours.ms_high:.3f})"
         share = share_of_peak(ours)
         peak = "" if math.isnan(share) else f"{share:.0%}"
-        lines.append(f"| {threads} | {case} | {time} | {ours.gb_per_s:.0f} | {peak} | {rival} | {ratio:.2f} |")
+        ratios = [f"{ratio_to_best(groups[part])[0]:.2f}" if part in groups else "" for part in parts]
+        lines.append(
+            f"| {threads} | {case} | {time} | {ours.gb_per_s:.0f} | {peak} | {ratio_to_best(group)[1]} | "
+            f"{' | '.join(ratios)} |"
+        )
     return "\n".join(lines) if len(lines) > 2 else "Nothing has been measured and committed yet."
 
 

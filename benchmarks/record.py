@@ -80,12 +80,14 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def _processor() -> str:
+    """Its name, with family and model where the system tells them: hosts give several generations one name."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    if "model name" not in said:
+        return platform.processor() or platform.machine()
+    kind = f" (family {said['cpu family']}, model {said['model']})" if {"cpu family", "model"} <= said.keys() else ""
+    return said["model name"] + kind
 
 
 @cache
@@ -149,6 +151,11 @@ def read(path: Path) -> list[Row]:
 def latest(rows: list[Row]) -> dict[tuple[str, str, str], Row]:
     """The last row of each section, case and provider."""
     return {row.key: row for row in rows}
+
+
+def latest_by_device(rows: list[Row]) -> list[Row]:
+    """The last row of each section, case, provider and device."""
+    return list({(*row.key, row.device): row for row in rows}.values())
 
 
 def _text(value: Any) -> Any:
