@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-_CPUINFO = Path("/proc/cpuinfo")
+from ffalora_kernels.cpuinfo import processor
+
 _ROUNDS, _CHAINS = 4000, 14
 #: By dtype, the best first: flags of the processor that are needed, flags that it must not have, the instruction, its
 #: registers, and how many products and sums one of it makes.
@@ -59,7 +60,7 @@ def source(instruction: str, registers: str) -> str:
 def gflop_per_s(seconds: float = 0.3) -> dict[str, float]:
     """GFLOP/s of one core by dtype, the best of many short loops; without the dtypes that cannot be measured here."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    flags = set(_CPUINFO.read_text().split()) if _CPUINFO.exists() else set()
+    flags = set(processor().get("flags", "").split())
     rates = {}
     for name, (instruction, registers, flops) in loops(flags).items() if compiler else ():
         with tempfile.TemporaryDirectory() as folder:

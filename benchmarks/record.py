@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from csv_tables import extend_table
 
+from ffalora_kernels.cpuinfo import processor
+
 _PACKAGES = ("torch", "triton", "transformers", "opacus", "peft", "opake")
 OK, OUT_OF_MEMORY, UNAVAILABLE, WRONG, FAILED = "ok", "out of memory", "unavailable", "wrong", "failed"
 
@@ -81,9 +83,7 @@ def device_name(device: torch.device) -> str:
 @cache
 def _processor() -> str:
     """Its name, with family and model where the system tells them: hosts give several generations one name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    said = processor()
     if "model name" not in said:
         return platform.processor() or platform.machine()
     kind = f" (family {said['cpu family']}, model {said['model']})" if {"cpu family", "model"} <= said.keys() else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from . import _cpu
+from .cpuinfo import halves_wide_vectors
 
 TABLE = Path(__file__).with_name("cpu_choices.csv")
 #: A class of shapes holds ranks and out-features up to these; the last ones hold all above them too.
@@ -26,10 +27,15 @@ _LEVELS = ("avx2", "avx512", "avx512_bf16")
 
 
 def part() -> str:
-    """The instruction set in use: 'amx', 'avx512_bf16', 'avx512', 'avx2', or 'baseline'."""
+    """The instruction set in use: 'amx', 'avx512_bf16', 'avx512', 'avx2', or 'baseline'; 'zen4' is 'avx512_bf16' on
+    a processor that computes such vectors in halves.
+    """
     level = _cpu.level()
-    if level == len(_LEVELS) and _cpu.has_amx():
-        return "amx"
+    if level == len(_LEVELS):
+        if _cpu.has_amx():
+            return "amx"
+        if halves_wide_vectors():
+            return "zen4"
     return _LEVELS[level - 1] if level else "baseline"
 
 

@@ -5,7 +5,7 @@ import torch
 from cases import TOLERANCE, assert_close, make_segments, rows
 
 import ffalora_kernels as ffk
-from ffalora_kernels import dispatch
+from ffalora_kernels import cpuinfo, dispatch
 
 _cpu = pytest.importorskip("ffalora_kernels._cpu", reason="the C++ extension is not built here")
 from ffalora_kernels import cpu, cpu_choices, cpu_products  # noqa: E402
@@ -59,6 +59,17 @@ def test_amx_is_a_part_of_its_own(monkeypatch):
     assert cpu_choices.part() == "amx"
     monkeypatch.setattr(_cpu, "level", lambda: 2)
     assert cpu_choices.part() == "avx512"
+
+
+def test_a_processor_that_halves_wide_vectors_is_a_part_of_its_own(monkeypatch):
+    monkeypatch.setattr(_cpu, "level", lambda: 3)
+    monkeypatch.setattr(_cpu, "has_amx", lambda: False)
+    for family, name in {"25": "zen4", "26": "avx512_bf16"}.items():
+        told = {"vendor_id": "AuthenticAMD", "cpu family": family}
+        monkeypatch.setattr(cpuinfo, "processor", lambda told=told: told)
+        assert cpu_choices.part() == name
+    monkeypatch.setattr(cpuinfo, "processor", dict)
+    assert cpu_choices.part() == "avx512_bf16", "nobody tells"
 
 
 def test_every_line_of_the_table_has_a_ratio_for_every_class():
