@@ -24,7 +24,7 @@ from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
 from ..runs.evaluation import Answered, answer_split, gather_examples
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
-from ..training.drawn import drawn_units
+from ..training.drawn import count_drawn
 from ..training.engine import Engine
 from ..training.participant import Participant
 from ..training.workers import ALONE, Workers
@@ -212,7 +212,7 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
         if config.privacy.at_clients:
             fingerprint = data_fingerprint(config, train, samples, partition.owners)
             label = partition.names[client_id] if config.clients.partition == "column" else ""
-            drawn = drawn_units(config.privacy, partition.owners).count(samples)
+            drawn = count_drawn(config.privacy, partition.owners, samples)
             ledger = make_ledger(config, client_id, drawn, steps, fingerprint, label)
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
