@@ -29,7 +29,7 @@ from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.client_level import clip_updates
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import SeededDraw
-from ffalora.training.drawn import drawn_units
+from ffalora.training.drawn import count_drawn
 from ffalora.training.engine import Engine
 from ffalora.training.participant import Participant
 from ffalora.training.sensitivity import moves, probe_sensitivity, tight_norm
@@ -88,7 +88,7 @@ def ratio(case: Case) -> float:
     groups = np.array_split(np.arange(len(engine.data.lengths)), 4 if case.unit == "client" else case.clients)
     ledgers = []
     for i, group in enumerate(groups):
-        drawn = drawn_units(engine.privacy, engine.owners).count(group)
+        drawn = count_drawn(engine.privacy, engine.owners, group)
         ledgers.append(PrivacyLedger(i, drawn, min(1.0, 8 / drawn), 1.0, 1e-5, 50, accountant="rdp", unit=case.unit))
     cohort = [Participant(i, g, ledgers[i]) for i, g in enumerate(groups)]
     state = engine.adapters.state()[None] + 0.05 * torch.randn(1, engine.adapters.layout.width)

@@ -15,26 +15,22 @@ _ALIGNMENT = 4  # float32 columns: ranges start at multiples of 16 bytes
 
 @dataclass(frozen=True)
 class Place:
-    """Columns of ``tensor`` of layer ``layer``, from ``start`` on; ``slot`` is its column of ``squares``."""
+    """Where a trained tensor lies.
 
+    Attributes:
+        name: ``layer`` and ``tensor``, which it is of that layer.
+        columns: of a row of the state or of the arena, ``size`` of them from ``start`` on.
+        slot: its column of ``squares``.
+    """
+
+    name: str
     layer: str
     tensor: str
-    start: int
     shape: tuple[int, ...]
+    start: int
+    size: int
+    columns: slice
     slot: int
-
-    @property
-    def size(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def columns(self) -> slice:
-        """Where the tensor lies in a row of the state or of the arena."""
-        return slice(self.start, self.start + self.size)
-
-    @property
-    def name(self) -> str:
-        return f"{self.layer}.{self.tensor}"
 
 
 class Layout:
@@ -54,10 +50,12 @@ class Layout:
         for layer in self.layers.values():
             layer.places, layer.slot = {}, len(self.places)
             for tensor, parameter in layer.trained().items():
-                place = Place(layer.name, tensor, start, tuple(parameter.shape), len(self.places))
+                name, shape, end = f"{layer.name}.{tensor}", tuple(parameter.shape), start + parameter.numel()
+                columns, slot = slice(start, end), len(self.places)
+                place = Place(name, layer.name, tensor, shape, start, end - start, columns, slot)
                 self.places.append(place)
                 layer.places[tensor] = start
-                start = -(-(start + place.size) // _ALIGNMENT) * _ALIGNMENT
+                start = -(-end // _ALIGNMENT) * _ALIGNMENT
         self.at = {place.name: place for place in self.places}
         self.width = start
         self.slots = len(self.places)

@@ -5,38 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .layers import TrainedLayer
 
-Inputs: TypeAlias = Mapping[str, Any] | Tensor
 
-
-def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Inputs) -> dict[str, int]:
+def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Mapping[str, Any] | Tensor) -> dict[str, int]:
     """Sets ``shared_use`` and ``folded`` of the layers; returns how often one forward pass uses each.
 
     A layer whose input leads with a multiple of the samples is folded (windows of an image, flattened tokens) only if
     changing the first sample changes nothing behind the first sample's share of its rows.
     """
-    layers = list(layers)
-    inputs = _at_least_two(inputs)
-    samples = _samples(inputs)
+    layers, given = list(layers), dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+    samples = next((len(value) for value in given.values() if isinstance(value, Tensor) and value.dim()), 0)
+    if samples == 1:  # twice: with one sample nothing can be told apart
+        samples, given = 2, {name: _repeated(value) for name, value in given.items()}
     with _quiet(model), torch.no_grad():
-        seen = _record(model, layers, inputs, samples)
+        seen = _record(model, layers, given, samples)
         folds = {name for name, rows in seen.items() if any(_is_multiple(x, samples) for x in rows)}
-        if folds:
-            changed = _record(model, layers, _with_another_first_sample(inputs), samples)
-            folds = {name for name in folds if _first_share_only(seen[name], changed[name], samples)}
+        other = with_another_first_sample(given) if folds else None
+        changed = {} if other is None else _record(model, layers, other, samples)
+        folds = {name for name in changed if name in folds and _first_share_only(seen[name], changed[name], samples)}
     for layer in layers:
         layer.shared_use = len(seen[layer.name]) > 1
         layer.folded = layer.name in folds
     return {name: len(rows) for name, rows in seen.items()}
 
 
-def _record(model: nn.Module, layers: list[TrainedLayer], inputs: Inputs, samples: int) -> dict[str, list[Tensor]]:
+def _record(
+    model: nn.Module, layers: list[TrainedLayer], inputs: dict[str, Any], samples: int
+) -> dict[str, list[Tensor]]:
     """The inputs of every use of each layer; those that lead with the samples are kept as empty tensors."""
     seen: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
 
@@ -46,7 +47,7 @@ def _record(model: nn.Module, layers: list[TrainedLayer], inputs: Inputs, sample
 
     handles = [layer.module.register_forward_pre_hook(partial(keep, seen[layer.name])) for layer in layers]
     try:
-        model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        model(inputs[""]) if "" in inputs else model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -69,35 +70,24 @@ def _first_share_only(before: list[Tensor], after: list[Tensor], samples: int) -
     return True
 
 
-def _samples(inputs: Inputs) -> int:
-    tensors = [v for v in inputs.values() if isinstance(v, Tensor)] if isinstance(inputs, Mapping) else [inputs]
-    return tensors[0].shape[0] if tensors else 0
+def _repeated(value: Any) -> Any:
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value
 
 
-def _at_least_two(inputs: Inputs) -> Inputs:
-    """A single sample twice: with one sample nothing can be told apart."""
-    if _samples(inputs) != 1:
-        return inputs
-    if isinstance(inputs, Tensor):
-        return torch.cat([inputs, inputs])
-    return {k: torch.cat([v, v]) if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()}
-
-
-def _with_another_first_sample(inputs: Inputs) -> Inputs:
-    """Sample 0 with its numbers negated or its tokens moved on by one; masks and positions stay."""
-    if isinstance(inputs, Tensor):
-        return _changed(inputs)
-    kept = ("mask", "position")
-    return {
-        name: _changed(value) if isinstance(value, Tensor) and not any(word in name for word in kept) else value
-        for name, value in inputs.items()
-    }
-
-
-def _changed(value: Tensor) -> Tensor:
-    value = value.clone()
-    value[0] = -value[0] if value.is_floating_point() else value[0].roll(1)
-    return value
+def with_another_first_sample(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The inputs with sample 0 replaced, by itself reversed (tokens) or negated (numbers), or else by sample 1; masks
+    and positions stay. None where all of that leaves it as it was.
+    """
+    for change in (lambda v: -v[0] if v.is_floating_point() else v[0].flip(0), lambda v: v[1]):
+        changed, differs = dict(inputs), False
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.dim() > 1 and "mask" not in name and "position" not in name:
+                changed[name] = value.clone()
+                changed[name][0] = change(value)
+                differs = differs or not torch.equal(changed[name], value)
+        if differs:
+            return changed
+    return None
 
 
 @contextmanager

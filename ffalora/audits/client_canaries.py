@@ -11,7 +11,8 @@ import torch
 from ..config import Config
 from ..federated.cohort import Cohort, train_cohort
 from ..federated.experiment import build
-from ..privacy.client_level import ClientLevel, population_ledger
+from ..privacy.accounting import PrivacyLedger
+from ..privacy.client_level import SERVER_ID, ClientLevel
 from ..privacy.noise import SecureNoise
 from ..privacy.sampling import SeededDraw
 from ..training.sensitivity import secret_noise
@@ -53,7 +54,8 @@ class ClientCanaries:
         if shares is not None:
             shares = dataclasses.replace(shares, clients=config.federation.cohort(population), dropouts=0, colluders=0)
         self.delta = min(ledger.delta, 1 / population)
-        ledger = population_ledger(
+        ledger = PrivacyLedger(
+            SERVER_ID,
             population,
             ledger.sample_rate,
             ledger.noise_multiplier,
@@ -61,6 +63,7 @@ class ClientCanaries:
             self.planned,
             accountant=ledger.accountant,
             sampling=ledger.sampling,
+            unit="client",
         )
         self.level = ClientLevel(ledger, level.max_update_norm, noise, draw, clipping=level.clipping, shares=shares)
         self.seen = torch.zeros(layout.width, dtype=torch.float64)

@@ -20,7 +20,7 @@ from ..privacy.noise import SecureNoise
 from ..privacy.sampling import SeededDraw
 from ..training.admission import check_cohort, ledger_of
 from ..training.cached_layers import cache_frozen_layers
-from ..training.drawn import drawn_units
+from ..training.drawn import count_drawn
 from ..training.engine import Engine
 from ..training.gradients import segment_gradients
 from ..training.optim import Moments
@@ -111,7 +111,7 @@ class SampleCanaries:
             if not self.is_correlated:  # else those that are out add nothing, but keep their place in a turn
                 mine = mine[included[mine - first]]
             held.append(np.concatenate([one.samples, mine]))
-        counts = [drawn_units(self.engine.privacy, self.engine.owners).count(samples) for samples in held]
+        counts = [count_drawn(self.engine.privacy, self.engine.owners, samples) for samples in held]
         self.delta = min(ledger_of(clients[0]).delta, 1 / max(counts))
         cohort = []
         for one, samples, count in zip(clients, held, counts, strict=True):

@@ -7,7 +7,7 @@ which is small (never the logits of a vocabulary).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from .head_loss import HeadStates
 
 #: Metrics of which less is better.
 LOWER_IS_BETTER = frozenset({"loss", "mse", "perplexity"})
-Gathered = dict[str, np.ndarray]  # per sample, first dimension S
+Gathered = dict[str, np.ndarray]  # float64, per sample: first dimension S
 
 
 #: (output of the model, targets) -> one loss a sample ``[S]``, from its own tokens only.
@@ -34,13 +34,13 @@ class Task:
 
     losses   (outputs, targets) -> float32 [S]; ``outputs`` has ``logits``, or is the logits themselves
     gather   (outputs, targets) -> what metrics need of one batch
-    metrics  batches' gathered values -> metrics by name, always with "loss", the mean of the samples' losses
+    metrics  all batches' gathered values -> metrics by name, always with "loss", the mean of the samples' losses
     """
 
     name: str
     losses: Losses
-    gather: Callable[[Any, Tensor], Gathered]
-    metrics: Callable[[Sequence[Gathered]], dict[str, float]]
+    gather: Callable[[Any, Tensor], dict[str, Tensor]]
+    metrics: Callable[[Gathered], dict[str, float]]
 
 
 def logits_of(outputs: Any) -> Any:
@@ -80,80 +80,56 @@ def _token_losses(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
     return losses.sum(dim=1), (following != IGNORE_INDEX).sum(dim=1), right.sum(dim=1)
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
-def _gather_classes(outputs: Any, targets: Tensor) -> Gathered:
+def _gather_classes(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
     return {
-        "predicted": _numpy(logits_of(outputs).argmax(dim=-1)),
-        "target": _numpy(targets),
-        "loss": _numpy(classification_losses(outputs, targets)),
+        "predicted": logits_of(outputs).argmax(dim=-1),
+        "target": targets,
+        "loss": classification_losses(outputs, targets),
     }
 
 
-def _gather_numbers(outputs: Any, targets: Tensor) -> Gathered:
+def _gather_numbers(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
     predicted = logits_of(outputs).float().reshape(targets.shape)
-    return {
-        "predicted": _numpy(predicted),
-        "target": _numpy(targets.float()),
-        "loss": _numpy(regression_losses(outputs, targets)),
-    }
+    return {"predicted": predicted, "target": targets.float(), "loss": regression_losses(outputs, targets)}
 
 
-def _gather_tokens(outputs: Any, targets: Tensor) -> Gathered:
+def _gather_tokens(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
     sums, counts, right = _token_losses(outputs, targets)
-    return {
-        "sum": _numpy(sums),
-        "tokens": _numpy(counts),
-        "right": _numpy(right),
-        "loss": _numpy(sums / counts.clamp(min=1)),
-    }
+    return {"sum": sums, "tokens": counts, "right": right, "loss": sums / counts.clamp(min=1)}
 
 
-def _join(gathered: Sequence[Gathered]) -> dict[str, np.ndarray]:
-    if not gathered:
-        raise DataError("there is nothing to compute metrics of: no batch was evaluated")
-    return {
-        name: np.concatenate([np.asarray(batch[name]) for batch in gathered]).astype(np.float64) for name in gathered[0]
-    }
-
-
-def class_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
+def class_metrics(gathered: Gathered) -> dict[str, float]:
     """Accuracy and macro-averaged F1 (over the classes that occur in targets or predictions)."""
     from sklearn.metrics import f1_score
 
-    all_ = _join(gathered)
-    predicted, target = all_["predicted"].astype(np.int64), all_["target"].astype(np.int64)
+    predicted, target = gathered["predicted"].astype(np.int64), gathered["target"].astype(np.int64)
     return {
         "accuracy": float(np.mean(predicted == target)),
         "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0.0)),
-        "loss": float(np.mean(all_["loss"])),
+        "loss": float(np.mean(gathered["loss"])),
     }
 
 
-def number_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
+def number_metrics(gathered: Gathered) -> dict[str, float]:
     """Mean squared error, and Pearson's correlation (0 where predictions or targets are constant)."""
     from scipy.stats import pearsonr
 
-    all_ = _join(gathered)
-    predicted, target = all_["predicted"], all_["target"]
+    predicted, target = gathered["predicted"], gathered["target"]
     constant = len(target) < 2 or np.ptp(predicted) == 0 or np.ptp(target) == 0
     return {
         "mse": float(np.mean((predicted - target) ** 2)),
         "pearson": 0.0 if constant else float(pearsonr(predicted, target).statistic),
-        "loss": float(np.mean(all_["loss"])),
+        "loss": float(np.mean(gathered["loss"])),
     }
 
 
-def token_metrics(gathered: Sequence[Gathered]) -> dict[str, float]:
+def token_metrics(gathered: Gathered) -> dict[str, float]:
     """Perplexity over all target tokens together, and how often the next token was the likeliest."""
-    all_ = _join(gathered)
-    tokens = max(all_["tokens"].sum(), 1.0)
+    tokens = max(gathered["tokens"].sum(), 1.0)
     return {
-        "perplexity": float(np.exp(all_["sum"].sum() / tokens)),
-        "token_accuracy": float(all_["right"].sum() / tokens),
-        "loss": float(np.mean(all_["loss"])),
+        "perplexity": float(np.exp(gathered["sum"].sum() / tokens)),
+        "token_accuracy": float(gathered["right"].sum() / tokens),
+        "loss": float(np.mean(gathered["loss"])),
     }
 
 

@@ -6,7 +6,7 @@ import logging
 
 from ..config import Config
 from ..privacy.batch import sensible_batch
-from ..training.drawn import drawn_units
+from ..training.drawn import count_drawn
 from .partition import Partition
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def with_batch(config: Config, partition: Partition) -> Config:
         partition: who holds what; the largest client decides, for it spends a batch worst.
     """
     optimizer, privacy, federation = config.optimizer, config.privacy, config.federation
-    sizes = list(map(drawn_units(privacy, partition.owners).count, partition.indices))
+    sizes = [count_drawn(privacy, partition.owners, samples) for samples in partition.indices]
     if optimizer.batch_size != "auto":
         if optimizer.batch_size > max(sizes):
             logger.warning(

@@ -8,7 +8,7 @@ from ..adapters import Adapters
 from ..config import Config, ConfigError
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
-from ..privacy.client_level import ClientLevel, population_ledger
+from ..privacy.client_level import SERVER_ID, ClientLevel
 from ..privacy.clipping import AdaptiveQuantileClipping
 from ..privacy.distributed import NoiseShares
 from ..privacy.noise import SecureNoise, SeededNoise
@@ -41,17 +41,19 @@ def make_client_level(config: Config, clients: int, fingerprint: str, width: int
             sampling,
             prior=prior,
         )
-    ledger = population_ledger(
-        clients,
-        federation.participation,
-        float(sigma or 0.0),
-        privacy.delta,
-        federation.rounds,
-        privacy.target_epsilon,
-        privacy.accountant,
-        sampling,
-        fingerprint,
-        prior,
+    ledger = PrivacyLedger(
+        client_id=SERVER_ID,
+        dataset_size=clients,
+        sample_rate=federation.participation,
+        noise_multiplier=float(sigma or 0.0),
+        delta=privacy.delta,
+        max_steps=federation.rounds,
+        target_epsilon=privacy.target_epsilon,
+        accountant=privacy.accountant,
+        sampling=sampling,
+        unit="client",
+        fingerprint=fingerprint,
+        prior=prior,
     )
     level = ClientLevel(
         ledger,

@@ -14,11 +14,9 @@ from ..config import Config
 from ..training.optim import Moments, lr_factor
 from ..training.participant import Participant
 from ..training.report import TrainingReport
-from ..training.workers import ALONE
 from .experiment import Experiment
-from .shared_rounds import dealt_clients, put_together
-from .strategies import ServerState
-from .turns import local_training
+from .strategies import LALoRA, ServerState
+from .turns import train_in_turns
 
 _DRAW, _FAULTS = 7, 8
 _MOMENTS = "moments."
@@ -47,14 +45,8 @@ def draw_cohort(experiment: Experiment, round_number: int) -> Cohort:
     """The clients drawn for a round and what becomes of them: a function of seed and round (client-level privacy in
     secure mode: of the operating system).
 
-    A client whose budget does not cover another round stays out. The first process draws for all.
+    A client whose budget does not cover another round stays out.
     """
-    drawn, steps, arrives = experiment.workers.from_lead(partial(_draw, experiment, round_number))
-    return Cohort([experiment.participants[i] for i in drawn], steps, arrives)
-
-
-def _draw(experiment: Experiment, round_number: int) -> tuple[list[int], list[int], list[bool]]:
-    """Row numbers of the clients of a round, with their steps and whether they arrive."""
     config, everyone = experiment.config, experiment.participants
     if experiment.client_level is not None:
         chosen = experiment.client_level.open_round(round_number)
@@ -71,18 +63,23 @@ def _draw(experiment: Experiment, round_number: int) -> tuple[list[int], list[in
     # After a kill in secure mode steps are charged twice, and the last rounds may not be covered.
     ledgers, needed = [each.ledger for each in everyone], config.federation.local_steps
     able = [i for i in chosen.tolist() if (ledger := ledgers[i]) is None or ledger.steps_left >= needed]
-    return able, [int(steps[i]) for i in able], [bool(arrives[i]) for i in able]
+    return Cohort([everyone[i] for i in able], [int(steps[i]) for i in able], [bool(arrives[i]) for i in able])
 
 
 def train_cohort(
-    experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor, moments: Moments | None = None
+    experiment: Experiment,
+    server: ServerState,
+    cohort: Cohort,
+    rows: Tensor,
+    moments: Moments | None = None,
+    mine: Tensor | None = None,
 ) -> TrainingReport:
-    """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another; by
-    several processes each step together, or each its own clients.
+    """Local training of the cohort, from and into ``rows [C,P]``: all clients in one pass, or one after another.
 
     Args:
         moments: of the rows, changed in place; by default fresh ones, or (``optimizer.keep_moments``) those that the
             server state keeps for its clients.
+        mine: bool ``[C]``, the rows that are trained here; None for all.
     """
     federation, optimizer, strategy = experiment.config.federation, experiment.config.optimizer, experiment.strategy
     keeps, mask = moments is None and optimizer.keep_moments, strategy.mask(server, cohort.ids)
@@ -93,12 +90,9 @@ def train_cohort(
     anchor = rows.clone() if federation.prox_mu else None
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    report, workers = TrainingReport(len(rows)), experiment.workers
-    dealt = dealt_clients(experiment, cohort.clients, cohort.steps)
-    experiment.engine.workers = workers if dealt is None else ALONE
-    train = local_training(experiment.engine, strategy, first)
-    one_pass = workers.same_for_all(trains_in_one_pass(experiment, len(rows)))  # their free memory may differ
-    for index, begin, end in _groups(cohort, one_pass, None if dealt is None else dealt == workers.rank):
+    report, engine = TrainingReport(len(rows)), experiment.engine
+    train = partial(train_in_turns, engine, strategy, first) if isinstance(strategy, LALoRA) else engine.train
+    for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows)), mine):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
         train(
@@ -116,30 +110,22 @@ def train_cohort(
         if not is_all:
             rows[index] = part
             moments.put_(index, part_moments)
-    if dealt is not None:
-        put_together(workers, dealt, cohort.clients, rows, moments)
     if keeps:
-        keep_moments(experiment, server, cohort, moments)
-    return report.of_all(workers)
+        keep_moments(server, cohort, moments)
+    return report
 
 
 def kept_moments(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> Moments:
-    """The moments that the cohort's rows ended the last round with, which the first process keeps; zeros where there
-    was none.
-    """
-    zeros = Moments.zeros(experiment.config.optimizer, 1, rows.shape[1]).tensors()
-
-    def kept() -> dict[str, Tensor]:
-        return {name: server.clients.rows(_MOMENTS + name, cohort.ids, zero[0]) for name, zero in zeros.items()}
-
-    return Moments(**{name: value.to(rows.device) for name, value in experiment.workers.from_lead(kept).items()})
+    """The moments that the cohort's rows ended the last round with; zeros where there was none."""
+    zeros, ids = Moments.zeros(experiment.config.optimizer, 1, rows.shape[1]).tensors(), cohort.ids
+    kept = {name: server.clients.rows(_MOMENTS + name, ids, zero[0]) for name, zero in zeros.items()}
+    return Moments(**{name: value.to(rows.device) for name, value in kept.items()})
 
 
-def keep_moments(experiment: Experiment, server: ServerState, cohort: Cohort, moments: Moments) -> None:
-    """Keeps the moments of the cohort's rows with the first process."""
-    if experiment.workers.leads:
-        for name, value in moments.tensors().items():
-            server.clients.put(_MOMENTS + name, cohort.ids, value)
+def keep_moments(server: ServerState, cohort: Cohort, moments: Moments) -> None:
+    """Keeps the moments of the cohort's rows."""
+    for name, value in moments.tensors().items():
+        server.clients.put(_MOMENTS + name, cohort.ids, value)
 
 
 def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:

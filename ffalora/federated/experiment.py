@@ -24,7 +24,7 @@ from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
 from ..runs.evaluation import Answered, answer_split, gather_examples
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
-from ..training.drawn import drawn_units
+from ..training.drawn import count_drawn
 from ..training.engine import Engine
 from ..training.participant import Participant
 from ..training.workers import ALONE, Workers
@@ -84,9 +84,11 @@ class Experiment:
         """The task's metrics of the model as it is; ``answered`` then holds its answers, where these are asked for."""
         data, device = self.config.data, self.engine.device
         gathered = gather_examples(self.engine.model, self.evaluation, self.task, device, data.max_evaluation_samples)
-        metrics = self.task.metrics([gathered] if gathered else [])
-        self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on)
-        return metrics | (self.answered.metrics() if self.answered else {})
+        metrics = self.task.metrics(gathered)
+        if data.answer_tokens is not None:
+            self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on, data.answer_tokens)
+            metrics |= self.answered.metrics()
+        return metrics
 
     def on_charge(self, save: Callable[[Mapping[str, PrivacyLedger]], None]) -> None:
         """Has ``save`` called with the ledgers that were charged, before any noisy result exists."""
@@ -210,7 +212,7 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
         if config.privacy.at_clients:
             fingerprint = data_fingerprint(config, train, samples, partition.owners)
             label = partition.names[client_id] if config.clients.partition == "column" else ""
-            drawn = drawn_units(config.privacy, partition.owners).count(samples)
+            drawn = count_drawn(config.privacy, partition.owners, samples)
             ledger = make_ledger(config, client_id, drawn, steps, fingerprint, label)
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ..config import Config
 from .cohort import trains_in_one_pass
 from .experiment import Experiment, build
-from .turns import local_training
+from .strategies import LALoRA
+from .turns import train_in_turns
 
 #: Parts of a step, in the order they are shown.
 PARTS = ("base products", "adapters", "attention", "clipping", "noise and optimiser", "data", "everything else")
@@ -154,7 +156,8 @@ def _trainer(experiment: Experiment) -> Callable[[int], Any]:
     cohort = participants if trains_in_one_pass(experiment, len(participants)) else participants[:1]
     clients = [participant.client_id for participant in cohort]
     rows, mask = strategy.start(server, clients), strategy.mask(server, clients)
-    train = local_training(experiment.engine, strategy, 0)
+    engine = experiment.engine
+    train = partial(train_in_turns, engine, strategy, 0) if isinstance(strategy, LALoRA) else engine.train
     return lambda steps: train(cohort, rows, steps, mask=mask)
 
 

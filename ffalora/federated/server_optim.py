@@ -35,8 +35,6 @@ def server_step(
         factor: what is trained in this round; each factor has moments of its own.
     """
     name, lr = federation.server_optimizer, federation.server_lr
-    if name == "fedavg" and lr == 1.0:
-        return mean
     delta = mean.double() - start.double()
     if name == "fedavg":
         return (start.double() + lr * delta).float()

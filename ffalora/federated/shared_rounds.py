@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..training.optim import Moments
 from ..training.participant import Participant
-from ..training.workers import Workers
+from ..training.report import TrainingReport
+from ..training.workers import ALONE, Workers
+from .cohort import Cohort, draw_cohort, keep_moments, kept_moments, train_cohort
 from .experiment import Experiment
 from .strategies import ServerState
 
@@ -43,6 +45,8 @@ def share_start(experiment: Experiment, server: ServerState, frozen: str) -> Non
             "adapter.seed and dtypes"
         )
     share_server(workers, server)
+    engine = experiment.engine  # all decide alike what fits into one pass, whoever has least memory
+    engine.token_budget = min(workers.gather(engine.token_budget or 1))
     carried = workers.same_for_all([_carried(client, "cpu") for client in experiment.participants])
     if not workers.leads:
         for client, theirs in zip(experiment.participants, carried, strict=True):
@@ -51,20 +55,43 @@ def share_start(experiment: Experiment, server: ServerState, frozen: str) -> Non
 
 def share_server(workers: Workers, server: ServerState) -> None:
     """Gives every process what the first one made of the round."""
-    if workers.size == 1:
-        return
     device = server.row.device
     held = (server.row.cpu(), server.round, {name: value.cpu() for name, value in server.tensors.items()})
     row, server.round, tensors = workers.same_for_all(held)
     server.row, server.tensors = row.to(device), {name: value.to(device) for name, value in tensors.items()}
 
 
-def start_rows(experiment: Experiment, server: ServerState, clients: Sequence[int]) -> Tensor:
-    """Rows ``[C,P]`` that a cohort starts from. What clients keep from round to round the first process alone knows."""
-    strategy, device = experiment.strategy, server.row.device
-    if experiment.workers.size == 1 or not strategy.personal:
-        return strategy.start(server, clients)
-    return experiment.workers.from_lead(lambda: strategy.start(server, clients).cpu()).to(device)
+def draw_for_all(experiment: Experiment, round_number: int) -> Cohort:
+    """The cohort that the first process draws, on every process."""
+
+    def drawn() -> tuple[list[int], list[int], list[bool]]:
+        cohort = draw_cohort(experiment, round_number)
+        return cohort.ids, cohort.steps, cohort.arrives
+
+    ids, steps, arrives = experiment.workers.from_lead(drawn)
+    by_id = {client.client_id: client for client in experiment.participants}
+    return Cohort([by_id[client_id] for client_id in ids], steps, arrives)
+
+
+def train_shared(experiment: Experiment, server: ServerState, cohort: Cohort, rows: Tensor) -> TrainingReport:
+    """As :func:`~.cohort.train_cohort`, by all processes: each step together, or each its own clients. Moments that are
+    kept the first process keeps.
+    """
+    workers, optimizer = experiment.workers, experiment.config.optimizer
+    if optimizer.keep_moments:
+        kept = workers.from_lead(lambda: kept_moments(experiment, server, cohort, rows.cpu()).tensors())
+        moments = Moments(**{name: value.to(rows.device) for name, value in kept.items()})
+    else:
+        moments = Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
+    dealt = dealt_clients(experiment, cohort.clients, cohort.steps)
+    experiment.engine.workers = workers if dealt is None else ALONE
+    mine = None if dealt is None else dealt == workers.rank
+    report = train_cohort(experiment, server, cohort, rows, moments, mine)
+    if dealt is not None:
+        put_together(workers, dealt, cohort.clients, rows, moments)
+    if optimizer.keep_moments and workers.leads:
+        keep_moments(server, cohort, moments)
+    return report.of_all(workers)
 
 
 def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps: Sequence[int]) -> Tensor | None:
@@ -76,7 +103,7 @@ def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps:
     """
     size, privacy = experiment.workers.size, experiment.config.privacy
     is_charged = privacy.at_clients and privacy.is_secure
-    if size == 1 or len(clients) < size or is_charged or privacy.mechanism != "independent":
+    if len(clients) < size or is_charged or privacy.mechanism != "independent":
         return None
     batch, lengths = experiment.config.optimizer.batch, experiment.train.lengths
     work = [

@@ -30,7 +30,7 @@ from .compared import compared
 from .experiment import Experiment, build
 from .payload import through_the_wire
 from .records import finish_folder, metrics_row, open_folder
-from .shared_rounds import share_server, share_start, start_rows
+from .shared_rounds import draw_for_all, share_server, share_start, train_shared
 from .strategies import Answers, ServerState
 
 
@@ -174,22 +174,34 @@ class OpenRound:
 
 def run_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
     """One communication round; changes ``server`` and returns the row of ``metrics.jsonl``."""
+    if experiment.workers.size > 1:
+        return _run_shared_round(experiment, server)
     started = time.perf_counter()
     opened = open_round(experiment, server)
     report = train_cohort(experiment, server, opened.cohort, opened.rows)
+    return close_round(experiment, server, opened, report, time.perf_counter() - started)
+
+
+def _run_shared_round(experiment: Experiment, server: ServerState) -> dict[str, Any]:
+    """As :func:`run_round`, by several processes: all train, the first one draws and aggregates."""
+    started, workers = time.perf_counter(), experiment.workers
+    opened = open_round(experiment, server, draw_for_all(experiment, server.round))
+    if experiment.strategy.personal:  # what clients keep from round to round the first process alone knows
+        opened.rows = workers.from_lead(opened.rows.cpu).to(server.row.device)
+    report = train_shared(experiment, server, opened.cohort, opened.rows)
     seconds = time.perf_counter() - started
-    row = experiment.workers.from_lead(partial(close_round, experiment, server, opened, report, seconds))
-    share_server(experiment.workers, server)
+    row = workers.from_lead(partial(close_round, experiment, server, opened, report, seconds))
+    share_server(workers, server)
     return row
 
 
-def open_round(experiment: Experiment, server: ServerState) -> OpenRound:
-    """Draws the cohort and brings the model to where the round starts."""
-    strategy, cohort = experiment.strategy, draw_cohort(experiment, server.round)
+def open_round(experiment: Experiment, server: ServerState, cohort: Cohort | None = None) -> OpenRound:
+    """Draws the cohort, unless it is given, and brings the model to where the round starts."""
+    strategy, cohort = experiment.strategy, cohort or draw_cohort(experiment, server.round)
     strategy.load(server, trains=True)
     ids, wire = cohort.ids, strategy.wire
     up = sum(wire.bytes_up(server, client) for client, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
-    return OpenRound(cohort, start_rows(experiment, server, ids), up, wire.bytes_down(server, ids))
+    return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
 
 
 def close_round(
@@ -203,13 +215,18 @@ def close_round(
     """
     started = time.perf_counter()
     config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
-    rows = through_the_wire(config, experiment.strategy, server, ids, opened.rows, cohort.arrives)
+    rows = opened.rows
+    if config.federation.payload != "float32":
+        rows = through_the_wire(config, experiment.strategy, server, ids, rows, cohort.arrives)
     if experiment.client_level is not None:  # whether an update is finite is private: what is not counts as none
         rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, experiment.strategy.start(server, ids))
     finite = rows.isfinite().all(1).tolist()
     kept = [i for i, arrives in enumerate(cohort.arrives) if arrives and finite[i]]
     report.rejected = [ids[i] for i, arrives in enumerate(cohort.arrives) if arrives and not finite[i]]
     report.dropped = [ids[i] for i, arrives in enumerate(cohort.arrives) if not arrives]
+    for i, arrives in enumerate(cohort.arrives):
+        if finite[i] and not arrives:  # what it does not share is with it, whatever arrived
+            experiment.strategy.remember(server, ids[i], rows[i])
     answers = None
     if kept or experiment.client_level is not None:
         weights = client_weights([cohort.clients[i] for i in kept], config)

@@ -145,7 +145,7 @@ def _train(runs: Sequence[Run], opened: Sequence[OpenRound]) -> list[TrainingRep
         end = begin + len(one.rows)
         one.rows.copy_(rows[begin:end])
         if moments is not None:
-            keep_moments(run.experiment, run.server, one.cohort, moments.rows(torch.arange(begin, end)))
+            keep_moments(run.server, one.cohort, moments.rows(torch.arange(begin, end)))
         reports.append(report.part(begin, end))
         begin = end
     return reports

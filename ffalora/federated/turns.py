@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +11,7 @@ from ..training.engine import Engine
 from ..training.optim import Moments
 from ..training.participant import Participant
 from ..training.report import TrainingReport
-from .strategies import LALoRA, Strategy
-
-
-def local_training(engine: Engine, strategy: Strategy, first: int) -> Callable[..., object]:
-    """How a method trains clients from local step ``first`` of the run on: ``Engine.train``, or its steps in turns."""
-    return partial(train_in_turns, engine, strategy, first) if isinstance(strategy, LALoRA) else engine.train
+from .strategies import LALoRA
 
 
 def train_in_turns(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
-from ffalora_kernels import Segments, explain
+from ffalora_kernels import Segments, dispatch
 from ffalora_kernels.attention import packed_attention, packed_attention_gradient
 
 ATTENTION = "ffalora_packed"
@@ -27,13 +27,16 @@ class PaddedGroups:
     """Where attention finds a packed batch's tokens: one matrix of places ``[count, longest]`` a group, made when it
     is first asked for.
 
+    Args:
+        starts: int32 ``[S+1]``, where each sample's tokens begin; lengths: ``[S]``, how many there are.
+
     Attributes:
         segments: each sample's tokens.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device):
-        self.segments = Segments.from_lengths(lengths, device=device)
-        self._lengths, self._device, self._tokens = lengths, device, self.segments.n_tokens
+    def __init__(self, starts: Tensor, lengths: Sequence[int]):
+        self._lengths, self._device, self._tokens = lengths, starts.device, sum(lengths)
+        self.segments = Segments(starts, torch.zeros_like(starts[1:]), 1, max(lengths, default=0), self._tokens)
         self._sizes: list[tuple[int, int]] = []
         self._hidden: list[Tensor] = []
         self._token: list[Tensor] = []
@@ -137,12 +140,6 @@ class _InPlace(torch.autograd.Function):
         return *packed_attention_gradient(dout, *ctx.saved_tensors, *ctx.given), None, None, None
 
 
-def _fits(query: Tensor, dropout: float) -> bool:
-    """Whether the processor's kernel computes this attention."""
-    compiled = query.device.type == "cpu" and explain()["cpp"] == "available"
-    return compiled and not dropout and query.dtype in (torch.float32, torch.bfloat16) and query.stride(3) == 1
-
-
 def packed_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -159,7 +156,8 @@ def packed_attention_forward(
     heads, tokens = query.shape[1], query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = getattr(module, "is_causal", False)
-    if _fits(query, dropout if module.training else 0.0):
+    drops, is_compiled = dropout and module.training, query.device.type == "cpu" and dispatch.load("cpp")[0] is not None
+    if is_compiled and not drops and query.dtype in (torch.float32, torch.bfloat16) and query.stride(3) == 1:
         rows = (t[0].transpose(0, 1) for t in (query, key, value))
         return _InPlace.apply(*rows, packed_groups.segments, scale, causal)[None], None
     parts = []

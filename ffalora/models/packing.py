@@ -37,7 +37,7 @@ def pack(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     packed: dict[str, Any] = {name: value[real][None] for name, value in inputs.items() if name != "attention_mask"}
     packed["position_ids"] = torch.arange(real.shape[1], device=real.device).expand(real.shape)[real][None]
     packed |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-    packed["packed_groups"] = PaddedGroups(lengths.tolist(), real.device)
+    packed["packed_groups"] = PaddedGroups(starts, lengths.tolist())
     return packed | {"max_length_q": real.shape[1], "max_length_k": real.shape[1]}
 
 

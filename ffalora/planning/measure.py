@@ -16,7 +16,7 @@ import torch
 
 from ..federated.experiment import Experiment
 from ..privacy.accounts import Accounts
-from ..training.drawn import drawn_units
+from ..training.drawn import count_drawn
 from ..training.participant import Participant
 
 _SAMPLES, _FEWER, _STEPS, _EVALUATED, _REPEATS, _ENOUGH = 64, 8, 2, 128, 3, 5.0
@@ -115,7 +115,7 @@ def _steps_of(experiment: Experiment, count: int) -> Callable[[], None]:
     """Steps of the first client on ``count`` samples, from a copy of all that they change."""
     engine, client = experiment.engine, experiment.participants[0]
     samples = np.asarray(client.samples)[:count]
-    drawn = drawn_units(engine.privacy, engine.owners).count(samples)
+    drawn = count_drawn(engine.privacy, engine.owners, samples)
 
     def train() -> None:
         one = unlimited(client)

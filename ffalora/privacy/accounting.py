@@ -176,17 +176,14 @@ class PrivacyLedger:
             return max(1, self.max_steps)
         return 1 if self.correlation is None else self.correlation.period
 
-    @property
-    def release_rate(self) -> float:
-        """The rate at which a release samples records: q where each step is one."""
-        return self.sample_rate if self.correlation is None else self.correlation.release_rate(self.sample_rate)
-
     def steps(self, count: int) -> Spent:
         """What ``count`` of this ledger's steps spend, as others write it down: the releases that they begin."""
         zeroes = self.sampling in ("poisson", "by-server")
         kind = "replace" if not zeroes else "zero-out" if self.size_is_public else "add/remove"
-        releases = -(-count // self.period)
-        one = Spent(self.noise_multiplier, self.release_rate, self.period, self.sampling, self.unit, kind, self.group)
+        releases, rate = -(-count // self.period), self.sample_rate
+        if self.correlation is not None:
+            rate = self.correlation.release_rate(rate)
+        one = Spent(self.noise_multiplier, rate, self.period, self.sampling, self.unit, kind, self.group)
         return one.chosen(self.trials)._replace(steps=releases)
 
     @property

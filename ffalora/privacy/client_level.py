@@ -26,32 +26,10 @@ from .clipping import AdaptiveQuantileClipping, sensitivity
 from .distributed import NoiseShares
 from .noise import NoiseSource, SeededNoise
 from .sampling import Draw, SeededDraw, fixed_size_draw
-from .spent import Spent
 
-#: The server's id where it samples and draws noise; clients have smaller ones.
+#: The server's id where it samples and draws noise, and that of the population's ledger; clients have smaller ones.
 SERVER_ID = 2**32 - 1
 _NOISE_STREAM, _COUNT_STREAM = 0x5E01, 0x5E02
-
-
-@dataclass(frozen=True)
-class ServerReport:
-    """What a round did; norms, clipped and nonfinite are computed on private data without noise.
-
-    Attributes:
-        received: updates that arrived.
-        clipped: how many were longer than C.
-        nonfinite: how many held NaN or Inf and counted as zero.
-        norms: float64 ``[received]``, before clipping.
-        max_update_norm: C of this round.
-        noise_std: of the noise on the sum.
-    """
-
-    received: int
-    clipped: int
-    nonfinite: int
-    norms: Tensor
-    max_update_norm: float
-    noise_std: float
 
 
 @dataclass
@@ -155,9 +133,7 @@ class ClientLevel:
         seed = self.draw.seed if isinstance(self.draw, SeededDraw) else int.from_bytes(os.urandom(8), "little")
         return fixed_size_draw(seed, SERVER_ID, round_number, n, int(self.expected_cohort))
 
-    def close_round_(
-        self, state: Tensor, received: Tensor, round_number: int, index: Tensor | None = None
-    ) -> ServerReport:
+    def close_round_(self, state: Tensor, received: Tensor, round_number: int, index: Tensor | None = None) -> Tensor:
         """Clips what the drawn clients sent, adds noise, and moves the global state.
 
         Args:
@@ -165,6 +141,9 @@ class ClientLevel:
             received: float32 ``[C,P]``, the states that came back; ``[0,P]`` when nobody was drawn or all dropped out.
             round_number: as in :meth:`open_round`.
             index: int32 ``[P]``, parameter index of each column, -1 for padding.
+
+        Returns:
+            float64 ``[C]``, the norms of the updates before clipping; computed on private data without noise.
 
         Raises:
             RuntimeError: the round was not opened, hence not charged.
@@ -178,24 +157,16 @@ class ClientLevel:
                 f"got {tuple(received.shape)}"
             )
         self._open = False
-        limit, noise_std, updates = self.limit, self.noise_std, state - received
+        updates = state - received
         if self.shares is not None:
             norms = self._take_shares_(state, updates, round_number, index)
         else:
-            total, norms = clip_updates(updates, limit, mode=self.clipping)
-            std, key = self.noise.before_step_(total, total.new_full((1,), noise_std))
+            total, norms = clip_updates(updates, self.limit, mode=self.clipping)
+            std, key = self.noise.before_step_(total, total.new_full((1,), self.noise_std))
             self._move_(state, total, std, key, round_number, index)
         if self.adaptive is not None:
             self.adaptive.update(norms, self.noise.normal(SERVER_ID, round_number, _COUNT_STREAM))
-        finite = norms.isfinite()
-        return ServerReport(
-            received=len(received),
-            clipped=int((norms[finite] > limit).sum()),
-            nonfinite=int((~finite).sum()),
-            norms=norms,
-            max_update_norm=limit,
-            noise_std=noise_std,
-        )
+        return norms
 
     def share(self, update: Tensor, client: int, round_number: int) -> NDArray[np.int64]:
         """What a client sends where it brings a share of the noise: int64, for a sum modulo ``2**shares.bits``.
@@ -281,39 +252,3 @@ def clip_updates(updates: Tensor, max_update_norm: float, mode: str = "flat") ->
         mode=mode,
     )
     return total, norms[:, 0]
-
-
-def population_ledger(
-    clients: int,
-    participation: float,
-    noise_multiplier: float,
-    delta: float,
-    rounds: int,
-    target_epsilon: float | None = None,
-    accountant: str = "pld",
-    sampling: str = "poisson",
-    fingerprint: str = "",
-    prior: tuple[Spent, ...] = (),
-) -> PrivacyLedger:
-    """The one ledger of client-level privacy: each of its steps is a round.
-
-    Args:
-        clients: their number.
-        participation: probability with which each client is drawn in a round.
-        noise_multiplier, delta, target_epsilon, accountant, sampling, fingerprint, prior: as in :class:`PrivacyLedger`.
-        rounds: the most rounds there will ever be.
-    """
-    return PrivacyLedger(
-        client_id=SERVER_ID,
-        dataset_size=clients,
-        sample_rate=participation,
-        noise_multiplier=noise_multiplier,
-        delta=delta,
-        max_steps=rounds,
-        target_epsilon=target_epsilon,
-        accountant=accountant,
-        sampling=sampling,
-        unit="client",
-        fingerprint=fingerprint,
-        prior=prior,
-    )

@@ -179,9 +179,9 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     limit, task = config.data.max_evaluation_samples, find_task(config.data.task)
     count = len(examples) if limit is None else min(limit, len(examples))
     gathered = gather_examples(bundle.loaded.model, examples, task, bundle.device, limit)
-    metrics = task.metrics([gathered] if gathered else [])
-    answered = answer_split(bundle.loaded, data, config.data, split)
-    metrics |= answered.metrics() if answered else {}
+    metrics = task.metrics(gathered)
+    if config.data.answer_tokens is not None:
+        metrics |= answer_split(bundle.loaded, data, config.data, split, config.data.answer_tokens).metrics()
     by = by or data.client_column
     scored = data.splits[split]
     if by is not None and by not in scored.column_names:

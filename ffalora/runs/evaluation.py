@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, DataConfig
+from ..data.errors import DataError
 from ..data.examples import Examples
 from ..data.generation import exact_match, final_number, generate_answers, rouge_l
 from ..data.load import LoadedData
@@ -41,10 +42,14 @@ def predict_examples(model: nn.Module, examples: Examples, device: torch.device)
 def gather_examples(
     model: nn.Module, examples: Examples, task: Task, device: torch.device, samples: int | None = None
 ) -> Gathered:
-    """What the task's metrics need of the first ``samples`` examples (all by default), in their order."""
+    """What the task's metrics need of the first ``samples`` examples (all by default), in their order.
+
+    Raises:
+        DataError: there are none.
+    """
     count = len(examples) if samples is None else min(samples, len(examples))
     if not count:
-        return {}
+        raise DataError("there is nothing to compute metrics of: no row was evaluated")
     order, found = [], []
     first = {name: value.to(device) for name, value in examples.collate([0])[0].items()}
     is_apart = task.losses is causal_losses and can_leave_head_out(model, first)  # losses do without logits
@@ -53,7 +58,7 @@ def gather_examples(
             order.append(batch)
             found.append(task.gather(*results))
     places = np.argsort(np.concatenate(order))
-    return {name: np.concatenate([batch[name] for batch in found])[places] for name in found[0]}
+    return {name: torch.cat([batch[name] for batch in found]).cpu().double().numpy()[places] for name in found[0]}
 
 
 def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> dict[str, dict[str, float]]:
@@ -63,7 +68,7 @@ def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> 
     names = np.asarray(["(none)" if is_missing(group) else name for group, name in zip(groups, called, strict=True)])
     of_group = {name: names == name for name in sorted(set(names))}
     return {
-        str(name): {"rows": int(held.sum())} | task.metrics([{key: values[held] for key, values in gathered.items()}])
+        str(name): {"rows": int(held.sum())} | task.metrics({key: values[held] for key, values in gathered.items()})
         for name, held in of_group.items()
     }
 
@@ -106,24 +111,20 @@ class Answered:
         return [{"prompt": prompt, "answer": answer, "reference": reference} for prompt, answer, reference in together]
 
 
-def answer_split(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> Answered | None:
-    """What the model answers to the prompts of ``split``; None where the configuration asks for no answers."""
-    if config.answer_tokens is None:
-        return None
+def answer_split(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str, tokens: int) -> Answered:
+    """What the model answers to the prompts of ``split``, in at most so many ``tokens`` each."""
     rows = data.splits[split]
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))
     if data.form == "texts":
         raise ConfigError(
-            f"data.answer_tokens={config.answer_tokens} is given, but {data.name} holds plain texts without answers; "
+            f"data.answer_tokens={tokens} is given, but {data.name} holds plain texts without answers; "
             "set it to null, or give columns of prompts and answers"
         )
     prompts, *answered = (column_values(rows, column) for column in data.input_columns)
     references = answered[0] if answered else [messages[-1]["content"] for messages in prompts]
     asked = prompts if answered else [messages[:-1] for messages in prompts]
-    answers = generate_answers(
-        loaded.model, loaded.tokenizer, asked, max_new_tokens=config.answer_tokens, batch_size=_ANSWERS
-    )
+    answers = generate_answers(loaded.model, loaded.tokenizer, asked, max_new_tokens=tokens, batch_size=_ANSWERS)
     shown = prompts if answered else [messages[-1]["content"] for messages in asked]
     return Answered(shown, answers, references)
 

@@ -42,7 +42,7 @@ def step_costs(config: Config) -> dict[str, float]:
     with torch.backends.mkldnn.flags(enabled=False), counter, kept.counting(experiment):  # it cannot see into oneDNN
         report = experiment.engine.train(experiment.participants[:1], rows, 1)
     samples = max(int(report.samples.sum()), 1)
-    arena = 4 * experiment.adapters.layout.width * (kept.samples if experiment.engine.private else 1)
+    arena = 4 * experiment.adapters.layout.width * (kept.samples if experiment.config.privacy.at_clients else 1)
     return {
         "flops_per_sample": counter.get_total_flops() / samples,
         "saved_bytes": kept.most,

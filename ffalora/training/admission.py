@@ -20,7 +20,7 @@ from ..adapters import Adapters
 from ..config import PrivacyConfig
 from ..data.users import Owners
 from .detectors import Modules, check_attached, modules_of
-from .drawn import drawn_units
+from .drawn import count_drawn
 from .probe import SamplesNotIndependent
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def check_cohort(
         _check_ledger(participant, privacy, seeded)
         if privacy.unit == "user":
             _check_users(participant, privacy, owners)
-        drawn = drawn_units(privacy, owners).count(participant.samples)
+        drawn = count_drawn(privacy, owners, participant.samples)
         _check_size(f"client {participant.client_id}", ledger_of(participant), drawn)
 
 

@@ -69,7 +69,7 @@ class Engine(TrainingSetup):
         if self.workers.size > 1:
             check_same_state(self.workers, state)
             self.draw = drawn_alike(self.draw, self.workers)
-        if self.private:
+        if self.privacy.at_clients:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
             self.look_ahead(cohort)
             for participant in cohort:

@@ -146,7 +146,8 @@ def segment_gradients(
             current.masks.starts = inputs["cu_seq_lens_q"]
     attention = packed_attention(model) if packed else nullcontext()
     head = head_left_out(model) if seen.head_apart else nullcontext()
-    with adapters.training_pass(current), attention, head, keyed_dropout(model, current.masks):
+    keyed = nullcontext() if current.masks is None else keyed_dropout(model, current.masks)
+    with adapters.training_pass(current), attention, head, keyed:
         found = losses(model(**inputs), targets)
         check_losses(found, samples)
         found.sum().backward()

@@ -52,8 +52,9 @@ def plain_gradient(
     masks = None if keys is None else keys.masks(row.device)
     model = getattr(model, "_orig_mod", model)
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
+    keyed = nullcontext() if masks is None else keyed_dropout(model, masks)
     narrow: list[bool] = []
-    with eager, _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks):
+    with eager, _plain_layers(adapters, tensors, masks, narrow), keyed:
         losses(model(**inputs), targets).sum().backward()
     gradient = torch.zeros_like(row)
     for place in adapters.layout.places:

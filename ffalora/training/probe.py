@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters
+from ..adapters.uses import with_another_first_sample
 from ..data.tasks import Losses, causal_losses, logits_of
 from ..models.frozen_head import can_leave_head_out
 from ..models.packing import check_packing
@@ -109,7 +110,7 @@ def check_independence(model: nn.Module, inputs: Mapping[str, Tensor], logits: C
     size = next(iter(inputs.values())).shape[0]
     if size < 2:
         return False
-    changed = _with_another_first_sample(inputs)
+    changed = with_another_first_sample(inputs)
     if changed is None:
         return False
     with torch.random.fork_rng():
@@ -175,20 +176,3 @@ def check_losses(losses: Tensor, samples: int) -> None:
             f"losses returned shape {tuple(losses.shape)} for {samples} samples, but one loss a sample is needed, [S]; "
             "use reduction='none', and average over a sample's own tokens only"
         )
-
-
-def _with_another_first_sample(inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The inputs with sample 0 replaced, by itself reversed (tokens) or negated (numbers), or else by sample 1; masks
-    stay. None where all of that leaves it as it was.
-    """
-    for change in (lambda v: -v[0] if v.is_floating_point() else v[0].flip(0), lambda v: v[1]):
-        changed, differs = {}, False
-        for name, value in inputs.items():
-            changed[name] = value
-            if "mask" not in name and "position" not in name:
-                changed[name] = value.clone()
-                changed[name][0] = change(value)
-                differs = differs or not torch.equal(changed[name], value)
-        if differs:
-            return changed
-    return None

@@ -110,17 +110,16 @@ def language_rate(optimizer: OptimizerConfig, variance: float | None, numbers: i
 
 
 def column_units(adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequence[Participant]) -> Tensor:
-    """What each participant's rate is multiplied with in each column of the state, float64 ``[C,P]``; 1 everywhere
-    without ``optimizer.normalize``.
+    """What each participant's rate is multiplied with under ``optimizer.normalize`` in each column of the state,
+    float64 ``[C,P]``.
     """
     units = torch.ones(len(cohort), adapters.layout.width, dtype=torch.float64)
-    if optimizer.normalize:
-        for place in adapters.layout.places:
-            columns = units[:, place.columns]
-            if place.layer in adapters.heads:
-                columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
-            else:
-                columns *= _unit(adapters, place.layer, place.tensor, optimizer)
+    for place in adapters.layout.places:
+        columns = units[:, place.columns]
+        if place.layer in adapters.heads:
+            columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
+        else:
+            columns *= _unit(adapters, place.layer, place.tensor, optimizer)
     return units
 
 

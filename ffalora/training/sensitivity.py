@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.users import Owners
 from ..privacy.noise import SeededNoise
 from ..privacy.sampling import SystemDraw
 from .admission import check_cohort, ledger_of
@@ -30,7 +31,6 @@ from .probe import Probe
 from .rates import given_rate
 from .setup import TrainingSetup
 from .step import LogicalStep
-from .units import Units, without_sample
 
 #: Most that a record may move the sum by, in units of C: in float32, and with a narrower base, where the shape of the
 #: batch may round what the m others contribute: by a share ρ of C each, in directions of their own, so that all is
@@ -94,6 +94,46 @@ class Sensitivity:
         )
 
 
+def without_sample(batch: np.ndarray, sample: int) -> np.ndarray:
+    """The batch without one sample."""
+    return batch[batch != sample]
+
+
+class Units:
+    """What a participant's ledger protects: samples, or users with all of theirs (a step may draw something else: see
+    ``drawn``).
+
+    Attributes:
+        owners: whose each sample is, where users are protected; None where samples are.
+        group: most samples of one unit that are drawn and clipped apart.
+    """
+
+    def __init__(self, setup: TrainingSetup, participant: Participant):
+        self.samples, self._most = participant.samples, setup.privacy.samples_per_user
+        self.owners = setup.owners if setup.privacy.unit == "user" else None
+        self.group = 1 if self.owners is None else ledger_of(participant).group
+        self._whose = None if self.owners is None else self.owners.select(self.samples)
+
+    def in_batch(self, batch: np.ndarray) -> np.ndarray:
+        """The units that a batch holds."""
+        return batch if self.owners is None else np.unique(self.owners.select(batch).users)
+
+    def without(self, batch: np.ndarray, unit: int) -> np.ndarray:
+        """The batch without one of them."""
+        if self.owners is None:
+            return without_sample(batch, unit)
+        return batch[~_owned(self.owners.select(batch), unit)]
+
+    def of(self, unit: int) -> np.ndarray:
+        """Samples of a unit that a step may draw together."""
+        return np.array([unit]) if self._whose is None else self.samples[_owned(self._whose, unit)][: self._most]
+
+
+def _owned(whose: Owners, user: int) -> np.ndarray:
+    """bool, by record: whether the user is among its owners."""
+    return np.add.reduceat(np.append(whose.users == user, False).astype(np.int64), whose.starts[:-1]) > 0
+
+
 def moves(
     clipped_sum: Callable[[np.ndarray], Tensor],
     batch: np.ndarray,
@@ -149,7 +189,7 @@ def probe_sensitivity(
     Raises:
         ValueError, SamplesNotIndependent: whatever training itself refuses.
     """
-    if not setup.private or setup.workers.size > 1:
+    if not setup.privacy.at_clients or setup.workers.size > 1:
         raise ValueError("the sensitivity of a step is probed where samples are protected, by one process")
     setup.check_model()
     check_cohort(cohort, setup.privacy, seeded=False, owners=setup.owners)

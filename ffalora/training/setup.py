@@ -21,7 +21,7 @@ from ..privacy.sampling import Draw, SeededDraw, SystemDraw, shuffled_batches
 from .admission import check_model
 from .arena import Arena
 from .batches import physical_batches
-from .drawn import Drawn, drawn_units
+from .drawn import drawn_users
 from .dropout import DropoutKeys, drops_out
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
@@ -84,17 +84,18 @@ class TrainingSetup:
     owners: Owners | None = None
 
     def __post_init__(self) -> None:
-        if self.private and self.privacy.noise == "secure" and not isinstance(self.noise, SecureNoise):
+        is_private = self.privacy.at_clients
+        if is_private and self.privacy.noise == "secure" and not isinstance(self.noise, SecureNoise):
             raise ValueError(
                 "privacy.noise='secure' needs SecureNoise; seeded noise can be subtracted by whoever holds the seed"
             )
-        if self.private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
+        if is_private and self.privacy.noise == "secure" and isinstance(self.draw, SeededDraw):
             raise ValueError("privacy.noise='secure' needs SystemDraw: with seeded sampling it is known who was drawn")
         self.check_model()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.arena = Arena(self.adapters, self.device)
-        self.probe = Probe(self.adapters, self.private, self.packed, self.privacy.check_gradients)
+        self.probe = Probe(self.adapters, is_private, self.packed, self.privacy.check_gradients)
         self.graphs = None
         if self.cuda_graphs and self.device.type == "cuda":
             record = CudaRecorder(self.device)
@@ -103,19 +104,16 @@ class TrainingSetup:
             self.token_budget = token_budget(self.model, self.data, self.device)
 
     @property
-    def private(self) -> bool:
-        """Whether gradients are clipped and noised, those of a sample or of a user."""
-        return self.privacy.at_clients
-
-    @property
     def keeps_samples_apart(self) -> bool:
         """Whether every sample's gradient is clipped by itself."""
-        return self.private and not self.privacy.draws_users
+        return self.privacy.at_clients and not self.privacy.draws_users
 
     def check_model(self) -> None:
         """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
-        check_model(self.model, self.adapters, self.device, self.private)
-        if self.private and self.privacy.sampling == "poisson" and not isinstance(self.draw, SeededDraw | SystemDraw):
+        privacy = self.privacy
+        check_model(self.model, self.adapters, self.device, privacy.at_clients)
+        is_known = isinstance(self.draw, SeededDraw | SystemDraw)
+        if privacy.at_clients and privacy.sampling == "poisson" and not is_known:
             raise ValueError(
                 f"draw is a {type(self.draw).__name__}, which is not known to be Poisson sampling (SeededDraw, "
                 "SystemDraw); set privacy.sampling='shuffled' for ε without amplification"
@@ -131,16 +129,11 @@ class TrainingSetup:
         plain = self.keeps_samples_apart and not (self.packed or self.merge_weights or compiled)
         return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
 
-    @property
-    def drawn(self) -> Drawn:
-        """What a step draws."""
-        return drawn_units(self.privacy, self.owners)
-
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
         client, step, ledger = participant.client_id, participant.steps_taken, participant.ledger
-        units = self.drawn
-        n = units.count(participant.samples)
+        own, users = participant.samples, drawn_users(self.privacy, self.owners)
+        n = len(own) if users is None else users.count(own)
         if ledger is not None and ledger.correlation is not None:
             turns = ledger.correlation.separation
             group = records_of_turn(self.seed, client, step, n, turns)
@@ -149,14 +142,7 @@ class TrainingSetup:
             drawn = self.draw(client, step, n, ledger.sample_rate)
         else:
             drawn = shuffled_batches(self.seed, client, step, n, min(self.optimizer.batch, n))
-        return units.records(participant.samples, drawn, partial(self.draw.some, client, step))
-
-    def shared_choices(self, cohort: Sequence[Participant]) -> int:
-        """What all samples of the cohort's next logical step share of their dropout: see ``DropoutKeys.shared``."""
-        if not drops_out(self.model, self.adapters):
-            return 0
-        steps = max(participant.steps_taken for participant in cohort)
-        return self.workers.same_for_all(DropoutKeys.shared_by(self.noise, steps))
+        return own[drawn] if users is None else users.records(own, drawn, partial(self.draw.some, client, step))
 
     def dropout_keys(
         self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray, shared: int = 0
@@ -165,7 +151,7 @@ class TrainingSetup:
 
         Args:
             cohort: who trains; rows: ``[S]``, whose each sample is; samples: int64 ``[S]``, their indices.
-            shared: from :meth:`shared_choices`, once for all batches of a logical step.
+            shared: of all batches of a logical step (``DropoutKeys.shared_by``).
         """
         client, step = (np.array([getattr(p, name) for p in cohort])[rows] for name in ("client_id", "steps_taken"))
         return DropoutKeys.of(self.noise, client, step, samples, shared)

@@ -14,8 +14,10 @@ from ffalora_kernels import privatize_step_
 
 from ..privacy.clipping import per_layer_thresholds
 from .admission import ledger_of
-from .batches import PhysicalBatches
+from .batches import PhysicalBatches, grouped_batches, packed_batches, physical_batches
 from .detectors import UpdateWatch
+from .drawn import drawn_users
+from .dropout import DropoutKeys, drops_out
 from .gradients import Clipping, segment_gradients
 from .graphs import PassGraphs
 from .optim import Moments
@@ -51,10 +53,12 @@ class LogicalStep:
         self.index = layout.parameter_index(device)
         self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        units = column_units(setup.adapters, setup.optimizer, cohort).to(device)
-        largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
-        self.lr *= largest[:, 0]
-        self.units = None if bool((units == largest).all()) else (units / largest).float()
+        self.units: Tensor | None = None
+        if setup.optimizer.normalize:
+            units = column_units(setup.adapters, setup.optimizer, cohort).to(device)
+            largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
+            self.lr *= largest[:, 0]
+            self.units = None if bool((units == largest).all()) else (units / largest).float()
         starts, self.shares = clipping_groups(setup)
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
@@ -63,7 +67,7 @@ class LogicalStep:
     def run(self, report: TrainingReport, index: Tensor, lr_factor: float) -> None:
         """Takes one step and adds what happened to ``report``; ``index`` int64 ``[C]``, the cohort's rows there."""
         setup, workers = self.setup, self.setup.workers
-        if setup.private:
+        if setup.privacy.at_clients:
             for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
                 ledger.charge()  # the poorest first: a refusal comes before anybody is charged
             if setup.charged is not None and workers.leads:
@@ -71,7 +75,7 @@ class LogicalStep:
         drawn = [setup.sample(participant) for participant in self.cohort]
         losses, norms, rows, plan = self.clipped_sums(drawn, setup.token_budget or 1)
         self._update([len(one) for one in drawn], lr_factor)
-        report.add_step(index, rows, losses, norms, self.norms.cpu() if setup.private else None, plan)
+        report.add_step(index, rows, losses, norms, self.norms.cpu() if setup.privacy.at_clients else None, plan)
         if any(participant.adaptive is not None for participant in self.cohort):
             self._adapt_clipping(norms, rows)
         for participant in self.cohort:
@@ -88,28 +92,37 @@ class LogicalStep:
             losses ``[S]``; norms float64 ``[S]`` before clipping; whose they are, int64 ``[S]``; and how the samples
             were cut. Where users are drawn, S counts users. All of this process's share, and computed on private data.
         """
-        setup = self.setup
+        setup, workers = self.setup, self.setup.workers
+        users = drawn_users(setup.privacy, setup.owners)
         row_of, samples = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn]), np.concatenate(drawn)
-        units = setup.drawn
-        segments = units.segments(row_of, samples)
-        mine = units.share(setup.data.lengths[samples], segments, setup.workers)
-        row_of, samples, segments = row_of[mine], samples[mine], segments[mine]
-        most = setup.arena.most_rows if setup.private else None
-        plan = units.cut(setup.data.lengths[samples], segments, budget, most, setup.packed)
+        segments = row_of if users is None else users.segments(row_of, samples)
+        if workers.size > 1:
+            lengths = setup.data.lengths[samples]
+            mine = workers.share(lengths) if users is None else users.share(lengths, segments, workers)
+            row_of, samples, segments = row_of[mine], samples[mine], segments[mine]
+        lengths, most = setup.data.lengths[samples], setup.arena.most_rows if setup.privacy.at_clients else None
+        if users is None:
+            plan = (packed_batches if setup.packed else physical_batches)(lengths, budget, most)
+        else:
+            plan = grouped_batches(lengths, segments, budget, most, setup.packed)
         self.total.zero_()
         if self.graphs is None and setup.graphs is not None and setup.may_record:
             self.graphs = setup.graphs
             self.graphs.forget_moved(model=True)
-        merged = self._merged_weights()
-        shared = setup.shared_choices(self.cohort)
+        merged, shared = None, 0
+        if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:
+            merged = self._merged_weights()
+        if drops_out(setup.model, setup.adapters):
+            steps = max(participant.steps_taken for participant in self.cohort)
+            shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, steps))
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
             batch = batch[np.argsort(segments[batch], kind="stable")]
-            loss, norm = self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared)
+            loss, norm, whose = self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared)
             losses.append(loss)
             norms.append(norm)
-            rows.append(units.rows_of_losses(row_of[batch], segments[batch]))
+            rows.append(whose)
         loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
         if self.graphs is not None:
             self.graphs.check_written()
@@ -121,33 +134,33 @@ class LogicalStep:
         norms = [p.clipping_norm(setup.privacy.max_grad_norm) for p in self.cohort]
         self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, norms, strict=True)])
         self.norms = self._row(norms)
-        limits = self.norms[:, None] if setup.private else torch.full_like(self.norms, math.inf)[:, None]
-        if setup.private and groups > 1:
+        is_private = setup.privacy.at_clients
+        limits = self.norms[:, None] if is_private else torch.full_like(self.norms, math.inf)[:, None]
+        if is_private and groups > 1:
             limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in norms]).to(setup.device)
-        mode = "automatic" if setup.private and setup.privacy.clipping == "automatic" else "flat"
+        mode = "automatic" if is_private and setup.privacy.clipping == "automatic" else "flat"
         self.clipping = Clipping(limits, self.group_columns, mode)
 
     @torch.no_grad()
-    def _merged_weights(self) -> dict[str, Tensor] | None:
-        """``w + scale · b a`` of every adapted layer for this pass's one client, or None where weights stay apart."""
-        adapters = self.setup.adapters
-        if not self.setup.merge_weights or len(self.cohort) != 1 or adapters.config.dropout:
-            return None
-        weights = {name: layer.merged_weight(self.state[0]) for name, layer in adapters.layers.items()}
+    def _merged_weights(self) -> dict[str, Tensor]:
+        """``w + scale · b a`` for this pass's one client, of every adapted layer that can take it in."""
+        layers = self.setup.adapters.layers.items()
+        weights = {name: layer.merged_weight(self.state[0]) for name, layer in layers}
         return {name: weight for name, weight in weights.items() if weight is not None}
 
     def _accumulate(
         self, rows: np.ndarray, samples: np.ndarray, segments: np.ndarray, merged: dict[str, Tensor] | None, shared: int
-    ) -> tuple[Tensor, Tensor]:
-        """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
-        ``[S]``: without privacy, those of the sums that the samples went into; where users are drawn, one a user.
+    ) -> tuple[Tensor, Tensor, np.ndarray]:
+        """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]``, norms ``[S]``
+        (without privacy, those of the sums that the samples went into) and rows ``[S]``; where users are drawn, one a
+        user.
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
         if self.graphs is not None:
             done = self.graphs.run(inputs, targets, rows, self.state, self.total, self.clipping)
             if done is not None:
-                return done
+                return *done, rows
         found = segment_gradients(
             setup.model,
             setup.adapters,
@@ -164,19 +177,22 @@ class LogicalStep:
             merged=merged,
         )
         norms = found.clip_into_(self.total, *self.clipping)
-        if not setup.private:
+        if not setup.privacy.at_clients:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
-        return found.losses if len(norms) == len(rows) else found.mean_losses(segments), norms
+        if len(norms) == len(rows):
+            return found.losses, norms, rows
+        return found.mean_losses(segments), norms, rows[np.unique(segments, return_index=True)[1]]
 
     def _update(self, drawn: list[int], lr_factor: float) -> None:
         """Noise, division, optimiser: one pass over the state of all clients."""
         setup, optimizer = self.setup, self.setup.optimizer
         lr = self.lr * lr_factor
         expected = [
-            ledger_of(p).expected_batch if setup.private else max(n, 1) for p, n in zip(self.cohort, drawn, strict=True)
+            ledger_of(p).expected_batch if setup.privacy.at_clients else max(n, 1)
+            for p, n in zip(self.cohort, drawn, strict=True)
         ]
         denominator = self._row(expected)
-        if setup.private and optimizer.normalize:
+        if setup.privacy.at_clients and optimizer.normalize:
             denominator *= self.norms
         before = None if self.units is None else self.state.clone()
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
@@ -225,7 +241,7 @@ class LogicalStep:
             steps: int64 ``[C]``, the clients' own.
         """
         setup, correlated = self.setup, [p.correlated for p in self.cohort if p.correlated is not None]
-        if not setup.private:
+        if not setup.privacy.at_clients:
             return self.noise_std, 0
         if not correlated:
             return setup.noise.before_step_(self.total, self.noise_std, setup.workers.leads)
@@ -256,10 +272,10 @@ class LogicalStep:
 def clipping_groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:
     """Where each group of columns starts that is clipped by itself, and its share of C²."""
     places, heads, privacy = setup.adapters.layout.places, setup.adapters.heads, setup.privacy
-    if setup.private and privacy.clipping == "per-layer":
+    if privacy.at_clients and privacy.clipping == "per-layer":
         return [place.start for place in places], [1.0] * len(places)
     first = min((place.start for place in places if place.layer in heads), default=0)
     share = privacy.head_share
-    if not setup.private or privacy.clipping == "adaptive" or share is None or first == 0:
+    if not privacy.at_clients or privacy.clipping == "adaptive" or share is None or first == 0:
         return [0], [1.0]
     return [0, first], [1.0 - share, share]

@@ -26,7 +26,15 @@ def check_layer(op: str, name: str, t: Tensor, h: Tensor, b: Tensor, segments: S
     tokens, n = activation(op, name, t)
     h_tokens, r = activation(op, "h", h)
     check_alike(op, name, t, "h", h)
-    check_b(b, (segments.n_clients, n, r), t, segments.offsets)
+    clients, offsets, device = segments.n_clients, segments.offsets, t.device
+    if b.shape != (clients, n, r):
+        raise ValueError(f"b must be [C,N,R] = {(clients, n, r)}, got {tuple(b.shape)}")
+    if b.dtype is not t.dtype and b.dtype is not torch.float32:
+        raise TypeError(f"b must be float32 or {t.dtype} like the activations, got {b.dtype}")
+    if not (clients and b.is_contiguous()) and not b[0].is_contiguous():
+        raise ValueError(f"each b[c] must be contiguous, got strides {b.stride()}; call .contiguous()")
+    if b.device != device or offsets.device != device:
+        refuse_devices("b", b=b, activations=t, offsets=offsets)
     if not tokens == h_tokens == segments.n_tokens:
         refuse_tokens(op, segments, **{name: t, "h": h})
     return n * r
@@ -55,18 +63,6 @@ def check_alike(op: str, first: str, reference: Tensor, name: str, t: Tensor) ->
         raise TypeError(f"{op}: {name} is {t.dtype} but {first} is {reference.dtype}; cast one of them")
     if t.device != reference.device:
         refuse_devices(op, **{first: reference, name: t})
-
-
-def check_b(b: Tensor, shape: tuple[int, int, int], like: Tensor, offsets: Tensor) -> None:
-    if b.shape != shape:
-        raise ValueError(f"b must be [C,N,R] = {shape}, got {tuple(b.shape)}")
-    if b.dtype is not like.dtype and b.dtype is not torch.float32:
-        raise TypeError(f"b must be float32 or {like.dtype} like the activations, got {b.dtype}")
-    if not (shape[0] and b.is_contiguous()) and not b[0].is_contiguous():
-        raise ValueError(f"each b[c] must be contiguous, got strides {b.stride()}; call .contiguous()")
-    device = like.device
-    if b.device != device or offsets.device != device:
-        refuse_devices("b", b=b, activations=like, offsets=offsets)
 
 
 def refuse_tokens(op: str, segments: Segments, **tensors: Tensor | None) -> NoReturn:

@@ -297,13 +297,14 @@ def pages_call_simulations_protected(patch) -> None:
 
 
 def samples_of_a_user_are_clipped_apart(patch) -> None:
-    patch.setattr(TrainingSetup, "keeps_samples_apart", property(lambda self: self.private))
-    patch.setattr(drawn.DrawnUsers, "rows_of_losses", lambda self, rows, segments: rows)
+    patch.setattr(TrainingSetup, "keeps_samples_apart", property(lambda self: self.privacy.at_clients))
 
 
 def users_are_cut_between_physical_batches(patch) -> None:
     patch.setattr(
-        drawn, "grouped_batches", lambda lengths, groups, budget, most, packed: physical_batches(lengths, budget, most)
+        step_module,
+        "grouped_batches",
+        lambda lengths, groups, budget, most, packed: physical_batches(lengths, budget, most),
     )
 
 

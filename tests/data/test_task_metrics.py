@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ffalora.data import DataError
-from ffalora.data.examples import IGNORE_INDEX
+from ffalora.data.examples import IGNORE_INDEX, Ragged, TokenizedDataset
 from ffalora.data.generation import exact_match, final_number, rouge_l
 from ffalora.data.head_loss import HeadStates
 from ffalora.data.tasks import TASKS, find_task
+from ffalora.runs.evaluation import gather_examples
 
 
 def random(*shape, seed=0, dtype=torch.float32):
@@ -89,12 +90,18 @@ def test_causal_loss_of_a_sample_without_answer_tokens_is_zero_with_a_zero_gradi
     assert losses[2] == 0 and torch.isfinite(logits.grad).all() and not logits.grad[2].any()
 
 
+def metrics_of(task, *batches):
+    """The metrics of batches ``(logits, targets)``, as ``gather_examples`` puts together what is gathered of each."""
+    found = [task.gather(*batch) for batch in batches]
+    return task.metrics({name: torch.cat([each[name] for each in found]).double().numpy() for name in found[0]})
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_metrics_do_not_depend_on_how_rows_are_batched(name):
     task = find_task(name)
     logits, targets = batch_of(name)
-    once = task.metrics([task.gather(logits, targets)])
-    parts = task.metrics([task.gather(logits[:1], targets[:1]), task.gather(logits[1:], targets[1:])])
+    once = metrics_of(task, (logits, targets))
+    parts = metrics_of(task, (logits[:1], targets[:1]), (logits[1:], targets[1:]))
     assert once == pytest.approx(parts, rel=1e-6)
     assert once["loss"] == pytest.approx(task.losses(logits, targets).mean().item(), rel=1e-6)
 
@@ -102,7 +109,7 @@ def test_metrics_do_not_depend_on_how_rows_are_batched(name):
 def test_class_metrics_equal_those_by_hand():
     logits = torch.eye(3)[[0, 0, 1, 1]]
     task = find_task("classification")
-    metrics = task.metrics([task.gather(logits, torch.tensor([0, 1, 1, 1]))])
+    metrics = metrics_of(task, (logits, torch.tensor([0, 1, 1, 1])))
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
 
@@ -110,10 +117,10 @@ def test_class_metrics_equal_those_by_hand():
 def test_regression_metrics_equal_those_by_hand():
     task = find_task("regression")
     predicted, wanted = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 3.0, 4.0])
-    metrics = task.metrics([task.gather(predicted, wanted)])
+    metrics = metrics_of(task, (predicted, wanted))
     assert metrics["mse"] == pytest.approx(1 / 3)
     assert metrics["pearson"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 3, 4])[0, 1])
-    assert task.metrics([task.gather(torch.ones(3, 1), wanted)])["pearson"] == 0.0
+    assert metrics_of(task, (torch.ones(3, 1), wanted))["pearson"] == 0.0
 
 
 def test_perplexity_weighs_tokens_not_samples():
@@ -121,15 +128,16 @@ def test_perplexity_weighs_tokens_not_samples():
     logits, targets = causal_batch()
     own = targets[:, 1:] != IGNORE_INDEX
     mean = torch.nn.functional.cross_entropy(logits[:, :-1][own], targets[:, 1:][own]).item()
-    metrics = task.metrics([task.gather(logits, targets)])
+    metrics = metrics_of(task, (logits, targets))
     assert metrics["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     right = (logits[:, :-1].argmax(-1) == targets[:, 1:])[own].float().mean().item()
     assert metrics["token_accuracy"] == pytest.approx(right)
 
 
-def test_no_batches_and_unknown_tasks_are_errors():
-    with pytest.raises(DataError, match="no batch was evaluated"):
-        find_task("regression").metrics([])
+def test_no_rows_and_unknown_tasks_are_errors():
+    nothing = TokenizedDataset(Ragged([]), np.zeros(0, dtype=np.float32), pad_token_id=0)
+    with pytest.raises(DataError, match="no row was evaluated"):
+        gather_examples(torch.nn.Identity(), nothing, find_task("regression"), torch.device("cpu"))
     with pytest.raises(DataError, match="task='ner': choose one of classification"):
         find_task("ner")
 

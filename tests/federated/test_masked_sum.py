@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ffalora.federated.flower.keys_ahead import KeysAhead, answered_with_keys
 from ffalora.federated.flower.masked_sum import mask, masked_by_client
-from ffalora.federated.flower.secagg import LEVELS, secure_exchange, share_exchange
+from ffalora.federated.flower.secagg import LEVELS, MaskedRounds
 from ffalora.federated.flower.terms import Terms
 from ffalora.privacy.distributed import NoiseShares
 
@@ -78,10 +78,8 @@ class LocalGrid:
 
 
 def exchange(grid, nodes=(1, 2, 3, 4), keyed=None):
-    context = Context(1, 0, {}, RecordDict(), {})
-    return share_exchange(
-        keyed or KeysAhead(grid), context, list(nodes), 0, np.zeros(3, np.float32), TERMS, 0.2, SHARES
-    )
+    rounds = MaskedRounds(keyed or KeysAhead(grid), Context(1, 0, {}, RecordDict(), {}), 0.2)
+    return rounds.shares(list(nodes), 0, np.zeros(3, np.float32), TERMS, SHARES)
 
 
 VANISHING = [
@@ -108,8 +106,8 @@ TWO = {1: Stage.SHARE_KEYS, 4: Stage.COLLECT_MASKED_VECTORS}
 def test_the_average_is_right_to_its_quantisation_whenever_a_client_vanishes(vanishing, stayed):
     numbers = NUMBERS / 2**14 - 0.5
     grid = LocalGrid(vanishing, mod=secaggplus_mod, numbers=numbers)
-    context = Context(1, 0, {}, RecordDict(), {})
-    got = secure_exchange(KeysAhead(grid), context, [1, 2, 3, 4], 0, np.zeros(3, np.float32), TERMS, 0.2, 1.0)
+    rounds = MaskedRounds(KeysAhead(grid), Context(1, 0, {}, RecordDict(), {}), 0.2)
+    got = rounds.average([1, 2, 3, 4], 0, np.zeros(3, np.float32), TERMS, 1.0)
     assert np.abs(got.sum_only - numbers[stayed].mean(0)).max() <= 2.0 / LEVELS + 1e-7
 
 

@@ -7,6 +7,7 @@ from ffalora.config import FederationConfig
 from ffalora.federated.experiment import build
 from ffalora.federated.server_optim import forget_moments, server_step
 from ffalora.federated.simulate import run_round
+from ffalora.federated.strategies import Answers
 from ffalora.federated.strategies.table import table
 
 MOVES = [0.3, -0.2, 0.5, 0.1]
@@ -43,9 +44,10 @@ def test_a_number_moves_as_the_paper_says(name):
     torch.testing.assert_close(x, torch.full((3,), scalar(name, 0.1, 0.8, 0.9, 0.01)), rtol=1e-5, atol=0)
 
 
-def test_the_default_is_the_average_bit_for_bit():
-    mean = torch.randn(5)
-    assert server_step({}, torch.randn(5), mean, FederationConfig(), "b") is mean
+def test_the_default_is_the_average_bit_for_bit(small):
+    strategy, mean = build(small()).strategy, torch.randn(5)
+    answers = Answers([0], torch.randn(1, 5), torch.ones(1), lambda *_: mean)
+    assert strategy.average(strategy.begin(), torch.randn(5), answers) is mean
 
 
 def test_each_factor_has_moments_of_its_own_and_all_can_be_forgotten():

@@ -9,8 +9,9 @@ from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
+from ffalora.federated.cohort import train_cohort
 from ffalora.federated.experiment import build
-from ffalora.federated.simulate import run_round, simulate
+from ffalora.federated.simulate import close_round, open_round, run_round, simulate
 from ffalora.federated.strategies import STRATEGIES, Answers, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
 from ffalora.runs.bundle import evaluate
@@ -154,6 +155,19 @@ def test_fedsa_shares_a_and_leaves_every_client_its_b(small):
         == 4 * numbers
         == 4 * len(case.strategy.wire.upload(case.server, rows[0]))
     )
+
+
+def test_fedsa_keeps_the_b_of_a_client_that_dropped_out(small):
+    experiment = build(small(federation__strategy="fedsa"))
+    strategy, server = experiment.strategy, experiment.strategy.begin()
+    opened = open_round(experiment, server)
+    opened.cohort.arrives[1] = False
+    report = train_cohort(experiment, server, opened.cohort, opened.rows)
+    close_round(experiment, server, opened, report, 0.0)
+    (next_start,) = strategy.start(server, [1])
+    own = strategy.wire.personal
+    assert torch.equal(next_start[own], opened.rows[1][own]) and bool(next_start[own].any())
+    assert torch.equal(next_start[~own], server.row[~own])
 
 
 def test_fedsa_never_lets_b_leave_the_client(small):

@@ -87,9 +87,7 @@ def test_metrics_are_those_of_the_logits(name: str) -> None:
             apart = task.gather(model(**inputs), targets)
     assert plain.keys() == apart.keys() and plain["tokens"].sum() == 8
     for key, value in plain.items():
-        torch.testing.assert_close(
-            torch.from_numpy(apart[key]).double(), torch.from_numpy(value).double(), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(apart[key].double(), value.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCALED)

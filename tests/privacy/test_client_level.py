@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ffalora.privacy.accountants import epsilon
-from ffalora.privacy.accounting import PrivacyBudgetSpent
-from ffalora.privacy.client_level import ClientLevel, clip_updates, population_ledger
+from ffalora.privacy.accounting import PrivacyBudgetSpent, PrivacyLedger
+from ffalora.privacy.client_level import SERVER_ID, ClientLevel, clip_updates
 from ffalora.privacy.clipping import AdaptiveQuantileClipping, roundoff_bound
 from ffalora.privacy.noise import SecureNoise, SeededNoise
 from ffalora.privacy.sampling import SeededDraw, SystemDraw
@@ -18,9 +18,8 @@ P = 24
 
 def mechanism(sigma=1.0, rounds=50, population=40, rate=0.2, limit=0.5, **changes) -> ClientLevel:
     terms = {"sampling": "poisson", "target_epsilon": None, "accountant": "rdp"}
-    ledger = population_ledger(
-        population, rate, sigma, 1e-3, rounds, **{k: changes.pop(k, v) for k, v in terms.items()}
-    )
+    terms = {name: changes.pop(name, usual) for name, usual in terms.items()}
+    ledger = PrivacyLedger(SERVER_ID, population, rate, sigma, 1e-3, rounds, unit="client", **terms)
     return ClientLevel(
         **{"ledger": ledger, "max_update_norm": limit, "noise": SeededNoise(5), "draw": SeededDraw(3), **changes}
     )
@@ -78,8 +77,9 @@ def test_one_client_moves_the_sum_by_its_norm_at_most():
     received[4, 3] = math.nan
     before = state.clone()
     server.open_round(0)
-    report = server.close_round_(state, received, 0)
-    assert report.nonfinite == 1 and report.clipped == 11 and report.received == 12
+    norms = server.close_round_(state, received, 0)
+    finite = norms.isfinite()
+    assert len(norms) == 12 and finite.tolist() == [row != 4 for row in range(12)] and bool((norms[finite] > 0.5).all())
     assert bool(state.isfinite().all())
     assert float((state - before).norm()) <= 11 * 0.5 / server.expected_cohort * (1 + 1e-6)
 
@@ -89,9 +89,9 @@ def test_empty_round_adds_noise_of_the_stated_size():
     server = mechanism(sigma=1.5, limit=2.0)
     state = torch.zeros(2000)
     server.open_round(0)
-    report = server.close_round_(state, torch.zeros(0, 2000), 0)
+    server.close_round_(state, torch.zeros(0, 2000), 0)
     expected = 1.5 * 2.0 * (1 + roundoff_bound(40)) / server.expected_cohort
-    assert report.noise_std / server.expected_cohort == pytest.approx(expected, rel=1e-12)
+    assert server.noise_std / server.expected_cohort == pytest.approx(expected, rel=1e-12)
     assert float(state.std()) == pytest.approx(expected, rel=0.08)
 
 
@@ -152,7 +152,8 @@ def test_adaptive_norm_is_followed_and_accounted():
             / directions.norm(dim=1, keepdim=True)
             * torch.from_numpy(rng.uniform(0.5, 1.5, (count, 1)))
         )
-        limits.append(server.close_round_(state, state + updates.float(), round_number).max_update_norm)
+        limits.append(server.limit)
+        server.close_round_(state, state + updates.float(), round_number)
     assert limits[0] == 0.1 and limits[-1] > 1.0
     assert server.ledger.epsilon() == epsilon(1.0, 0.2, 50, 1e-3, "rdp")
 

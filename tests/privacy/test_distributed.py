@@ -12,7 +12,8 @@ from scipy.signal import fftconvolve
 from scipy.special import ive
 
 from ffalora.privacy.accountants import epsilon, noise_multiplier_for
-from ffalora.privacy.client_level import ClientLevel, population_ledger
+from ffalora.privacy.accounting import PrivacyLedger
+from ffalora.privacy.client_level import SERVER_ID, ClientLevel
 from ffalora.privacy.distributed import NoiseShares
 from ffalora.privacy.noise import SecureNoise, SeededNoise
 from ffalora.privacy.sampling import SeededDraw
@@ -29,10 +30,12 @@ def updates(count, terms=TERMS, length=1.0):
     return length * terms.max_update_norm * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
+def population(*terms, **changes):
+    return PrivacyLedger(SERVER_ID, *terms, accountant="rdp", unit="client", **changes)
+
+
 def level(terms=TERMS, rounds=10, noise=None, **changes):
-    ledger = population_ledger(
-        terms.clients, 1.0, terms.noise_multiplier, 1e-3, rounds, accountant="rdp", sampling="by-server"
-    )
+    ledger = population(terms.clients, 1.0, terms.noise_multiplier, 1e-3, rounds, sampling="by-server")
     given = {"ledger": ledger, "max_update_norm": terms.max_update_norm, "shares": terms} | changes
     return ClientLevel(noise=noise or SeededNoise(5), draw=SeededDraw(3), **given)
 
@@ -207,7 +210,7 @@ def test_too_few_shares_leave_the_state_and_are_charged():
 
 
 def test_shares_and_a_ledger_that_counts_other_noise_do_not_go_together():
-    central = population_ledger(5, 1.0, 1.2, 1e-3, 10, accountant="rdp")
+    central = population(5, 1.0, 1.2, 1e-3, 10)
     for changes, said in (
         ({"ledger": central}, "by-server"),
         ({"shares": None}, "by-server"),

@@ -224,7 +224,7 @@ def evaluate_untrained(bundle) -> float:
     data = load_run_data(bundle.config)
     examples = prepare_split(bundle.config, data, "test", bundle.loaded)
     task = find_task("causal-lm")
-    return task.metrics([gather_examples(bundle.loaded.model, examples, task, bundle.device, 4)])["perplexity"]
+    return task.metrics(gather_examples(bundle.loaded.model, examples, task, bundle.device, 4))["perplexity"]
 
 
 def test_questions_and_answers_of_protected_data_are_not_written_down(runs, tmp_path) -> None:

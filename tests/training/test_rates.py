@@ -8,6 +8,7 @@ from tiny import participants, tiny_engine, tiny_model
 
 from ffalora.adapters import AdapterConfig, attach
 from ffalora.config import ConfigError, OptimizerConfig
+from ffalora.training.optim import Moments
 from ffalora.training.rates import (
     LANGUAGE_SIGNAL,
     PATH,
@@ -18,6 +19,7 @@ from ffalora.training.rates import (
     language_rate,
     noise_variance,
 )
+from ffalora.training.step import LogicalStep
 
 FACTORS = [1.0] * 50
 
@@ -59,8 +61,11 @@ def test_units_are_one_over_the_scale_of_an_orthonormal_adapter(alpha, rank):
 
 
 def test_units_are_one_without_normalisation():
-    adapters = attach(tiny_model(), AdapterConfig(alpha=2))
-    assert bool((column_units(adapters, OptimizerConfig(normalize=False), participants(2)) == 1).all())
+    engine, adapters = tiny_engine(optimizer={"lr": 0.25, "normalize": False})
+    state = adapters.state().repeat(2, 1)
+    moments = Moments.zeros(engine.optimizer, *state.shape)
+    step = LogicalStep(engine, participants(2), state, None, 0.0, moments, None)
+    assert step.units is None and step.lr.tolist() == [0.25, 0.25]
 
 
 def test_the_auto_rates_fall_with_noise_and_the_adapters_is_capped():

@@ -58,77 +58,68 @@ class _OneRound:
         return None, {}
 
 
-def secure_exchange(
-    grid: KeysAhead,
-    context: Context,
-    nodes: list[int],
-    round_number: int,
-    numbers: np.ndarray,
-    terms: Terms,
-    timeout: float,
-    limit: float,
-) -> Exchange:
-    """A round in which the server learns the average of what clients send, and no client's own numbers.
+@dataclass
+class MaskedRounds:
+    """The rounds of a federation in which the server learns a sum, and no client's own numbers. What clients say of
+    themselves (id, and what their policies report) is not hidden.
 
-    Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was. What
-    clients say of themselves (id, and what their policies report) is not hidden.
+    Attributes:
+        grid: the way to the clients; context: of the ServerApp; timeout: seconds to wait for the answers of a stage.
     """
-    workflow = KeyedWorkflow(
-        1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=timeout
-    )
-    got, results = _exchange(workflow, grid, context, nodes, round_number, numbers, terms)
-    if results:
-        (average,) = parameters_to_ndarrays(results[0][1].parameters)
-        got.sum_only = average.astype(np.float32)
-    return got
 
+    grid: KeysAhead
+    context: Context
+    timeout: float
 
-def share_exchange(
-    grid: KeysAhead,
-    context: Context,
-    nodes: list[int],
-    round_number: int,
-    numbers: np.ndarray,
-    terms: Terms,
-    timeout: float,
-    shares: NoiseShares,
-) -> Exchange:
-    """A round whose clients bring the noise: the server learns the sum of their shares modulo ``2**shares.bits``.
+    def average(self, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, limit: float) -> Exchange:
+        """A round that gives the average of what clients send, numbers within ±``limit``.
 
-    Without ``shares.least`` clients to the end nobody learns anything, and the state stays; whoever trained has paid.
-    """
-    if len(nodes) < shares.least:
-        return Exchange([], failed=[f"{len(nodes)} clients are connected, at least {shares.least} must bring noise"])
-    workflow = SumModulo(shares.bits, shares.least, timeout)
-    got, _ = _exchange(workflow, grid, context, nodes[: shares.clients], round_number, numbers, terms)
-    got.shares = workflow.total
-    return got
+        Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was.
+        """
+        workflow = KeyedWorkflow(
+            1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=self.timeout
+        )
+        got, results = self._run(workflow, nodes, round_number, numbers, terms)
+        if results:
+            (average,) = parameters_to_ndarrays(results[0][1].parameters)
+            got.sum_only = average.astype(np.float32)
+        return got
 
+    def shares(
+        self, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, shares: NoiseShares
+    ) -> Exchange:
+        """A round whose clients bring the noise: it gives the sum of their shares modulo ``2**shares.bits``.
 
-def _exchange(
-    workflow: KeyedWorkflow,
-    grid: KeysAhead,
-    context: Context,
-    nodes: list[int],
-    round_number: int,
-    numbers: np.ndarray,
-    terms: Terms,
-) -> tuple[Exchange, list[Any]]:
-    """Runs a workflow; what clients said of themselves, and Flower's results (none where too few clients stayed)."""
-    task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "terms": terms.to_text()})
-    one = _OneRound(nodes, task)
-    context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
-    context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
-    legacy = LegacyContext(context, strategy=cast(LegacyStrategy, one), client_manager=cast(ClientManager, one))
-    grid.count_anew()
-    workflow(cast(Grid, grid), legacy)
-    got = Exchange([], failed=[str(failure) for failure in one.failures])
-    got.bytes_up, got.bytes_down = grid.bytes_up, grid.bytes_down
-    if not one.results:
-        got.failed.append("secure aggregation was halted: too few clients stayed")
-    for _, result in one.results:
-        try:
-            got.answers.append(read_answer(dict(result.metrics), None))
-        except ValueError as error:
-            got.failed.append(str(error))
-    return got, one.results
+        Without ``shares.least`` clients to the end nobody learns anything, and the state stays; whoever trained has
+        paid.
+        """
+        if len(nodes) < shares.least:
+            return Exchange(
+                [], failed=[f"{len(nodes)} clients are connected, at least {shares.least} must bring noise"]
+            )
+        workflow = SumModulo(shares.bits, shares.least, self.timeout)
+        got, _ = self._run(workflow, nodes[: shares.clients], round_number, numbers, terms)
+        got.shares = workflow.total
+        return got
+
+    def _run(
+        self, workflow: KeyedWorkflow, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms
+    ) -> tuple[Exchange, list[Any]]:
+        """What clients said of themselves, and Flower's results (none where too few clients stayed)."""
+        task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "terms": terms.to_text()})
+        one, context, grid = _OneRound(nodes, task), self.context, self.grid
+        context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
+        context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
+        legacy = LegacyContext(context, strategy=cast(LegacyStrategy, one), client_manager=cast(ClientManager, one))
+        grid.count_anew()
+        workflow(cast(Grid, grid), legacy)
+        got = Exchange([], failed=[str(failure) for failure in one.failures])
+        got.bytes_up, got.bytes_down = grid.bytes_up, grid.bytes_down
+        if not one.results:
+            got.failed.append("secure aggregation was halted: too few clients stayed")
+        for _, result in one.results:
+            try:
+                got.answers.append(read_answer(dict(result.metrics), None))
+            except ValueError as error:
+                got.failed.append(str(error))
+        return got, one.results

@@ -73,20 +73,19 @@ def serve(
         rows = completed_rows(folder, server.round)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted, known = max(config.federation.min_available, config.clients.count or 1), dict[int, int]()
-    keyed = KeysAhead(grid)
+    shares = None if experiment.client_level is None else experiment.client_level.shares
+    if shares is not None or secagg_range is not None:
+        from .secagg import MaskedRounds
+
+        masked = MaskedRounds(KeysAhead(grid), context, timeout)
 
     def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
-        if experiment.client_level is not None and experiment.client_level.shares is not None:
-            from .secagg import share_exchange
-
-            shares = experiment.client_level.shares
-            return share_exchange(keyed, context, nodes, round_number, numbers, terms, timeout, shares)
-        if secagg_range is None:
-            return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload, known)
-        from .secagg import secure_exchange
-
-        return secure_exchange(keyed, context, nodes, round_number, numbers, terms, timeout, secagg_range)
+        if shares is not None:
+            return masked.shares(nodes, round_number, numbers, terms, shares)
+        if secagg_range is not None:
+            return masked.average(nodes, round_number, numbers, terms, secagg_range)
+        return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload, known)
 
     trackers = Trackers(config, folder)
     while server.round < config.federation.rounds:

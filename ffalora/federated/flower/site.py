@@ -12,7 +12,7 @@ from ...config import Config, ConfigError, from_mapping, merge
 from ...privacy.accounting import PrivacyLedger
 from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint, load_run_data
-from ...training.drawn import drawn_units
+from ...training.drawn import count_drawn
 from ...training.participant import Participant
 from ..accounts import open_run_accounts
 from ..checkpoint import Checkpoint
@@ -195,7 +195,7 @@ def _build(
     if config.privacy.at_clients:
         steps, owners = config.federation.rounds * config.federation.local_steps, experiment.partition.owners
         fingerprint = data_fingerprint(own, experiment.train, samples, owners)
-        ledger = make_ledger(config, client, drawn_units(config.privacy, owners).count(samples), steps, fingerprint)
+        ledger = make_ledger(config, client, count_drawn(config.privacy, owners, samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
     clients = config.clients.count or client + 1
     if by_shares:

@@ -134,6 +134,8 @@ class Strategy:
     def average(self, server: ServerState, start: Tensor, answers: Answers) -> Tensor:
         """The row ``[P]`` that the mean and the server's optimiser make of the answers, given their ``start``."""
         mean, federation = answers.mean(start, answers.rows, answers.weights), self.config.federation
+        if federation.server_optimizer == "fedavg" and federation.server_lr == 1.0:
+            return mean
         return server_step(server.tensors, start, mean, federation, self.trained_in(server.round))
 
     def load(self, server: ServerState, row: Tensor | None = None, trains: bool = False) -> None:

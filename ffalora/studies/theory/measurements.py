@@ -132,7 +132,7 @@ class Measurements:
         first client's noisiest step alone; None without noise.
         """
         experiment, taken = self.experiment, self.server.round * self.experiment.config.federation.local_steps
-        if not experiment.engine.private or not taken:
+        if not experiment.config.privacy.at_clients or not taken:
             return None
         stds = [self._stds(client, taken) for client in range(len(experiment.participants))]
         weights = client_weights(experiment.participants, experiment.config).tolist()
