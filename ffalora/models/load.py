@@ -6,7 +6,7 @@ import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from ..adapters.init import generator_for
+from ..adapters.targets import find_head
 from ..config import ConfigError, ModelConfig
 from ..data.asset_table import ASSETS
 from ..data.hub import cache_alone_without_network
 from .pooled import MeanPooledClassifier
+from .shards import in_parts
 
 
 @dataclass
@@ -51,12 +53,25 @@ def _asks_the_hub_once(load: Callable[..., LoadedModel]) -> Callable[..., Loaded
 
 
 @_asks_the_hub_once
-def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: torch.device) -> LoadedModel:
+def load_model(
+    config: ModelConfig, task: str, labels: int, seed: int, device: torch.device, shard: bool = False
+) -> LoadedModel:
     """The model that ``config`` names, in evaluation mode, with its frozen base in the chosen number format.
+
+    Args:
+        shard: leave this process its part of the base (see ``shards``); a head of classes or numbers stays whole.
 
     Raises:
         ConfigError: the model cannot be loaded, or does not fit the task.
     """
+    read = partial(_read, config, task, labels, seed, device)
+    loaded = in_parts(read, partial(_base_of, task=task), device) if shard else read()
+    loaded.model.to(device)
+    return loaded
+
+
+def _read(config: ModelConfig, task: str, labels: int, seed: int, device: torch.device) -> LoadedModel:
+    """The model as it is trained on ``device``, still in the memory of the machine."""
     from transformers import (
         AutoModel,
         AutoModelForCausalLM,
@@ -102,7 +117,13 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     cast_base(model, dtype)
-    return LoadedModel(model.eval().to(device), tokenizer, "encoder" if pooled else "")
+    return LoadedModel(model.eval(), tokenizer, "encoder" if pooled else "")
+
+
+def _base_of(loaded: LoadedModel, task: str) -> tuple[nn.Module, set[nn.Parameter]]:
+    """The part of a model that may be cut, and what of it stays whole: a head of classes or numbers."""
+    heads = {} if task == "causal-lm" else find_head(loaded.model)
+    return loaded.model.get_submodule(loaded.root), {p for head in heads.values() for p in head.parameters()}
 
 
 def _not_loaded(name: str, task: str, source: str, error: Exception) -> str:
@@ -154,8 +175,6 @@ def cast_base(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts the base once; the task head stays float32 (unless its weights are also the base's), so that the loss and
     its gradient are computed in float32.
     """
-    from ..adapters.targets import find_head
-
     heads = find_head(model)
     inside = {id(p) for module in heads.values() for p in module.parameters(recurse=False)}
     tied = {id(p) for name, m in model.named_modules() if name not in heads for p in m.parameters(recurse=False)}

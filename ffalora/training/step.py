@@ -102,14 +102,17 @@ class LogicalStep:
             self.graphs.forget_moved(model=True)
         merged = self._merged_weights()
         shared = setup.shared_choices(self.cohort)
+        most_passes = max(setup.workers.gather(len(plan.batches))) if setup.is_sharded else 0
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
             batch = batch[np.argsort(segments[batch], kind="stable")]
-            loss, norm = self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared)
+            loss, norm = self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared, self.total)
             losses.append(loss)
             norms.append(norm)
             rows.append(units.rows_of_losses(row_of[batch], segments[batch]))
+        for _ in range(most_passes - len(plan.batches)):
+            self._keep_up(merged, shared)
         loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
         if self.graphs is not None:
             self.graphs.check_written()
@@ -136,16 +139,29 @@ class LogicalStep:
         weights = {name: layer.merged_weight(self.state[0]) for name, layer in adapters.layers.items()}
         return {name: weight for name, weight in weights.items() if weight is not None}
 
+    def _keep_up(self, merged: dict[str, Tensor] | None, shared: int) -> None:
+        """A pass of the first sample whose gradient is thrown away: another process takes one more than this one has,
+        and can compute with the base's layers only while all give their parts of them.
+        """
+        first = np.zeros(1, dtype=np.int64)
+        self._accumulate(first, first, first, merged, shared, torch.zeros_like(self.total))
+
     def _accumulate(
-        self, rows: np.ndarray, samples: np.ndarray, segments: np.ndarray, merged: dict[str, Tensor] | None, shared: int
+        self,
+        rows: np.ndarray,
+        samples: np.ndarray,
+        segments: np.ndarray,
+        merged: dict[str, Tensor] | None,
+        shared: int,
+        total: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]`` and norms
-        ``[S]``: without privacy, those of the sums that the samples went into; where users are drawn, one a user.
+        """One physical batch: gradients, clipped and added to the clients' sums ``total``. Returns losses ``[S]`` and
+        norms ``[S]``: without privacy, those of the sums that the samples went into; where users are drawn, one a user.
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
         if self.graphs is not None:
-            done = self.graphs.run(inputs, targets, rows, self.state, self.total, self.clipping)
+            done = self.graphs.run(inputs, targets, rows, self.state, total, self.clipping)
             if done is not None:
                 return done
         found = segment_gradients(
@@ -163,7 +179,7 @@ class LogicalStep:
             packed=setup.packed,
             merged=merged,
         )
-        norms = found.clip_into_(self.total, *self.clipping)
+        norms = found.clip_into_(total, *self.clipping)
         if not setup.private:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
         return found.losses if len(norms) == len(rows) else found.mean_losses(segments), norms

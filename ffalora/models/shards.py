@@ -1,0 +1,74 @@
+"""A frozen base in parts: each of several processes keeps a share of every weight, and all of them gather a layer's
+weights while they compute with it (FSDP: Zhao et al. 2023; ``torch.distributed.fsdp.fully_shard``).
+
+Nothing of the base is trained, so that weights are gathered and no gradient is ever reduced. What is trained stays
+whole in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from ..config import ConfigError
+
+T = TypeVar("T")
+
+
+def in_parts(
+    read: Callable[[], T], base_of: Callable[[T], tuple[nn.Module, set[nn.Parameter]]], device: torch.device
+) -> T:
+    """What ``read`` returns, with this process's part of every weight of its base alone, on ``device``. All processes
+    of the default group call it alike; they read one after another, so that the memory of a machine holds one whole
+    model at a time.
+
+    A layer's weights are gathered when it is called and let go behind it, in the forward and in the backward pass;
+    those that belong to no layer (embeddings, the last norm, a language model's head) are there for a whole pass.
+
+    Args:
+        read: makes the model, on any device.
+        base_of: the module of it that every forward pass calls, and parameters in there that stay as they are. All
+            others are frozen.
+
+    Raises:
+        ConfigError: a parameter that is no plain floating-point tensor.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    mesh = init_device_mesh(device.type, (size,))
+    for _ in range(rank):
+        dist.barrier()
+    try:
+        found = read()
+        parts = _cut(*base_of(found), mesh)
+    finally:  # whoever fails lets the others come to their own error
+        for _ in range(size - rank):
+            dist.barrier()
+    for part in parts:  # memory that is first gathered into under inference mode could never be trained with
+        part.unshard()
+        part.reshard()
+    return found
+
+
+def _cut(root: nn.Module, whole: set[nn.Parameter], mesh: DeviceMesh) -> list:
+    base = {name: parameter for name, parameter in root.named_parameters() if parameter not in whole}
+    for name, parameter in base.items():
+        if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
+            raise ConfigError(
+                f"model.shard=true cuts plain floating-point weights, and {name} is a {type(parameter).__name__} of "
+                f"{parameter.dtype} (a quantised base); set it to false"
+            )
+        parameter.requires_grad_(False)
+    return [fully_shard(part, mesh=mesh, ignored_params=whole) for part in [*dict.fromkeys(_layers(root)), root]]
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost lists of modules: a transformer's layers."""
+    for child in module.children():
+        is_member = isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList | nn.ModuleDict)
+        yield from [child] if is_member else _layers(child)
