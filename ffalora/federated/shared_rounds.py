@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from ..training.optim import Moments
 from ..training.participant import Participant
@@ -33,7 +34,7 @@ def holders(experiment: Experiment, workers: Workers) -> ShardHolders:
     def follow() -> None:
         loaded.model(**inputs)
 
-    root = loaded.model.get_submodule(loaded.root)
+    root = next(module for module in loaded.model.modules() if isinstance(module, FSDPModule))
     return ShardHolders(workers.rank, workers.size, root=root, follow=follow)
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from ..adapters.init import generator_for
-from ..adapters.targets import find_head
 from ..config import ConfigError, ModelConfig
 from ..data.asset_table import ASSETS
 from ..data.hub import cache_alone_without_network
@@ -120,10 +119,10 @@ def _read(config: ModelConfig, task: str, labels: int, seed: int, device: torch.
     return LoadedModel(model.eval(), tokenizer, "encoder" if pooled else "")
 
 
-def _base_of(loaded: LoadedModel, task: str) -> tuple[nn.Module, set[nn.Parameter]]:
-    """The part of a model that may be cut, and what of it stays whole: a head of classes or numbers."""
-    heads = {} if task == "causal-lm" else find_head(loaded.model)
-    return loaded.model.get_submodule(loaded.root), {p for head in heads.values() for p in head.parameters()}
+def _base_of(loaded: LoadedModel, task: str) -> nn.Module:
+    """The part of a model that may be cut: all but a head of classes or numbers."""
+    model = loaded.model
+    return model if task == "causal-lm" else getattr(model, loaded.root or "base_model")
 
 
 def _not_loaded(name: str, task: str, source: str, error: Exception) -> str:
@@ -175,6 +174,8 @@ def cast_base(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts the base once; the task head stays float32 (unless its weights are also the base's), so that the loss and
     its gradient are computed in float32.
     """
+    from ..adapters.targets import find_head
+
     heads = find_head(model)
     inside = {id(p) for module in heads.values() for p in module.parameters(recurse=False)}
     tied = {id(p) for name, m in model.named_modules() if name not in heads for p in m.parameters(recurse=False)}

@@ -14,16 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..config import ConfigError
 
 T = TypeVar("T")
 
 
-def in_parts(
-    read: Callable[[], T], base_of: Callable[[T], tuple[nn.Module, set[nn.Parameter]]], device: torch.device
-) -> T:
+def in_parts(read: Callable[[], T], base_of: Callable[[T], nn.Module], device: torch.device) -> T:
     """What ``read`` returns, with this process's part of every weight of its base alone, on ``device``. All processes
     of the default group call it alike; they read one after another, so that the memory of a machine holds one whole
     model at a time.
@@ -33,8 +31,7 @@ def in_parts(
 
     Args:
         read: makes the model, on any device.
-        base_of: the module of it that every forward pass calls, and parameters in there that stay as they are. All
-            others are frozen.
+        base_of: the module of it that is cut and frozen; every forward pass calls it.
 
     Raises:
         ConfigError: a parameter that is no plain floating-point tensor.
@@ -45,7 +42,7 @@ def in_parts(
         dist.barrier()
     try:
         found = read()
-        parts = _cut(*base_of(found), mesh)
+        parts = _cut(base_of(found), mesh)
     finally:  # whoever fails lets the others come to their own error
         for _ in range(size - rank):
             dist.barrier()
@@ -55,16 +52,15 @@ def in_parts(
     return found
 
 
-def _cut(root: nn.Module, whole: set[nn.Parameter], mesh: DeviceMesh) -> list:
-    base = {name: parameter for name, parameter in root.named_parameters() if parameter not in whole}
-    for name, parameter in base.items():
+def _cut(base: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
+    for name, parameter in base.named_parameters():
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             raise ConfigError(
                 f"model.shard=true cuts plain floating-point weights, and {name} is a {type(parameter).__name__} of "
                 f"{parameter.dtype} (a quantised base); set it to false"
             )
         parameter.requires_grad_(False)
-    return [fully_shard(part, mesh=mesh, ignored_params=whole) for part in [*dict.fromkeys(_layers(root)), root]]
+    return [fully_shard(part, mesh=mesh) for part in [*dict.fromkeys(_layers(base)), base]]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

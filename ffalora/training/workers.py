@@ -136,8 +136,7 @@ class ShardHolders(Workers):
     first works for all, the others take a pass with each of its.
 
     Attributes:
-        root: what ``fully_shard`` was last called on.
-        follow: passes anything through the model.
+        root: the outermost module that is cut. follow: passes anything through the model.
     """
 
     root: nn.Module = field(kw_only=True)

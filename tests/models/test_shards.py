@@ -26,4 +26,4 @@ def test_a_quantised_base_is_refused_by_name_before_any_process_is_asked():
     model = _Model()
     model.stages[1].weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ConfigError, match=r"stages\.1\.weight is a Parameter of torch\.int8 \(a quantised base\)"):
-        _cut(model, set(), None)
+        _cut(model, None)
