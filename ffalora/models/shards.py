@@ -8,13 +8,13 @@ whole in every process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 
 from ..config import ConfigError
 
@@ -52,7 +52,7 @@ def in_parts(read: Callable[[], T], base_of: Callable[[T], nn.Module], device: t
     return found
 
 
-def _cut(base: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
+def _cut(base: nn.Module, mesh: DeviceMesh) -> list[Any]:
     for name, parameter in base.named_parameters():
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             raise ConfigError(
@@ -60,7 +60,13 @@ def _cut(base: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
                 f"{parameter.dtype} (a quantised base); set it to false"
             )
         parameter.requires_grad_(False)
-    return [fully_shard(part, mesh=mesh) for part in [*dict.fromkeys(_layers(base)), base]]
+    parts = [*dict.fromkeys(_layers(base)), base]
+    for part in parts:
+        own = type(part)
+        fully_shard(part, mesh=mesh)
+        # The class of what is cut is another, and transformers knows which states a model gives by the name of its class.
+        type(part).__module__, type(part).__qualname__ = own.__module__, own.__qualname__
+    return parts
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
