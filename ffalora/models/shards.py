@@ -7,6 +7,7 @@ whole in every process.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -27,7 +28,8 @@ def in_parts(read: Callable[[], T], base_of: Callable[[T], nn.Module], device: t
     model at a time.
 
     A layer's weights are gathered when it is called and let go behind it, in the forward and in the backward pass;
-    those that belong to no layer (embeddings, the last norm, a language model's head) are there for a whole pass.
+    those that belong to no layer (embeddings, the last norm, a language model's head) are there for a whole pass. Those
+    that ``save_for_backward`` keeps are the gathered ones, which the backward pass fills again before it reads them.
 
     Args:
         read: makes the model, on any device.
@@ -46,6 +48,8 @@ def in_parts(read: Callable[[], T], base_of: Callable[[T], nn.Module], device: t
     finally:  # whoever fails lets the others come to their own error
         for _ in range(size - rank):
             dist.barrier()
+    # Of a module that lets its weights go behind its forward pass this would be true; the outermost one keeps them.
+    warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \(FSDP{type(parts[-1]).__qualname__}\) returned a view")
     for part in parts:  # memory that is first gathered into under inference mode could never be trained with
         part.unshard()
         part.reshard()
@@ -64,7 +68,7 @@ def _cut(base: nn.Module, mesh: DeviceMesh) -> list[Any]:
     for part in parts:
         own = type(part)
         fully_shard(part, mesh=mesh)
-        # The class of what is cut is another, and transformers knows which states a model gives by the name of its class.
+        # What is cut has another class, and transformers knows by the name of a class which states a model can give.
         type(part).__module__, type(part).__qualname__ = own.__module__, own.__qualname__
     return parts
 
