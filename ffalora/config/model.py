@@ -54,6 +54,11 @@ class ModelConfig(Section):
         description="compute the layers below the first adapted one once a sample (encoders such as BERT); auto: where "
         "training repeats samples and their states take at most 2 GiB",
     )
+    shard: bool = Field(
+        False,
+        description="under torchrun, each process holds its part of the frozen base alone, and gathers a layer's "
+        "weights while it computes (FSDP2)",
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
     cuda_graphs: bool = Field(
         True,

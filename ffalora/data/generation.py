@@ -64,6 +64,7 @@ def generate_answers(
                 pad_token_id=pad,
                 eos_token_id=sorted(ends),
                 use_cache=True,
+                synced_gpus=False,
                 **choice,
             )
             texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..adapters.init import FROM_BASE
 from ..config import Config, ConfigError
+from ..training.workers import find_workers
 from .robust import fewest_clients
 from .strategies import STRATEGIES, Strategy
+from .strategies.residual import MergesIntoBase
 
 
 def find_strategy(name: str) -> type[Strategy]:
@@ -94,6 +97,30 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
                 f"federation.weighting={federation.weighting!r}: under client-level privacy every client weighs the "
                 "same; set it to uniform"
             )
+
+
+def check_shard(strategy: type[Strategy], config: Config) -> None:
+    """Refuses what a base that is cut over processes cannot do, before it is loaded.
+
+    Raises:
+        ConfigError: names the key that does not go with ``model.shard``, and the remedy.
+    """
+    said = "model.shard=true cuts the frozen base over processes"
+    if find_workers().size == 1:
+        raise ConfigError(
+            f"{said}, and this is the only one; start several with torchrun --nproc-per-node N -m ffalora train …, or "
+            "set it to false"
+        )
+    if config.model.compile:
+        raise ConfigError(f"{said}, which gather it between the parts of a compiled model; set model.compile to false")
+    if config.model.cache_frozen_layers == "always":
+        raise ConfigError(f"{said}, and model.cache_frozen_layers='always' takes layers out of it; set it to auto")
+    if config.adapter.init in FROM_BASE:
+        raise ConfigError(
+            f"{said}, and adapter.init={config.adapter.init!r} takes factors from whole weights; set it to kaiming, "
+            "gaussian or orthonormal"
+        )
+    _need(lambda s: not issubclass(s, MergesIntoBase), "model.shard", True, strategy)
 
 
 def _check_top_k(strategy: type[Strategy], config: Config) -> None:

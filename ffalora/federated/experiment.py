@@ -27,9 +27,9 @@ from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.drawn import count_drawn
 from ..training.engine import Engine
 from ..training.participant import Participant
-from ..training.workers import ALONE, Workers
+from ..training.workers import ALONE, Workers, find_workers
 from .batch import with_batch
-from .checks import check_fit, find_strategy
+from .checks import check_fit, check_shard, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
 from .ledgers import clipping_policy, ledgers_of, make_ledger
@@ -116,10 +116,13 @@ def build(
     """
     config = config.with_noise("seeded")
     strategy_class = strategy_class or find_strategy(config.federation.strategy)
+    if config.model.shard:
+        check_shard(strategy_class, config)
     device = choose_device(config.device)
     data = data or load_run_data(config)
     task = find_task(config.data.task)
-    loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device)
+    shard = config.model.shard
+    loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device, shard)
     train = prepare_split(config, data, "train", loaded)
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
@@ -129,7 +132,7 @@ def build(
     labels = label_texts(config, loaded, data, device)
     adapters = attach(loaded.model, adapter_config(config, loaded.model, strategy_class.trained))
     cached = CachedLayers(0, train, evaluation)
-    if caches_layers:
+    if caches_layers and not shard:
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     # Behind the layers' check: at a zero head all outputs are the same.
     head_start = start_head(config, loaded, data, labels, is_trained=bool(adapters.heads))
@@ -244,6 +247,7 @@ def make_engine(
         device=device,
         token_budget=config.optimizer.token_budget,
         merge_weights=device.type == "cpu" and base_dtype(config.model.dtype, device) == torch.float32,
+        workers=find_workers() if config.model.shard else ALONE,
         packed=_packed(config, loaded, train, device),
         cuda_graphs=config.model.cuda_graphs,
         owners=owners,

@@ -13,17 +13,31 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from ..training.optim import Moments
 from ..training.participant import Participant
 from ..training.report import TrainingReport
-from ..training.workers import ALONE, Workers
+from ..training.workers import ALONE, ShardHolders, Workers
 from .cohort import Cohort, draw_cohort, keep_moments, kept_moments, train_cohort
 from .experiment import Experiment
 from .strategies import ServerState
 
 #: Clients are dealt out where the busiest process has at most this much more to do than all have on average.
 _UNEVEN = 1.25
+
+
+def holders(experiment: Experiment, workers: Workers) -> ShardHolders:
+    """The processes of a run whose base is sharded."""
+    loaded, data, device = experiment.loaded, experiment.engine.data, experiment.engine.device
+    inputs = {name: value.to(device) for name, value in data.collate([0])[0].items()}
+
+    @torch.no_grad()
+    def follow() -> None:
+        loaded.model(**inputs)
+
+    root = next(module for module in loaded.model.modules() if isinstance(module, FSDPModule))
+    return ShardHolders(workers.rank, workers.size, root=root, follow=follow)
 
 
 def share_start(experiment: Experiment, server: ServerState, frozen: str) -> None:
@@ -96,14 +110,14 @@ def train_shared(experiment: Experiment, server: ServerState, cohort: Cohort, ro
 
 def dealt_clients(experiment: Experiment, clients: Sequence[Participant], steps: Sequence[int]) -> Tensor | None:
     """Which process trains each client of a cohort, int64 ``[C]``: the one with most tokens goes to the process that
-    has least to do yet, and so on. None where all processes share every step.
+    has least to do yet, and so on. None where all processes share every step; a sharded base leaves no choice.
 
     Args:
         steps: that each client takes, ``[C]``.
     """
     size, privacy = experiment.workers.size, experiment.config.privacy
     is_charged = privacy.at_clients and privacy.is_secure
-    if len(clients) < size or is_charged or privacy.mechanism != "independent":
+    if experiment.engine.is_sharded or len(clients) < size or is_charged or privacy.mechanism != "independent":
         return None
     batch, lengths = experiment.config.optimizer.batch, experiment.train.lengths
     work = [

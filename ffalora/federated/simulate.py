@@ -30,7 +30,7 @@ from .compared import compared
 from .experiment import Experiment, build
 from .payload import through_the_wire
 from .records import finish_folder, metrics_row, open_folder
-from .shared_rounds import draw_for_all, share_server, share_start, train_shared
+from .shared_rounds import draw_for_all, holders, share_server, share_start, train_shared
 from .strategies import Answers, ServerState
 
 
@@ -126,6 +126,8 @@ def simulate(config: Config, folder: str | Path, resume: bool = False, progress:
     folder, workers = Path(folder), find_workers()
     workers.from_lead(partial(check_unused, folder, resume))
     experiment = build(config)
+    if experiment.engine.is_sharded:
+        workers = holders(experiment, workers)
     experiment.workers = workers
     run = Run.open(experiment, folder, resume)
     experiment.baselines = workers.from_lead(partial(compared, experiment, folder))

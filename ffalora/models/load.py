@@ -6,7 +6,7 @@ import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from ..config import ConfigError, ModelConfig
 from ..data.asset_table import ASSETS
 from ..data.hub import cache_alone_without_network
 from .pooled import MeanPooledClassifier
+from .shards import in_parts
 
 
 @dataclass
@@ -51,12 +52,25 @@ def _asks_the_hub_once(load: Callable[..., LoadedModel]) -> Callable[..., Loaded
 
 
 @_asks_the_hub_once
-def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: torch.device) -> LoadedModel:
+def load_model(
+    config: ModelConfig, task: str, labels: int, seed: int, device: torch.device, shard: bool = False
+) -> LoadedModel:
     """The model that ``config`` names, in evaluation mode, with its frozen base in the chosen number format.
+
+    Args:
+        shard: leave this process its part of the base (see ``shards``); a head of classes or numbers stays whole.
 
     Raises:
         ConfigError: the model cannot be loaded, or does not fit the task.
     """
+    read = partial(_read, config, task, labels, seed, device)
+    loaded = in_parts(read, partial(_base_of, task=task), device) if shard else read()
+    loaded.model.to(device)
+    return loaded
+
+
+def _read(config: ModelConfig, task: str, labels: int, seed: int, device: torch.device) -> LoadedModel:
+    """The model as it is trained on ``device``, still in the memory of the machine."""
     from transformers import (
         AutoModel,
         AutoModelForCausalLM,
@@ -102,7 +116,13 @@ def load_model(config: ModelConfig, task: str, labels: int, seed: int, device: t
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     cast_base(model, dtype)
-    return LoadedModel(model.eval().to(device), tokenizer, "encoder" if pooled else "")
+    return LoadedModel(model.eval(), tokenizer, "encoder" if pooled else "")
+
+
+def _base_of(loaded: LoadedModel, task: str) -> nn.Module:
+    """The part of a model that may be cut: all but a head of classes or numbers."""
+    model = loaded.model
+    return model if task == "causal-lm" else getattr(model, loaded.root or "base_model")
 
 
 def _not_loaded(name: str, task: str, source: str, error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,24 +29,40 @@ if TYPE_CHECKING:
     from .participant import Participant
 
 
-def check_model(model: nn.Module, adapters: Adapters, device: torch.device, private: bool) -> None:
+def check_model(
+    model: nn.Module, adapters: Adapters, device: torch.device, private: bool, processes: int | None = None
+) -> bool:
     """What is trained is protected, is what the model reads, and keeps samples apart: whoever trains privately asks
     this whenever training begins, for models change.
+
+    Args:
+        processes: as in :func:`check_whole`.
+
+    Returns:
+        Whether the base is sharded over processes.
 
     Raises:
         ValueError, SamplesNotIndependent, StorageParted: with the name of what is wrong.
     """
     modules = modules_of(model)
-    check_whole(modules)
+    is_sharded = check_whole(modules, processes)
     check_attached(modules, adapters, device)
     check_trained_tensors(modules, adapters, private)
     if private:
         check_batch_norm(modules)
+    return is_sharded
 
 
-def check_whole(modules: Modules) -> None:
+def check_whole(modules: Modules, processes: int | None = None) -> bool:
     """Every process holds the whole model on one device: a part of it, or of a batch, has no sample's whole gradient,
     and processes that take different numbers of passes would wait for each other's parts for ever.
+
+    Args:
+        processes: that take as many passes each, so that ``fully_shard`` may have cut what is frozen over them; None
+            where they do not.
+
+    Returns:
+        Whether it has.
 
     Raises:
         ValueError: names what cut the model, and the remedy.
@@ -55,6 +72,7 @@ def check_whole(modules: Modules) -> None:
         "processes share the samples instead: torchrun, accelerate launch"
     )
     places: dict[str, str] = {}
+    gathered = [prefix for prefix, module in modules if isinstance(module, FSDPModule)]
     for prefix, module in modules:
         kind = type(module).__name__
         if kind in ("FullyShardedDataParallel", "DataParallel", "DeepSpeedEngine"):
@@ -64,10 +82,8 @@ def check_whole(modules: Modules) -> None:
                 continue
             full = f"{prefix}.{name}" if prefix else name
             if isinstance(tensor, DTensor):
-                raise ValueError(
-                    f"{full} is a DTensor, cut over {tensor.device_mesh.size()} processes (fully_shard, tensor "
-                    f"parallelism); {remedy}"
-                )
+                by_layers = any(full.startswith(f"{part}." if part else "") for part in gathered)
+                _check_part(full, tensor, processes if by_layers and tensor.device_mesh.ndim == 1 else None, remedy)
             places.setdefault(str(tensor.device), full)
     is_hooked = any(hasattr(module, "_hf_hook") for _, module in modules)
     if "meta" in places and (is_hooked or len(places) > 1):  # all of it without hooks: nothing is computed, but counted
@@ -78,6 +94,19 @@ def check_whole(modules: Modules) -> None:
     if len(places) > 1:
         shown = ", ".join(f"{name} on {device}" for device, name in places.items())
         raise ValueError(f"the model lies on {len(places)} devices ({shown}), as device_map puts it; {remedy}")
+    return bool(gathered)
+
+
+def _check_part(name: str, part: DTensor, processes: int | None, remedy: str) -> None:
+    """A parameter that is cut is frozen, and is put together by all who share a step."""
+    size = part.device_mesh.size()
+    cut = f"{name} is a DTensor, cut over {size} processes (fully_shard, tensor parallelism)"
+    if processes is None:
+        raise ValueError(f"{cut}; {remedy}")
+    if part.requires_grad:
+        raise ValueError(f"{cut}, and trained; keep what is trained whole: fully_shard(…, ignored_params=…)")
+    if size != processes:
+        raise ValueError(f"{cut}, but {processes} share the steps; give the engine workers=find_workers()")
 
 
 def check_trained_tensors(modules: Modules, adapters: Adapters, private: bool) -> None:

@@ -71,7 +71,11 @@ class Engine(TrainingSetup):
             self.draw = drawn_alike(self.draw, self.workers)
         if self.privacy.at_clients:
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
+        if self.is_sharded:
+            self.token_budget = min(self.workers.gather(self.token_budget or 1))
+        if self.private or self.is_sharded:
             self.look_ahead(cohort)
+        if self.private:
             for participant in cohort:
                 participant.begin_noise(state.shape[1], self.device, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)

@@ -153,7 +153,7 @@ def segment_gradients(
         found.sum().backward()
     arena.check_written((current.squares == UNWRITTEN).any(0))
     if probe is not None and samples and probe.is_to_compare(state):
-        for i in {0, int(segment[-1])}:
+        for i in (0, int(segment[-1])):  # as many passes whatever the batch: processes may hold parts of the base
             own = slice(*np.searchsorted(segment, [i, i + 1]).tolist())
             one = {name: value[own] for name, value in padded.items()}, targets[own]
             alone = plain_gradient(model, adapters, losses, *one, state[rows[own.start]], keys and keys.only(own))

@@ -60,7 +60,8 @@ class TrainingSetup:
         merge_weights: compute on ``w + scale · b a``, formed once a logical step, where a pass serves one client: the
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
         charged: called with the cohort once a step has been charged, before its noisy result exists.
-        workers: the processes that share each step, by default this one alone. All call ``train`` alike.
+        workers: the processes that share each step, by default this one alone. All call ``train`` alike. They may each
+            hold a part of the frozen base (``fully_shard``): all then take part in every pass.
         packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
@@ -82,6 +83,7 @@ class TrainingSetup:
     workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
     owners: Owners | None = None
+    is_sharded: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         is_private = self.privacy.at_clients
@@ -97,7 +99,7 @@ class TrainingSetup:
         self.arena = Arena(self.adapters, self.device)
         self.probe = Probe(self.adapters, is_private, self.packed, self.privacy.check_gradients)
         self.graphs = None
-        if self.cuda_graphs and self.device.type == "cuda":
+        if self.cuda_graphs and self.device.type == "cuda" and not self.is_sharded:
             record = CudaRecorder(self.device)
             self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, record)
         if self.token_budget is None:
@@ -111,7 +113,7 @@ class TrainingSetup:
     def check_model(self) -> None:
         """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
         privacy = self.privacy
-        check_model(self.model, self.adapters, self.device, privacy.at_clients)
+        self.is_sharded = check_model(self.model, self.adapters, self.device, privacy.at_clients, self.workers.size)
         is_known = isinstance(self.draw, SeededDraw | SystemDraw)
         if privacy.at_clients and privacy.sampling == "poisson" and not is_known:
             raise ValueError(
@@ -158,14 +160,20 @@ class TrainingSetup:
 
     def look_ahead(self, cohort: Sequence[Participant]) -> None:
         """Has the probe look at samples as a batch will hold them, so that a model that mixes samples is refused before
-        any step is charged.
+        any step is charged. Processes that hold parts of the base look at the same samples: later each has its own.
 
         Raises:
-            SamplesNotIndependent, ValueError: see ``Probe.look`` and ``check_batch``.
+            SamplesNotIndependent, ValueError: see ``Probe.look`` and ``check_batch``; or these samples do not tell, and
+                the base is sharded.
         """
         own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch)]
-        if self.probe.has_looked or len(own) < 2:
-            return
-        plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)
-        batch = own[max(plan.batches, key=len)]
-        look_at(self.probe, self.model, self.losses, *self.data.collate(batch), len(batch), self.device)
+        if not self.probe.has_looked and len(own) > 1:
+            plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)
+            batch = own[max(plan.batches, key=len)]
+            look_at(self.probe, self.model, self.losses, *self.data.collate(batch), len(batch), self.device)
+        if self.is_sharded and not self.probe.has_looked:
+            raise ValueError(
+                f"the base is sharded, and the first {len(own)} samples of the largest client are too few or too much "
+                "alike to show whether the model keeps samples apart, which all processes must see at once; give it "
+                "others, or keep the base whole"
+            )

@@ -115,14 +115,19 @@ class LogicalStep:
         if drops_out(setup.model, setup.adapters):
             steps = max(participant.steps_taken for participant in self.cohort)
             shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, steps))
+        most_passes = max(workers.gather(len(plan.batches))) if setup.is_sharded else 0
         losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
         losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
         for batch in plan.batches:
             batch = batch[np.argsort(segments[batch], kind="stable")]
-            loss, norm, whose = self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared)
+            loss, norm, whose = self._accumulate(
+                row_of[batch], samples[batch], segments[batch], merged, shared, self.total
+            )
             losses.append(loss)
             norms.append(norm)
             rows.append(whose)
+        for _ in range(most_passes - len(plan.batches)):
+            self._keep_up(merged, shared)
         loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
         if self.graphs is not None:
             self.graphs.check_written()
@@ -148,17 +153,30 @@ class LogicalStep:
         weights = {name: layer.merged_weight(self.state[0]) for name, layer in layers}
         return {name: weight for name, weight in weights.items() if weight is not None}
 
+    def _keep_up(self, merged: dict[str, Tensor] | None, shared: int) -> None:
+        """A pass of the first sample whose gradient is thrown away: another process takes one more than this one has,
+        and can compute with the base's layers only while all give their parts of them.
+        """
+        first = np.zeros(1, dtype=np.int64)
+        self._accumulate(first, first, first, merged, shared, torch.zeros_like(self.total))
+
     def _accumulate(
-        self, rows: np.ndarray, samples: np.ndarray, segments: np.ndarray, merged: dict[str, Tensor] | None, shared: int
+        self,
+        rows: np.ndarray,
+        samples: np.ndarray,
+        segments: np.ndarray,
+        merged: dict[str, Tensor] | None,
+        shared: int,
+        total: Tensor,
     ) -> tuple[Tensor, Tensor, np.ndarray]:
-        """One physical batch: gradients, clipped and added to the clients' sums. Returns losses ``[S]``, norms ``[S]``
-        (without privacy, those of the sums that the samples went into) and rows ``[S]``; where users are drawn, one a
-        user.
+        """One physical batch: gradients, clipped and added to the clients' sums ``total``. Returns losses ``[S]``,
+        norms ``[S]`` (without privacy, those of the sums that the samples went into) and rows ``[S]``; where users are
+        drawn, one a user.
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
         if self.graphs is not None:
-            done = self.graphs.run(inputs, targets, rows, self.state, self.total, self.clipping)
+            done = self.graphs.run(inputs, targets, rows, self.state, total, self.clipping)
             if done is not None:
                 return *done, rows
         found = segment_gradients(
@@ -176,7 +194,7 @@ class LogicalStep:
             packed=setup.packed,
             merged=merged,
         )
-        norms = found.clip_into_(self.total, *self.clipping)
+        norms = found.clip_into_(total, *self.clipping)
         if not setup.privacy.at_clients:
             norms = norms[np.unique(rows, return_inverse=True)[1]]
         if len(norms) == len(rows):

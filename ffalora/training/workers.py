@@ -13,14 +13,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..privacy.sampling import Draw, SystemDraw
 
@@ -123,6 +124,42 @@ class Workers:
 
 #: One process, which works on its own.
 ALONE = Workers()
+
+
+class _Pass:
+    """What the first process sends where it is about to call the model."""
+
+
+@dataclass(frozen=True)
+class ShardHolders(Workers):
+    """Processes that each hold a part of the model's base, so that none can pass anything through it alone: where the
+    first works for all, the others take a pass with each of its.
+
+    Attributes:
+        root: the outermost module that is cut. follow: passes anything through the model.
+    """
+
+    root: nn.Module = field(kw_only=True)
+    follow: Callable[[], object] = field(kw_only=True)
+
+    def from_lead(self, function: Callable[[], T]) -> T:
+        hook = self.root.register_forward_pre_hook(self._call_others, prepend=True) if self.leads else None
+        try:
+            return super().from_lead(function)
+        finally:
+            if hook is not None:
+                hook.remove()
+            cast(FSDPModule, self.root).reshard()  # until the next backward pass its own weights would stay gathered
+
+    def same_for_all(self, value: T) -> T:
+        found = super().same_for_all(value)
+        while isinstance(found, _Pass):
+            self.follow()
+            found = super().same_for_all(value)
+        return found
+
+    def _call_others(self, *_: Any) -> None:
+        super().same_for_all(_Pass())
 
 
 def drawn_alike(draw: Draw, workers: Workers) -> Draw:

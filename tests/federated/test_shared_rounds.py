@@ -12,13 +12,16 @@ from safetensors.torch import load_file
 from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.adapters import CheckpointError
+from ffalora.config import ConfigError
+from ffalora.federated import checks
 from ffalora.federated import simulate as simulate_module
+from ffalora.federated.experiment import build
 from ffalora.federated.one_site import train
 from ffalora.federated.simulate import simulate
 from ffalora.federated.together import simulate_together
-from ffalora.runs.folder import LEDGERS
+from ffalora.runs.folder import BASELINES, LEDGERS
 from ffalora.training.step import LogicalStep
-from ffalora.training.workers import LeadStopped
+from ffalora.training.workers import LeadStopped, Workers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SECURE = PRIVATE | {"privacy__noise": "secure"}
@@ -145,6 +148,46 @@ def test_a_run_goes_on_with_another_number_of_processes_to_the_same_result(name,
         assert _rows(folder)[-1]["epsilon"] == _rows(tmp_path / "whole")[-1]["epsilon"]
 
 
+_SHARDED = {
+    "one site, baselines, a trained head": ("one site, private", {"adapter__head": "trained", "baselines": True}),
+    "all share the steps of every client": ("clients dealt out", {"federation__one_pass": "never"}),
+    "fedsa, whose clients are evaluated apart": ("fedsa", {}),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if "head" in n else pytest.mark.slow) for n in _SHARDED])
+def test_processes_that_hold_parts_of_the_base_end_where_one_ends_that_holds_it_whole(name, small, tmp_path):
+    (run, changes), more = RUNS[_SHARDED[name][0]], _SHARDED[name][1]
+    run(small(**changes | more), tmp_path / "one", progress=False)
+    config, folder = small(**changes | more, model__shard=True), tmp_path / "run"
+    on_ranks(2, lambda workers: _stopped_after(1, run, config, folder))
+    _share(run, config, folder, 3, resume=True)
+    assert _rms(folder, tmp_path / "one") <= 1e-5
+    for ours, expected in zip(_rows(folder), _rows(tmp_path / "one"), strict=True):
+        assert (ours["epsilon"], ours["samples"]) == (expected["epsilon"], expected["samples"])
+        assert ours["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
+    if more.get("baselines"):
+        ours, expected = (json.loads((each / BASELINES).read_text()) for each in (folder, tmp_path / "one"))
+        assert ours == expected
+
+
+@pytest.mark.parametrize(
+    "changes,said",
+    [
+        ({"model__compile": True}, "set model.compile to false"),
+        ({"model__cache_frozen_layers": "always"}, "takes layers out of it"),
+        ({"adapter__init": "pissa"}, "takes factors from whole weights"),
+        ({"federation__strategy": "fedex"}, "model.shard=True does not go with federation.strategy='fedex'"),
+    ],
+)
+def test_what_does_not_go_with_parts_of_the_base_is_refused_by_name(changes, said, small, monkeypatch):
+    with pytest.raises(ConfigError, match="and this is the only one; start several with torchrun"):
+        build(small(**changes, model__shard=True))
+    monkeypatch.setattr(checks, "find_workers", lambda: Workers(0, 2))
+    with pytest.raises(ConfigError, match=said):
+        build(small(**changes, model__shard=True))
+
+
 def test_a_resumed_run_is_bit_identical_on_as_many_processes(small, tmp_path):
     run, changes = RUNS["one site, private"]
     config = small(**changes)
@@ -224,7 +267,6 @@ def test_clients_are_dealt_out_by_their_tokens(small, tmp_path):
     config = small(clients__count=4, clients__partition="quantity", clients__quantities=[0.4, 0.2, 0.2, 0.2])
 
     def busy(size, workers):
-        from ffalora.federated.experiment import build
         from ffalora.federated.shared_rounds import dealt_clients
 
         experiment = build(config)
