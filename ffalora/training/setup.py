@@ -61,7 +61,8 @@ class TrainingSetup:
             adapters then cost nothing in the forward pass. For float32 bases (bfloat16 would lose small updates).
         charged: called with the cohort once a step has been charged, before its noisy result exists.
         workers: the processes that share each step, by default this one alone. All call ``train`` alike.
-        packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
+        packed: lay samples end to end instead of padding them; for language models, and those that pool packed states
+            by sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
 
