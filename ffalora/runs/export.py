@@ -68,6 +68,9 @@ def export(
     bundle = load_bundle(run, {"model.dtype": "float32", "device": "cpu"})
     if onnx:
         check_onnx(bundle.config.data.task)
+    if merged:
+        bundle.adapters.merge()
+        bundle.adapters.detach()
     own = bundle.config.model.name
     found = ASSETS[own].hub if own in ASSETS else own
     made = Exported(
@@ -77,9 +80,6 @@ def export(
     if bundle.loaded.tokenizer is not None:
         bundle.loaded.tokenizer.model_max_length = bundle.config.data.max_length
         bundle.loaded.tokenizer.save_pretrained(folder)
-    if merged:
-        bundle.adapters.merge()
-        bundle.adapters.detach()
     model = bundle.loaded.model
     if bundle.loaded.root:
         _write_pooled(bundle, model, run, made)

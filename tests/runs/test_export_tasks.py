@@ -9,6 +9,7 @@ from test_export import card_code, colleague
 from test_generate import language_model, words  # noqa: F401
 from test_tasks import images
 
+from ffalora.adapters import Adapters
 from ffalora.adapters.peft_load import read_config
 from ffalora.cli import main
 from ffalora.federated.simulate import simulate
@@ -76,6 +77,16 @@ def test_a_language_model_answers_a_colleague_as_it_answers_us(chat_run, tmp_pat
         assert read_config(made.folder).rank == config["r"] and read_config(made.folder).trained == "b"
         auto = "import peft\nmodel = peft.AutoPeftModelForCausalLM.from_pretrained('shared')"
         assert torch.equal(theirs(made.folder, auto + inputs + RESULT).softmax(-1), found)
+
+
+def test_weights_that_cannot_be_merged_leave_no_folder_behind(chat_run, tmp_path, monkeypatch):
+    def refuse(_):
+        raise ValueError("tied")
+
+    monkeypatch.setattr(Adapters, "merge", refuse)
+    with pytest.raises(ValueError, match="tied"):
+        export(chat_run, tmp_path / "shared", merged=True)
+    assert not (tmp_path / "shared").exists()
 
 
 @pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])
