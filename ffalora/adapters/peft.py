@@ -35,10 +35,7 @@ def save_adapters(
     """
     config = AdapterConfig.model_validate(config, from_attributes=True)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        for tensor, value in layer.checkpoint().items():
-            tensors[f"{PREFIX}{_inside(name, root)}.{tensor}"] = value.detach().contiguous().cpu()
+    tensors = checkpoint_names({name: layer.checkpoint() for name, layer in layers.items()}, root)
     saved = _saved_heads(model, list(heads), root)
     for name, parameter in head_tensors(model).items():
         if any(name.startswith(head + ".") for head in saved):
@@ -52,6 +49,15 @@ def save_adapters(
     trained = "b" if config.trained == "core" else config.trained
     own = config.model_copy(update={"trained": trained}).model_dump_json(indent=2)
     _write(folder / OWN_FILE, lambda path: path.write_text(own))
+
+
+def checkpoint_names(factors: Mapping[str, Mapping[str, Tensor]], root: str) -> dict[str, Tensor]:
+    """What checkpoints hold of layers, by the layers' names, under PEFT's names and ready to be written."""
+    return {
+        f"{PREFIX}{_inside(name, root)}.{tensor}": value.detach().contiguous().cpu()
+        for name, own in factors.items()
+        for tensor, value in own.items()
+    }
 
 
 def head_tensors(model: nn.Module) -> dict[str, nn.Parameter]:

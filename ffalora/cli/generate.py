@@ -22,6 +22,7 @@ from .running import hide_loading_bars
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Prompts, a line each; of a .jsonl file what each object has as prompt or messages.",
 )
+@click.option("--chat", "talks", is_flag=True, help="Talk with the model, a line each; an empty one ends it.")
 @click.option(
     "--form",
     type=click.Choice(["prompts", "conversations", "texts"]),
@@ -38,19 +39,32 @@ from .running import hide_loading_bars
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(
-    folder: Path, prompts: tuple[str, ...], path: Path | None, as_json: bool, overrides: dict[str, Any], **options: Any
+    folder: Path,
+    prompts: tuple[str, ...],
+    path: Path | None,
+    talks: bool,
+    as_json: bool,
+    overrides: dict[str, Any],
+    **options: Any,
 ) -> None:
     """Answer each of PROMPTS (or each line of --file, or of the standard input) with the model of FOLDER, a run's
     folder or its `adapter`.
+
+    \b
+    ffalora generate runs/chats "How do I reset the pump?"
+    ffalora generate runs/chats --chat --system "Answer in one sentence."
     """
     from ..runs.generate import generate, read_prompts
 
-    if prompts and path is not None:
-        raise click.UsageError("give prompts or --file, not both")
+    if bool(prompts) + (path is not None) + talks > 1:
+        raise click.UsageError("give prompts, --file or --chat, one of them")
+    hide_loading_bars()
+    if talks:
+        _talk(folder, overrides, as_json, options)
+        return
     asked: list[Any] = list(prompts) if path is None else read_prompts(path)
     if not asked and path is None:
         asked = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    hide_loading_bars()
     answers = generate(folder, asked, overrides, **options)
     for prompt, answer in zip(asked, answers, strict=True):
         if as_json:
@@ -60,3 +74,20 @@ def command(
         else:
             said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             click.echo(f"> {said}\n{answer}\n")
+
+
+def _talk(folder: Path, overrides: dict[str, Any], as_json: bool, options: dict[str, Any]) -> None:
+    """Answers the standard input line by line, as one conversation."""
+    from ..runs.generate import chat
+
+    if options.pop("form") not in (None, "conversations"):
+        raise click.UsageError("--chat is a conversation; leave --form out")
+    reply = chat(folder, overrides, **options)
+    asks = sys.stdin.isatty() and not as_json
+    while text := click.prompt(">", prompt_suffix=" ", default="", show_default=False) if asks else _line():
+        answer = reply(text)
+        click.echo(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False) if as_json else answer)
+
+
+def _line() -> str:
+    return sys.stdin.readline().strip()

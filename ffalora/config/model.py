@@ -46,8 +46,8 @@ class ModelConfig(Section):
     )
     packed: bool | Literal["auto"] = Field(
         "auto",
-        description="train on samples laid end to end, without padding (pooling: mean); auto: on a CPU, where the "
-        "model's outputs stay the same",
+        description="train on samples laid end to end, without padding (pooling: mean, and language models); auto: on "
+        "a CPU, where the model's outputs stay the same",
     )
     cache_frozen_layers: Literal["auto", "always", "never"] = Field(
         "auto",

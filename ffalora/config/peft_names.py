@@ -151,5 +151,6 @@ def to_peft(values: Mapping[str, Any]) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in HONOURED.items()}
     skipped = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init", "head")
     theirs = {names[k]: v for k, v in values.items() if k in names and k not in skipped}
-    init = values["init"]
+    init, alpha = values["init"], values["alpha"]
+    theirs["lora_alpha"] = int(alpha) if alpha == int(alpha) else alpha  # 8.0 is refused by Ollama
     return {**theirs, "init_lora_weights": init if init in ("pissa", "olora") else True, "bias": "none"}

@@ -69,7 +69,7 @@ def _problem_of(messages: Any) -> str | None:
 
 
 def tokenize_conversations(
-    rows: Dataset, column: str, tokenizer: Any, pad_token: int, max_length: int | None
+    rows: Dataset, column: str, tokenizer: Any, pad_token: int, max_length: int | None, places: Places
 ) -> CausalDataset:
     """Every conversation as one sequence, whose loss counts what assistants say and the tokens that end it.
 
@@ -82,7 +82,7 @@ def tokenize_conversations(
         try:
             ids, own = encode_conversation(messages, tokenizer)
         except DataError as error:
-            raise DataError(f"column {column!r}, {Places()([row])}: {error}") from error
+            raise DataError(f"column {column!r}, {places([row])}: {error}") from error
         if max_length is not None and len(ids) > max_length:
             long.append((row, len(ids)))
         sequences.append(ids)
@@ -92,7 +92,7 @@ def tokenize_conversations(
         longest = max(length for _, length in long)
         raise DataError(
             f"column {column!r}: {len(long)} of {len(rows)} conversations have more than max_length={max_length} tokens"
-            f", the longest {longest}: {Places()([row for row, _ in long])}. Cutting them would drop answers: raise "
+            f", the longest {longest}: {places([row for row, _ in long])}. Cutting them would drop answers: raise "
             f"max_length to {longest}, or shorten or remove them"
         )
     starts_of = np.asarray(starts, dtype=np.int64)

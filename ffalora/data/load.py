@@ -39,7 +39,9 @@ _FEWEST_ROWS = 2
 
 @dataclass
 class LoadedData:
-    """Checked data. ``splits`` maps train, validation, test to ``datasets.Dataset``; labels are 0 … classes-1."""
+    """Checked data. ``splits`` maps train, validation, test to ``datasets.Dataset``, and ``places`` says where their
+    rows stand in the source; labels are 0 … classes-1.
+    """
 
     name: str
     task: str
@@ -51,6 +53,7 @@ class LoadedData:
     user_column: str | None = None
     licence: str | None = None
     notes: list[str] = field(default_factory=list)
+    places: dict[str, Places] = field(default_factory=dict)
 
     @property
     def train(self) -> Dataset:
@@ -168,11 +171,11 @@ def load_data(
         else:
             roles, loaded.label_names = encode_classes(roles, label_column, spec, names)
     if only is None:
-        roles = _fill_roles(roles, inputs, group_column, fractions, split_seed)
+        roles = _fill_roles(roles, places, inputs, group_column, fractions, split_seed)
     for role, data in roles.items():
         # Sources are often sorted by class: evaluation rows are mixed, so that the first n of them are a fair sample.
         kept = sample_rows(len(data), max_samples, seed) if role == "train" else mix_rows(len(data), split_seed)
-        loaded.splits[role] = data.select(kept)
+        loaded.splits[role], loaded.places[role] = data.select(kept), places[role].select(kept)
     if only is None:
         _check_splits(loaded, fractions)
     return loaded
@@ -210,7 +213,7 @@ def _checked_rows(
     drop_empty: bool,
     learned: str | bool,
 ) -> dict[str, Dataset]:
-    """The rows that can be used, of every role; ``DataError`` holds all problems of all of them."""
+    """The rows that can be used, of every role, whose ``places`` follow; ``DataError`` holds all problems of all."""
     checks = {role: validate.RowCheck(data, places[role]) for role, data in roles.items()}
     for role, check in checks.items():
         talks = loaded.task == "causal-lm" and form_of(roles[role], loaded.input_columns) == "conversations"
@@ -237,17 +240,23 @@ def _checked_rows(
             left_out = len(roles[role]) - len(kept)
             loaded.notes.append(f"{describe(loaded.name, role)}: {left_out} rows with an empty cell are left out")
             logger.warning("%s", loaded.notes[-1])
-            roles[role] = roles[role].select(kept)
+            roles[role], places[role] = roles[role].select(kept), places[role].select(kept)
     return roles
 
 
 def _fill_roles(
-    roles: dict[str, Dataset], inputs: Sequence[str], group_column: str | None, fractions: Sequence[float], seed: int
+    roles: dict[str, Dataset],
+    places: dict[str, Places],
+    inputs: Sequence[str],
+    group_column: str | None,
+    fractions: Sequence[float],
+    seed: int,
 ) -> dict[str, Dataset]:
-    """Cut the roles that the source does not fill out of its training rows."""
-    whole = roles.get(ALL, roles.get("train"))
-    if whole is None:
+    """Cut the roles that the source does not fill out of its training rows; ``places`` follow."""
+    learned = ALL if ALL in roles else "train"
+    if learned not in roles:
         raise ValueError(f"roles {list(roles)}: neither {ALL!r} nor 'train' among them")
+    whole, where = roles[learned], places[learned]
     filled = {role: data for role, data in roles.items() if role in ("validation", "test")}
     _, validation, test = fractions
     validation, test = (0.0 if "validation" in filled else validation), (0.0 if "test" in filled else test)
@@ -257,6 +266,8 @@ def _fill_roles(
         keys = ["\x1f".join(values) for values in zip(*(_keys(whole, column) for column in inputs), strict=True)]
     rows = split_rows(keys, (1 - validation - test, validation, test), seed)
     cut = {role: whole.select(part) for role, part in rows.items()}
+    for role in rows.keys() - filled.keys():
+        places[role] = where.select(rows[role])
     return {role: (filled | cut)[role] for role in ROLES if role in filled or role in cut}
 
 

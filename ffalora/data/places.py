@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .files import Part
 
 _SHOWN = 8
@@ -14,16 +16,22 @@ class Places:
 
     Args:
         parts: the files that its rows come from, in their order; none where there are no files.
+        rows: which of their rows these are; None for all, in their order.
     """
 
-    def __init__(self, parts: Sequence[Part] = ()):
-        self._parts = parts
+    def __init__(self, parts: Sequence[Part] = (), rows: np.ndarray | None = None):
+        self._parts, self._rows = parts, rows
         self._names: list[str] | None = None
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Places:
+        """The places of some of these rows, as ``Dataset.select`` keeps them."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return Places(self._parts, chosen if self._rows is None else self._rows[chosen])
 
     def __call__(self, rows: Sequence[int]) -> str:
         """The first few of these rows in words: ``lines 4, 9 of a.csv; line 3 of b.csv``."""
         names = self._names = self._names or self._named()
-        shown = list(rows[:_SHOWN])
+        shown = sorted(int(row if self._rows is None else self._rows[row]) for row in rows)[:_SHOWN]
         if not names:
             found = [_counted("row", [str(row) for row in shown]) + " (counted from 0)"]
         else:

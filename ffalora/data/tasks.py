@@ -64,11 +64,11 @@ def causal_losses(outputs: Any, targets: Tensor) -> Tensor:
     ``targets`` are the input tokens themselves (IGNORE_INDEX where none is counted): position t is predicted at t - 1.
     A sample without target tokens has loss 0. Outputs with :class:`HeadStates` for logits are never made logits of.
     """
-    sums, counts, _ = _token_losses(outputs, targets)
+    sums, counts, _ = token_losses(outputs, targets)
     return sums / counts.clamp(min=1)
 
 
-def _token_losses(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def token_losses(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each sample's target tokens: sum of losses, number, and number of right predictions, ``[S]`` each."""
     logits = logits_of(outputs)
     if isinstance(logits, HeadStates):
@@ -94,7 +94,7 @@ def _gather_numbers(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
 
 
 def _gather_tokens(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
-    sums, counts, right = _token_losses(outputs, targets)
+    sums, counts, right = token_losses(outputs, targets)
     return {"sum": sums, "tokens": counts, "right": right, "loss": sums / counts.clamp(min=1)}
 
 

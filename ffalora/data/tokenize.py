@@ -11,6 +11,7 @@ from .conversations import form_of, tokenize_conversations
 from .errors import DataError
 from .examples import CausalDataset, Examples, ImageDataset, Ragged, TokenizedDataset
 from .load import LoadedData
+from .places import Places
 from .validate import column_values
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def prepare(
     if tokenizer is None:
         raise DataError(f"tokenizer is missing; task {data.task} needs one")
     if data.task == "causal-lm":
-        return _language(rows, data.input_columns, tokenizer, max_length)
+        return _language(rows, data.input_columns, tokenizer, max_length, data.places.get(split) or Places())
     return tokenize(
         rows,
         data.input_columns,
@@ -95,15 +96,17 @@ def tokenize(
     )
 
 
-def _language(rows: Dataset, columns: Sequence[str], tokenizer: Any, max_length: int | None) -> CausalDataset:
+def _language(
+    rows: Dataset, columns: Sequence[str], tokenizer: Any, max_length: int | None, places: Places
+) -> CausalDataset:
     """Prompts and answers, conversations or plain texts, whichever the columns hold."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
     form = form_of(rows, columns)
     if form == "prompts":
-        return tokenize_causal(rows, columns, tokenizer, max_length)
+        return tokenize_causal(rows, columns, tokenizer, max_length, places)
     if form == "conversations":
-        return tokenize_conversations(rows, columns[0], tokenizer, pad_token_of(tokenizer), max_length)
+        return tokenize_conversations(rows, columns[0], tokenizer, pad_token_of(tokenizer), max_length, places)
     return tokenize_texts(rows, columns[0], tokenizer, max_length)
 
 
@@ -119,7 +122,7 @@ def tokenize_texts(rows: Dataset, column: str, tokenizer: Any, max_length: int |
 
 
 def tokenize_causal(
-    rows: Dataset, input_columns: Sequence[str], tokenizer: Any, max_length: int | None
+    rows: Dataset, input_columns: Sequence[str], tokenizer: Any, max_length: int | None, places: Places
 ) -> CausalDataset:
     """Prompt and answer as one sequence that ends in the end-of-sequence token.
 
@@ -136,8 +139,8 @@ def tokenize_causal(
         room = len(prompt) if max_length is None else max_length - len(answer)
         if room < 1:
             raise DataError(
-                f"column {answer_column!r}, row {row}: the answer alone has {len(answer)} tokens, which leaves no "
-                f"room for a prompt in max_length={max_length}; raise max_length or shorten the answer"
+                f"column {answer_column!r}, {places([row])}: the answer alone has {len(answer)} tokens, which leaves "
+                f"no room for a prompt in max_length={max_length}; raise max_length or shorten the answer"
             )
         prompt = prompt[-room:]
         sequences.append([*prompt, *answer])

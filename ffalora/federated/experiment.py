@@ -258,20 +258,23 @@ def _packed(config: Config, loaded: LoadedModel, train: Examples, device: torch.
     """Whether samples are laid end to end. A compiled model is given padded batches: packed ones vary in too much.
 
     Raises:
-        ConfigError: the model's head would not know where a sample starts.
+        ConfigError: the model's head would not know where a sample starts. ValueError: see ``check_packing``.
     """
-    choice, pools = config.model.packed, isinstance(loaded.model, MeanPooledClassifier)
-    if choice is True and not pools:
+    choice, is_language = config.model.packed, config.data.task == "causal-lm"
+    fits = is_language or isinstance(loaded.model, MeanPooledClassifier)
+    if choice is True and not fits:
         raise ConfigError(
-            f"model.packed=true needs model.pooling=mean and a task with one output a sample, got pooling="
-            f"{config.model.pooling} and task {config.data.task}; set model.packed to false"
+            f"model.packed=true needs model.pooling=mean and a task with one output a sample, or a language model, got "
+            f"pooling={config.model.pooling} and task {config.data.task}; set model.packed to false"
         )
-    if choice != "auto":
-        return choice
-    if not pools or config.model.compile or device.type != "cpu":
+    if not choice or not fits or (choice == "auto" and (config.model.compile or device.type != "cpu")):
         return False
-    inputs, _ = train.collate(np.arange(min(8, len(train))))
+    longest = np.argsort(-train.lengths, kind="stable")
+    inputs, _ = train.collate(longest[:8])
+    inputs = {name: value.to(device) for name, value in inputs.items()}
     try:
-        return check_packing(loaded.model, inputs, lambda output: output.logits)
+        return check_packing(loaded.model, inputs) or choice is True
     except ValueError:
+        if choice is True:
+            raise
         return False

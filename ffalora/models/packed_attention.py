@@ -150,9 +150,18 @@ def packed_attention_forward(
     packed_groups: PaddedGroups,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of ``[1,H,M,d]`` within each sample, ``[1,M,H,d]``; under transformers' interface for it."""
+    """Attention of ``[1,H,M,d]`` within each sample, ``[1,M,H,d]``; under transformers' interface for it.
+
+    Raises:
+        ValueError: a sample is longer than the window within which the layer attends.
+    """
+    if sliding_window is not None and packed_groups.segments.longest > sliding_window:
+        raise ValueError(
+            f"a sample has more tokens than the attention's sliding_window={sliding_window}; set model.packed to false"
+        )
     heads, tokens = query.shape[1], query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = getattr(module, "is_causal", False)

@@ -7,8 +7,10 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +19,12 @@ from torch import Tensor, nn
 from ffalora_kernels import Segments
 
 from ..adapters import TrainingPass
+from ..data.head_loss import HeadStates
+from ..data.tasks import logits_of
 from .packed_attention import ATTENTION, PaddedGroups
+
+#: Samples whose packed outputs are compared with padded ones: one that begins, one between, one that ends.
+_COMPARED = 3
 
 
 def pack(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -46,6 +53,26 @@ def packed_segments(packed: Mapping[str, Any], current: TrainingPass) -> Segment
     starts = packed["cu_seq_lens_q"][current.sample_offsets.long()]
     longest = current.longest * packed["max_length_q"]
     return Segments(starts, current.client, current.state.shape[0], longest, packed["input_ids"].shape[1])
+
+
+def padded_outputs(outputs: Any, real: Tensor) -> Any:
+    """A packed batch's output as that of the padded one: what it says of tokens in their samples' rows, zero elsewhere.
+
+    Args:
+        outputs: with ``logits`` ``[1,M,V]`` (or what stands for them before a frozen head); of a model with one output
+            a sample it comes back as it is.
+        real: bool ``[S,T]``, where the padded batch has tokens.
+    """
+    logits = logits_of(outputs)
+    if isinstance(logits, HeadStates):
+        return SimpleNamespace(logits=replace(logits, states=_rows_of(logits.states, real)))
+    return SimpleNamespace(logits=_rows_of(logits, real)) if logits.dim() == 3 else outputs
+
+
+def _rows_of(states: Tensor, real: Tensor) -> Tensor:
+    """``[1,M,D]`` as ``[S,T,D]``."""
+    rows = states.new_zeros(*real.shape, states.shape[-1])
+    return rows.masked_scatter(real[..., None], states[0])
 
 
 def mean_of_samples(states: Tensor, starts: Tensor) -> Tensor:
@@ -79,7 +106,7 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[[Any], Tensor]) -> bool:
+def check_packing(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     """Compares a model's packed outputs with its padded ones; False where the batch has too few samples to tell.
 
     Raises:
@@ -87,15 +114,18 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callab
             samples would be mixed, or it would be trained on other numbers than it is evaluated on. Or it does not take
             the inputs of packed batches.
     """
-    few = {name: value[:8] for name, value in inputs.items()}
+    few = {name: value[:_COMPARED] for name, value in inputs.items()}
     if len(few["attention_mask"]) < 2:
         return False
-    padded = logits(model(**few)).double()
+    real = few["attention_mask"].bool()
+    padded = logits_of(model(**few)).double()
     try:
         with packed_attention(model):
-            packed = logits(model(**pack(few))).double()
+            packed = logits_of(padded_outputs(model(**pack(few)), real)).double()
     except TypeError as error:
         raise ValueError(f"this model does not take packed batches ({error}); set model.packed to false") from error
+    if padded.dim() == 3:  # of tokens: what stands beside a sample's own is nobody's
+        packed, padded = packed[real], padded[real]
     difference = float((packed - padded).square().mean().sqrt() / padded.square().mean().sqrt())
     narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     if not difference <= (0.05 if narrow else 1e-3):

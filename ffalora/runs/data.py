@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _KEYS = {
     "label_column": "data.label",
     "client_column": "clients.column",
     "user_column": "data.user",
+    "max_length": "data.max_length",
     "max_samples": "data.max_samples",
     "split_names": "data.splits",
     "drop_empty": "data.drop_empty",
@@ -77,7 +79,12 @@ def _in_keys(message: str) -> str:
 def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedModel) -> Examples:
     """A split as the model takes it: tokenised texts, or images in the size and colours that the model was made for."""
     if config.data.task != "image-classification":
-        return prepare(data, split, loaded.tokenizer, max_length=config.data.max_length)
+        try:
+            examples = prepare(data, split, loaded.tokenizer, max_length=config.data.max_length)
+        except DataError as error:
+            raise DataError(_in_keys(str(error))) from error
+        _check_context(config, examples, split, loaded)
+        return examples
     made_for = loaded.model.config
     try:
         size, patch, channels = made_for.image_size, made_for.patch_size, made_for.num_channels
@@ -87,6 +94,20 @@ def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedMo
             "transformer, whose configuration has image_size, patch_size and num_channels"
         ) from None
     return prepare(data, split, image_size=size, patch_size=patch, channels=channels)
+
+
+def _check_context(config: Config, examples: Examples, split: str, loaded: LoadedModel) -> None:
+    """``DataError`` where rows have more tokens than the model has positions."""
+    made_for: Any = getattr(loaded.model, "config", None)
+    text = made_for.get_text_config() if hasattr(made_for, "get_text_config") else made_for
+    context = getattr(text, "max_position_embeddings", None)
+    longest = int(examples.lengths.max(initial=0))
+    if isinstance(context, int) and 0 < context < longest:
+        raise DataError(
+            f"data.max_length={config.data.max_length}: {int((examples.lengths > context).sum())} rows of the {split} "
+            f"split have more tokens than the {context} positions of model.name={config.model.name!r}, the longest "
+            f"{longest}; set data.max_length to {context} or less, and shorten or remove conversations that are longer"
+        )
 
 
 def owners_of(config: Config, data: LoadedData) -> Owners | None:

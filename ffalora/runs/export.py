@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..adapters.peft import CONFIG_FILE, OWN_FILE, WEIGHTS_FILE, head_tensors
+from ..adapters.peft import CONFIG_FILE, OWN_FILE, WEIGHTS_FILE, checkpoint_names, head_tensors
+from ..adapters.peft_plain import is_plain, plain_factors
 from ..config import ConfigError
 from ..data.asset_table import ASSETS
 from . import modeling_pooled
@@ -67,6 +68,9 @@ def export(
     bundle = load_bundle(run, {"model.dtype": "float32", "device": "cpu"})
     if onnx:
         check_onnx(bundle.config.data.task)
+    if merged:
+        bundle.adapters.merge()
+        bundle.adapters.detach()
     own = bundle.config.model.name
     found = ASSETS[own].hub if own in ASSETS else own
     made = Exported(
@@ -76,9 +80,6 @@ def export(
     if bundle.loaded.tokenizer is not None:
         bundle.loaded.tokenizer.model_max_length = bundle.config.data.max_length
         bundle.loaded.tokenizer.save_pretrained(folder)
-    if merged:
-        bundle.adapters.merge()
-        bundle.adapters.detach()
     model = bundle.loaded.model
     if bundle.loaded.root:
         _write_pooled(bundle, model, run, made)
@@ -86,7 +87,7 @@ def export(
         model.config.update(_label_names(bundle))
         model.save_pretrained(folder)
     else:
-        _copy_adapter(run, folder, made.base, None)
+        _copy_adapter(run, folder, made.base, None, bundle)
     if onnx:
         made = replace(made, onnx_inputs=tuple(write_onnx(folder, bundle)))
     write_card(run.parent, made, bundle, metrics)
@@ -119,19 +120,27 @@ def _write_pooled(bundle: Bundle, model: nn.Module, run: Path, made: Exported) -
         save_file(head, made.folder / "model.safetensors", metadata={"format": "pt"})
     else:
         save_file(head, made.folder / HEAD_FILE, metadata={"format": "pt"})
-        _copy_adapter(run, made.folder / "adapter", made.base, "FEATURE_EXTRACTION")
+        _copy_adapter(run, made.folder / "adapter", made.base, "FEATURE_EXTRACTION", bundle)
 
 
-def _copy_adapter(run: Path, folder: Path, base: str, task_type: str | None) -> None:
-    """PEFT's two files, with a base model that others can find and, where it has none, a task."""
+def _copy_adapter(run: Path, folder: Path, base: str, task_type: str | None, bundle: Bundle) -> None:
+    """PEFT's two files, with a base model that others can find and, where it has none, a task; with one rank and one
+    whole alpha for all layers, which every server reads.
+    """
     folder.mkdir(exist_ok=True)
-    config = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    config, own = (json.loads((run / name).read_text(encoding="utf-8")) for name in (CONFIG_FILE, OWN_FILE))
     config |= {"base_model_name_or_path": base, "task_type": config.get("task_type") or task_type}
-    (folder / CONFIG_FILE).write_text(
-        json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8"
-    )
-    shutil.copyfile(run / OWN_FILE, folder / OWN_FILE)
     tensors = {name: value.float() for name, value in load_file(run / WEIGHTS_FILE).items()}
+    if not is_plain(bundle.adapters.config):
+        rank, factors = plain_factors(bundle.adapters.layers)
+        one = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+        config |= {**one, "r": rank, "lora_alpha": rank, "init_lora_weights": True}
+        own |= {**one, "rank": rank, "alpha": rank, "init": "kaiming"}
+        tensors |= checkpoint_names(factors, bundle.loaded.root)
+    config["lora_alpha"] = int(config["lora_alpha"])  # 8.0 is refused by Ollama
+    for name, values in ((CONFIG_FILE, config), (OWN_FILE, own)):
+        written = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(written, encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 

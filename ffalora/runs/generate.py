@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,27 @@ Prompt = str | Sequence[Message]
 
 
 def generate(
+    folder: str | Path, prompts: Sequence[Prompt], overrides: Mapping[str, Any] | None = None, **options: Any
+) -> list[str]:
+    """What the model of a run says to prompts, in their order.
+
+    Args:
+        folder: a run's, or its ``adapter``.
+        prompts: texts, or conversations that end before the answer.
+        overrides: dotted configuration keys to change.
+        options: as for :func:`load_speaker`.
+
+    Raises:
+        ConfigError: the run is of no language model, there are no prompts, or one is empty. DataError: a conversation
+            that the tokenizer's template does not take.
+    """
+    if not prompts or any(not (prompt.strip() if isinstance(prompt, str) else prompt) for prompt in prompts):
+        raise ConfigError("a prompt is empty, or there are none; give one text an answer")
+    return load_speaker(folder, overrides, **options)(prompts)
+
+
+def load_speaker(
     folder: str | Path,
-    prompts: Sequence[Prompt],
     overrides: Mapping[str, Any] | None = None,
     *,
     form: Form | None = None,
@@ -28,13 +47,11 @@ def generate(
     batch_size: int = 8,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[str]:
-    """What the model of a run says to prompts, in their order.
+) -> Callable[[Sequence[Prompt]], list[str]]:
+    """Loads the model of a run, and returns what answers prompts with it.
 
     Args:
-        folder: a run's, or its ``adapter``.
-        prompts: texts, or conversations that end before the answer.
-        overrides: dotted configuration keys to change.
+        folder, overrides: as for :func:`generate`.
         form: how texts are put to the model: 'prompts' (in the template of training), 'conversations' (as what a user
             says) or 'texts' (to be continued as they are); None for the form of the data that it was trained on.
         system: what the system says first, in conversations.
@@ -44,11 +61,8 @@ def generate(
         temperature: 0 takes the likeliest tokens, more draws them; seed: of the draws.
 
     Raises:
-        ConfigError: the run is of no language model, there are no prompts, or one is empty. DataError: a conversation
-            that the tokenizer's template does not take.
+        ConfigError: the run is of no language model, or an option is out of range or of another form.
     """
-    if not prompts or any(not (prompt.strip() if isinstance(prompt, str) else prompt) for prompt in prompts):
-        raise ConfigError("a prompt is empty, or there are none; give one text an answer")
     if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
         raise ConfigError(
             f"temperature={temperature} must be 0 or more, max_new_tokens={max_new_tokens} and batch_size={batch_size} "
@@ -63,19 +77,46 @@ def generate(
     form = form or bundle.form or "prompts"
     if system is not None and form != "conversations":
         raise ConfigError(f"system is given, but this run's prompts are {form}; leave it out, or ask for conversations")
-    asked, template = put(prompts, form, bundle.loaded.tokenizer, system)
     if merge:
         bundle.adapters.merge()
-    return generate_answers(
-        bundle.loaded.model,
-        bundle.loaded.tokenizer,
-        asked,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        template=template,
-        temperature=temperature,
-        seed=seed,
-    )
+
+    def answer(prompts: Sequence[Prompt]) -> list[str]:
+        asked, template = put(prompts, form, bundle.loaded.tokenizer, system)
+        return generate_answers(
+            bundle.loaded.model,
+            bundle.loaded.tokenizer,
+            asked,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            template=template,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    return answer
+
+
+def chat(folder: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any) -> Callable[[str], str]:
+    """A conversation with the model of a run: what is returned takes what the user says next, and answers with all that
+    was said before in view.
+
+    Args:
+        folder, overrides: as for :func:`generate`; options: as for :func:`load_speaker`, but in conversations whatever
+            the run was trained on.
+
+    Raises:
+        ConfigError: as for :func:`load_speaker`. DataError: the tokenizer has no chat template that tells roles apart.
+    """
+    system = options.pop("system", None)
+    answer = load_speaker(folder, overrides, **{**options, "form": "conversations"})
+    said: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+
+    def reply(text: str) -> str:
+        said.append({"role": "user", "content": text})
+        said.append({"role": "assistant", "content": answer([list(said)])[0]})
+        return str(said[-1]["content"])
+
+    return reply
 
 
 def read_prompts(path: Path) -> list[Prompt]:

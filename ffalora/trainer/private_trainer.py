@@ -33,13 +33,12 @@ from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from ..privacy.spent import Spent
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
-from ..training.batches import physical_batches
 from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
 from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, spent_before, spent_by
-from .steps import LogicalSteps, classes_of, lengths_of
+from .steps import LogicalSteps, classes_of, cut, lengths_of
 from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
 #: Logs that are computed on private data without noise.
@@ -163,9 +162,12 @@ class PrivateTrainer(Trainer):
             self.adapters.load_state_(started)
 
     def _gradient(self, ledger: PrivacyLedger, noise: NoiseSource, compares: bool) -> PrivateGradient:
-        return PrivateGradient(
-            self.model, self.adapters, self._losses, ledger, self.privacy.max_grad_norm, noise, compares, self.workers
-        )
+        norm = self.privacy.max_grad_norm
+        return PrivateGradient(*self._trained(), self._losses, ledger, norm, noise, compares, self.workers)
+
+    def _trained(self) -> tuple[nn.Module, Adapters]:
+        """What takes the inputs of a batch, and the adapters in it."""
+        return self.model, self.adapters
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""
@@ -227,15 +229,18 @@ class PrivateTrainer(Trainer):
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
         features = [dataset[int(i)] for i in drawn]
-        lengths = lengths_of(features)
-        size = self.args.per_device_train_batch_size
-        plan = physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size)
-        batches = []
-        for rows in plan.batches:
-            inputs = self._prepare_inputs(collate([features[i] for i in rows]))
-            targets = inputs.pop(self._label_name)
-            batches.append((drawn[rows], inputs, targets))
-        return batches
+        parts = cut(features, self.args.per_device_train_batch_size)
+        return [(drawn[rows], *self._batch(collate([features[i] for i in rows]))) for rows in parts]
+
+    def _batch(self, collated: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and targets, a row a sample, of what the collator made of some."""
+        inputs = self._prepare_inputs(collated)
+        targets = inputs.pop(self._label_name)
+        return inputs, targets
+
+    def _records(self) -> Any:
+        """The training set, without what is computed of it: its rows tell which data was spent on."""
+        return self.train_dataset
 
     @property
     def _label_name(self) -> str:
@@ -247,7 +252,7 @@ class PrivateTrainer(Trainer):
     def _new_ledger(self, spent: tuple[Spent, ...]) -> PrivacyLedger:
         epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
         steps = self.args.max_steps if self.args.max_steps > 0 else epochs
-        return new_ledger(self.privacy, self.train_dataset, self.expected_batch, steps, spent)
+        return new_ledger(self.privacy, self._records(), self.expected_batch, steps, spent)
 
     def _open_accounts(self, ledger: PrivacyLedger, is_new: bool) -> PrivacyLedger:
         """What the output folder and the data set's ledger say was spent, and where it goes on. A new run begins its
@@ -270,7 +275,7 @@ class PrivateTrainer(Trainer):
             resume=not is_new,
             is_secure=True,
             data_ledger=find_data_ledger(self.privacy.ledger, "trainer"),
-            records={LEDGER_NAME: partial(feature_digests, self.train_dataset, labels)},
+            records={LEDGER_NAME: partial(feature_digests, self._records(), labels)},
             account=account,
             run=f"PrivateTrainer, {durable.parent.resolve()}",
             before=self._accounts,

@@ -7,10 +7,25 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..privacy.sampling import Indices
+from ..training.batches import physical_batches
+
 
 def lengths_of(features: list[Any]) -> list[int]:
-    """Tokens of each sample; 1 where it has none."""
-    return [len(f["input_ids"]) if "input_ids" in f else 1 for f in features]
+    """Tokens of each sample, of a preference pair those of the prompt with the longer answer; 1 where it has none."""
+    return [_length(feature) for feature in features]
+
+
+def _length(feature: Any) -> int:
+    if "chosen_ids" in feature:
+        return len(feature["prompt_ids"]) + max(len(feature["chosen_ids"]), len(feature["rejected_ids"]))
+    return len(feature["input_ids"]) if "input_ids" in feature else 1
+
+
+def cut(features: list[Any], size: int) -> tuple[Indices, ...]:
+    """Positions of the samples of each physical batch, of at most ``size`` samples."""
+    lengths = lengths_of(features)
+    return physical_batches(lengths, max(1, size * max(lengths, default=1)), max_samples=size).batches
 
 
 def classes_of(features: list[Any], name: str) -> np.ndarray | None:

@@ -73,9 +73,9 @@ class Engine(TrainingSetup):
             check_cohort(cohort, self.privacy, isinstance(self.noise, SeededNoise), self.owners)
         if self.is_sharded:
             self.token_budget = min(self.workers.gather(self.token_budget or 1))
-        if self.private or self.is_sharded:
+        if self.privacy.at_clients or self.is_sharded:
             self.look_ahead(cohort)
-        if self.private:
+        if self.privacy.at_clients:
             for participant in cohort:
                 participant.begin_noise(state.shape[1], self.device, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)

@@ -16,7 +16,7 @@ from ffalora_kernels import clip_reduce_
 from ..adapters import Adapters, TrainingPass
 from ..data.tasks import Losses
 from ..models.frozen_head import head_left_out
-from ..models.packing import pack, packed_attention, packed_segments
+from ..models.packing import pack, packed_attention, packed_segments, padded_outputs
 from .admission import check_batch
 from .arena import UNWRITTEN, Arena
 from .detectors import check_gradients, check_reads_state
@@ -148,7 +148,8 @@ def segment_gradients(
     head = head_left_out(model) if seen.head_apart else nullcontext()
     keyed = nullcontext() if current.masks is None else keyed_dropout(model, current.masks)
     with adapters.training_pass(current), attention, head, keyed:
-        found = losses(model(**inputs), targets)
+        outputs = model(**inputs)
+        found = losses(padded_outputs(outputs, padded["attention_mask"].bool()) if packed else outputs, targets)
         check_losses(found, samples)
         found.sum().backward()
     arena.check_written((current.squares == UNWRITTEN).any(0))

@@ -58,7 +58,7 @@ class Probe:
         if "head" in self._open and len(targets):
             self.head_apart = losses is causal_losses and can_leave_head_out(model, inputs)
             self._open.remove("head")
-        if not self.packed or ("packing" in self._open and check_packing(model, inputs, logits_of)):
+        if not self.packed or ("packing" in self._open and check_packing(model, inputs)):
             self._open.discard("packing")
         if not self.private:
             self._open.discard("independence")

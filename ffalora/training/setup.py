@@ -62,7 +62,8 @@ class TrainingSetup:
         charged: called with the cohort once a step has been charged, before its noisy result exists.
         workers: the processes that share each step, by default this one alone. All call ``train`` alike. They may each
             hold a part of the frozen base (``fully_shard``): all then take part in every pass.
-        packed: lay samples end to end instead of padding them; for models that pool packed states by sample.
+        packed: lay samples end to end instead of padding them; for language models, and those that pool packed states
+            by sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
 

@@ -11,6 +11,7 @@ from adapter_cases import adapted, relative_error, text_batch, tiny_bert, tiny_g
 from safetensors.torch import load_file, save_file
 
 from ffalora.adapters import CheckpointError, load_adapters
+from ffalora.adapters.peft_plain import is_plain, plain_factors
 
 LOGITS = 1e-6
 MODELS = {"bert": tiny_bert, "gpt2": tiny_gpt2, "llama": tiny_llama}
@@ -57,6 +58,32 @@ def test_our_loader_reads_peft_checkpoints_with_equal_logits(kind, tmp_path):
     theirs.save_pretrained(tmp_path)
     adapters = load_adapters(reference, tmp_path)
     assert relative_error(logits(adapters.model, batch), expected) < LOGITS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {r".*0\..*": 2}, "alpha_pattern": {"q_proj": 3}},
+        {"init": "pissa", "trained": "both", "alpha": 2.5},
+    ],
+)
+def test_plain_factors_add_to_the_base_what_the_adapter_adds(changes):
+    base = tiny_llama()
+    weights = {name: p.detach().clone() for name, p in base.named_parameters()}
+    adapters = adapted(base, target_modules="all-linear", **changes)
+    assert not is_plain(adapters.config)
+    rank, factors = plain_factors(adapters.layers)
+    for name, layer in adapters.layers.items():
+        a, b = factors[name]["lora_A.weight"], factors[name]["lora_B.weight"]
+        assert len(a) == b.shape[1] == rank
+        expected = layer.base_weight() + layer.delta()
+        assert relative_error(weights[f"{name}.weight"] + b @ a, expected) < LOGITS
+
+
+def test_alpha_is_written_as_a_whole_number_where_it_is_one(tmp_path):
+    adapted(tiny_llama(), alpha=6.0).save(tmp_path)
+    assert '"lora_alpha": 6,' in (tmp_path / "adapter_config.json").read_text()
 
 
 def test_a_trained_head_travels_with_the_adapters(tmp_path):

@@ -127,10 +127,11 @@ def test_conversations_without_an_answer_are_left_out_where_that_is_asked_for(tm
 
 
 def test_a_conversation_that_does_not_fit_is_refused_and_not_cut(tmp_path, tokenizer) -> None:
-    data = conversations(tmp_path, [TURNS, TURNS[:2]])
+    data = conversations(tmp_path, [TURNS[:1], TURNS[:2], TURNS], drop_empty=True)
     length = len(encode_conversation(TURNS, tokenizer)[0])
     with pytest.raises(
-        DataError, match=rf"1 of 2 conversations have more than max_length=30 .* raise max_length to {length}"
+        DataError,
+        match=rf"1 of 2 conversations have more than max_length=30 .*: line 3 of .* raise max_length to {length}",
     ):
         prepare(data, "train", tokenizer, max_length=30)
     assert prepare(data, "train", tokenizer, max_length=length).lengths.max() == length
@@ -142,7 +143,7 @@ def test_a_conversation_that_does_not_fit_is_refused_and_not_cut(tmp_path, token
         (None, "no chat template, which conversations need"),
         (ROLELESS, "writes users and assistants alike"),
         (FORGETFUL, "rewrites what was said before message 2"),
-        (STRICT, "rows? 0.* roles must alternate"),
+        (STRICT, "line 1 of chat.jsonl.* roles must alternate"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_in_words(tmp_path, tokenizer, template, message) -> None:

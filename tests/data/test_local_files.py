@@ -131,6 +131,16 @@ def test_split_names_choose_roles(tmp_path):
     assert set(data.test["id"]) == set(range(40, 60)) and len(data.validation) == 4
 
 
+def test_rows_of_every_split_are_known_by_their_lines(tmp_path):
+    lines = [f"text {number},{number % 2}" if number != 7 else ",1" for number in range(2, 32)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(lines))
+    data = load_data(str(tmp_path / "a.csv"), drop_empty=True, max_samples=9)
+    assert {role: len(rows) for role, rows in data.splits.items()} == {"train": 9, "validation": 3, "test": 3}
+    for role, rows in data.splits.items():
+        for row, text in enumerate(rows["text"]):
+            assert data.places[role]([row]) == f"line {text.split()[1]} of a.csv"
+
+
 def test_groups_are_never_cut(tmp_path):
     rows = [{**row, "patient": f"p{row['id'] // 5}"} for row in ROWS]
     data = load_data(write(tmp_path / "any.csv", rows), group_column="patient", input_columns=["text"])

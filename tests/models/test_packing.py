@@ -3,7 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, LlamaConfig, LlamaModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from ffalora.models import MeanPooledClassifier
 from ffalora.models.packing import check_packing, mean_of_samples, pack, packed_attention
@@ -72,12 +81,22 @@ def test_models_whose_attention_or_positions_do_not_follow_samples_are_refused(k
     ).eval()
     inputs = _batch()
     if fits:
-        assert check_packing(model, inputs, lambda output: output.logits)
+        assert check_packing(model, inputs)
     else:
         with pytest.raises(ValueError, match=r"model\.packed=true changes this model's outputs"):
-            check_packing(model, inputs, lambda output: output.logits)
+            check_packing(model, inputs)
+
+
+def test_a_sample_longer_than_the_window_of_its_attention_is_refused():
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40)
+    model = MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=2, sliding_window=9)).eval()
+    assert check_packing(model, _batch())
+    model.config.sliding_window = model.model.layers[0].self_attn.config.sliding_window = 8
+    with pytest.raises(ValueError, match=r"sliding_window=8; set model\.packed to false"):
+        check_packing(model, _batch())
 
 
 def test_one_sample_cannot_show_whether_packing_mixes_samples():
     model = MeanPooledClassifier(next(_models()), 3, 0.3, 10.0, seed=0)
-    assert not check_packing(model, {name: value[:1] for name, value in _batch().items()}, lambda output: output.logits)
+    assert not check_packing(model, {name: value[:1] for name, value in _batch().items()})

@@ -9,6 +9,8 @@ from test_export import card_code, colleague
 from test_generate import language_model, words  # noqa: F401
 from test_tasks import images
 
+from ffalora.adapters import Adapters
+from ffalora.adapters.peft_load import read_config
 from ffalora.cli import main
 from ffalora.federated.simulate import simulate
 from ffalora.planning import starter
@@ -48,7 +50,8 @@ def chat_run(language_model, small, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("chat")
     config = small(
         data__name=str(chats(folder)), data__task="causal-lm", model__name=str(language_model), federation__rounds=1,
-        adapter__target_modules="all-linear", optimizer__lr=5.0,
+        adapter__target_modules="all-linear", optimizer__lr=5.0, adapter__use_rslora=True,
+        adapter__rank_pattern={"q_proj": 3},
     )  # fmt: skip
     simulate(config, folder / "run", progress=False)
     return folder / "run"
@@ -68,8 +71,22 @@ def test_a_language_model_answers_a_colleague_as_it_answers_us(chat_run, tmp_pat
         base = plain.loaded.model(input_ids=ids).logits.softmax(-1)
     assert (found - base).abs().max() > 1e-4, "the adapter moved nothing that is compared"
     if not merged:
+        config = json.loads((made.folder / "adapter_config.json").read_text())
+        assert config["r"] == config["lora_alpha"] and isinstance(config["lora_alpha"], int)
+        assert not (config["rank_pattern"] or config["use_rslora"] or config["modules_to_save"])
+        assert read_config(made.folder).rank == config["r"] and read_config(made.folder).trained == "b"
         auto = "import peft\nmodel = peft.AutoPeftModelForCausalLM.from_pretrained('shared')"
         assert torch.equal(theirs(made.folder, auto + inputs + RESULT).softmax(-1), found)
+
+
+def test_weights_that_cannot_be_merged_leave_no_folder_behind(chat_run, tmp_path, monkeypatch):
+    def refuse(_):
+        raise ValueError("tied")
+
+    monkeypatch.setattr(Adapters, "merge", refuse)
+    with pytest.raises(ValueError, match="tied"):
+        export(chat_run, tmp_path / "shared", merged=True)
+    assert not (tmp_path / "shared").exists()
 
 
 @pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])

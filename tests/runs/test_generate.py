@@ -1,5 +1,6 @@
 """Language models trained on conversations, prompts or texts answer as they were trained, alone, in a batch, merged."""
 
+import io
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from ffalora.config import ConfigError, load_config
 from ffalora.data.errors import DataError
 from ffalora.data.generation import exact_match, generate_answers, rouge_l
 from ffalora.data.tasks import find_task
+from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
 from ffalora.report import read_runs, write_report
 from ffalora.runs.bundle import evaluate, load_bundle, predict
@@ -195,6 +197,37 @@ def test_the_verb_prints_what_the_function_answers(runs, tmp_path, capsys) -> No
     assert run(folder, "--file", tmp_path / "asked.txt", "--max-new-tokens", 3) == 0
     assert f"> {prompts[1]}\n{expected[1]}\n" in capsys.readouterr().out
     assert run(folder, prompts[0], "--file", tmp_path / "asked.txt") == 2
+
+
+def test_conversations_longer_than_the_model_has_positions_are_refused(language_model, small, tmp_path) -> None:
+    rng, roles = np.random.default_rng(0), ("user", "assistant")
+    said = [(words(rng, 90 if row % 8 == 3 else 3), "yes") for row in range(40)]
+    rows = [[{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)] for turns in said]
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    asked = {"data__name": str(tmp_path / "long.jsonl"), "data__task": "causal-lm", "model__name": str(language_model)}
+    with pytest.raises(
+        DataError, match=r"data\.max_length=200: \d rows of the .* 64 positions .*data\.max_length to 64"
+    ):
+        build(small(**asked, data__max_length=200))
+    with pytest.raises(DataError, match=r"more than data\.max_length=64 tokens.*lines? \d+.* of long.jsonl"):
+        build(small(**asked, data__max_length=64))
+
+
+def test_a_chat_answers_with_all_that_was_said_before_in_view(runs, capsys, monkeypatch) -> None:
+    folder = runs["conversations"]
+    said = [{"role": "system", "content": WORDS[5]}]
+    for question in (WORDS[1], WORDS[2]):
+        said.append({"role": "user", "content": question})
+        said.append({"role": "assistant", "content": generate(folder, [said], max_new_tokens=3)[0]})
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{WORDS[1]}\n{WORDS[2]}\n\nno more\n"))
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(folder), "--chat", "--system", WORDS[5], "--max-new-tokens", "3"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines() == [said[2]["content"], said[4]["content"]]
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(folder), "--chat", "--form", "texts"])
+    assert ended.value.code == 2 and "--chat is a conversation" in capsys.readouterr().err
 
 
 def test_a_run_compares_itself_with_the_untrained_model_and_shows_what_both_answer(runs, small, tmp_path) -> None:

@@ -6,8 +6,7 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from small_runs import WORDS, save_model
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from language_cases import LORA, language_model, load_tokenizer, text
 
 import ffalora
 from ffalora.privacy.sampling import poisson_draw
@@ -18,36 +17,11 @@ trl = pytest.importorskip("trl")
 from ffalora.trainer import PrivateSFTTrainer  # noqa: E402
 
 N = 20
-LORA = dict(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }} {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }} [SEP] "
-    "{% endgeneration %}{% else %}{{ m['content'] }} [SEP] {% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}assistant {% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_model(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.eos_token, tokenizer.chat_template = "[SEP]", TEMPLATE
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    return tokenizer
-
-
-def language_model():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=44, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=2, eos_token_id=3,
-        )
-    )  # fmt: skip
-
-
-def text(row, count):
-    return " ".join(WORDS[(7 * row + i) % len(WORDS)] for i in range(count))
+    return load_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def pairs(n=N):

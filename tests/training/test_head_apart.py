@@ -38,8 +38,10 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask}, targets
 
 
-def gradients(apart: bool, monkeypatch, **model):
-    """Rows of the arena and losses; ``apart`` False keeps the logits."""
+def gradients(apart: bool, monkeypatch, packed: bool = False, checkpointed: bool = False, **model):
+    """Rows of the arena and losses; ``apart`` False keeps the logits. Rows equal ordinary autograd's, each sample alone
+    and padded: the probe compares.
+    """
     kinds = []
 
     def losses(outputs, targets):
@@ -51,8 +53,10 @@ def gradients(apart: bool, monkeypatch, **model):
         if not apart:
             patch.setattr(probes, "can_leave_head_out", lambda *_: False)
         lm, adapters = language_model(**model)
-        probe = Probe(adapters, recomputes=True)
-        found = segment_gradients(lm, adapters, losses, *batch(), probe=probe)
+        if checkpointed:
+            lm.train().gradient_checkpointing_enable({"use_reentrant": False})
+        probe = Probe(adapters, recomputes=True, packed=packed)
+        found = segment_gradients(lm, adapters, losses, *batch(), probe=probe, packed=packed)
     assert probe.head_apart == apart and (HeadStates in kinds) == apart
     return found.gradients.clone(), found.losses
 
@@ -63,6 +67,15 @@ def test_gradients_of_samples_are_those_of_the_logits(trained: str, tied: bool, 
     apart, whole = (gradients(choice, monkeypatch, trained=trained, tied=tied) for choice in (True, False))
     for found, expected in zip(apart, whole, strict=True):
         assert expected.abs().max() > 1e-3
+        assert (found - expected).square().mean().sqrt() <= 1e-5 * expected.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_gradients_of_samples_laid_end_to_end_are_those_of_padded_ones(apart, checkpointed, monkeypatch) -> None:
+    packed = gradients(apart, monkeypatch, packed=True, checkpointed=checkpointed)
+    padded = gradients(False, monkeypatch)
+    for found, expected in zip(packed, padded, strict=True):
         assert (found - expected).square().mean().sqrt() <= 1e-5 * expected.square().mean().sqrt()
 
 

@@ -10,17 +10,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from ..adapters import Adapters
 from ..data.tasks import Losses
 from .private_trainer import PrivateTrainer
 from .terms import PrivacyArguments
-
-#: Samples that a collator is given together and one by one.
-_COMPARED = 8
+from .trl_checks import check_collator, problems_of, with_adapters
 
 
 class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
@@ -51,17 +47,9 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         **others: Any,
     ):
         _check_config(args, others)
-        if isinstance(model, str):
-            raise ValueError(
-                f"model={model!r} is a name; load it first, AutoModelForCausalLM.from_pretrained({model!r})"
-            )
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
-        super().__init__(model, args, privacy, adapters, losses, **others)
+        super().__init__(with_adapters(model, peft_config), args, privacy, adapters, losses, **others)
         used = self._remove_unused_columns(self.train_dataset, description="training")
-        _check_collator(self.data_collator, used)
+        check_collator(self.data_collator, used)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -87,21 +75,9 @@ def _check_config(args: SFTConfig, others: dict[str, Any]) -> None:
     problems = []
     if args.packing or args.eval_packing:
         problems.append("packing=True lays several samples into one row: set packing and eval_packing to False")
-    if args.padding_free:
-        problems.append("padding_free=True lays several samples into one row: set it to False")
     if args.loss_type != "nll":
         problems.append(f"loss_type={args.loss_type!r}: set it to 'nll', or pass a per-sample loss (losses=)")
-    if args.router_aux_loss_coef:
-        problems.append(f"router_aux_loss_coef={args.router_aux_loss_coef} is a loss of the whole batch: set it to 0")
-    if args.activation_offloading:
-        problems.append("activation_offloading=True is not taken by private steps: set it to False")
-    if args.use_liger_kernel:
-        problems.append("use_liger_kernel=True replaces the layers that adapters read: set it to False")
-    if others.get("quantization_config") is not None:
-        problems.append("quantization_config is for models that TRL loads: load the model with it")
-    first = others.get("train_dataset")
-    if first is not None and {"image", "images"} & set(getattr(first, "column_names", None) or ()):
-        problems.append("train_dataset has images: only texts are supported")
+    problems += problems_of(args, others)
     if problems:
         raise ValueError("PrivateSFTTrainer cannot keep its promise with " + "; ".join(problems))
 
@@ -115,39 +91,3 @@ def _check_lengths(prepared: Any, max_length: int, name: str) -> None:
             f"max_length={max_length} would cut answers in {len(long)} of {len(lengths)} rows of the {name} dataset; "
             f"raise it to {max(lengths)}, the length of the longest, or shorten or leave out such rows"
         )
-
-
-def _check_collator(collate: Any, dataset: Any) -> None:
-    """ValueError where a collator makes something else of a sample when others are beside it, padding apart."""
-    rows = [dict(dataset[place]) for place in range(min(_COMPARED, len(dataset)))]
-    together = collate([dict(row) for row in rows])
-    for place, row in enumerate(rows):
-        alone = collate([dict(row)])
-        for name, whole in together.items():
-            if not isinstance(whole, Tensor) or whole.dim() == 0 or len(whole) != len(rows):
-                raise ValueError(
-                    f"data_collator makes {name!r} of {len(rows)} samples into {_shape(whole)}: every tensor needs one "
-                    "row a sample, that one sample's gradient is its own"
-                )
-            if not _same_but_padding(alone[name][0], whole[place]):
-                raise ValueError(
-                    f"data_collator makes another {name!r} of sample {place} when others are beside it: a sample's row "
-                    "must be a function of that sample alone; use TRL's own collator, or one that only pads"
-                )
-
-
-def _same_but_padding(alone: Tensor, row: Tensor) -> bool:
-    """Whether one row is the other, longer by one repeated value at one of its ends."""
-    if alone.shape[1:] != row.shape[1:] or alone.dim() == 0:
-        return torch.equal(alone, row)
-    extra = len(row) - len(alone)
-    if extra < 0:
-        return False
-    for body, padding in ((row[: len(alone)], row[len(alone) :]), (row[extra:], row[:extra])):
-        if torch.equal(body, alone) and bool((padding == padding[:1]).all()):
-            return True
-    return False
-
-
-def _shape(value: Any) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
