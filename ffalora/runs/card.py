@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from ..files.atomic import write_atomically
-from ..privacy.sealed import digest_of
+from ..privacy.sealed import DIGEST, SALT
 from .bundle import Bundle
 from .intervals import SHARES, share_interval
 
@@ -148,11 +148,11 @@ def _promise(run: Path) -> str:
 
 
 def _digests(run: Path) -> dict[str, str]:
-    """By client, the digest of the ledger that the run left."""
+    """By client, the digest of the ledger that the run left, where random bits keep it from telling of the data."""
     found = {}
     for path in sorted((run / "checkpoint" / "ledgers").glob("*.json")):
         values = _json(path)
-        found[str(values.get("label") or path.stem)] = values.get("digest") or digest_of(values)
+        found[str(values.get("label") or path.stem)] = values.get(DIGEST, "–") if SALT in values else "–"
     return found or {"no ledger": "–"}
 
 
