@@ -54,7 +54,7 @@ def result_table(runs: Sequence[Run]) -> Table:
                 epsilon_text(largest_epsilon(group)),
                 _traffic_text(group, "bytes_up"),
                 _traffic_text(group, "bytes_down"),
-                f"{statistics.fmean(sum(row['seconds'] for row in run.rounds) for run in group):.0f}",
+                _seconds_text(group),
                 str(len(group)),
             )
         )
@@ -151,6 +151,13 @@ def _traffic_text(runs: Sequence[Run], key: str) -> str:
     """Mean bytes of a round; a dash where they are kept secret (they would tell who was drawn)."""
     sent = [row[key] for run in runs for row in run.rounds if key in row]
     return bytes_text(statistics.fmean(sent)) if sent else "–"
+
+
+def _seconds_text(runs: Sequence[Run]) -> str:
+    """Mean seconds of a run; a dash where they are kept secret."""
+    if any("seconds" not in row for run in runs for row in run.rounds):
+        return "–"
+    return f"{statistics.fmean(sum(row['seconds'] for row in run.rounds) for run in runs):.0f}"
 
 
 def bytes_text(count: float) -> str:
