@@ -123,7 +123,11 @@ def largest_epsilon(runs: Sequence[Run]) -> float | None:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% interval by Student's t (None for a single value)."""
+    """Mean, and half the width of its 95% interval by Student's t; None for a single value, and where one is infinite
+    or NaN.
+    """
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values), None
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None

@@ -1,6 +1,7 @@
 """Reports: what the tables say follows from the run folders, and the page needs nothing but itself."""
 
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -302,6 +303,16 @@ def test_sizes_and_intervals_are_written_as_people_write_them():
     assert epsilon_text(None) == "not private" and epsilon_text(5.991) == "6.00"
     assert epsilon_text(5.99) == "5.99" and epsilon_text(1.1) == "1.10"
     assert interval([0.5]) == (0.5, None)
+
+
+def test_runs_without_noise_and_runs_that_diverged_are_reported_over_seeds_as_what_they_are(tmp_path):
+    assert interval([math.inf, math.inf]) == (math.inf, None) and interval_text([0.7, math.nan]) == "nan"
+    for seed in range(2):
+        write_run(from_mapping(PRIVATE | {"seed": seed}), tmp_path / "runs" / f"seed-{seed}")
+        written = tmp_path / "runs" / f"seed-{seed}" / "metrics.jsonl"
+        written.write_text(re.sub(r'"epsilon": [\d.]+', '"epsilon": "infinity"', written.read_text()))
+    page = run_page(read_runs([tmp_path / "runs"]))
+    assert "∞" in page.tables[0].rows[0] and "epsilon" in {plot.name for plot in page.plots}
 
 
 FAULTS = {
