@@ -40,7 +40,15 @@ from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of
 from ..training.workers import drawn_alike, find_workers
 from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, spent_before, spent_by
 from .steps import LogicalSteps, classes_of, lengths_of
-from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
+from .terms import (
+    PrivacyArguments,
+    check_arguments,
+    check_distribution,
+    default_losses,
+    feature_digests,
+    promised,
+    refuse_push,
+)
 
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
@@ -166,6 +174,8 @@ class PrivateTrainer(Trainer):
         return PrivateGradient(
             self.model, self.adapters, self._losses, ledger, self.privacy.max_grad_norm, noise, compares, self.workers
         )
+
+    push_to_hub = refuse_push
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""
