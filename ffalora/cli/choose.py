@@ -86,6 +86,7 @@ def command(
     if not options.as_json:
         chosen = ", ".join(f"{key} = {value}" for key, value in choice.values.items())
         click.echo(f"chosen: {chosen} (validation {choice.metric} {choice.score:.4g}); the run is {folder / BEST}")
+        click.echo(f"of rows that chose nothing: ffalora evaluate {folder / BEST} --data.evaluate_on test")
 
 
 def _as_tried(values: dict[str, list[Any]]) -> list[str]:

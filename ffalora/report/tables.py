@@ -82,6 +82,8 @@ def _said_of_intervals(runs: Sequence[Run]) -> str:
         said += "; ± is the 95% interval of the mean over seeds (Student's t)"
     if rows and any(len(group) == 1 for group in groups):
         said += "; in brackets, the 95% interval of a share of so many rows (Wilson)"
+    if any(run.config["privacy"].get("trials", 1) > 1 for run in runs):
+        said += "; the run was chosen by these rows among several, so that it looks better on them than on others"
     return said
 
 

@@ -66,7 +66,8 @@ def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) ->
         promise=_promise(run),
         statement=_text(run / "privacy.txt") or "no statement came with this adapter",
         digests=_digests(run),
-        rows=f"{rows} rows of the {config.data.evaluate_on} split",
+        rows=f"{rows} rows of the {config.data.evaluate_on} split"
+        + (", by which it was chosen among several runs (others will show less)" if config.privacy.trials > 1 else ""),
         metrics=[_metric(name, value, rows) for name, value in summary.get("metrics", {}).items()] if rows else [],
         baselines=summary.get("baselines") or [],
         training=_training(run, bundle),

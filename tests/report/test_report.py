@@ -245,6 +245,13 @@ def test_metrics_come_with_the_number_of_rows_and_the_interval_that_it_leaves(tm
     assert table.caption in table_text(read_runs([tmp_path]))
 
 
+def test_a_run_that_was_chosen_among_several_is_said_to_look_better_than_it_is(tmp_path):
+    for name, trials in (("alone", 1), ("chosen", 10)):
+        write_run(from_mapping({"privacy": PRIVATE["privacy"] | {"trials": trials}}), tmp_path / name)
+        caption = result_table(read_runs([tmp_path / name])).caption
+        assert ("was chosen by these rows among several" in caption) == (trials > 1)
+
+
 def test_the_command_of_the_page_repeats_the_run(demo, tmp_path):
     page = run_page(read_runs([demo]))
     (tmp_path / "config.yaml").write_text(page.configs["config.yaml"])
