@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from functools import partial
 from pathlib import Path
@@ -67,19 +68,31 @@ def command(
     from ..planning.choice import BEST, choose, prepare
 
     values = dict(tried)
+    twice = [key for key, _ in tried if [other for other, _ in tried].count(key) > 1]
+    if twice:
+        raise click.UsageError(f"--try {twice[0]}=… is given twice; give its values together, as --try {twice[0]}=A,B")
     hide_loading_bars()
     prepared = partial(_prepared, alone if one_site else None, values, trials, options.resume, prepare)
     run, folder, _ = open_run("choose", config, overrides, options, prepared)
     try:
         choice = choose(run, values, folder, train if one_site else simulate, metric, options.resume, options.progress)
     except KeyboardInterrupt:
-        again = " ".join(f"--try {shlex.quote(key + '=' + ','.join(map(str, found)))}" for key, found in tried)
-        again = f"ffalora choose {again} --resume --output {shlex.quote(str(folder))}"
+        again = shlex.join(
+            [*_as_tried(values), *(["--one-site"] if one_site else []), "--resume", "--output", str(folder)]
+        )
+        again = f"ffalora choose {again}"
         raise Interrupted(f"interrupted; what it has spent is charged. To go on:\n  {again}") from None
     show([folder / BEST], folder, options.as_json)
     if not options.as_json:
         chosen = ", ".join(f"{key} = {value}" for key, value in choice.values.items())
         click.echo(f"chosen: {chosen} (validation {choice.metric} {choice.score:.4g}); the run is {folder / BEST}")
+        click.echo(f"of rows that chose nothing: ffalora evaluate {folder / BEST} --data.evaluate_on test")
+
+
+def _as_tried(values: dict[str, list[Any]]) -> list[str]:
+    """The flags that are read as these values."""
+    written = {key: yaml.safe_dump(each, default_flow_style=True, width=math.inf) for key, each in values.items()}
+    return [word for key, text in written.items() for word in ("--try", f"{key}={text.strip()[1:-1]}")]
 
 
 def _prepared(

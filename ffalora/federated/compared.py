@@ -78,7 +78,8 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     protects_samples = config.privacy.unit == "sample" and config.privacy.sampling == "poisson"
     if len(ledgers) == len(clients) and protects_samples:
         rows += _private(experiment, clients, ledgers, directions, features, labels)
-    bound = plain_probe(clients, len(data.label_names)).accuracy(features, labels)
+    unit = torch.nn.functional.normalize(features, dim=1)  # as long as those that it is fitted to
+    bound = plain_probe(clients, len(data.label_names)).accuracy(unit, labels)
     return [*rows, _row(WITHOUT_PRIVACY, bound, "logistic regression on all clients' data in one place")]
 
 

@@ -31,8 +31,8 @@ def metrics_row(
     """The row of ``metrics.jsonl`` for the round just completed; each ε is rounded up.
 
     With secure noise it holds nothing that is a function of private data without noise: no loss, no norms, no realised
-    batch sizes; at client level no gap between the clients' own rows, and nothing that tells who was drawn, since the
-    amplification needs that secret.
+    batch sizes; at client level no gap between the clients' own rows, and nothing that tells who was drawn (such as how
+    long it took), since the amplification needs that secret.
     """
     by_column, names = experiment.config.clients.partition == "column", experiment.partition.names
     epsilons = {
@@ -41,14 +41,13 @@ def metrics_row(
     }
     row = {
         "round": server.round,
-        "seconds": round(seconds, 3),
         "metrics": metrics,
         "epsilon": rounded_up(max(epsilons.values())) if epsilons else None,
         "epsilon_per_client": {name: rounded_up(value) for name, value in epsilons.items()},
     }
     privacy = experiment.config.privacy
     if not (privacy.is_secure and privacy.unit == "client"):
-        row |= {"update_gap": gap, "bytes_up": bytes_up, "bytes_down": bytes_down}
+        row |= {"seconds": round(seconds, 3), "update_gap": gap, "bytes_up": bytes_up, "bytes_down": bytes_down}
         row |= {"rejected": report.rejected, "dropped": report.dropped}
     return row if privacy.is_secure else row | report.numbers()
 
@@ -79,6 +78,14 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
     """Last metrics and the costs of the whole run."""
     last = replace(server, round=max(server.round - 1, 0))
     evaluated = [row for row in rows if row["metrics"]]
+    summed = {
+        key: sum(row[key] for row in rows)
+        for key in ("bytes_up", "bytes_down", "seconds")
+        if all(key in r for r in rows)
+    }
+    if "seconds" in summed:
+        summed |= {"seconds_per_round": round(summed["seconds"] / max(len(rows), 1), 3)}
+        summed |= {"seconds": round(summed["seconds"], 1)}
     return {
         "strategy": experiment.strategy.name,
         "rounds": len(rows),
@@ -86,13 +93,11 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "evaluated": evaluated_rows(experiment),
         "epsilon": rows[-1]["epsilon"] if rows else None,
         "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
-        **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down") if all(key in r for r in rows)},
         "trained_numbers": experiment.adapters.layout.size,
         "lr": experiment.participants[0].lr,
         "head_start": experiment.head_start,
         "baselines": experiment.baselines,
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "seconds_per_round": round(sum(row["seconds"] for row in rows) / max(len(rows), 1), 3),
+        **summed,
     }
 
 

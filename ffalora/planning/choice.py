@@ -71,8 +71,8 @@ def prepare(config: Config, tried: Mapping[str, Sequence[Any]], trials: float) -
         trials: their number on average, above 1.
 
     Raises:
-        ConfigError: nothing is protected, several seeds, a value that does not fit, or candidates that would not spend
-            the same.
+        ConfigError: nothing is protected, several seeds, tools that would keep every trial's metrics, a value that
+            does not fit, or candidates that would not spend the same.
     """
     if not 1 < trials <= 1000:
         raise ConfigError(f"--trials {trials:g}: must lie above 1 and be at most 1000, the mean number of trials")
@@ -88,6 +88,12 @@ def prepare(config: Config, tried: Mapping[str, Sequence[Any]], trials: float) -
     every = candidates(shared, tried)
     if len(every) < 2:
         raise ConfigError("there is one candidate: give --try KEY=A,B with values to choose from")
+    told = next((one.report_to for _, one in every if one.report_to), None)
+    if told is not None:
+        raise ConfigError(
+            f"report_to={told}: this would keep the metrics of every trial, of which the best alone may be seen; leave "
+            "it out"
+        )
     first = _spending(every[0][1])
     for values, one in every[1:]:
         if changed := differences(first, _spending(one)):

@@ -87,7 +87,8 @@ def choose(plans: Sequence[Plan], seconds: float = math.inf) -> Plan:
 def make_plans(config: Config, seconds: float = math.inf) -> Plans:
     """Plans for the clients of a configuration, with times measured on a few samples of theirs.
 
-    Nothing that depends on the data but their number enters the choice; the steps that are timed are forgotten.
+    Nothing that depends on the data but their number enters the choice, and, where ``seconds`` bound it, the time that
+    samples of their lengths take; the steps that are timed are forgotten.
 
     Raises:
         ConfigError: no ε to plan with. What building the run raises.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ..config import ConfigError
 from ..federated.checkpoint import Checkpoint
 from ..federated.cohort import Cohort, train_cohort, trains_in_one_pass
 from ..federated.experiment import Experiment
@@ -24,6 +25,7 @@ from ..federated.ledgers import ledgers_of
 from ..federated.payload import through_the_wire
 from ..federated.strategies import ServerState
 from ..federated.strategies.base import weighted_mean
+from ..federated.strategies.residual import MergesIntoBase
 from ..federated.strategies.wire import BYTES_PER_NUMBER
 from ..runs.folder import CHECKPOINT, write_rows
 from ..training.optim import Moments
@@ -143,14 +145,14 @@ def at_scale(
             fast as this one.
 
     Raises:
-        ValueError: a size below 1, or more drawn than there are.
+        ValueError: a size below 1, or more drawn than there are. ConfigError: the method's downloads grow with cohorts.
     """
     if not 1 <= drawn <= clients or processes < 1:
         raise ValueError(
             f"clients={clients}, drawn={drawn}, processes={processes}: 1 ≤ drawn ≤ clients and a process are needed"
         )
     strategy, server = experiment.strategy, experiment.strategy.begin()
-    up, down = strategy.wire.bytes_up(server), strategy.wire.bytes_down(server, range(drawn)) // drawn
+    up, down = _bytes_of_a_round(experiment, server, drawn)
     busiest = math.ceil(drawn / processes)
     row = BYTES_PER_NUMBER * server.row.numel()
     exchanged = 0.0 if processes == 1 else 8 * row * (drawn + busiest) / network.link
@@ -174,6 +176,21 @@ def at_scale(
         simulated=trained + exchanged + aggregated + views * evaluated + pace.written + clients * pace.books,
         real=network.latency + max(a_client, at_server) + aggregated + evaluated,
     )
+
+
+def _bytes_of_a_round(experiment: Experiment, server: ServerState, drawn: int) -> tuple[int, int]:
+    """Bytes of one client, up and down, in the mean of rounds after the first."""
+    strategy, federation = experiment.strategy, experiment.config.federation
+    if isinstance(strategy, MergesIntoBase):
+        raise ConfigError(
+            f"federation.strategy={strategy.name!r}: what every client of the federation receives grows with each "
+            "round's cohort, which is not counted here; plan with another method"
+        )
+    rounds = [replace(server, round=number) for number in range(1, 1 + 2 * federation.refactor_every)]
+    cohort = [number % len(experiment.participants) for number in range(drawn)]
+    up = sum(strategy.wire.bytes_up(later) for later in rounds)
+    down = sum(strategy.wire.bytes_down(later, cohort) for later in rounds)
+    return up // len(rounds), down // (len(rounds) * drawn)
 
 
 def timed_cohorts(experiment: Experiment) -> tuple[int, int]:

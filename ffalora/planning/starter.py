@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+from ..config import Config
 from ..data.proposal import Proposal
 from ..federated.batch import MOST_SAMPLES
 from ..privacy.batch import sensible_batch
@@ -26,8 +27,9 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
     largest, what = max(1, math.floor((1 - _HELD_OUT) * drawn)), "samples" if found.user is None else "users"
     rows_each = found.sizes[0] / max(1, drawn)
     delta = min(1e-5, 10.0 ** -math.ceil(math.log10(10 * found.sizes[0])))
-    most = (_PROMPTS if found.label is None else MOST_SAMPLES) // (ROUNDS * LOCAL_STEPS * len(found.sizes))
-    batch = sensible_batch(largest, target_epsilon, delta, ROUNDS * LOCAL_STEPS, int(most / rows_each))
+    computed, least = (_PROMPTS, 1) if found.label is None else (MOST_SAMPLES, Config().optimizer.batch)
+    most = max(least, int(computed // (ROUNDS * LOCAL_STEPS * len(found.sizes)) / rows_each))
+    batch = sensible_batch(largest, target_epsilon, delta, ROUNDS * LOCAL_STEPS, most)
     lines = [
         f"# A private run on {found.source}, as `ffalora init` proposed it. Every key: ffalora simulate --help-all",
         "seed: 0",

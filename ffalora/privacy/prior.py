@@ -37,7 +37,7 @@ def _of_one_run(path: Path, is_secure: bool) -> tuple[Spent, ...]:
     if path.is_dir():
         if (path / STATEMENT).exists():
             return _of_statement(path / STATEMENT, is_secure)
-        ledgers = sorted(path.glob("*.json")) or sorted(path.glob("checkpoint/ledgers/*.json"))
+        ledgers = sorted(path.glob("checkpoint/ledgers/*.json")) or sorted(path.glob("*.json"))
         if not ledgers:
             raise LedgerMismatch(f"prior: {path} holds neither {STATEMENT} nor ledgers; name a run's folder or file")
         return largest(load_ledger(ledger).history for ledger in ledgers)

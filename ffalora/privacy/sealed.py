@@ -2,24 +2,30 @@
 
 A digest finds damage and carelessness, not forgery: whoever can write the file can compute it. What a key holder has
 vouched for is in the data set's ledger (:mod:`ffalora.privacy.data_ledger`).
+
+The digest may be published (model cards do), and tells nothing of the values: random bits are among them. Without
+these, whoever can guess the rest of a file, such as the hash of records all but one of which they know, could see by
+the digest whether the guess is right.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files.atomic import write_atomically
 
-_DIGEST = "digest"
+DIGEST, SALT = "digest", "salt"
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes plain JSON values with their digest, whole or not at all, and durably."""
-    write_atomically(path, json.dumps({**values, _DIGEST: digest_of(values)}, indent=1).encode())
+    """Writes plain JSON values with fresh random bits and the digest of both, whole or not at all, and durably."""
+    salted = {**values, SALT: secrets.token_hex(16)}
+    write_atomically(path, json.dumps({**salted, DIGEST: digest_of(salted)}, indent=1).encode())
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -30,11 +36,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        stated = values.pop(_DIGEST)
+        stated = values.pop(DIGEST)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a ledger of this version, or is damaged: {error}") from None
     if stated != digest_of(values):
         raise ValueError(f"{path} was changed since it was written; restore the file that the run left")
+    values.pop(SALT, None)  # files of earlier versions have none
     return values
 
 

@@ -16,7 +16,7 @@ from .spent import Spent
 NOISE_MODES = ("seeded", "secure")
 PUBLIC = (
     "the sampling rate, and the expected batch size by which noisy sums are divided",
-    "the model, the frozen factor, the configuration and the number of rounds and steps",
+    "the model, the frozen factor, the names of the classes, the configuration and the number of rounds and steps",
 )
 _PUBLIC_SIZE = (
     "the number of records of each client, on which rate and noise depend",

@@ -21,11 +21,11 @@ def live_state(folder: Path) -> dict[str, Any]:
     """What is known of the runs in a folder, whether they go on, are over, or have not begun.
 
     Returns:
-        ``title``, ``folder``, ``seconds_left`` (of all runs together; None where no round is done yet), and ``runs``,
-        each with ``label``, ``status`` (waiting, running, quiet, finished), ``round`` of ``rounds``,
-        ``seconds_per_round``, ``metric`` with its ``curve`` of ``[round, value]``, ``epsilon`` (None without
-        privacy), ``target_epsilon``, ``protection`` (a sentence), and, where the run tells them, ``clipped`` (a share)
-        and ``bytes`` (of all clients, up and down).
+        ``title``, ``folder``, ``seconds_left`` (of all runs together; None where no round is done yet, or what rounds
+        take is a secret), and ``runs``, each with ``label``, ``status`` (waiting, running, quiet, finished), ``round``
+        of ``rounds``, ``seconds_per_round``, ``metric`` with its ``curve`` of ``[round, value]``, ``epsilon`` (None
+        without privacy), ``target_epsilon``, ``protection`` (a sentence), and, where the run tells them, ``clipped`` (a
+        share) and ``bytes`` (of all clients, up and down).
 
     Raises:
         ReportError: the folder holds no run, or a study.
@@ -37,9 +37,9 @@ def live_state(folder: Path) -> dict[str, Any]:
     config = load_config(folder / CONFIG)
     runs = [_run_state(place, one, _label(place, one, folder)) for place, one in run_places(config, folder).items()]
     paces = [run["seconds_per_round"] for run in runs if run["seconds_per_round"] is not None]
-    left = None
-    if paces:
-        on = [run for run in runs if run["status"] != "finished"]
+    on = [run for run in runs if run["status"] != "finished"]
+    left = None if on else 0.0
+    if on and paces:
         typical = statistics.fmean(paces)
         left = sum((run["rounds"] - run["round"]) * (run["seconds_per_round"] or typical) for run in on)
     title = f"{data_title(config.model_dump(mode='json'))} with {Path(config.model.name).name}"
@@ -64,10 +64,10 @@ def shown(state: dict[str, Any]) -> dict[str, Any]:
             values["a round takes"] = duration_text(run["seconds_per_round"])
         kept = ("label", "status", "protection", "curve", "rounds", "round")
         runs.append({key: run[key] for key in kept} | {"metric": metric_title(run["metric"] or ""), "values": values})
-    left = state["seconds_left"]
-    text = (
-        "finished" if left == 0 else f"about {duration_text(left)} left" if left is not None else "no round is done yet"
-    )
+    left, has_begun = state["seconds_left"], any(run["round"] for run in state["runs"])
+    text = "what rounds take is secret" if has_begun else "no round is done yet"
+    if left is not None:
+        text = "finished" if left == 0 else f"about {duration_text(left)} left"
     return {"title": state["title"], "folder": state["folder"], "left": text, "runs": runs}
 
 
@@ -94,7 +94,8 @@ def _run_state(place: Path, config: Config, label: str) -> dict[str, Any]:
         config = load_config(place / CONFIG)  # with what the run decided by itself
     written, rounds = place / METRICS, config.federation.rounds
     rows = rows_of(written.read_text(encoding="utf-8")) if written.exists() else []  # each was written whole
-    pace = statistics.median(row["seconds"] for row in rows[-_RECENT:]) if rows else None
+    paces = [row["seconds"] for row in rows[-_RECENT:] if "seconds" in row]
+    pace = statistics.median(paces) if paces else None
     evaluated = {row["round"]: row["metrics"] for row in rows if row.get("metrics")}
     names = dict.fromkeys(name for metrics in evaluated.values() for name in metrics)
     metric = next((name for name in (*_FIRST, *names) if name in names), None)

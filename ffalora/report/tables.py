@@ -54,7 +54,7 @@ def result_table(runs: Sequence[Run]) -> Table:
                 epsilon_text(largest_epsilon(group)),
                 _traffic_text(group, "bytes_up"),
                 _traffic_text(group, "bytes_down"),
-                f"{statistics.fmean(sum(row['seconds'] for row in run.rounds) for run in group):.0f}",
+                _seconds_text(group),
                 str(len(group)),
             )
         )
@@ -82,6 +82,8 @@ def _said_of_intervals(runs: Sequence[Run]) -> str:
         said += "; ± is the 95% interval of the mean over seeds (Student's t)"
     if rows and any(len(group) == 1 for group in groups):
         said += "; in brackets, the 95% interval of a share of so many rows (Wilson)"
+    if any(run.config["privacy"].get("trials", 1) > 1 for run in runs):
+        said += "; the run was chosen by these rows among several, so that it looks better on them than on others"
     return said
 
 
@@ -123,7 +125,11 @@ def largest_epsilon(runs: Sequence[Run]) -> float | None:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% interval by Student's t (None for a single value)."""
+    """Mean, and half the width of its 95% interval by Student's t; None for a single value, and where one is infinite
+    or NaN.
+    """
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values), None
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
@@ -151,6 +157,13 @@ def _traffic_text(runs: Sequence[Run], key: str) -> str:
     """Mean bytes of a round; a dash where they are kept secret (they would tell who was drawn)."""
     sent = [row[key] for run in runs for row in run.rounds if key in row]
     return bytes_text(statistics.fmean(sent)) if sent else "–"
+
+
+def _seconds_text(runs: Sequence[Run]) -> str:
+    """Mean seconds of a run; a dash where they are kept secret."""
+    if any("seconds" not in row for run in runs for row in run.rounds):
+        return "–"
+    return f"{statistics.fmean(sum(row['seconds'] for row in run.rounds) for run in runs):.0f}"
 
 
 def bytes_text(count: float) -> str:

@@ -50,6 +50,7 @@ class Bundle:
         trained_on: name of the data that it was trained on.
         form: what a language model learned of a row; None for other tasks.
         adapters: the handle.
+        held_out: rows of each split that nothing was trained on; empty where their number is unknown.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Bundle:
     trained_on: str
     form: Form | None
     adapters: Adapters
+    held_out: Mapping[str, int]
 
 
 class Scores(dict[str, float]):
@@ -100,6 +102,8 @@ def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: C
         "label_names": data.label_names,
         "form": data.form,
     }
+    if not config.privacy.hides_sizes:
+        terms["held_out"] = {split: len(rows) for split, rows in data.splits.items() if split != "train"}
     write_atomically(folder / BUNDLE_FILE, json.dumps(terms, indent=2, ensure_ascii=False).encode())
 
 
@@ -118,7 +122,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         terms = json.loads((folder / BUNDLE_FILE).read_text())
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
-        form = terms.get("form")
+        form, held_out = terms.get("form"), dict(terms.get("held_out") or {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise
@@ -131,7 +135,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device, trained_on, form, adapters)
+    return Bundle(config, loaded, names, device, trained_on, form, adapters, held_out)
 
 
 def adapter_folder(folder: str | Path) -> Path:
@@ -158,7 +162,8 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     values are there too.
 
     Raises:
-        DataError: the data holds classes that the adapter was not trained for, or no rows to evaluate on.
+        DataError: the data holds classes that the adapter was not trained for, or no rows to evaluate on; or its own
+            data is cut otherwise than it was, so that rows that it was trained on would be scored.
     """
     bundle = load_bundle(folder, overrides)
     config, split, asked = bundle.config, bundle.config.data.evaluate_on, overrides or {}
@@ -166,6 +171,8 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     if config.data.name == bundle.trained_on and held_out < 1:
         data = load_run_data(config, class_names=bundle.label_names)
         evaluation_split(config, data)
+        if "data.splits" not in asked:
+            _check_held_out(bundle, split, len(data.splits[split]))
         rows = f"the {split} split of {data.name}"
     else:
         kept: dict[str, Any] = {key: None for key in _OF_OWN_DATA if key not in asked}
@@ -188,6 +195,16 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
         raise DataError(f"by={by!r}: {rows} has no such column; its columns are {', '.join(scored.column_names)}")
     groups = [] if by is None else column_values(scored, by)[:count]
     return Scores(metrics, count, rows, metrics_of_groups(gathered, task, groups))
+
+
+def _check_held_out(bundle: Bundle, split: str, rows: int) -> None:
+    """Refuses a split of a run's own data that is not of as many rows as the run held out."""
+    if bundle.held_out and bundle.held_out.get(split) != rows:
+        raise DataError(
+            f"the {split} split of {bundle.trained_on} has {rows} rows, and the run held out "
+            f"{bundle.held_out.get(split, 'none')}: the data or how it is cut has changed, and rows that the adapter "
+            "was trained on may be among them. Leave fractions as they were, and give new rows as a file of their own"
+        )
 
 
 def predict(

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from ..files.atomic import write_atomically
-from ..privacy.sealed import digest_of
+from ..privacy.sealed import DIGEST, SALT
 from .bundle import Bundle
 from .intervals import SHARES, share_interval
 
@@ -66,7 +66,8 @@ def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) ->
         promise=_promise(run),
         statement=_text(run / "privacy.txt") or "no statement came with this adapter",
         digests=_digests(run),
-        rows=f"{rows} rows of the {config.data.evaluate_on} split",
+        rows=f"{rows} rows of the {config.data.evaluate_on} split"
+        + (", by which it was chosen among several runs (others will show less)" if config.privacy.trials > 1 else ""),
         metrics=[_metric(name, value, rows) for name, value in summary.get("metrics", {}).items()] if rows else [],
         baselines=summary.get("baselines") or [],
         training=_training(run, bundle),
@@ -148,11 +149,11 @@ def _promise(run: Path) -> str:
 
 
 def _digests(run: Path) -> dict[str, str]:
-    """By client, the digest of the ledger that the run left."""
+    """By client, the digest of the ledger that the run left, where random bits keep it from telling of the data."""
     found = {}
     for path in sorted((run / "checkpoint" / "ledgers").glob("*.json")):
         values = _json(path)
-        found[str(values.get("label") or path.stem)] = values.get("digest") or digest_of(values)
+        found[str(values.get("label") or path.stem)] = values.get(DIGEST, "–") if SALT in values else "–"
     return found or {"no ledger": "–"}
 
 

@@ -96,7 +96,8 @@ class Verdict:
         unit = "×" if self.claim.ratio else ""
         where = f"{self.mean:.3g}{unit}" if self.claim.ratio else f"{self.mean:+.4f}"
         if math.isnan(self.low):
-            return f"{self.claim.says}: {where} with one seed; more seeds are needed for a verdict."
+            seeds = "one seed; more seeds are" if self.seeds == 1 else f"{self.seeds} seeds; finite numbers are"
+            return f"{self.claim.says}: {where} with {seeds} needed for a verdict."
         spread = f"95% interval {self.low:.3g} to {self.high:.3g}, {self.seeds} seeds, p = {self.p:.2g}"
         said = {"holds": "holds", "contradicted": "is contradicted", "undecided": "is undecided"}[self.outcome]
         small = ", and a difference of a point is excluded" if self.outcome == "undecided" and self.is_narrow else ""

@@ -74,18 +74,20 @@ def values_of(results: Sequence[CellResult], metric: str) -> Values:
 
 def best_of(results: Sequence[CellResult], metric: str) -> Chosen:
     """The values with the best mean of the metric over the seeds that choose; of equals those with the lower loss. A
-    run without the metric counts as the worst possible.
+    run without the metric, or for which it is NaN, counts as the worst possible.
     """
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     by_values: dict[Chosen, list[CellResult]] = {}
     for r in results:
         by_values.setdefault(r.cell.chosen, []).append(r)
 
+    def mean(values: Sequence[float]) -> float:
+        return statistics.fmean(-math.inf if math.isnan(value) else value for value in values)
+
     def merit(chosen: Chosen) -> tuple[float, float]:
         group = by_values[chosen]
-        losses = [r.numbers.get("loss", math.inf) for r in group]
-        found = [sign * r.numbers.get(metric, -sign * math.inf) for r in group]
-        return statistics.fmean(found), -statistics.fmean(losses)
+        found = [sign * r.numbers.get(metric, math.nan) for r in group]
+        return mean(found), mean([-r.numbers.get("loss", math.nan) for r in group])
 
     return max(by_values, key=merit)
 

@@ -39,7 +39,15 @@ from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of
 from ..training.workers import drawn_alike, find_workers
 from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, spent_before, spent_by
 from .steps import LogicalSteps, classes_of, cut, lengths_of
-from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
+from .terms import (
+    PrivacyArguments,
+    check_arguments,
+    check_distribution,
+    default_losses,
+    feature_digests,
+    promised,
+    refuse_push,
+)
 
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
@@ -168,6 +176,8 @@ class PrivateTrainer(Trainer):
     def _trained(self) -> tuple[nn.Module, Adapters]:
         """What takes the inputs of a batch, and the adapters in it."""
         return self.model, self.adapters
+
+    push_to_hub = refuse_push
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -13,7 +14,7 @@ import click
 import pytest
 from fabricated import write_run
 
-from ffalora.cli import VERBS, cli, main
+from ffalora.cli import VERBS, choose, cli, main
 from ffalora.cli.errors import explain
 from ffalora.config import ConfigError, fields, load_config
 from ffalora.runs.bundle import Scores
@@ -358,6 +359,22 @@ def test_shells_complete_verbs_and_keys(typed, completed, monkeypatch, capsys):
     monkeypatch.setenv("_FFALORA_COMPLETE", "bash_complete")
     run()
     assert f"plain,{completed}" in capsys.readouterr().out.splitlines()
+
+
+def test_an_interrupted_choice_says_what_continues_it(monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ffalora.planning.choice.choose", interrupted)
+    monkeypatch.chdir(tmp_path)
+    tried = ["--try", "optimizer.lr=0.00001,1", "--try", "privacy.head_share=null,0.9"]
+    asked = ["choose", *tried, "--one-site", "--privacy.unit", "sample", "--privacy.target_epsilon", "6"]
+    assert run(*asked, "--output", "out") == 130
+    again = shlex.split(capsys.readouterr().err.splitlines()[-1])[2:]
+    begun, continued = (choose.command.make_context("choose", list(words)).params for words in (tried, again))
+    assert continued["one_site"] and continued["tried"] == begun["tried"]
+    assert run("choose", "--try", "optimizer.lr=1", "--try", "optimizer.lr=2", "--output", "other") == 2
+    assert "--try optimizer.lr=A,B" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_how_many_trials_a_choice_has_is_said_by_trials_alone_and_stays(trained, tmp_path, capsys):

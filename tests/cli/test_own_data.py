@@ -72,6 +72,15 @@ def test_what_init_writes_is_the_configuration_that_it_showed(feedback):
     assert config.optimizer.batch_size == sensible_batch(34, 3.0, 1e-5, 50, most=266)
 
 
+def test_many_clients_spend_their_budgets_as_well_as_few(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"{WORDS[i % 40]} {WORDS[i // 40 % 40]} and so on", i % 2, f"ward {i // 100}") for i in range(4000)]
+    pandas.DataFrame(rows, columns=["text", "label", "client"]).to_csv("many.csv", index=False)
+    assert run("init", "many.csv", "--client", "client") == 0
+    config = load_config("many.yaml")
+    assert efficiency(70, 6.0, config.privacy.delta, config.optimizer.batch, 50) >= 0.85
+
+
 def test_without_clients_it_is_training_at_one_site(feedback, capsys):
     feedback.drop(columns="Hospital").to_csv("alone.csv", index=False)
     assert run("init", "alone.csv") == 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from small_runs import PRIVATE
 
+from ffalora.baselines import LinearClassifier
 from ffalora.config import ConfigError
+from ffalora.federated import compared
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
 
@@ -77,6 +80,18 @@ def test_a_private_run_is_compared_with_all_baselines_at_its_own_epsilon(small, 
     assert [name for name, row in rows.items() if row["is_bound"]] == ["probe without privacy"]
     assert json.loads((tmp_path / "baselines.json").read_text()) == result.summary["baselines"]
     assert result.summary["lr"] > 0
+
+
+def test_the_bound_without_privacy_is_of_features_as_long_as_those_it_is_fitted_to(small, monkeypatch):
+    """A probe whose bias decides at length 1, and does not at the length that the head reads."""
+    experiment = build(small(model__head_scale=10.0, **TRAINED))
+    first = compared.features_of(experiment, experiment.evaluation, np.arange(1))[0]
+    probe = LinearClassifier(torch.stack([torch.zeros_like(first), first / first.norm()]), torch.tensor([0.0, -1.5]))
+    monkeypatch.setattr(compared, "plain_probe", lambda *_: probe)
+    bound = compared.compare(experiment)[-1]
+    assert bound["is_bound"] and bound["accuracy"] == pytest.approx(
+        (experiment.evaluation.labels == 0).mean(), abs=1e-6
+    )
 
 
 def test_a_secure_run_computes_no_baseline_on_the_clients_data(small, tmp_path):

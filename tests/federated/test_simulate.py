@@ -21,6 +21,7 @@ from ffalora.federated.simulate import run_round, simulate
 from ffalora.privacy.accounting import LedgerMismatch
 from ffalora.privacy.sampling import SeededDraw
 from ffalora.report import read_runs, write_report
+from ffalora.report.live import live_state
 from ffalora.runs.bundle import evaluate, load_bundle
 from ffalora.runs.folder import CHECKPOINT, METRICS
 
@@ -472,16 +473,17 @@ def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(
     simulate(small(**changes), tmp_path / "run", progress=False)
     (row,) = (json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines())
     exact = {"train_loss", "median_norm", "clipped", "nonfinite", "padding", "samples"}
-    cohort = {"bytes_up", "bytes_down", "rejected", "dropped", "update_gap"}
+    cohort = {"bytes_up", "bytes_down", "rejected", "dropped", "update_gap", "seconds"}
     assert not set(row) & exact and row["epsilon"] > 0
     assert not (unit is CLIENT_LEVEL and set(row) & cohort)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert ("bytes_up" in summary) == (unit is PRIVATE)
+    assert all((name in summary) == (unit is PRIVATE) for name in ("bytes_up", "seconds", "seconds_per_round"))
     shown = {"client"} if unit is CLIENT_LEVEL else {"client", "samples"}
     assert all(set(client) == shown for client in json.loads((tmp_path / "run/partition.json").read_text()))
     steps = read_checkpoint(tmp_path / "run" / CHECKPOINT)[0]["steps_taken"]
     assert set(steps.values()) == {2}, "nothing tells who was drawn"
     write_report(read_runs([tmp_path / "run"]), tmp_path / "run")
+    assert live_state(tmp_path / "run")["seconds_left"] == 0
 
 
 def test_a_size_that_is_secret_is_not_written_down(small, tmp_path):

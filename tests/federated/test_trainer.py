@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from small_runs import PRIVATE
 
-from ffalora.config import to_yaml
+from ffalora.config import ConfigError, to_yaml
+from ffalora.data import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.flower import door as door_module
 from ffalora.federated.flower import trainer as module
@@ -52,6 +53,27 @@ def test_a_site_stays_from_round_to_round_and_is_made_anew_for_another_policy_or
     assert len(made) == 3 and masked.dtype == np.float64
     with pytest.raises(ValueError, match="outside the quantised range"):
         trainer.answer(task | {"round": 3, "limit": 1e-9}, numbers, lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("label column 'verdict' holds the class relapsed"), "client 1: DataError; the site's log says why"),
+        (ValueError("delta=0.1 is above one over its 37 samples"), "client 1: ValueError; the site's log says why"),
+        (ConfigError("privacy.unit='none': this site's policy"), "client 1: ConfigError: privacy.unit='none': this"),
+    ],
+)
+def test_errors_that_may_quote_a_site_s_rows_or_count_them_stay_in_its_log(tmp_path, monkeypatch, caplog, error, said):
+    trainer, told = Trainer(SiteTerms(1, str(tmp_path))), []
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trainer, "answer", fail)
+    monkeypatch.setattr(module, "send", lambda connection, values: told.append(values["refused"]))
+    module._answer(trainer, None, {}, [])
+    assert told[0].startswith(said) and (isinstance(error, ConfigError) or str(error) not in told[0])
+    assert str(error) in caplog.text
 
 
 def served(folder, answer):

@@ -136,6 +136,7 @@ def test_methods_and_values_are_mixed(small):
         ({}, {"optimizer.rate": [1.0, 2.0]}, 10.0, "optimizer.rate"),
         ({}, RATES, 1.0, "--trials 1: must lie above 1"),
         ({"seeds": 2}, RATES, 10.0, "seeds=2"),
+        ({"report_to": ["trackio"]}, RATES, 10.0, "keep the metrics of every trial"),
         ({"privacy__unit": "none", "privacy__target_epsilon": None}, RATES, 10.0, "protects samples or users"),
         ({"privacy__mechanism": "blt"}, RATES, 10.0, "trials=10 is not derived for mechanism='blt'"),
     ],

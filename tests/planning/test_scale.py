@@ -8,7 +8,7 @@ import pytest
 from small_runs import PRIVATE
 
 from ffalora.cli import main
-from ffalora.config import to_yaml
+from ffalora.config import ConfigError, to_yaml
 from ffalora.federated.experiment import build
 from ffalora.planning.scale import Network, Pace, at_scale, measure_pace, timed_cohorts
 
@@ -33,6 +33,22 @@ def test_bytes_are_those_of_the_byte_functions_and_time_that_of_small_cohorts_co
     assert shared.simulated == pytest.approx(0.1 + 100 * 0.01 + 1000 * 0.001 + 1.2, rel=1e-3)
     slow = at_scale(experiment, PACE, 10**6, 1000, network=Network(up=8 * one.up, down=8 * one.down, latency=3.0))
     assert slow.real == pytest.approx(3.0 + 1.0 + 0.12 + 1.0 + 1000 * 0.001)
+
+
+@pytest.mark.parametrize("strategy", ["fedsvd", "rolora", "hetlora"])
+def test_bytes_are_those_of_rounds_after_the_first_however_many_clients_are_drawn(small, strategy):
+    experiment = build(small(federation__strategy=strategy, federation__refactor_every=2))
+    server, wire = experiment.strategy.begin(), experiment.strategy.wire
+    rounds = [replace(server, round=number) for number in range(4, 8)]
+    found = at_scale(experiment, PACE, 1000, 100)
+    assert found.up == sum(map(wire.bytes_up, rounds)) // 4
+    assert found.down == sum(wire.bytes_down(later, [0]) for later in rounds) // 4
+
+
+@pytest.mark.parametrize("strategy", ["fedex", "flora"])
+def test_methods_whose_downloads_grow_with_cohorts_are_refused(small, strategy):
+    with pytest.raises(ConfigError, match=rf"{strategy}.*grows with each round's cohort"):
+        at_scale(build(small(federation__strategy=strategy)), PACE, 10, 2)
 
 
 def test_evaluations_are_counted_as_often_as_they_are_due_of_each_model_that_there_is(small):

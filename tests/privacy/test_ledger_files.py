@@ -10,6 +10,7 @@ import pytest
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
 from ffalora.privacy.data_ledger import DataLedger
 from ffalora.privacy.ledger_files import charge_file, load_ledger, resume_file
+from ffalora.privacy.sealed import digest_of
 
 #: Charges steps one by one and says so after each, as a noisy result would leave after each. What the disk itself does
 #: is not the question here.
@@ -97,3 +98,19 @@ def test_an_edited_ledger_is_refused(tmp_path):
     (tmp_path / "0.json").write_text(json.dumps(held | {"steps_taken": 2}))
     with pytest.raises(LedgerMismatch, match="changed since it was written"):
         resume_file(ledger(), tmp_path / "0.json")
+
+
+def test_a_published_digest_confirms_no_guess_of_what_the_ledger_says_of_its_data(tmp_path):
+    book = ledger(fingerprint="sha256 of all records, of which somebody knows all but one")
+    for name in "01":
+        book.save(tmp_path / name)
+    held = [json.loads((tmp_path / name).read_text()) for name in "01"]
+    assert held[0]["digest"] != held[1]["digest"] and len(bytes.fromhex(held[0]["salt"])) == 16
+    assert digest_of(book.state_dict()) not in {each["digest"] for each in held}
+    assert load_ledger(tmp_path / "0").state_dict() == book.state_dict()
+
+
+def test_a_ledger_of_an_earlier_version_is_read_though_its_digest_has_no_random_bits(tmp_path):
+    state = ledger().state_dict()
+    (tmp_path / "0.json").write_text(json.dumps(state | {"digest": digest_of(state)}))
+    assert load_ledger(tmp_path / "0.json").state_dict() == state

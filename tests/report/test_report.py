@@ -1,6 +1,7 @@
 """Reports: what the tables say follows from the run folders, and the page needs nothing but itself."""
 
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -244,6 +245,13 @@ def test_metrics_come_with_the_number_of_rows_and_the_interval_that_it_leaves(tm
     assert table.caption in table_text(read_runs([tmp_path]))
 
 
+def test_a_run_that_was_chosen_among_several_is_said_to_look_better_than_it_is(tmp_path):
+    for name, trials in (("alone", 1), ("chosen", 10)):
+        write_run(from_mapping({"privacy": PRIVATE["privacy"] | {"trials": trials}}), tmp_path / name)
+        caption = result_table(read_runs([tmp_path / name])).caption
+        assert ("was chosen by these rows among several" in caption) == (trials > 1)
+
+
 def test_the_command_of_the_page_repeats_the_run(demo, tmp_path):
     page = run_page(read_runs([demo]))
     (tmp_path / "config.yaml").write_text(page.configs["config.yaml"])
@@ -302,6 +310,16 @@ def test_sizes_and_intervals_are_written_as_people_write_them():
     assert epsilon_text(None) == "not private" and epsilon_text(5.991) == "6.00"
     assert epsilon_text(5.99) == "5.99" and epsilon_text(1.1) == "1.10"
     assert interval([0.5]) == (0.5, None)
+
+
+def test_runs_without_noise_and_runs_that_diverged_are_reported_over_seeds_as_what_they_are(tmp_path):
+    assert interval([math.inf, math.inf]) == (math.inf, None) and interval_text([0.7, math.nan]) == "nan"
+    for seed in range(2):
+        write_run(from_mapping(PRIVATE | {"seed": seed}), tmp_path / "runs" / f"seed-{seed}")
+        written = tmp_path / "runs" / f"seed-{seed}" / "metrics.jsonl"
+        written.write_text(re.sub(r'"epsilon": [\d.]+', '"epsilon": "infinity"', written.read_text()))
+    page = run_page(read_runs([tmp_path / "runs"]))
+    assert "∞" in page.tables[0].rows[0] and "epsilon" in {plot.name for plot in page.plots}
 
 
 FAULTS = {

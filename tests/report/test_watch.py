@@ -16,8 +16,9 @@ from fabricated import write_run
 from ffalora.cli import main
 from ffalora.config import from_mapping, load_config, to_yaml
 from ffalora.federated.simulate import simulate
-from ffalora.report import ReportError
+from ffalora.report import ReportError, read_runs
 from ffalora.report.live import QUIET_SECONDS, duration_text, live_state, shown
+from ffalora.report.tables import result_table
 from ffalora.report.watch import watch_server
 
 PRIVATE = {"privacy": {"unit": "sample", "target_epsilon": 6, "noise": "seeded"}, "federation": {"rounds": 4}}
@@ -54,6 +55,17 @@ def test_the_state_is_what_the_rows_say(tmp_path):
     assert run["bytes"] == 3 * (590_000 + 1_180_000) and state["seconds_left"] == pytest.approx(2.5)
     values = shown(state)["runs"][0]["values"]
     assert values["largest ε"] == "5.20 of 6" and values["sent"] == "5.31 MB" and "clipped" not in values
+
+
+def test_how_long_is_left_is_said_only_where_runs_write_down_what_rounds_take(tmp_path):
+    write_run(from_mapping(PRIVATE), tmp_path, rounds=3)
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    secret = [json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(secret))
+    state = live_state(tmp_path)
+    assert state["seconds_left"] is None and shown(state)["left"] == "what rounds take is secret"
+    assert "a round takes" not in shown(state)["runs"][0]["values"]
+    assert result_table(read_runs([tmp_path])).rows[0][-2] == "–"
 
 
 def test_methods_and_seeds_that_have_not_begun_are_waited_for_and_counted(tmp_path):

@@ -87,6 +87,20 @@ def test_a_run_s_own_data_is_scored_on_what_it_held_out(run):
     assert scores == pytest.approx(metrics) and scores.samples < len(lines) / 2
 
 
+def test_a_run_s_own_data_that_is_cut_anew_is_not_scored_as_held_out(run):
+    folder, lines, _ = run
+    with pytest.raises(DataError, match=r"the test split of .* rows, and the run held out .*trained on may be among"):
+        evaluate(folder, {"data.test_fraction": 0.5})
+    texts = folder.parent / "texts.csv"
+    before = texts.read_text()
+    try:
+        texts.write_text(before + "".join(f"more of it {row},good\n" for row in range(len(lines))))
+        with pytest.raises(DataError, match="the data or how it is cut has changed"):
+            evaluate(folder)
+    finally:
+        texts.write_text(before)
+
+
 def test_a_classifier_is_not_asked_for_answers(run):
     with pytest.raises(ConfigError, match="was trained for classification: use `ffalora predict`"):
         generate(run[0], ["what is it?"])

@@ -76,6 +76,11 @@ def test_a_single_seed_decides_nothing():
     assert verdict.outcome == "undecided" and math.isnan(verdict.p) and "one seed" in verdict.to_text()
 
 
+def test_an_infinite_metric_decides_nothing_however_many_seeds_there_are():
+    verdict = judge(claim(PAIR), table(a_x=[0.9, math.inf, 0.8], b_x=[0.1, 0.2, 0.3]))
+    assert verdict.outcome == "undecided" and math.isnan(verdict.p) and "3 seeds; finite" in verdict.to_text()
+
+
 def test_seeds_that_agree_exactly_are_judged():
     even = judge(claim(PAIR), table(a_x=[0.5, 0.5, 0.5], b_x=[0.5, 0.5, 0.5]))
     assert (even.outcome, even.p, even.low, even.high) == ("undecided", 1.0, 0.0, 0.0)

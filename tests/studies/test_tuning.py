@@ -51,10 +51,12 @@ def test_of_two_equally_accurate_values_the_one_with_the_lower_loss_is_chosen(lo
     assert best_of(found, "accuracy") == cells[1].chosen
 
 
-def test_a_run_without_the_metric_is_the_worst():
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+@pytest.mark.parametrize("diverged", [{}, {"accuracy": math.nan, "perplexity": math.nan, "loss": math.nan}])
+def test_a_run_without_the_metric_or_whose_metric_is_no_number_is_the_worst(metric, diverged):
     cells = [c for c in small_grid().tuning_cells(("lora", "a")) if c.seed == TUNING_SEEDS[0]]
-    found = [CellResult(c, {"accuracy": 0.1} if i else {}, Path()) for i, c in enumerate(cells)]
-    assert best_of(found, "accuracy") != cells[0].chosen
+    found = [CellResult(c, {metric: 0.1, "loss": 1.0} if i else diverged, Path()) for i, c in enumerate(cells)]
+    assert best_of(found, metric) != cells[0].chosen
 
 
 def test_of_perplexities_the_lowest_is_the_best():

@@ -219,11 +219,20 @@ def test_earlier_spending_is_added(tmp_path):
 
 @pytest.mark.parametrize(
     "changes, message",
-    [({"fp16": True, "use_cpu": True}, "fp16"), ({"label_smoothing_factor": 0.1}, "label_smoothing_factor")],
+    [
+        ({"fp16": True, "use_cpu": True}, "fp16"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"push_to_hub": True}, "push_to_hub=True: .* ledger with a hash of the data"),
+    ],
 )
 def test_settings_that_break_the_promise_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **changes)
+
+
+def test_an_output_folder_with_its_ledger_does_not_go_to_the_hub(tmp_path):
+    with pytest.raises(ValueError, match=r"PrivateTrainer\.push_to_hub: .* push the adapter alone"):
+        trainer(tmp_path).push_to_hub()
 
 
 def test_trainable_tensors_outside_the_adapters_are_refused(tmp_path):

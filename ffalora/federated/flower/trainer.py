@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ...config import from_mapping
+from ...config import ConfigError, from_mapping
 from .door import callers, send
 from .keeper import SiteTerms
 from .policy import load_policy
@@ -96,9 +96,16 @@ def _answer(trainer: Trainer, connection: Connection, task: Mapping[str, Any], a
         report, sent = trainer.answer(task, arrays, is_wanted=lambda: not connection.poll())
     except Exception as error:
         logger.exception("client %d refuses or fails", trainer.terms.client)
-        send(connection, {"refused": f"client {trainer.terms.client}: {type(error).__name__}: {error}"})
+        send(connection, {"refused": f"client {trainer.terms.client}: {type(error).__name__}{_told(error)}"})
         return
     send(connection, report, sent)
+
+
+def _told(error: Exception) -> str:
+    """What leaves the site of an error beside its kind: which term of the run it refuses. What else errors say may
+    quote its rows, or tell how many it has.
+    """
+    return f": {error}" if isinstance(error, ConfigError) else "; the site's log says why"
 
 
 if __name__ == "__main__":
