@@ -23,6 +23,7 @@ from .participant import Participant
 from .rates import column_units, given_rate
 from .report import TrainingReport
 from .setup import TrainingSetup
+from .views import AS_IT_IS
 
 
 class LogicalStep:
@@ -95,7 +96,8 @@ class LogicalStep:
         mine = units.share(setup.data.lengths[samples], segments, setup.workers)
         row_of, samples, segments = row_of[mine], samples[mine], segments[mine]
         most = setup.arena.most_rows if setup.private else None
-        plan = units.cut(setup.data.lengths[samples], segments, budget, most, setup.packed)
+        lengths = setup.views.count * setup.data.lengths[samples]
+        plan = units.cut(lengths, segments, budget, most, setup.packed)
         self.total.zero_()
         if self.graphs is None and setup.graphs is not None and setup.may_record:
             self.graphs = setup.graphs
@@ -144,6 +146,9 @@ class LogicalStep:
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
+        keys = partial(setup.dropout_keys, self.cohort, rows, samples, shared)
+        if setup.views is not AS_IT_IS:
+            inputs, targets = setup.views.of(inputs, targets, keys)
         if self.graphs is not None:
             done = self.graphs.run(inputs, targets, rows, self.state, self.total, self.clipping)
             if done is not None:
@@ -159,9 +164,10 @@ class LogicalStep:
             together=None if setup.keeps_samples_apart else segments,
             arena=setup.arena,
             probe=setup.probe,
-            dropout=partial(setup.dropout_keys, self.cohort, rows, samples, shared),
+            dropout=keys,
             packed=setup.packed,
             merged=merged,
+            views=setup.views.count,
         )
         norms = found.clip_into_(self.total, *self.clipping)
         if not setup.private:
