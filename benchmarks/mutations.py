@@ -82,6 +82,9 @@ MUTANTS = {
     ("noise of those who drop out counts", "a rounded update may be longer", "clients bring the same noise",
      "too few shares are shown", "shares are counted as gaussian noise"):
     ("privacy/test_distributed.py",),
+    ("views are clipped one by one",):
+    ("training/test_views.py::test_the_gradients_of_a_sample_s_views_are_averaged_and_then_clipped",
+     "training/test_views.py::test_one_record_moves_the_sum_by_at_most_c_whatever_the_number_of_views"),
 }  # fmt: skip
 
 

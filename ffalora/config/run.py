@@ -76,6 +76,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _views_differ(self) -> Config:
+        if self.data.views > 1 and self.data.augment == "none" and not self.adapter.dropout:
+            raise ValueError(
+                f"data.views={self.data.views} would all be alike: nothing is augmented and nothing drops out; set "
+                "data.augment or adapter.dropout, or data.views to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _users_have_a_column(self) -> Config:
         if self.privacy.unit == "user" and self.data.user is None:
             raise ValueError(

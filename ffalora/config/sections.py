@@ -58,6 +58,24 @@ class DataConfig(Section):
     test_fraction: float = Field(0.2, ge=0, le=1, description="held out where there is no test split")
     evaluate_on: Literal["validation", "test"] = Field("test", description="split that the reported metrics use")
     max_evaluation_samples: int | None = Field(None, ge=1, description="evaluate on at most this many samples")
+    views: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="how often a sample passes in each step, changed differently each time; clipped is the mean of its "
+        "views' gradients, so that ε stays what it is and training takes so many times as long",
+    )
+    augment: Literal["none", "word-dropout", "shift"] = Field(
+        "none",
+        description="how samples are changed while training: words are left out of texts, images are moved by a few "
+        "pixels; none: views differ by adapter.dropout alone",
+    )
+    augment_rate: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="augment: share of the words that are left out, or of its side that an image is moved by at most",
+    )
     answer_tokens: int | None = Field(
         None,
         ge=1,
@@ -71,6 +89,17 @@ class DataConfig(Section):
             raise ValueError(
                 f"answer_tokens={self.answer_tokens} is given, but task={self.task!r} generates no answers; set it to "
                 "null, or data.task to causal-lm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_is_of_the_task(self) -> DataConfig:
+        tasks = {"word-dropout": ("classification", "regression"), "shift": ("image-classification",)}
+        fitting = tasks.get(self.augment, (self.task,))
+        if self.task not in fitting:
+            why = ": an answer would be one to another question" if self.task == "causal-lm" else ""
+            raise ValueError(
+                f"augment={self.augment!r} is for task {' or '.join(fitting)}, got {self.task!r}{why}; set it to none"
             )
         return self
 

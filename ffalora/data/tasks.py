@@ -35,12 +35,14 @@ class Task:
     losses   (outputs, targets) -> float32 [S]; ``outputs`` has ``logits``, or is the logits themselves
     gather   (outputs, targets) -> what metrics need of one batch
     metrics  all batches' gathered values -> metrics by name, always with "loss", the mean of the samples' losses
+    reports  the names of these metrics
     """
 
     name: str
     losses: Losses
     gather: Callable[[Any, Tensor], dict[str, Tensor]]
     metrics: Callable[[Gathered], dict[str, float]]
+    reports: tuple[str, ...]
 
 
 def logits_of(outputs: Any) -> Any:
@@ -133,13 +135,14 @@ def token_metrics(gathered: Gathered) -> dict[str, float]:
     }
 
 
+_OF_CLASSES = (classification_losses, _gather_classes, class_metrics, ("accuracy", "macro_f1", "loss"))
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("classification", classification_losses, _gather_classes, class_metrics),
-        Task("image-classification", classification_losses, _gather_classes, class_metrics),
-        Task("regression", regression_losses, _gather_numbers, number_metrics),
-        Task("causal-lm", causal_losses, _gather_tokens, token_metrics),
+        Task("classification", *_OF_CLASSES),
+        Task("image-classification", *_OF_CLASSES),
+        Task("regression", regression_losses, _gather_numbers, number_metrics, ("mse", "pearson", "loss")),
+        Task("causal-lm", causal_losses, _gather_tokens, token_metrics, ("perplexity", "token_accuracy", "loss")),
     )
 }
 

@@ -38,6 +38,7 @@ def with_batch(config: Config, partition: Partition) -> Config:
         largest = privacy.public_size_bound or max(sizes)
         steps, usual = federation.rounds * federation.local_steps, batch
         most = max(usual, MOST_SAMPLES // (steps * len(sizes)))
-        batch = sensible_batch(largest, privacy.target_epsilon, privacy.delta, steps, most, privacy.group)
+        terms = privacy.target_epsilon, privacy.delta, steps, most, privacy.group, privacy.trials
+        batch = sensible_batch(largest, *terms)
         batch = max(batch, min(usual, largest))
     return config.model_copy(update={"optimizer": optimizer.model_copy(update={"batch_size": batch})})

@@ -136,8 +136,8 @@ def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
     shares_a = all(place.tensor != "lora_A" for place in experiment.adapters.layout.places)
     if clients < 2 or choice == "never" or not shares_a:
         return False
-    batch_tokens = experiment.config.optimizer.batch * float(experiment.train.lengths.mean())
-    return choice == "always" or batch_tokens < (experiment.engine.token_budget or 0)
+    rows = experiment.config.optimizer.batch * experiment.config.data.views
+    return choice == "always" or rows * float(experiment.train.lengths.mean()) < (experiment.engine.token_budget or 0)
 
 
 def client_weights(clients: Sequence[Participant], config: Config) -> Tensor:

@@ -27,6 +27,7 @@ from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.drawn import count_drawn
 from ..training.engine import Engine
 from ..training.participant import Participant
+from ..training.views import make_views
 from ..training.workers import ALONE, Workers, find_workers
 from .batch import with_batch
 from .checks import check_fit, check_shard, find_strategy
@@ -251,6 +252,7 @@ def make_engine(
         packed=_packed(config, loaded, train, device),
         cuda_graphs=config.model.cuda_graphs,
         owners=owners,
+        views=make_views(config.data, loaded.tokenizer),
     )
 
 

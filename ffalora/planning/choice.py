@@ -23,13 +23,16 @@ from typing import Any
 
 from ..config import Config, ConfigError, from_mapping, merge
 from ..config.values import differences
-from ..data.tasks import LOWER_IS_BETTER
+from ..data.tasks import LOWER_IS_BETTER, find_task
 from ..privacy.accounts import ACCOUNT
 from ..runs.folder import CHECKPOINT, RunResult, write_json
 
 CHOICE, BEST, TRIAL = "choice.json", "best", "trial"
-#: Keys of ``privacy`` that do not change what a step spends.
+#: Keys of ``privacy`` and ``data`` that do not change what a step spends.
 _FREE = ("max_grad_norm", "clipping", "clipping_quantile", "head_share", "check_gradients")
+_FREE_OF_DATA = ("views", "augment", "augment_rate")
+#: Metrics of a language model's answers; the second where they can be right or wrong.
+_OF_ANSWERS = ("rouge_l", "exact_match")
 #: Trains a run and writes its folder: ``simulate`` or ``train``.
 Train = Callable[[Config, Path, bool, bool], RunResult]
 
@@ -138,6 +141,7 @@ def choose(
     Raises:
         ConfigError: a metric that runs do not have; or values that a resumed choice did not begin with.
     """
+    _check_metric(config, metric)
     every = candidates(config, tried)
     choice = _begin(folder, Choice({key: list(values) for key, values in tried.items()}, metric), resume)
     if not config.privacy.is_secure and choice.trials is None:
@@ -174,6 +178,15 @@ def _share_account(old: Path, new: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.exists() and not target.exists():
         shutil.copy(source, target)
+
+
+def _check_metric(config: Config, metric: str | None) -> None:
+    """Refuses a metric that no run of the task has, before the choice is charged for."""
+    known = find_task(config.data.task).reports + (() if config.data.answer_tokens is None else _OF_ANSWERS)
+    if metric is not None and metric not in known:
+        raise ConfigError(
+            f"--metric {metric}: runs of data.task={config.data.task!r} have {', '.join(known)}; name one of these"
+        )
 
 
 def _judge(choice: Choice, values: dict[str, Any], metrics: Mapping[str, float]) -> None:
@@ -228,7 +241,9 @@ def _spending(config: Config) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     privacy = {key: value for key, value in values["privacy"].items() if key not in _FREE}
     federation = {key: values["federation"][key] for key in ("rounds", "local_steps", "participation")}
-    return {name: values[name] for name in ("seed", "data", "clients")} | {
+    data = {key: value for key, value in values["data"].items() if key not in _FREE_OF_DATA}
+    return {name: values[name] for name in ("seed", "clients")} | {
+        "data": data,
         "privacy": privacy,
         "federation": federation,
         "optimizer": {"batch_size": values["optimizer"]["batch_size"]},

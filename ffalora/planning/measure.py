@@ -43,7 +43,7 @@ def measure(experiment: Experiment) -> Cost:
     """Times logical steps of the first client: on as many samples as a full physical batch takes, at least 64, and on
     an eighth of them; and an evaluation.
     """
-    client, lengths = experiment.participants[0], experiment.train.lengths
+    client, lengths = experiment.participants[0], experiment.config.data.views * experiment.train.lengths
     full = math.ceil((experiment.engine.token_budget or 1) / max(1.0, float(lengths[client.samples].mean())))
     many = min(len(client.samples), max(_SAMPLES, full))
     few = max(1, many // _FEWER)

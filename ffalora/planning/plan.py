@@ -129,7 +129,8 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
         local_steps=local_steps,
         sigma=max(ledgers, key=lambda one: one.dataset_size).noise_multiplier,
         efficiency=min(
-            efficiency(one.dataset_size, *terms, one.expected_batch, steps, group=privacy.group) for one in ledgers
+            efficiency(one.dataset_size, *terms, one.expected_batch, steps, group=privacy.group, trials=privacy.trials)
+            for one in ledgers
         ),
         signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],

@@ -197,7 +197,8 @@ def timed_cohorts(experiment: Experiment) -> tuple[int, int]:
     """Two cohorts between which time grows as it goes on growing: by whole physical batches where these are shared."""
     few, many = _APART
     if trains_in_one_pass(experiment, 2):
-        tokens = experiment.config.optimizer.batch * float(experiment.train.lengths.mean())
+        rows = experiment.config.optimizer.batch * experiment.config.data.views
+        tokens = rows * float(experiment.train.lengths.mean())
         few = min(_MOST_TOGETHER, math.ceil((experiment.engine.token_budget or 1) / tokens))
         many = _BATCHES * few
     if experiment.strategy.takes_ranks:  # nobody but the experiment's own clients has a rank

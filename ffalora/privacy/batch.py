@@ -17,7 +17,14 @@ ENOUGH, HALVINGS = 0.85, 5
 
 
 def efficiency(
-    samples: int, target_epsilon: float, delta: float, batch: float, steps: int, accountant: str = "rdp", group: int = 1
+    samples: int,
+    target_epsilon: float,
+    delta: float,
+    batch: float,
+    steps: int,
+    accountant: str = "rdp",
+    group: int = 1,
+    trials: float = 1.0,
 ) -> float:
     """Least noise that ε allows over the noise of this batch, both on the mean of all steps: in (0, 1].
 
@@ -25,18 +32,25 @@ def efficiency(
         samples: n, of one client (or its users, where they are drawn); batch: expected, at most n; steps: T.
         accountant: of both; Rényi's is quick, and the ratio is the same to 0.01.
         group: most samples of a user, where these are drawn.
+        trials: of which, on average, the run is one, where ε is that of a private choice.
 
     Raises:
         ValueError: a target that no noise meets, or values out of range.
     """
     batch = min(batch, samples)
-    sigma = _sigma(target_epsilon, delta, batch / samples, steps, accountant, group)
-    whole = _sigma(target_epsilon, delta, 1.0, 1, accountant, group)
+    sigma = _sigma(target_epsilon, delta, batch / samples, steps, accountant, group, trials)
+    whole = _sigma(target_epsilon, delta, 1.0, 1, accountant, group, trials)
     return min(1.0, (whole / samples) / (sigma / (batch * math.sqrt(steps))))
 
 
 def sensible_batch(
-    samples: int, target_epsilon: float, delta: float, steps: int, most: int | None = None, group: int = 1
+    samples: int,
+    target_epsilon: float,
+    delta: float,
+    steps: int,
+    most: int | None = None,
+    group: int = 1,
+    trials: float = 1.0,
 ) -> int:
     """The smallest of n, n/2, n/4, … that ε is spent well with; ``most`` or less where the largest of them that time
     allows is smaller yet. Arguments as in :func:`efficiency`.
@@ -44,13 +58,15 @@ def sensible_batch(
     batches = [math.ceil(samples / 2**halvings) for halvings in range(HALVINGS)]
     most, chosen = samples if most is None else max(1, most), batches[0]
     for batch in batches[1:]:
-        is_allowed = chosen <= most
-        if is_allowed and efficiency(samples, target_epsilon, delta, batch, steps, group=group) < ENOUGH:
+        terms = target_epsilon, delta, batch, steps, "rdp", group, trials
+        if chosen <= most and efficiency(samples, *terms) < ENOUGH:
             break
         chosen = batch
     return min(chosen, most)
 
 
 @cache
-def _sigma(target_epsilon: float, delta: float, rate: float, steps: int, accountant: str, group: int) -> float:
-    return noise_multiplier_for(target_epsilon, delta, rate, steps, accountant, group=group)
+def _sigma(
+    target_epsilon: float, delta: float, rate: float, steps: int, accountant: str, group: int, trials: float
+) -> float:
+    return noise_multiplier_for(target_epsilon, delta, rate, steps, accountant, group=group, trials=trials)

@@ -78,6 +78,8 @@ def cache_frozen_layers(
         return CachedLayers(0, train, evaluation)
     try:
         bottom = _find_bottom(model, adapters)
+        if config.data.augment != "none":
+            raise _NotCacheable("data.augment changes samples in every step")
         if not isinstance(train, TokenizedDataset) or not isinstance(evaluation, TokenizedDataset):
             raise _NotCacheable("its samples are not classified texts")
         if choice == "auto":

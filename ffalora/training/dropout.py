@@ -99,7 +99,7 @@ class DropoutKeys:
         step: np.ndarray,
         sample: np.ndarray,
         shared: int = 0,
-        view: int = 0,
+        view: int | np.ndarray = 0,
     ) -> DropoutKeys:
         """Keys for a batch, as secret as its noise.
 
@@ -108,7 +108,7 @@ class DropoutKeys:
         differently draws the same masks.
 
         Args:
-            noise: of the run; client, step, sample: int64 ``[S]``.
+            noise: of the run; client, step, sample: int64 ``[S]``; view: one number, or ``[S]`` of them.
         """
         if isinstance(noise, SecureNoise):
             return cls.fresh(len(sample), shared)

@@ -103,13 +103,14 @@ def segment_gradients(
     dropout: Callable[[], DropoutKeys] | None = None,
     packed: bool = False,
     merged: dict[str, Tensor] | None = None,
+    views: int = 1,
 ) -> SegmentGradients:
     """Differentiates one physical batch, each segment apart.
 
     Args:
         model, adapters: with adapters attached, and their handle.
         losses: takes the model's output and targets, returns one loss a sample, ``[S]``, from its own tokens only.
-        inputs, targets: keyword arguments of the model, a row a sample; ``[S, ...]``.
+        inputs, targets: keyword arguments of the model, a row a sample (a view); ``[S, ...]``.
         state: float32 ``[C,P]``, parameters of every client; None for the model's own, as one client.
         rows: ``[S]``, which row of the state each sample uses, equal ones side by side; None for the first. Its length
             is how many samples there are, whatever a collator made of them.
@@ -120,6 +121,7 @@ def segment_gradients(
             system.
         packed: lay the samples end to end instead of padding them.
         merged: for each layer's name the base weight with the adapter added, where the pass serves one client.
+        views: rows that each sample has, one sample after another; its loss is the mean of theirs.
 
     Raises:
         ValueError: not one row and one loss a sample. SamplesNotIndependent: the model or the loss mixes samples.
@@ -130,14 +132,14 @@ def segment_gradients(
     rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
     samples, device = len(rows), state.device
     seen = probe or Probe(adapters, packed=packed)
-    inputs, targets = look_at(seen, model, losses, inputs, targets, samples, device)
+    inputs, targets = look_at(seen, model, losses, inputs, targets, samples * views, device)
     arena = arena or Arena(adapters)
     segment = np.arange(samples) if together is None else np.unique(together, return_inverse=True)[1]
-    current = _training_pass(state, arena, rows, segment, merged)
+    current = _training_pass(state, arena, rows, segment, merged, views)
     check_reads_state(current, state)
     keys, padded = None, inputs
     if drops_out(model, adapters):
-        keys = DropoutKeys.fresh(samples) if dropout is None else dropout()
+        keys = DropoutKeys.fresh(samples * views) if dropout is None else dropout()
         current.masks = keys.masks(device)
     if packed:
         inputs = pack(inputs)
@@ -150,14 +152,16 @@ def segment_gradients(
     with adapters.training_pass(current), attention, head, keyed:
         outputs = model(**inputs)
         found = losses(padded_outputs(outputs, padded["attention_mask"].bool()) if packed else outputs, targets)
-        check_losses(found, samples)
+        check_losses(found, samples * views)
+        found = found.view(samples, views).mean(1)
         found.sum().backward()
     arena.check_written((current.squares == UNWRITTEN).any(0))
     if probe is not None and samples and probe.is_to_compare(state):
         for i in (0, int(segment[-1])):  # as many passes whatever the batch: processes may hold parts of the base
-            own = slice(*np.searchsorted(segment, [i, i + 1]).tolist())
+            first, last = np.searchsorted(segment, [i, i + 1]).tolist()
+            own = slice(views * first, views * last)
             one = {name: value[own] for name, value in padded.items()}, targets[own]
-            alone = plain_gradient(model, adapters, losses, *one, state[rows[own.start]], keys and keys.only(own))
+            alone = plain_gradient(model, adapters, losses, *one, state[rows[first]], keys and keys.only(own), views)
             check_gradients(adapters, current.arena, {i: alone})
     return SegmentGradients(current.arena, current.squares, current.client, found.detach())
 
@@ -184,11 +188,13 @@ def look_at(
 
 
 def _training_pass(
-    state: Tensor, arena: Arena, rows: np.ndarray, segment: np.ndarray, merged: dict[str, Tensor] | None
+    state: Tensor, arena: Arena, rows: np.ndarray, segment: np.ndarray, merged: dict[str, Tensor] | None, views: int
 ) -> TrainingPass:
-    """The pass of samples that use ``rows [S]`` of the state and go into ``segment [S]``: 0, 1, …, neighbours equal."""
+    """The pass of samples, of ``views`` rows each, that use ``rows [S]`` of the state and go into ``segment [S]``: 0, 1
+    and so on, neighbours equal.
+    """
     starts = np.flatnonzero(np.diff(segment, prepend=-1))
-    offsets = np.append(starts, len(rows))
+    offsets = views * np.append(starts, len(rows))
     gradients, squares = arena.rows(len(starts))
     return TrainingPass(
         state=state,
@@ -196,7 +202,7 @@ def _training_pass(
         squares=squares,
         client=torch.as_tensor(rows[starts], dtype=torch.int32).to(state.device),
         sample_offsets=torch.as_tensor(offsets, dtype=torch.int32).to(state.device),
-        samples=len(rows),
+        samples=views * len(rows),
         longest=int(np.diff(offsets).max(initial=1)),
         merged=merged,
     )

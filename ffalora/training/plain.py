@@ -34,14 +34,16 @@ def plain_gradient(
     targets: Tensor,
     row: Tensor,
     keys: DropoutKeys | None,
+    views: int = 1,
 ) -> tuple[Tensor, bool]:
     """The gradient of one sample, or of one user's samples, alone, and whether it was computed in float32 throughout.
 
     Args:
         model, adapters, losses: as in ``segment_gradients``; a compiled model runs uncompiled.
-        inputs: padded, a row a sample; targets: ``[S, ...]``.
+        inputs: padded, a row a sample (a view); targets: ``[S, ...]``.
         row: float32 ``[P]``, the parameters.
         keys: of these samples' dropout; None where nothing drops out.
+        views: rows that each sample has, of whose losses the mean counts.
 
     Returns:
         float32 ``[P]``, zero where the loss does not depend on a tensor, and the answer.
@@ -55,7 +57,7 @@ def plain_gradient(
     keyed = nullcontext() if masks is None else keyed_dropout(model, masks)
     narrow: list[bool] = []
     with eager, _plain_layers(adapters, tensors, masks, narrow), keyed:
-        losses(model(**inputs), targets).sum().backward()
+        (losses(model(**inputs), targets).sum() / views).backward()
     gradient = torch.zeros_like(row)
     for place in adapters.layout.places:
         grad = tensors[place.name].grad

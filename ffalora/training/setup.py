@@ -29,6 +29,7 @@ from .graphs import CudaRecorder, PassGraphs
 from .participant import Participant
 from .probe import Probe
 from .token_budget import token_budget
+from .views import AS_IT_IS, Views
 from .workers import ALONE, Workers
 
 
@@ -64,6 +65,7 @@ class TrainingSetup:
             hold a part of the frozen base (``fully_shard``): all then take part in every pass.
         packed: lay samples end to end instead of padding them; for language models, and those that pool packed states
             by sample.
+        views: what passes in a sample's place while training; its views' mean gradient is that of the sample.
         cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
     """
 
@@ -84,6 +86,7 @@ class TrainingSetup:
     workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
     owners: Owners | None = None
+    views: Views = AS_IT_IS
     is_sharded: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -124,12 +127,13 @@ class TrainingSetup:
 
     @property
     def may_record(self) -> bool:
-        """Whether a pass does the same for every batch of one shape: nothing drops out, nothing is compiled or merged,
-        and the probe has seen what it wanted to see.
+        """Whether a pass does the same for every batch of one shape: samples are single rows, nothing drops out, is
+        compiled or merged, and the probe has seen what it wanted to see.
         """
         model = self.model
         compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
-        plain = self.keeps_samples_apart and not (self.packed or self.merge_weights or compiled)
+        plain = self.keeps_samples_apart and self.views.count == 1
+        plain = plain and not (self.packed or self.merge_weights or compiled)
         return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
 
     def sample(self, participant: Participant) -> np.ndarray:
@@ -150,14 +154,15 @@ class TrainingSetup:
     def dropout_keys(
         self, cohort: Sequence[Participant], rows: np.ndarray, samples: np.ndarray, shared: int = 0
     ) -> DropoutKeys:
-        """What the dropout masks of a batch are made from.
+        """What the dropout masks of a batch, and its views, are made from: a key a view, those of a sample together.
 
         Args:
             cohort: who trains; rows: ``[S]``, whose each sample is; samples: int64 ``[S]``, their indices.
             shared: of all batches of a logical step (``DropoutKeys.shared_by``).
         """
+        rows, view = np.repeat(rows, self.views.count), np.tile(np.arange(self.views.count), len(rows))
         client, step = (np.array([getattr(p, name) for p in cohort])[rows] for name in ("client_id", "steps_taken"))
-        return DropoutKeys.of(self.noise, client, step, samples, shared)
+        return DropoutKeys.of(self.noise, client, step, np.repeat(samples, self.views.count), shared, view)
 
     def look_ahead(self, cohort: Sequence[Participant]) -> None:
         """Has the probe look at samples as a batch will hold them, so that a model that mixes samples is refused before

@@ -25,6 +25,7 @@ from .participant import Participant
 from .rates import column_units, given_rate
 from .report import TrainingReport
 from .setup import TrainingSetup
+from .views import AS_IT_IS
 
 
 class LogicalStep:
@@ -100,7 +101,8 @@ class LogicalStep:
             lengths = setup.data.lengths[samples]
             mine = workers.share(lengths) if users is None else users.share(lengths, segments, workers)
             row_of, samples, segments = row_of[mine], samples[mine], segments[mine]
-        lengths, most = setup.data.lengths[samples], setup.arena.most_rows if setup.privacy.at_clients else None
+        lengths = setup.views.count * setup.data.lengths[samples]
+        most = setup.arena.most_rows if setup.privacy.at_clients else None
         if users is None:
             plan = (packed_batches if setup.packed else physical_batches)(lengths, budget, most)
         else:
@@ -175,6 +177,9 @@ class LogicalStep:
         """
         setup = self.setup
         inputs, targets = setup.data.collate(samples)
+        keys = partial(setup.dropout_keys, self.cohort, rows, samples, shared)
+        if setup.views is not AS_IT_IS:
+            inputs, targets = setup.views.of(inputs, targets, keys)
         if self.graphs is not None:
             done = self.graphs.run(inputs, targets, rows, self.state, total, self.clipping)
             if done is not None:
@@ -190,9 +195,10 @@ class LogicalStep:
             together=None if setup.keeps_samples_apart else segments,
             arena=setup.arena,
             probe=setup.probe,
-            dropout=partial(setup.dropout_keys, self.cohort, rows, samples, shared),
+            dropout=keys,
             packed=setup.packed,
             merged=merged,
+            views=setup.views.count,
         )
         norms = found.clip_into_(total, *self.clipping)
         if not setup.privacy.at_clients:

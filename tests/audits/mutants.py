@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,6 +301,20 @@ def samples_of_a_user_are_clipped_apart(patch) -> None:
     patch.setattr(TrainingSetup, "keeps_samples_apart", property(lambda self: self.privacy.at_clients))
 
 
+def views_are_clipped_one_by_one(patch) -> None:
+    real = step_module.segment_gradients
+
+    def apart(*arguments, rows, views, **options):
+        found = real(*arguments, **options | {"rows": np.repeat(rows, views), "together": None})
+
+        def clip_into_(*limits):
+            return found.clip_into_(*limits).view(-1, views).amax(1)
+
+        return SimpleNamespace(losses=found.losses.view(-1, views).mean(1), clip_into_=clip_into_)
+
+    patch.setattr(step_module, "segment_gradients", apart)
+
+
 def users_are_cut_between_physical_batches(patch) -> None:
     patch.setattr(
         step_module,
@@ -439,7 +454,7 @@ MUTANTS = {
         normals_of_a_wrong_column, buffers_are_used_by_several_clients, records_take_part_more_often_than_planned,
         sensitivity_of_one_participation, steps_of_an_unfinished_release_are_free, noise_begins_anew_for_nothing,
         noise_of_those_who_drop_out_counts, a_rounded_update_may_be_longer, clients_bring_the_same_noise,
-        too_few_shares_are_shown, shares_are_counted_as_gaussian_noise,
+        too_few_shares_are_shown, shares_are_counted_as_gaussian_noise, views_are_clipped_one_by_one,
     )
 }  # fmt: skip
 

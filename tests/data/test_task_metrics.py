@@ -55,6 +55,12 @@ def test_gradient_of_a_sample_touches_its_own_outputs_only(name):
     assert touched.tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_names_the_metrics_that_it_reports(name):
+    task = find_task(name)
+    assert tuple(task.metrics([task.gather(*batch_of(name))])) == task.reports
+
+
 def test_losses_of_tokens_read_nothing_back_from_the_device():
     """Tensors without data stand for a device that would have to be waited for."""
     logits, targets = (t.to("meta") for t in causal_batch())

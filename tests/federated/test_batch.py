@@ -30,6 +30,13 @@ def test_the_batch_is_the_smallest_that_spends_the_budget_well():
     assert efficiency(1600, 3.0, 1e-5, found, 10) >= ENOUGH > efficiency(1600, 3.0, 1e-5, found / 2, 10)
 
 
+def test_the_batch_of_a_private_choice_follows_from_the_noise_of_its_trials():
+    choice = PRIVATE | {"privacy.trials": 10.0}
+    found = _batch([1600], **choice, **{"federation.rounds": 10, "federation.local_steps": 1})
+    spent = [efficiency(1600, 3.0, 1e-5, batch, 10, trials=10.0) for batch in (found, found / 2)]
+    assert spent[0] >= ENOUGH > spent[1]
+
+
 def test_the_batch_is_at_most_what_a_run_of_minutes_allows_and_at_least_the_usual_one():
     assert _batch([10**6], **PRIVATE) == MOST_SAMPLES // 75
     assert _batch([10**6] * 1000, **PRIVATE) == 64

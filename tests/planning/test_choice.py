@@ -15,6 +15,7 @@ from ffalora.runs.folder import LEDGERS, RunResult
 
 SECURE = {"privacy__unit": "sample", "privacy__target_epsilon": 8.0, "privacy__delta": 1e-3}
 RATES = {"optimizer.lr": [0.25, 0.5, 1.0]}
+ANSWERS = {"data__task": "causal-lm", "data__answer_tokens": 4}
 
 
 class Scripted(random.Random):
@@ -126,6 +127,11 @@ def test_methods_and_values_are_mixed(small):
     assert {one.federation.strategy for _, one in found} == {"ffa", "lora"} and found[0][1].privacy.trials == 10
 
 
+def test_what_does_not_change_what_a_step_spends_may_be_tried(small):
+    config = small(**SECURE, data__augment="word-dropout")
+    prepare(config, {"data.views": [1, 4], "data.augment_rate": [0.1, 0.2], "privacy.max_grad_norm": [0.5, 1.0]}, 10.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "tried", "trials", "said"),
     [
@@ -146,11 +152,26 @@ def test_what_a_choice_cannot_be_made_of_is_refused(small, changes, tried, trial
         prepare(small(**SECURE | changes), tried, trials)
 
 
-def test_a_metric_that_runs_do_not_have_is_refused_and_another_may_follow_before_any_score(small, tmp_path, chance):
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, "'classification' have accuracy, macro_f1, loss;"),
+        ({"data__task": "regression"}, "'regression' have mse, pearson, loss;"),
+        (ANSWERS, "'causal-lm' have perplexity, token_accuracy, loss, rouge_l, exact_match;"),
+    ],
+)
+def test_a_metric_that_the_task_does_not_have_is_refused_before_anything_trains(small, tmp_path, changes, known):
+    config, begun = prepare(small(**PRIVATE, **changes), RATES, 10.0), []
+    with pytest.raises(ConfigError, match=f"--metric f2: runs of data.task={known}"):
+        choose(config, RATES, tmp_path / "choice", scored({}, begun), metric="f2")
+    assert not begun and not (tmp_path / "choice").exists()
+
+
+def test_a_metric_that_the_data_lack_is_refused_and_another_may_follow_before_any_score(small, tmp_path, chance):
     chance(1)
-    config, train = prepare(small(**PRIVATE), RATES, 10.0), scored({0.25: 0.5})
+    config, train = prepare(small(**PRIVATE, **ANSWERS), RATES, 10.0), scored({0.25: 0.5})
     with pytest.raises(ConfigError, match="runs have accuracy, loss"):
-        choose(config, RATES, tmp_path, train, metric="f2")
+        choose(config, RATES, tmp_path, train, metric="exact_match")
     assert choose(config, RATES, tmp_path, train, metric="loss", resume=True).score == 1.0
     with pytest.raises(ConfigError, match="must not depend on what was seen"):
-        choose(config, RATES, tmp_path, train, metric="accuracy", resume=True)
+        choose(config, RATES, tmp_path, train, metric="rouge_l", resume=True)

@@ -84,7 +84,7 @@ def rows_of(folder):
         {**PRIVATE, "model__packed": True, "federation__one_pass": "never"},
         {"adapter__head": "trained", "federation__strategy": "lora"},
         {"federation__strategy": "fedex"},
-        {"model__pooling": "model", "adapter__dropout": 0.2, "adapter__target_modules": "all-linear"},
+        {"model__pooling": "model", "adapter__dropout": 0.2, "data__views": 2, "adapter__target_modules": "all-linear"},
     ],
     ids=["plain", "private", "private-packed", "head", "residuals", "own-head-dropout"],
 )
@@ -193,6 +193,7 @@ def test_mixing_that_only_large_batches_show_keeps_layers_out_of_the_table(upper
 def test_runs_that_cannot_be_cached_say_so_when_it_is_asked_for(upper, tmp_path):
     for changes, said in (
         ({"adapter__layers_to_transform": None}, "training begins in its first layer"),
+        ({"data__augment": "word-dropout"}, r"data\.augment changes samples in every step"),
         (prompts(tmp_path) | {"adapter__layers_to_transform": None}, "no encoder of the kind of BERT"),
     ):
         assert build(upper(**changes)).cached_layers == 0
