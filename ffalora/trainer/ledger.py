@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import Trainer
+
 from ..data.examples import fingerprint_rows
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyBudgetSpent, PrivacyLedger
 from ..privacy.ledger_files import load_ledger
 from ..privacy.prior import read_prior
 from ..privacy.spent import Spent
-from .terms import PrivacyArguments
+from .terms import PUSHES, PrivacyArguments
 
 LEDGER_NAME = "privacy_ledger"
 LEDGER_FILE = f"{LEDGER_NAME}.json"
@@ -69,3 +71,12 @@ def spent_before(checkpoint: Path, privacy: PrivacyArguments) -> tuple[Spent, ..
     path, prior = checkpoint / LEDGER_FILE, given(privacy)
     stored = load_ledger(path).prior if path.exists() else ()
     return stored if stored[: len(prior)] == prior else ()
+
+
+def refuse_push(trainer: Trainer, *positional: Any, **named: Any) -> Any:
+    """In the place of ``Trainer.push_to_hub``, which uploads the output folder, its ledger included.
+
+    Raises:
+        ValueError: says what to push instead.
+    """
+    raise ValueError(f"{type(trainer).__name__}.push_to_hub: {PUSHES}")

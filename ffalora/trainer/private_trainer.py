@@ -37,17 +37,9 @@ from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
-from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, spent_before, spent_by
+from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, refuse_push, spent_before, spent_by
 from .steps import LogicalSteps, classes_of, cut, lengths_of
-from .terms import (
-    PrivacyArguments,
-    check_arguments,
-    check_distribution,
-    default_losses,
-    feature_digests,
-    promised,
-    refuse_push,
-)
+from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")

@@ -18,7 +18,7 @@ from ..config.names import PRIVACY_NAMES, takes_names
 from ..data.tasks import Losses, causal_losses, classification_losses, regression_losses
 from ..privacy.clipping import positive_norm
 
-_PUSHES = (
+PUSHES = (
     "the folder that would go to the hub holds the ledger with a hash of the data, by which who knows all other "
     "samples can tell whether one was there; push the adapter alone, model.push_to_hub(…)"
 )
@@ -132,7 +132,7 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
             f"label_smoothing_factor={args.label_smoothing_factor}: pass a per-sample loss (losses=) instead"
         )
     if args.push_to_hub:
-        problems.append(f"push_to_hub=True: {_PUSHES}")
+        problems.append(f"push_to_hub=True: {PUSHES}")
     if others.get("compute_loss_func") is not None:
         problems.append("compute_loss_func sees the whole batch: pass a per-sample loss (losses=) instead")
     dataset = others.get("train_dataset")
@@ -140,15 +140,6 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
         problems.append("train_dataset has no length: Poisson sampling needs one")
     if problems:
         raise ValueError("PrivateTrainer cannot keep its promise with " + "; ".join(problems))
-
-
-def refuse_push(trainer: Trainer, *positional: Any, **named: Any) -> Any:
-    """In the place of ``Trainer.push_to_hub``, which uploads the output folder, its ledger included.
-
-    Raises:
-        ValueError: says what to push instead.
-    """
-    raise ValueError(f"{type(trainer).__name__}.push_to_hub: {_PUSHES}")
 
 
 def check_distribution(accelerator: Any) -> None:
