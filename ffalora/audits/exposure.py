@@ -195,7 +195,7 @@ def _planted(data: LoadedData, secrets: Dataset, repeats: int, rng: np.random.Ge
 
     kept = np.sort(rng.permutation(len(data.train))[len(secrets) * repeats :])
     train = concatenate_datasets([data.train.select(kept), *[secrets] * repeats])
-    return replace(data, splits=data.splits | {"train": train})
+    return replace(data, splits=data.splits | {"train": train}, places={})
 
 
 def _digits(rng: np.random.Generator, count: int) -> str:
