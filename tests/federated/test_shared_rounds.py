@@ -149,7 +149,10 @@ def test_a_run_goes_on_with_another_number_of_processes_to_the_same_result(name,
 
 
 _SHARDED = {
-    "one site, baselines, a trained head": ("one site, private", {"adapter__head": "trained", "baselines": True}),
+    "one site, baselines, a trained head": (
+        "one site, private",
+        {"adapter__head": "trained", "baselines": True, "federation__rounds": 2},
+    ),
     "all share the steps of every client": ("clients dealt out", {"federation__one_pass": "never"}),
     "fedsa, whose clients are evaluated apart": ("fedsa", {}),
 }

@@ -41,13 +41,18 @@ def _engine(workers, **options):
 
 
 def _run(name, workers=ALONE):
-    """State, ledgers' steps, and the samples' number and mean loss."""
+    """State, ledgers' steps, the samples' number and mean loss, and the samples of each pass of this process."""
     options, clients = CASES[name]
     engine, adapters = _engine(workers, **options)
+    passes = []
+    engine.model.register_forward_pre_hook(
+        lambda _, __, inputs: passes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
     state = adapters.state().repeat(clients, 1)
     cohort = participants(clients, batch=engine.optimizer.batch_size)
     report = engine.train(cohort, state, 3)
-    return state, [one.ledger.steps_taken for one in cohort], (int(report.samples.sum()), float(report.losses.mean()))
+    numbers = int(report.samples.sum()), float(report.losses.mean())
+    return state, [one.ledger.steps_taken for one in cohort], numbers, passes
 
 
 def _rms(found, expected):
@@ -65,12 +70,19 @@ def processes():
 
 @pytest.mark.parametrize("name,size", [*((name, 2) for name in CASES), (list(CASES)[-1], 3)])
 def test_processes_with_parts_of_the_base_end_where_one_ends_that_has_it_whole(processes, name, size):
-    state, steps, numbers = _run(name)
+    state, steps, numbers, _ = _run(name)
     found = [each[name] for each in processes[size]]
-    for theirs, taken, counted in found:
+    for theirs, taken, counted, _ in found:
         assert _rms(theirs, state) <= 1e-5 and taken == steps
         assert torch.equal(theirs, found[0][0])
         assert counted == pytest.approx(numbers, rel=1e-4, nan_ok=True)
+
+
+def test_all_take_as_many_passes_though_their_samples_make_more_of_some(processes):
+    for found in processes.values():
+        for name in found[0]:
+            assert len({len(each[name][3]) for each in found}) == 1
+    assert processes[2][0]["plain"][3] != processes[2][1]["plain"][3]
 
 
 def _own_shards(engine, adapters, whole=True):
