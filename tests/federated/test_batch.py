@@ -31,9 +31,9 @@ def test_the_batch_is_the_smallest_that_spends_the_budget_well():
 
 
 def test_the_batch_of_a_private_choice_follows_from_the_noise_of_its_trials():
-    choice = PRIVATE | {"privacy.trials": 10.0}
-    found = _batch([1600], **choice, **{"federation.rounds": 10, "federation.local_steps": 1})
-    spent = [efficiency(1600, 3.0, 1e-5, batch, 10, trials=10.0) for batch in (found, found / 2)]
+    steps = {"federation.rounds": 20, "federation.local_steps": 1}
+    assert [_batch([1600], **PRIVATE, **steps, **{"privacy.trials": trials}) for trials in (1.0, 10.0)] == [800, 400]
+    spent = [efficiency(1600, 3.0, 1e-5, batch, 20, trials=10.0) for batch in (400, 200)]
     assert spent[0] >= ENOUGH > spent[1]
 
 
