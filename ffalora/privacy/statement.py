@@ -22,7 +22,10 @@ _PUBLIC_SIZE = (
     "the number of records of each client, on which rate and noise depend",
     "aggregation weights where they depend on the number of records",
 )
-_SECRET_SIZE = ("a bound on the number of records, on which rate and noise depend; the number itself stays secret",)
+_SECRET_SIZE = (
+    "a bound on the number of records, on which rate and noise depend; the number itself stays secret where the rows "
+    "that are evaluated are not a share of the same file: how many these are, and every score of them, tells it",
+)
 _PUBLIC_OWNERS = ("who owns how many records, and which of them are kept where a user has more than are used",)
 _ADJACENCIES = {
     "zero-out": "{} (its contribution becomes zero; how many there are is public)",
