@@ -42,8 +42,8 @@ VICTIMS = {
     "rank": {"torchrun": "torch.distributed.run", "a rank": "-m ffalora simulate"},
     "process": {"simulate": "-m ffalora simulate"},
     "site": {
-        "training process": "flower.trainer", "SuperNode": "flower-supernode", "SuperExec": "flower-superexec",
-        "client app": "flwr-clientapp", "site's command": "ffalora site",
+        "training process": "flower.trainer", "SuperNode": "flower.supernode", "SuperExec": "flower.superexec",
+        "client app": "multiprocessing.forkserver", "site's command": "ffalora site",
     },
     "server": {"command": "ffalora flower", "SuperLink": "flower-superlink", "server app": "flwr-serverapp"},
 }  # fmt: skip
