@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from ..training.optim import Moments, lr_factor
 from ..training.participant import Participant
 from ..training.report import TrainingReport
 from .experiment import Experiment
-from .strategies import LALoRA, ServerState
-from .turns import train_in_turns
+from .strategies import ServerState
+from .turns import local_training
 
 _DRAW, _FAULTS = 7, 8
 _MOMENTS = "moments."
@@ -90,8 +89,7 @@ def train_cohort(
     anchor = rows.clone() if federation.prox_mu else None
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    report, engine = TrainingReport(len(rows)), experiment.engine
-    train = partial(train_in_turns, engine, strategy, first) if isinstance(strategy, LALoRA) else engine.train
+    report, train = TrainingReport(len(rows)), local_training(experiment.engine, strategy, first)
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows)), mine):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
@@ -136,8 +134,13 @@ def trains_in_one_pass(experiment: Experiment, clients: int) -> bool:
     shares_a = all(place.tensor != "lora_A" for place in experiment.adapters.layout.places)
     if clients < 2 or choice == "never" or not shares_a:
         return False
+    return choice == "always" or tokens_of_a_batch(experiment) < (experiment.engine.token_budget or 0)
+
+
+def tokens_of_a_batch(experiment: Experiment) -> float:
+    """Tokens that one client's logical step passes through the model, on average: of all views of its samples."""
     rows = experiment.config.optimizer.batch * experiment.config.data.views
-    return choice == "always" or rows * float(experiment.train.lengths.mean()) < (experiment.engine.token_budget or 0)
+    return rows * float(experiment.train.lengths.mean())
 
 
 def client_weights(clients: Sequence[Participant], config: Config) -> Tensor:

@@ -86,10 +86,8 @@ class Experiment:
         data, device = self.config.data, self.engine.device
         gathered = gather_examples(self.engine.model, self.evaluation, self.task, device, data.max_evaluation_samples)
         metrics = self.task.metrics(gathered)
-        if data.answer_tokens is not None:
-            self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on, data.answer_tokens)
-            metrics |= self.answered.metrics()
-        return metrics
+        self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on)
+        return metrics | (self.answered.metrics() if self.answered else {})
 
     def on_charge(self, save: Callable[[Mapping[str, PrivacyLedger]], None]) -> None:
         """Has ``save`` called with the ledgers that were charged, before any noisy result exists."""

@@ -105,14 +105,13 @@ def through_the_wire(
     rows: Tensor,
     arrives: Sequence[bool] | None = None,
 ) -> Tensor:
-    """Rows ``[C,P]`` as a server gets them where they do not travel as they are (``federation.payload``); what a client
-    does not send stays as it is.
+    """Rows ``[C,P]`` as a server gets them; what a client does not send stays as it is.
 
     Args:
         arrives: whose row does; nobody else sends anything. None: everybody's.
     """
     kind = config.federation.payload
-    if not len(rows):
+    if kind == "float32" or not len(rows):
         return rows
     everything = torch.full_like(strategy.wire.upload(server, rows[0]), math.nan)
     is_sent, found = strategy.wire.received(server, everything).isnan(), []

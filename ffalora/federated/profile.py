@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ..config import Config
 from .cohort import trains_in_one_pass
 from .experiment import Experiment, build
-from .strategies import LALoRA
-from .turns import train_in_turns
+from .turns import local_training
 
 #: Parts of a step, in the order they are shown.
 PARTS = ("base products", "adapters", "attention", "clipping", "noise and optimiser", "data", "everything else")
@@ -156,8 +154,7 @@ def _trainer(experiment: Experiment) -> Callable[[int], Any]:
     cohort = participants if trains_in_one_pass(experiment, len(participants)) else participants[:1]
     clients = [participant.client_id for participant in cohort]
     rows, mask = strategy.start(server, clients), strategy.mask(server, clients)
-    engine = experiment.engine
-    train = partial(train_in_turns, engine, strategy, 0) if isinstance(strategy, LALoRA) else engine.train
+    train = local_training(experiment.engine, strategy, 0)
     return lambda steps: train(cohort, rows, steps, mask=mask)
 
 

@@ -217,9 +217,7 @@ def close_round(
     """
     started = time.perf_counter()
     config, cohort, ids = experiment.config, opened.cohort, opened.cohort.ids
-    rows = opened.rows
-    if config.federation.payload != "float32":
-        rows = through_the_wire(config, experiment.strategy, server, ids, rows, cohort.arrives)
+    rows = through_the_wire(config, experiment.strategy, server, ids, opened.rows, cohort.arrives)
     if experiment.client_level is not None:  # whether an update is finite is private: what is not counts as none
         rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, experiment.strategy.start(server, ids))
     finite = rows.isfinite().all(1).tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,12 @@ from ..training.engine import Engine
 from ..training.optim import Moments
 from ..training.participant import Participant
 from ..training.report import TrainingReport
-from .strategies import LALoRA
+from .strategies import LALoRA, Strategy
+
+
+def local_training(engine: Engine, strategy: Strategy, first: int) -> Callable[..., object]:
+    """How a method trains clients from local step ``first`` of the run on: ``Engine.train``, or its steps in turns."""
+    return partial(train_in_turns, engine, strategy, first) if isinstance(strategy, LALoRA) else engine.train
 
 
 def train_in_turns(

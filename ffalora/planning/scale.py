@@ -19,7 +19,7 @@ import torch
 
 from ..config import ConfigError
 from ..federated.checkpoint import Checkpoint
-from ..federated.cohort import Cohort, train_cohort, trains_in_one_pass
+from ..federated.cohort import Cohort, tokens_of_a_batch, train_cohort, trains_in_one_pass
 from ..federated.experiment import Experiment
 from ..federated.ledgers import ledgers_of
 from ..federated.payload import through_the_wire
@@ -114,9 +114,7 @@ def measure_pace(experiment: Experiment) -> Pace:
     weights = torch.full((_TIMED_ROWS,), 1 / _TIMED_ROWS, dtype=torch.float64)
 
     def add_up() -> None:
-        arrived, clients = rows, [0] * _TIMED_ROWS
-        if experiment.config.federation.payload != "float32":
-            arrived = through_the_wire(experiment.config, experiment.strategy, server, clients, rows)
+        arrived = through_the_wire(experiment.config, experiment.strategy, server, [0] * _TIMED_ROWS, rows)
         weighted_mean(server.row, arrived, weights)
 
     added = seconds_of(add_up, device) / _TIMED_ROWS
@@ -197,9 +195,7 @@ def timed_cohorts(experiment: Experiment) -> tuple[int, int]:
     """Two cohorts between which time grows as it goes on growing: by whole physical batches where these are shared."""
     few, many = _APART
     if trains_in_one_pass(experiment, 2):
-        rows = experiment.config.optimizer.batch * experiment.config.data.views
-        tokens = rows * float(experiment.train.lengths.mean())
-        few = min(_MOST_TOGETHER, math.ceil((experiment.engine.token_budget or 1) / tokens))
+        few = min(_MOST_TOGETHER, math.ceil((experiment.engine.token_budget or 1) / tokens_of_a_batch(experiment)))
         many = _BATCHES * few
     if experiment.strategy.takes_ranks:  # nobody but the experiment's own clients has a rank
         many = min(many, len(experiment.participants))

@@ -187,8 +187,8 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     count = len(examples) if limit is None else min(limit, len(examples))
     gathered = gather_examples(bundle.loaded.model, examples, task, bundle.device, limit)
     metrics = task.metrics(gathered)
-    if config.data.answer_tokens is not None:
-        metrics |= answer_split(bundle.loaded, data, config.data, split, config.data.answer_tokens).metrics()
+    answered = answer_split(bundle.loaded, data, config.data, split)
+    metrics |= answered.metrics() if answered else {}
     by = by or data.client_column
     scored = data.splits[split]
     if by is not None and by not in scored.column_names:

@@ -111,8 +111,11 @@ class Answered:
         return [{"prompt": prompt, "answer": answer, "reference": reference} for prompt, answer, reference in together]
 
 
-def answer_split(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str, tokens: int) -> Answered:
-    """What the model answers to the prompts of ``split``, in at most so many ``tokens`` each."""
+def answer_split(loaded: LoadedModel, data: LoadedData, config: DataConfig, split: str) -> Answered | None:
+    """What the model answers to the prompts of ``split``; None where the configuration asks for no answers."""
+    tokens = config.answer_tokens
+    if tokens is None:
+        return None
     rows = data.splits[split]
     if config.max_evaluation_samples is not None:
         rows = rows.select(range(min(config.max_evaluation_samples, len(rows))))

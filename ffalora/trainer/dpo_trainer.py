@@ -22,7 +22,7 @@ from .preferences import LOSSES, PairModel, as_pairs, pair_losses, targets_of
 from .private_trainer import PrivateTrainer
 from .steps import lengths_of
 from .terms import PrivacyArguments
-from .trl_checks import check_collator, problems_of, with_adapters
+from .trl_checks import check_collator, check_lengths, problems_of, with_adapters
 
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -103,7 +103,7 @@ class PrivateDPOTrainer(PrivateTrainer, DPOTrainer):
         whole.max_length = None
         prepared = super()._prepare_dataset(dataset, processing_class, whole, dataset_name)
         if args.max_length is not None:
-            _check_lengths(prepared, args.max_length, dataset_name)
+            check_lengths(lengths_of(list(prepared)), args.max_length, dataset_name, "pairs")
         return prepared
 
 
@@ -151,17 +151,6 @@ def _check_untrained(model: Any) -> None:
                 "one that training begins with; merge what is trained (model = model.merge_and_unload()) and give "
                 "peft_config, with an init that leaves lora_B zero"
             )
-
-
-def _check_lengths(prepared: Any, max_length: int, name: str) -> None:
-    """ValueError where a prompt with one of its answers is longer."""
-    lengths = lengths_of(list(prepared))
-    long = [length for length in lengths if length > max_length]
-    if long:
-        raise ValueError(
-            f"max_length={max_length} would cut answers in {len(long)} of {len(lengths)} pairs of the {name} dataset; "
-            f"raise it to {max(long)}, the length of the longest, or shorten or leave out such pairs"
-        )
 
 
 def _halves(collated: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..adapters import Adapters
 from ..data.tasks import Losses
 from .private_trainer import PrivateTrainer
 from .terms import PrivacyArguments
-from .trl_checks import check_collator, problems_of, with_adapters
+from .trl_checks import check_collator, check_lengths, problems_of, with_adapters
 
 
 class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
@@ -64,7 +64,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         whole = copy.copy(args)
         whole.max_length = None
         prepared = super()._prepare_dataset(dataset, processing_class, whole, *rest)
-        _check_lengths(prepared, args.max_length, dataset_name)
+        check_lengths([len(ids) for ids in prepared["input_ids"]], args.max_length, dataset_name, "rows")
         return prepared
 
 
@@ -80,14 +80,3 @@ def _check_config(args: SFTConfig, others: dict[str, Any]) -> None:
     problems += problems_of(args, others)
     if problems:
         raise ValueError("PrivateSFTTrainer cannot keep its promise with " + "; ".join(problems))
-
-
-def _check_lengths(prepared: Any, max_length: int, name: str) -> None:
-    """ValueError where a row of tokens is longer."""
-    lengths = [len(ids) for ids in prepared["input_ids"]]
-    long = [row for row, length in enumerate(lengths) if length > max_length]
-    if long:
-        raise ValueError(
-            f"max_length={max_length} would cut answers in {len(long)} of {len(lengths)} rows of the {name} dataset; "
-            f"raise it to {max(lengths)}, the length of the longest, or shorten or leave out such rows"
-        )

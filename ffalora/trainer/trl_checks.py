@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,21 @@ def problems_of(args: Any, others: Mapping[str, Any]) -> list[str]:
     if first is not None and {"image", "images"} & set(getattr(first, "column_names", None) or ()):
         problems.append("train_dataset has images: only texts are supported")
     return problems
+
+
+def check_lengths(lengths: Sequence[int], max_length: int, name: str, what: str) -> None:
+    """ValueError where ``max_length`` would cut answers of a dataset.
+
+    Args:
+        lengths: tokens of each row, or of a pair's prompt with its longer answer.
+        name: of the dataset; what: its samples are called, such as 'rows'.
+    """
+    long = [length for length in lengths if length > max_length]
+    if long:
+        raise ValueError(
+            f"max_length={max_length} would cut answers in {len(long)} of {len(lengths)} {what} of the {name} dataset; "
+            f"raise it to {max(long)}, the length of the longest, or shorten or leave out such {what}"
+        )
 
 
 def check_collator(collate: Callable[[list[Any]], Mapping[str, Any]], dataset: Any) -> None:

@@ -136,13 +136,17 @@ def drops_out(model: nn.Module, adapters: Adapters) -> bool:
 
 
 @contextmanager
-def keyed_dropout(model: nn.Module, masks: DropoutMasks) -> Iterator[None]:
-    """Within the block every dropout of a model that is in training mode takes its mask from ``masks``.
+def keyed_dropout(model: nn.Module, masks: DropoutMasks | None) -> Iterator[None]:
+    """Within the block every dropout of a model that is in training mode takes its mask from ``masks``; None is for
+    passes in which nothing drops out.
 
     Raises:
         SamplesNotIndependent: a compiled model in training mode, whose dropout cannot be reached; or, within the
             block, other random tensors.
     """
+    if masks is None:
+        yield
+        return
     keyed: AbstractContextManager = nullcontext()
     if any(module.training for module in model.modules()):
         _check_reachable(model)

@@ -148,8 +148,7 @@ def segment_gradients(
             current.masks.starts = inputs["cu_seq_lens_q"]
     attention = packed_attention(model) if packed else nullcontext()
     head = head_left_out(model) if seen.head_apart else nullcontext()
-    keyed = nullcontext() if current.masks is None else keyed_dropout(model, current.masks)
-    with adapters.training_pass(current), attention, head, keyed:
+    with adapters.training_pass(current), attention, head, keyed_dropout(model, current.masks):
         outputs = model(**inputs)
         found = losses(padded_outputs(outputs, padded["attention_mask"].bool()) if packed else outputs, targets)
         check_losses(found, samples * views)

@@ -54,9 +54,8 @@ def plain_gradient(
     masks = None if keys is None else keys.masks(row.device)
     model = getattr(model, "_orig_mod", model)
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
-    keyed = nullcontext() if masks is None else keyed_dropout(model, masks)
     narrow: list[bool] = []
-    with eager, _plain_layers(adapters, tensors, masks, narrow), keyed:
+    with eager, _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks):
         (losses(model(**inputs), targets).sum() / views).backward()
     gradient = torch.zeros_like(row)
     for place in adapters.layout.places:
