@@ -10,6 +10,7 @@ from provider import Factory
 
 STEPS: dict[str, Factory] = {
     "floor": floor,
+    "floor, recorded": lambda work: floor(work, recorded=True),
     "peft": peft,
     "peft, a frozen": lambda work: peft(work, "b"),
     "opacus hooks": lambda work: opacus(work, "hooks", "both"),

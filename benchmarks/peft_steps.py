@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from harness import Unavailable
 from provider import Provider, Sums, canonical, trained_parameters
-from torch import nn
+from torch import Tensor, nn
 from workload import Workload, starting_factors
 
 
@@ -57,16 +58,42 @@ def peft(work: Workload, trained: str = "both") -> Provider:
     return Provider(step, sums, clips=False, trained=trained)
 
 
-def floor(work: Workload) -> Provider:
-    """Forward pass and input gradients of the frozen model without adapters: no training can cost less."""
+def floor(work: Workload, recorded: bool = False) -> Provider:
+    """Forward pass and input gradients of the frozen model without adapters: no training can cost less.
+
+    Args:
+        recorded: as one CUDA graph, as passes of ours are: the least that a device has to do, whatever its host does.
+    """
     model = work.build(work.dtype, work.attention)
     inner = model.get_submodule(work.root) if work.root else model
     embedding = inner.get_input_embeddings()
     embedding.register_forward_hook(lambda module, given, output: output.detach().requires_grad_())
 
-    def step(number: int) -> None:
-        inputs, targets = work.batch(number)
+    def compute(inputs: dict[str, Tensor], targets: Tensor) -> None:
         work.losses(model(**inputs), targets).mean().backward()
+
+    if not recorded:
+        return Provider(lambda number: compute(*work.batch(number)))
+    if work.device.type != "cuda":
+        raise Unavailable("CUDA graphs need a GPU")
+    from ffalora.models import without_masks
+    from ffalora.training.graphs import CudaRecorder
+
+    (inputs, targets), names = work.batch(0), ["input_ids"]  # all of one length: the mask hides nothing
+    held = {name: inputs[name] for name in names}
+
+    def attend_freely() -> None:
+        with without_masks():
+            compute(held, targets)
+
+    replay = CudaRecorder(work.device)(attend_freely)
+
+    def step(number: int) -> None:
+        inputs, wanted = work.batch(number)
+        for name in names:
+            held[name].copy_(inputs[name])
+        targets.copy_(wanted)
+        replay()
 
     return Provider(step)
 

@@ -1,5 +1,6 @@
 """The pretrained model of a run: loading it, its number format, its pooling, and batches without padding."""
 
+from .idle_mask import needs_no_mask, without_masks
 from .load import (
     LoadedModel,
     base_dtype,
@@ -8,7 +9,6 @@ from .load import (
     compile_model,
     has_fast_bfloat16,
     load_model,
-    needs_no_mask,
 )
 from .pooled import KeptMeans, MeanPooledClassifier, mean_of_real
 
@@ -24,4 +24,5 @@ __all__ = [
     "load_model",
     "mean_of_real",
     "needs_no_mask",
+    "without_masks",
 ]

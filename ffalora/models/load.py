@@ -37,11 +37,6 @@ class LoadedModel:
     root: str
 
 
-def needs_no_mask(model: nn.Module) -> bool:
-    """Whether the model takes no attention mask for one that hides nothing: those of transformers, and ours of them."""
-    return isinstance(model, MeanPooledClassifier) or type(model).__module__.startswith("transformers.models.")
-
-
 def _asks_the_hub_once(load: Callable[..., LoadedModel]) -> Callable[..., LoadedModel]:
     @wraps(load)
     def loaded(config: ModelConfig, *others: Any, **named: Any) -> LoadedModel:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..adapters import Adapters
 from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix
 from ..privacy.noise import NoiseSource, SecureNoise
+from .detectors import each_module
 from .probe import SamplesNotIndependent
 
 #: Keeps the keys of dropout apart from those of the noise.
@@ -131,8 +132,12 @@ class DropoutKeys:
 
 def drops_out(model: nn.Module, adapters: Adapters) -> bool:
     """Whether a pass may draw masks: the adapters' dropout is on in every pass, the model's own in training mode."""
-    own = any(getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values())
-    return own or any(module.training for module in model.modules())
+    return adapters_drop_out(adapters) or any(module.training for module in each_module(model))
+
+
+def adapters_drop_out(adapters: Adapters) -> bool:
+    """Whether an adapter drops out."""
+    return any(getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values())
 
 
 @contextmanager
@@ -148,7 +153,7 @@ def keyed_dropout(model: nn.Module, masks: DropoutMasks | None) -> Iterator[None
         yield
         return
     keyed: AbstractContextManager = nullcontext()
-    if any(module.training for module in model.modules()):
+    if any(module.training for module in each_module(model)):
         _check_reachable(model)
         keyed = _Keyed(masks)
     with torch.random.fork_rng([]), keyed:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ..adapters import Adapters, TrainingPass
 from ..data.tasks import Losses
-from ..models import needs_no_mask
+from ..models import needs_no_mask, without_masks
 from ..models.frozen_head import head_left_out
 from .arena import UNWRITTEN, Arena
+from .detectors import Standing
 from .gradients import Clipping, SegmentGradients
 from .probe import Probe, check_losses
 
@@ -70,7 +71,7 @@ class PassGraphs:
         self._passes: dict[tuple, _RecordedPass] = {}
         self._seen: set[tuple] = set()
         self._arena: tuple = ()
-        self._tensors: tuple = ()
+        self._standing: Standing | None = None
         self._unwritten: Tensor | None = None
         self.refused = ""
 
@@ -147,14 +148,12 @@ class PassGraphs:
             log.warning("passes of this model are not recorded as CUDA graphs: %s", self.refused)
             return None
 
-    def forget_moved(self, model: bool = False) -> None:
-        """Drops recordings whose addresses are not those of the arena (and of the model's tensors) any more."""
+    def forget_moved(self, standing: Standing | None = None) -> None:
+        """Drops recordings whose addresses are not those of the arena (and of the model, as it stands now) any more."""
         arena = (id(self.adapters.layout), self.arena.gradients.data_ptr(), self.arena.squares.data_ptr())
-        tensors = self._tensors
-        if model or not tensors:
-            tensors = tuple(t.data_ptr() for part in (self.model.parameters(), self.model.buffers()) for t in part)
-        if (arena, tensors) != (self._arena, self._tensors):
-            self._arena, self._tensors, self._unwritten = arena, tensors, None
+        standing = standing or self._standing
+        if (arena, standing) != (self._arena, self._standing):
+            self._arena, self._standing, self._unwritten = arena, standing, None
             self._passes.clear()
 
 
@@ -229,7 +228,8 @@ class _RecordedPass:
         owner.arena.prepare(self.current.arena, squares)
         self.total.zero_()
         head = head_left_out(owner.model) if owner.probe.head_apart else nullcontext()
-        with owner.adapters.training_pass(self.current), head:
+        masks = nullcontext() if "attention_mask" in self.inputs else without_masks()
+        with owner.adapters.training_pass(self.current), head, masks:
             found = owner.losses(owner.model(**self.inputs), self.targets)
             check_losses(found, len(self.live))
             torch.where(self.live > 0, found, 0.0).sum().backward()

@@ -21,8 +21,9 @@ from ..privacy.sampling import Draw, SeededDraw, SystemDraw, shuffled_batches
 from .admission import check_model
 from .arena import Arena
 from .batches import physical_batches
+from .detectors import Standing
 from .drawn import drawn_users
-from .dropout import DropoutKeys, drops_out
+from .dropout import DropoutKeys, adapters_drop_out
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
@@ -88,6 +89,7 @@ class TrainingSetup:
     owners: Owners | None = None
     views: Views = AS_IT_IS
     is_sharded: bool = field(default=False, init=False)
+    standing: Standing | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         is_private = self.privacy.at_clients
@@ -115,15 +117,25 @@ class TrainingSetup:
         return self.privacy.at_clients and not self.privacy.draws_users
 
     def check_model(self) -> None:
-        """What is trained is protected, and is what the model reads. Called whenever training begins: models change."""
-        privacy = self.privacy
-        self.is_sharded = check_model(self.model, self.adapters, self.device, privacy.at_clients, self.workers.size)
+        """What is trained is protected, and is what the model reads. Called whenever training begins: models change.
+        One that stands as it stood when it was last looked at is not looked at again.
+        """
+        privacy, found = self.privacy, Standing.of(self.model, self.adapters)
+        if found != self.standing:
+            self.standing = None  # until it is known to be sound
+            self.is_sharded = check_model(self.model, self.adapters, self.device, privacy.at_clients, self.workers.size)
+            self.standing = found
         is_known = isinstance(self.draw, SeededDraw | SystemDraw)
         if privacy.at_clients and privacy.sampling == "poisson" and not is_known:
             raise ValueError(
                 f"draw is a {type(self.draw).__name__}, which is not known to be Poisson sampling (SeededDraw, "
                 "SystemDraw); set privacy.sampling='shuffled' for ε without amplification"
             )
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether a pass may draw masks, of the model as it stood when training began."""
+        return adapters_drop_out(self.adapters) or (self.standing is not None and self.standing.trains)
 
     @property
     def may_record(self) -> bool:
@@ -134,7 +146,7 @@ class TrainingSetup:
         compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
         plain = self.keeps_samples_apart and self.views.count == 1
         plain = plain and not (self.packed or self.merge_weights or compiled)
-        return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
+        return plain and not self.drops_out and self.probe.is_satisfied
 
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""

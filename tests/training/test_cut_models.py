@@ -84,7 +84,9 @@ def test_a_model_on_several_devices_or_in_data_parallel_is_refused_by_name():
     with pytest.raises(ValueError, match="wrapped in DataParallel"):
         engine.train(participants(1), state, 1)
     engine.model = whole
-    there = SimpleNamespace(device=torch.device("cuda", 1))
+    there = SimpleNamespace(
+        device=torch.device("cuda", 1), dtype=torch.float32, requires_grad=False, data_ptr=lambda: 64
+    )
     layer = whole.bert.encoder.layer[1]
     layer._parameters["elsewhere"] = there
     with pytest.raises(

@@ -183,6 +183,7 @@ def test_dropout_and_packing_are_run_as_they_are():
     assert not engine.may_record
     engine.packed = False
     engine.model.train()
+    engine.check_model()
     assert not engine.may_record
 
 
