@@ -5,12 +5,12 @@ from __future__ import annotations
 from opacus_steps import opacus
 from opake_steps import opake
 from own_steps import ours
-from peft_steps import floor, peft
-from provider import Factory
+from peft_steps import RecordedFloor, floor, peft
+from provider import Factory, Provider
 
 STEPS: dict[str, Factory] = {
     "floor": floor,
-    "floor, recorded": lambda work: floor(work, recorded=True),
+    "floor, recorded": lambda work: Provider(RecordedFloor(work).step),
     "peft": peft,
     "peft, a frozen": lambda work: peft(work, "b"),
     "opacus hooks": lambda work: opacus(work, "hooks", "both"),

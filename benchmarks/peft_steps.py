@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from harness import Unavailable
 from provider import Provider, Sums, canonical, trained_parameters
-from torch import Tensor, nn
+from torch import nn
 from workload import Workload, starting_factors
 
 
@@ -58,44 +58,53 @@ def peft(work: Workload, trained: str = "both") -> Provider:
     return Provider(step, sums, clips=False, trained=trained)
 
 
-def floor(work: Workload, recorded: bool = False) -> Provider:
-    """Forward pass and input gradients of the frozen model without adapters: no training can cost less.
+def floor(work: Workload) -> Provider:
+    """Forward pass and input gradients of the frozen model without adapters: no training can cost less."""
+    model = frozen_model(work)
 
-    Args:
-        recorded: as one CUDA graph, as passes of ours are: the least that a device has to do, whatever its host does.
-    """
+    def step(number: int) -> None:
+        inputs, targets = work.batch(number)
+        work.losses(model(**inputs), targets).mean().backward()
+
+    return Provider(step)
+
+
+def frozen_model(work: Workload) -> nn.Module:
+    """The model without adapters, whose embeddings want gradients."""
     model = work.build(work.dtype, work.attention)
     inner = model.get_submodule(work.root) if work.root else model
     embedding = inner.get_input_embeddings()
     embedding.register_forward_hook(lambda module, given, output: output.detach().requires_grad_())
+    return model
 
-    def compute(inputs: dict[str, Tensor], targets: Tensor) -> None:
-        work.losses(model(**inputs), targets).mean().backward()
 
-    if not recorded:
-        return Provider(lambda number: compute(*work.batch(number)))
-    if work.device.type != "cuda":
-        raise Unavailable("CUDA graphs need a GPU")
-    from ffalora.models import without_masks
-    from ffalora.training.graphs import CudaRecorder
+class RecordedFloor:
+    """The floor as one CUDA graph, as passes of ours are: the least that a device has to do, whatever its host does.
+    For batches of one shape without padding.
+    """
 
-    (inputs, targets), names = work.batch(0), ["input_ids"]  # all of one length: the mask hides nothing
-    held = {name: inputs[name] for name in names}
+    def __init__(self, work: Workload):
+        from ffalora.training.graphs import CudaRecorder
 
-    def attend_freely() -> None:
+        if work.device.type != "cuda":
+            raise Unavailable("CUDA graphs need a GPU")
+        self.work, self.model = work, frozen_model(work)
+        inputs, self.targets = work.batch(0)
+        self.input_ids = inputs["input_ids"]
+        self.replay = CudaRecorder(work.device)(self._compute)
+
+    def _compute(self) -> None:
+        from ffalora.models import without_masks
+
         with without_masks():
-            compute(held, targets)
+            self.work.losses(self.model(input_ids=self.input_ids), self.targets).mean().backward()
 
-    replay = CudaRecorder(work.device)(attend_freely)
-
-    def step(number: int) -> None:
-        inputs, wanted = work.batch(number)
-        for name in names:
-            held[name].copy_(inputs[name])
-        targets.copy_(wanted)
-        replay()
-
-    return Provider(step)
+    def step(self, number: int) -> None:
+        """One step; as a bound method it keeps what the graph reads."""
+        inputs, targets = self.work.batch(number)
+        self.input_ids.copy_(inputs["input_ids"])
+        self.targets.copy_(targets)
+        self.replay()
 
 
 def expected_sums(work: Workload, number: int, trained: str, clips: bool) -> Sums:
