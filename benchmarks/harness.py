@@ -238,6 +238,14 @@ class PeakMemory:
         self.mib = (self._peak - self._before) / 2**20
 
 
+def recorded_bytes(device: torch.device) -> int:
+    """Memory of CUDA graphs, which keep it from one replay to the next: a peak counts it as there before."""
+    if device.type != "cuda":
+        return 0
+    pools = (part for part in torch.cuda.memory_snapshot() if tuple(part.get("segment_pool_id", (0, 0))) != (0, 0))
+    return sum(part["total_size"] for part in pools)
+
+
 def resident_bytes() -> int:
     """Resident memory of this process (Linux; 0 elsewhere)."""
     statm = Path("/proc/self/statm")

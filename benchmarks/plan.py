@@ -37,8 +37,6 @@ _LAYER_PEERS = [
     "ours",
     "ours, merged",
 ]
-#: Of a model of 8 billion parameters; the last one is measured alone where not all fit.
-_OF_LARGE = ["floor, recorded", "ours", "opacus hooks, a frozen"]
 
 
 def ops(device: torch.device, quick: bool, copies: int | None = None) -> Iterator[Make]:
@@ -130,7 +128,6 @@ def models(device: torch.device, quick: bool) -> list[tuple[Workload, list[str]]
         (roberta(device, dtype=BF16), without_opake),
         (roberta(device, dtype=FP32), without_opake),
         (llama(device, dtype=BF16), list(STEPS)),
-        (llama(device, 4096, 32, 32, 128256, dtype=BF16), _OF_LARGE),
     ]
 
 

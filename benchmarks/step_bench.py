@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
-from harness import Clock, PeakMemory, Timing, interleave, relative_error, release, survived, synchronize, verdict
+from harness import (
+    Clock,
+    PeakMemory,
+    Timing,
+    interleave,
+    recorded_bytes,
+    relative_error,
+    release,
+    survived,
+    synchronize,
+    verdict,
+)
 from peers import STEPS
 from peft_steps import expected_sums
 from provider import Factory, Provider, Sums
@@ -66,6 +77,7 @@ class StepBench:
         rows: dict[str, Row] = {}
         for name in names:
             timing, memory, error = Timing(), math.nan, math.nan
+            recorded = recorded_bytes(self.clock.device)
             with survived(timing):
                 provider = self.factories[name](self.work)
                 error = self.error(provider)
@@ -73,6 +85,7 @@ class StepBench:
                     timing.status = verdict(error, TOLERANCE[provider.dtype or self.work.dtype])
                 if self.clock.device.type == "cuda":
                     memory = peak_of_a_step(provider, self.clock.device)
+                    memory += (recorded_bytes(self.clock.device) - recorded) / 2**20
                 if timing.status == OK:
                     providers[name] = provider
             rows[name] = Row(

@@ -5,10 +5,11 @@ A recorded pass is replayed with one call, and it reads nothing back: inputs are
 pinned memory, results stay on the device, and whether every trained tensor received its gradients is a flag there, read
 once before the optimiser's step.
 
-Poisson batches have a different size each time. A recording is for so many samples or fewer: the rest are copies of the
-last sample whose loss is multiplied by zero, so that they add exactly nothing. Passes that cannot be recorded (dropout,
-packed samples, merged weights, a model that reads from the device) are run as they are; a model that turns out to be
-one is said once.
+Poisson batches have a different size each time, and their longest texts another length. A recording is for so many
+samples of so many tokens or fewer, at most an eighth more (up to seven tokens, and up to seven samples where a size is
+rare): the rest are padding, and copies of the last sample whose loss is multiplied by zero, so that they add exactly
+nothing. Passes that cannot be recorded (dropout, packed samples, merged weights, a model that reads from the device)
+are run as they are; a model that turns out to be one is said once.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Adapters, TrainingPass
+from ..data.examples import IGNORE_INDEX
 from ..data.tasks import Losses
 from ..models import needs_no_mask, without_masks
 from ..models.frozen_head import head_left_out
@@ -32,6 +35,8 @@ from .probe import Probe, check_losses
 
 log = logging.getLogger(__name__)
 
+#: Samples that a batch of a size without a recording may be filled up with.
+_SPARE = 7
 #: Makes a function that repeats what the given one did, without its host's part.
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -61,14 +66,22 @@ class PassGraphs:
     Args:
         model, adapters, losses, arena, probe: of the training; the model draws no random numbers.
         record: how a pass is recorded.
+        longest: tokens of the longest sample; nothing is padded beyond.
     """
 
     def __init__(
-        self, model: nn.Module, adapters: Adapters, losses: Losses, arena: Arena, probe: Probe, record: Record
+        self,
+        model: nn.Module,
+        adapters: Adapters,
+        losses: Losses,
+        arena: Arena,
+        probe: Probe,
+        record: Record,
+        longest: int,
     ):
         self.model, self.adapters, self.losses, self.record = model, adapters, losses, record
-        self.arena, self.probe = arena, probe
-        self._passes: dict[tuple, _RecordedPass] = {}
+        self.arena, self.probe, self.longest = arena, probe, longest
+        self._passes: dict[tuple, dict[int, _RecordedPass]] = {}
         self._seen: set[tuple] = set()
         self._arena: tuple = ()
         self._standing: Standing | None = None
@@ -83,41 +96,55 @@ class PassGraphs:
         state: Tensor,
         total: Tensor,
         clipping: Clipping,
+        apart: bool = True,
     ) -> tuple[Tensor, Tensor] | None:
         """Adds the clipped gradients of a batch to its clients' sums, if its shape is recorded or was seen before.
 
         Args:
             inputs, targets: of the samples, on the CPU, ``[S, ...]``; rows: ``[S]``, whose each sample is.
             state: float32 ``[C,P]``; total: float64 ``[C,P]``, changed in place.
+            apart: every sample has a gradient of its own; False wants one client's sum alone.
 
         Returns:
-            losses and norms before clipping, ``[S]`` on the device; None where the pass has to be run as it is.
+            losses and norms before clipping, ``[S]`` on the device (where samples are not kept apart, that of the sum);
+            None where the pass has to be run as it is.
         """
-        if self.refused or not len(rows):
+        if self.refused or not len(rows) or not (apart or (rows == rows[0]).all()):
             return None
         inputs = _without_idle_mask(self.model, inputs)
+        inputs, targets = _widened(self.model, inputs, targets, self.longest)
         room = min(rounded_up(len(rows)), max(self.arena.most_rows, len(rows)))
-        key = (
-            room,
+        shape = (
             _shapes(inputs),
             tuple(targets.shape[1:]),
             targets.dtype,
             state.shape,
             clipping.max_grad_norm.shape,
             clipping.mode,
+            apart,
         )
-        if key not in self._seen:
-            self._seen.add(key)
-            return None
         self.forget_moved()
-        if key not in self._passes:
-            self.arena.rows(room)
-            self.forget_moved()  # an arena that grew just now leaves older recordings behind
-            made = self._recorded(room, inputs, targets, state, clipping)
-            if made is None:
-                return None
-            self._passes[key] = made
-        return self._passes[key].run(inputs, targets, rows, state, total, clipping)
+        if room not in self._passes.get(shape, {}):
+            if (room, shape) not in self._seen:
+                self._seen.add((room, shape))
+                larger = self._room_to_spare(room, shape)
+                if larger is None:
+                    return None
+                room = larger
+            else:
+                self.arena.rows(room if apart else 1)
+                self.forget_moved()  # an arena that grew just now leaves older recordings behind
+                made = self._recorded(room, inputs, targets, state, clipping, apart)
+                if made is None:
+                    return None
+                self._passes.setdefault(shape, {})[room] = made
+        return self._passes[shape][room].run(inputs, targets, rows, state, total, clipping)
+
+    def _room_to_spare(self, room: int, shape: tuple) -> int | None:
+        """The least room of a recording of this shape that has a little more: a size that is rare is not recorded, and
+        copies of a few samples cost less than a pass that is run.
+        """
+        return min((other for other in self._passes.get(shape, {}) if room < other <= room + _SPARE), default=None)
 
     def check_written(self) -> None:
         """Every trained tensor received its gradients in every pass since the last call: one read from the device.
@@ -132,7 +159,7 @@ class PassGraphs:
                 self._unwritten.zero_()
 
     def _recorded(
-        self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping
+        self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping, apart: bool
     ) -> _RecordedPass | None:
         """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none (it has
         memory of its own beside that of passes that are run).
@@ -140,7 +167,7 @@ class PassGraphs:
         if self._unwritten is None:
             self._unwritten = torch.zeros(self.adapters.layout.slots, dtype=torch.bool, device=state.device)
         try:
-            return _RecordedPass(self, room, inputs, targets, state, clipping, self._unwritten)
+            return _RecordedPass(self, room, inputs, targets, state, clipping, apart, self._unwritten)
         except RuntimeError as error:
             if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -168,10 +195,11 @@ class _RecordedPass:
         targets: Tensor,
         state: Tensor,
         clipping: Clipping,
+        apart: bool,
         unwritten: Tensor,
     ):
-        device = state.device
-        gradients, squares = owner.arena.rows(room)
+        device, segments = state.device, room if apart else 1
+        gradients, squares = owner.arena.rows(segments)
         self.inputs = {name: _room_for(value, room, device) for name, value in inputs.items()}
         self.targets = _room_for(targets, room, device)
         self.live = torch.zeros(room, device=device)
@@ -181,12 +209,13 @@ class _RecordedPass:
             state=state.clone(),
             arena=gradients,
             squares=squares,
-            client=torch.zeros(room, dtype=torch.int32, device=device),
-            sample_offsets=torch.arange(room + 1, dtype=torch.int32, device=device),
+            client=torch.zeros(segments, dtype=torch.int32, device=device),
+            sample_offsets=torch.arange(0, room + 1, room // segments, dtype=torch.int32, device=device),
             samples=room,
+            longest=room // segments,
         )
         self.losses = torch.zeros(room, device=device)
-        self.norms = torch.zeros(room, dtype=torch.float64, device=device)
+        self.norms = torch.zeros(segments, dtype=torch.float64, device=device)
         self._owner, self._unwritten = owner, unwritten
         self._fill(inputs, targets, np.zeros(len(targets), dtype=np.int64))
         self._replay = owner.record(self._compute)
@@ -207,7 +236,8 @@ class _RecordedPass:
         self.clipping.max_grad_norm.copy_(clipping.max_grad_norm)
         self._replay()
         total += self.total
-        return self.losses[: len(rows)].clone(), self.norms[: len(rows)].clone()
+        norms = self.norms if len(self.norms) == len(self.live) else self.norms.expand(len(rows))
+        return self.losses[: len(rows)].clone(), norms[: len(rows)].clone()
 
     def _fill(self, inputs: Mapping[str, Tensor], targets: Tensor, rows: np.ndarray) -> None:
         """The batch into the buffers; what room is left gets copies of its last sample, which do not count."""
@@ -219,7 +249,7 @@ class _RecordedPass:
             (self.targets, targets),
             (self.current.client, client),
         ]:
-            _copy(buffer, value[at] if len(value) < room else value)
+            _copy(buffer, value[at[: len(buffer)]] if len(value) != len(buffer) else value)
         _copy(self.live, (torch.arange(room) < len(rows)).float())
 
     def _compute(self) -> None:
@@ -239,12 +269,31 @@ class _RecordedPass:
         self.losses.copy_(done.losses)
 
 
-def rounded_up(samples: int) -> int:
-    """Samples that a recording has room for: at most an eighth more than asked for, or seven, so that few shapes
+def rounded_up(count: int, multiple: int = 1) -> int:
+    """What a recording has room for: at most an eighth more than ``count``, or up to a ``multiple``, so that few shapes
     serve Poisson batches of all sizes.
     """
-    step = max(8, 1 << max(0, samples.bit_length() - 4))
-    return -(-samples // step) * step
+    step = max(multiple, 1 << max(0, count.bit_length() - 4))
+    return -(-count // step) * step
+
+
+def _widened(
+    model: nn.Module, inputs: Mapping[str, Tensor], targets: Tensor, longest: int
+) -> tuple[Mapping[str, Tensor], Tensor]:
+    """Padded texts ``[S,T]`` with more padding, up to a length that many batches share. What is no padded text comes
+    back as it is, and so does a model that does not say what it pads with.
+    """
+    mask, padding = inputs.get("attention_mask"), getattr(getattr(model, "config", None), "pad_token_id", None)
+    fill = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
+    if mask is None or padding is None or set(inputs) - set(fill):
+        return inputs, targets
+    tokens = mask.shape[1]
+    more = min(rounded_up(tokens, 8), max(longest, tokens)) - tokens
+    if more == 0:
+        return inputs, targets
+    if targets.shape[1:] == mask.shape[1:]:  # a target for each token
+        targets = F.pad(targets, (0, more), value=IGNORE_INDEX)
+    return {name: F.pad(value, (0, more), value=fill[name]) for name, value in inputs.items()}, targets
 
 
 def _without_idle_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

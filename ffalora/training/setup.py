@@ -107,7 +107,8 @@ class TrainingSetup:
         self.graphs = None
         if self.cuda_graphs and self.device.type == "cuda" and not self.is_sharded:
             record = CudaRecorder(self.device)
-            self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, record)
+            longest = int(self.data.lengths.max(initial=0))
+            self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, record, longest)
         if self.token_budget is None:
             self.token_budget = token_budget(self.model, self.data, self.device)
 
@@ -142,9 +143,9 @@ class TrainingSetup:
         """Whether a pass does the same for every batch of one shape: samples are single rows, nothing drops out, is
         compiled or merged, and the probe has seen what it wanted to see.
         """
-        model = self.model
+        model, privacy = self.model, self.privacy
         compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
-        plain = self.keeps_samples_apart and self.views.count == 1
+        plain = self.views.count == 1 and not (privacy.at_clients and privacy.draws_users)
         plain = plain and not (self.packed or self.merge_weights or compiled)
         return plain and not self.drops_out and self.probe.is_satisfied
 

@@ -25,6 +25,7 @@ from .participant import Participant
 from .rates import column_units, given_rate
 from .report import TrainingReport
 from .setup import TrainingSetup
+from .token_budget import pass_tokens
 from .views import AS_IT_IS
 
 
@@ -104,7 +105,10 @@ class LogicalStep:
         lengths = setup.views.count * setup.data.lengths[samples]
         most = setup.arena.most_rows if setup.privacy.at_clients else None
         if users is None:
-            plan = (packed_batches if setup.packed else physical_batches)(lengths, budget, most)
+            more = pass_tokens(setup.device)
+            plan = (
+                packed_batches(lengths, budget, most) if setup.packed else physical_batches(lengths, budget, most, more)
+            )
         else:
             plan = grouped_batches(lengths, segments, budget, most, setup.packed)
         self.total.zero_()
@@ -181,7 +185,8 @@ class LogicalStep:
         if setup.views is not AS_IT_IS:
             inputs, targets = setup.views.of(inputs, targets, keys)
         if self.graphs is not None:
-            done = self.graphs.run(inputs, targets, rows, self.state, total, self.clipping)
+            apart = setup.keeps_samples_apart
+            done = self.graphs.run(inputs, targets, rows, self.state, total, self.clipping, apart)
             if done is not None:
                 return *done, rows
         found = segment_gradients(

@@ -17,6 +17,9 @@ from torch.distributed.tensor import DTensor
 #: Most tokens of a pass. On a CPU whole private steps took the same time within 3% from 512 to 4096 tokens
 #: (benchmarks/cpu.py), so that larger passes only cost memory; on a GPU this many fill it.
 MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
+#: What one more pass costs, in tokens that it could compute instead. On an H100 one of RoBERTa-large over 4,096 tokens
+#: took 14 ms recorded and 83 ms where its host launched it (docs/performance.md).
+PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 #: Share of the free memory that saved activations may take. The rest is for the arena, for what a layer needs while it
 #: computes, and for other programs.
 SHARE = 0.25
@@ -41,6 +44,11 @@ def token_budget(model: nn.Module, data: Any, device: torch.device) -> int:
     each = saved_bytes(model, inputs) / max(1, int(data.lengths[longest]))
     affordable = max(1.0, SHARE * free_bytes(device) / max(each, 1.0))
     return min(most, 2 ** int(np.log2(affordable)))
+
+
+def pass_tokens(device: torch.device) -> int:
+    """What one more pass costs on a device, in tokens."""
+    return PASS_TOKENS.get(device.type, PASS_TOKENS["cuda"])
 
 
 def saved_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:

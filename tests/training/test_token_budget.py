@@ -9,7 +9,8 @@ from tiny import tiny_data, tiny_engine
 from torch import nn
 
 from ffalora.training import token_budget as module
-from ffalora.training.token_budget import free_bytes, saved_bytes, token_budget
+from ffalora.training.batches import physical_batches
+from ffalora.training.token_budget import free_bytes, pass_tokens, saved_bytes, token_budget
 
 CPU = torch.device("cpu")
 
@@ -97,3 +98,11 @@ def test_measuring_the_budget_leaves_gradients_and_the_random_state_alone():
     token_budget(engine.model, data, CPU)
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(p.grad is None for p in engine.model.parameters())
+
+
+def test_a_pass_on_a_gpu_is_worth_more_padding():
+    """Its host, or the least that its kernels take, costs as much as thousands of tokens."""
+    cpu, gpu = (pass_tokens(torch.device(kind)) for kind in ("cpu", "cuda"))
+    lengths = np.random.default_rng(0).integers(8, 64, 64)
+    few, many = (len(physical_batches(lengths, 32768, None, more).batches) for more in (gpu, cpu))
+    assert few == 1 < many
