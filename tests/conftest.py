@@ -6,10 +6,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from small_runs import save_model, save_texts, small_config
+
+from ffalora.privacy.noise import SeededNoise
+from ffalora.training import sensitivity
 
 #: Drawing and running an example may take as long as a busy machine makes it.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,6 +52,16 @@ def small(tmp_path_factory):
     """A function from changes to a configuration on the tiny model and data."""
     folder = tmp_path_factory.mktemp("small")
     return partial(small_config, save_model(folder / "model"), save_texts(folder / "texts.csv"))
+
+
+@pytest.fixture
+def fixed_draws(monkeypatch):
+    """What the probe of sensitivity draws afresh and forgets (keys of dropout, records to leave out) is the same every
+    time: how far a broken mechanism moves a sum then does not change from run to run.
+    """
+    draw = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed=0: draw(seed))
+    monkeypatch.setattr(sensitivity, "secret_noise", lambda: SeededNoise(0))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_one_record_moves_the_sum_by_at_most_c_in_all_random_cases(number):
         {"clients": 3, "token_budget": 30},
     ],
 )
-def test_the_probe_finds_nothing_in_a_sound_engine_and_comes_near_the_bound(config):
+def test_the_probe_finds_nothing_in_a_sound_engine_and_comes_near_the_bound(config, fixed_draws):
     found = probed(**config)
     assert found.holds
     assert {move.setting for move in found.moves} == {"start", "moved", "clipped"}
@@ -57,7 +57,7 @@ def test_the_probe_finds_nothing_in_a_sound_engine_and_comes_near_the_bound(conf
         "clipping removed", "clipping norm doubled", "rows counted twice", "collator mixes neighbours",
     ],
 )  # fmt: skip
-def test_the_probe_catches_what_one_record_moves_too_far(mutant, monkeypatch):
+def test_the_probe_catches_what_one_record_moves_too_far(mutant, monkeypatch, fixed_draws):
     MUTANTS[mutant](monkeypatch)
     found = probed(token_budget=1000)
     assert not found.holds
