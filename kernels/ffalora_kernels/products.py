@@ -1,8 +1,9 @@
 """The two base products with the adapter's share: the vendor's GEMM and a pass over its result.
 
-The base product itself is torch's, but for float32 on AMD processors: there torch takes MKL, which ran at half of
-oneDNN's rate (96 against 200 GFLOP/s on one core with AVX-512; on Zen 4, which halves such vectors, 85 against 99), so
-oneDNN computes it, on the weight as it lies.
+The base product itself is torch's, but for float32 on AMD processors with AVX-512: there torch takes MKL, which ran at
+half of oneDNN's rate (96 against 200 GFLOP/s on one core; on Zen 4, which halves such vectors, 85 against 99), so
+oneDNN computes it, on the weight as it lies. With AVX2 (Zen 3) both run at 60, and MKL is a tenth faster on a weight
+that is read across.
 ``torch.backends.mkldnn.flags(enabled=False)`` leaves it to torch.
 """
 
@@ -67,4 +68,5 @@ def _takes_onednn(x: Tensor, w: Tensor) -> bool:
 def _mkl_is_slow() -> bool:
     """Whether float32 products go to MKL on a processor for which it does not use its fastest code."""
     onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return onednn and torch.backends.mkl.is_available() and is_amd()
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return onednn and torch.backends.mkl.is_available() and is_amd() and wide
