@@ -291,7 +291,7 @@ def _widened(
     more = min(rounded_up(tokens, 8), max(longest, tokens)) - tokens
     if more == 0:
         return inputs, targets
-    if targets.shape[1:] == mask.shape[1:]:  # a target for each token
+    if targets.shape[1:] == mask.shape[1:] and not targets.is_floating_point():  # a target for each token
         targets = F.pad(targets, (0, more), value=IGNORE_INDEX)
     return {name: F.pad(value, (0, more), value=fill[name]) for name, value in inputs.items()}, targets
 
