@@ -62,5 +62,5 @@ class ModelConfig(Section):
     compile: bool = Field(False, description="compile the model with torch.compile")
     cuda_graphs: bool = Field(
         True,
-        description="on a GPU, record the passes of private steps and replay them: the GPU then waits less",
+        description="on a GPU, record the passes of steps and replay them: the GPU then waits less",
     )

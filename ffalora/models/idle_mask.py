@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any
 
 from torch import nn
 from transformers import masking_utils
@@ -18,28 +21,36 @@ def needs_no_mask(model: nn.Module) -> bool:
 
 @contextmanager
 def without_masks() -> Iterator[None]:
-    """Within the block, models of transformers that are given no attention mask attend without one.
+    """Within the block, in this thread, models of transformers that are given no attention mask attend without one.
 
     While a pass is recorded they cannot look whether a mask is needed (samples might be packed), and make one to be
     safe. With it torch takes slower attention, and for one that was expanded from a single element the slowest, which
     writes every score in float32: twice the time of a whole pass. Nothing that is packed or padded may pass here.
     """
-    before = {name: getattr(masking_utils, name) for name in _ANSWERS if hasattr(masking_utils, name)}
-    for name in before:
-        setattr(masking_utils, name, _ANSWERS[name])
+    _listen()
+    before = _left_out.set(True)
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(masking_utils, name, function)
+        _left_out.reset(before)
 
 
-def _is_not_traced(_: object = None) -> bool:
-    return False
+_left_out = ContextVar("_left_out", default=False)
+#: What transformers asks before it makes a mask, and the answer within the block.
+_QUESTIONS = {"is_tracing": False, "find_packed_sequence_indices": None}
 
 
-def _nothing_is_packed(_: object) -> None:
-    return None
+@cache
+def _listen() -> None:
+    """From now on those questions are answered here, where somebody is within the block."""
+    for name, answer in _QUESTIONS.items():
+        if (ask := getattr(masking_utils, name, None)) is not None:
+            setattr(masking_utils, name, _answered(ask, answer))
 
 
-_ANSWERS = {"is_tracing": _is_not_traced, "find_packed_sequence_indices": _nothing_is_packed}
+def _answered(ask: Callable[..., Any], answer: Any) -> Callable[..., Any]:
+    @wraps(ask)
+    def asked(*given: Any, **named: Any) -> Any:
+        return answer if _left_out.get() else ask(*given, **named)
+
+    return asked

@@ -132,12 +132,8 @@ class DropoutKeys:
 
 def drops_out(model: nn.Module, adapters: Adapters) -> bool:
     """Whether a pass may draw masks: the adapters' dropout is on in every pass, the model's own in training mode."""
-    return adapters_drop_out(adapters) or any(module.training for module in each_module(model))
-
-
-def adapters_drop_out(adapters: Adapters) -> bool:
-    """Whether an adapter drops out."""
-    return any(getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values())
+    own = any(getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values())
+    return own or any(module.training for module in each_module(model))
 
 
 @contextmanager

@@ -17,24 +17,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from weakref import WeakSet
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Adapters, TrainingPass
-from ..data.examples import IGNORE_INDEX
 from ..data.tasks import Losses
-from ..models import needs_no_mask, without_masks
+from ..models import without_masks
 from ..models.frozen_head import head_left_out
 from .arena import UNWRITTEN, Arena
+from .common_shapes import OF_A_WHOLE_TEXT, shared_size, widened, without_idle_mask
 from .detectors import Standing
 from .gradients import Clipping, SegmentGradients
 from .probe import Probe, check_losses
 
 log = logging.getLogger(__name__)
 
+#: Recordings that are kept; then the one that was not used for longest goes.
+MOST_RECORDINGS = 64
 #: Samples that a batch of a size without a recording may be filled up with.
 _SPARE = 7
 #: Makes a function that repeats what the given one did, without its host's part.
@@ -46,6 +48,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.device(self._device):  # streams are the current device's, and work of others is not recorded
@@ -54,7 +57,10 @@ class CudaRecorder:
             with torch.cuda.stream(aside):
                 compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
             here.wait_stream(aside)
+            if not self._graphs:  # a pool that lost its last graph may not be used again
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
+            self._graphs.add(graph)
             with torch.cuda.graph(graph, pool=self._pool):
                 compute()
         return graph.replay
@@ -81,7 +87,8 @@ class PassGraphs:
     ):
         self.model, self.adapters, self.losses, self.record = model, adapters, losses, record
         self.arena, self.probe, self.longest = arena, probe, longest
-        self._passes: dict[tuple, dict[int, _RecordedPass]] = {}
+        self._passes: dict[tuple[tuple, int], _RecordedPass] = {}  # the one that was used last is the last
+        self._common: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._seen: set[tuple] = set()
         self._arena: tuple = ()
         self._standing: Standing | None = None
@@ -111,9 +118,9 @@ class PassGraphs:
         """
         if self.refused or not len(rows) or not (apart or (rows == rows[0]).all()):
             return None
-        inputs = _without_idle_mask(self.model, inputs)
-        inputs, targets = _widened(self.model, inputs, targets, self.longest)
-        room = min(rounded_up(len(rows)), max(self.arena.most_rows, len(rows)))
+        inputs = without_idle_mask(self.model, inputs)
+        inputs, targets = widened(inputs, targets, self.longest)
+        room = min(shared_size(len(rows)), max(self.arena.most_rows, len(rows)))
         shape = (
             _shapes(inputs),
             tuple(targets.shape[1:]),
@@ -124,9 +131,9 @@ class PassGraphs:
             apart,
         )
         self.forget_moved()
-        if room not in self._passes.get(shape, {}):
-            if (room, shape) not in self._seen:
-                self._seen.add((room, shape))
+        if (shape, room) not in self._passes:
+            if (shape, room) not in self._seen:
+                self._seen.add((shape, room))
                 larger = self._room_to_spare(room, shape)
                 if larger is None:
                     return None
@@ -137,14 +144,27 @@ class PassGraphs:
                 made = self._recorded(room, inputs, targets, state, clipping, apart)
                 if made is None:
                     return None
-                self._passes.setdefault(shape, {})[room] = made
-        return self._passes[shape][room].run(inputs, targets, rows, state, total, clipping)
+                self._passes[shape, room] = made
+        found = self._passes[shape, room] = self._passes.pop((shape, room))
+        if len(self._passes) > MOST_RECORDINGS:
+            del self._passes[next(iter(self._passes))]
+        return found.run(inputs, targets, rows, state, total, clipping)
 
     def _room_to_spare(self, room: int, shape: tuple) -> int | None:
         """The least room of a recording of this shape that has a little more: a size that is rare is not recorded, and
         copies of a few samples cost less than a pass that is run.
         """
-        return min((other for other in self._passes.get(shape, {}) if room < other <= room + _SPARE), default=None)
+        found = (other for kind, other in self._passes if kind == shape and room < other <= room + _SPARE)
+        return min(found, default=None)
+
+    def common(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What recordings read the state from, like ``state``, and write sums into, float64: all the same, for they are
+        replayed one after another.
+        """
+        if state.shape not in self._common:
+            total = torch.zeros(state.shape, dtype=torch.float64, device=state.device)
+            self._common[state.shape] = state.clone(), total
+        return self._common[state.shape]
 
     def check_written(self) -> None:
         """Every trained tensor received its gradients in every pass since the last call: one read from the device.
@@ -152,7 +172,7 @@ class PassGraphs:
         Raises:
             GradientMissing: names the tensors that a backward pass did not reach.
         """
-        if self._unwritten is not None and self._passes:
+        if self._unwritten is not None:
             try:
                 self.arena.check_written(self._unwritten)
             finally:
@@ -172,6 +192,8 @@ class PassGraphs:
             if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
                 raise
             self.refused = (str(error).splitlines() or [""])[0]
+            self._passes.clear()
+            self._common.clear()
             log.warning("passes of this model are not recorded as CUDA graphs: %s", self.refused)
             return None
 
@@ -180,8 +202,11 @@ class PassGraphs:
         arena = (id(self.adapters.layout), self.arena.gradients.data_ptr(), self.arena.squares.data_ptr())
         standing = standing or self._standing
         if (arena, standing) != (self._arena, self._standing):
+            if self._arena and arena[0] == self._arena[0]:
+                self.check_written()  # of the batches before
             self._arena, self._standing, self._unwritten = arena, standing, None
             self._passes.clear()
+            self._common.clear()
 
 
 class _RecordedPass:
@@ -203,10 +228,10 @@ class _RecordedPass:
         self.inputs = {name: _room_for(value, room, device) for name, value in inputs.items()}
         self.targets = _room_for(targets, room, device)
         self.live = torch.zeros(room, device=device)
-        self.total = torch.zeros(state.shape, dtype=torch.float64, device=device)
+        common, self.total = owner.common(state)
         self.clipping = Clipping(clipping.max_grad_norm.clone(), clipping.group_columns.clone(), clipping.mode)
         self.current = TrainingPass(
-            state=state.clone(),
+            state=common,
             arena=gradients,
             squares=squares,
             client=torch.zeros(segments, dtype=torch.int32, device=device),
@@ -258,7 +283,7 @@ class _RecordedPass:
         owner.arena.prepare(self.current.arena, squares)
         self.total.zero_()
         head = head_left_out(owner.model) if owner.probe.head_apart else nullcontext()
-        masks = nullcontext() if "attention_mask" in self.inputs else without_masks()
+        masks = without_masks() if set(self.inputs) <= OF_A_WHOLE_TEXT else nullcontext()
         with owner.adapters.training_pass(self.current), head, masks:
             found = owner.losses(owner.model(**self.inputs), self.targets)
             check_losses(found, len(self.live))
@@ -267,43 +292,6 @@ class _RecordedPass:
         done = SegmentGradients(self.current.arena, squares, self.current.client, found.detach())
         self.norms.copy_(done.clip_into_(self.total, *self.clipping))
         self.losses.copy_(done.losses)
-
-
-def rounded_up(count: int, multiple: int = 1) -> int:
-    """What a recording has room for: at most an eighth more than ``count``, or up to a ``multiple``, so that few shapes
-    serve Poisson batches of all sizes.
-    """
-    step = max(multiple, 1 << max(0, count.bit_length() - 4))
-    return -(-count // step) * step
-
-
-def _widened(
-    model: nn.Module, inputs: Mapping[str, Tensor], targets: Tensor, longest: int
-) -> tuple[Mapping[str, Tensor], Tensor]:
-    """Padded texts ``[S,T]`` with more padding, up to a length that many batches share. What is no padded text comes
-    back as it is, and so does a model that does not say what it pads with.
-    """
-    mask, padding = inputs.get("attention_mask"), getattr(getattr(model, "config", None), "pad_token_id", None)
-    fill = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
-    if mask is None or padding is None or set(inputs) - set(fill):
-        return inputs, targets
-    tokens = mask.shape[1]
-    more = min(rounded_up(tokens, 8), max(longest, tokens)) - tokens
-    if more == 0:
-        return inputs, targets
-    if targets.shape[1:] == mask.shape[1:] and not targets.is_floating_point():  # a target for each token
-        targets = F.pad(targets, (0, more), value=IGNORE_INDEX)
-    return {name: F.pad(value, (0, more), value=fill[name]) for name, value in inputs.items()}, targets
-
-
-def _without_idle_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The inputs without an attention mask that hides nothing, for models that take none for that: with one, a
-    recorded pass could not see that it is idle, and would take slower attention.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.device.type != "cpu" or not needs_no_mask(model) or not bool(mask.all()):
-        return inputs
-    return {name: value for name, value in inputs.items() if name != "attention_mask"}
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> tuple:

@@ -23,7 +23,7 @@ from .arena import Arena
 from .batches import physical_batches
 from .detectors import Standing
 from .drawn import drawn_users
-from .dropout import DropoutKeys, adapters_drop_out
+from .dropout import DropoutKeys, drops_out
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
@@ -67,7 +67,7 @@ class TrainingSetup:
         packed: lay samples end to end instead of padding them; for language models, and those that pool packed states
             by sample.
         views: what passes in a sample's place while training; its views' mean gradient is that of the sample.
-        cuda_graphs: on a GPU, record the passes of private steps and replay them (see ``graphs``), where that can be.
+        cuda_graphs: on a GPU, record the passes of steps and replay them (see ``graphs``), where that can be.
     """
 
     model: nn.Module
@@ -89,7 +89,7 @@ class TrainingSetup:
     owners: Owners | None = None
     views: Views = AS_IT_IS
     is_sharded: bool = field(default=False, init=False)
-    standing: Standing | None = field(default=None, init=False)
+    _checked: tuple[Standing, tuple] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         is_private = self.privacy.at_clients
@@ -122,10 +122,11 @@ class TrainingSetup:
         One that stands as it stood when it was last looked at is not looked at again.
         """
         privacy, found = self.privacy, Standing.of(self.model, self.adapters)
-        if found != self.standing:
-            self.standing = None  # until it is known to be sound
-            self.is_sharded = check_model(self.model, self.adapters, self.device, privacy.at_clients, self.workers.size)
-            self.standing = found
+        asked = self.device, privacy.at_clients, self.workers.size
+        if (found, asked) != self._checked:
+            self._checked = None  # until it is known to be sound
+            self.is_sharded = check_model(self.model, self.adapters, *asked)
+            self._checked = found, asked
         is_known = isinstance(self.draw, SeededDraw | SystemDraw)
         if privacy.at_clients and privacy.sampling == "poisson" and not is_known:
             raise ValueError(
@@ -134,9 +135,10 @@ class TrainingSetup:
             )
 
     @property
-    def drops_out(self) -> bool:
-        """Whether a pass may draw masks, of the model as it stood when training began."""
-        return adapters_drop_out(self.adapters) or (self.standing is not None and self.standing.trains)
+    def standing(self) -> Standing:
+        """How the model stood when training began."""
+        assert self._checked is not None, "check_model comes first"
+        return self._checked[0]
 
     @property
     def may_record(self) -> bool:
@@ -147,7 +149,7 @@ class TrainingSetup:
         compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
         plain = self.views.count == 1 and not (privacy.at_clients and privacy.draws_users)
         plain = plain and not (self.packed or self.merge_weights or compiled)
-        return plain and not self.drops_out and self.probe.is_satisfied
+        return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
 
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""

@@ -17,7 +17,7 @@ from .admission import ledger_of
 from .batches import PhysicalBatches, grouped_batches, packed_batches, physical_batches
 from .detectors import UpdateWatch
 from .drawn import drawn_users
-from .dropout import DropoutKeys
+from .dropout import DropoutKeys, drops_out
 from .gradients import Clipping, segment_gradients
 from .graphs import PassGraphs
 from .optim import Moments
@@ -118,7 +118,7 @@ class LogicalStep:
         merged, shared = None, 0
         if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:
             merged = self._merged_weights()
-        if setup.drops_out:
+        if drops_out(setup.model, setup.adapters):
             steps = max(participant.steps_taken for participant in self.cohort)
             shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, steps))
         most_passes = max(workers.gather(len(plan.batches))) if setup.is_sharded else 0

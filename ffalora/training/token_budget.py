@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor
 #: Most tokens of a pass. On a CPU whole private steps took the same time within 3% from 512 to 4096 tokens
 #: (benchmarks/cpu.py), so that larger passes only cost memory; on a GPU this many fill it.
 MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
-#: What one more pass costs, in tokens that it could compute instead. On an H100 one of RoBERTa-large over 4,096 tokens
-#: took 14 ms recorded and 83 ms where its host launched it (docs/performance.md).
-PASS_TOKENS = {"cpu": 64, "cuda": 4096}
+#: What one more pass costs, in tokens that it could compute instead. On a GPU an estimate: of RoBERTa-large a pass is
+#: 1,200 kernels of at least two microseconds each, and an H100 takes 3.5 for a token; one whose host launches them, 20
+#: times as much (docs/performance.md).
+PASS_TOKENS = {"cpu": 64, "cuda": 1024}
 #: Share of the free memory that saved activations may take. The rest is for the arena, for what a layer needs while it
 #: computes, and for other programs.
 SHARE = 0.25

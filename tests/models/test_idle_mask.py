@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification, masking_utils
@@ -40,6 +42,7 @@ def test_recorded_passes_without_padding_attend_without_a_mask(masks, make):
     torch.manual_seed(0)
     model, ids = make().eval(), torch.randint(5, 60, (3, 7))
     masked = model(input_ids=ids).logits
+    assert make is _roberta or None not in masks
     masks.clear()
     with without_masks():
         plain = model(input_ids=ids).logits
@@ -47,9 +50,13 @@ def test_recorded_passes_without_padding_attend_without_a_mask(masks, make):
     assert torch.allclose(plain, masked, atol=1e-5)
 
 
-def test_after_the_block_transformers_looks_for_itself():
-    before = vars(masking_utils).copy()
+def test_after_the_block_and_in_other_threads_transformers_looks_for_itself(masks):
+    positions = torch.tensor([[0, 1, 2, 0, 1]])  # two samples in a row
     with pytest.raises(ZeroDivisionError), without_masks():
-        assert vars(masking_utils) != before
+        assert masking_utils.find_packed_sequence_indices(positions) is None
+        assert not masking_utils.is_tracing(positions)
+        with ThreadPoolExecutor(1) as other:
+            elsewhere = other.submit(masking_utils.find_packed_sequence_indices, positions).result()
         1 / 0  # noqa: B018
-    assert vars(masking_utils) == before
+    assert elsewhere.tolist() == masking_utils.find_packed_sequence_indices(positions).tolist() == [[0, 0, 0, 1, 1]]
+    assert masking_utils.is_tracing(positions), "the fixture says that a pass is being recorded"

@@ -11,8 +11,9 @@ from torch import nn
 from ffalora.training import gradients
 from ffalora.training import step as step_module
 from ffalora.training.arena import GradientMissing
-from ffalora.training.detectors import StorageParted, UpdateLost
+from ffalora.training.detectors import Standing, StorageParted, UpdateLost
 from ffalora.training.participant import Participant
+from ffalora.training.probe import SamplesNotIndependent
 
 _QUERY = "bert.encoder.layer.0.attention.self.query"
 
@@ -198,3 +199,29 @@ def test_a_row_that_diverged_leaves_the_rows_beside_it_sound():
     state = _train(engine, adapters, clients, steps=4)
     assert not state[0].isfinite().all()
     assert state[1].isfinite().all()
+
+
+@pytest.mark.parametrize("change", ["nothing", "a hook", "running statistics", "another tensor", "another format"])
+def test_a_model_is_looked_at_again_where_anything_changed(change):
+    engine, adapters = tiny_engine()
+    model = engine.model
+    model.norm = torch.nn.BatchNorm1d(4).eval()
+    before = Standing.of(model, adapters)
+    if change == "a hook":
+        model.bert.pooler._hf_hook = object()
+    elif change == "running statistics":
+        model.norm.track_running_stats = False
+    elif change == "another tensor":
+        model.norm.weight = torch.nn.Parameter(model.norm.weight.data)
+    elif change == "another format":
+        model.norm.bias.data = model.norm.bias.data.view(torch.int32).view(torch.float32).view(torch.bfloat16)
+    assert (Standing.of(model, adapters) == before) is (change == "nothing")
+
+
+def test_what_is_private_now_is_looked_at_anew():
+    engine, _ = tiny_engine(privacy={"unit": "none"})
+    engine.model.norm = torch.nn.BatchNorm1d(4).train().requires_grad_(False)
+    engine.check_model()
+    engine.privacy = tiny_engine()[0].privacy
+    with pytest.raises(SamplesNotIndependent, match="norm is a BatchNorm1d"):
+        engine.check_model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from unittest.mock import MagicMock
 
@@ -13,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
 from ffalora.data.examples import IGNORE_INDEX
+from ffalora.training import graphs, step
 from ffalora.training.arena import GradientMissing
+from ffalora.training.common_shapes import shared_size, widened
 from ffalora.training.gradients import Clipping, segment_gradients
-from ffalora.training.graphs import CudaRecorder, PassGraphs, rounded_up
+from ffalora.training.graphs import CudaRecorder, PassGraphs
 
 
 class HostRead(RuntimeError):
@@ -194,10 +197,10 @@ def test_dropout_and_packing_are_run_as_they_are():
 
 def test_room_is_at_most_an_eighth_more_than_the_samples_and_eight_tokens():
     for count in range(1, 5000):
-        assert count <= rounded_up(count) <= count * 9 / 8
-        assert count <= rounded_up(count, 8) <= max(count + 7, count * 9 / 8)
-    assert rounded_up(4) == 4
-    assert len({rounded_up(samples) for samples in range(200, 300)}) <= 6
+        assert count <= shared_size(count) <= count * 9 / 8
+        assert count <= shared_size(count, 8) <= max(count + 7, count * 9 / 8)
+    assert shared_size(4) == 4
+    assert len({shared_size(samples) for samples in range(200, 300)}) <= 6
 
 
 @pytest.mark.parametrize("trained", ["b", "both"])
@@ -279,3 +282,63 @@ def test_a_training_goes_on_once_the_tensor_that_was_missed_is_used_again(record
     before = state.clone()
     engine.train(participants(1), state, steps=1)
     assert not torch.equal(state, before)
+
+
+@pytest.mark.parametrize("longest,left_out", [(3, True), (9, False)])
+def test_masks_are_left_out_of_recordings_of_whole_texts_alone(recorder, monkeypatch, longest, left_out):
+    engine, adapters = _recording(recorder, data=tiny_data(longest=longest))
+    entered = []
+    monkeypatch.setattr(graphs, "without_masks", lambda: entered.append(1) or nullcontext())
+    engine.train(participants(1), adapters.state()[None].clone(), steps=24)
+    assert recorder.made and bool(entered) is left_out
+
+
+PADDED = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
+IDS = PADDED * 7 + (1 - PADDED) * 3
+WIDENED = {
+    "texts": ({"input_ids": IDS, "attention_mask": PADDED}, torch.tensor([0, 1]), True),
+    "targets of tokens": (
+        {"input_ids": IDS, "attention_mask": PADDED}, IDS.masked_fill(PADDED == 0, IGNORE_INDEX), True,
+    ),
+    "no padding": ({"input_ids": IDS, "attention_mask": torch.ones_like(PADDED)}, torch.tensor([0, 1]), False),
+    "padding on the left": ({"input_ids": IDS, "attention_mask": PADDED.flip(1)}, torch.tensor([0, 1]), False),
+    "other inputs": ({"x": IDS, "attention_mask": PADDED}, torch.tensor([0, 1]), False),
+    "a mask of pairs": ({"input_ids": IDS, "attention_mask": PADDED[:, None].expand(2, 9, 9)}, torch.zeros(2), False),
+    "several labels": ({"input_ids": IDS, "attention_mask": PADDED}, torch.ones(2, 9, dtype=torch.long), False),
+    "several scores": ({"input_ids": IDS, "attention_mask": PADDED}, torch.zeros(2, 9), False),
+    "other targets": ({"input_ids": IDS, "attention_mask": PADDED}, torch.zeros(2, 4), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_only_what_is_known_to_be_padded_text_is_padded_further(name):
+    inputs, targets, is_widened = WIDENED[name]
+    wider, more = widened(inputs, targets, longest=64)
+    if not is_widened:
+        assert wider is inputs and more is targets
+        return
+    assert wider["input_ids"].shape == wider["attention_mask"].shape == (2, 16)
+    assert (wider["input_ids"][:, 9:] == 3).all() and (wider["attention_mask"][:, 9:] == 0).all()
+    assert (more[:, 9:] == IGNORE_INDEX).all() if more.dim() == 2 else more is targets
+    assert widened(inputs, targets, longest=9)[0] is inputs
+
+
+def test_no_more_recordings_are_kept_than_are_allowed(recorder, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_RECORDINGS", 2)
+    engine, adapters = _recording(recorder)
+    engine.train(participants(1), adapters.state()[None].clone(), steps=40)
+    assert len(recorder.made) > len(engine.graphs._passes) == 2
+
+
+def test_a_step_is_cut_by_what_a_pass_costs_on_its_device(monkeypatch):
+    engine, adapters = tiny_engine(data=tiny_data(longest=30))
+    passes = []
+    monkeypatch.setattr(
+        step, "segment_gradients", lambda *given, **named: passes.append(1) or segment_gradients(*given, **named)
+    )
+    for cost in (0, 10**6):
+        passes.append(0)
+        monkeypatch.setattr(step, "pass_tokens", lambda device, cost=cost: cost)
+        engine.train(participants(1), adapters.state()[None].clone(), steps=4)
+    many, few = (sum(1 for _ in part) for few_or_many, part in itertools.groupby(passes, bool) if few_or_many)
+    assert few <= 4 < many
