@@ -36,7 +36,7 @@ from .probe import Probe, check_losses
 log = logging.getLogger(__name__)
 
 #: Recordings that are kept; then the one that was not used for longest goes.
-MOST_RECORDINGS = 64
+MOST_RECORDINGS = 128
 #: Samples that a batch of a size without a recording may be filled up with.
 _SPARE = 7
 #: Makes a function that repeats what the given one did, without its host's part.
