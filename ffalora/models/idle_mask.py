@@ -13,6 +13,10 @@ from transformers import masking_utils
 
 from .pooled import MeanPooledClassifier
 
+#: What transformers asks before it makes a mask, and the answer within ``without_masks``.
+_QUESTIONS = {"is_tracing": False, "find_packed_sequence_indices": None}
+_left_out = ContextVar("_left_out", default=False)
+
 
 def needs_no_mask(model: nn.Module) -> bool:
     """Whether the model takes no attention mask for one that hides nothing: those of transformers, and ours of them."""
@@ -33,11 +37,6 @@ def without_masks() -> Iterator[None]:
         yield
     finally:
         _left_out.reset(before)
-
-
-_left_out = ContextVar("_left_out", default=False)
-#: What transformers asks before it makes a mask, and the answer within the block.
-_QUESTIONS = {"is_tracing": False, "find_packed_sequence_indices": None}
 
 
 @cache

@@ -33,7 +33,6 @@ from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from ..privacy.spent import Spent
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
-from ..training.detectors import modules_of
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
@@ -81,7 +80,7 @@ class PrivateTrainer(Trainer):
             from ..adapters import convert
 
             adapters = convert(model)
-        check_trained_tensors(modules_of(model), adapters, private=True)
+        check_trained_tensors(list(model.named_modules()), adapters, private=True)
         check_arguments(args, others)
         self.privacy, self.adapters = privacy, adapters
         self.expected_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..adapters import Adapters
 from ..config import PrivacyConfig
 from ..data.users import Owners
-from .detectors import Modules, check_attached, modules_of
+from .detectors import Modules, check_attached
 from .drawn import count_drawn
 from .probe import SamplesNotIndependent
 
@@ -44,7 +44,7 @@ def check_model(
     Raises:
         ValueError, SamplesNotIndependent, StorageParted: with the name of what is wrong.
     """
-    modules = modules_of(model)
+    modules = list(model.named_modules())
     is_sharded = check_whole(modules, processes)
     check_attached(modules, adapters, device)
     check_trained_tensors(modules, adapters, private)

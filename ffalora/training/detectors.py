@@ -40,25 +40,10 @@ class GradientWrong(RuntimeError):
 Modules = Sequence[tuple[str, nn.Module]]
 
 
-def modules_of(model: nn.Module) -> Modules:
-    """As ``model.named_modules()``, which asks each module in turn: of a large model that takes longer than a step's
-    other work on the host.
-    """
-    found, seen, waiting = [], set(), [("", model)]
-    while waiting:
-        name, module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            found.append((name, module))
-            inside = [
-                (f"{name}.{key}" if name else key, part) for key, part in module._modules.items() if part is not None
-            ]
-            waiting += reversed(inside)
-    return found
-
-
 def each_module(model: nn.Module) -> list[nn.Module]:
-    """A model's modules, each once, in no promised order: as ``model.modules()``, in a third of its time."""
+    """A model's modules, each once, in no promised order: as ``model.modules()``, in a third of its time (for
+    what is asked in every step; names are asked for where something changed, and come from ``named_modules``).
+    """
     seen, found = {id(model)}, [model]
     for module in found:  # which grows on the way
         for part in module._modules.values():

@@ -20,7 +20,6 @@ from ..privacy.noise import NoiseSource
 from .admission import check_model, check_users, check_whole
 from .arena import Arena
 from .batches import groups_of
-from .detectors import modules_of
 from .dropout import DropoutKeys, drops_out
 from .gradients import look_at, segment_gradients
 from .probe import Probe
@@ -65,7 +64,7 @@ class PrivateGradient:
         workers: Workers | None = None,
         users: np.ndarray | None = None,
     ):
-        check_whole(modules_of(model))
+        check_whole(list(model.named_modules()))
         self.device = adapters.state().device
         check_model(model, adapters, self.device, private=True)
         check_users(ledger, users)
