@@ -16,17 +16,9 @@ from ffalora.federated.simulate import evaluate_views, simulate
 from ffalora.runs.bundle import evaluate
 from ffalora.training.rates import language_rate, noise_variance
 
-RNG = np.random.default_rng(1)
-_START = RNG.bit_generator.state
 
-
-@pytest.fixture(autouse=True)
-def _the_same_data_whatever_ran_before():
-    RNG.bit_generator.state = _START
-
-
-def words(count):
-    return " ".join(WORDS[i] for i in RNG.integers(0, len(WORDS), count))
+def words(rng, count):
+    return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), count))
 
 
 def save_csv(path, columns, rows):
@@ -35,7 +27,8 @@ def save_csv(path, columns, rows):
 
 
 def pairs(folder):
-    texts = [(words(4), words(4)) for _ in range(120)]
+    rng = np.random.default_rng(1)
+    texts = [(words(rng, 4), words(rng, 4)) for _ in range(120)]
     rows = [(a, b, int(np.mean([WORDS.index(w) < 20 for w in f"{a} {b}".split()]) > 0.5)) for a, b in texts]
     return {
         "data__name": save_csv(folder / "pairs.csv", ("premise", "hypothesis", "label"), rows),
@@ -47,12 +40,14 @@ def pairs(folder):
 
 
 def numbers(folder):
-    texts = [words(5) for _ in range(120)]
+    rng = np.random.default_rng(1)
+    texts = [words(rng, 5) for _ in range(120)]
     rows = [(text, sum(WORDS.index(w) < 20 for w in text.split()) / 5) for text in texts]
     return {"data__name": save_csv(folder / "numbers.csv", ("text", "label"), rows), "data__task": "regression"}
 
 
 def prompts(folder):
+    rng = np.random.default_rng(1)
     model = folder / "llama"
     save_model(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -64,7 +59,7 @@ def prompts(folder):
         max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(model)
-    rows = [(text := words(3), text.split()[0]) for _ in range(90)]
+    rows = [(text := words(rng, 3), text.split()[0]) for _ in range(90)]
     return {
         "data__name": save_csv(folder / "prompts.csv", ("prompt", "answer"), rows),
         "data__task": "causal-lm",
@@ -74,6 +69,7 @@ def prompts(folder):
 
 
 def images(folder):
+    rng = np.random.default_rng(1)
     model = folder / "vit"
     torch.manual_seed(0)
     config = ViTConfig(
@@ -81,8 +77,8 @@ def images(folder):
         intermediate_size=32, num_labels=2, initializer_range=0.3,
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(model)
-    labels = RNG.integers(0, 2, 120)
-    pixels = RNG.integers(0, 100, (120, 8, 8))
+    labels = rng.integers(0, 2, 120)
+    pixels = rng.integers(0, 100, (120, 8, 8))
     pixels[labels == 1, :4] += 150
     Dataset.from_dict({"image": pixels.tolist(), "label": labels.tolist()}).save_to_disk(str(folder / "images"))
     return {
@@ -125,7 +121,8 @@ def test_a_task_trains_and_its_saved_adapter_gives_its_metrics(small, tmp_path, 
 
 def test_generated_answers_of_a_language_model_are_scored_in_its_run_and_again_from_its_adapter(small, tmp_path):
     changes = prompts(tmp_path)
-    rows = [(f"{words(3)} {i}", f"word1 #### {i % 2 + 1}") for i in range(90)]
+    rng = np.random.default_rng(1)
+    rows = [(f"{words(rng, 3)} {i}", f"word1 #### {i % 2 + 1}") for i in range(90)]
     save_csv(tmp_path / "prompts.csv", ("question", "answer"), rows)
     config = small(
         **changes, data__answer_tokens=3, data__max_evaluation_samples=6, federation__rounds=1, optimizer__lr=0.5
@@ -164,10 +161,10 @@ def test_answers_are_not_asked_of_a_classifier(small):
 
 
 def test_a_split_of_the_source_plays_the_role_that_the_configuration_gives_it(small, tmp_path):
-    folder = tmp_path / "splits"
+    rng, folder = np.random.default_rng(1), tmp_path / "splits"
     folder.mkdir()
     for name, rows in (("train", 60), ("validation", 20), ("test", 10)):
-        lines = [(f"{words(4)} {name}{i}", i % 2) for i in range(rows)]
+        lines = [(f"{words(rng, 4)} {name}{i}", i % 2) for i in range(rows)]
         save_csv(folder / f"{name}.csv", ("text", "label"), [*lines, ("", 1)] if name == "train" else lines)
     changes = {"data__name": str(folder), "data__splits": {"train": "train", "test": "validation"}}
     with pytest.raises(DataError, match=r"data\.drop_empty=true"):

@@ -91,13 +91,17 @@ def test_weights_that_cannot_be_merged_leave_no_folder_behind(chat_run, tmp_path
 
 @pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])
 def test_a_classifier_of_images_gives_a_colleague_the_same_probabilities(small, tmp_path, merged, tolerance):
-    asked = {**images(tmp_path), "adapter__head": "trained", "federation__rounds": 1, "optimizer__lr": 5.0}
+    asked = {**images(tmp_path), "adapter__head": "trained", "federation__rounds": 1, "optimizer__lr": 1.0}
     simulate(small(**asked), tmp_path / "run", progress=False)
     made = export(tmp_path / "run", tmp_path / "shared", merged=merged)
     pixels = torch.arange(2 * 64.0).reshape(2, 1, 8, 8).sin()
     inputs = "\ninputs = {'pixel_values': torch.arange(128.0).reshape(2, 1, 8, 8).sin()}\n"
     found = theirs(made.folder, card_code(made.folder) + inputs + RESULT).softmax(-1)
     assert (found - ours(tmp_path / "run", {"pixel_values": pixels}).softmax(-1)).abs().max() <= tolerance
+    plain = load_bundle(tmp_path / "run")
+    with plain.adapters.disabled(), torch.no_grad():
+        base = plain.loaded.model(pixel_values=pixels).logits.softmax(-1)
+    assert (found - base).abs().max() > 1e-2, "the adapter moved nothing that is compared"
 
 
 def test_three_commands_lead_from_conversations_to_answers(language_model, tmp_path, monkeypatch, capsys):  # noqa: F811
