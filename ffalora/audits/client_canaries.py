@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from ..privacy.sampling import SeededDraw
 from ..training.sensitivity import secret_noise
 from .canaries import LONGER, MOST_NUMBERS, ONE_DIRECTION, CanaryTest, expected_bound, guess, sound_scores
 from .directions import Directions
+from .progress import turns
 
 
 class ClientCanaries:
@@ -68,11 +68,11 @@ class ClientCanaries:
         self.level = ClientLevel(ledger, level.max_update_norm, noise, draw, clipping=level.clipping, shares=shares)
         self.seen = torch.zeros(layout.width, dtype=torch.float64)
 
-    def train(self, deadline: float) -> None:
+    def train(self, deadline: float, progress: bool) -> None:
         """Runs the rounds, or as many as there is time for."""
         experiment, level, present = self.experiment, self.level, np.flatnonzero(self.included)
         server, index = experiment.strategy.begin(), experiment.adapters.layout.parameter_index()
-        while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
+        for _ in turns(self.planned, deadline, "round", progress):
             experiment.strategy.load(server, trains=True)
             drawn, count = level.open_round(self.steps), len(self.clients)
             real = [self.clients[i] for i in drawn[drawn < count].tolist()]

@@ -25,6 +25,7 @@ from ..federated.simulate import run_round
 from ..federated.strategies import ServerState
 from ..runs.data import load_run_data, prepare_split
 from ..runs.evaluation import gather_examples
+from .progress import turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -102,6 +103,7 @@ def audit_exposure(
     repeats: int = 1,
     seconds: float = math.inf,
     seed: int = 0,
+    progress: bool = False,
 ) -> Exposure:
     """Plants secrets among the training samples of a run's clients, trains in memory, and says how exposed they are.
 
@@ -110,7 +112,7 @@ def audit_exposure(
         canaries: secrets. references: other numbers that each is compared with.
         repeats: how often each is planted. More than once, each is several records, and ε is of one of them.
         seconds: from the start, after which no round is begun.
-        seed: of the secrets.
+        seed: of the secrets. progress: show a bar with the time left.
 
     Raises:
         ConfigError: no language model, no canary, or a tokenizer that writes all secrets alike.
@@ -132,7 +134,7 @@ def audit_exposure(
     scores = _Scores(experiment, replace(whole, splits={"candidates": rows}), references + 1)
     server = experiment.strategy.begin()
     before = exposures(scores.of(server))
-    while server.round < config.federation.rounds and (server.round == 0 or time.monotonic() < started + seconds):
+    for _ in turns(config.federation.rounds, started + seconds, "round", progress):
         run_round(experiment, server)
     spent = [ledger.epsilon() for ledger in experiment.ledgers.values()]
     return Exposure(

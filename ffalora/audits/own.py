@@ -88,6 +88,7 @@ def audit_own(
     seconds: float = 240.0,
     seed: int = 0,
     confidence: float = 0.95,
+    progress: bool = False,
 ) -> OwnAudit:
     """Audits the mechanism of a configuration on its own model, data, batches, dropout, loss and head.
 
@@ -98,6 +99,7 @@ def audit_own(
         seconds: from the start; then the canaries take no further step, and the claim is that of the steps taken.
         seed: of the canaries and their coins; noise and sampling are as secret as the run's.
         confidence: of all bounds together.
+        progress: show a bar with the time left.
 
     Raises:
         ConfigError: nothing is protected. ValueError: whatever training itself refuses.
@@ -125,6 +127,6 @@ def audit_own(
         return OwnAudit(tests=(), claimed_epsilon=claimed, delta=config.privacy.delta, steps=0, **terms)
     del experiment
     run = (ClientCanaries if protects_clients else SampleCanaries)(config, canaries, np.random.default_rng([seed, 2]))
-    run.train(started + seconds)
+    run.train(started + seconds, progress)
     tests = tuple(run.tests(1.0 - confidence))
     return OwnAudit(tests=tests, claimed_epsilon=run.claimed_epsilon(), delta=run.delta, steps=run.steps, **terms)

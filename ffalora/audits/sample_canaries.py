@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -44,6 +43,7 @@ from .canaries import (
     with_canaries,
 )
 from .directions import Directions
+from .progress import turns
 
 #: Scores of canaries, and a function from who is in to scores of a sound run.
 Scores = tuple[NDArray, Callable[[NDArray], NDArray]]
@@ -133,7 +133,7 @@ class SampleCanaries:
         self.first, self.n = first, n
         return included, cohort
 
-    def train(self, deadline: float) -> None:
+    def train(self, deadline: float, progress: bool) -> None:
         """Takes the run's steps, or as many as there is time for; the clients' states are averaged after each round."""
         engine, cohort, state = self.engine, self.cohort, self.state
         check_cohort(cohort, engine.privacy, not isinstance(engine.noise, SecureNoise), engine.owners)
@@ -143,7 +143,7 @@ class SampleCanaries:
         factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / given_rate(
             engine.optimizer
         )
-        while self.steps < self.planned and (self.steps == 0 or time.monotonic() < deadline):
+        for _ in turns(self.planned, deadline, "step", progress):
             before = state.clone()
             for one in cohort:
                 one.begin_noise(state.shape[1], state.device, seeded=False)

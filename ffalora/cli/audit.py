@@ -4,6 +4,7 @@ what is claimed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from .output import json_option
     type=click.FloatRange(0, min_open=True),
     default=4.0,
     show_default=True,
-    help="RUN: after which canaries take no further step, all methods together.",
+    help="RUN: after which no further step (with --exposure: round) begins, all methods together.",
 )
 @click.option(
     "--private-to-me",
@@ -65,6 +66,13 @@ from .output import json_option
     type=click.IntRange(min=0),
     help="Canaries of each client, or secrets; 0 with RUN probes clipping alone.  [400; RUN: 1000; --exposure: 8]",
 )
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="--exposure: how often each secret is in the data; ε is of one of these records.",
+)
 @click.option("--runs", type=click.IntRange(min=2), default=4000, show_default=True, help="Runs of many-runs.")
 @click.option("--noise", type=click.Choice(["seeded", "secure"]), default="seeded", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of coins and seeded noise.")
@@ -98,6 +106,8 @@ def command(
         raise click.UsageError("--synthetic audits made-up models, RUN a run of yours: leave one of them out")
     if exposure and run is None:
         raise click.UsageError("--exposure is of a run or configuration: name it")
+    if options["repeats"] > 1 and not exposure:
+        raise click.UsageError(f"--repeats {options['repeats']} is of secrets: give --exposure, or leave it out")
     holds = _synthetic(output, as_json, **options) if run is None else _own(run, output, as_json, exposure, **options)
     if not holds:
         raise click.exceptions.Exit(1)
@@ -111,6 +121,7 @@ def _own(
     minutes: float,
     private_to_me: bool,
     canaries: int | None,
+    repeats: int,
     seed: int,
     confidence: float,
     **_: Any,
@@ -130,15 +141,19 @@ def _own(
             "numbers to yourself, give --private-to-me"
         )
     hide_loading_bars()
+    shows = sys.stderr.isatty() and not as_json
     methods, found = config.runs(), list[OwnAudit | Exposure]()
     for name, one in methods.items():
         if not as_json:
-            click.echo(f"{name}: training without noise and with canaries; this takes minutes", err=True)
+            how = "with secrets" if exposure else "without noise, then with canaries"
+            click.echo(f"{name}: training {how}; this takes minutes", err=True)
         share = 60.0 * minutes / len(methods)
         if exposure:
-            found.append(audit_exposure(one, name, 8 if canaries is None else canaries, seconds=share, seed=seed))
+            asked = 8 if canaries is None else canaries
+            found.append(audit_exposure(one, name, asked, repeats=repeats, seconds=share, seed=seed, progress=shows))
         else:
-            found.append(audit_own(one, name, 1000 if canaries is None else canaries, share, seed, confidence))
+            asked = 1000 if canaries is None else canaries
+            found.append(audit_own(one, name, asked, share, seed, confidence, progress=shows))
         if not as_json:
             click.echo(f"{found[-1]}\n")
     holds = all(audit.holds for audit in found if isinstance(audit, OwnAudit))

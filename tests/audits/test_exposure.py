@@ -116,7 +116,14 @@ def test_the_command_prints_exposure_beside_epsilon_and_writes_nothing(chats, tm
     path = tmp_path / "chats.yaml"
     config = chats(**PRIVATE, federation__rounds=1)
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    said = CliRunner().invoke(command, [str(path), "--exposure", "--canaries", "2"])
+    said = CliRunner().invoke(command, [str(path), "--exposure", "--canaries", "2", "--repeats", "3"])
     assert said.exit_code == 0, said.output
+    assert "2 secrets, each 3 times in the data" in said.output
     assert "untrained model" in said.output and "ε = " in said.output and list(tmp_path.iterdir()) == [path]
     assert "name it" in CliRunner().invoke(command, ["--exposure"]).output
+    assert "give --exposure" in CliRunner().invoke(command, [str(path), "--repeats", "3"]).output
+
+
+def test_a_bar_shows_the_rounds_that_an_audit_takes(chats, capsys):
+    audit_exposure(chats(**PRIVATE, federation__rounds=2), canaries=2, references=3, progress=True)
+    assert "2/2" in capsys.readouterr().err
