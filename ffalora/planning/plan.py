@@ -123,6 +123,7 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
     variance, privacy = variance_of(config, ledgers, len(ledgers)) or 0.0, config.privacy
     terms = privacy.target_epsilon or 0.0, privacy.delta
     samples = sum(one.expected_batch for one in ledgers) * config.federation.participation
+    server = experiment.strategy.begin()
     return Plan(
         batch=batch,
         rounds=rounds,
@@ -135,7 +136,7 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
         signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=_seconds(experiment, config, samples * _samples_of_a_draw(experiment), cost),
-        bytes_up=rounds * experiment.strategy.wire.bytes_up(experiment.strategy.begin()),
+        bytes_up=sum(experiment.strategy.wire.bytes_up(replace(server, round=number)) for number in range(rounds)),
     )
 
 

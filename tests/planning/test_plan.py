@@ -6,6 +6,7 @@ import pytest
 from small_runs import PRIVATE
 
 from ffalora.federated.experiment import build
+from ffalora.federated.simulate import simulate
 from ffalora.planning.measure import Cost
 from ffalora.planning.plan import Plan, choose, make_plans
 from ffalora.privacy.accounting import PrivacyLedger
@@ -60,3 +61,13 @@ def test_the_noise_and_the_rate_of_a_plan_are_those_of_the_run(small, tmp_path, 
     own, run = make_plans(config).own, build(config)
     largest = max((p.ledger for p in run.participants), key=lambda ledger: ledger.dataset_size)
     assert own.sigma == largest.noise_multiplier and own.lr == run.participants[0].lr
+
+
+@pytest.mark.parametrize("strategy", ["ffa", "rolora"])
+def test_the_bytes_of_a_plan_are_those_that_a_run_counts(small, tmp_path, strategy):
+    """RoLoRA sends another factor in every other round."""
+    budget = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 3.0}
+    methods = {"federation__strategy": strategy, "adapter__target_modules": ".*intermediate.dense"}
+    config = small(**PRIVATE | budget | methods)
+    rows = simulate(config, tmp_path / "run", progress=False).rounds
+    assert make_plans(config).own.bytes_up == sum(row["bytes_up"] for row in rows) // 3
