@@ -6,9 +6,12 @@ C++ kernel (``cpu``); ``dispatch`` says which one answers. See kernels/README.md
 
 from .dispatch import BackendUnavailable, explain, use_backend
 from .head_loss import linear_cross_entropy
+from .openmp import share_openmp
 from .ops import backward, clip_reduce_, expand_, outer, privatize_step_
 from .products import adapted_input_gradient, adapted_product, base_input_gradient, base_product
 from .segments import Segments
+
+share_openmp()
 
 __all__ = [
     "BackendUnavailable",

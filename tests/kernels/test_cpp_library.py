@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import torch
 
 import ffalora_kernels
-from ffalora_kernels import dispatch
+from ffalora_kernels import dispatch, openmp
 
 
 def run(code: str) -> str:
@@ -114,3 +117,28 @@ def test_all_operations_are_compiled():
         pytest.skip(dispatch.load("cpp")[1])
     module, _ = dispatch.load("cpp")
     assert set(module.IMPLEMENTATIONS) == {*ffalora_kernels.ops.SCHEMAS, *WITHOUT_SCHEMA}
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux's loader")
+def test_the_library_finds_the_openmp_of_a_torch_that_keeps_it_to_itself():
+    """As torch's packages for Arm do; here the runtime is loaded so, and torch is not."""
+    [runtime, *_] = Path(torch.__file__).parents[1].glob("torch*/**/libgomp*")
+    library = find_spec("ffalora_kernels._cpu").origin
+    said = run(f"""
+        import ctypes, importlib.util
+        def load(name, path):
+            spec = importlib.util.spec_from_file_location(name, path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+        held = ctypes.CDLL({str(runtime)!r}, mode=ctypes.RTLD_LOCAL)
+        try:
+            load("_cpu", {library!r})
+        except ImportError as error:
+            assert "GOMP" in str(error), error
+            print("missing")
+        load("openmp", {openmp.__file__!r}).share_openmp()
+        print(load("_cpu", {library!r}).has_amx())
+    """)
+    assert said.split()[0] == "missing" and len(said.split()) == 2
