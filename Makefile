@@ -15,7 +15,7 @@ PIP := $(BIN)/python $(INSTALL)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo demo-lm test test-slow dry-run test-gpu lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
+.PHONY: demo demo-lm test test-slow dry-run test-gpu test-arm lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -39,6 +39,9 @@ dry-run: setup  ## every cell of the studies at the paper's scale, on stand-ins:
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(PYTEST) $(TESTS) -m gpu
+
+test-arm: setup  ## the C++ kernels for 64-bit Arm, in an emulator: seven minutes; Debian or Ubuntu, as root, with network
+	release/arm64.sh
 
 lint: setup  ## style, types, format
 	$(BIN)/ruff check .
