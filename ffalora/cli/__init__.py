@@ -85,7 +85,8 @@ def cli(ctx: click.Context, traceback: bool, quiet: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 an error that the message tells how to mend, 130 interrupted.
 
-    ``--quiet`` is taken by every verb: nothing is printed but warnings and errors, and what is written is written.
+    ``--quiet`` is taken by every verb: nothing is printed but warnings and errors (and what ``--json`` asks for), and
+    what is written is written.
     """
     logging.basicConfig(format="%(message)s")  # before a library of ours puts dates before what is said
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         given = [word for word in own if word != "--quiet"] + given[len(own) :]
         os.environ["TQDM_DISABLE"] = "1"  # read when bars are first imported, here and in processes that are started
     try:
-        with redirect_stdout(io.StringIO()) if is_quiet else nullcontext():
+        with redirect_stdout(io.StringIO()) if is_quiet and "--json" not in own else nullcontext():
             status = cli.main(given, prog_name="ffalora", standalone_mode=False)
     except click.ClickException as error:
         error.show()

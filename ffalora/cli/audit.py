@@ -133,6 +133,8 @@ def _own(
     from ..files.atomic import write_atomically
     from .running import CONFIG, hide_loading_bars
 
+    if run.is_dir() and not (run / CONFIG).exists():
+        raise ConfigError(f"{run} holds no run ({CONFIG} is missing); give a run's folder or a configuration")
     config = load_config(run / CONFIG if run.is_dir() else run)
     if config.privacy.noise == "secure" and not private_to_me:
         raise ConfigError(

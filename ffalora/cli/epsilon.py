@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from typing import Any
+
 import click
 
 from ..files.numbers import to_json
 from ..privacy.accountants import SAMPLINGS
-from ..privacy.data_ledger import DataLedger, find_data_ledger
+from ..privacy.data_ledger import DataLedger, ledger_folder
 from ..privacy.ledger_table import format_ledger, total_spent
 from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table, price_of_choice
 from .output import json_option
@@ -62,9 +65,9 @@ def command(
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
     if ledger is not None:
-        if dataset_size or batch_size or steps or noise_multiplier is not None or protocol:
+        if dataset_size or batch_size or steps or protocol or trials or noise_multiplier is not None:
             raise click.UsageError("--ledger goes with --target-epsilon and --delta only, which set its budget")
-        book = find_data_ledger(ledger, ledger)
+        book = _ledger(ledger, makes=target_epsilon is not None)
         if target_epsilon is not None:
             book.set_budget(target_epsilon, delta)
         click.echo(_ledger_json(book) if as_json else format_ledger(book))
@@ -78,8 +81,11 @@ def command(
         return epsilon_table(size, batch, count, at_delta, noise_multiplier, target_epsilon, sampling, calibrated)
 
     def show(rows: list[EpsilonRow]) -> str:
-        choice = "" if trials is None else "\n" + price_of_choice(rows[0], trials)
-        return format_table(rows) + choice
+        return format_table(rows) + ("" if trials is None else f"\n{price_of_choice(rows[0], trials)}")
+
+    def facts(rows: list[EpsilonRow]) -> Any:
+        runs = [vars(row) for row in rows]
+        return runs if trials is None else {"runs": runs, "choice": price_of_choice(rows[0], trials)._asdict()}
 
     if protocol is not None:
         if dataset_size or batch_size or steps:
@@ -90,7 +96,7 @@ def command(
             for name, p in wanted.items()
         }
         if as_json:
-            click.echo(to_json({name: [vars(row) for row in rows] for name, rows in found.items()}))
+            click.echo(to_json({name: facts(rows) for name, rows in found.items()}))
             return
         for name, known in wanted.items():
             click.echo(f"{name}: {known.describe()}")
@@ -99,7 +105,24 @@ def command(
     if dataset_size is None or batch_size is None or steps is None:
         raise click.UsageError("give --dataset-size, --batch-size and --steps, or a --protocol")
     rows = table(dataset_size, batch_size, steps, delta)
-    click.echo(to_json([vars(row) for row in rows]) if as_json else show(rows))
+    click.echo(to_json(facts(rows)) if as_json else show(rows))
+
+
+def _ledger(name: str, makes: bool) -> DataLedger:
+    """The ledger of that name. It must exist, unless a budget makes it: then it is said that it is new.
+
+    Raises:
+        UsageError: there is none; names those that are called much the same.
+    """
+    folder = ledger_folder(name, name)
+    if not folder.is_dir():
+        others = sorted(one.name for one in folder.parent.glob("*/"))
+        if not makes:
+            near = difflib.get_close_matches(name, others, n=3) or others[:6]
+            there = f"there are {', '.join(near)}" if near else "nothing was charged there yet"
+            raise click.UsageError(f"--ledger {name}: no such ledger in {folder.parent}; {there}")
+        click.echo(f"new ledger {folder}", err=True)
+    return DataLedger(folder)
 
 
 def _ledger_json(book: DataLedger) -> str:

@@ -30,9 +30,13 @@ from .running import hide_loading_bars
     "is  [default: as the run was trained]",
 )
 @click.option("--system", help="What the system says first, in conversations.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Tokens of an answer, at most.")
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts at a time.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest tokens.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of an answer, at most."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts at a time.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest tokens."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws at a temperature above 0.")
 @click.option(
     "--merge", is_flag=True, help="Add the adapter to the base weights first: faster, rounded to their format."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import DataError
 from .files import FILE_COLUMN
+from .validate import column_values, is_missing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,3 +45,20 @@ def guess_inputs(data: Dataset, label_column: str | None, task: str, spec: str) 
         f"input_columns is not given and cannot be guessed for {spec} (task {task}); "
         f"name one or two of its columns: {', '.join(data.column_names)}"
     )
+
+
+def numbers_as_text(data: Dataset, columns: Sequence[str]) -> Dataset:
+    """The data with the numbers of these columns written out, as such answers are learned; empty cells stay empty."""
+    from datasets import Value
+
+    for column in columns:
+        kind = getattr(data.features.get(column), "dtype", "")
+        if kind.startswith(("int", "uint", "float")):
+            written = [None if is_missing(value) else in_digits(value) for value in column_values(data, column)]
+            data = data.remove_columns(column).add_column(column, written, feature=Value("string"))
+    return data
+
+
+def in_digits(value: float) -> str:
+    """A number as a person writes it: 41 also where its column holds fractions, or had empty cells."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

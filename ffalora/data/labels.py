@@ -55,11 +55,16 @@ def check_classes(check: RowCheck, column: str, is_learned: bool) -> None:
             check.problems.append(
                 f"label_column={column!r} holds one class only ({present[0][1]!r}); classification needs two or more"
             )
-        elif distinct > _MOST_CLASSES or (len(present) >= 20 and distinct > len(present) / 2):
+        elif are_no_classes(distinct, len(present)):
             check.problems.append(
                 f"label_column={column!r} has {distinct} different values in {len(present)} rows, which are no "
                 "classes; choose another label_column, or task: regression for numbers"
             )
+
+
+def are_no_classes(distinct: int, rows: int) -> bool:
+    """Whether so many different values in so many rows are identifiers, numbers or free text."""
+    return distinct > _MOST_CLASSES or (rows >= 20 and distinct > rows / 2)
 
 
 def encode_numbers(parts: dict[str, Dataset], column: str) -> dict[str, Dataset]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import assets, embedded, files, validate
-from .columns import guess_inputs
+from .columns import guess_inputs, numbers_as_text
 from .conversations import Form, check_conversations, form_of
 from .errors import DataError
 from .labels import (
@@ -24,7 +24,16 @@ from .labels import (
 from .places import Places
 from .roles import assign_roles, rows_of_role, what_there_is
 from .sources import read_embedded, read_other
-from .splits import ALL, ROLES, check_fractions, mix_rows, sample_rows, split_rows
+from .splits import (
+    ALL,
+    DEFAULT_FRACTIONS,
+    FEWEST_ROWS,
+    ROLES,
+    check_fractions,
+    mix_rows,
+    sample_rows,
+    split_rows,
+)
 from .tasks import find_task
 from .users import check_users
 
@@ -32,9 +41,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
-_FEWEST_ROWS = 2
 
 
 @dataclass
@@ -159,6 +165,8 @@ def load_data(
     roles = {role: roles[role] for role in sorted(roles, key=lambda role: role != learned)}
     _check_columns(loaded)
     places = {role: _places(found, data) for role, data in roles.items()}
+    if task == "causal-lm":
+        roles = {role: numbers_as_text(data, inputs) for role, data in roles.items()}
     roles = _checked_rows(roles, places, loaded, group_column, drop_empty, class_names is None and learned)
     for column in filter(None, {client_column, user_column}):
         roles = with_one_spelling(roles, column)
@@ -288,10 +296,11 @@ def _check_splits(loaded: LoadedData, fractions: Sequence[float]) -> None:
     wanted = {role for role, fraction in zip(ROLES, fractions, strict=True) if fraction > 0}
     for role in ROLES:
         rows = len(loaded.splits.get(role, ()))
-        if rows < _FEWEST_ROWS and (role in wanted or role in loaded.splits):
+        if rows < FEWEST_ROWS and (role in wanted or role in loaded.splits):
             raise DataError(
-                f"split {role} of {loaded.name} has {rows} rows, fewer than {_FEWEST_ROWS}; give more data, a larger "
-                f"fraction (fractions={list(fractions)}), a larger max_samples, or fraction 0 to do without it"
+                f"split {role} of {loaded.name} has {rows} rows, fewer than {FEWEST_ROWS}; give more data, a larger "
+                f"fraction (fractions={list(fractions)}: data.validation_fraction, data.test_fraction and the rest), a "
+                "larger data.max_samples, or fraction 0 to do without it"
             )
     if loaded.label_names:
         here = len(set(validate.column_values(loaded.splits["train"], str(loaded.label_column))))

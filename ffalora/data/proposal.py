@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .columns import PROMPTS
+from .columns import PROMPTS, in_digits
 from .errors import DataError
 from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
-from .labels import with_one_spelling
+from .labels import are_no_classes, with_one_spelling
 from .spelling import one_spelling
+from .splits import DEFAULT_FRACTIONS, FEWEST_ROWS
 from .validate import column_values, is_missing
 
 if TYPE_CHECKING:
@@ -147,6 +149,8 @@ def propose(
         texts = tuple(text) or _likely_texts(columns, {label, client, user}, path)
         chosen = next(c for c in columns if c.name == label)
         task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
+        if task == "classification":
+            _check_classes(data, chosen, path)
     needed = [*texts, *filter(None, (label, user, client))]
     for column in filter(None, (client, user)):
         data = with_one_spelling({name: data}, column)[name]
@@ -155,6 +159,11 @@ def propose(
     if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
         user, held = None, {}
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
+    if len(found.data) == 1 and sum(sizes) < FEWEST_ROWS / min(DEFAULT_FRACTIONS):
+        raise DataError(
+            f"{path}: {sum(sizes)} rows can be used, too few to hold a tenth out for validation and one for the test; "
+            f"give {FEWEST_ROWS / min(DEFAULT_FRACTIONS):.0f} or more"
+        )
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
     able = [] if client else [c for c in groups if c.name not in (*needed, *rivals) and _are_names(c)]
     could_be = tuple(c.name for c in able)
@@ -170,7 +179,7 @@ def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
     """
     if spoken := [column.name for column in columns if column.kind == "conversation"]:
         return (spoken[0],)
-    said = {c.name: c for c in columns if c.kind == "text"}
+    said = {c.name: c for c in columns if c.kind in ("text", "number")}
     for prompt, answer in PROMPTS:
         if prompt in said and answer in said:
             few = said[answer].distinct <= min(_MOST_CLASSES, max(2, len(data) // 10))
@@ -208,7 +217,7 @@ def _is_spoken(values: Sequence[Any]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return in_digits(value) if isinstance(value, float) else str(value)
 
 
 def _is_called(name: str, words: Sequence[str]) -> bool:
@@ -253,6 +262,26 @@ def _likely_texts(columns: Sequence[Column], others: set[str | None], path: str 
             "with --text"
         )
     return tuple(c.name for c in columns if c in longest)
+
+
+def _check_classes(data: Dataset, label: Column, path: str | Path) -> None:
+    """Refuses a label that is no class; where nearly all of its cells are numbers, names those that are not."""
+    present = [(row, value) for row, value in enumerate(column_values(data, label.name)) if not is_missing(value)]
+    if not are_no_classes(label.distinct, len(present)):
+        return
+    odd = [(row, value) for row, value in present if not _is_number(value)]
+    said = f"{path}: column {label.name!r} has {label.distinct} different values in {len(present)} rows, no classes"
+    if len(odd) < len(present) / 10:
+        cells = ", ".join(f"{value!r} in row {row}" for row, value in odd[:_MOST_SHOWN])
+        raise DataError(f"{said}; {len(odd)} are no finite numbers (rows from 0): {cells}; mend or empty these cells")
+    raise DataError(f"{said}; name another column with --label")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _users(data: Dataset, needed: Sequence[str], user: str, client: str | None) -> dict[str, set[str]]:

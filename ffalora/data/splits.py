@@ -10,6 +10,8 @@ import numpy as np
 from .errors import DataError
 
 ROLES = ("train", "validation", "test")
+DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
+FEWEST_ROWS = 2  # of a split
 ALL = "all"  # the name of rows that their source assigns to no split
 
 

@@ -79,16 +79,16 @@ def make_partition(
     if kind == "labels":
         if proportions is None:
             raise PartitionError("proportions is missing; give each client's class mix, e.g. [[0.1, 0.9], [0.9, 0.1]]")
-        _agree(clients, len(proportions), "proportions")
+        _agree(clients, len(proportions), "clients.proportions is for")
         made = by_labels(labels, proportions, seed)
     elif kind == "quantity" and fractions is not None:
-        _agree(clients, len(fractions), "fractions")
+        _agree(clients, len(fractions), "clients.quantities is for")
         made = by_quantity(samples, fractions, seed)
     elif kind == "column":
         if column is None:
             raise PartitionError("column is missing; name the column whose values are the clients")
         made = by_column(column)
-        _agree(clients, len(made), "column")
+        _agree(clients, len(made), "clients.column names")
     else:
         if clients is None or clients < 1:
             raise PartitionError(f"clients={clients}: give the number of clients, at least 1")
@@ -250,6 +250,6 @@ def _partition(parts: Sequence[np.ndarray], total: int, names: tuple[str, ...] |
     return Partition(names or tuple(f"client-{client}" for client in range(len(parts))), indices, total)
 
 
-def _agree(clients: int | None, given: int, parameter: str) -> None:
+def _agree(clients: int | None, given: int, whence: str) -> None:
     if clients is not None and clients != given:
-        raise PartitionError(f"clients={clients}, but {parameter} is for {given} clients; leave one of them out")
+        raise PartitionError(f"clients.count={clients}, but {whence} {given} clients; leave clients.count out")

@@ -115,7 +115,7 @@ def candidates(config: Config, tried: Mapping[str, Sequence[Any]]) -> list[tuple
         for combination in itertools.product(*tried.values()):
             values = dict(zip(tried, combination, strict=True))
             named = {"method": name, **values} if config.methods else values
-            found.append((named, from_mapping(merge(base, values), f"{_in_words(values)}: " if values else "")))
+            found.append((named, from_mapping(merge(base, values), _in_words(values))))
     return found
 
 

@@ -273,16 +273,21 @@ def _history(kinds: list[Spent], steps: np.ndarray) -> tuple[Spent, ...]:
 
 
 def find_data_ledger(named: str | None, data: str) -> DataLedger:
-    """The ledger of a data set.
+    """The ledger of a data set, made if it is missing; arguments as of :func:`ledger_folder`."""
+    return DataLedger(ledger_folder(named, data))
+
+
+def ledger_folder(named: str | None, data: str) -> Path:
+    """Where the ledger of a data set is, or would be.
 
     Args:
         named: its name, or the path of its folder (anything with a separator); None takes the name of the data.
         data: what the data is called in the configuration.
     """
     if named is not None and (os.sep in named or "/" in named):
-        return DataLedger(Path(named).expanduser())
+        return Path(named).expanduser()
     name = re.sub(r"[^\w.+-]+", "-", named or Path(data).stem).strip("-.") or "data"
-    return DataLedger(ledgers_folder() / name)
+    return ledgers_folder() / name
 
 
 def ledgers_folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..files.numbers import rounded_up
 from .accountants import ACCOUNTANTS, epsilon, epsilon_of, noise_multiplier_for
@@ -112,9 +113,29 @@ def epsilon_table(
     return rows
 
 
-def price_of_choice(row: EpsilonRow, trials: float) -> str:
-    """What it costs to choose among ``trials`` runs of the row's σ, on average, in private, and in a sweep of as many,
-    as text.
+class ChoicePrice(NamedTuple):
+    """What it costs to choose the best of several runs.
+
+    Attributes:
+        trials: runs, on average where their number is drawn; noise_multiplier: σ of each.
+        chosen: ε of a random number of runs of which only the best is shown; swept: of showing as many, rounded up.
+    """
+
+    trials: float
+    noise_multiplier: float
+    chosen: float
+    swept: float
+
+    def __str__(self) -> str:
+        return (
+            f"σ = {self.noise_multiplier:.4f}: the best of a random number of runs, {self.trials:g} on average, drawn "
+            f"in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: ε = {self.swept:.4g} (by Rényi "
+            "moments)"
+        )
+
+
+def price_of_choice(row: EpsilonRow, trials: float) -> ChoicePrice:
+    """What it costs to choose among ``trials`` runs of the row's σ, on average, in private, and in a sweep of as many.
 
     Raises:
         ValueError: a number of trials below 1.
@@ -124,10 +145,7 @@ def price_of_choice(row: EpsilonRow, trials: float) -> str:
         rounded_up(epsilon_of([each], row.delta, "rdp"))
         for each in (one.chosen(trials), one._replace(steps=count * row.steps))
     )
-    return (
-        f"σ = {row.noise_multiplier:.4f}: the best of a random number of runs, {trials:g} on average, drawn in secret: "
-        f"ε = {chosen:.4g}; a sweep of {count}: ε = {swept:.4g} (by Rényi moments)"
-    )
+    return ChoicePrice(trials, row.noise_multiplier, chosen, swept)
 
 
 def format_table(rows: list[EpsilonRow]) -> str:

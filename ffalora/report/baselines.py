@@ -51,12 +51,13 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
         if not values or not able:
             continue
         best, reached = max(able, key=lambda name: able[name]), statistics.fmean(values)
-        gain = 100 * (reached - able[best])
+        gain = round(100 * (reached - able[best]), 1)
         against = f"the best baseline, {best} ({able[best]:.3f})"
         if gain > 0:
             found.append(f"{label}: {reached:.3f}, {gain:.1f} points above {against}.")
         else:
-            found.append(f"{label}: {reached:.3f}, NOT above a trivial baseline: {-gain:.1f} points below {against}.")
+            below = f"{-gain:.1f} points below" if gain else "as good as"
+            found.append(f"{label}: {reached:.3f}, NOT above a trivial baseline: {below} {against}.")
     return found
 
 

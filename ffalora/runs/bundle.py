@@ -31,6 +31,7 @@ from ..files.atomic import write_atomically
 from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model
 from .data import evaluation_split, load_run_data, prepare_split
 from .evaluation import answer_split, gather_examples, metrics_of_groups, predict_examples
+from .folder import CHECKPOINT
 from .intervals import SHARES, share_interval
 
 _ANSWER_TOKENS = 128
@@ -142,7 +143,7 @@ def adapter_folder(folder: str | Path) -> Path:
     """The folder of the adapter, of a run's folder or of that folder itself.
 
     Raises:
-        CheckpointError: there are several runs, which are named, and it is not said which.
+        CheckpointError: there are several runs, which are named, and it is not said which; or no finished adapter.
     """
     folder = Path(folder)
     if (folder / BUNDLE_FILE).exists():
@@ -152,7 +153,12 @@ def adapter_folder(folder: str | Path) -> Path:
     inside = sorted(str(found.parents[1]) for found in folder.glob(f"*/**/adapter/{BUNDLE_FILE}"))
     if inside:
         raise CheckpointError(f"{folder} holds {len(inside)} runs; give one of them: {', '.join(inside[:6])}")
-    return folder
+    if any((place / CHECKPOINT).exists() for place in (folder, *folder.glob("*/"))):
+        raise CheckpointError(
+            f"{folder} holds a run that has not finished, and no adapter yet: go on with it by the command that began "
+            f"it and --resume --output {folder}"
+        )
+    raise CheckpointError(f"{folder} holds no finished adapter; give the folder of a run, or its 'adapter' folder")
 
 
 def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by: str | None = None) -> Scores:

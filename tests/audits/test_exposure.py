@@ -121,6 +121,7 @@ def test_the_command_prints_exposure_beside_epsilon_and_writes_nothing(chats, tm
     assert "2 secrets, each 3 times in the data" in said.output
     assert "untrained model" in said.output and "ε = " in said.output and list(tmp_path.iterdir()) == [path]
     assert "name it" in CliRunner().invoke(command, ["--exposure"]).output
+    assert "config.yaml is missing" in str(CliRunner().invoke(command, [str(tmp_path)]).exception)
     assert "give --exposure" in CliRunner().invoke(command, [str(path), "--repeats", "3"]).output
 
 

@@ -230,6 +230,8 @@ def test_a_run_that_fails_later_keeps_what_it_wrote(trained, monkeypatch):
         (["data", "fetch", "absent"], "all-MiniLM-L6-v2"),
         (["data", "fetch"], "--all"),
         (["predict", ".", "one", "--pairs"], "two by two"),
+        (["export", ".", "--to", "new"], "holds no finished adapter"),
+        (["generate", ".", "one", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["frobnicate"], "frobnicate"),
     ],
 )
@@ -293,6 +295,16 @@ def test_epsilon_prints_a_data_sets_ledger_and_sets_its_budget(capsys):
     assert run("epsilon", "--ledger", "patients") == 0
     assert "no run yet" in capsys.readouterr().out
     assert run("epsilon", "--ledger", "patients", "--steps", "3") == 2
+    assert run("epsilon", "--ledger", "patients", "--trials", "3") == 2
+
+
+def test_a_misspelt_ledger_is_no_ledger_on_which_nothing_was_spent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FFALORA_LEDGERS", str(tmp_path / "ledgers"))
+    assert run("epsilon", "--ledger", "patients", "--target-epsilon", "8") == 0
+    assert "new ledger" in capsys.readouterr().err
+    assert run("epsilon", "--ledger", "patiens") == 2
+    assert "no such ledger" in (said := capsys.readouterr().err) and "there are patients" in said
+    assert [path.name for path in (tmp_path / "ledgers").iterdir()] == ["patients"]
 
 
 def test_the_ledger_flag_is_a_key_of_the_configuration(trained):

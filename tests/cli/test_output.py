@@ -84,6 +84,8 @@ def test_epsilon_and_ledgers_are_one_object(config, capsys, monkeypatch):
         0 < row["epsilon"] < 2 for row in found
     )
     assert len(said(capsys, "epsilon", "--protocol", "all", "--noise-multiplier", "9")) > 2
+    chosen = said(capsys, "epsilon", *sizes, "--trials", "10")
+    assert chosen["runs"] == found and 0 < chosen["choice"]["chosen"] < chosen["choice"]["swept"]
     budget = said(capsys, "epsilon", "--ledger", "patients", "--target-epsilon", "4")
     assert budget["budget"] == {"epsilon": 4.0, "delta": 1e-5} and (budget["spent"], budget["entries"]) == (None, [])
 
@@ -128,7 +130,12 @@ def test_quiet_keeps_errors_and_texts_after_the_double_dash(config, capsys):
     shown = capsys.readouterr()
     assert shown.out == "" and "federation.rounds" in shown.err
     assert run("predict", config.parent, "--", "--quiet") == 2
-    assert "holds no adapter" in capsys.readouterr().err
+    assert "holds no finished adapter" in capsys.readouterr().err
+
+
+def test_an_object_that_was_asked_for_is_printed_quiet_or_not(config, capsys):
+    assert run("info", "--quiet", "--json") == 0
+    assert "ffalora" in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("verb", VERBS)

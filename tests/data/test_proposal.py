@@ -6,6 +6,7 @@ import pandas
 import pytest
 
 from ffalora.data import DataError
+from ffalora.data.load import load_data
 from ffalora.data.proposal import propose
 
 ROWS = 60
@@ -135,6 +136,17 @@ def test_files_of_a_folder_are_clients(tmp_path):
         ),
         ({"a": classes("u", "v"), "b": range(ROWS)}, {}, r"none of its columns looks like text; name one or two"),
         ({"text": texts(5), "label": classes("u", "v")}, {"client": "sight"}, r"has no column 'sight'; its columns"),
+        (
+            {"text": texts(5), "stars": ["nan", "three", *(f"{row / 7:.2f}" for row in range(2, ROWS))]},
+            {},
+            r"'stars' has \d+ different values in 60 rows, no classes; 2 are no finite numbers .* 'three' in row 1",
+        ),
+        ({"text": texts(5), "id": [f"n{row}" for row in range(ROWS)]}, {"label": "id"}, r"no classes; name another"),
+        (
+            {"text": texts(5)[:12], "label": classes("u", "v")[:12]},
+            {},
+            r"12 rows can be used, too few.*give 20 or more",
+        ),
         ({"text": texts(5), "label": classes("u", "v")}, {"user": "she"}, r"has no column 'she'; its columns"),
     ],
 )
@@ -156,6 +168,14 @@ def test_conversations_and_prompts_with_answers_are_for_a_language_model(tmp_pat
     assert str(found.column("chat")) == "conversations, each a list of messages" and found.sizes == (30, 30)
     found = propose(table(tmp_path, question=texts(5), answer=texts(7, 3), site=classes("A", "B")))
     assert (found.task, found.text, found.client) == ("causal-lm", ("question", "answer"), "site")
+
+
+def test_answers_may_be_numbers(tmp_path):
+    path = table(tmp_path, prompt=texts(5), answer=[*range(ROWS - 1), None])
+    found = propose(path)
+    assert (found.task, found.text) == ("causal-lm", ("prompt", "answer"))
+    data = load_data(str(path), task="causal-lm", input_columns=found.text, drop_empty=True, fractions=(1, 0, 0))
+    assert sorted(data.train["answer"]) == sorted(map(str, range(ROWS - 1)))
 
 
 def test_answers_that_are_classes_are_a_label_and_so_is_one_that_is_named(tmp_path):

@@ -145,7 +145,7 @@ def test_dirichlet_draws_again_until_every_client_has_enough():
         ({"kind": "labels", "proportions": [[0.5, 0.6]]}, "sum to 1"),
         ({"kind": "labels", "proportions": [[0.2, 0.3, 0.5]]}, "shape"),
         ({"kind": "labels"}, "proportions is missing"),
-        ({"kind": "labels", "proportions": SKEW, "clients": 5}, "clients=5"),
+        ({"kind": "labels", "proportions": SKEW, "clients": 5}, "clients.count=5"),
         ({"kind": "dirichlet", "clients": 2, "beta": 0.0}, "beta=0.0"),
         ({"kind": "quantity", "fractions": [0.5, -0.5]}, "fractions"),
         ({"kind": "quantity", "fractions": [0.5, float("nan")]}, "fractions"),

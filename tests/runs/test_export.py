@@ -153,6 +153,13 @@ def test_nothing_is_written_over_and_adapters_without_a_format_of_peft_are_merge
         export(tmp_path / "run", tmp_path / "shared", merged=True)
 
 
+def test_a_run_that_has_not_finished_is_to_be_continued(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("ffalora.federated.simulate.finish_folder", lambda *_: None)
+    simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+    with pytest.raises(CheckpointError, match=r"has not finished, and no adapter yet: .*--resume"):
+        export(tmp_path / "run", tmp_path / "shared")
+
+
 def test_of_several_runs_in_a_folder_one_is_to_be_named(small, tmp_path):
     for name in ("a", "b"):
         simulate(small(federation__rounds=1), tmp_path / "runs" / name, progress=False)
