@@ -202,11 +202,8 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
 
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
     """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
-    if config.privacy.public_size_bound is not None and len(partition) > 1 and config.federation.weighting == "size":
-        raise ConfigError(
-            "federation.weighting='size' shows how many samples each client holds, which privacy.public_size_bound "
-            "keeps secret; set federation.weighting to uniform"
-        )
+    if config.privacy.public_size_bound is not None:
+        _check_secret_size(config, len(partition))
     steps = config.federation.rounds * config.federation.local_steps
     participants = []
     for client_id, samples in enumerate(partition.indices):
@@ -219,6 +216,27 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
+
+
+def _check_secret_size(config: Config, clients: int) -> None:
+    """Refuses what one record more or less would change beside that record itself."""
+    if clients > 1 and config.federation.weighting == "size":
+        raise ConfigError(
+            "federation.weighting='size' shows how many samples each client holds, which privacy.public_size_bound "
+            "keeps secret; set federation.weighting to uniform"
+        )
+    changes = "with one record more other records would be used too, so that it would not be hidden"
+    if config.data.max_samples is not None:
+        raise ConfigError(
+            f"data.max_samples={config.data.max_samples} with privacy.public_size_bound="
+            f"{config.privacy.public_size_bound}: {changes}; leave one of them out"
+        )
+    if clients > 1 and config.clients.partition != "column":
+        raise ConfigError(
+            f"clients.partition={config.clients.partition!r} with privacy.public_size_bound="
+            f"{config.privacy.public_size_bound}: records are dealt to clients by their number, and {changes}; name "
+            "the column of their clients (clients.partition: column), or leave the bound out"
+        )
 
 
 def make_engine(

@@ -72,17 +72,28 @@ def test_a_prior_is_part_of_a_runs_epsilon(small, tmp_path):
 
 
 def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
-    bounded = [
-        build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="uniform", data__max_samples=n))
-        for n in (90, 93)
-    ]
+    secret = {"privacy__public_size_bound": 400, "clients__count": 1}
+    bounded = [build(small(**PRIVATE | secret, data__test_fraction=share)) for share in (0.2, 0.3)]
+    assert bounded[0].participants[0].samples.size > bounded[1].participants[0].samples.size
     terms = [[(p.ledger.sample_rate, p.ledger.noise_multiplier, p.noise_std(1.0), p.ledger.expected_batch)
               for p in one.participants] for one in bounded]  # fmt: skip
     assert terms[0] == terms[1] and bounded[0].ledgers["0"].adjacency == "add/remove one sample"
     with pytest.raises(ConfigError, match=r"federation\.weighting='size' shows"):
         build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="size"))
     with pytest.raises(ConfigError, match=r"public_size_bound=3: client 0 holds more samples"):
-        build(small(**PRIVATE, privacy__public_size_bound=3, federation__weighting="uniform"))
+        build(small(**PRIVATE | secret | {"privacy__public_size_bound": 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data__max_samples": 90, "clients__count": 1}, r"data\.max_samples=90"),
+        ({"federation__weighting": "uniform"}, r"clients\.partition='iid' .* by their number"),
+    ],
+)
+def test_a_secret_size_is_refused_where_one_record_more_changes_which_others_are_used(small, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        build(small(**PRIVATE | {"privacy__public_size_bound": 400} | changes))
 
 
 def test_a_frozen_factor_in_another_dtype_is_refused_on_resume(small, tmp_path):

@@ -487,7 +487,7 @@ def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(
 
 
 def test_a_size_that_is_secret_is_not_written_down(small, tmp_path):
-    secret = {"privacy__noise": "secure", "privacy__public_size_bound": 500, "federation__weighting": "uniform"}
+    secret = {"privacy__noise": "secure", "privacy__public_size_bound": 500, "clients__count": 1}
     simulate(small(**PRIVATE | secret | {"federation__rounds": 1}), tmp_path / "run", progress=False)
     assert all(set(client) == {"client"} for client in json.loads((tmp_path / "run/partition.json").read_text()))
 
