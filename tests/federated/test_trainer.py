@@ -10,13 +10,15 @@ from multiprocessing.connection import Client
 
 import numpy as np
 import pytest
-from small_runs import PRIVATE
+import yaml
+from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.config import ConfigError, to_yaml
 from ffalora.data import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.flower import door as door_module
 from ffalora.federated.flower import trainer as module
+from ffalora.federated.flower.asked import brings_noise, config_of, is_masked, task_of
 from ffalora.federated.flower.door import SiteAway, ask, callers, send
 from ffalora.federated.flower.keeper import SiteTerms
 from ffalora.federated.flower.processes import Processes
@@ -53,6 +55,52 @@ def test_a_site_stays_from_round_to_round_and_is_made_anew_for_another_policy_or
     assert len(made) == 3 and masked.dtype == np.float64
     with pytest.raises(ValueError, match="outside the quantised range"):
         trainer.answer(task | {"round": 3, "limit": 1e-9}, numbers, lambda: True)
+
+
+SHARES = CLIENT_LEVEL | {"privacy__noise_at": "clients", "federation__participation": 1.0}
+
+
+def spelt(config, how):
+    """The configuration as YAML with ``privacy.noise_at`` nested as usual, dotted, or in a dotted section."""
+    values = yaml.safe_load(to_yaml(config))
+    if how == "dotted":
+        values["privacy.noise_at"] = values["privacy"].pop("noise_at")
+    elif how == "all dotted":
+        values |= {f"privacy.{key}": value for key, value in values.pop("privacy").items()}
+    assert config_of(yaml.safe_dump(values)) == config
+    return yaml.safe_dump(values)
+
+
+@pytest.mark.parametrize("how", ["nested", "dotted", "all dotted"])
+def test_a_share_of_the_noise_is_masked_however_the_configuration_spells_it(small, how):
+    run = {"ffalora": spelt(small(**SHARES), how), "secagg": False, "secagg-range": 4.0}
+    assert brings_noise(run) and is_masked(run)
+    open_run = run | {"ffalora": spelt(small(**CLIENT_LEVEL), how)}
+    assert not is_masked(open_run) and is_masked(open_run | {"secagg": True})
+
+
+def test_no_server_can_say_that_a_task_is_masked(small):
+    run = {"ffalora": to_yaml(small()), "secagg": False, "secagg-range": 4.0}
+    given = {"round": 0, "terms": "{}", "masked": True, "limit": 9.0, "ffalora": "seed: 1"}
+    assert task_of(run, given, masked=False) == {"round": 0, "terms": "{}", "ffalora": run["ffalora"], "masked": False}
+    assert task_of(run | {"secagg": True}, given, masked=True)["limit"] == 4.0
+
+
+@pytest.mark.parametrize("how", ["nested", "dotted"])
+def test_a_site_sends_no_share_of_the_noise_without_a_mask_and_charges_nothing(small, tmp_path, how):
+    config = small(**SHARES, federation__rounds=1)
+    experiment = build(config)
+    numbers = experiment.strategy.wire.download(experiment.strategy.begin()).numpy()
+    task = {"ffalora": spelt(config, how), "round": 0, "terms": Terms.of(experiment).to_text()}
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(SEEDED)
+    trainer = Trainer(SiteTerms(0, str(tmp_path), policy=str(policy)))
+    for words in ({}, {"masked": False}, {"masked": "yes"}):
+        with pytest.raises(ConfigError, match=r"privacy\.noise_at='clients': a share .* without a mask"):
+            trainer.answer(task | words, [numbers], lambda: True)
+    assert not list(tmp_path.glob("**/population.json"))
+    _, (sent,) = trainer.answer(task | {"masked": True}, [numbers], lambda: True)
+    assert sent.dtype == np.int64 and list(tmp_path.glob("**/population.json"))
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from ...config import ConfigError, from_mapping
+from ...config import ConfigError
+from .asked import brings_noise, config_of
 from .door import callers, send
 from .keeper import SiteTerms
 from .policy import load_policy
@@ -44,14 +44,20 @@ class Trainer:
         """What this site says and sends for a round.
 
         Args:
-            task: ``ffalora`` (the run's configuration), ``round``, ``terms``, and ``limit`` where numbers are masked.
+            task: what :func:`~ffalora.federated.flower.asked.task_of` gives.
             arrays: what the server sent.
             is_wanted: whether somebody still waits; no step is charged once nobody does.
 
         Raises:
+            ConfigError: the noise comes in shares, and this one would leave without a mask; nothing is charged.
             Whatever the site refuses with.
         """
         (numbers,), terms = arrays, Terms.from_text(str(task["terms"]))
+        if brings_noise(task) and task.get("masked") is not True:
+            raise ConfigError(
+                "privacy.noise_at='clients': a share of the noise protects nobody by itself, and this task would send "
+                "it without a mask; run the federation with this version's client app, which masks it"
+            )
         site, self._site = self._find(str(task["ffalora"]), terms), None
         answer = site.train(int(task["round"]), numbers, terms, is_wanted)
         sent = list(answer.arrays)
@@ -70,7 +76,7 @@ class Trainer:
             return self._site
         self._site, self._made_of = None, made_of  # the old model goes before the new one comes
         return Site(
-            from_mapping(yaml.safe_load(config)),
+            config_of(config),
             own.client,
             Path(own.folder),
             data=own.data,
