@@ -31,6 +31,16 @@ def user_digests(owners: Owners, rows: Sequence[int] | np.ndarray) -> list[bytes
     return [hashlib.sha256(f"user\0{key_of(name)}".encode()).digest() for name in owners.names_in(rows)]
 
 
+def client_digests(names: Sequence[str] | None) -> list[bytes]:
+    """SHA-256 of the name of each client, in any spelling; without names (a site, or samples that were dealt among
+    clients) the one digest of a ledger's clients: what one client spends in several runs composes, whichever rows these
+    held.
+    """
+    if names is None:
+        return [hashlib.sha256(b"client").digest()]
+    return [hashlib.sha256(f"client\0{key_of(name)}".encode()).digest() for name in names]
+
+
 def _content(value: Any) -> bytes:
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFC", value.casefold()).split()).encode()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.records import record_digests, user_digests
+from ..data.records import client_digests, record_digests, user_digests
 from ..privacy.accounting import PrivacyBudgetSpent
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import Records, find_data_ledger
@@ -67,13 +67,18 @@ def _begin_noise_anew(experiment: Experiment) -> None:
 
 
 def _records(experiment: Experiment) -> dict[str, Records]:
-    """For each ledger, a function that digests the records, or the users, that it is about: everybody's for the
-    population.
+    """For each ledger, a function that digests what it is about: records, users, or, for the population, clients and
+    everybody's records (by which the ledger also finds runs that dealt the same rows among other clients).
     """
-    owners = experiment.partition.owners
+    owners, partition = experiment.partition.owners, experiment.partition
     everything = np.arange(len(experiment.train))
-    held = {name: everything for name in experiment.ledgers}
-    held |= {str(p.client_id): p.samples for p in experiment.participants if str(p.client_id) in held}
+    if experiment.client_level is not None:
+        names = partition.names if experiment.config.clients.partition == "column" else None
+        return {
+            name: lambda: client_digests(names) + record_digests(experiment.data, everything)
+            for name in experiment.ledgers
+        }
+    held = {str(p.client_id): p.samples for p in experiment.participants}
     if owners is not None:
-        return {name: partial(user_digests, owners, samples) for name, samples in held.items()}
-    return {name: partial(record_digests, experiment.data, samples) for name, samples in held.items()}
+        return {name: partial(user_digests, owners, held[name]) for name in experiment.ledgers}
+    return {name: partial(record_digests, experiment.data, held[name]) for name in experiment.ledgers}

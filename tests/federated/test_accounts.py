@@ -1,6 +1,8 @@
 """Runs, methods and seeds on one data set: every step of a secure run is charged to it, whoever else trains."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 from small_runs import CLIENT_LEVEL, PRIVATE
@@ -10,9 +12,12 @@ from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
 from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.site import Site
+from ffalora.federated.flower.terms import Terms
 from ffalora.federated.simulate import Run, run_round, simulate
+from ffalora.privacy.accountants import epsilon_of
 from ffalora.privacy.accounting import LedgerMismatch
 from ffalora.privacy.data_ledger import find_data_ledger
+from ffalora.privacy.ledger_table import total_spent
 from ffalora.runs.folder import LEDGERS
 
 SECURE = PRIVATE | {"privacy__noise": "secure"}
@@ -31,6 +36,65 @@ def test_methods_and_seeds_on_one_data_set_compose(small, tmp_path):
     assert all(client["own_epsilon"] == pytest.approx(alone) for client in spent)
     assert alone < spent[1]["epsilon"] < spent[2]["epsilon"]
     assert sum(part[2] for part in spent[1]["history"]) == 2 * spent[0]["steps_taken"]
+
+
+def save_months(folder, small, sites=("north", "south", "west")):
+    """Files of January's and of February's rows, each of which says whose it is; February's spell the names anew."""
+    rows = Path(small().data.name).read_text().splitlines()
+    for month, part, spell in (("january", rows[1:81], str), ("february", rows[81:], str.upper)):
+        lines = [f"{line},{spell(sites[i % len(sites)])}" for i, line in enumerate(part)]
+        (folder / f"{month}.csv").write_text("\n".join([f"{rows[0]},site", *lines]) + "\n")
+    return [str(folder / f"{month}.csv") for month in ("january", "february")]
+
+
+ONE_ROUND = CLIENT_LEVEL | {"privacy__noise": "secure", "privacy__delta": 1e-2, "federation__rounds": 1}
+BY_SITE = {"clients__partition": "column", "clients__column": "site", "clients__count": None}
+
+
+@pytest.mark.parametrize("who", [BY_SITE, {}], ids=["by a column", "dealt"])
+def test_what_one_client_spends_composes_whichever_rows_its_runs_hold(small, tmp_path, who):
+    january, february = save_months(tmp_path, small)
+    for month in (january, february):
+        run = Run.open(
+            build(small(data__name=month, privacy__ledger="sites", **ONE_ROUND, **who)),
+            tmp_path / Path(month).stem,
+            False,
+        )
+        run_round(run.experiment, run.server)
+    ledger = run.experiment.ledgers["population"]
+    both = epsilon_of([ledger.steps(2)], ledger.delta, ledger.accountant)
+    assert ledger.epsilon() == pytest.approx(both) and total_spent(find_data_ledger("sites", ""))[0] >= epsilon_of(
+        [ledger.steps(2)], ledger.delta
+    )
+
+
+def test_other_clients_are_not_charged_for_what_some_spend_and_the_same_rows_always_meet(small, tmp_path):
+    named = {"privacy__ledger": "sites"} | ONE_ROUND
+    here, _ = save_months(tmp_path, small)
+    (tmp_path / "there").mkdir()
+    _, there = save_months(tmp_path / "there", small, ("east", "inland", "islands"))
+    spent = []
+    for number, (data, who) in enumerate([(here, BY_SITE), (there, BY_SITE), (here, {})]):
+        run = Run.open(build(small(data__name=data, **named, **who)), tmp_path / str(number), resume=False)
+        run_round(run.experiment, run.server)
+        spent.append(run.experiment.ledgers["population"])
+    first, other, dealt = (sum(part.steps for part in ledger.history) for ledger in spent)
+    assert (first, other, dealt) == (1, 1, 2)
+
+
+def test_a_site_s_own_client_level_runs_compose_and_its_policy_sees_it(small, tmp_path):
+    config = small(
+        **ONE_ROUND | {"privacy__noise_at": "clients", "federation__participation": 1.0, "privacy__delta": 1e-5}
+    )
+    server = build(config, caches_layers=False)
+    numbers, terms = server.strategy.wire.download(server.strategy.begin()).numpy(), Terms.of(server)
+    january, february = save_months(tmp_path, small)
+    site = partial(
+        Site, config, 0, policy=SitePolicy(unit="client", max_epsilon=5.0), labels=["0", "1"], ledger="hospital"
+    )
+    assert 2.5 < site(tmp_path / "1", data=january).train(0, numbers, terms).epsilon < 5
+    with pytest.raises(ConfigError, match="max_epsilon=5"):
+        site(tmp_path / "2", data=february)
 
 
 def test_two_runs_on_one_folder_charge_every_step(small, tmp_path):
