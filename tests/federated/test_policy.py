@@ -11,6 +11,8 @@ from ffalora.federated.flower.rounds import Exchange, remote_round
 from ffalora.federated.flower.site import Site
 from ffalora.federated.flower.statement import federation_statement, statement_text
 from ffalora.federated.flower.terms import Terms
+from ffalora.privacy.accountants import noise_multiplier_for
+from ffalora.privacy.accounting import PrivacyLedger
 
 SECURE = PRIVATE | {"privacy__noise": "secure", "federation__weighting": "uniform"}
 
@@ -36,6 +38,19 @@ SECURE = PRIVATE | {"privacy__noise": "secure", "federation__weighting": "unifor
 def test_a_server_cannot_lower_what_a_site_demands(small, tmp_path, changes, policy, said):
     with pytest.raises(ConfigError, match=said):
         Site(small(**changes), 0, tmp_path, policy=SitePolicy(**policy))
+
+
+@pytest.mark.parametrize(("rate", "fits"), [(1.0, False), (0.02, True)])
+def test_a_policy_for_samples_counts_what_one_sample_spends_where_users_are_protected(rate, fits):
+    """A user's removal may spend 8; one of its samples moves the clipped sum by up to 2C."""
+    sigma = noise_multiplier_for(2.9 if fits else 8.0, 1e-5, rate, 10, "rdp")
+    ledger = PrivacyLedger(0, 100, rate, sigma, 1e-5, 10, accountant="rdp", unit="user")
+    SitePolicy(unit="user").check_ledger(ledger)
+    if fits:
+        SitePolicy().check_ledger(ledger)
+        return
+    with pytest.raises(ConfigError, match=r"counted for one sample.*max_epsilon=8.*unit: user"):
+        SitePolicy().check_ledger(ledger)
 
 
 def test_a_policy_is_read_from_yaml_and_a_misspelt_key_is_refused(tmp_path):

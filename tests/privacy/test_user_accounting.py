@@ -9,6 +9,7 @@ from scipy.stats import binom
 
 from ffalora.privacy.accountants import ACCOUNTANTS, affordable_steps, epsilon, epsilon_of, noise_multiplier_for
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
+from ffalora.privacy.replacement import sample_epsilon
 from ffalora.privacy.spent import Spent, spent_from
 
 
@@ -118,3 +119,39 @@ def test_clients_go_on_from_what_clients_spent():
     prior = (Spent(1.0, 0.2, 10, unit="client"),)
     sigma = noise_multiplier_for(8.0, 1e-3, 0.2, 10, prior=prior)
     assert math.isfinite(sigma) and epsilon_of([*prior, Spent(sigma, 0.2, 10, unit="client")], 1e-3) <= 8.0
+
+
+def delta_of_a_changed_sample(sigma, rate, steps, claimed, draws=400_000):
+    """δ at ``claimed`` where a user's clipped sum points the other way, and its standard error: sums of sampled privacy
+    losses.
+    """
+    rng = np.random.default_rng(0)
+    loss = np.zeros(draws)
+    for _ in range(steps):
+        x = sigma * rng.standard_normal(draws) + (rng.random(draws) < rate)
+        here, there = ((-((x - mean) ** 2) / 2 / sigma**2 + math.log(rate)) for mean in (1, -1))
+        away = -(x**2) / 2 / sigma**2 + (math.log1p(-rate) if rate < 1 else -math.inf)
+        loss += np.logaddexp(away, here) - np.logaddexp(away, there)
+    part = np.maximum(0.0, -np.expm1(np.minimum(claimed - loss, 0.0)))
+    return float(part.mean()), float(part.std() / draws**0.5)
+
+
+@pytest.mark.parametrize(("sigma", "rate", "steps"), [(1.0, 1.0, 1), (2.0, 0.3, 4), (3.0, 0.1, 20)])
+def test_one_sample_of_a_user_spends_more_than_the_users_removal_and_at_most_what_is_said(sigma, rate, steps):
+    history, delta = [Spent(sigma, rate, steps, unit="user")], 1e-2
+    for accountant in ACCOUNTANTS:
+        of_user, of_sample = epsilon_of(history, delta, accountant), sample_epsilon(history, delta, accountant)
+        found, error = delta_of_a_changed_sample(sigma, rate, steps, of_sample)
+        assert found - 4 * error <= delta
+        assert of_user < of_sample <= epsilon(sigma, rate, steps, delta, accountant, "full")
+    found, error = delta_of_a_changed_sample(sigma, rate, steps, epsilon_of(history, delta))
+    assert found - 4 * error > 2 * delta
+
+
+def test_where_samples_are_clipped_one_by_one_one_of_them_spends_what_it_does_at_sample_level():
+    history = [Spent(1.0, 1.0, 2, unit="user", group=4)]
+    assert sample_epsilon(history, 1e-5) == pytest.approx(epsilon(1.0, 1.0, 2, 1e-5))
+    assert sample_epsilon([*history, Spent(1.0, 1.0, 1, unit="user")], 1e-5) > epsilon(1.0, 1.0, 3, 1e-5)
+    assert sample_epsilon([Spent(0.1, 1.0, 90, unit="user")], 1e-5) == pytest.approx(
+        epsilon(0.1, 1.0, 90, 1e-5, sampling="full")
+    ), "ε is far beyond what a removal and its reverse can be counted at"

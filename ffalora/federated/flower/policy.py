@@ -11,6 +11,7 @@ from pydantic import Field
 from ...config import Config, ConfigError
 from ...config.section import Section
 from ...privacy.accounting import PrivacyLedger
+from ...privacy.replacement import sample_epsilon
 
 
 class SitePolicy(Section):
@@ -20,8 +21,8 @@ class SitePolicy(Section):
 
     unit: Literal["user", "sample", "client", "none"] = Field(
         "sample",
-        description="least that is protected: each user, each sample, this client as a whole by the noise that all "
-        "bring together, or nothing (for simulations)",
+        description="least that is protected, and what max_epsilon is of: each user, each sample, this client as a "
+        "whole by the noise that all bring together, or nothing (for simulations)",
     )
     noise: Literal["secure", "seeded"] = Field(
         "secure", description="seeded also allows noise that whoever knows the seed can subtract (for simulations)"
@@ -103,11 +104,23 @@ class SitePolicy(Section):
                 f"privacy.noise_multiplier={ledger.noise_multiplier:.4g} for this site's data: its policy demands "
                 f"min_noise_multiplier={self.min_noise_multiplier:g}; lower privacy.target_epsilon, or raise the noise"
             )
-        if self.max_epsilon is not None and not ledger.final_epsilon() <= self.max_epsilon:
+        if self.max_epsilon is not None and not self._final_epsilon(ledger) <= self.max_epsilon:
+            of_sample = self.unit == "sample" and ledger.unit == "user"
             raise ConfigError(
-                f"the run would spend ε = {ledger.final_epsilon():.4g} on this site's data: its policy allows "
-                f"max_epsilon={self.max_epsilon:g}; lower privacy.target_epsilon, or take fewer steps"
+                f"the run would spend ε = {self._final_epsilon(ledger):.4g} on this site's data"
+                + (", counted for one sample, which may change its user's clipped sum by 2C" if of_sample else "")
+                + f": its policy allows max_epsilon={self.max_epsilon:g}; lower privacy.target_epsilon, or take fewer "
+                + ("steps, or, where ε of users is what counts, set unit: user in the policy" if of_sample else "steps")
             )
+
+    def _final_epsilon(self, ledger: PrivacyLedger) -> float:
+        """ε of what this site wants protected, once every allowed step is taken: one sample is not covered by ε of the
+        user who has it (see :mod:`~ffalora.privacy.replacement`).
+        """
+        if self.unit != "sample" or ledger.unit != "user":
+            return ledger.final_epsilon()
+        history = (*ledger.prior, *ledger.others, ledger.steps(ledger.steps_allowed))
+        return sample_epsilon(history, ledger.delta, ledger.accountant)
 
     def check_digests(self, model: str, frozen: str, label_names: list[str] | None) -> None:
         """Refuses another model, other frozen factors, or other classes than the site agreed to.
