@@ -1,11 +1,13 @@
 """What a site's own policy refuses, whatever the server asks for, and what server and site must agree on."""
 
+import numpy as np
 import pytest
 from small_runs import CLIENT_LEVEL, PRIVATE, SIMULATED, WORDS
 
 from ffalora.config import ConfigError
 from ffalora.data import DataError
 from ffalora.federated.experiment import build
+from ffalora.federated.flower.answers import Answer
 from ffalora.federated.flower.policy import SitePolicy, load_policy, save_policy
 from ffalora.federated.flower.rounds import Exchange, remote_round
 from ffalora.federated.flower.site import Site
@@ -158,6 +160,28 @@ def test_the_summary_of_a_federation_is_over_all_clients_and_all_rounds_and_it_s
     assert "nothing is protected" in text.splitlines()[0] and "Not covered" in text
     measured = {"train_loss", "clipped", "samples", "median_norm", "padding", "nonfinite"}
     assert not measured & set(rows[0]), "the server measured none of these"
+
+
+def test_a_client_that_does_not_report_its_epsilon_is_named_and_there_is_no_headline_for_all(small):
+    config = small(**SECURE)
+    experiment = build(config)
+    server, terms, rows = experiment.strategy.begin(), Terms.of(experiment), []
+    numbers = np.zeros(experiment.adapters.layout.size, np.float32)
+    for who in ([0, 1, 2], [0]):
+        answers = [Answer(i, numbers, epsilon=(1.5, 0.25, None)[i], final_epsilon=(3.0, 0.5, None)[i]) for i in who]
+        row = remote_round(experiment, server, lambda *_, a=answers: Exchange(a), terms, rows[-1] if rows else None)
+        rows.append(row)
+    assert [row["answered"] for row in rows] == [[0, 1, 2]] * 2 and [row["epsilon"] for row in rows] == [None] * 2
+    statement = federation_statement(config, rows)
+    assert statement["max_epsilon"] is None and not statement["private"]
+    assert (statement["max_reported_epsilon"], statement["not_reported"]) == (1.5, [2])
+    head = statement_text(statement).splitlines()[0]
+    assert (
+        "ε = 1.5 at most" in head
+        and "of the 2 clients that report it" in head
+        and "others" in head
+        and head.endswith(": 2")
+    )
 
 
 def test_where_a_client_failed_the_headline_is_what_its_ledger_allows(small):

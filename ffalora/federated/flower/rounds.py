@@ -55,7 +55,8 @@ def remote_round(
 
     A client that sends what cannot be its row is rejected and named; the round goes on without it, as it does without
     clients that fail or vanish. A round without any answer leaves the state as it is. The row holds what the server
-    measured or was told, and nothing else.
+    measured or was told, and nothing else: ``answered`` are the clients that ever answered, and ``epsilon`` is None
+    where not all of them report theirs.
 
     Args:
         experiment: the server's. server: its state. send: sends the round and gathers the answers.
@@ -93,11 +94,13 @@ def remote_round(
     gap, metrics = end_round(experiment, server, sent)
     believed = [answer for answer in got.answers if 0 <= answer.client < strategy.clients]  # rejected ones have paid
     spent = _latest("epsilon_per_client", "epsilon", believed, earlier)
+    answered = sorted({*(earlier or {}).get("answered", ()), *(answer.client for answer in believed)})
     return {
         "round": server.round,
         "seconds": round(time.perf_counter() - started, 3),
         "metrics": metrics,
-        "epsilon": max(spent.values(), default=None),
+        "epsilon": max(spent.values(), default=None) if {str(one) for one in answered} <= set(spent) else None,
+        "answered": answered,
         "epsilon_per_client": spent,
         "final_epsilon_per_client": _latest("final_epsilon_per_client", "final_epsilon", believed, earlier),
         "bytes_up": got.bytes_up,

@@ -31,7 +31,8 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
         config: the federation's. rows: of ``metrics.jsonl``, all rounds.
 
     Returns:
-        ``max_epsilon`` is infinite without privacy, and None where no client's policy reports its ε.
+        ``max_epsilon`` is infinite without privacy, and None where a client that answered does not report its ε: these
+        are listed as ``not_reported``, and ``max_reported_epsilon`` is of the others.
     """
     privacy = config.privacy
     if privacy.unit == "none":
@@ -40,7 +41,10 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
     last = rows[-1] if rows else {}
     spent, final = last.get("epsilon_per_client", {}), last.get("final_epsilon_per_client", {})
     some_failed = any(row["failed"] for row in rows)
-    most = max((final if some_failed else spent).values(), default=None)
+    reported = [final.get(name, epsilon) if some_failed else epsilon for name, epsilon in spent.items()]
+    silent = [client for client in last.get("answered", ()) if str(client) not in spent]
+    told = max(reported, default=None)
+    most = None if silent else told
     caveats = [*_CAVEATS, *(said for unit, said in _OF_UNIT.items() if unit == privacy.unit)]
     if privacy.noise == "seeded":
         caveats.append(
@@ -56,6 +60,8 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
         "noise": privacy.noise,
         "clipping": f"{privacy.clipping}, norm {privacy.max_grad_norm:g}",
         "max_epsilon": most,
+        "max_reported_epsilon": told,
+        "not_reported": silent,
         "clients": [{"client": int(name), "epsilon": spent[name], "final_epsilon": final.get(name)} for name in spent],
         "caveats": caveats,
     }
@@ -63,13 +69,19 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
 
 def statement_text(statement: Mapping[str, Any]) -> str:
     """The statement as a page for people; every ε is rounded up."""
-    most, listed = statement["max_epsilon"], [f"  - {caveat}" for caveat in statement["caveats"]]
+    listed = [f"  - {caveat}" for caveat in statement["caveats"]]
     if statement["unit"] == "none":
         return "\n".join(["This run is NOT private: ε is infinite.", *listed]) + "\n"
-    if most is None:
+    told, silent = statement["max_reported_epsilon"], ", ".join(map(str, statement["not_reported"]))
+    if told is None:
         head = "Privacy of this federation: no client's policy reports its ε; each client's own ledger states it"
     else:
-        head = f"Privacy of this federation: ε = {rounded_up(most):.4g} at most, at δ = {statement['delta']:g}"
+        head = f"Privacy of this federation: ε = {rounded_up(told):.4g} at most, at δ = {statement['delta']:g}"
+    if silent and told is not None:
+        head += (
+            f", of the {len(statement['clients'])} clients that report it; of others only their own ledgers state it: "
+        )
+        head += silent
     if statement["noise"] == "seeded":
         head = f"A simulation, in which nothing is protected. {head}, with secure noise in its place"
     lines = [
