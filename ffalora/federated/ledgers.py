@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import Config, ConfigError
+from ..config import Config
+from ..data.errors import DataError
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
@@ -46,14 +47,14 @@ def make_ledger(
         label: what people call the client.
 
     Raises:
-        ConfigError: more samples than ``privacy.public_size_bound`` says, or a band that does not fit.
+        DataError: more samples than ``privacy.public_size_bound`` says. ConfigError: a band that does not fit.
         LedgerMismatch: ``privacy.prior`` cannot be read, or protects another unit.
     """
     privacy = config.privacy
     prior = read_prior(privacy.prior, privacy.noise == "secure")
     size = samples if privacy.public_size_bound is None else privacy.public_size_bound
     if samples > size:
-        raise ConfigError(
+        raise DataError(  # which a site keeps to itself: a server that chose the bound would learn the size from it
             f"privacy.public_size_bound={size}: {label or f'client {client_id}'} holds more "
             f"{'users' if privacy.draws_users else 'samples'}; raise the bound"
         )

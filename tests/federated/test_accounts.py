@@ -9,6 +9,7 @@ from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError
+from ffalora.data import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.site import Site
@@ -144,7 +145,7 @@ def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
     assert terms[0] == terms[1] and bounded[0].ledgers["0"].adjacency == "add/remove one sample"
     with pytest.raises(ConfigError, match=r"federation\.weighting='size' shows"):
         build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="size"))
-    with pytest.raises(ConfigError, match=r"public_size_bound=3: client 0 holds more samples"):
+    with pytest.raises(DataError, match=r"public_size_bound=3: client 0 holds more samples"):
         build(small(**PRIVATE | secret | {"privacy__public_size_bound": 3}))
 
 

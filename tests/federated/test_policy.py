@@ -13,6 +13,7 @@ from ffalora.federated.flower.rounds import Exchange, remote_round
 from ffalora.federated.flower.site import Site
 from ffalora.federated.flower.statement import federation_statement, statement_text
 from ffalora.federated.flower.terms import Terms
+from ffalora.federated.flower.trainer import _told
 from ffalora.privacy.accountants import noise_multiplier_for
 from ffalora.privacy.accounting import PrivacyLedger
 
@@ -30,8 +31,8 @@ SECURE = PRIVATE | {"privacy__noise": "secure", "federation__weighting": "unifor
         (CLIENT_LEVEL | {"privacy__noise": "secure"}, {}, r"privacy\.unit='client'.*demands unit: sample"),
         (CLIENT_LEVEL | {"privacy__noise": "secure"}, {"unit": "client"}, r"update without noise"),
         (SECURE, {"unit": "client"}, r"privacy\.unit='sample'.*demands unit: client"),
-        (SECURE, {"min_noise_multiplier": 1.5}, r"privacy\.noise_multiplier=1 .*min_noise_multiplier=1\.5"),
-        (SECURE, {"max_epsilon": 0.5}, r"would spend ε = .*max_epsilon=0\.5"),
+        (SECURE, {"min_noise_multiplier": 1.5}, r"privacy\.noise_multiplier is .*min_noise_multiplier=1\.5"),
+        (SECURE, {"max_epsilon": 0.5}, r"would spend more .*max_epsilon=0\.5"),
         (SECURE, {"max_epsilon": None, "model": "0" * 64}, r"model=0{64}: .*another digest"),
         (SECURE, {"max_epsilon": None, "frozen": "0" * 64}, r"frozen=0{64}: .*another digest"),
         (SECURE, {"max_epsilon": None, "label_names": ["1", "0"]}, r"label_names=\['1', '0'\]"),
@@ -51,8 +52,55 @@ def test_a_policy_for_samples_counts_what_one_sample_spends_where_users_are_prot
     if fits:
         SitePolicy().check_ledger(ledger)
         return
-    with pytest.raises(ConfigError, match=r"counted for one sample.*max_epsilon=8.*unit: user"):
+    with pytest.raises(ConfigError, match=r"max_epsilon=8 \(counted for one sample.*unit: user"):
         SitePolicy().check_ledger(ledger)
+
+
+BOUNDED = SECURE | {"privacy__public_size_bound": 60}
+
+
+def refusal(config, folder, file, **policy):
+    """What leaves a site, with these rows, of why it does not take part; None where it does."""
+    try:
+        Site(config, 0, folder, data=str(file), policy=SitePolicy(max_epsilon=None, **policy), labels=["0", "1"])
+    except ValueError as error:
+        return type(error).__name__ + _told(error)
+    return None
+
+
+def test_what_is_told_of_a_refusal_does_not_follow_from_how_many_rows_a_site_has(small, tmp_path, caplog):
+    files = [save_named(tmp_path / f"{rows}.csv", ["0", "1"], rows) for rows in (30, 31)]
+    spent, quiet, large = (
+        [refusal(config, tmp_path / f"{number}-{i}", file) for i, file in enumerate(files)]
+        for number, config in enumerate(
+            [
+                small(**SECURE | {"privacy__delta": 1e-5, "privacy__public_size_bound": 29}),
+                small(**SECURE),
+                small(**BOUNDED),
+            ]
+        )
+    )
+    assert spent == ["DataError; the site's log says why"] * 2 and quiet == large == [None, None]
+    ledgers = [PrivacyLedger(0, rows, 8 / rows, 0.7, 1e-5, 9, accountant="rdp") for rows in (30, 31)]
+    for policy in (SitePolicy(max_epsilon=1.0), SitePolicy(min_noise_multiplier=1.0)):
+        told = []
+        for ledger in ledgers:
+            with pytest.raises(ConfigError) as caught:
+                policy.check_ledger(ledger)
+            told.append(str(caught.value))
+        assert told[0] == told[1]
+    assert f"ε would be {ledgers[0].final_epsilon():.4g}" in caplog.text and "σ would be 0.7" in caplog.text
+
+
+def test_a_site_that_keeps_its_size_secret_answers_every_bound_as_if_it_held_all_it_may(small, tmp_path):
+    files = [save_named(tmp_path / f"{rows}.csv", ["0", "1"], rows) for rows in (20, 50)]
+    for bound in (None, 19, 35, 49):
+        config = small(**SECURE | {"privacy__public_size_bound": bound})
+        told = [refusal(config, tmp_path / "site", file, size_bound=50) for file in files]
+        assert told[0] == told[1] and f"public_size_bound={bound}: this site's policy keeps its size secret" in told[0]
+    config = small(**BOUNDED)
+    assert [refusal(config, tmp_path / str(i), file, size_bound=50) for i, file in enumerate(files)] == [None, None]
+    assert refusal(config, tmp_path / "over", files[1], size_bound=40) == "DataError; the site's log says why"
 
 
 def test_a_policy_is_read_from_yaml_and_a_misspelt_key_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +11,11 @@ from pydantic import Field
 
 from ...config import Config, ConfigError
 from ...config.section import Section
+from ...data.errors import DataError
 from ...privacy.accounting import PrivacyLedger
 from ...privacy.replacement import sample_epsilon
+
+logger = logging.getLogger(__name__)
 
 
 class SitePolicy(Section):
@@ -39,6 +43,12 @@ class SitePolicy(Section):
     )
     reports: list[Literal["samples", "epsilon"]] = Field(
         ["epsilon"], description="what the server is told beside the noisy numbers: samples, epsilon"
+    )
+    size_bound: int | None = Field(
+        None,
+        ge=1,
+        description="keeps secret how many samples (or users) this site has: at most so many; a run must set "
+        "privacy.public_size_bound to at least that (default: the size is no secret)",
     )
     data: str | None = Field(None, description="the only data that may be trained on: a file or a folder")
 
@@ -81,6 +91,11 @@ class SitePolicy(Section):
                 f"privacy.delta={privacy.delta:g}: this site's policy allows at most max_delta={self.max_delta:g}; "
                 "lower it"
             )
+        if self.size_bound is not None and privacy.at_clients and (privacy.public_size_bound or 0) < self.size_bound:
+            raise ConfigError(
+                f"privacy.public_size_bound={privacy.public_size_bound}: this site's policy keeps its size secret; set "
+                f"it to at least size_bound={self.size_bound}, and federation.weighting to uniform"
+            )
         if self.strategies is not None and strategy not in self.strategies:
             raise ConfigError(
                 f"federation.strategy={strategy!r}: this site's policy allows {', '.join(self.strategies) or 'none'}"
@@ -91,8 +106,18 @@ class SitePolicy(Section):
                 "uniform, or add samples to reports in the site's policy"
             )
 
+    def check_size(self, size: int) -> None:
+        """Refuses every run where this site holds more than its own policy says.
+
+        Raises:
+            DataError: it does; the text stays at the site.
+        """
+        if self.size_bound is not None and size > self.size_bound:
+            raise DataError(f"size_bound={self.size_bound}: this site holds {size}; raise it in the policy")
+
     def check_ledger(self, ledger: PrivacyLedger | None) -> None:
-        """Refuses terms under which the site would spend more than it allows.
+        """Refuses terms under which the site would spend more than it allows. The site's log says how much; what is
+        told of the refusal does not: σ and ε follow from how many rows there are.
 
         Raises:
             ConfigError: too little noise, or too much ε once every allowed step is taken.
@@ -100,17 +125,20 @@ class SitePolicy(Section):
         if ledger is None:
             return
         if ledger.noise_multiplier < self.min_noise_multiplier:
+            logger.warning("%s: σ would be %.4g", ledger.name, ledger.noise_multiplier)
             raise ConfigError(
-                f"privacy.noise_multiplier={ledger.noise_multiplier:.4g} for this site's data: its policy demands "
+                "privacy.noise_multiplier is too small for this site's data: its policy demands "
                 f"min_noise_multiplier={self.min_noise_multiplier:g}; lower privacy.target_epsilon, or raise the noise"
             )
         if self.max_epsilon is not None and not self._final_epsilon(ledger) <= self.max_epsilon:
             of_sample = self.unit == "sample" and ledger.unit == "user"
+            logger.warning("%s: ε would be %.4g", ledger.name, self._final_epsilon(ledger))
             raise ConfigError(
-                f"the run would spend ε = {self._final_epsilon(ledger):.4g} on this site's data"
-                + (", counted for one sample, which may change its user's clipped sum by 2C" if of_sample else "")
-                + f": its policy allows max_epsilon={self.max_epsilon:g}; lower privacy.target_epsilon, or take fewer "
-                + ("steps, or, where ε of users is what counts, set unit: user in the policy" if of_sample else "steps")
+                "the run would spend more on this site's data than its policy allows, "
+                f"max_epsilon={self.max_epsilon:g}"
+                + (" (counted for one sample, which may change its user's clipped sum by 2C)" if of_sample else "")
+                + "; lower privacy.target_epsilon, or take fewer steps"
+                + (", or, where ε of users is what counts, set unit: user in the policy" if of_sample else "")
             )
 
     def _final_epsilon(self, ledger: PrivacyLedger) -> float:

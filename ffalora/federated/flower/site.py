@@ -59,7 +59,7 @@ class Site:
 
     Raises:
         ConfigError: an id out of range, or what the policy does not allow. DataError: classes that the federation does
-        not have.
+        not have, or more samples than the policy or the run says.
     """
 
     def __init__(
@@ -77,6 +77,9 @@ class Site:
         self.policy.check_run(config)
         self.client, self.folder = client, folder
         self.experiment = _build(config, client, self.policy.allowed_data(data), labels, self.policy.labels)
+        if config.privacy.at_clients:
+            owners, (own,) = self.experiment.partition.owners, self._own
+            self.policy.check_size(count_drawn(config.privacy, owners, own.samples))
         self.terms = Terms.of(self.experiment)
         self.policy.check_digests(self.terms.model, self.terms.frozen, self.experiment.data.label_names)
         self.server = self.experiment.strategy.begin()
