@@ -18,7 +18,8 @@ in each of them. A zeroed record is one way to replace it, and one that is absen
 different kinds compose under zero-out. Where the server chose who takes part ('by-server'), adjacency is zero-out, all
 take part in every step, and the noise is discrete: its σ bounds Rényi divergences of whole orders
 (:mod:`ffalora.privacy.skellam`), by which the whole history is then counted, whatever the accountant. So is a history
-with a private choice among a random number of trials (Papernot and Steinke, ICLR 2022).
+with a private choice among a random number of trials (Papernot and Steinke, ICLR 2022). At δ below 1e-8 too, since the
+round-off of numerical compositions may exceed it, so that what they say is no upper bound.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from .composition import Gaussians, compose
+from .composition import Gaussians, compose, drowns
 from .spent import SAMPLINGS, Spent, check_one_unit, unit_of
 
 ACCOUNTANTS = ("rdp", "prv", "pld")
@@ -89,9 +90,13 @@ def epsilon_of(history: Iterable[Spent], delta: float, accountant: str = "pld") 
     return compose(parts, float(delta), accountant)
 
 
-def accountant_of(history: Iterable[Spent], accountant: str) -> str:
-    """The accountant that ε of a history is by: the one asked for, unless a part of it allows Rényi moments alone."""
-    return "rdp" if any(_mechanism(part).by_moments for part in history) else accountant
+def accountant_of(history: Iterable[Spent], accountant: str, delta: float) -> str:
+    """The accountant that ε of a history is by: the one asked for, unless a part of it allows Rényi moments alone, or
+    ``delta`` is too small for another.
+    """
+    parts = list(history)
+    only_moments = any(_mechanism(part).by_moments for part in parts) or drowns(delta, sum(p.steps for p in parts))
+    return "rdp" if only_moments else accountant
 
 
 def _mechanism(part: Spent) -> Gaussians:

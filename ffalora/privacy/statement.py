@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 from ..files.numbers import plain, rounded_up
@@ -178,7 +177,7 @@ class PrivacyStatement:
             adjacency=_describe_adjacency(ledgers),
             sampling=_describe_sampling(first) if first.correlation is None else first.correlation.describe_sampling(),
             mechanism=_describe_mechanism(first),
-            accountant=accountant_of(chain.from_iterable(ledger.history for ledger in ledgers), first.accountant),
+            accountant=_describe_accountant(ledgers),
             delta=first.delta,
             noise=_describe_noise(noise, first),
             clipping=f"{clipping}, norm {'at first' if clipping == 'adaptive' else 'at most'} {max_grad_norm:g}",
@@ -230,6 +229,12 @@ def _line(ledger: PrivacyLedger) -> ClientPrivacy:
         target_epsilon=ledger.target_epsilon,
         history=ledger.history,
     )
+
+
+def _describe_accountant(ledgers: Sequence[PrivacyLedger]) -> str:
+    """The accountant of all their ε; the most general of them where they differ."""
+    kinds = {accountant_of(ledger.history, ledger.accountant, ledger.delta) for ledger in ledgers}
+    return "rdp" if "rdp" in kinds else kinds.pop()
 
 
 def _describe_adjacency(ledgers: Sequence[PrivacyLedger]) -> str:

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from ffalora.privacy.accountants import ACCOUNTANTS, Spent, affordable_steps, epsilon, epsilon_of, noise_multiplier_for
+from ffalora.privacy.accountants import (
+    ACCOUNTANTS,
+    Spent,
+    accountant_of,
+    affordable_steps,
+    epsilon,
+    epsilon_of,
+    noise_multiplier_for,
+)
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
 from ffalora.privacy.ledger_files import load_ledger
 from ffalora.privacy.protocols import PROTOCOLS, epsilon_table, format_table
@@ -102,6 +110,20 @@ def test_full_poisson_batches_are_the_exact_gaussian_mechanism(accountant):
     exact = exact_gaussian_epsilon(math.sqrt(50) / 9.0, DELTA)
     ours = epsilon(9.0, 1.0, 50, DELTA, accountant)
     assert exact - 1e-6 <= ours <= exact * (1.2 if accountant == "rdp" else 1.0) + PRV_PLD_GAP
+
+
+@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+@pytest.mark.parametrize(("sigma", "steps", "delta"), [(20.0, 1000, 1e-12), (100.0, 30_000, 1e-14), (10.0, 600, 1e-9)])
+def test_a_delta_that_round_off_may_hide_is_still_bounded_from_above(accountant, sigma, steps, delta):
+    exact = exact_gaussian_epsilon(math.sqrt(steps) / sigma, delta)
+    assert exact <= epsilon(sigma, 1.0, steps, delta, accountant) <= 1.1 * exact
+    assert accountant_of([Spent(sigma, 1.0, steps)], accountant, delta) == "rdp"
+
+
+def test_the_smallest_delta_of_numerical_accountants_is_bounded_from_above():
+    exact = exact_gaussian_epsilon(math.sqrt(1000) / 20, 1e-8)
+    assert exact <= epsilon(20.0, 1.0, 1000, 1e-8, "pld") <= 1.001 * exact
+    assert accountant_of([Spent(20.0, 1.0, 1000)], "pld", 1e-8) == "pld"
 
 
 @pytest.mark.parametrize("accountant", ACCOUNTANTS)
