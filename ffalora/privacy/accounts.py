@@ -40,14 +40,15 @@ class Accounts:
         Raises:
             PrivacyBudgetSpent: with what other processes charged it would be more than is allowed. Nothing is released
                 then; a ledger that was written before another refused stays charged.
+            LedgerMismatch: a copy of the run's folder was charged to the same data set's ledger.
         """
         try:
             if self.data_ledger is None:
-                charge_folder(self.folder, ledgers)
+                charge_folder(self.folder, ledgers, {})
                 return
             with self.data_ledger.opened():
                 self.data_ledger.look_up(ledgers)
-                charge_folder(self.folder, ledgers)
+                charge_folder(self.folder, ledgers, _charged(self.data_ledger, ledgers))
                 self.data_ledger.charge(ledgers)
         except PrivacyBudgetSpent:
             for ledger in ledgers.values():
@@ -104,8 +105,8 @@ def open_accounts(
         data_ledger.enter(_token(account or folder / ACCOUNT), run, ledgers, records or {}, is_secure)
         if resume:
             resume_folder(folder, ledgers)
-        for name, ledger in ledgers.items():
-            _check_not_turned_back(data_ledger, name, ledger, folder)
+        for name, charged in _charged(data_ledger, ledgers).items():
+            _check_not_turned_back(data_ledger, charged, ledgers[name], folder / f"{name}.json")
         data_ledger.charge(ledgers)
         data_ledger.look_up(ledgers)
     logger.warning(_what_is_left(data_ledger, ledgers))
@@ -117,14 +118,18 @@ def open_accounts(
     return Accounts(folder, data_ledger)
 
 
-def _check_not_turned_back(data_ledger: DataLedger, name: str, ledger: PrivacyLedger, folder: Path) -> None:
+def _charged(data_ledger: DataLedger, ledgers: Mapping[str, PrivacyLedger]) -> dict[str, int]:
+    """What the data set's ledger was charged for each of a run's files, which must not count less. Trials of a choice
+    are left out: it was charged as a whole, by another one's file.
+    """
+    return {name: data_ledger.steps_of(name) for name, ledger in ledgers.items() if ledger.trials == 1}
+
+
+def _check_not_turned_back(data_ledger: DataLedger, charged: int, ledger: PrivacyLedger, file: Path) -> None:
     """A file that counts less than the data set's ledger was edited, removed, or restored from a copy."""
-    charged = data_ledger.steps_of(name)
-    if ledger.trials > 1:  # another trial of a choice that was charged as a whole
-        return
     if charged > ledger.steps(ledger.steps_taken).steps:
         raise LedgerMismatch(
-            f"{ledger.name}: {folder / name}.json counts {ledger.steps_taken} steps, but ledger {data_ledger.name!r} "
+            f"{ledger.name}: {file} counts {ledger.steps_taken} steps, but ledger {data_ledger.name!r} "
             f"was charged {charged} for this run: the file was changed, removed, or is an old copy. Restore it, or "
             "start a new run in another folder (what this one spent stays charged)"
         )

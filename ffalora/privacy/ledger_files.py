@@ -25,17 +25,27 @@ def load_ledger(path: Path) -> PrivacyLedger:
         raise LedgerMismatch(f"cannot read the ledger {path}: {error}; without it ε is unknown") from None
 
 
-def charge_file(ledger: PrivacyLedger, path: Path) -> None:
+def charge_file(ledger: PrivacyLedger, path: Path, charged: int = 0) -> None:
     """Adds the steps that ``ledger`` took since it was last written to those in the file, durably, and takes over the
     sum: what other processes charged in between counts.
+
+    Args:
+        charged: what the data set's ledger was charged for this file (see :meth:`PrivacyLedger.steps`).
 
     Raises:
         PrivacyBudgetSpent: together they exceed what the ledger allows; the file stays as it is, and the ledger counts
             what the file says.
-        LedgerMismatch: the file is damaged. OSError: it cannot be written, or is locked for too long.
+        LedgerMismatch: the file is damaged, or counts less than was charged for it. OSError: it cannot be written, or
+            is locked for too long.
     """
     with locked(path):
         written = load_ledger(path).steps_taken if path.exists() else 0
+        if charged > ledger.steps(written).steps:
+            raise LedgerMismatch(
+                f"{ledger.name}: {path} counts {written} steps, but the ledger of its data set was charged {charged} "
+                "for this run: a copy of its folder trains as well, or the file was changed. Nothing was released; "
+                "go on with the other copy, or start a new run in another folder"
+            )
         if ledger.correlation is not None and written != ledger.steps_written:
             raise LedgerMismatch(
                 f"{path} counts {written} steps where this process knows of {ledger.steps_written}: another one trains "
@@ -62,10 +72,10 @@ def resume_file(ledger: PrivacyLedger, path: Path) -> None:
     ledger.steps_written = stored.steps_taken
 
 
-def charge_folder(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:
-    """:func:`charge_file` of every ledger, ``NAME.json`` in the folder."""
+def charge_folder(folder: Path, ledgers: Mapping[str, PrivacyLedger], charged: Mapping[str, int]) -> None:
+    """:func:`charge_file` of every ledger, ``NAME.json`` in the folder; ``charged`` by name, 0 where it is not."""
     for name, ledger in ledgers.items():
-        charge_file(ledger, folder / f"{name}.json")
+        charge_file(ledger, folder / f"{name}.json", charged.get(name, 0))
 
 
 def resume_folder(folder: Path, ledgers: Mapping[str, PrivacyLedger]) -> None:

@@ -3,6 +3,7 @@ talked out of what it knows.
 """
 
 import json
+import shutil
 
 import pytest
 
@@ -112,6 +113,20 @@ def test_a_ledger_file_turned_back_or_removed_is_noticed_on_resume(site):
     file.unlink()
     with pytest.raises(LedgerMismatch, match="counts 0 steps"):
         site.open(people(*range(50)), folder="run", resume=True)
+
+
+def test_of_two_copies_of_a_run_that_train_at_once_the_second_is_refused_before_it_releases_anything(site):
+    site.take(2, people(*range(50)), folder="run")
+    shutil.copytree(site.folder / "run", site.folder / "copy")
+    runs = [site.open(people(*range(50)), folder=name, resume=True) for name in ("run", "copy")]
+    (first, accounts), (second, copied) = runs
+    for _ in range(3):
+        first.charge()
+        accounts.charge({"0": first})
+    second.charge()
+    with pytest.raises(LedgerMismatch, match=r"copy/0\.json counts 2 steps, but .* charged 5 .*a copy of its folder"):
+        copied.charge({"0": second})
+    assert site.book.entries[0].steps.steps == 5
 
 
 def test_a_resumed_run_does_not_count_itself_twice(site):
