@@ -58,8 +58,8 @@ class PrivacyLedger:
             releases (:meth:`steps`), and σ is relative to what one record can change in a release.
         trials: above 1, this is one of so many trials, on average, of which only the best is shown; the first step
             spends the whole choice.
-        others: what other runs have spent on the same records, by the data set's ledger, which keeps this up to date;
-            part of every ε, not of what the target allows.
+        others: what other runs, and other clients of this one, have spent on the same records, by the data set's
+            ledger, which keeps this up to date; part of every ε, not of what the target allows.
         allowance: the most steps that the data set's budget leaves to this run; None without one.
         steps_written: how many of the steps taken are in the ledger's file (:mod:`ffalora.privacy.ledger_files`).
     """

@@ -47,9 +47,9 @@ class Accounts:
                 charge_folder(self.folder, ledgers, {})
                 return
             with self.data_ledger.opened():
-                self.data_ledger.look_up(ledgers)
-                charge_folder(self.folder, ledgers, _charged(self.data_ledger, ledgers))
-                self.data_ledger.charge(ledgers)
+                for some in self.data_ledger.apart(ledgers):
+                    charge_folder(self.folder, some, _charged(self.data_ledger, some))
+                    self.data_ledger.charge(some)
         except PrivacyBudgetSpent:
             for ledger in ledgers.values():
                 ledger.steps_taken = ledger.steps_written

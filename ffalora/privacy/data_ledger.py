@@ -1,7 +1,7 @@
 """The ledger of a named data set: every run that trained on it, what each spent, and what is left.
 
 A run writes down which records it holds, as keyed hashes that never leave the folder, and every step that it takes.
-Runs that share records compose; runs on disjoint records do not touch each other. What other runs spent on a record is
+Runs that share records compose, and so do clients of one run; disjoint ones do not. What others spent on a record is
 bounded, for each kind of step, by the most that any one of a run's records saw: exact where all records saw the same,
 and too much, never too little, elsewhere. Runs with seeded noise protect nothing: they are written down, not charged.
 """
@@ -72,6 +72,7 @@ class DataLedger:
         self.budget: tuple[float, float] | None = None
         self.in_prior: set[int] = set()
         self._own: dict[str, int] = {}
+        self._meeting: dict[str, PrivacyLedger] = {}  # own ledgers that share records with others of this run
         self._age = 0
         self._looked_at: dict[str, int] = {}  # how old the log was when each name was looked up
         self._shared: dict[tuple[str, str], np.ndarray] = {}
@@ -120,6 +121,15 @@ class DataLedger:
                 self._add({"entry": vars(entry) | {"steps": list(kind)}})
                 same = [len(self.entries) - 1]
             self._own[name] = same[0]
+        self._meeting = {name: ledgers[name] for name in self._sharing(list(ledgers))}
+
+    def apart(self, ledgers: Mapping[str, PrivacyLedger]) -> Iterator[dict[str, PrivacyLedger]]:
+        """The ledgers, told what was spent, in groups to be charged one by one: alone where they share records."""
+        alone = {name: ledger for name, ledger in ledgers.items() if name not in self._meeting}
+        for some in (alone, *({name: ledger} for name, ledger in ledgers.items() if name in self._meeting)):
+            self.look_up(some)
+            yield some
+        self.look_up(self._meeting)
 
     @property
     def own_entries(self) -> set[int]:
@@ -131,7 +141,8 @@ class DataLedger:
         return self.entries[self._own[name]].steps.steps
 
     def look_up(self, ledgers: Mapping[str, PrivacyLedger]) -> None:
-        """Tells each ledger what other runs have spent on its records, and what the budget still allows it.
+        """Tells each ledger what other runs, and other clients of this one, have spent on its records, and what the
+        budget still allows it.
 
         Raises:
             LedgerMismatch: a run that protects another unit has used the same records.
@@ -184,7 +195,8 @@ class DataLedger:
 
     def _take(self, record: dict[str, Any]) -> None:
         try:
-            if set(record.get("charge", ())) - {str(number) for number in self._own.values()} or "charge" not in record:
+            quiet = {str(number) for name, number in self._own.items() if name not in self._meeting}
+            if set(record.get("charge", ())) - quiet or "charge" not in record:
                 self._age += 1
             if "budget" in record:
                 epsilon, delta = record["budget"]
@@ -223,14 +235,21 @@ class DataLedger:
                 "can tell whose privacy was spent"
             ) from None
 
+    def _sharing(self, names: list[str]) -> list[str]:
+        """Those of this run's names that hold a record which another of them holds, too."""
+        lists = [self._records(self.entries[self._own[name]].records) for name in names]
+        values, counts = np.unique(np.concatenate(lists), return_counts=True)
+        return [name for name, held in zip(names, lists, strict=True) if np.isin(held, values[counts > 1]).any()]
+
     def _charged(self) -> list[Entry]:
         return [e for e in self.entries if e.noise == "secure" and e.steps.steps]
 
     def _spent_by_others(self, name: str) -> tuple[Spent, ...]:
-        own, mine = self.own_entries, self.entries[self._own[name]].records
+        mine = self.entries[self._own[name]].records
+        left_out = self.own_entries - {self._own[other] for other in self._meeting if other != name}
         held = []
         for number, entry in enumerate(self.entries):
-            if number in own or entry.noise != "secure":
+            if number in left_out or entry.noise != "secure":
                 continue
             if entry.steps.steps and "user" in (entry.steps.unit, self.entries[self._own[name]].steps.unit):
                 self._check_unit(entry, name)  # users and records have digests of their own, which never meet

@@ -284,8 +284,11 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
             "The unit is one user by the data's column: two names of one person are two users, and what others write "
             "about a user is not the user's."
         )
-    if ledgers[0].unit == "user" and len(ledgers) > 1:
-        said.append("A user whose records are at several clients is protected less: their ε compose.")
+    if len(ledgers) > 1:
+        said.append(
+            f"A {ledgers[0].unit} that is at several clients is protected less: their ε compose. Where the ledger of "
+            "the data set finds the same record at several, as it does in secure runs, ε counts that."
+        )
     if noise == "seeded":
         said.append(
             "The noise comes from a seed: who has the seed or the run folder can subtract it, and nothing is protected."
@@ -296,7 +299,7 @@ def _caveats(ledgers: Sequence[PrivacyLedger], noise: str) -> tuple[str, ...]:
             "on; a run that is interrupted begins another, unless its noise comes from a seed."
         )
     if any(ledger.prior or ledger.others for ledger in ledgers):
-        said.append("ε includes what other runs spent on the same records, as far as their ledgers say.")
+        said.append("ε includes what other runs or clients spent on the same records, as far as their ledgers say.")
     large = [ledger for ledger in ledgers if 10 * ledger.delta * ledger.dataset_size > 1]
     if large:
         most = max(large, key=lambda ledger: ledger.dataset_size)

@@ -4,6 +4,7 @@ talked out of what it knows.
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,7 @@ from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, Priva
 from ffalora.privacy.accounts import open_accounts
 from ffalora.privacy.data_ledger import DataLedger, find_data_ledger
 from ffalora.privacy.ledger_table import format_ledger, total_spent
+from ffalora.privacy.statement import PrivacyStatement
 
 RATE, SIGMA, DELTA = 0.1, 1.0, 1e-5
 
@@ -77,6 +79,57 @@ def test_what_disjoint_runs_spent_counts_once_for_a_run_on_all_of_them(site):
     for i in range(3):
         site.take(20, people(*range(10 * i, 10 * i + 10)))
     assert site.take(1, people(*range(30))).epsilon() == epsilon(SIGMA, RATE, 21, DELTA)
+
+
+class Siblings:
+    """Clients of one run, whose steps are charged together."""
+
+    def __init__(self, site, *held):
+        self.ledgers = {str(i): PrivacyLedger(i, 50, RATE, SIGMA, DELTA, 20) for i in range(len(held))}
+        records = {str(i): partial(people, *each) for i, each in enumerate(held)}
+        self.accounts = open_accounts(
+            self.ledgers, site.folder / "run", False, True, data_ledger=site.book, records=records
+        )
+
+    def step(self):
+        for ledger in self.ledgers.values():
+            ledger.charge()
+        self.accounts.charge(self.ledgers)
+
+    @property
+    def epsilons(self):
+        return [ledger.epsilon() for ledger in self.ledgers.values()]
+
+
+def test_clients_of_one_run_that_hold_the_same_record_compose(site):
+    run = Siblings(site, range(50), range(49, 90), range(100, 150))
+    for _ in range(5):
+        run.step()
+    assert run.epsilons == [epsilon(SIGMA, RATE, steps, DELTA) for steps in (10, 10, 5)]
+    assert total_spent(site.book) == (rounded_up(epsilon(SIGMA, RATE, 10, DELTA)), DELTA)
+    assert "other runs or clients spent on the same records" in str(
+        PrivacyStatement.from_ledgers(list(run.ledgers.values()), "secure", 1.0).caveats
+    )
+
+
+def test_a_budget_is_of_a_record_however_many_clients_of_a_run_hold_it(site):
+    site.book.set_budget(epsilon(SIGMA, RATE, 15, DELTA), DELTA)
+    run = Siblings(site, range(50), range(50), range(50))
+    for _ in range(5):
+        run.step()
+    assert [ledger.steps_left for ledger in run.ledgers.values()] == [0, 0, 0]
+    assert run.epsilons == [epsilon(SIGMA, RATE, 15, DELTA)] * 3
+    with pytest.raises(PrivacyBudgetSpent):
+        run.step()
+
+
+def test_a_budget_that_ends_in_the_middle_of_a_step_of_several_clients_is_not_exceeded(site):
+    site.book.set_budget(epsilon(SIGMA, RATE, 4, DELTA), DELTA)
+    run = Siblings(site, range(50), range(50), range(50))
+    run.step()
+    with pytest.raises(PrivacyBudgetSpent):
+        run.step()
+    assert total_spent(site.book) == (rounded_up(epsilon(SIGMA, RATE, 4, DELTA)), DELTA)
 
 
 def test_steps_of_a_run_in_progress_count_for_another(site):
