@@ -284,13 +284,15 @@ class PrivacyLedger:
             raise LedgerMismatch(f"privacy ledger cannot be used: {error}") from error
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Takes over the steps of a stored ledger of the same data under the same terms.
-
-        Raises:
-            LedgerMismatch: dataset size, sample rate, σ, δ or any other term differs (each is named with both values),
-                or more steps were taken than this configuration allows.
-        """
+        """Takes over the steps of a stored ledger; LedgerMismatch as by :meth:`check_terms`."""
         stored = PrivacyLedger.from_state_dict(state)
+        self.check_terms(stored)
+        self.steps_taken = max(self.steps_taken, stored.steps_taken)
+
+    def check_terms(self, stored: PrivacyLedger) -> None:
+        """LedgerMismatch where steps of a stored ledger cannot be added: the size of the data, q, σ, δ or another term
+        differs (each is named with both values), or it took more than this configuration allows.
+        """
         terms = [f.name for f in fields(self) if f.init and f.name not in ("steps_taken", "max_steps")]
         changed = [
             f"{name} was {getattr(stored, name)!r} and is {getattr(self, name)!r}"
@@ -310,7 +312,6 @@ class PrivacyLedger:
                 f"{self.name} cannot resume: {'; '.join(changed)}. "
                 "Restore the old configuration, or start a new run whose prior holds what was spent"
             )
-        self.steps_taken = max(self.steps_taken, stored.steps_taken)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the ledger as JSON, whole or not at all, and durably: on return it survives a power cut."""

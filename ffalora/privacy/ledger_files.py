@@ -35,11 +35,15 @@ def charge_file(ledger: PrivacyLedger, path: Path, charged: int = 0) -> None:
     Raises:
         PrivacyBudgetSpent: together they exceed what the ledger allows; the file stays as it is, and the ledger counts
             what the file says.
-        LedgerMismatch: the file is damaged, or counts less than was charged for it. OSError: it cannot be written, or
-            is locked for too long.
+        LedgerMismatch: the file is damaged, of other data or other terms, or counts less than was charged for it.
+        OSError: it cannot be written, or is locked for too long.
     """
     with locked(path):
-        written = load_ledger(path).steps_taken if path.exists() else 0
+        written = 0
+        if path.exists():
+            stored = load_ledger(path)
+            ledger.check_terms(stored)
+            written = stored.steps_taken
         if charged > ledger.steps(written).steps:
             raise LedgerMismatch(
                 f"{ledger.name}: {path} counts {written} steps, but the ledger of its data set was charged {charged} "

@@ -90,6 +90,16 @@ def test_two_ledgers_of_one_file_share_what_is_allowed(tmp_path):
     assert first.steps_taken == load_ledger(tmp_path / "0.json").steps_taken == 10
 
 
+def test_steps_of_another_noise_are_not_added_to_a_file(tmp_path):
+    noisy, faint = ledger(noise_multiplier=4.0), ledger(noise_multiplier=0.6)
+    for each in (noisy, faint):
+        each.charge()
+    charge_file(noisy, tmp_path / "0.json")
+    with pytest.raises(LedgerMismatch, match=r"noise_multiplier was 4\.0 and is 0\.6"):
+        charge_file(faint, tmp_path / "0.json")
+    assert load_ledger(tmp_path / "0.json").steps_taken == 1
+
+
 def test_an_edited_ledger_is_refused(tmp_path):
     book = ledger()
     book.charge(6)
