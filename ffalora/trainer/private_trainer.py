@@ -42,6 +42,8 @@ from .terms import PrivacyArguments, check_arguments, check_distribution, defaul
 
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
+#: What columns of labels are called where collators rename them: no part of the record that a ledger knows again.
+LABEL_COLUMNS = ("labels", "label", "label_ids")
 #: Records among which an audit looks for the longest, the shortest, and one of the rarest class.
 _DESCRIBED = 1000
 
@@ -269,7 +271,7 @@ class PrivateTrainer(Trainer):
         if is_new:
             for file in (account, durable):
                 file.unlink(missing_ok=True)
-        labels = self.label_names or ["labels", "label"]
+        labels = sorted({*(self.label_names or ()), *LABEL_COLUMNS})
         self._accounts = open_accounts(
             {LEDGER_NAME: ledger},
             durable.parent,

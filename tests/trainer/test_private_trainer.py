@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import ffalora
 from ffalora.data.tasks import classification_losses
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
+from ffalora.privacy.data_ledger import find_data_ledger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
@@ -228,6 +229,20 @@ def test_earlier_spending_is_added(tmp_path):
 def test_settings_that_break_the_promise_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **changes)
+
+
+def test_a_corrected_label_does_not_renew_what_was_spent_on_a_record(tmp_path):
+    """In a column that the collator renames."""
+    right = data(12).map(lambda row: {"label": (row["label"] + 1) % 3})
+    for folder, rows in (("first", data(12)), ("second", right)):
+        privacy = PrivacyArguments(noise_multiplier=1.0, delta=1e-3, accountant="rdp", ledger=str(tmp_path / "book"))
+        run = PrivateTrainer(
+            model(), arguments(tmp_path / folder), privacy, train_dataset=rows, data_collator=Padding()
+        )
+        run.train()
+    first, second = find_data_ledger(str(tmp_path / "book"), "").entries
+    assert first.records == second.records
+    assert [part.steps for part in run.ledger.others] == [4]
 
 
 def test_an_output_folder_with_its_ledger_does_not_go_to_the_hub(tmp_path):
