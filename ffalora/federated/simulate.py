@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ..adapters import CheckpointError
 from ..config import Config
+from ..files.locks import locked
 from ..privacy.accounts import ACCOUNT
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
 from ..runs.trackers import Trackers
@@ -32,6 +34,9 @@ from .payload import through_the_wire
 from .records import finish_folder, metrics_row, open_folder
 from .shared_rounds import draw_for_all, holders, share_server, share_start, train_shared
 from .strategies import Answers, ServerState
+
+#: Seconds that a process may take to end before another may train in its folder.
+_PATIENCE = 2.0
 
 
 @dataclass
@@ -120,8 +125,8 @@ def simulate(config: Config, folder: str | Path, resume: bool = False, progress:
 
     Raises:
         ConfigError, DataError, PartitionError: before anything is written. CheckpointError, LedgerMismatch: nothing to
-        resume, or something else. KeyboardInterrupt leaves the last completed round on disk. WorkersLost: another
-        process ended. LeadStopped: the first one raised one of these.
+        resume, or something else, or another process trains in the folder. KeyboardInterrupt leaves the last completed
+        round on disk. WorkersLost: another process ended. LeadStopped: the first one raised one of these.
     """
     folder, workers = Path(folder), find_workers()
     workers.from_lead(partial(check_unused, folder, resume))
@@ -129,23 +134,40 @@ def simulate(config: Config, folder: str | Path, resume: bool = False, progress:
     if experiment.engine.is_sharded:
         workers = holders(experiment, workers)
     experiment.workers = workers
-    run = Run.open(experiment, folder, resume)
-    experiment.baselines = workers.from_lead(partial(compared, experiment, folder))
-    with tqdm(
-        total=config.federation.rounds,
-        initial=run.server.round,
-        desc=config.federation.strategy,
-        unit="round",
-        disable=not (progress and workers.leads),
-    ) as bar:
-        while not workers.from_lead(run.is_over):
-            row = run_round(experiment, run.server)
-            workers.from_lead(partial(run.complete_round, row))
-            bar.set_postfix(
-                {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")} | {"ε": row["epsilon"]}
-            )
-            bar.update()
-    return workers.from_lead(run.finish)
+    with ExitStack() as held:
+        workers.from_lead(partial(hold_folder, folder, resume, held))
+        run = Run.open(experiment, folder, resume)
+        experiment.baselines = workers.from_lead(partial(compared, experiment, folder))
+        with tqdm(
+            total=config.federation.rounds,
+            initial=run.server.round,
+            desc=config.federation.strategy,
+            unit="round",
+            disable=not (progress and workers.leads),
+        ) as bar:
+            while not workers.from_lead(run.is_over):
+                row = run_round(experiment, run.server)
+                workers.from_lead(partial(run.complete_round, row))
+                shown = {k: f"{v:.4g}" for k, v in row["metrics"].items() if k in ("accuracy", "loss")}
+                bar.set_postfix(shown | {"ε": row["epsilon"]})
+                bar.update()
+        return workers.from_lead(run.finish)
+
+
+def hold_folder(folder: Path, resume: bool, held: ExitStack) -> None:
+    """Keeps other processes from training in a folder until ``held`` is closed, or this process ends, however it ends.
+
+    Raises:
+        CheckpointError: another process trains there, or it holds a run that is not to be continued.
+    """
+    try:
+        held.enter_context(locked((folder / CHECKPOINT).with_name("run"), _PATIENCE))
+    except TimeoutError:
+        raise CheckpointError(
+            f"{folder}: another process is training in this folder; wait until it is done, end it, or choose another "
+            "folder (--output)"
+        ) from None
+    check_unused(folder, resume)
 
 
 def check_unused(folder: Path, resume: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .compared import compared
 from .experiment import Experiment, build, make_participants
 from .rates import set_rates
-from .simulate import OpenRound, Run, check_unused, close_round, open_round, run_round
+from .simulate import OpenRound, Run, check_unused, close_round, hold_folder, open_round, run_round
 
 #: Sections and keys that belong to a client's row.
 _OF_A_ROW = {"optimizer": {"lr"}, "privacy": {"max_grad_norm", "target_epsilon", "noise_multiplier"}}
@@ -83,16 +84,19 @@ def simulate_together(
     members = (
         [experiment] if len(configs) == 1 else [_member(experiment, *each) for each in enumerate(configs.values())]
     )
-    runs = [Run.open(member, path, resume) for member, path in zip(members, configs, strict=True)]
-    for run in runs:
-        run.experiment.baselines = compared(run.experiment, run.folder)
-    on_rounds(sum(run.server.round for run in runs))
-    while going := [run for run in runs if not run.is_over()]:
-        behind = min(run.server.round for run in going)
-        last = [run for run in going if run.server.round == behind]
-        _take_round(last)
-        on_rounds(len(last))
-    return [run.finish() for run in runs]
+    with ExitStack() as held:
+        for path in configs:
+            hold_folder(path, resume, held)
+        runs = [Run.open(member, path, resume) for member, path in zip(members, configs, strict=True)]
+        for run in runs:
+            run.experiment.baselines = compared(run.experiment, run.folder)
+        on_rounds(sum(run.server.round for run in runs))
+        while going := [run for run in runs if not run.is_over()]:
+            behind = min(run.server.round for run in going)
+            last = [run for run in going if run.server.round == behind]
+            _take_round(last)
+            on_rounds(len(last))
+        return [run.finish() for run in runs]
 
 
 def _member(experiment: Experiment, number: int, config: Config) -> Experiment:

@@ -1,6 +1,7 @@
 """Runs: what their folder holds, that an interruption changes nothing, and that faults of clients stop no round."""
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -139,6 +140,29 @@ def test_a_second_run_in_the_same_folder_is_refused(small, tmp_path):
     simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
     with pytest.raises(CheckpointError, match="holds a run already"):
         simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    for resume in (False, True):
+        with ExitStack() as held:
+            module.hold_folder(tmp_path / "run", resume, held)
+            with pytest.raises(CheckpointError, match=r"run: another process is training in this folder"):
+                simulate(small(federation__rounds=1), tmp_path / "run", resume=resume, progress=False)
+            assert not (tmp_path / "run" / CHECKPOINT).exists()
+    simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+
+
+def test_a_run_that_began_while_another_was_being_prepared_is_not_written_over(small, tmp_path, monkeypatch):
+    def build_slowly(config):
+        monkeypatch.setattr(module, "build", build)
+        simulate(small(federation__rounds=1, seed=1), tmp_path / "run", progress=False)
+        return build(config)
+
+    monkeypatch.setattr(module, "build", build_slowly)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+    assert read_checkpoint(tmp_path / "run" / CHECKPOINT)[0]["config"]["seed"] == 1
 
 
 @pytest.mark.parametrize("kind", ["bytes", "numbers", "header"])
