@@ -34,22 +34,22 @@ def metrics_row(
     batch sizes; at client level no gap between the clients' own rows, and nothing that tells who was drawn (such as how
     long it took), since the amplification needs that secret.
     """
-    by_column, names = experiment.config.clients.partition == "column", experiment.partition.names
-    epsilons = {
-        str(names[int(name)]) if by_column and name.isdigit() else name: ledger.epsilon()
-        for name, ledger in experiment.ledgers.items()
-    }
-    row = {
-        "round": server.round,
-        "metrics": metrics,
-        "epsilon": rounded_up(max(epsilons.values())) if epsilons else None,
-        "epsilon_per_client": {name: rounded_up(value) for name, value in epsilons.items()},
-    }
+    row = {"round": server.round, "metrics": metrics, **spent_until_now(experiment)}
     privacy = experiment.config.privacy
     if not (privacy.is_secure and privacy.unit == "client"):
         row |= {"seconds": round(seconds, 3), "update_gap": gap, "bytes_up": bytes_up, "bytes_down": bytes_down}
         row |= {"rejected": report.rejected, "dropped": report.dropped}
     return row if privacy.is_secure else row | report.numbers()
+
+
+def spent_until_now(experiment: Experiment) -> dict[str, Any]:
+    """What a row says of ε, rounded up: ``epsilon``, the most that a client spent, and ``epsilon_per_client``."""
+    by_column, names = experiment.config.clients.partition == "column", experiment.partition.names
+    epsilons = {
+        str(names[int(name)]) if by_column and name.isdigit() else name: rounded_up(ledger.epsilon())
+        for name, ledger in experiment.ledgers.items()
+    }
+    return {"epsilon": max(epsilons.values(), default=None), "epsilon_per_client": epsilons}
 
 
 def privacy_statement(experiment: Experiment) -> PrivacyStatement:
@@ -91,7 +91,7 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "rounds": len(rows),
         "metrics": evaluated[-1]["metrics"] if evaluated else {},
         "evaluated": evaluated_rows(experiment),
-        "epsilon": rows[-1]["epsilon"] if rows else None,
+        "epsilon": rows[-1]["epsilon"] if rows else spent_until_now(experiment)["epsilon"],
         "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
         "trained_numbers": experiment.adapters.layout.size,
         "lr": experiment.participants[0].lr,

@@ -31,7 +31,7 @@ from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
 from .payload import through_the_wire
-from .records import finish_folder, metrics_row, open_folder
+from .records import finish_folder, metrics_row, open_folder, spent_until_now
 from .shared_rounds import draw_for_all, holders, share_server, share_start, train_shared
 from .strategies import Answers, ServerState
 
@@ -105,9 +105,13 @@ class Run:
     def finish(self) -> RunResult:
         """Writes down everything else, after the last round."""
         rows = self.rows
-        if rows and not rows[-1]["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
-            rows[-1]["metrics"] = evaluate_views(self.experiment, self.server)
-            write_rows(self.folder, rows)
+        if rows:
+            last = rows[-1] | spent_until_now(self.experiment)  # with rounds that were charged and killed thereafter
+            if not last["metrics"]:  # spent budgets ended the run before the round that was to be evaluated
+                last["metrics"] = evaluate_views(self.experiment, self.server)
+            if last != rows[-1]:
+                rows[-1] = last
+                write_rows(self.folder, rows)
         self.trackers.close()
         return finish_folder(self.experiment, self.server, self.folder, rows)
 

@@ -19,6 +19,7 @@ from ffalora.federated.cohort import client_weights, draw_cohort
 from ffalora.federated.experiment import build, make_participants
 from ffalora.federated.one_site import train
 from ffalora.federated.simulate import run_round, simulate
+from ffalora.files.numbers import rounded_up
 from ffalora.privacy.accounting import LedgerMismatch
 from ffalora.privacy.sampling import SeededDraw
 from ffalora.report import read_runs, write_report
@@ -473,6 +474,18 @@ def test_a_run_that_spent_budgets_cut_short_has_metrics(small, tmp_path, monkeyp
         result = simulate(config, tmp_path / "run", progress=False)
     assert [bool(row["metrics"]) for row in rows_of(tmp_path / "run")] == [False, True]
     assert result.summary["metrics"]["accuracy"] >= 0
+
+
+@pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
+def test_summary_and_last_row_state_what_was_charged_after_it(small, tmp_path, unit):
+    run = module.Run.open(build(small(**unit)), tmp_path / "run", resume=False)
+    run.complete_round(run_round(run.experiment, run.server))
+    before = run.rows[-1]["epsilon"]
+    next(iter(run.experiment.ledgers.values())).charge()  # as for a round that was killed
+    result = run.finish()
+    stated = rounded_up(json.loads((tmp_path / "run" / "privacy.json").read_text())["max_epsilon"])
+    assert before < stated == result.summary["epsilon"] == rows_of(tmp_path / "run")[-1]["epsilon"]
+    assert max(rows_of(tmp_path / "run")[-1]["epsilon_per_client"].values()) == stated
 
 
 @pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
