@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from functools import partial as bound
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Writes a file beside its target, flushes it to the disk and renames it: a kill or a power cut at any moment
     leaves the earlier file or the new one.
+
+    Args:
+        mode: who may read and write it, less what the umask takes.
 
     Raises:
         OSError: it cannot be written (no space, no permission); names the file, and leaves the earlier one as it was.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb", opener=bound(os.open, mode=mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import write_atomically
 from ..files.locks import locked
 from .accounting import LedgerMismatch
 
@@ -109,20 +110,17 @@ class ChargeLog:
 
     def _load_key(self) -> bytes:
         path = self.folder / KEY
-        if path.exists():
-            try:
-                key = bytes.fromhex(path.read_text().strip())
-            except ValueError:
-                key = b""
-            if len(key) < 16:
-                raise LedgerMismatch(f"{path} holds no key; restore it, or the log beside it cannot be read")
+        text = path.read_text().strip() if path.exists() else ""
+        if not text and not self._log.exists():  # new, or an earlier version was killed before it had written the key
+            key = secrets.token_bytes(32)
+            write_atomically(path, key.hex().encode(), mode=0o600)
             return key
-        if self._log.exists():
+        if not path.exists():
             raise LedgerMismatch(f"{path} is missing, without which {LOG} cannot be read; restore it")
-        key = secrets.token_bytes(32)
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(key.hex())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            key = bytes.fromhex(text)
+        except ValueError:
+            key = b""
+        if len(key) < 16:
+            raise LedgerMismatch(f"{path} holds no key; restore it, or the log beside it cannot be read")
         return key

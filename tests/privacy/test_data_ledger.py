@@ -3,6 +3,7 @@ talked out of what it knows.
 """
 
 import json
+import os
 import shutil
 from functools import partial
 
@@ -256,6 +257,28 @@ def test_a_record_that_a_killed_writer_never_finished_is_dropped(site):
     ledger.charge()
     accounts.charge({"0": ledger})
     assert site.book.entries[0].steps.steps == 1
+
+
+def test_a_kill_while_the_key_is_made_leaves_a_ledger_that_can_be_used(site, monkeypatch):
+    def killed(handle):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.fsync", killed)
+        DataLedger(site.folder / "book")
+    assert not (site.folder / "book" / "key").exists()
+    (site.folder / "book" / "key").touch(0o600)  # as earlier versions left it
+    site.take(1, people(*range(50)))
+    assert site.book.entries[0].steps.steps == 1
+    if os.name == "posix":
+        assert (site.folder / "book" / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_was_emptied_is_refused_where_there_is_a_log(site):
+    site.take(1, people(*range(50)))
+    (site.folder / "book" / "key").write_text("")
+    with pytest.raises(LedgerMismatch, match="holds no key"):
+        DataLedger(site.folder / "book")
 
 
 def test_a_log_without_its_key_is_refused(site):
