@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..adapters import Adapters
@@ -190,6 +191,9 @@ class _Keyed(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in (Tensor.backward, torch.autograd.backward) and kwargs.get("inputs") is None:
+            with self:
+                return _backward(*args, **kwargs)
         if func in (F.dropout, torch.dropout, torch.dropout_):
             return self._dropout(*args, **kwargs)
         if func is F.scaled_dot_product_attention and _given(kwargs, args, 4, "dropout_p", 0.0):
@@ -232,6 +236,22 @@ class _Keyed(TorchFunctionMode):
             hidden = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
             scores = hidden
         return masked_dropout(scores.softmax(-1), dropout_p, self.masks).to(value.dtype) @ value
+
+
+def _backward(
+    outputs: Tensor | Sequence[Tensor],
+    gradient: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: None = None,
+    grad_tensors: Any = None,
+) -> None:
+    """The backward pass with the caller's modes on, for what is computed again in it (checkpointed activations): of the
+    outputs' edges in the graph, for tensors would be handed to a mode, which is off while it has them.
+    """
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    edges = tuple(get_gradient_edge(output) for output in outputs)
+    torch.autograd.backward(edges, grad_tensors if gradient is None else gradient, retain_graph, create_graph)
 
 
 def _given(kwargs: dict[str, Any], args: tuple, position: int, name: str, default: Any) -> Any:

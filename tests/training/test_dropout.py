@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import losses, participants, tiny_data, tiny_engine, tiny_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ffalora.adapters import AdapterConfig, attach, convert
 from ffalora.adapters.dropout import DropoutMasks, branched, masked_dropout
@@ -15,7 +16,7 @@ from ffalora.privacy.noise import SecureNoise, SeededNoise
 from ffalora.privacy.sampling import SystemDraw
 from ffalora.training.dropout import DropoutKeys, keyed_dropout
 from ffalora.training.gradients import segment_gradients
-from ffalora.training.probe import SamplesNotIndependent
+from ffalora.training.probe import Probe, SamplesNotIndependent
 
 C, P = 0.05, 0.3
 
@@ -261,6 +262,37 @@ def test_checkpointed_activations_are_computed_again_with_the_same_masks():
         return clipped_sum(model, adapters, range(6))
 
     assert torch.allclose(gradient(False), gradient(True), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_activations_drop_out_what_the_model_dropped_at_first(use_reentrant):
+    inputs, targets = tiny_data().collate(np.arange(6))
+
+    def gradients(checkpoint):
+        model, adapters = with_peft("b")
+        nudged(adapters)
+        if checkpoint:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        probe = Probe(adapters, recomputes=True)  # plain autograd's gradients are those of the same masks
+        found = segment_gradients(model, adapters, losses, inputs, targets, dropout=lambda: keys(range(6)), probe=probe)
+        return found.gradients.clone()
+
+    assert torch.equal(gradients(True), gradients(False))
+
+
+def test_checkpoints_within_checkpoints_find_their_masks():
+    drop, weight = nn.Dropout(P), torch.ones(4, 8, requires_grad=True)
+
+    def inner(x):
+        return checkpoint(drop, x, use_reentrant=True)
+
+    def gradient(outer):
+        weight.grad = None
+        with keyed_dropout(drop, DropoutMasks(torch.arange(4))):
+            (outer(weight * 1.0) * weight).sum().backward()
+        return weight.grad
+
+    assert torch.equal(gradient(lambda x: checkpoint(inner, x, use_reentrant=True)), gradient(drop))
 
 
 def test_dropout_keeps_the_mean_outside_a_pass():
