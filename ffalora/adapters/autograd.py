@@ -36,6 +36,7 @@ class Sink(NamedTuple):
         column_a, column_b: first arena column of the gradient of ``a`` ``[R,K]`` and of ``b`` ``[N,R]``; None if
             frozen.
         accumulate: the layer is used several times in a forward pass: add to columns that were zeroed beforehand.
+        written: the slots that the pass has written to so far; None where nobody keeps them (compiled passes).
     """
 
     arena: Tensor
@@ -44,6 +45,16 @@ class Sink(NamedTuple):
     column_a: int | None
     column_b: int | None
     accumulate: bool = False
+    written: set[int] | None = None
+
+    def to(self, column: int, slot: int) -> tuple[Tensor, int, Tensor, int, bool]:
+        """What an operation is told of one write: arena, column, squares, slot, and whether it adds to what is there:
+        to zeros, or to what an earlier use has written (how often a layer is used may depend on the batch).
+        """
+        again = self.written is not None and slot in self.written
+        if self.written is not None:
+            self.written.add(slot)
+        return self.arena, column, self.squares, slot, self.accumulate or again
 
 
 def adapted_linear(
@@ -132,18 +143,16 @@ class _AdaptedLinear(torch.autograd.Function):
 def _segment_gradients(ctx, dy, h, b, source, needs_dh):
     """Writes ``g`` (and the gradient of ``a``) per segment to the arena; returns ``dh``, or None if unneeded."""
     sink, segments = ctx.sink, ctx.segments
-    where = dict(squares=sink.squares, accumulate=sink.accumulate)
     needs_dh = (needs_dh and not ctx.merged) or sink.column_a is not None
     dh = None
     if sink.column_b is None:
         dh = _dh(ctx, dy, b)
     elif needs_dh:
-        dh = backward(dy, h, b, segments, ctx.scale, sink.arena, sink.column_b, slot=sink.slot, **where)
+        dh = backward(dy, h, b, segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
     else:
-        outer(dy, h, segments, ctx.scale, sink.arena, sink.column_b, slot=sink.slot, **where)
+        outer(dy, h, segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
     if sink.column_a is not None:
-        slot_a = sink.slot + (sink.column_b is not None)
-        outer(dh, source, segments, 1.0, sink.arena, sink.column_a, slot=slot_a, **where)
+        outer(dh, source, segments, 1.0, *sink.to(sink.column_a, sink.slot + (sink.column_b is not None)))
     return dh
 
 
@@ -207,10 +216,9 @@ class _TrainedLinear(torch.autograd.Function):
         x, w = ctx.saved_tensors
         dy = dy if dy.stride(1) == 1 else dy.contiguous()
         sink, segments = ctx.sink, ctx.segments
-        where = dict(squares=sink.squares, accumulate=sink.accumulate)
-        outer(dy, x, segments, 1.0, sink.arena, sink.column_a, slot=sink.slot, **where)
+        outer(dy, x, segments, 1.0, *sink.to(sink.column_a, sink.slot))
         if sink.column_b is not None:
-            outer(dy, None, segments, 1.0, sink.arena, sink.column_b, slot=sink.slot + 1, **where)
+            outer(dy, None, segments, 1.0, *sink.to(sink.column_b, sink.slot + 1))
         dx = _per_client(dy, w, ctx.segments) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None
 

@@ -34,6 +34,7 @@ class TrainingPass:
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
         packed: segments of the tokens where the batch is one row of tokens without padding.
         masks: of the adapters' dropout, which is on in a pass; None draws them by position.
+        written: slots whose gradients the backward pass has written so far: a layer's next use adds to them.
     """
 
     state: Tensor
@@ -46,6 +47,7 @@ class TrainingPass:
     merged: dict[str, Tensor] | None = None
     packed: Segments | None = None
     masks: DropoutMasks | None = None
+    written: set[int] = field(default_factory=set)
     _by_length: dict[int, Segments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

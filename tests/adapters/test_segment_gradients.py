@@ -97,6 +97,35 @@ def test_an_adapter_used_several_times_sums_its_uses():
     assert relative_error(arena, one_at_a_time(adapters, batch)[1]) < FP32
 
 
+class AsOftenAsTokens(torch.nn.Module):
+    """Uses its layers once a token, and once more in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.classifier = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x):  # [B, T, 4]
+        h = x.new_zeros(len(x), 4)
+        for token in x.unbind(1):
+            h = torch.tanh(self.linear(h) + token)
+        return self.classifier(h) + (self.classifier(self.linear(h)) if self.training else 0.0)
+
+
+@pytest.mark.parametrize("length,mode", [(1, True), (5, False), (5, True)])
+def test_a_layer_used_more_often_than_when_it_was_counted_sums_its_uses(length, mode):
+    torch.manual_seed(0)
+    model = AsOftenAsTokens()
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["linear"], head="trained", trained="both"))
+    randomise(adapters)
+    adapters.count_uses(torch.randn(3, 1, 4))
+    model.train(mode)
+    x = torch.randn(3, length, 4)
+    _, arena, squares = run_pass(adapters, lambda: model(x).square().sum(1), 3)
+    _, rows = one_at_a_time(adapters, {"x": x}, lambda m, b: m(b["x"]).square().sum(1))
+    assert relative_error(arena, rows) < FP32
+    torch.testing.assert_close(squares.sum(1), rows.double().square().sum(1), rtol=1e-5, atol=1e-9)
+
+
 def test_layers_used_once_overwrite_and_unused_ones_are_reported():
     adapters = adapted(tiny_bert(), target_modules=["query", "value"])
     uses = adapters.count_uses({"input_ids": torch.ones(2, 3, dtype=torch.long)})

@@ -51,8 +51,7 @@ class _Expanded(torch.autograd.Function):
         h, b = ctx.saved_tensors
         dy, db = dy.contiguous(), None
         if (sink := ctx.sink) is not None:
-            to = sink.arena, sink.column_b, sink.squares, sink.slot, sink.accumulate
-            dh = backward(dy, h, b, ctx.segments, ctx.scale, *to)
+            dh = backward(dy, h, b, ctx.segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
         else:
             arena = own_arena(dy, b[0].numel())
             dh = backward(dy, h, b, one_segment(len(dy), dy.device), ctx.scale, arena, 0)
@@ -74,8 +73,7 @@ class _Rescaled(torch.autograd.Function):
         narrow, dv = b.to(h.dtype), None
         products = dy * (h @ narrow.T)
         if (sink := ctx.sink) is not None:
-            to = sink.arena, sink.column_b, sink.squares, sink.slot, sink.accumulate
-            outer(products, None, ctx.segments, ctx.scale, *to)
+            outer(products, None, ctx.segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
         else:
             arena = own_arena(dy, v.shape[1])
             outer(products, None, one_segment(len(dy), dy.device), ctx.scale, arena, 0)
