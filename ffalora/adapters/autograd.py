@@ -6,7 +6,7 @@ segment's gradient there and returns none for the parameters; without one it ret
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,14 +47,14 @@ class Sink(NamedTuple):
     accumulate: bool = False
     written: set[int] | None = None
 
-    def to(self, column: int, slot: int) -> tuple[Tensor, int, Tensor, int, bool]:
-        """What an operation is told of one write: arena, column, squares, slot, and whether it adds to what is there:
-        to zeros, or to what an earlier use has written (how often a layer is used may depend on the batch).
+    def at(self, slot: int) -> dict[str, Any]:
+        """Where a write of an operation leaves squared norms, and whether it adds to what the arena holds: to zeros, or
+        to what an earlier use has written (how often a layer is used may depend on the batch).
         """
         again = self.written is not None and slot in self.written
         if self.written is not None:
             self.written.add(slot)
-        return self.arena, column, self.squares, slot, self.accumulate or again
+        return {"squares": self.squares, "slot": slot, "accumulate": self.accumulate or again}
 
 
 def adapted_linear(
@@ -148,11 +148,11 @@ def _segment_gradients(ctx, dy, h, b, source, needs_dh):
     if sink.column_b is None:
         dh = _dh(ctx, dy, b)
     elif needs_dh:
-        dh = backward(dy, h, b, segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
+        dh = backward(dy, h, b, segments, ctx.scale, sink.arena, sink.column_b, **sink.at(sink.slot))
     else:
-        outer(dy, h, segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
+        outer(dy, h, segments, ctx.scale, sink.arena, sink.column_b, **sink.at(sink.slot))
     if sink.column_a is not None:
-        outer(dh, source, segments, 1.0, *sink.to(sink.column_a, sink.slot + (sink.column_b is not None)))
+        outer(dh, source, segments, 1.0, sink.arena, sink.column_a, **sink.at(sink.slot + (sink.column_b is not None)))
     return dh
 
 
@@ -216,9 +216,9 @@ class _TrainedLinear(torch.autograd.Function):
         x, w = ctx.saved_tensors
         dy = dy if dy.stride(1) == 1 else dy.contiguous()
         sink, segments = ctx.sink, ctx.segments
-        outer(dy, x, segments, 1.0, *sink.to(sink.column_a, sink.slot))
+        outer(dy, x, segments, 1.0, sink.arena, sink.column_a, **sink.at(sink.slot))
         if sink.column_b is not None:
-            outer(dy, None, segments, 1.0, *sink.to(sink.column_b, sink.slot + 1))
+            outer(dy, None, segments, 1.0, sink.arena, sink.column_b, **sink.at(sink.slot + 1))
         dx = _per_client(dy, w, ctx.segments) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None
 

@@ -51,7 +51,7 @@ class _Expanded(torch.autograd.Function):
         h, b = ctx.saved_tensors
         dy, db = dy.contiguous(), None
         if (sink := ctx.sink) is not None:
-            dh = backward(dy, h, b, ctx.segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
+            dh = backward(dy, h, b, ctx.segments, ctx.scale, sink.arena, sink.column_b, **sink.at(sink.slot))
         else:
             arena = own_arena(dy, b[0].numel())
             dh = backward(dy, h, b, one_segment(len(dy), dy.device), ctx.scale, arena, 0)
@@ -73,7 +73,7 @@ class _Rescaled(torch.autograd.Function):
         narrow, dv = b.to(h.dtype), None
         products = dy * (h @ narrow.T)
         if (sink := ctx.sink) is not None:
-            outer(products, None, ctx.segments, ctx.scale, *sink.to(sink.column_b, sink.slot))
+            outer(products, None, ctx.segments, ctx.scale, sink.arena, sink.column_b, **sink.at(sink.slot))
         else:
             arena = own_arena(dy, v.shape[1])
             outer(products, None, one_segment(len(dy), dy.device), ctx.scale, arena, 0)
