@@ -12,12 +12,22 @@ from torch import Tensor, nn
 
 from .layers import TrainedLayer
 
+#: Largest change of a layer's row that another batch's rounding makes, relative to the row: other samples differ more.
+_ROUNDING = 0.1
+#: Numbers of a layer's row by which it is known again.
+_FEATURES = 64
+
 
 def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Mapping[str, Any] | Tensor) -> dict[str, int]:
     """Sets ``shared_use`` and ``folded`` of the layers; returns how often one forward pass uses each.
 
     A layer whose input leads with a multiple of the samples is folded (windows of an image, flattened tokens) only if
-    changing the first sample changes nothing behind the first sample's share of its rows.
+    changing the first sample changes nothing behind the first sample's share of its rows, and every other sample alone
+    has every other share.
+
+    Raises:
+        ValueError: a layer's input leads with as many rows as there are samples by chance: every other sample alone has
+            other rows than every other row (tokens before samples, tokens that are routed).
     """
     layers, given = list(layers), dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     samples = next((len(value) for value in given.values() if isinstance(value, Tensor) and value.dim()), 0)
@@ -25,11 +35,22 @@ def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Mapping
         samples, given = 2, {name: _repeated(value) for name, value in given.items()}
     with _quiet(model), torch.no_grad():
         seen = _record(model, layers, given, samples)
-        folds = {name for name, rows in seen.items() if any(_is_multiple(x, samples) for x in rows)}
+        thinned = _record(model, layers, _every_other(given, samples), (samples + 1) // 2) if samples else seen
+        strays = {name for name in seen if samples and not _follow_samples(seen[name], thinned[name], samples)}
+        if any(_leads(x, samples) for name in strays for x in seen[name]):
+            again = _record(model, layers, given, samples)  # a model that draws random numbers tells nothing
+            strays = {name for name in strays if _are_alike(seen[name], again[name])}
+        folds = {name for name, rows in seen.items() if any(_is_multiple(x, samples) for x in rows)} - strays
         other = with_another_first_sample(given) if folds else None
         changed = {} if other is None else _record(model, layers, other, samples)
         folds = {name for name in changed if name in folds and _first_share_only(seen[name], changed[name], samples)}
     for layer in layers:
+        if layer.name in strays and any(_leads(x, samples) for x in seen[layer.name]):
+            raise ValueError(
+                f"{layer.name}: its input leads with {samples} rows in a batch of {samples} samples, but every other "
+                "sample alone does not have every other row of it: a row is not a sample (tokens come first, or are "
+                "routed), so its per-sample gradients are undefined; leave the layer out (exclude_modules)"
+            )
         layer.shared_use = len(seen[layer.name]) > 1
         layer.folded = layer.name in folds
     return {name: len(rows) for name, rows in seen.items()}
@@ -38,12 +59,18 @@ def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Mapping
 def _record(
     model: nn.Module, layers: list[TrainedLayer], inputs: dict[str, Any], samples: int
 ) -> dict[str, list[Tensor]]:
-    """The inputs of every use of each layer; those that lead with the samples are kept as empty tensors."""
+    """The inputs of every use of each layer: some numbers ``[S, at most 64]`` of those that lead with the samples, all
+    of those that lead with a multiple, and empty tensors for others.
+    """
     seen: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
 
     def keep(rows: list[Tensor], _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        x = arguments[0]
-        rows.append(x.detach().clone() if _is_multiple(x, samples) else x.new_empty(0))
+        x = arguments[0].detach()
+        if _leads(x, samples) and x.numel():
+            flat = x.flatten(1)
+            rows.append(flat[:, :: -(-flat.shape[1] // _FEATURES)].float())
+        else:
+            rows.append(x.clone() if _is_multiple(x, samples) else x.new_empty(0))
 
     handles = [layer.module.register_forward_pre_hook(partial(keep, seen[layer.name])) for layer in layers]
     try:
@@ -54,8 +81,49 @@ def _record(
     return seen
 
 
+def _leads(x: Tensor, samples: int) -> bool:
+    return x.dim() > 1 and x.shape[0] == samples > 0
+
+
 def _is_multiple(x: Tensor, samples: int) -> bool:
     return x.dim() > 1 and x.shape[0] > samples > 0 and x.shape[0] % samples == 0
+
+
+def _every_other(inputs: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    return {
+        name: value[::2] if isinstance(value, Tensor) and value.dim() and len(value) == samples else value
+        for name, value in inputs.items()
+    }
+
+
+def _follow_samples(whole: list[Tensor], thinned: list[Tensor], samples: int) -> bool:
+    """Whether every other sample alone has every other of the samples' rows. As many rows as samples, in their order,
+    that do so are one of each: neighbours among them belong to samples an odd number apart.
+    """
+    if whole and not thinned:
+        return False
+    for before, after in zip(whole, thinned, strict=False):
+        if not (_leads(before, samples) or _is_multiple(before, samples)):
+            continue
+        share = len(before) // samples
+        if len(after) != share * ((samples + 1) // 2):
+            return False
+        expected = before.unflatten(0, (samples, share))[::2].flatten(0, 1)
+        if expected.shape == after.shape and not _are_alike([expected], [after]):
+            return False
+    return True
+
+
+def _are_alike(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Whether rows are the same to rounding."""
+    for first, second in zip(before, after, strict=False):
+        if first.shape != second.shape:
+            return False
+        if first.numel():
+            moved, size = (x.flatten(1).norm(dim=1) for x in ((first - second).float(), first.float()))
+            if bool((moved > _ROUNDING * size.clamp_min(1e-6 * size.mean())).any()):
+                return False
+    return True
 
 
 def _first_share_only(before: list[Tensor], after: list[Tensor], samples: int) -> bool:

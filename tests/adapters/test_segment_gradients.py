@@ -250,3 +250,54 @@ def test_windows_that_interleave_the_samples_are_refused(probed):
     assert not adapters.layers["linear"].folded
     with pytest.raises(ValueError, match="does not lead with"):
         run_pass(adapters, lambda: model(x).square().sum(1), 3)
+
+
+class TokensFirst(torch.nn.Module):
+    """Puts tokens before samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x):  # [B, T, 4]
+        return self.linear(x.transpose(0, 1)).tanh().cumsum(0)[-1]
+
+
+def test_tokens_before_samples_are_refused_where_there_are_as_many_of_both():
+    model = TokensFirst()
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["linear"]))
+    with pytest.raises(ValueError, match=r"linear: its input leads with 6 rows in a batch of 6 samples.*exclude_modul"):
+        adapters.count_uses(torch.randn(6, 6, 4))
+
+
+class Routed(torch.nn.Module):
+    """Each token goes through the one of two layers that its first number chooses."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.other = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, x):  # [B, T, 4]
+        tokens = x.flatten(0, 1)
+        mine = tokens[:, 0] > 0
+        y = tokens.new_zeros(len(tokens), 3)
+        y[mine], y[~mine] = self.linear(tokens[mine]).tanh(), self.other(tokens[~mine]).tanh()
+        return y.view(*x.shape[:2], 3).sum(1)
+
+
+def test_routed_tokens_are_never_taken_for_samples():
+    model, accepted = Routed(), 0
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["linear", "other"]))
+    randomise(adapters)
+    for seed in range(100):
+        x = torch.randn(3, 2, 4, generator=torch.manual_seed(seed))
+        try:
+            adapters.count_uses(x)
+            _, arena, _ = run_pass(adapters, lambda x=x: model(x).square().sum(1), 3)
+        except ValueError as refusal:
+            assert "per-sample gradients" in str(refusal)
+            continue
+        accepted += 1
+        _, rows = one_at_a_time(adapters, {"x": x}, lambda m, b: m(b["x"]).square().sum(1))
+        assert relative_error(arena, rows) < FP32
+    assert 0 < accepted < 20
