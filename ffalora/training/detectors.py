@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ _VISIBLE = 2.0**-16
 #: Largest error of a trained tensor's gradient, relative to its size, in float32 and in narrower formats; and the share
 #: of the whole gradient below which a tensor's own size does not count.
 _FLOAT32_ERROR, _NARROW_ERROR, _SMALL_PART = 1e-3, 0.5, 1e-3
+
+
+#: How an adapted layer adds to its base.
+_OF_LAYERS = attrgetter("is_merged", "is_enabled", "scale")
 
 
 class StorageParted(RuntimeError):
@@ -61,7 +66,8 @@ class Standing:
     Attributes:
         layout: of the trained tensors.
         modules, tensors: what was there; held, so that nothing new can take their places in memory.
-        mode: of each module: whether it trains, whether a hook feeds it, whether it keeps running statistics.
+        mode: of each module whether it trains, what hooks it, what replaces its forward pass, and whether it keeps
+            running statistics; of each adapted layer how it adds to its base; of each configuration its attention.
         places: of each tensor: which it is, its address, number format and whether it is trained.
     """
 
@@ -75,7 +81,17 @@ class Standing:
     def of(cls, model: nn.Module, adapters: Adapters) -> Standing:
         """One walk over the model."""
         modules = each_module(model)
-        mode = [(m.training, "_hf_hook" in vars(m), vars(m).get("track_running_stats")) for m in modules]
+        own, configs = [vars(m) for m in modules], {}
+        mode: list[tuple] = [
+            (of["training"], "_hf_hook" in of, of.get("track_running_stats"), of.get("forward")) for of in own
+        ]
+        for of in own:
+            if of["_forward_hooks"] or of["_forward_pre_hooks"]:
+                mode.append((id(of), *of["_forward_hooks"].values(), *of["_forward_pre_hooks"].values()))
+            if "config" in of:
+                configs[id(of["config"])] = of["config"]
+        mode += [(getattr(config, "_attn_implementation", None),) for config in configs.values()]
+        mode += [(_OF_LAYERS(layer), getattr(layer, "p_dropout", 0.0)) for layer in adapters.layers.values()]
         held = [of for m in modules for of in (m._parameters, m._buffers) if of]
         tensors = [tensor for of in held for tensor in of.values() if tensor is not None]
         places = [(id(t), t.data_ptr(), t.dtype, t.requires_grad) for t in tensors]

@@ -112,8 +112,8 @@ class LogicalStep:
         else:
             plan = grouped_batches(lengths, segments, budget, most, setup.packed)
         self.total.zero_()
-        if self.graphs is None and setup.graphs is not None and setup.may_record:
-            self.graphs = setup.graphs
+        self.graphs = setup.graphs if setup.graphs is not None and setup.may_record else None
+        if self.graphs is not None:
             self.graphs.forget_moved(setup.standing)
         merged, shared = None, 0
         if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:

@@ -194,6 +194,38 @@ def test_dropout_and_packing_are_run_as_they_are():
     assert not engine.may_record
 
 
+@pytest.mark.parametrize("change,passes", [("nothing", 0), ("training mode", 2), ("a hook", 0)])
+def test_a_model_that_changes_between_steps_is_run_as_it_is(recorder, monkeypatch, change, passes):
+    engine, adapters = _recording(recorder, optimizer={"batch_size": 40})
+    state, clients, run = adapters.state()[None].clone(), participants(1, batch=40), []
+    engine.train(clients, state, steps=6)
+
+    def changed(number):
+        if number == 0 and change == "training mode":
+            engine.model.train()
+        if number == 0 and change == "a hook":
+            engine.model.classifier.register_forward_hook(lambda module, x, y: 3 * y)
+
+    def counted(*arguments, **named):
+        run.append(1)
+        return segment_gradients(*arguments, **named)
+
+    monkeypatch.setattr(step, "segment_gradients", counted)
+    recordings = len(recorder.made)
+    engine.train(clients, state, steps=3, on_step=changed)
+    assert (len(run), len(recorder.made) - recordings) == (passes, int(change == "a hook"))
+
+
+def test_a_merged_adapter_is_refused_although_its_passes_were_recorded(recorder):
+    engine, adapters = _recording(recorder)
+    state, clients = adapters.state()[None].clone(), participants(1)
+    engine.train(clients, state, steps=12)
+    assert engine.graphs._passes
+    adapters.merge()
+    with pytest.raises(RuntimeError, match="unmerge"):
+        engine.train(clients, state, steps=1)
+
+
 def test_room_is_at_most_an_eighth_more_than_the_samples_and_eight_tokens():
     for count in range(1, 5000):
         assert count <= shared_size(count) <= count * 9 / 8
