@@ -17,7 +17,7 @@ from ..adapters import Adapters, TrainingPass
 from ..data.tasks import Losses
 from ..models.frozen_head import head_left_out
 from ..models.packing import pack, packed_attention, packed_segments, padded_outputs
-from .admission import check_batch
+from .admission import check_batch, check_trained_tensors
 from .arena import UNWRITTEN, Arena
 from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, drops_out, keyed_dropout
@@ -124,7 +124,8 @@ def segment_gradients(
         views: rows that each sample has, one sample after another; its loss is the mean of theirs.
 
     Raises:
-        ValueError: not one row and one loss a sample. SamplesNotIndependent: the model or the loss mixes samples.
+        ValueError: not one row and one loss a sample, or a trained tensor that is not the adapters', whose gradient no
+            segment would hold. SamplesNotIndependent: the model or the loss mixes samples.
         GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
         GradientWrong: the probe compares, and a gradient is not that of its sample alone.
     """
@@ -132,6 +133,8 @@ def segment_gradients(
     rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
     samples, device = len(rows), state.device
     seen = probe or Probe(adapters, packed=packed)
+    if not seen.has_looked:
+        check_trained_tensors(list(model.named_modules()), adapters, seen.private)
     inputs, targets = look_at(seen, model, losses, inputs, targets, samples * views, device)
     arena = arena or Arena(adapters)
     segment = np.arange(samples) if together is None else np.unique(together, return_inverse=True)[1]

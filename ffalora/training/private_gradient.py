@@ -20,6 +20,7 @@ from ..privacy.noise import NoiseSource
 from .admission import check_model, check_users, check_whole
 from .arena import Arena
 from .batches import groups_of
+from .detectors import Standing
 from .dropout import DropoutKeys, drops_out
 from .gradients import look_at, segment_gradients
 from .probe import Probe
@@ -66,7 +67,6 @@ class PrivateGradient:
     ):
         check_whole(list(model.named_modules()))
         self.device = adapters.state().device
-        check_model(model, adapters, self.device, private=True)
         check_users(ledger, users)
         if ledger.correlation is not None:
             raise ValueError(
@@ -78,7 +78,9 @@ class PrivateGradient:
         self.ledger, self.max_grad_norm, self.noise = ledger, positive_norm(max_grad_norm), noise
         self.workers = find_workers() if workers is None else workers
         self._is_compared = self.workers.size == 1
-        self._arena, self._probe = Arena(adapters, self.device), Probe(adapters, recomputes=check_gradients)
+        self._arena, self._recomputes = Arena(adapters, self.device), check_gradients
+        self._standing: Standing | None = None
+        self._look_again()
         self.clipped = self.nonfinite = 0
 
     def step(self, number: int, batches: Batches, model: nn.Module | None = None) -> tuple[Tensor, float]:
@@ -96,14 +98,16 @@ class PrivateGradient:
 
         Raises:
             PrivacyBudgetSpent: the ledger does not allow another step.
-            GradientMissing: a trained tensor received no gradient.
-            SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart, or a
-                sample that two processes were given. Nothing is charged where this step's samples show it.
+            GradientMissing: a trained tensor received no gradient. StorageParted: the model was cast, moved or copied.
+            SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart, a
+                sample that two processes were given, or a tensor that was thawed. Nothing is charged where this step's
+                samples, or the model, show it.
         """
+        self._look_again()
         self._check_apart([samples for samples, _, _ in batches])
         if batches and not self._probe.has_looked:
             samples, inputs, targets = max(batches, key=lambda batch: len(batch[0]))
-            called = _without_ddp(model or self.model)
+            called = _without_ddp(self.model if model is None else model)
             look_at(self._probe, called, self.losses, inputs, targets, len(samples), self.device)
         self.ledger.charge()
         total, losses, norms = self.clipped_sum(number, batches, model)
@@ -120,7 +124,7 @@ class PrivateGradient:
         """
         state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
-        called = _without_ddp(model or self.model)
+        called = _without_ddp(self.model if model is None else model)
         groups = groups_of(self._users, [samples for samples, _, _ in batches])
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
         shared = 0
@@ -170,6 +174,20 @@ class PrivateGradient:
             index=self.adapters.layout.parameter_index(self.device),
         )
         return gradient[0]
+
+    def _look_again(self) -> None:
+        """Checks a model that does not stand as it stood when it was last checked (thawed, cast, in another mode), and
+        has its samples and gradients looked at anew.
+
+        Raises:
+            ValueError, SamplesNotIndependent, StorageParted: see ``check_model``.
+        """
+        standing = Standing.of(self.model, self.adapters)
+        if standing != self._standing:
+            self._standing = None  # until it is known to be sound
+            check_model(self.model, self.adapters, self.device, private=True)
+            self._probe = Probe(self.adapters, recomputes=self._recomputes)
+            self._standing = standing
 
     def _check_apart(self, samples: Sequence[np.ndarray]) -> None:
         """A sample, or a user, that is there twice would move the sum by twice the norm; and processes that begin with

@@ -3,16 +3,20 @@
 import copy
 
 import numpy as np
+import peft
 import pytest
 import torch
-from tiny import ledger, losses, participants, tiny_engine
+from tiny import ledger, losses, participants, tiny_data, tiny_engine, tiny_model
 from torch import nn
 
+from ffalora.adapters import convert
+from ffalora.privacy.noise import SeededNoise
 from ffalora.training import gradients
 from ffalora.training import step as step_module
 from ffalora.training.arena import GradientMissing
 from ffalora.training.detectors import Standing, StorageParted, UpdateLost
 from ffalora.training.participant import Participant
+from ffalora.training.private_gradient import PrivateGradient
 from ffalora.training.probe import SamplesNotIndependent
 
 _QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -201,6 +205,35 @@ def test_a_row_that_diverged_leaves_the_rows_beside_it_sound():
     assert state[1].isfinite().all()
 
 
+CHANGES = {
+    "nothing": lambda model, adapters: None,
+    "a hook on outputs": lambda model, adapters: model.classifier.register_forward_hook(lambda m, x, y: 3 * y),
+    "a hook on inputs": lambda model, adapters: model.classifier.register_forward_pre_hook(lambda m, x: x),
+    "another forward pass": lambda model, adapters: setattr(model.classifier, "forward", lambda x: x),
+    "attention": lambda model, adapters: model.set_attn_implementation("eager"),
+    "merged": lambda model, adapters: adapters.merge(),
+    "off": lambda model, adapters: [setattr(layer, "is_enabled", False) for layer in adapters.layers.values()],
+    "scale": lambda model, adapters: [setattr(layer, "scale", 9.0) for layer in adapters.layers.values()],
+    "dropout": lambda model, adapters: [setattr(layer, "p_dropout", 0.5) for layer in adapters.layers.values()],
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_computes_something_else_stands_otherwise(change, wrapped):
+    if wrapped and change in ("scale", "dropout"):
+        pytest.skip("layers of PEFT hold these themselves")
+    _, adapters = tiny_engine()
+    model = adapters.model
+    if wrapped:
+        model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+        adapters = convert(model)
+    before = Standing.of(model, adapters)
+    assert Standing.of(model, adapters) == before
+    CHANGES[change](model, adapters)
+    assert (Standing.of(model, adapters) == before) is (change == "nothing")
+
+
 @pytest.mark.parametrize("change", ["nothing", "a hook", "running statistics", "another tensor", "another format"])
 def test_a_model_is_looked_at_again_where_anything_changed(change):
     engine, adapters = tiny_engine()
@@ -225,3 +258,39 @@ def test_what_is_private_now_is_looked_at_anew():
     engine.privacy = tiny_engine()[0].privacy
     with pytest.raises(SamplesNotIndependent, match="norm is a BatchNorm1d"):
         engine.check_model()
+
+
+@pytest.mark.parametrize(
+    "change,error,said",
+    [
+        (
+            lambda model: model.bert.pooler.dense.base_layer.requires_grad_(True),
+            ValueError,
+            "neither clipped nor noised",
+        ),
+        (lambda model: model.norm.train(), SamplesNotIndependent, "norm is a BatchNorm1d"),
+        (lambda model: model.bfloat16(), StorageParted, "trained tensors are float32"),
+    ],
+)
+def test_a_loop_of_one_s_own_looks_again_at_a_model_that_changed(change, error, said):
+    engine, adapters = tiny_engine()
+    engine.model.norm = nn.BatchNorm1d(4).eval().requires_grad_(False)
+    private = PrivateGradient(engine.model, adapters, losses, ledger(0, 40, 8), 1.0, SeededNoise(1))
+    batches = [(np.arange(4), *tiny_data().collate(np.arange(4)))]
+    private.step(0, batches)
+    change(engine.model)
+    with pytest.raises(error, match=said):
+        private.step(1, batches)
+    assert private.ledger.steps_taken == 1, "nothing is charged"
+
+
+def test_a_callback_that_thaws_a_tensor_is_seen_before_the_next_step():
+    engine, adapters = tiny_engine()
+
+    def thaw(number):
+        engine.model.classifier.requires_grad_(True)
+
+    clients = participants(1)
+    with pytest.raises(ValueError, match="classifier"):
+        _train(engine, adapters, clients, steps=3, on_step=thaw)
+    assert clients[0].ledger.steps_taken == 1

@@ -12,6 +12,7 @@ from torch import nn
 from ffalora.privacy.accountants import Spent
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.training.admission import check_cohort
+from ffalora.training.gradients import segment_gradients
 from ffalora.training.participant import Participant
 from ffalora.training.probe import SamplesNotIndependent, check_losses_independence
 
@@ -50,6 +51,14 @@ def test_a_tensor_thawed_after_the_engine_was_made_is_refused_by_name(thawed):
     engine, adapters = tiny_engine()
     engine.model.get_parameter(thawed).requires_grad_(True)
     _refused(engine, adapters, participants(1), match=thawed.replace(".", r"\."))
+
+
+def test_a_tensor_outside_the_state_is_refused_where_gradients_are_asked_for():
+    engine, adapters = tiny_engine()
+    norm = engine.model.bert.encoder.layer[0].output.LayerNorm.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"layer\.0\.output\.LayerNorm\.weight.*neither clipped nor noised"):
+        segment_gradients(engine.model, adapters, losses, *tiny_data().collate(np.arange(4)))
+    assert norm.weight.grad is None
 
 
 def test_a_head_tied_to_another_layer_is_refused():
