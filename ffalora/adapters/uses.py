@@ -143,13 +143,14 @@ def _repeated(value: Any) -> Any:
 
 
 def with_another_first_sample(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The inputs with sample 0 replaced, by itself reversed (tokens) or negated (numbers), or else by sample 1; masks
-    and positions stay. None where all of that leaves it as it was.
+    """The inputs with sample 0 replaced, by itself reversed (tokens) or negated (numbers), or else by sample 1 (which
+    alone changes inputs of one number a sample); masks and positions stay. None where all of that leaves it as it was.
     """
-    for change in (lambda v: -v[0] if v.is_floating_point() else v[0].flip(0), lambda v: v[1]):
+    for least, change in ((2, lambda v: -v[0] if v.is_floating_point() else v[0].flip(0)), (1, lambda v: v[1])):
         changed, differs = dict(inputs), False
         for name, value in inputs.items():
-            if isinstance(value, Tensor) and value.dim() > 1 and "mask" not in name and "position" not in name:
+            is_free = isinstance(value, Tensor) and value.dim() >= least and "mask" not in name
+            if is_free and "position" not in name and len(value) > 1:
                 changed[name] = value.clone()
                 changed[name][0] = change(value)
                 differs = differs or not torch.equal(changed[name], value)

@@ -190,8 +190,10 @@ def check_gradients(adapters: Adapters, gradients: Tensor, expected: Mapping[int
                 raise GradientWrong(
                     f"sample {row} of a private batch: the gradient of {place.name} differs by "
                     f"{error / max(size, 1e-30):.2g} of its size from the same sample alone under ordinary autograd "
-                    f"(rounding allows {most:g}): clipping would bound something else. An operation, or the model, "
-                    "computes wrongly in a batch; reinstall ffalora (make build), and if it stays, report it. "
+                    f"(rounding allows {most:g}): clipping would bound something else. Either the losses or the model "
+                    "let other samples of the batch into a sample's loss (negatives in the batch, means over it): use "
+                    "each sample's own alone; or an operation computes wrongly: reinstall ffalora (make build), and if "
+                    "it stays, report it. "
                     "privacy.check_gradients=false turns this comparison off"
                 )
 

@@ -62,11 +62,13 @@ class Probe:
             self._open.discard("packing")
         if not self.private:
             self._open.discard("independence")
-        elif "independence" in self._open and check_independence(model, inputs, logits_of):
+        elif "independence" in self._open and len(targets) > 1:
+            has_told = check_independence(model, inputs, logits_of)
             with torch.no_grad():
                 logits = logits_of(model(**inputs))
             check_losses_independence(losses, logits, targets)
-            self._open.remove("independence")
+            if has_told:
+                self._open.remove("independence")
 
     @property
     def has_looked(self) -> bool:
