@@ -62,11 +62,16 @@ class SegmentGradients:
 
         Args:
             total: float64 ``[C,P]``, changed in place.
-            max_grad_norm, group_columns, mode: as in :class:`Clipping`; by default one C for all, and one group.
+            max_grad_norm, group_columns, mode: as in :class:`Clipping`; by default one C for all, and one group. Those
+                that lie on a device are taken as they are: a look at them would wait for it.
 
         Returns:
             The norms before clipping, float64 ``[S]``; computed on private data.
+
+        Raises:
+            ValueError: a norm that is negative or not a number, or groups that leave columns out.
         """
+        _check_clipping(max_grad_norm, group_columns, total.shape[1])
         if not isinstance(max_grad_norm, Tensor):
             shape = (len(total), 1)
             max_grad_norm = torch.full(shape, max_grad_norm, dtype=torch.float64, device=total.device)
@@ -83,7 +88,7 @@ class SegmentGradients:
 
     def mean_losses(self, together: np.ndarray) -> Tensor:
         """The mean loss of each segment, ``[S]``; ``together`` as it was given."""
-        segment = torch.from_numpy(np.unique(together, return_inverse=True)[1]).to(self.losses.device)
+        segment = torch.from_numpy(_segments(together, len(self.losses))).to(self.losses.device)
         total = self.losses.new_zeros(len(self.client)).index_add_(0, segment, self.losses)
         return total / torch.bincount(segment, minlength=len(self.client))
 
@@ -115,7 +120,7 @@ def segment_gradients(
         rows: ``[S]``, which row of the state each sample uses, equal ones side by side; None for the first. Its length
             is how many samples there are, whatever a collator made of them.
         together: ``[S]``, equal where samples, side by side, are one segment: those of a user whose sum is clipped, or
-            of a client where nothing is clipped; None keeps every sample apart.
+            of a client where nothing is clipped; None keeps every sample apart. Segments are in the order of the batch.
         arena, probe: buffers, and what is known of the model; None makes and looks afresh (some forward passes more).
         dropout: gives what the masks are made from, where anything drops out; None takes fresh keys from the operating
             system.
@@ -124,8 +129,9 @@ def segment_gradients(
         views: rows that each sample has, one sample after another; its loss is the mean of theirs.
 
     Raises:
-        ValueError: not one row and one loss a sample, or a trained tensor that is not the adapters', whose gradient no
-            segment would hold. SamplesNotIndependent: the model or the loss mixes samples.
+        ValueError: not one row and one loss a sample; samples of a segment that lie apart; or a trained tensor that is
+            not the adapters', whose gradient no segment would hold.
+        SamplesNotIndependent: the model or the loss mixes samples.
         GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
         GradientWrong: the probe compares, and a gradient is not that of its sample alone.
     """
@@ -137,7 +143,7 @@ def segment_gradients(
         check_trained_tensors(list(model.named_modules()), adapters, seen.private)
     inputs, targets = look_at(seen, model, losses, inputs, targets, samples * views, device)
     arena = arena or Arena(adapters)
-    segment = np.arange(samples) if together is None else np.unique(together, return_inverse=True)[1]
+    segment = np.arange(samples) if together is None else _segments(together, samples)
     current = _training_pass(state, arena, rows, segment, merged, views)
     check_reads_state(current, state)
     keys, padded = None, inputs
@@ -187,6 +193,46 @@ def look_at(
     inputs, targets = {name: value.to(device) for name, value in inputs.items()}, targets.to(device)
     probe.look(model, losses, inputs, targets)
     return inputs, targets
+
+
+def _segments(together: np.ndarray, samples: int) -> np.ndarray:
+    """Which segment each sample belongs to, int64 ``[samples]``: 0, 1 and so on, in the order of the batch.
+
+    Raises:
+        ValueError: not one entry a sample, or samples of a segment that do not lie side by side.
+    """
+    together = np.asarray(together)
+    if together.shape != (samples,):
+        raise ValueError(f"together has shape {together.shape} for {samples} samples; give one entry a sample")
+    begins = np.append(True, together[1:] != together[:-1])[:samples]
+    heads = together[begins]
+    if len(np.unique(heads)) < len(heads):
+        raise ValueError(
+            "together has equal entries that do not lie side by side, and each part of a segment would be clipped "
+            "apart; sort the samples of the batch by it"
+        )
+    return begins.cumsum() - 1
+
+
+def _check_clipping(max_grad_norm: Tensor | float, group_columns: Tensor | None, width: int) -> None:
+    """What is on the processor of a call's clipping bounds every column.
+
+    Raises:
+        ValueError: a norm that is negative or not a number, or groups that are not all ``width`` columns.
+    """
+    norms = max_grad_norm
+    if not isinstance(norms, Tensor) or norms.device.type == "cpu":
+        found = np.asarray(norms.numpy() if isinstance(norms, Tensor) else norms, dtype=np.float64)
+        if not (found >= 0).all():
+            worst = found[~(found >= 0)].flat[0]
+            raise ValueError(f"max_grad_norm={worst:g} bounds nothing; give a positive number, or inf not to clip")
+    if group_columns is not None and group_columns.device.type == "cpu":
+        starts = group_columns.numpy()
+        if starts[0] != 0 or starts[-1] != width or (np.diff(starts) <= 0).any():
+            raise ValueError(
+                f"group_columns={starts.tolist()} must rise from 0 to the {width} columns of the state: columns that "
+                "are left out would not be clipped"
+            )
 
 
 def _training_pass(

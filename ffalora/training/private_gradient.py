@@ -16,7 +16,7 @@ from ..adapters import Adapters
 from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import positive_norm, sensitivity
-from ..privacy.noise import NoiseSource
+from ..privacy.noise import NoiseSource, SecureNoise
 from .admission import check_model, check_users, check_whole
 from .arena import Arena
 from .batches import groups_of
@@ -73,7 +73,7 @@ class PrivateGradient:
                 f"the ledger of client {ledger.client_id} counts noise that is correlated over {ledger.period} steps, "
                 "but each step here draws its own; give a ledger without correlation"
             )
-        self._users = users if ledger.group == 1 else None
+        self._owners, self._users = users, users if ledger.group == 1 else None
         self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, positive_norm(max_grad_norm), noise
         self.workers = find_workers() if workers is None else workers
@@ -82,12 +82,13 @@ class PrivateGradient:
         self._standing: Standing | None = None
         self._look_again()
         self.clipped = self.nonfinite = 0
+        self._taken: set[int] = set()
 
     def step(self, number: int, batches: Batches, model: nn.Module | None = None) -> tuple[Tensor, float]:
         """The noisy mean gradient of logical step ``number``.
 
         Args:
-            number: which noise and which dropout a seeded source gives.
+            number: which noise and which dropout a seeded source gives; another one in every step.
             batches: that together, over all processes, are the Poisson sample; may be empty. A user's samples lie side
                 by side in one of them.
             model: what to call instead of the model itself (a compiled or wrapped one).
@@ -100,10 +101,13 @@ class PrivateGradient:
             PrivacyBudgetSpent: the ledger does not allow another step.
             GradientMissing: a trained tensor received no gradient. StorageParted: the model was cast, moved or copied.
             SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart, a
-                sample that two processes were given, or a tensor that was thawed. Nothing is charged where this step's
+                sample that two processes were given or that is not of the data, a seeded step that was taken, or a
+                tensor that was thawed. Nothing is charged where this step's
                 samples, or the model, show it.
         """
+        batches = list(batches)  # a generator would be used up by the first look
         self._look_again()
+        self._check_number(number)
         self._check_apart([samples for samples, _, _ in batches])
         if batches and not self._probe.has_looked:
             samples, inputs, targets = max(batches, key=lambda batch: len(batch[0]))
@@ -114,6 +118,7 @@ class PrivateGradient:
         self.clipped += int((norms > self.max_grad_norm).sum())
         self.nonfinite += int((~norms.isfinite()).sum())
         gradient = self._noisy_mean(total, number)
+        self._taken.add(number)
         return gradient, float(losses.mean()) if len(losses) else float("nan")
 
     def clipped_sum(
@@ -122,7 +127,7 @@ class PrivateGradient:
         """The clipped sum without noise, float64 ``[1,P]``, losses ``[S]`` and norms before clipping ``[S]``; nothing
         is charged, so that none of them may be released. Arguments as in :meth:`step`.
         """
-        state = self.adapters.state()[None]
+        state, batches = self.adapters.state()[None], list(batches)
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
         called = _without_ddp(self.model if model is None else model)
         groups = groups_of(self._users, [samples for samples, _, _ in batches])
@@ -189,14 +194,33 @@ class PrivateGradient:
             self._probe = Probe(self.adapters, recomputes=self._recomputes)
             self._standing = standing
 
+    def _check_number(self, number: int) -> None:
+        """Seeded noise of a step is used once: the difference of two gradients with the same noise shows the data.
+
+        Raises:
+            ValueError: the step was taken.
+        """
+        if number in self._taken and not isinstance(self.noise, SecureNoise):
+            raise ValueError(
+                f"step number={number} was taken before, and seeded noise would be the same; give every step another "
+                "number"
+            )
+
     def _check_apart(self, samples: Sequence[np.ndarray]) -> None:
         """A sample, or a user, that is there twice would move the sum by twice the norm; and processes that begin with
         other factors would add up gradients of other models.
 
         Raises:
-            ValueError: names what is held twice.
+            ValueError: names what is held twice, or is not of the data.
         """
         mine = np.concatenate([np.empty(0, dtype=np.int64), *samples])
+        size = self.ledger.dataset_size if self._owners is None else len(self._owners)
+        outside = mine[(mine < 0) | (mine >= size)]
+        if len(outside):
+            raise ValueError(
+                f"sample {outside[0]} is not of the {size} that the ledger counts (dataset_size); number them from 0, "
+                "or make a ledger for this data"
+            )
         here, times = np.unique(mine, return_counts=True)
         if len(here) < len(mine):
             raise ValueError(

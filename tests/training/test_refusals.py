@@ -9,11 +9,15 @@ import torch.nn.functional as F
 from tiny import ledger, losses, participants, tiny_data, tiny_engine
 from torch import nn
 
+from ffalora.adapters import AdapterConfig, attach
+from ffalora.data.tasks import logits_of
 from ffalora.privacy.accountants import Spent
 from ffalora.privacy.accounting import PrivacyBudgetSpent
+from ffalora.privacy.noise import SeededNoise
 from ffalora.training.admission import check_cohort
 from ffalora.training.gradients import segment_gradients
 from ffalora.training.participant import Participant
+from ffalora.training.private_gradient import PrivateGradient
 from ffalora.training.probe import SamplesNotIndependent, check_losses_independence
 
 
@@ -277,3 +281,109 @@ def test_one_client_in_two_simulated_runs_is_taken_with_seeded_noise_and_refused
     check_cohort(cohort, privacy, seeded=True)
     with pytest.raises(ValueError, match="client_id=7 is in the cohort more than once"):
         check_cohort(cohort, privacy, seeded=False)
+
+
+# ---- calls that would clip or protect something else -----------------------------------------------------------------
+
+
+def _gradients(**options):
+    engine, adapters = tiny_engine()
+    batch = tiny_data().collate(np.arange(4))
+    return segment_gradients(engine.model, adapters, losses, *batch, **options), adapters.layout.width
+
+
+@pytest.mark.parametrize("norm", [float("nan"), -1.0, torch.tensor([[float("nan")]], dtype=torch.float64)])
+def test_a_clipping_norm_that_bounds_nothing_is_refused(norm):
+    found, width = _gradients()
+    total = torch.zeros(1, width, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"max_grad_norm=(nan|-1) bounds nothing"):
+        found.clip_into_(total, norm)
+    assert not total.any()
+
+
+@pytest.mark.parametrize("ends", [(0, 16), (8, None), (0, 16, 8, None), (0, 10**6)])
+def test_groups_that_leave_columns_out_are_refused(ends):
+    found, width = _gradients()
+    columns = torch.tensor([width if end is None else end for end in ends], dtype=torch.int32)
+    norms = torch.ones(1, len(ends) - 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"group_columns=\[.*\] must rise from 0 to the"):
+        found.clip_into_(torch.zeros(1, width, dtype=torch.float64), norms, columns)
+
+
+def test_samples_of_a_segment_that_lie_apart_are_refused():
+    with pytest.raises(ValueError, match="do not lie side by side"):
+        _gradients(together=np.array([0, 1, 0, 1]))
+    with pytest.raises(ValueError, match=r"together has shape \(3,\) for 4 samples"):
+        _gradients(together=np.array([0, 0, 1]))
+
+
+def test_segments_are_in_the_order_of_the_batch_whatever_their_names():
+    named = np.array([7, 7, 7, 3])
+    found, _ = _gradients(together=named)
+    expected = torch.stack([found.losses[:3].mean(), found.losses[3]])
+    torch.testing.assert_close(found.mean_losses(named), expected)
+
+
+def _loop(client_ledger=None, model=None, adapters=None, losses=losses, **options):
+    if model is None:
+        engine, adapters = tiny_engine()
+        model = engine.model
+    return PrivateGradient(model, adapters, losses, client_ledger or ledger(0, 40, 8), 1.0, SeededNoise(1), **options)
+
+
+def _batch(*samples):
+    return np.array(samples), *tiny_data().collate(np.array(samples))
+
+
+def test_a_seeded_step_is_taken_once():
+    private = _loop()
+    private.step(3, [])
+    with pytest.raises(ValueError, match="step number=3 was taken before"):
+        private.step(3, [])
+    assert private.ledger.steps_taken == 1
+
+
+@pytest.mark.parametrize("sample", [-1, 40])
+def test_a_sample_that_is_not_of_the_data_is_refused(sample):
+    private, (_, inputs, targets) = _loop(), _batch(0, 1)
+    with pytest.raises(ValueError, match=f"sample {sample} is not of the 40 that the ledger counts"):
+        private.step(0, [(np.array([0, sample]), inputs, targets)])
+    assert private.ledger.steps_taken == 0
+
+
+def test_batches_may_be_made_one_after_another():
+    gradients = [_loop().step(0, batches)[0] for batches in ([_batch(0, 1, 2)], (_batch(0, 1, 2) for _ in range(1)))]
+    assert torch.equal(*gradients)
+
+
+class _TwoTowers(nn.Module):
+    """Scores every user with every item of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.users, self.items, self.query = nn.Embedding(9, 8), nn.Embedding(9, 8), nn.Linear(8, 8)
+        self.requires_grad_(False)
+
+    def forward(self, user, item):
+        return self.query(self.users(user)) @ self.query(self.items(item)).T
+
+
+def _contrast(output, targets):
+    return F.cross_entropy(logits_of(output), torch.arange(len(targets)), reduction="none")
+
+
+def _beside_the_mean(output, targets):
+    own = logits_of(output)[:, 0]
+    return own - own.mean()
+
+
+@pytest.mark.parametrize("user,compared", [(torch.arange(6), _contrast), (torch.ones(6).long(), _beside_the_mean)])
+def test_samples_that_are_compared_are_refused_although_inputs_are_one_number_each(user, compared):
+    """The second batch holds one sample six times: no change of an input tells, and the losses alone do."""
+    model = _TwoTowers()
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["query"]))
+    private = _loop(model=model, adapters=adapters, losses=compared, check_gradients=False)
+    with pytest.raises(SamplesNotIndependent):
+        private.step(0, [(np.arange(6), {"user": user, "item": user + 1}, torch.zeros(6, dtype=torch.long))])
+    assert private.ledger.steps_taken == 0
