@@ -15,20 +15,44 @@ def add_to_weight(base: nn.Module, delta: Tensor, name: str) -> None:
     Raises:
         ValueError: the layer (called ``name`` in the message) has no plain weight.
     """
+    check_plain_weight(base, name)
+    base.weight.copy_(weight_plus(base, delta))
+
+
+def weight_plus(base: nn.Module, delta: Tensor) -> Tensor:
+    """The plain weight of ``base`` with ``delta [N,K]`` added, in the weight's own shape and dtype."""
+    w = base.weight
+    delta = delta.T if conv1d(base) else delta.view(w.shape)
+    return (w.to(delta.dtype) + delta).to(w.dtype)
+
+
+def check_plain_weight(base: nn.Module, name: str) -> None:
+    """ValueError where a layer (called ``name`` in the message) has no plain weight that can hold a merged adapter."""
     if not has_plain_weight(base):
         raise ValueError(
             f"{name}: a {type(base).__name__} with a {type(base.weight).__name__} weight of {base.weight.dtype} cannot "
-            "hold a merged adapter; keep it beside the base, or merge into an unquantised copy"
+            "hold a merged adapter (quantised, or computed from others by a parametrisation); keep it beside the base, "
+            "or merge into a copy that is neither"
         )
-    w = base.weight
-    delta = delta.T if conv1d(base) else delta.view(w.shape)
-    w.copy_((w.to(delta.dtype) + delta).to(w.dtype))
 
 
 def has_plain_weight(base: nn.Module) -> bool:
-    """Whether the weight is an ordinary floating-point tensor (not packed, not a quantised tensor subclass)."""
+    """Whether the weight is an ordinary floating-point tensor that the layer holds: not packed, not a quantised tensor
+    subclass, not computed from other tensors each time it is read (parametrisations such as weight norm).
+    """
     weight = base.weight
-    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+    is_held = any(held.get("weight") is weight for held in (base._parameters, base._buffers))
+    return is_held and type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+
+
+def sharers(model: nn.Module, layer: nn.Module) -> list[str]:
+    """Dotted names of the modules of ``model`` that hold the weight of ``layer`` as their own too (tied ones)."""
+    weight = getattr(layer, "weight", None)
+    return [
+        name
+        for name, module in model.named_modules()
+        if module is not layer and any(p is weight for p in module.parameters(recurse=False))
+    ]
 
 
 def conv1d(base: nn.Module) -> Any:

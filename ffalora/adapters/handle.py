@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from .base_layers import sharers
 from .layers import LowRank, TrainedLayer
 from .memory import MemoryReport, memory_of
 from .state import Layout
@@ -27,6 +28,7 @@ class Adapters:
         config: what was asked for.
         layers: the adapted layers by dotted name.
         heads: the trained head's layers by dotted name; empty with a frozen head.
+        given_heads: names of head layers that a checkpoint brought with it: they are saved again.
         layout: who owns which columns of the flat state.
     """
 
@@ -42,6 +44,7 @@ class Adapters:
         self.config = config
         self.layers = {layer.name: layer for layer in layers}
         self.heads = {head.name: head for head in heads}
+        self.given_heads: list[str] = []
         self._passes = passes
         self.layout = Layout([*layers, *heads])
 
@@ -101,13 +104,7 @@ class Adapters:
                 with it.
         """
         for name, layer in self.layers.items():
-            weight = getattr(layer.base_layer, "weight", None)
-            others = [
-                other
-                for other, m in self.model.named_modules()
-                if m is not layer.base_layer and any(p is weight for p in m.parameters(recurse=False))
-            ]
-            if others:
+            if others := sharers(self.model, layer.base_layer):
                 raise ValueError(
                     f"{name} shares its weight with {others[0]}, which merging would change too; keep the adapter "
                     "beside the base, or untie them first"
@@ -147,7 +144,8 @@ class Adapters:
         """
         from .peft import save_adapters
 
-        save_adapters(self.model, self.config, self.layers, self.heads, Path(folder), root)
+        heads = [*self.heads, *self.given_heads]
+        save_adapters(self.model, self.config, self.layers, heads, Path(folder), root)
 
     def memory(self) -> MemoryReport:
         """Bytes of base, frozen factors, trained tensors, and of a row of the arena."""

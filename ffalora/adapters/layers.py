@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .autograd import Sink, adapted_linear, trained_linear
-from .base_layers import add_to_weight, is_fused, plain_weight, unfold
+from .base_layers import add_to_weight, is_fused, plain_weight, unfold, weight_plus
 from .dropout import masked_dropout
 from .training_pass import PassSlot, TrainingPass, one_segment
 
@@ -95,6 +95,11 @@ class Mergeable(TrainedLayer):
     def delta(self) -> Tensor:
         """The change of the base weight that this amounts to, float32 ``[N,K]``; ValueError where it is none."""
         raise NotImplementedError
+
+    def weight_alone(self) -> Tensor:
+        """The base layer's weight as it is without the adapter, in its own shape and dtype (merged: to rounding)."""
+        w = self.base_layer.weight
+        return weight_plus(self.base_layer, -self.delta().detach()) if self.is_merged else w
 
     def base_weight(self) -> Tensor:
         """The base layer's weight as ``[N,K]``."""

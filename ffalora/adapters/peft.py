@@ -19,6 +19,8 @@ from .targets import find_head, head_names, output_embeddings
 
 CONFIG_FILE, WEIGHTS_FILE, OWN_FILE = "adapter_config.json", "adapter_model.safetensors", "ffalora_config.json"
 PREFIX = "base_model.model."
+#: Kinds of task whose heads PEFT trains whole, whatever adapters they have.
+_REPLACES_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def save_adapters(
@@ -30,19 +32,18 @@ def save_adapters(
         model: holds the adapters.
         config: theirs.
         layers: the adapted layers by dotted name.
-        heads: names of the layers that are trained whole.
+        heads: names of the layers that are trained whole, or that a checkpoint brought with it.
         folder, root: as :meth:`Adapters.save` takes them.
     """
     config = AdapterConfig.model_validate(config, from_attributes=True)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = checkpoint_names({name: layer.checkpoint() for name, layer in layers.items()}, root)
-    saved = _saved_heads(model, list(heads), root)
-    for name, parameter in head_tensors(model).items():
-        if any(name.startswith(head + ".") for head in saved):
-            tensors[PREFIX + _inside(name, root)] = parameter.detach().contiguous().cpu()
+    parts, whole = _head_parts(model, layers, _saved_heads(model, list(heads), root))
+    for name, value in parts.items():
+        tensors[PREFIX + _inside(name, root)] = value.detach().contiguous().cpu()
     _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if config.method == "lora":
-        theirs = json.dumps(_peft_config(model, config, layers, root, saved), indent=2, sort_keys=True)
+        theirs = json.dumps(_peft_config(model, config, layers, root, whole), indent=2, sort_keys=True)
         _write(folder / CONFIG_FILE, lambda path: path.write_text(theirs))
     else:  # PEFT's format of these methods holds the frozen factors, ours makes them from the seed
         (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -66,8 +67,32 @@ def head_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         f"{name}.{p}".replace(".base_layer", ""): parameter
         for name, module in find_head(model).items()
         for p, parameter in module.named_parameters(recurse=False)
-        if "lora_" not in p
+        if "lora_" not in f"{name}.{p}"
     }
+
+
+def _head_parts(
+    model: nn.Module, layers: Mapping[str, LowRank], heads: list[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What a checkpoint holds of some heads: tensors by name, and the modules that PEFT puts in place whole.
+
+    A layer with an adapter is none of these (PEFT would lose the adapter, or count it twice): its own tensors, without
+    the adapter, go by PEFT's name of what an adapter stands beside.
+    """
+    tensors: dict[str, Tensor] = {}
+    whole = []
+    for name, parameter in head_tensors(model).items():
+        owner, _, part = name.rpartition(".")
+        head = next((head for head in heads if name.startswith(head + ".")), None)
+        if head is None:
+            continue
+        if owner in layers:
+            own = layers[owner].weight_alone() if part == "weight" else parameter
+            tensors[f"{owner}.base_layer.{part}"] = own
+        else:
+            tensors[name] = parameter
+            whole.append(owner if any(f"{layer}.".startswith(head + ".") for layer in layers) else head)
+    return tensors, list(dict.fromkeys(whole))
 
 
 def _saved_heads(model: nn.Module, trained: list[str], root: str) -> list[str]:
@@ -86,9 +111,12 @@ def _peft_config(
     model: nn.Module, config: AdapterConfig, layers: Mapping[str, LowRank], root: str, heads: list[str]
 ) -> dict[str, Any]:
     base = model.get_submodule(root) if root else model
+    task = _task_type(base)
+    if task in _REPLACES_HEAD and any(f"{name}.".startswith(f"{h}.") for name in layers for h in head_names(model)):
+        task = None
     return to_peft(config.model_dump()) | {
         "peft_type": "LORA",
-        "task_type": _task_type(base),
+        "task_type": task,
         "base_model_name_or_path": getattr(getattr(base, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
         "target_modules": sorted(_inside(name, root) for name in layers),

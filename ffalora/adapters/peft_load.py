@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config.adapter import AdapterConfig
 from .attach import attach
+from .base_layers import sharers
 from .handle import Adapters
 from .peft import CONFIG_FILE, OWN_FILE, PREFIX, WEIGHTS_FILE, head_tensors
 
@@ -53,18 +54,37 @@ def load_adapters(model: nn.Module, folder: str | Path, root: str = "") -> Adapt
 
 def _fill(adapters: Adapters, tensors: dict[str, Tensor], folder: Path, prefix: str) -> None:
     expected: dict[str, Tensor] = {}
+    beside: dict[str, Tensor] = {}  # what adapters stand beside: PEFT writes output layers, we heads that were trained
     for name, layer in adapters.layers.items():
         key = PREFIX + name.removeprefix(prefix)
         expected |= {f"{key}.{tensor}": value for tensor, value in layer.checkpoint().items()}
+        beside |= {f"{key}.base_layer.{p}": value for p, value in layer.base_layer.named_parameters(recurse=False)}
     head = {PREFIX + n.removeprefix(prefix): p for n, p in head_tensors(adapters.model).items() if n.startswith(prefix)}
     missing = expected.keys() - tensors.keys()
-    surplus = tensors.keys() - expected.keys() - head.keys()
+    surplus = tensors.keys() - expected.keys() - beside.keys() - head.keys()
     if missing or surplus:
         raise CheckpointError(
             f"{folder} does not fit this model: {len(missing)} tensors missing (first: {min(missing, default='-')}), "
             f"{len(surplus)} unknown (first: {min(surplus, default='-')})"
         )
-    _copy(tensors, expected | head, folder)
+    _check_shapes(tensors, expected | beside | head, folder)
+    for key, parameter in (beside | head).items():
+        if key in tensors and not torch.equal(parameter.cpu(), tensors[key].to(parameter.dtype)):
+            owner = prefix + key.removeprefix(PREFIX).rpartition(".")[0].removesuffix(".base_layer")
+            adapters.given_heads.append(owner)
+            if key in head and owner not in adapters.layers:
+                head[key] = _untied(adapters.model, owner, parameter)
+    _copy(tensors, expected | beside | head)
+
+
+def _untied(model: nn.Module, owner: str, parameter: Tensor) -> Tensor:
+    """The parameter, or, where other modules hold it too, one that is put into ``owner`` alone, as PEFT does."""
+    module = model.get_submodule(owner)
+    module = getattr(module, "base_layer", module)
+    if getattr(module, "weight", None) is not parameter or not sharers(model, module):
+        return parameter
+    module.weight = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+    return module.weight
 
 
 def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -108,7 +128,7 @@ def _read_peft_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
 
 
-def _copy(tensors: dict[str, Tensor], targets: dict[str, Tensor], folder: Path) -> None:
+def _check_shapes(tensors: dict[str, Tensor], targets: dict[str, Tensor], folder: Path) -> None:
     for key, target in targets.items():
         if key not in tensors:
             continue
@@ -116,6 +136,9 @@ def _copy(tensors: dict[str, Tensor], targets: dict[str, Tensor], folder: Path) 
             raise CheckpointError(
                 f"{folder}: {key} has shape {tuple(tensors[key].shape)}, the model wants {tuple(target.shape)}"
             )
+
+
+def _copy(tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for key, target in targets.items():
             if key in tensors:

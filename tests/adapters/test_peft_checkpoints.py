@@ -104,6 +104,56 @@ def test_a_frozen_output_layer_of_a_language_model_is_not_written(tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] is None
 
 
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_an_adapter_on_the_task_head_travels_beside_its_base(is_merged, tmp_path):
+    adapters, batch = adapted(tiny_bert(), target_modules=["query", "classifier"]), text_batch()
+    expected = logits(adapters.model, batch)
+    if is_merged:
+        adapters.merge()
+    adapters.save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["modules_to_save"] is None and "classifier" in config["target_modules"]
+    for seed in (0, 1):  # the other seed: a head as random as the one that was trained beside
+        base = tiny_bert()
+        base.classifier = tiny_bert(seed).classifier
+        ours = load_adapters(copy.deepcopy(base), tmp_path)
+        torch.testing.assert_close(logits(ours.model, batch), expected, rtol=0, atol=LOGITS)
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+        torch.testing.assert_close(logits(theirs, batch), expected, rtol=0, atol=LOGITS)
+
+
+def test_of_a_head_with_several_layers_peft_replaces_those_without_an_adapter(tmp_path):
+    model = tiny_bert()
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    other = copy.deepcopy(model)
+    other.classifier[2].reset_parameters()
+    adapters, batch = adapted(model, target_modules=["query", "classifier.0"]), text_batch()
+    adapters.save(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["classifier.2"]
+    theirs = peft.PeftModel.from_pretrained(other, tmp_path).eval()
+    torch.testing.assert_close(logits(theirs, batch), logits(model, batch), rtol=0, atol=LOGITS)
+
+
+@pytest.mark.parametrize("where", ["target_modules", "modules_to_save"])
+def test_an_output_layer_tied_to_the_embeddings_is_read_as_peft_reads_it(where, tmp_path):
+    """PEFT trains a copy of a tied layer that ``modules_to_save`` names; the input embeddings keep their own values."""
+    settings = {"target_modules": ["c_attn"]}
+    settings[where] = [*settings.get(where, []), "lm_head"]
+    theirs, batch = peft.get_peft_model(tiny_gpt2(), peft.LoraConfig(r=3, **settings)).eval(), text_batch()
+    torch.manual_seed(3)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path)
+    expected = logits(theirs, batch)
+    adapters = load_adapters(tiny_gpt2(), tmp_path)
+    assert relative_error(logits(adapters.model, batch), expected) < LOGITS
+    assert torch.equal(adapters.model.transformer.wte.weight, tiny_gpt2().transformer.wte.weight)
+    adapters.save(tmp_path / "again")
+    again = load_adapters(tiny_gpt2(), tmp_path / "again")
+    assert relative_error(logits(again.model, batch), expected) < LOGITS
+
+
 def test_a_model_inside_another_is_saved_under_the_names_peft_expects(tmp_path):
     wrapper = torch.nn.ModuleDict({"encoder": tiny_bert()})
     adapters, batch = adapted(wrapper, target_modules=["query"]), text_batch()
