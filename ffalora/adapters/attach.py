@@ -15,6 +15,7 @@ from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLayer, TrainedLinear
 from .opacus_bridge import register_if_loaded
 from .targets import find_head, find_targets, head_names, pattern_value
+from .torch_layers import leave_fast_path
 from .training_pass import PassSlot
 from .variants import VARIANTS
 
@@ -42,8 +43,7 @@ def attach(model: nn.Module, config: AdapterConfig | Any = None) -> Adapters:
             linear layers, or a key of a ``peft.LoraConfig`` cannot be honoured. The model is unchanged then.
     """
     config = _settings(model, config)
-    if any(isinstance(module, TrainedLayer) for module in model.modules()):
-        raise ValueError("this model has adapters already; call detach() on their handle before attaching new ones")
+    _check_plain(model)
     targets, head = find_targets(model, config), find_head(model)
     _check_targets(targets, config)
     if config.head == "trained":
@@ -59,9 +59,24 @@ def attach(model: nn.Module, config: AdapterConfig | Any = None) -> Adapters:
     heads = []
     if config.head == "trained":
         heads = [TrainedLinear(base, name, passes) for name, base in head.items() if name not in targets]
+    leave_fast_path(model, targets.values())
     replace_modules(model, {layer.base_layer: layer for layer in [*layers, *heads]})
     register_if_loaded()
     return Adapters(model, config, layers, heads, passes)
+
+
+def _check_plain(model: nn.Module) -> None:
+    """ValueError where a model has adapters, ours or PEFT's."""
+    if any(isinstance(module, TrainedLayer) for module in model.modules()):
+        raise ValueError("this model has adapters already; call detach() on their handle before attaching new ones")
+    if "peft" in sys.modules:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if theirs := [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]:
+            raise ValueError(
+                f"this model has PEFT's adapters already ({theirs[0]}): convert(model) takes them over, or give the "
+                "model without them (peft_model.unload())"
+            )
 
 
 def _settings(model: nn.Module, config: Any) -> AdapterConfig:
@@ -111,7 +126,10 @@ def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[
     factors = {}
     for name, base in targets.items():
         if not has_plain_weight(base):
-            raise ValueError(f"init={config.init!r} changes base weights, but {name} is quantised; use a random init")
+            raise ValueError(
+                f"init={config.init!r} changes base weights, but the weight of {name} is quantised, or computed from "
+                "others (a parametrisation); use a random init"
+            )
         rank, scale = _rank_and_scale(config, name)
         factors[name] = factors_from_base(plain_weight(base), rank, config.init, scale)
     return factors

@@ -18,9 +18,11 @@ from torch import nn
 
 from ..config.adapter import AdapterConfig
 from ..config.peft_names import refusals
+from .base_layers import size_of
 from .handle import Adapters
 from .init import initial_a
 from .peft_layers import Converted, ConvertedHead, FactorView, HeadView, converted_class
+from .torch_layers import leave_fast_path, unread_outputs
 from .training_pass import PassSlot
 
 
@@ -82,7 +84,7 @@ def convert(model: nn.Module, trained: str = "b", adapter_name: str | None = Non
     adapter = adapter_name or _active(found)
     configs = getattr(model, "peft_config", None) or {}
     config = configs.get(adapter)
-    _check(found, adapter, config)
+    _check(inner, found, adapter, config)
     passes = next((m.ffalora_passes for m in found.values() if isinstance(m, Converted)), None) or PassSlot()
     layers = [
         _convert_layer(module, name, adapter, trained, passes)
@@ -92,6 +94,7 @@ def convert(model: nn.Module, trained: str = "b", adapter_name: str | None = Non
     for module in found.values():
         if isinstance(module, peft_lora.Embedding) and adapter in module.lora_embedding_A:
             _freeze_embedding(module, adapter, trained)
+    leave_fast_path(inner, (layer.module for layer in layers))
     heads = _convert_heads(inner, adapter, passes)
     own = _own_config(config, layers, trained, bool(heads))
     return ConvertedAdapters(model, adapter, own, layers, heads, passes)
@@ -151,13 +154,18 @@ def _active(found: dict[str, Any]) -> str:
     return names.pop()
 
 
-def _check(found: dict[str, Any], adapter: str, config: Any) -> None:
+def _check(inner: nn.Module, found: dict[str, Any], adapter: str, config: Any) -> None:
     """Every reason not to convert, before anything changes."""
     problems = refusals({k: v for k, v in config.to_dict().items() if k != "bias"}) if config is not None else []
     known = {name for module in found.values() for name in (*module.lora_A, *module.lora_embedding_A)}
     if adapter not in known:
         raise ValueError(f"adapter_name={adapter!r} is not in this model, which has {', '.join(sorted(known))}")
+    unread = unread_outputs(inner)
     for name, module in found.items():
+        if name in unread:
+            problems.append(unread[name])
+        if isinstance(module, peft_lora.Conv2d):
+            problems += _problems_of_convolution(name, module.base_layer)
         if adapter in module.lora_variant:
             problems.append(f"{name}: adapter {adapter!r} is a {type(module.lora_variant[adapter]).__name__}")
         if not isinstance(module, (Converted, peft_lora.Embedding)) and converted_class(type(module)) is None:
@@ -168,6 +176,14 @@ def _check(found: dict[str, Any], adapter: str, config: Any) -> None:
             problems.append(f"{name} is merged; call unmerge_adapter() first")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _problems_of_convolution(name: str, base: nn.Module) -> list[str]:
+    try:
+        size_of(base)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    return []
 
 
 def _convert_layer(module: Any, name: str, adapter: str, trained: str, passes: PassSlot) -> FactorView:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from .base_layers import conv1d
+from .torch_layers import unread_outputs
 
 if TYPE_CHECKING:
     from ..config.adapter import AdapterConfig
@@ -44,17 +45,19 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
     (its ``unread``, dotted names): adapters there would be trained by nothing.
 
     Raises:
-        ValueError: nothing matches, or a name in ``target_modules`` matches nothing (near matches are listed).
+        ValueError: nothing matches, a name in ``target_modules`` matches nothing (near matches are listed), or a layer
+            whose forward is never called.
     """
     wanted = config.target_modules
     kinds = (nn.Linear,) if wanted in ("auto", "all-linear") else (nn.Linear, nn.Conv2d)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, kinds) or conv1d(m)}
+    outputs = unread_outputs(model)
     if wanted == "auto":
         wanted = next((list(row) for row in QUERY_VALUE if any(_ends(n, s) for n in linear for s in row)), [])
         found = {n: m for n, m in linear.items() if any(_ends(n, s) for s in wanted)}
     elif wanted == "all-linear":
         heads = {id(m) for m in find_head(model).values()} | {id(output_embeddings(model))}
-        found = {n: m for n, m in linear.items() if id(m) not in heads}
+        found = {n: m for n, m in linear.items() if id(m) not in heads and n not in outputs}
     elif isinstance(wanted, str):
         found = {n: m for n, m in linear.items() if _full_match("target_modules", wanted, n)}
     else:
@@ -64,6 +67,8 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
         found = {n: m for n, m in linear.items() if any(_ends(n, name) for name in wanted)}
     unread = tuple(f"{name}." for name in getattr(model, "unread", ()))
     found = {n: m for n, m in found.items() if not _excluded(n, config) and not f"{n}.".startswith(unread)}
+    if mistaken := [reason for name, reason in outputs.items() if name in found]:
+        raise ValueError(f"target_modules={config.target_modules!r}: {mistaken[0]}")
     if not found:
         suffixes = sorted({n.rsplit(".", 1)[-1] for n in linear})
         raise ValueError(
@@ -122,7 +127,8 @@ def _excluded(name: str, config: AdapterConfig) -> bool:
 
 def _layer_index(name: str, pattern: str | list[str] | None) -> int | None:
     """Position in the layer stack: the first number in the name, or the one behind ``pattern`` (as PEFT counts)."""
-    for stack in [pattern] if isinstance(pattern, str) else pattern or [r"[^.]*"]:
+    pattern = pattern or r"[^.]*"
+    for stack in [pattern] if isinstance(pattern, str) else pattern:
         if found := re.match(rf"(?:^|.*?\.){stack}\.(\d+)\.", name):
             return int(found[1])
     return None

@@ -1,5 +1,7 @@
 """What attach puts where: targets, starting values, errors, modes, and what a layer keeps in memory."""
 
+import warnings
+
 import peft
 import pytest
 import torch
@@ -314,3 +316,58 @@ def test_a_base_weight_that_is_trained_beside_its_adapter_gets_its_gradient():
         layer.merge()
     (merged,) = torch.autograd.grad(sample_losses(model, batch).sum(), weight)
     torch.testing.assert_close(beside, merged, rtol=1e-4, atol=1e-6)
+
+
+class Encoder(torch.nn.Module):
+    """torch's own Transformer, whose evaluation reads weights where it can."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+        self.encoder = torch.nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x, padding=None):
+        return self.encoder(x, src_key_padding_mask=padding)
+
+
+def test_a_transformer_of_torch_answers_with_its_adapters_in_evaluation_too():
+    model, x = Encoder(), torch.randn(3, 5, 16)
+    padding = torch.arange(5) >= torch.tensor([5, 3, 4])[:, None]
+    adapted(model, target_modules="all-linear")
+    trained = model.train()(x, padding)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x, padding)[~padding], trained[~padding])
+
+
+def test_an_adapter_whose_layer_is_never_called_is_refused():
+    with pytest.raises(ValueError, match=r"self_attn is an nn\.MultiheadAttention.*exclude_modules"):
+        attach(Encoder(), AdapterConfig(target_modules=["linear1", "out_proj"]))
+    assert not any("out_proj" in name for name in attach(Encoder(), AdapterConfig(target_modules="all-linear")).layers)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.weight_norm])
+def test_a_weight_that_is_computed_from_others_takes_no_adapter_in(norm):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older weight norm, which models still have
+        model = torch.nn.Sequential(norm(torch.nn.Linear(6, 5)))
+    with pytest.raises(ValueError, match="init='pissa' changes base weights, but the weight of 0 is .* parametrisation"):
+        attach(model, AdapterConfig(rank=2, target_modules=["0"], init="pissa"))
+    adapters, x = adapted(model, target_modules=["0"]), torch.randn(3, 6)
+    before = model(x)
+    with pytest.raises(ValueError, match="cannot hold a merged adapter .*parametrisation"):
+        adapters.merge()
+    torch.testing.assert_close(model(x), before)
+
+
+def test_a_model_with_adapters_of_peft_is_not_adapted_again():
+    model = peft.get_peft_model(tiny_bert(), peft.LoraConfig(r=2, target_modules=["query"]))
+    before = str(model)
+    with pytest.raises(ValueError, match=r"has PEFT's adapters already .*convert\(model\)"):
+        attach(model, AdapterConfig(target_modules="all-linear"))
+    assert str(model) == before
+
+
+def test_an_empty_pattern_of_layers_is_none():
+    one = attach(tiny_bert(), AdapterConfig(layers_to_transform=[1], layers_pattern=""))
+    assert one.layers.keys() == attach(tiny_bert(), AdapterConfig(layers_to_transform=[1])).layers.keys()

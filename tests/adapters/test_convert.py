@@ -256,6 +256,31 @@ def test_convolutions_are_converted_as_linear_layers_of_patches():
     assert relative_error(arena, rows) < 1e-5
 
 
+@pytest.mark.parametrize("layout", [{"groups": 3, "padding": 1}, {"padding": "same"}])
+def test_a_convolution_that_is_no_product_of_patches_is_not_converted(layout):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, **layout))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["0"]))
+    with pytest.raises(ValueError, match="0: a Conv2d with groups=.*exclude_modules"):
+        convert(model)
+
+
+def test_layers_of_torch_that_read_weights_are_refused_or_called():
+    class Attends(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model, x = peft_model(Attends(), target_modules=["linear1"]), torch.randn(2, 3, 16)
+    convert(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), model.train()(x))
+    with pytest.raises(ValueError, match=r"layer\.self_attn is an nn\.MultiheadAttention"):
+        convert(peft_model(Attends(), target_modules=["out_proj"]))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
