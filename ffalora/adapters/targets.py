@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -69,6 +70,11 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module
     found = {n: m for n, m in found.items() if not _excluded(n, config) and not f"{n}.".startswith(unread)}
     if mistaken := [reason for name, reason in outputs.items() if name in found]:
         raise ValueError(f"target_modules={config.target_modules!r}: {mistaken[0]}")
+    if not found and (there := _other_layers(linear, config)):
+        raise ValueError(
+            f"layers_to_transform={config.layers_to_transform} names none of this model's layers, which are "
+            f"{there[0]} to {there[-1]}; choose among them"
+        )
     if not found:
         suffixes = sorted({n.rsplit(".", 1)[-1] for n in linear})
         raise ValueError(
@@ -123,6 +129,13 @@ def _excluded(name: str, config: AdapterConfig) -> bool:
     if config.layers_to_transform is None:
         return False
     return _layer_index(name, config.layers_pattern) not in config.layers_to_transform
+
+
+def _other_layers(names: Iterable[str], config: AdapterConfig) -> list[int]:
+    """The indices that layers have, rising, where ``layers_to_transform`` has none of them."""
+    wanted = config.layers_to_transform
+    there = {index for name in names if (index := _layer_index(name, config.layers_pattern)) is not None}
+    return sorted(there) if wanted is not None and there.isdisjoint(wanted) else []
 
 
 def _layer_index(name: str, pattern: str | list[str] | None) -> int | None:

@@ -69,7 +69,7 @@ def _classifier(found: Proposal) -> list[str]:
         "adapter:",
         "  rank: 8",
         "  target_modules: all-linear",
-        f"  layers_to_transform: [{TOP_LAYER}]  # the upper layer alone: those below are computed once",
+        f"  layers_to_transform: [{TOP_LAYER}]  # the upper one of six: those below are computed once",
         "  head: auto  # trained",
     ]
 

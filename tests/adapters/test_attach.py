@@ -351,7 +351,9 @@ def test_a_weight_that_is_computed_from_others_takes_no_adapter_in(norm):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the older weight norm, which models still have
         model = torch.nn.Sequential(norm(torch.nn.Linear(6, 5)))
-    with pytest.raises(ValueError, match="init='pissa' changes base weights, but the weight of 0 is .* parametrisation"):
+    with pytest.raises(
+        ValueError, match="init='pissa' changes base weights, but the weight of 0 is .* parametrisation"
+    ):
         attach(model, AdapterConfig(rank=2, target_modules=["0"], init="pissa"))
     adapters, x = adapted(model, target_modules=["0"]), torch.randn(3, 6)
     before = model(x)
@@ -371,3 +373,9 @@ def test_a_model_with_adapters_of_peft_is_not_adapted_again():
 def test_an_empty_pattern_of_layers_is_none():
     one = attach(tiny_bert(), AdapterConfig(layers_to_transform=[1], layers_pattern=""))
     assert one.layers.keys() == attach(tiny_bert(), AdapterConfig(layers_to_transform=[1])).layers.keys()
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "auto", ["query"]])
+def test_layers_that_the_model_does_not_have_are_named_with_those_that_it_has(targets):
+    with pytest.raises(ValueError, match=r"layers_to_transform=\[9\] names none of this model's layers.* 0 to 1"):
+        attach(tiny_bert(), AdapterConfig(target_modules=targets, layers_to_transform=[9]))
