@@ -38,13 +38,16 @@ def to_json(value: Any, indent: int | None = None, default: Any = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, default=default, allow_nan=False)
 
 
-def rounded_up(value: float, digits: int = 4) -> float:
-    """The smallest number of ``digits`` significant decimal digits that is not below ``value``: what an upper bound
-    such as ε may be printed as. Infinity and NaN stay what they are.
+def rounded_up(value: float, digits: int = 4, decimals: int | None = None) -> float:
+    """The smallest number of ``digits`` significant decimal digits, or of so many ``decimals`` after the point, that is
+    not below ``value``: what an upper bound such as ε may be printed as. Infinity and NaN stay what they are.
     """
     if not math.isfinite(value):
         return value
-    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(Decimal(repr(float(value)))))
+    exact = Decimal(repr(float(value)))
+    if decimals is not None:
+        return float(exact.quantize(Decimal(1).scaleb(-decimals), context=Context(prec=400, rounding=ROUND_CEILING)))
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(exact))
 
 
 def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

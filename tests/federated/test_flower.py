@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.federated.simulate import simulate
+from ffalora.files.numbers import rounded_up
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
 from ffalora.federated.flower.loopback import demonstration_policy, loopback, run_on_loopback
@@ -40,7 +41,7 @@ def test_processes_on_loopback_end_where_the_simulator_ends(small, tmp_path, pri
     if private:
         ledger = json.loads((tmp_path / "flower/clients/1/1.json").read_text())
         assert ledger["steps_taken"] == 4
-        assert rows[-1]["epsilon"] == pytest.approx(simulated.rounds[-1]["epsilon"], abs=1e-4)
+        assert rows[-1]["epsilon"] == rounded_up(simulated.rounds[-1]["epsilon"], decimals=2)
 
 
 @pytest.mark.parametrize("secagg_range", [None, 4.0], ids=["in the open", "masked"])
@@ -54,7 +55,7 @@ def test_the_simulation_engine_of_flower_ends_where_the_simulator_ends(small, tm
     assert furthest(adapter_of(tmp_path / "flower"), adapter_of(tmp_path / "simulated")) <= level
     rows = [json.loads(line) for line in (tmp_path / "flower/metrics.jsonl").read_text().splitlines()]
     assert not any(row["failed"] for row in rows)
-    assert rows[-1]["epsilon"] == pytest.approx(simulated.rounds[-1]["epsilon"], abs=1e-4)
+    assert rows[-1]["epsilon"] == rounded_up(simulated.rounds[-1]["epsilon"], decimals=2)
     assert json.loads((tmp_path / "flower/clients/1/1.json").read_text())["steps_taken"] == 4
 
 

@@ -186,7 +186,13 @@ def test_what_the_policy_does_not_report_does_not_leave(small, tmp_path):
     answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
     assert answer.report() == {"client": 0}
     site.policy = SitePolicy(max_epsilon=None)
-    assert set(site.train(1, answer.numbers, site.terms).report()) == {"client", "epsilon", "final_epsilon"}
+    report = site.train(1, answer.numbers, site.terms).report()
+    assert set(report) == {"client", "epsilon", "final_epsilon"}
+    ledger = site.experiment.ledgers["0"]
+    for name, exact in (("epsilon", ledger.epsilon()), ("final_epsilon", ledger.final_epsilon())):
+        assert exact <= report[name] < exact + 0.01 and report[name] == round(report[name], 2), (
+            "its digits tell the size"
+        )
 
 
 def test_the_summary_of_a_federation_is_over_all_clients_and_all_rounds_and_it_states_its_privacy(small, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,3 +32,10 @@ def test_json_holds_only_what_every_reader_knows():
     assert again == plain(value) == {"a": ["infinity", "-infinity", 1.5], "b": {"c": ["nan", None, "text", True]}}
     back = restored(again)
     assert back["a"] == value["a"] and math.isnan(back["b"]["c"][0]) and back["b"]["c"][1:] == [None, "text", True]
+
+
+@pytest.mark.parametrize(
+    ("value", "up"), [(0.0, 0.0), (1e-9, 0.01), (4.75, 4.75), (4.7500001, 4.76), (12.341, 12.35), (1e300, 1e300)]
+)
+def test_an_upper_bound_of_so_many_decimals_is_not_below_and_the_nearest(value, up):
+    assert rounded_up(value, decimals=2) == up

@@ -31,7 +31,7 @@ class Answer:
         arrays: the same as it travels.
         samples: its data-set size, for weights by size; None where its policy does not report it.
         epsilon, final_epsilon: what it has spent and what it will have spent when every allowed step is taken, by its
-            own ledger; None without sample-level privacy, and where its policy does not report them.
+            own ledger, rounded up to two decimals; None without privacy, and where its policy does not report them.
     """
 
     client: int

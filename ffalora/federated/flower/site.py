@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
+from ...files.numbers import rounded_up
 from ...privacy.accounting import PrivacyLedger
 from ...privacy.accounts import ACCOUNT
 from ...runs.data import data_fingerprint, load_run_data
@@ -148,8 +149,8 @@ class Site:
             client=self.client,
             numbers=numbers_sent,
             samples=size if "samples" in reports else None,
-            epsilon=None if account is None else account.epsilon(),
-            final_epsilon=None if account is None else account.final_epsilon(),
+            epsilon=None if account is None else rounded_up(account.epsilon(), decimals=2),
+            final_epsilon=None if account is None else rounded_up(account.final_epsilon(), decimals=2),
             arrays=sent,
         )
 
