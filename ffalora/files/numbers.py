@@ -50,6 +50,14 @@ def rounded_up(value: float, digits: int = 4, decimals: int | None = None) -> fl
     return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(exact))
 
 
+def decimals_up(value: float, decimals: int = 4) -> str:
+    """As ``f"{value:.4f}"``, but never below ``value``."""
+    if not math.isfinite(value):
+        return f"{value}"
+    digits = Context(prec=400, rounding=ROUND_CEILING)  # enough for every float
+    return f"{Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), context=digits):f}"
+
+
 def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as CSV, with every column that any of them has, in the order in which they first appear."""
     text = io.StringIO()

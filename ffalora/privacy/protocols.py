@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..files.numbers import rounded_up
+from ..files.numbers import decimals_up, rounded_up
 from .accountants import ACCOUNTANTS, epsilon, epsilon_of, noise_multiplier_for
 from .spent import Spent
 
@@ -128,7 +128,7 @@ class ChoicePrice(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"σ = {self.noise_multiplier:.4f}: the best of a random number of runs, {self.trials:g} on average, drawn "
+            f"σ = {decimals_up(self.noise_multiplier)}: the best of a random number of runs, {self.trials:g} on average, drawn "
             f"in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: ε = {self.swept:.4g} (by Rényi "
             "moments)"
         )
@@ -149,11 +149,11 @@ def price_of_choice(row: EpsilonRow, trials: float) -> ChoicePrice:
 
 
 def format_table(rows: list[EpsilonRow]) -> str:
-    """The rows as aligned text."""
+    """The rows as aligned text; σ and ε are rounded up: who takes the σ shown spends at most the ε shown."""
     lines = ["accountant         σ         ε   sample rate     steps         δ   sampling"]
     lines += [
-        f"{r.accountant:<10} {r.noise_multiplier:>9.4f} {r.epsilon:>9.4f} {r.sample_rate:>13.6f} {r.steps:>9} "
-        f"{r.delta:>9.1e}   {r.sampling}"
+        f"{r.accountant:<10} {decimals_up(r.noise_multiplier):>9} {decimals_up(r.epsilon):>9} {r.sample_rate:>13.6f} "
+        f"{r.steps:>9} {r.delta:>9.1e}   {r.sampling}"
         for r in rows
     ]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffalora.files.numbers import plain, restored, rounded_up, to_json
+from ffalora.files.numbers import decimals_up, plain, restored, rounded_up, to_json
 
 
 @given(st.floats(min_value=1e-6, max_value=1e6), st.integers(2, 6))
@@ -15,6 +15,12 @@ def test_a_rounded_bound_lies_above_the_bound_by_less_than_its_last_digit(value,
     up = rounded_up(value, digits)
     assert value <= up <= value * (1 + 1.0001 * 10 ** (1 - digits))
     assert float(f"{up:.{digits}g}") == up == rounded_up(up, digits)
+
+
+@given(st.floats(min_value=0, max_value=1e300))
+def test_a_bound_with_fixed_decimals_is_not_below_it(value):
+    assert value <= float(decimals_up(value)) <= value * (1 + 1e-15) + 1e-4
+    assert decimals_up(0.7) == "0.7000" and decimals_up(0.70001) == "0.7001" and decimals_up(math.inf) == "inf"
 
 
 def test_bounds_without_digits_stay_as_they_are():

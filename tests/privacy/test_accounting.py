@@ -217,6 +217,9 @@ def test_epsilon_table_holds_every_accountant_within_the_target():
     assert [r.accountant for r in rows] == list(ACCOUNTANTS)
     assert all(5.99 <= r.epsilon <= 6.0 for r in rows)
     assert all(name in format_table(rows) for name in ACCOUNTANTS)
+    for row, line in zip(rows, format_table(rows).splitlines()[1:], strict=True):
+        sigma, shown = map(float, line.split()[1:3])
+        assert row.noise_multiplier <= sigma and row.epsilon <= shown
     with pytest.raises(ValueError, match="either noise_multiplier or target_epsilon"):
         epsilon_table(2700, 64, 75, 1e-5)
     with pytest.raises(ValueError, match="batch_size"):
