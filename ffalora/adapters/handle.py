@@ -76,7 +76,7 @@ class Adapters:
         if self._passes.current is not None:
             raise RuntimeError("a training pass is already under way on this model")
         self._passes.current = current
-        current.written.clear()  # a recorded pass is entered more than once
+        current.begin()
         try:
             yield
         finally:

@@ -25,8 +25,7 @@ class TrainedLayer:
         base_layer: the model's own layer.
         places: first column of each trained tensor in state and arena, by tensor name.
         slot: first column of this layer in ``squares``.
-        shared_use: the layer is used more than once in a forward pass, so that its gradients accumulate (in a pass that
-            is not compiled they do wherever it turns out to be).
+        shared_use: the layer is used more than once in a forward pass, so that its gradients accumulate.
         folded: its input leads with several rows a sample, one sample after another (windows, flattened tokens).
     """
 
@@ -78,8 +77,7 @@ class TrainedLayer:
     def sink(self, current: TrainingPass, first: str, second: str) -> Sink:
         """Where the gradients of two tensors go."""
         columns = self.places.get(first), self.places.get(second)
-        written = None if torch.compiler.is_compiling() else current.written
-        return Sink(current.arena, current.squares, self.slot, *columns, self.shared_use, written)
+        return Sink(current.arena, current.squares, self.slot, *columns, self.shared_use, current.written)
 
 
 class Mergeable(TrainedLayer):

@@ -34,7 +34,6 @@ class TrainingPass:
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
         packed: segments of the tokens where the batch is one row of tokens without padding.
         masks: of the adapters' dropout, which is on in a pass; None draws them by position.
-        written: slots whose gradients the backward pass has written so far: a layer's next use adds to them.
     """
 
     state: Tensor
@@ -47,13 +46,24 @@ class TrainingPass:
     merged: dict[str, Tensor] | None = None
     packed: Segments | None = None
     masks: DropoutMasks | None = None
-    written: set[int] = field(default_factory=set)
+    _written: set[int] = field(default_factory=set)
     _by_length: dict[int, Segments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.state = self.state.detach().requires_grad_()
         # The compiler takes an integer attribute for a constant and the size of a tensor for a variable.
         self._counts = torch.zeros(()).expand(self.samples), torch.zeros(()).expand(self.longest)
+
+    @property
+    def written(self) -> set[int] | None:
+        """Slots whose gradients the backward pass has written, to which a layer's next use adds; None in a compiled
+        pass, where layers add to zeros if they were counted more than once.
+        """
+        return None if torch.compiler.is_compiling() else self._written
+
+    def begin(self) -> None:
+        """Nothing is written yet; a recorded pass begins more than once."""
+        self._written.clear()
 
     def segments_of(self, x: Tensor, name: str, folded: bool = False) -> Segments:
         """The segments of a layer's input ``x [..., K]``, found from its leading dimensions.
