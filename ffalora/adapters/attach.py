@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from .base_layers import has_plain_weight, plain_weight, size_of
 from .handle import Adapters, replace_modules
 from .init import FROM_BASE, factors_from_base, initial_a
-from .layers import AdaptedLinear, TrainedLayer, TrainedLinear
+from .layers import AdaptedLinear, TrainedLinear
 from .opacus_bridge import register_if_loaded
 from .targets import find_head, find_targets, head_names, pattern_value
 from .torch_layers import leave_fast_path
+from .trained_layer import TrainedLayer
 from .training_pass import PassSlot
 from .variants import VARIANTS
 

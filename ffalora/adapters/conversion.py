@@ -6,6 +6,8 @@ a PEFT model keeps working. The handle that comes back is the one that training 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,24 @@ class ConvertedAdapters(Adapters):
     def __init__(self, peft_model: nn.Module, adapter: str, config: AdapterConfig, *parts: Any):
         super().__init__(_inner(peft_model), config, *parts)
         self.peft_model, self.adapter = peft_model, adapter
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within the block the model answers as without PEFT's adapters, trained copies (``modules_to_save``) among
+        them; after it, as before. As with PEFT's own switch, a product that a base gave up (PiSSA) stays out.
+        """
+        wrappers = [m for m in self.model.modules() if isinstance(m, ModulesToSaveWrapper) and not m.disable_adapters]
+        trained = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            with super().disabled():
+                for wrapper in wrappers:
+                    wrapper.enable_adapters(False)
+                yield
+        finally:
+            for wrapper in wrappers:
+                wrapper.enable_adapters(True)
+            for parameter, is_trained in trained:
+                parameter.requires_grad_(is_trained)
 
     def detach(self) -> nn.Module:
         """Gives every layer back to PEFT, both factors trainable again, and returns the PEFT model."""

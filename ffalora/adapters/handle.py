@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .base_layers import sharers
-from .layers import LowRank, TrainedLayer
+from .layers import LowRank
 from .memory import MemoryReport, memory_of
 from .state import Layout
+from .trained_layer import TrainedLayer
 from .training_pass import PassSlot, TrainingPass
 from .uses import probe_uses
 
@@ -67,7 +68,13 @@ class Adapters:
         return self.layout.gather()
 
     def load_state_(self, row: Tensor) -> None:
-        """Writes a row ``[P]`` into the model's trained tensors."""
+        """Writes a row ``[P]`` into the model's trained tensors.
+
+        Raises:
+            RuntimeError: adapters are merged: the base weights would keep what the earlier row added.
+        """
+        if merged := [name for name, layer in self.layers.items() if layer.is_merged]:
+            raise RuntimeError(f"{merged[0]} is merged into its base weight; call unmerge() before loading a state")
         self.layout.scatter(row)
 
     @contextmanager
@@ -101,9 +108,10 @@ class Adapters:
 
         Raises:
             ValueError: a base weight is another module's too (a head tied to the input embeddings), which would change
-                with it.
+                with it, or cannot hold the sum. No weight has changed then.
         """
         for name, layer in self.layers.items():
+            layer.check_mergeable()
             if others := sharers(self.model, layer.base_layer):
                 raise ValueError(
                     f"{name} shares its weight with {others[0]}, which merging would change too; keep the adapter "
@@ -119,14 +127,13 @@ class Adapters:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within the block the model answers as if it had no adapters."""
-        for layer in self.layers.values():
-            layer.is_enabled = False
-        try:
-            yield
-        finally:
+        """Within the block the model answers as if it had no adapters; after it, as before. A head that is trained in
+        place (``head='trained'``) stays what it is.
+        """
+        with ExitStack() as stack:
             for layer in self.layers.values():
-                layer.is_enabled = True
+                stack.enter_context(layer.disabled())
+            yield
 
     def detach(self) -> nn.Module:
         """Puts the original layers back (merged ones stay merged) and returns the model, frozen as it was."""

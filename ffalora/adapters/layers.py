@@ -7,121 +7,17 @@ through its own dequantised product), and *convolutions* (a linear layer of unfo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .autograd import Sink, adapted_linear, trained_linear
-from .base_layers import add_to_weight, is_fused, plain_weight, unfold, weight_plus
+from .autograd import adapted_linear, trained_linear
+from .base_layers import is_fused, plain_weight, unfold, weight_plus
 from .dropout import masked_dropout
+from .trained_layer import Mergeable, TrainedLayer
 from .training_pass import PassSlot, TrainingPass, one_segment
-
-
-class TrainedLayer:
-    """A layer with trained tensors that have places in the flat state.
-
-    Attributes:
-        name: dotted name of the layer in the model.
-        base_layer: the model's own layer.
-        places: first column of each trained tensor in state and arena, by tensor name.
-        slot: first column of this layer in ``squares``.
-        shared_use: the layer is used more than once in a forward pass, so that its gradients accumulate.
-        folded: its input leads with several rows a sample, one sample after another (windows, flattened tokens).
-    """
-
-    name: str
-    base_layer: nn.Module
-    places: dict[str, int]
-    slot: int
-    shared_use: bool
-    folded: bool
-    _passes: PassSlot
-
-    def take_place(self, name: str, passes: PassSlot) -> None:
-        """Sets what the layer needs before it has a place."""
-        self.name, self._passes = name, passes
-        self.places, self.slot, self.shared_use, self.folded = {}, 0, False, False
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose forward pass uses this layer (itself, unless it is a view of another library's layer)."""
-        if not isinstance(self, nn.Module):
-            raise NotImplementedError(f"{type(self).__name__} must name the module it stands for")
-        return self
-
-    @property
-    def weight(self) -> Tensor:
-        """The base layer's own weight (models ask their layers for its dtype and device)."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's own bias."""
-        return self.base_layer.bias
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The trained tensors by name, in the order of their columns and slots."""
-        raise NotImplementedError
-
-    def factors(self) -> dict[str, nn.Parameter]:
-        """Every tensor that may be trained, trained or not."""
-        return self.trained()
-
-    def from_state(self, current: TrainingPass, name: str, like: Tensor) -> Tensor:
-        """The tensor of every client ``[C, *like.shape]`` as a view of the state; ``like`` where it is frozen."""
-        if name not in self.places:
-            return like.unsqueeze(0)
-        start = self.places[name]
-        return current.state[:, start : start + like.numel()].view(-1, *like.shape)
-
-    def sink(self, current: TrainingPass, first: str, second: str) -> Sink:
-        """Where the gradients of two tensors go."""
-        columns = self.places.get(first), self.places.get(second)
-        return Sink(current.arena, current.squares, self.slot, *columns, self.shared_use, current.written)
-
-
-class Mergeable(TrainedLayer):
-    """A base layer and what is added to its product, which a plain base weight can take in.
-
-    Attributes:
-        is_merged: the base weight holds it; is_enabled: it is added at all.
-    """
-
-    is_merged: bool
-    is_enabled: bool
-
-    def delta(self) -> Tensor:
-        """The change of the base weight that this amounts to, float32 ``[N,K]``; ValueError where it is none."""
-        raise NotImplementedError
-
-    def weight_alone(self) -> Tensor:
-        """The base layer's weight as it is without the adapter, in its own shape and dtype (merged: to rounding)."""
-        w = self.base_layer.weight
-        return weight_plus(self.base_layer, -self.delta().detach()) if self.is_merged else w
-
-    def base_weight(self) -> Tensor:
-        """The base layer's weight as ``[N,K]``."""
-        return plain_weight(self.base_layer)
-
-    def merge(self) -> None:
-        """Adds the adapter to the base weight, in its dtype (bf16 loses small updates: keep the base in float32).
-
-        Raises:
-            ValueError: the base layer has no plain weight that could hold the sum.
-        """
-        if not self.is_merged:
-            self.add_to_base(self.delta())
-            self.is_merged = True
-
-    def unmerge(self) -> None:
-        """Takes the adapter out of the base weight again (to rounding)."""
-        if self.is_merged:
-            self.add_to_base(-self.delta())
-            self.is_merged = False
-
-    def add_to_base(self, delta: Tensor) -> None:
-        """Adds ``[N,K]`` to the base weight; ValueError where that is not a plain tensor."""
-        add_to_weight(self.base_layer, delta, self.name)
 
 
 class LowRank(Mergeable):
@@ -146,12 +42,12 @@ class LowRank(Mergeable):
             return base(x)
         if is_fused(base):
             w = plain_weight(base)
-            return self._product(_cast(x, w.dtype), w, base.bias, current)
+            return self._product(cast(x, w.dtype), w, base.bias, current)
         y = base(x)
         if isinstance(base, nn.Conv2d):
-            tokens = self._product(unfold(base, _cast(x, y.dtype)), None, None, current)
+            tokens = self._product(unfold(base, cast(x, y.dtype)), None, None, current)
             return y + tokens.transpose(-1, -2).reshape(y.shape)
-        return y + self._product(_cast(x, y.dtype), None, None, current).to(y.dtype)
+        return y + self._product(cast(x, y.dtype), None, None, current).to(y.dtype)
 
     def _product(self, x: Tensor, w: Tensor | None, bias: Tensor | None, current: TrainingPass | None) -> Tensor:
         """The adapter's product, and ``x wᵀ + bias`` with it unless ``w`` is None."""
@@ -165,8 +61,8 @@ class LowRank(Mergeable):
             x, dropped = dropped, None
         if current is None:
             segments, sink, merged = one_segment(x.numel() // x.shape[-1], x.device), None, None
-            a, b = self.lora_A, self.lora_B if self.lora_B.dtype == x.dtype else self.lora_B.float()
-            b = b.unsqueeze(0)
+            a, b = self.lora_A, self.lora_B
+            b = (b if b.dtype == x.dtype else b.to(torch.promote_types(x.dtype, torch.float32))).unsqueeze(0)
         else:
             segments, sink = current.segments_of(x, self.name, self.folded), self.sink(current, "lora_A", "lora_B")
             merged = None if w is None or current.merged is None else current.merged.get(self.name)
@@ -247,9 +143,19 @@ class LowRank(Mergeable):
     def take_back_initial_product(self) -> None:
         """Gives the base weight back what :meth:`give_up_initial_product` took, unless a merged adapter brings it."""
         if self.initial is not None and not self.is_merged:
-            a, b = self.initial
-            self.add_to_base(self.scale * (b.to(self.lora_B.device) @ a.to(self.lora_A.device)))
+            self.check_enabled()
+            self.add_to_base(self._initial_delta(*self.initial))
             self.initial = None
+
+    def _initial_delta(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.scale * (b.to(self.lora_B.device) @ a.to(self.lora_A.device))
+
+    def without_adapter(self) -> Tensor | None:
+        """As for any mergeable layer, with the product that the base gave up at the start."""
+        if self.initial is None:
+            return super().without_adapter()
+        change = self._initial_delta(*self.initial)
+        return weight_plus(self.base_layer, change - self.delta().detach() if self.is_merged else change)
 
 
 class AdaptedLinear(LowRank, nn.Module):
@@ -306,20 +212,27 @@ class TrainedLinear(TrainedLayer, nn.Module):
         return dict(self.base_layer.named_parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) if self._passes.current is None else head_product(self, x, self._passes.current)
+        return head_product(self, x, self.base_layer)
 
 
-def head_product(head: TrainedLayer, x: Tensor, current: TrainingPass) -> Tensor:
-    """``x wᵀ + bias`` of a head that is trained whole, with every client's own tensors."""
-    w, bias = head.base_layer.weight, head.base_layer.bias
-    return trained_linear(
-        x,
+def head_product(head: TrainedLayer, x: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    """The output of a head that is trained whole, in the dtype of ``x`` (the head may be float32 on a bf16 model):
+    ``plain`` of the input or, in a pass, ``x wᵀ + bias`` with every client's own tensors.
+    """
+    current, w, bias = head._passes.current, head.base_layer.weight, head.base_layer.bias
+    own = cast(x, w.dtype)
+    if current is None:
+        return cast(plain(own), x.dtype)
+    y = trained_linear(
+        own,
         head.from_state(current, "weight", w),
         None if bias is None else head.from_state(current, "bias", bias),
         current.segments_of(x, head.name, head.folded),
         head.sink(current, "weight", "bias"),
     )
+    return cast(y, x.dtype)
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``; as it is under autocast, which chooses for itself."""
     return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)

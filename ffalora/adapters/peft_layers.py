@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.lora import layer as peft_lora
 from torch import Tensor, nn
 
-from .layers import LowRank, TrainedLayer, head_product
+from .layers import LowRank, head_product
+from .trained_layer import TrainedLayer
 from .training_pass import PassSlot
 
 #: PEFT's layers that are one product of a low-rank pair, by class name (the quantised ones exist only where installed).
@@ -69,6 +72,25 @@ class FactorView(LowRank):
     @is_enabled.setter
     def is_enabled(self, value: bool) -> None:
         self.source.enable_adapters(value)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """As PEFT's switch, which unmerges; what was merged before is merged again."""
+        source = self.source
+        before, merged = self.is_enabled, list(source.merged_adapters)
+        if merged:
+            source.unmerge()
+        self.is_enabled = False
+        try:
+            yield
+        finally:
+            if before:
+                self.is_enabled = True
+            if merged:
+                source.merge(adapter_names=merged)
+
+    def check_mergeable(self) -> None:
+        """PEFT merges into quantised weights too."""
 
     def merge(self) -> None:
         self.source.merge(adapter_names=[self.adapter])
@@ -186,5 +208,4 @@ class ConvertedHead(nn.Linear):
     ffalora_view: HeadView
 
     def forward(self, x: Tensor) -> Tensor:
-        current = self.ffalora_view._passes.current
-        return super().forward(x) if current is None else head_product(self.ffalora_view, x, current)
+        return head_product(self.ffalora_view, x, super().forward)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layers import TrainedLayer
+from .trained_layer import TrainedLayer
 
 _ALIGNMENT = 4  # float32 columns: ranges start at multiples of 16 bytes
 

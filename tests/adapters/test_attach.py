@@ -7,6 +7,7 @@ import pytest
 import torch
 from adapter_cases import (
     adapted,
+    one_at_a_time,
     randomise,
     relative_error,
     run_pass,
@@ -156,6 +157,78 @@ def test_disabled_adapters_answer_as_the_base_model():
     assert not torch.equal(sample_losses(model, batch), before)
     with adapters.disabled():
         assert torch.equal(sample_losses(model, batch), before)
+
+
+@pytest.mark.parametrize("config", [{}, {"init": "pissa", "trained": "both"}])
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_disabled_adapters_leave_the_base_model_and_come_back_as_they_were(config, is_merged):
+    model, batch = tiny_bert(), text_batch()
+    base = sample_losses(model, batch)
+    adapters = adapted(model, **config)
+    if is_merged:
+        adapters.merge()
+    before = sample_losses(model, batch)
+    with adapters.disabled():
+        with adapters.disabled():
+            torch.testing.assert_close(sample_losses(model, batch), base, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sample_losses(model, batch), base, rtol=1e-5, atol=1e-6)
+        if is_merged:
+            with pytest.raises(RuntimeError, match=r"is disabled.*outside of disabled\(\)"):
+                adapters.unmerge()
+    assert torch.equal(sample_losses(model, batch), before)
+    assert all(layer.is_merged == is_merged for layer in adapters.layers.values())
+
+
+def test_a_state_is_not_loaded_beside_one_that_is_merged():
+    adapters = adapted(tiny_bert())
+    adapters.merge()
+    with pytest.raises(RuntimeError, match=r"is merged into its base weight; call unmerge\(\)"):
+        adapters.load_state_(adapters.state() * 2)
+    adapters.unmerge()
+    adapters.load_state_(adapters.state() * 2)
+
+
+def test_a_merge_that_one_layer_refuses_changes_no_other():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    adapters = adapted(model, target_modules=["0", "1"])
+    whole = torch.zeros(4, 4, dtype=torch.int8)
+    model[1].base_layer.weight = torch.nn.Parameter(whole, requires_grad=False)
+    with pytest.raises(ValueError, match=r"^1: .* cannot hold a merged adapter"):
+        adapters.merge()
+    assert not any(layer.is_merged for layer in adapters.layers.values())
+
+
+def test_a_float32_head_is_trained_on_a_model_in_bfloat16():
+    model, batch = tiny_bert().bfloat16(), text_batch()
+    model.classifier.float()
+    adapters = adapted(model, head="trained")
+    losses = sample_losses(model, batch)
+    found, arena, _ = run_pass(adapters, lambda: sample_losses(model, batch), len(losses))
+    torch.testing.assert_close(found, losses.detach(), rtol=2e-2, atol=2e-2)
+    _, rows = one_at_a_time(adapters, batch)
+    columns = adapters.layout.at["classifier.weight"].columns
+    assert relative_error(arena[:, columns], rows[:, columns]) < 2e-2
+
+
+def test_a_model_in_float64_answers_in_float64():
+    model, batch = tiny_bert(), text_batch()
+    adapters = adapted(model, head="trained")
+    before = sample_losses(model, batch)
+    model.double()
+    for name in adapters.layers:
+        model.get_submodule(name).float()
+        model.get_submodule(name).base_layer.double()
+    torch.testing.assert_close(sample_losses(model, batch), before, rtol=1e-5, atol=1e-6)
+    sample_losses(model, batch).sum().backward()
+
+
+def test_adapted_layers_have_the_sizes_of_their_own():
+    model = tiny_bert()
+    attach(model, AdapterConfig(head="trained"))
+    query = model.bert.encoder.layer[0].attention.self.query
+    assert (query.in_features, query.out_features) == (16, 16)
+    assert (model.classifier.in_features, model.classifier.out_features) == (16, 3)
+    assert not hasattr(attach(tiny_gpt2()).layers["transformer.h.0.attn.c_attn"], "in_features")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
@@ -351,13 +424,11 @@ def test_a_weight_that_is_computed_from_others_takes_no_adapter_in(norm):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the older weight norm, which models still have
         model = torch.nn.Sequential(norm(torch.nn.Linear(6, 5)))
-    with pytest.raises(
-        ValueError, match="init='pissa' changes base weights, but the weight of 0 is .* parametrisation"
-    ):
+    with pytest.raises(ValueError, match=r"init='pissa' changes base weights, but the weight of 0 is .* param"):
         attach(model, AdapterConfig(rank=2, target_modules=["0"], init="pissa"))
     adapters, x = adapted(model, target_modules=["0"]), torch.randn(3, 6)
     before = model(x)
-    with pytest.raises(ValueError, match="cannot hold a merged adapter .*parametrisation"):
+    with pytest.raises(ValueError, match=r"cannot hold a merged adapter .*parametrisation"):
         adapters.merge()
     torch.testing.assert_close(model(x), before)
 

@@ -181,6 +181,23 @@ def test_disabling_merging_and_unloading_are_peft_s_own():
     torch.testing.assert_close(logits(merged, batch), adapted, rtol=0, atol=1e-5)
 
 
+def test_a_disabled_handle_answers_with_the_head_of_the_base_too():
+    model, batch = peft_model(modules_to_save=["classifier"]), text_batch()
+    adapters = convert(model)
+    adapters.load_state_(adapters.state() + 0.2)
+    before, trained = logits(model, batch), {n for n, p in model.named_parameters() if p.requires_grad}
+    for is_merged in (False, True):
+        if is_merged:
+            adapters.merge()
+        with adapters.disabled():
+            with adapters.disabled():
+                pass
+            torch.testing.assert_close(logits(model, batch), logits(tiny_bert(), batch), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits(model, batch), before, rtol=1e-5, atol=1e-6)
+        assert all(layer.is_merged == is_merged for layer in adapters.layers.values())
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trained
+
+
 def test_a_pass_over_what_has_no_sample_gradients_is_refused_by_name():
     model, batch = peft_model(), text_batch()
     adapters = convert(model)
@@ -260,7 +277,7 @@ def test_convolutions_are_converted_as_linear_layers_of_patches():
 def test_a_convolution_that_is_no_product_of_patches_is_not_converted(layout):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, **layout))
     model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["0"]))
-    with pytest.raises(ValueError, match="0: a Conv2d with groups=.*exclude_modules"):
+    with pytest.raises(ValueError, match=r"0: a Conv2d with groups=.*exclude_modules"):
         convert(model)
 
 

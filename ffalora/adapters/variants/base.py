@@ -10,7 +10,7 @@ from ffalora_kernels import Segments
 from ..autograd import Sink
 from ..base_layers import size_of
 from ..init import generator_for
-from ..layers import Mergeable
+from ..trained_layer import Mergeable
 from ..training_pass import PassSlot, one_segment
 
 
