@@ -81,10 +81,11 @@ def _untied(model: nn.Module, owner: str, parameter: Tensor) -> Tensor:
     """The parameter, or, where other modules hold it too, one that is put into ``owner`` alone, as PEFT does."""
     module = model.get_submodule(owner)
     module = getattr(module, "base_layer", module)
-    if getattr(module, "weight", None) is not parameter or not sharers(model, module):
+    if id(getattr(module, "weight", None)) != id(parameter) or not sharers(model, module):
         return parameter
-    module.weight = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-    return module.weight
+    own = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+    module.weight = own
+    return own
 
 
 def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
