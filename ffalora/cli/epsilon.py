@@ -9,7 +9,8 @@ import click
 
 from ..files.numbers import to_json
 from ..privacy.accountants import SAMPLINGS
-from ..privacy.data_ledger import DataLedger, ledger_folder
+from ..privacy.data_ledger import DataLedger
+from ..privacy.ledger_places import ledger_folder
 from ..privacy.ledger_table import format_ledger, total_spent
 from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table, price_of_choice
 from .output import json_option

@@ -52,10 +52,7 @@ def rounded_up(value: float, digits: int = 4, decimals: int | None = None) -> fl
 
 def decimals_up(value: float, decimals: int = 4) -> str:
     """As ``f"{value:.4f}"``, but never below ``value``."""
-    if not math.isfinite(value):
-        return f"{value}"
-    digits = Context(prec=400, rounding=ROUND_CEILING)  # enough for every float
-    return f"{Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), context=digits):f}"
+    return f"{rounded_up(value, decimals=decimals):.{decimals}f}" if math.isfinite(value) else f"{value}"
 
 
 def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,8 +9,6 @@ and too much, never too little, elsewhere. Runs with seeded noise protect nothin
 from __future__ import annotations
 
 import io
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +22,9 @@ from ..files.atomic import write_atomically
 from .accountants import epsilon_of
 from .accounting import LedgerMismatch, PrivacyLedger
 from .charge_log import ChargeLog
+from .ledger_places import ledger_folder
 from .spent import Spent, check_one_unit, spent_from
 
-FOLDER_VARIABLE = "FFALORA_LEDGERS"
 #: Digests of a client's records, computed only where a ledger wants them.
 Records = Callable[[], Sequence[bytes]]
 
@@ -292,27 +290,8 @@ def _history(kinds: list[Spent], steps: np.ndarray) -> tuple[Spent, ...]:
 
 
 def find_data_ledger(named: str | None, data: str) -> DataLedger:
-    """The ledger of a data set, made if it is missing; arguments as of :func:`ledger_folder`."""
+    """The ledger of a data set, made if it is missing; arguments as of :func:`~ffalora.privacy.ledger_places.ledger_folder`."""
     return DataLedger(ledger_folder(named, data))
-
-
-def ledger_folder(named: str | None, data: str) -> Path:
-    """Where the ledger of a data set is, or would be.
-
-    Args:
-        named: its name, or the path of its folder (anything with a separator); None takes the name of the data.
-        data: what the data is called in the configuration.
-    """
-    if named is not None and (os.sep in named or "/" in named):
-        return Path(named).expanduser()
-    name = re.sub(r"[^\w.+-]+", "-", named or Path(data).stem).strip("-.") or "data"
-    return ledgers_folder() / name
-
-
-def ledgers_folder() -> Path:
-    """Where named ledgers live: ``FFALORA_LEDGERS``, else ``.ffalora/ledgers`` in the user's home."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".ffalora" / "ledgers"
 
 
 def _identity(entry: Entry) -> tuple[str, str, Spent, str, str]:
