@@ -56,7 +56,8 @@ def classification_losses(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def regression_losses(outputs: Any, targets: Tensor) -> Tensor:
-    """Squared error per sample: logits [S, 1] or [S], targets [S] -> float32 [S]."""
+    """Squared error per sample: logits and targets [S, 1] or [S] -> float32 [S]."""
+    targets = targets.squeeze(-1) if targets.dim() == 2 else targets
     return (logits_of(outputs).float().reshape(targets.shape) - targets.float()).square()
 
 

@@ -37,7 +37,8 @@ from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
 from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, refuse_push, spent_before, spent_by
-from .steps import LogicalSteps, classes_of, cut, lengths_of
+from .own_loss import check_samples, check_trainer
+from .steps import LogicalSteps, classes_of, cut, lengths_of, without_targets
 from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
 #: Logs that are computed on private data without noise.
@@ -77,6 +78,7 @@ class PrivateTrainer(Trainer):
         losses: Losses | None = None,
         **others: Any,
     ):
+        check_trainer(type(self), model, losses)
         privacy = promised(privacy, others, type(self))
         if adapters is None:
             from ..adapters import convert
@@ -91,7 +93,7 @@ class PrivateTrainer(Trainer):
         super().__init__(model=model, args=own, **others)
         check_distribution(self.accelerator)
         self.workers = find_workers()
-        self._losses = losses or default_losses(model)
+        self._losses, self._losses_are_given = losses or default_losses(model), losses is not None
         self._secure = privacy.noise == "secure"
         self._draw: Draw = SystemDraw() if self._secure else SeededDraw(args.seed)
         self.ledger: PrivacyLedger | None = None
@@ -108,6 +110,7 @@ class PrivateTrainer(Trainer):
             PrivacyBudgetSpent: earlier calls spent the target, or the steps asked for exceed what was calibrated.
             LedgerMismatch: a checkpoint of other data, or under other terms.
         """
+        check_samples(self)
         self._draw = drawn_alike(self._draw, self.workers)
         spent = spent_by(self.ledger)
         if resume_from_checkpoint:
@@ -148,6 +151,7 @@ class PrivateTrainer(Trainer):
         Raises:
             ValueError: whatever training itself refuses.
         """
+        check_samples(self)
         ledger, started, mode = self._new_ledger(()), self.adapters.state(), self.model.training
         some = np.random.default_rng().permutation(ledger.dataset_size)[:_DESCRIBED]
         features = [self.train_dataset[int(i)] for i in some]
@@ -174,8 +178,6 @@ class PrivateTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""
-        if self.train_dataset is None:
-            raise ValueError("PrivateTrainer needs a train_dataset to train")
         return DataLoader(LogicalSteps(self._steps_per_epoch()), batch_size=1)
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -237,9 +239,7 @@ class PrivateTrainer(Trainer):
 
     def _batch(self, collated: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and targets, a row a sample, of what the collator made of some."""
-        inputs = self._prepare_inputs(collated)
-        targets = inputs.pop(self._label_name)
-        return inputs, targets
+        return without_targets(self._prepare_inputs(collated), self._label_name)
 
     def _records(self) -> Any:
         """The training set, without what is computed of it: its rows tell which data was spent on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..privacy.sampling import Indices
@@ -32,6 +33,17 @@ def classes_of(features: list[Any], name: str) -> np.ndarray | None:
     """The labels where each sample has one number."""
     labels = [f.get(name) if hasattr(f, "get") else None for f in features]
     return np.array(labels) if all(label is not None and np.ndim(label) == 0 for label in labels) else None
+
+
+def without_targets(inputs: Any, name: str) -> tuple[Any, Tensor]:
+    """A collator's batch apart: inputs, and the targets that are called ``name``; ValueError where there are none."""
+    if name not in inputs:
+        raise ValueError(
+            f"data_collator gives {', '.join(inputs)} but no {name!r}, the first of label_names; have it give the "
+            "labels under that name, or set TrainingArguments(label_names=[…])"
+        )
+    targets = inputs.pop(name)
+    return inputs, targets
 
 
 class LogicalSteps(Dataset):

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import ffalora
-from ffalora.data.tasks import classification_losses
+from ffalora.data.tasks import classification_losses, regression_losses
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
 from ffalora.privacy.data_ledger import find_data_ledger
 from ffalora.privacy.noise import SeededNoise
@@ -450,3 +450,50 @@ def test_batch_normalisation_is_refused(tmp_path):
     net.base_model.model.classifier.norm = torch.nn.BatchNorm1d(3, affine=False)
     with pytest.raises(SamplesNotIndependent, match="BatchNorm"):
         trainer(tmp_path, net=net).train()
+
+
+def test_a_loss_that_the_script_or_the_model_defines_is_not_replaced_by_another(tmp_path):
+    class Weighted(PrivateTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **others):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Weighted\.compute_loss .* pass it as losses="):
+        Weighted(model(), arguments(tmp_path), target_epsilon=3, train_dataset=data(), data_collator=Padding())
+
+    net = model()
+    own = net.get_base_model().forward
+
+    def doubled(input_ids=None, attention_mask=None, labels=None, **others):
+        outputs = own(input_ids, attention_mask, labels=labels, **others)
+        if labels is not None:
+            outputs.loss = 2 * outputs.loss
+        return outputs
+
+    net.get_base_model().forward = doubled
+    with pytest.raises(ValueError, match=r"BertForSequenceClassification's own loss .* pass losses="):
+        trainer(tmp_path, net=net).train()
+
+
+def test_labels_of_several_classes_at_once_are_not_trained_as_probabilities(tmp_path):
+    run = trainer(tmp_path)
+    run.data_collator = lambda rows: {
+        **(batch := Padding()(rows)), "labels": torch.nn.functional.one_hot(batch["labels"], 3).float()
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"the default per-sample loss \(classification_losses\)"):
+        run.train()
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"give model=model_init\(\)"):
+        PrivateTrainer(None, arguments(tmp_path), target_epsilon=3, train_dataset=data(), model_init=model)
+    with pytest.raises(ValueError, match="train_dataset=None"):
+        PrivateTrainer(model(), arguments(tmp_path), target_epsilon=3, data_collator=Padding()).train()
+    run = trainer(tmp_path)
+    run.data_collator = lambda rows: {name: value for name, value in Padding()(rows).items() if name != "labels"}
+    with pytest.raises(ValueError, match=r"no 'labels', the first of label_names"):
+        run.train()
+
+
+def test_a_column_of_numbers_is_a_target_too():
+    logits, targets = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])
+    assert regression_losses(SimpleNamespace(logits=logits), targets).tolist() == [1.0, 4.0]
