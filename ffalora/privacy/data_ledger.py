@@ -290,7 +290,7 @@ def _history(kinds: list[Spent], steps: np.ndarray) -> tuple[Spent, ...]:
 
 
 def find_data_ledger(named: str | None, data: str) -> DataLedger:
-    """The ledger of a data set, made if it is missing; arguments as of :func:`~ffalora.privacy.ledger_places.ledger_folder`."""
+    """The ledger of a data set, made if it is missing; arguments as of ``ledger_folder``."""
     return DataLedger(ledger_folder(named, data))
 
 

@@ -128,8 +128,8 @@ class ChoicePrice(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"σ = {decimals_up(self.noise_multiplier)}: the best of a random number of runs, {self.trials:g} on average, "
-            f"drawn in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: ε = {self.swept:.4g} (by "
+            f"σ = {decimals_up(self.noise_multiplier)}: the best of a random number of runs, {self.trials:g} on "
+            f"average, drawn in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: ε = {self.swept:.4g} (by "
             "Rényi moments)"
         )
 
