@@ -356,6 +356,28 @@ def test_batches_may_be_made_one_after_another():
     assert torch.equal(*gradients)
 
 
+class _OfNoLength(nn.Module):
+    """A wrapped model that Python takes for false, as it would a compiled one."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def __len__(self):
+        return 0
+
+    def forward(self, **inputs):
+        self.calls += 1
+        return self.model(**inputs)
+
+
+def test_a_wrapped_model_is_called_whatever_its_length():
+    private = _loop()
+    wrapped = _OfNoLength(private.model)
+    private.step(0, [_batch(0, 1, 2)], wrapped)
+    assert wrapped.calls
+
+
 class _TwoTowers(nn.Module):
     """Scores every user with every item of the batch."""
 
