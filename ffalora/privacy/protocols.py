@@ -129,8 +129,8 @@ class ChoicePrice(NamedTuple):
     def __str__(self) -> str:
         return (
             f"σ = {decimals_up(self.noise_multiplier)}: the best of a random number of runs, {self.trials:g} on "
-            f"average, drawn in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: ε = {self.swept:.4g} (by "
-            "Rényi moments)"
+            f"average, drawn in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: "
+            f"ε = {self.swept:.4g} (by Rényi moments)"
         )
 
 
