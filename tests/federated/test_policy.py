@@ -11,7 +11,7 @@ from ffalora.federated.flower.answers import Answer
 from ffalora.federated.flower.policy import SitePolicy, load_policy, save_policy
 from ffalora.federated.flower.rounds import Exchange, remote_round
 from ffalora.federated.flower.site import Site
-from ffalora.federated.flower.statement import federation_statement, statement_text
+from ffalora.federated.flower.statement import federation_statement, stated_epsilon, statement_text
 from ffalora.federated.flower.terms import Terms
 from ffalora.federated.flower.trainer import _told
 from ffalora.privacy.accountants import noise_multiplier_for
@@ -210,6 +210,9 @@ def test_the_summary_of_a_federation_is_over_all_clients_and_all_rounds_and_it_s
     statement = federation_statement(config, rows)
     assert statement["max_epsilon"] == rows[1]["epsilon"] >= true
     assert [one["client"] for one in statement["clients"]] == [0, 1, 2]
+    final = max(rows[1]["final_epsilon_per_client"].values())
+    failed = federation_statement(config, [*rows, rows[1] | {"failed": ["1"]}])
+    assert stated_epsilon(statement) >= true and stated_epsilon(failed) >= final > stated_epsilon(statement)
     text = statement_text(statement)
     assert "nothing is protected" in text.splitlines()[0] and "Not covered" in text
     measured = {"train_loss", "clipped", "samples", "median_norm", "padding", "nonfinite"}
@@ -227,7 +230,7 @@ def test_a_client_that_does_not_report_its_epsilon_is_named_and_there_is_no_head
         rows.append(row)
     assert [row["answered"] for row in rows] == [[0, 1, 2]] * 2 and [row["epsilon"] for row in rows] == [None] * 2
     statement = federation_statement(config, rows)
-    assert statement["max_epsilon"] is None and not statement["private"]
+    assert statement["max_epsilon"] is None and not statement["private"] and stated_epsilon(statement) is None
     assert (statement["max_reported_epsilon"], statement["not_reported"]) == (1.5, [2])
     head = statement_text(statement).splitlines()[0]
     assert (

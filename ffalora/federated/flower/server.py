@@ -23,7 +23,7 @@ from .keys_ahead import KeysAhead
 from .output import check_folder
 from .replies import replies_of
 from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
-from .statement import federation_statement, statement_text
+from .statement import federation_statement, stated_epsilon, statement_text
 from .terms import Terms
 
 _POLL_SECONDS, _DRAW = 0.5, 7
@@ -99,7 +99,7 @@ def serve(
     statement = federation_statement(config, rows)
     write_json(folder / "privacy.json", statement)
     write_atomically(folder / "privacy.txt", statement_text(statement).encode())
-    write_json(folder / SUMMARY, summary(experiment, server, rows))
+    write_json(folder / SUMMARY, summary(experiment, server, rows) | {"epsilon": stated_epsilon(statement)})
 
 
 def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]:

@@ -67,6 +67,12 @@ def federation_statement(config: Config, rows: Sequence[Mapping[str, Any]]) -> d
     }
 
 
+def stated_epsilon(statement: Mapping[str, Any]) -> float | None:
+    """ε of the statement, rounded up; None without privacy, and where clients that answered do not report theirs."""
+    most = statement["max_epsilon"]
+    return None if most is None or statement["unit"] == "none" else rounded_up(most)
+
+
 def statement_text(statement: Mapping[str, Any]) -> str:
     """The statement as a page for people; every ε is rounded up."""
     listed = [f"  - {caveat}" for caveat in statement["caveats"]]
