@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from adapter_cases import (
@@ -17,6 +18,10 @@ from adapter_cases import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ffalora.adapters import TrainingPass
+from ffalora.data.tasks import classification_losses
+from ffalora.privacy.accounting import PrivacyLedger
+from ffalora.privacy.noise import SeededNoise
+from ffalora.training.private_gradient import PrivateGradient
 
 BACKENDS = [
     "aot_eager",
@@ -111,3 +116,14 @@ def test_a_compiled_pass_leaves_no_gradient_on_state_or_parameters():
         compiled_losses(compiled, batch).sum().backward()
     assert current.state.grad is None or not current.state.grad.any()
     assert all(p.grad is None for p in adapters.model.parameters())
+
+
+def test_a_private_step_takes_a_compiled_model():
+    adapters, batch = adapted(tiny_bert()), text_batch()
+    targets = batch.pop("labels")
+    gradients = []
+    for model in (None, torch.compile(adapters.model, backend="aot_eager")):
+        ledger = PrivacyLedger(0, 5, 1.0, 0.0, 1e-5, 1)
+        private = PrivateGradient(adapters.model, adapters, classification_losses, ledger, 0.5, SeededNoise(1))
+        gradients.append(private.step(0, [(np.arange(5), batch, targets)], model)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
