@@ -21,7 +21,7 @@ from ..config import Config
 from ..files.locks import locked
 from ..privacy.accounts import ACCOUNT
 from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
-from ..runs.trackers import Trackers
+from ..runs.trackers import Trackers, check_trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .accounts import open_run_accounts
@@ -133,6 +133,7 @@ def simulate(config: Config, folder: str | Path, resume: bool = False, progress:
         round on disk. WorkersLost: another process ended. LeadStopped: the first one raised one of these.
     """
     folder, workers = Path(folder), find_workers()
+    check_trackers(config)
     workers.from_lead(partial(check_unused, folder, resume))
     experiment = build(config)
     if experiment.engine.is_sharded:

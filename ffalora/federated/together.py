@@ -20,6 +20,7 @@ import torch
 
 from ..config import Config
 from ..runs.folder import RunResult
+from ..runs.trackers import check_trackers
 from ..training.optim import Moments
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
@@ -78,7 +79,8 @@ def simulate_together(
             f"configs: {', '.join(apart)} cannot be trained together with {folder}: only runs of a method that trains "
             f"b alone, which differ in nothing but {_names()}, can; simulate them one by one"
         )
-    for path in configs:
+    for path, config in configs.items():
+        check_trackers(config)
         check_unused(path, resume)
     experiment = build(first)
     members = (

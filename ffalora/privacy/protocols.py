@@ -128,7 +128,7 @@ class ChoicePrice(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"σ = {decimals_up(self.noise_multiplier)}: the best of a random number of runs, {self.trials:g} on "
+            f"σ = {decimals_up(self.noise_multiplier, 5)}: the best of a random number of runs, {self.trials:g} on "
             f"average, drawn in secret: ε = {self.chosen:.4g}; a sweep of {math.ceil(self.trials)}: "
             f"ε = {self.swept:.4g} (by Rényi moments)"
         )
@@ -152,8 +152,8 @@ def format_table(rows: list[EpsilonRow]) -> str:
     """The rows as aligned text; σ and ε are rounded up: who takes the σ shown spends at most the ε shown."""
     lines = ["accountant         σ         ε   sample rate     steps         δ   sampling"]
     lines += [
-        f"{r.accountant:<10} {decimals_up(r.noise_multiplier):>9} {decimals_up(r.epsilon):>9} {r.sample_rate:>13.6f} "
-        f"{r.steps:>9} {r.delta:>9.1e}   {r.sampling}"
+        f"{r.accountant:<10} {decimals_up(r.noise_multiplier, 5):>9} {decimals_up(r.epsilon):>9} "
+        f"{r.sample_rate:>13.6f} {r.steps:>9} {r.delta:>9.1e}   {r.sampling}"
         for r in rows
     ]
     return "\n".join(lines)

@@ -25,23 +25,28 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+def check_trackers(config: Config) -> None:
+    """Refuses tools that are not there, before a run begins.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    for name in config.report_to:
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to={name!r} is not installed; pip install {name}, or leave it out")
+
+
 class Trackers:
     """All trackers of a run.
 
     Args:
-        config: names them in ``report_to``.
+        config: names them in ``report_to``; checked before (:func:`check_trackers`).
         folder: of the run; its name is the run's name.
-
-    Raises:
-        ConfigError: one of them is not installed.
     """
 
     def __init__(self, config: Config, folder: Path):
         self._config, self._folder = config, folder
         self._open: list[Tracker] | None = None
-        for name in config.report_to:
-            if find_spec(name) is None:
-                raise ConfigError(f"report_to={name!r} is not installed; pip install {name}, or leave it out")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Hands a round's row to each of them."""

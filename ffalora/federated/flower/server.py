@@ -14,7 +14,7 @@ from ...config import Config, to_yaml
 from ...files.atomic import write_atomically
 from ...runs.bundle import save_bundle
 from ...runs.folder import CHECKPOINT, SUMMARY, completed_rows, write_json, write_rows
-from ...runs.trackers import Trackers
+from ...runs.trackers import Trackers, check_trackers
 from ..checkpoint import Checkpoint
 from ..experiment import build
 from ..records import summary
@@ -60,6 +60,7 @@ def serve(
     """
     config = config.with_noise("secure")
     check_folder(folder, resume)
+    check_trackers(config)
     check_remote(config)
     experiment = build(config, caches_layers=False)
     strategy = experiment.strategy
