@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
 from .files import FILE_COLUMN
@@ -59,6 +59,6 @@ def numbers_as_text(data: Dataset, columns: Sequence[str]) -> Dataset:
     return data
 
 
-def in_digits(value: float) -> str:
-    """A number as a person writes it: 41 also where its column holds fractions, or had empty cells."""
+def in_digits(value: Any) -> str:
+    """A value as a person writes it: 41 also where its column holds fractions, or had empty cells."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)

@@ -205,7 +205,7 @@ def _describe(data: Dataset, name: str) -> Column:
         numbers = present and all(isinstance(value, int | float) for value in present)
         kind, words = "number" if numbers else "conversation" if _is_spoken(present[:1]) else "other", 0.0
     spelling = one_spelling(present)
-    spellings = dict.fromkeys(_shown(value) for value in present)
+    spellings = dict.fromkeys(map(in_digits, present))
     seen = dict.fromkeys(spelling.get(text, text) for text in spellings)
     examples = tuple(sorted(seen) if len(seen) <= _MOST_SHOWN else list(seen)[:3])
     return Column(name, kind, len(seen), len(spellings), len(values) - len(present), words, examples)
@@ -214,10 +214,6 @@ def _describe(data: Dataset, name: str) -> Column:
 def _is_spoken(values: Sequence[Any]) -> bool:
     """Whether the values are lists of messages, by the first of them."""
     return bool(values) and isinstance(values[0], list) and bool(values[0]) and "role" in values[0][0]
-
-
-def _shown(value: Any) -> str:
-    return in_digits(value) if isinstance(value, float) else str(value)
 
 
 def _is_called(name: str, words: Sequence[str]) -> bool:

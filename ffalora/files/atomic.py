@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial as bound
+from functools import partial
 from pathlib import Path
 
 
@@ -17,16 +17,16 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     Raises:
         OSError: it cannot be written (no space, no permission); names the file, and leaves the earlier one as it was.
     """
-    partial = path.with_name(path.name + ".partial")
+    unfinished = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb", opener=bound(os.open, mode=mode)) as file:
+        with open(unfinished, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(unfinished, path)
         _flush_folder(path.parent)
     except OSError as error:
-        _remove(partial)
+        _remove(unfinished)
         raise OSError(
             error.errno,
             f"cannot write: {error.strerror or error}; what was there before is intact. Make room, or give a folder "

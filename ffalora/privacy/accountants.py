@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from .composition import Gaussians, compose, drowns
+from .composition import Gaussians, compose, needs_moments
 from .spent import SAMPLINGS, Spent, check_one_unit, unit_of
 
 ACCOUNTANTS = ("rdp", "prv", "pld")
@@ -94,9 +94,8 @@ def accountant_of(history: Iterable[Spent], accountant: str, delta: float) -> st
     """The accountant that ε of a history is by: the one asked for, unless a part of it allows Rényi moments alone, or
     ``delta`` is too small for another.
     """
-    parts = list(history)
-    only_moments = any(_mechanism(part).by_moments for part in parts) or drowns(delta, sum(p.steps for p in parts))
-    return "rdp" if only_moments else accountant
+    parts = [_mechanism(part)._replace(steps=part.steps) for part in history]
+    return "rdp" if needs_moments(parts, delta) else accountant
 
 
 def _mechanism(part: Spent) -> Gaussians:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -72,9 +73,8 @@ def compose(history: tuple[Gaussians, ...], delta: float, accountant: str) -> fl
         warnings.simplefilter("ignore")
         spent = _rdp(history, delta)
         bound_is_loose = accountant == "pld" and any(part.group > 1 for part in history)
-        by_moments = accountant == "rdp" or any(part.by_moments for part in history)
-        by_moments = by_moments or drowns(delta, sum(part.steps for part in history))
-        if not by_moments and (spent <= LARGEST_NUMERICAL_EPSILON or bound_is_loose):
+        is_numerical = accountant != "rdp" and not needs_moments(history, delta)
+        if is_numerical and (spent <= LARGEST_NUMERICAL_EPSILON or bound_is_loose):
             try:
                 spent = _prv(history, delta) if accountant == "prv" else _pld(history, delta)
             except (RuntimeError, ValueError, IndexError) as error:
@@ -85,9 +85,13 @@ def compose(history: tuple[Gaussians, ...], delta: float, accountant: str) -> fl
     return max(0.0, float(spent))
 
 
-def drowns(delta: float, steps: int) -> bool:
-    """Whether ``delta`` is so small that the round-off of a numerical composition of ``steps`` steps may hide it."""
-    return delta < max(_LEAST_NUMERICAL_DELTA, _LEAST_NUMERICAL_DELTA_PER_STEP * steps)
+def needs_moments(history: Sequence[Gaussians], delta: float) -> bool:
+    """Whether ε is by the Rényi bound, whatever the accountant: nothing else is known of a part of the history, or
+    ``delta`` is so small that the round-off of a numerical composition may hide it.
+    """
+    steps = sum(part.steps for part in history)
+    drowns = delta < max(_LEAST_NUMERICAL_DELTA, _LEAST_NUMERICAL_DELTA_PER_STEP * steps)
+    return drowns or any(part.by_moments for part in history)
 
 
 def _rdp(history: tuple[Gaussians, ...], delta: float) -> float:

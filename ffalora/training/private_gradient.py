@@ -102,8 +102,7 @@ class PrivateGradient:
             GradientMissing: a trained tensor received no gradient. StorageParted: the model was cast, moved or copied.
             SamplesNotIndependent: the model mixes samples. ValueError: a collator that does not keep them apart, a
                 sample that two processes were given or that is not of the data, a seeded step that was taken, or a
-                tensor that was thawed. Nothing is charged where this step's
-                samples, or the model, show it.
+                tensor that was thawed. Nothing is charged where this step's samples, or the model, show it.
         """
         batches = list(batches)  # a generator would be used up by the first look
         self._look_again()

@@ -118,7 +118,7 @@ class LogicalStep:
         merged, shared = None, 0
         if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:
             merged = self._merged_weights()
-        if drops_out(setup.model, setup.adapters):
+        if self.graphs is None and drops_out(setup.model, setup.adapters):  # what is recorded draws none
             steps = max(participant.steps_taken for participant in self.cohort)
             shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, steps))
         most_passes = max(workers.gather(len(plan.batches))) if setup.is_sharded else 0
