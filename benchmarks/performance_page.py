@@ -19,6 +19,7 @@ from record import OK, Row, latest, latest_by_device, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README, DATA = ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "benchmarks" / "data"
+CHOICES = ROOT / "kernels" / "ffalora_kernels" / "cpu_choices.csv"
 #: Whole private steps that stand for the rest: what, section and case of the rows.
 STEPS = {
     "RoBERTa-large's size, 32 × 128 tokens, rank 8, bfloat16": ("steps", "roberta 24x1024 B32 T128 R8 bfloat16"),
@@ -182,6 +183,9 @@ def unknown(rows: list[Row]) -> str:
         if section not in answered:
             lines.append(f"| {question} | `python benchmarks/gpu.py --section {section}` |")
     lines.append("| how far the emulator's model is from a real part | `python benchmarks/gpu.py --section counters` |")
+    if "amx" not in {row["part"] for row in read_table(CHOICES)}:
+        what = "whether the C++ kernels by AMX are faster than torch's products, which answer for bfloat16 till then"
+        lines.append(f"| {what} | `python benchmarks/cpu_kernels.py --tune` |")
     return "\n".join(lines)
 
 

@@ -7,23 +7,54 @@
 namespace ffalora {
 namespace {
 
+// What dh is made by: sums with ranks in the lanes of vectors …
+template <class Numbers, class Word>
+struct ByLanes {
+  using T = Numbers;
+  static ptrdiff_t ranks() { return lanes(); }  // of a block
+  static ptrdiff_t block(ptrdiff_t columns) { return FactorWords<Word>::block(columns, ranks()); }
+  template <class From>
+  static void turn(const From* b, ptrdiff_t columns, ptrdiff_t rank, uint32_t* words) {
+    dispatch_words<Word, FactorWords<Word>>(b, columns, rank, words);
+  }
+  static constexpr bool kTiles = false;
+  static void run(const InputChunk<T>* chunk) { dispatch_words<Word, RankInputGradient<T, Word>>(chunk); }
+};
+
+#ifdef FFALORA_AMX
+// … or in the columns of tiles.
+struct ByTiles {
+  using T = bf16;
+  static ptrdiff_t ranks() { return kTileRows; }
+  static ptrdiff_t block(ptrdiff_t columns) { return AmxFactors::block(columns); }
+  template <class From>
+  static void turn(const From* b, ptrdiff_t columns, ptrdiff_t rank, uint32_t* words) {
+    dispatch<AmxFactors>(b, columns, rank, words);
+  }
+  static constexpr bool kTiles = true;
+  static void run(const InputChunk<T>* chunk) { dispatch<AmxInputGradient>(chunk); }
+};
+#endif
+
 // dh of runs of tokens.
-template <class T, class Word>
+template <class Way>
 class InputGradients {
+  using T = typename Way::T;
+
  public:
+  static constexpr bool kTiles = Way::kTiles;
+
   InputGradients(const Activations& dy, const AdapterB& b, const Activations& dh, float scale, int threads)
       : dy_(dy),
         dh_(dh),
         scale_(scale),
-        lanes_(lanes()),
-        block_words_(FactorWords<Word>::block(dy.columns, lanes_)),
-        client_words_(rank_blocks(dh.columns, lanes_) * block_words_) {
+        block_words_(Way::block(dy.columns)),
+        client_words_(rank_blocks(dh.columns, Way::ranks()) * block_words_) {
     static thread_local Scratch<uint32_t> word_scratch;
     uint32_t* words = word_scratch.get(b.clients * client_words_);
     words_ = words;
     const auto turn = [&](const auto* factors, ptrdiff_t c) {
-      dispatch_words<Word, FactorWords<Word>>(factors + c * b.stride, dy.columns, dh.columns,
-                                              words + c * client_words_);
+      Way::turn(factors + c * b.stride, dy.columns, dh.columns, words + c * client_words_);
     };
     parallel_for(b.clients, threads, [&](ptrdiff_t c) {
       b.half ? turn(static_cast<const bf16*>(b.data), c) : turn(static_cast<const float*>(b.data), c);
@@ -36,7 +67,7 @@ class InputGradients {
     return sum_scratch.get(dy_.columns > kBlockColumns ? tokens * sums_stride() : 0);
   }
 
-  ptrdiff_t sums_stride() const { return rank_blocks(dh_.columns, lanes_) * lanes_; }
+  ptrdiff_t sums_stride() const { return rank_blocks(dh_.columns, Way::ranks()) * Way::ranks(); }
 
   // A client's tokens, a range of columns; the last range writes dh.
   void operator()(const Part& part, ptrdiff_t client, float* sums) const {
@@ -55,13 +86,13 @@ class InputGradients {
     chunk.scale = scale_;
     chunk.dh = dh_.row<T>(part.first);
     chunk.dh_stride = dh_.stride;
-    dispatch_words<Word, RankInputGradient<T, Word>>(&chunk);
+    Way::run(&chunk);
   }
 
  private:
   Activations dy_, dh_;
   float scale_;
-  ptrdiff_t lanes_, block_words_, client_words_;
+  ptrdiff_t block_words_, client_words_;
   const uint32_t* words_;
 };
 
@@ -80,6 +111,7 @@ void backward_with(const InputGradients& input_gradients, SegmentGradients& grad
   } else {
     const std::vector<Run> runs = token_runs(segments, 64);
     parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
+      const TilesInUse in_use(InputGradients::kTiles);
       float* sums = input_gradients.sums(runs[i].last - runs[i].first);
       for (ptrdiff_t n = 0; n < columns; n += kBlockColumns)
         input_gradients({runs[i].first, runs[i].last, n, columns - n < kBlockColumns ? columns : n + kBlockColumns},
@@ -106,11 +138,14 @@ void backward(const Activations& dy, const Activations& h, const AdapterB& b, co
   const auto with = [&](const auto& input_gradients) {
     backward_with(input_gradients, gradients, segments, dy.columns, threads);
   };
-#ifdef FFALORA_BF16_DOT
-  if (dy.half && bf16_dot()) return with(InputGradients<bf16, DotWord>(dy, b, dh, scale, threads));
+#ifdef FFALORA_AMX
+  if (dy.half && amx()) return with(InputGradients<ByTiles>(dy, b, dh, scale, threads));
 #endif
-  if (dy.half) return with(InputGradients<bf16, FloatWord>(dy, b, dh, scale, threads));
-  with(InputGradients<float, FloatWord>(dy, b, dh, scale, threads));
+#ifdef FFALORA_BF16_DOT
+  if (dy.half && bf16_dot()) return with(InputGradients<ByLanes<bf16, DotWord>>(dy, b, dh, scale, threads));
+#endif
+  if (dy.half) return with(InputGradients<ByLanes<bf16, FloatWord>>(dy, b, dh, scale, threads));
+  with(InputGradients<ByLanes<float, FloatWord>>(dy, b, dh, scale, threads));
 }
 
 }  // namespace ffalora

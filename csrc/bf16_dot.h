@@ -91,17 +91,18 @@ struct DotProducts {
   template <int L>
   FFALORA_INLINE static void pack(const GradientChunk<bf16>& c, ptrdiff_t n, ptrdiff_t columns, void* packed) {
     auto* to = static_cast<bf16*>(packed);
-    if (columns == 32) {
-      Interleaving order;
-      for (ptrdiff_t m = 0; m < c.tokens; m += 2) {
-        Vec<uint16_t, 32> even, odd;
-        load_rows(c, m, n, even, odd);
-        const Vec<uint16_t, 32> low = order.low(even, odd), high = order.high(even, odd);
-        std::memcpy(to + m * 32, &low, sizeof(low));
-        std::memcpy(to + m * 32 + 32, &high, sizeof(high));
+    if constexpr (L == 16)
+      if (columns == 32) {
+        Interleaving order;
+        for (ptrdiff_t m = 0; m < c.tokens; m += 2) {
+          Vec<uint16_t, 32> even, odd;
+          load_rows(c, m, n, even, odd);
+          const Vec<uint16_t, 32> low = order.low(even, odd), high = order.high(even, odd);
+          std::memcpy(to + m * 32, &low, sizeof(low));
+          std::memcpy(to + m * 32 + 32, &high, sizeof(high));
+        }
+        return;
       }
-      return;
-    }
     for (ptrdiff_t m = 0; m < c.tokens; m += 2)
       for (ptrdiff_t j = 0; j < 32; ++j)
         for (int half = 0; half < 2; ++half) {

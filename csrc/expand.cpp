@@ -1,6 +1,6 @@
 // expand_: y[m] += scale · h[m] b_cᵀ, in place.
+#include "amx_expand.h"
 #include "contract.h"
-#include "expand_dot.h"
 #include "segments.h"
 
 namespace ffalora {
@@ -81,14 +81,16 @@ void expand_run(const Activations& y, const Activations& h, const Turned& turned
 }
 
 #ifdef FFALORA_BF16_DOT
+// run(chunk) for runs of tokens, each with its client's words of b in `rows` rows.
+template <class RunChunk>
 void expand_by_dot(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
-                   int threads) {
+                   int threads, ptrdiff_t rows, const RunChunk& run_chunk) {
   static thread_local Scratch<uint32_t> word_scratch;
-  const ptrdiff_t size = ExpandWords::size(y.columns, h.columns);
+  const ptrdiff_t size = rows * ExpandWords::stride(y.columns);
   uint32_t* words = word_scratch.get(b.clients * size);
   const std::unique_ptr<bool[]> subnormal(new bool[b.clients]);
   const auto turn = [&](const auto* factors, ptrdiff_t c) {
-    run_avx512<ExpandWords>(factors + c * b.stride, y.columns, h.columns, words + c * size, &subnormal[c]);
+    dispatch<ExpandWords>(factors + c * b.stride, y.columns, h.columns, rows, words + c * size, &subnormal[c]);
   };
   parallel_for(b.clients, threads, [&](ptrdiff_t c) {
     b.half ? turn(static_cast<const bf16*>(b.data), c) : turn(static_cast<const float*>(b.data), c);
@@ -96,18 +98,19 @@ void expand_by_dot(const Activations& y, const Activations& h, const AdapterB& b
   const std::vector<Run> runs = token_runs(segments, kRunTokens);
   parallel_for(runs.size(), threads, [&](ptrdiff_t i) {
     const Run& run = runs[i];
-    const ExpandDotChunk chunk{y.row<bf16>(run.first),
-                               y.stride,
-                               y.columns,
-                               h.row<const bf16>(run.first),
-                               h.stride,
-                               h.columns,
-                               run.last - run.first,
-                               words + run.client * size,
-                               subnormal[run.client],
-                               scale};
-    run_avx512<ExpandDot>(&chunk);
+    run_chunk(ExpandDotChunk{y.row<bf16>(run.first), y.stride, y.columns, h.row<const bf16>(run.first), h.stride,
+                             h.columns, run.last - run.first, words + run.client * size, subnormal[run.client], scale});
   });
+}
+#endif
+
+#ifdef FFALORA_AMX
+void expand_run_by_amx(const ExpandDotChunk& chunk) {
+  static thread_local Scratch<bf16> tile_scratch;
+  bf16* tiles = tile_scratch.get(kRunTokens / kTileRows * AmxExpand::steps(chunk.rank) * kTileNumbers);
+  AmxExpand::fill_tiles(chunk, tiles);
+  const TilesInUse in_use(true);
+  dispatch<AmxExpand>(&chunk, static_cast<const bf16*>(tiles));
 }
 #endif
 
@@ -115,8 +118,15 @@ void expand_by_dot(const Activations& y, const Activations& h, const AdapterB& b
 
 void expand(const Activations& y, const Activations& h, const AdapterB& b, const Segments& segments, float scale,
             int threads) {
+#ifdef FFALORA_AMX
+  if (y.half && amx())
+    return expand_by_dot(y, h, b, segments, scale, threads, AmxExpand::steps(h.columns) * kTileInner / 2,
+                         expand_run_by_amx);
+#endif
 #ifdef FFALORA_BF16_DOT
-  if (y.half && bf16_dot()) return expand_by_dot(y, h, b, segments, scale, threads);
+  if (y.half && bf16_dot())
+    return expand_by_dot(y, h, b, segments, scale, threads, (h.columns + 1) / 2,
+                         [](const ExpandDotChunk& chunk) { run_avx512<ExpandDot>(&chunk); });
 #endif
   static thread_local Scratch<float> turned_scratch;
   const Turned turned = turn(b, y.columns, h.columns, turned_scratch, threads);

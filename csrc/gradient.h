@@ -4,8 +4,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "amx_gradient.h"
 #include "rank_gradient.h"
-#include "rank_input.h"
 #include "segments.h"
 
 namespace ffalora {
@@ -28,7 +28,12 @@ class SegmentGradients {
         scale_(scale),
         rank_lanes_(rank_contiguous && narrow.columns > 1),
         groups_((wide.columns + kGroup - 1) / kGroup),
-        padded_(padded_to(narrow.columns, rank_lanes_ ? lanes() : kPad)),
+        products_(!wide.half   ? kFloat
+                  : amx()      ? kTiles
+                  : bf16_dot() ? kDot
+                               : kFloat),
+        padded_(products_ == kTiles ? padded_to(narrow.columns, 16) * 16
+                                    : padded_to(narrow.columns, rank_lanes_ ? lanes() : kPad)),
         squares_(segments.count * groups_) {}
 
   ptrdiff_t groups() const { return groups_; }
@@ -38,9 +43,10 @@ class SegmentGradients {
   template <class Before>
   void segment(ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, const Before& before) {
     static thread_local Scratch<float> narrow_scratch, partial_scratch;
+    const TilesInUse in_use(products_ == kTiles);
     const ptrdiff_t start = segments_.offsets[i], end = segments_.offsets[i + 1];
     const size_t group_size = partial_size(kGroup, narrow_.columns);
-    float* narrow = narrow_scratch.get(padded_to(end - start, 2) * padded_);
+    float* narrow = narrow_scratch.get(padded_to(end - start, products_) / products_ * padded_);
     float* partial = end - start > kChunkTokens ? partial_scratch.get(kGroupsAtOnce * group_size) : nullptr;
     copy(start, end, narrow);
     for (ptrdiff_t k = first; k < last; k += kGroupsAtOnce) {
@@ -51,7 +57,7 @@ class SegmentGradients {
         before(Part{at, until, k * kGroup, stop == groups_ ? wide_.columns : stop * kGroup});
         for (ptrdiff_t j = k; j < stop; ++j) {
           float* sums = partial == nullptr ? nullptr : partial + (j - k) * group_size;
-          const float* rows = narrow + (at - start) / rows_a_word() * padded_;
+          const float* rows = narrow + (at - start) / products_ * padded_;
           wide_.half ? group<bf16>(i, j, at, until, rows, sums) : group<float>(i, j, at, until, rows, sums);
         }
         at = until;
@@ -71,14 +77,17 @@ class SegmentGradients {
  private:
   static constexpr ptrdiff_t kGroup = 128, kGroupsAtOnce = kBlockColumns / kGroup;
 
-  bool dot() const { return wide_.half && bf16_dot(); }
-  ptrdiff_t rows_a_word() const { return dot() ? 2 : 1; }
+  // What multiplies, by how many tokens a row of the copied narrow holds.
+  enum Products : ptrdiff_t { kFloat = 1, kDot = 2, kTiles = 32 };
 
   void copy(ptrdiff_t at, ptrdiff_t stop, float* narrow) const {
     auto* words = reinterpret_cast<uint32_t*>(narrow);
+#ifdef FFALORA_AMX
+    if (products_ == kTiles) return turn_to_tiles(narrow_, at, stop, reinterpret_cast<bf16*>(narrow));
+#endif
 #ifdef FFALORA_BF16_DOT
-    if (rank_lanes_ && dot()) return copy_words<DotWord, bf16>(at, stop, words);
-    if (dot()) return copy_pairs(at, stop, reinterpret_cast<bf16*>(narrow));
+    if (rank_lanes_ && products_ == kDot) return copy_words<DotWord, bf16>(at, stop, words);
+    if (products_ == kDot) return copy_pairs(at, stop, reinterpret_cast<bf16*>(narrow));
 #endif
     if (rank_lanes_)
       return wide_.half ? copy_words<FloatWord, bf16>(at, stop, words) : copy_words<FloatWord, float>(at, stop, words);
@@ -108,10 +117,15 @@ class SegmentGradients {
 
   template <class T>
   void run(const GradientChunk<T>& chunk) const {
+#ifdef FFALORA_AMX
+    if constexpr (std::is_same<T, bf16>::value)
+      if (products_ == kTiles)
+        return rank_lanes_ ? dispatch<AmxGradient<true>>(&chunk) : dispatch<AmxGradient<false>>(&chunk);
+#endif
 #ifdef FFALORA_BF16_DOT
     if constexpr (std::is_same<T, bf16>::value) {
-      if (rank_lanes_ && dot()) return run_avx512<RankGradient<bf16, DotWord>>(&chunk);
-      if (dot()) return run_avx512<Gradient<bf16, DotProducts>>(&chunk);
+      if (rank_lanes_ && products_ == kDot) return run_avx512<RankGradient<bf16, DotWord>>(&chunk);
+      if (products_ == kDot) return run_avx512<Gradient<bf16, DotProducts>>(&chunk);
     }
 #endif
     rank_lanes_ ? dispatch<RankGradient<T, FloatWord>>(&chunk) : dispatch<Gradient<T>>(&chunk);
@@ -144,7 +158,9 @@ class SegmentGradients {
   ArenaColumns arena_;
   float scale_;
   bool rank_lanes_;  // g is rank-contiguous
-  ptrdiff_t groups_, padded_;
+  ptrdiff_t groups_;
+  Products products_;
+  ptrdiff_t padded_;  // float32 numbers of a row of the copied narrow
   std::vector<double> squares_;
 };
 

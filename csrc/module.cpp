@@ -182,9 +182,12 @@ void bind_secure_noise(py::module_& m) {
 }
 
 void bind_level(py::module_& m) {
-  m.def("level", [] { return static_cast<int>(level()); }, "Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.");
-  m.def("has_amx", &has_amx, "Whether the processor has AMX's bfloat16 products.");
+  m.def(
+      "level", [] { return static_cast<int>(level()); },
+      "Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512, 3 with bfloat16 dot products, 4 with AMX.");
   m.def("set_level", &set_level, "Chooses a lower instruction set (tests); False where the processor lacks it.");
+  m.def("set_amx", &set_amx,
+        "Uses AMX also where the processor lacks it (tests that emulate it); False where the build does.");
 }
 
 }  // namespace

@@ -6,11 +6,29 @@
 #ifdef FFALORA_X86
 #include <cpuid.h>
 #endif
+#ifdef FFALORA_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace ffalora {
 namespace {
 
 std::atomic<int> chosen{-1};
+std::atomic<bool> always_amx{false};
+
+// Tiles and their bfloat16 products, in a processor whose system lets this process have tiles.
+bool has_amx() {
+#ifdef FFALORA_AMX
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & kBf16) || !(edx & kTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl, since Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace
 
@@ -21,7 +39,9 @@ Level detected_level() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #ifdef FFALORA_BF16_DOT
-  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16;
+  // Asked once: a virtual machine takes microseconds to answer.
+  static const bool amx_there = has_amx();
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return amx_there ? kAmx : kAvx512Bf16;
 #endif
   if (avx2 && avx512) return kAvx512;
   if (avx2) return kAvx2;
@@ -38,17 +58,14 @@ Level level() {
   return static_cast<Level>(value);
 }
 
-bool has_amx() {
-#ifdef FFALORA_X86
-  // Asked once: a virtual machine takes microseconds to answer.
-  static const bool there = [] {
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kBf16) && (edx & kTile);
-  }();
-  return there;
+bool amx() { return always_amx.load(std::memory_order_relaxed) || level() == kAmx; }
+
+bool set_amx(bool always) {
+#ifdef FFALORA_AMX
+  always_amx.store(always, std::memory_order_relaxed);
+  return true;
 #else
-  return false;
+  return !always;
 #endif
 }
 

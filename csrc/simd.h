@@ -19,6 +19,9 @@
 #if __GNUC__ >= 10
 #define FFALORA_BF16_DOT 1
 #endif
+#if __GNUC__ >= 11 && defined(__linux__)
+#define FFALORA_AMX 1
+#endif
 #endif
 #define FFALORA_INLINE inline __attribute__((always_inline))
 // INDEPENDENT: before a loop whose iterations do not depend on each other. UNROLL: before a short loop over vectors
@@ -33,12 +36,13 @@
 
 namespace ffalora {
 
-enum Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum Level { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 Level detected_level();
 Level level();               // detected_level() unless a test lowered it
 bool set_level(int wanted);  // false where the processor lacks it
-bool has_amx();              // tiles and their bfloat16 products, which torch's own products take
+bool amx();                  // whether AMX's instructions are used
+bool set_amx(bool always);   // also where the processor lacks them (tests); false where this build has none
 
 inline int lanes() { return level() >= kAvx512 ? 16 : level() == kAvx2 ? 8 : 4; }  // of the leaf that dispatch calls
 

@@ -42,7 +42,7 @@ struct GradientChunk {
 };
 
 // Floats that `partial` must hold for a range of `width` columns.
-inline size_t partial_size(ptrdiff_t width, ptrdiff_t rank) { return padded_to(width, 32) * padded_to(rank, kPad); }
+inline size_t partial_size(ptrdiff_t width, ptrdiff_t rank) { return padded_to(width, 64) * padded_to(rank, 16); }
 
 // Scales V lanes, adds them to `count` numbers at `to`, and squares what was stored.
 template <int V, class Chunk>

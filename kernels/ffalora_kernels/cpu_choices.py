@@ -2,8 +2,8 @@
 
 ``cpu_choices.csv`` has a line for each operation, number format and part, and a column for each class of shapes: how
 many times as fast as torch's form the kernel was there. ``benchmarks/cpu_kernels.py --tune`` writes the lines of the
-part it runs on. A part without a line takes torch's products for bfloat16, for which a processor may have units that
-the kernels do not use, and the kernels for float32.
+part it runs on. A part without a line takes torch's products for bfloat16, which processors have units for of many
+kinds (the kernels' own products by AMX are among those that nobody has timed yet), and the kernels for float32.
 """
 
 from __future__ import annotations
@@ -23,20 +23,15 @@ RANKS, WIDTHS = (8, 16, 32), (512, 2048, 4096)
 OPERATIONS = ("expand_", "backward", "outer")
 #: The kernel answers where it is at least this many times as fast as torch's form.
 EVEN = 0.97
-_LEVELS = ("avx2", "avx512", "avx512_bf16")
+_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def part() -> str:
     """The instruction set in use: 'amx', 'avx512_bf16', 'avx512', 'avx2', or 'baseline'; 'zen4' is 'avx512_bf16' on
     a processor that computes such vectors in halves.
     """
-    level = _cpu.level()
-    if level == len(_LEVELS):
-        if _cpu.has_amx():
-            return "amx"
-        if halves_wide_vectors():
-            return "zen4"
-    return _LEVELS[level - 1] if level else "baseline"
+    name = _LEVELS[_cpu.level()]
+    return "zen4" if name == "avx512_bf16" and halves_wide_vectors() else name
 
 
 def shape_class(n: int, r: int) -> str:

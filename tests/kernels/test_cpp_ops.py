@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import CASES, TOLERANCE, assert_close, check_arena, check_backward, make_segments, rows
+from emulated_amx import COUNTED, amx
 
 import ffalora_kernels as ffk
 
@@ -11,9 +12,13 @@ LEVELS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 RAGGED = (3, 0, 37, 64, 1)
 
 
-@pytest.fixture(params=LEVELS)
+@pytest.fixture(params=[*LEVELS, "amx"])
 def instructions(request):
-    """Runs the test with one instruction set, then returns to the best one."""
+    """Runs the test with one instruction set, then returns to the best one; AMX is emulated where it is not there."""
+    if request.param == "amx":
+        with amx():
+            yield "amx"
+        return
     best = _cpu.level()
     if not _cpu.set_level(LEVELS[request.param]):
         pytest.skip(f"this processor has no {request.param}")
@@ -111,3 +116,41 @@ def expand_one(y, h, b):
     with ffk.use_backend("cpp"):
         ffk.expand_(y, h, b, make_segments((len(y),)), 1.0)
     return y
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_by_amx_are_exact_on_small_integers_and_leave_no_tiles_behind(threads, monkeypatch):
+    """Sums of integers below 2²⁴ have no rounding, so a number in a wrong place shows."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    segments = make_segments((37, 130, 1), n_clients=2)
+    dy, h, b = (torch.randint(-3, 4, shape).bfloat16() for shape in ((168, 100), (168, 40), (2, 100, 40)))
+    arena, expected = torch.empty(3, 4000), torch.empty(3, 4000, dtype=torch.float64)
+    with amx() as counts, ffk.use_backend("cpp"):
+        y = torch.zeros_like(dy)
+        ffk.expand_(y, h, b, segments, 2**-6)
+        dh = ffk.backward(dy, h, b, segments, 2**-6, arena, 0)
+    seen = dict(zip(COUNTED, counts, strict=True))
+    with ffk.use_backend("reference"):
+        wanted_y = torch.zeros_like(dy).double()
+        ffk.expand_(wanted_y, h.double(), b.double(), segments, 2**-6)
+        wanted_dh = ffk.backward(dy.double(), h.double(), b.double(), segments, 2**-6, expected, 0)
+    assert torch.equal(arena, expected.float())
+    assert torch.equal(y, wanted_y.bfloat16()) and torch.equal(dh, wanted_dh.bfloat16())
+    assert seen["configured"] == seen["released"]
+    assert _cpu.level() == 4 or (seen["multiplied"] > 0 and seen["loaded"] > seen["multiplied"])
+
+
+def test_a_segments_gradient_by_amx_has_the_same_bits_alone_and_in_company():
+    torch.manual_seed(0)
+    lengths, n, r = (5, 200, 33, 64), 70, 8
+    dy, h, b = torch.randn(302, n).bfloat16(), torch.randn(302, r).bfloat16(), torch.randn(1, n, r).bfloat16()
+    together, alone = torch.empty(4, n * r), torch.empty(1, n * r)
+    with amx(), ffk.use_backend("cpp"):
+        dh = ffk.backward(dy, h, b, make_segments(lengths), 1.0, together, 0)
+        start = 0
+        for i, length in enumerate(lengths):
+            own = slice(start, start + length)
+            own_dh = ffk.backward(dy[own], h[own], b, make_segments((length,)), 1.0, alone, 0)
+            assert torch.equal(alone[0], together[i]) and torch.equal(own_dh, dh[own])
+            start += length

@@ -53,17 +53,15 @@ def test_the_kernel_answers_unless_it_was_slower_in_the_class_of_the_shape(part)
     assert "C++, torch's products for N2048 R16 (measured)" == cpu_choices.describe()["backward float32"]
 
 
-def test_amx_is_a_part_of_its_own(monkeypatch):
-    monkeypatch.setattr(_cpu, "level", lambda: 3)
-    monkeypatch.setattr(_cpu, "has_amx", lambda: True)
-    assert cpu_choices.part() == "amx"
-    monkeypatch.setattr(_cpu, "level", lambda: 2)
-    assert cpu_choices.part() == "avx512"
+def test_a_part_is_named_after_its_instruction_set(monkeypatch):
+    monkeypatch.setattr(cpuinfo, "processor", dict)
+    for level, name in enumerate(("baseline", "avx2", "avx512", "avx512_bf16", "amx")):
+        monkeypatch.setattr(_cpu, "level", lambda level=level: level)
+        assert cpu_choices.part() == name
 
 
 def test_a_processor_that_halves_wide_vectors_is_a_part_of_its_own(monkeypatch):
     monkeypatch.setattr(_cpu, "level", lambda: 3)
-    monkeypatch.setattr(_cpu, "has_amx", lambda: False)
     for family, name in {"25": "zen4", "26": "avx512_bf16"}.items():
         told = {"vendor_id": "AuthenticAMD", "cpu family": family}
         monkeypatch.setattr(cpuinfo, "processor", lambda told=told: told)
