@@ -35,7 +35,7 @@ class TilesInUse {
   TilesInUse& operator=(const TilesInUse&) = delete;
 
  private:
-  bool used_;
+  [[maybe_unused]] bool used_;
 };
 
 #ifdef FFALORA_AMX

@@ -17,6 +17,7 @@ namespace {
 std::atomic<int> chosen{-1};
 std::atomic<bool> always_amx{false};
 
+#ifdef FFALORA_BF16_DOT
 // Tiles and their bfloat16 products, in a processor whose system lets this process have tiles.
 bool has_amx() {
 #ifdef FFALORA_AMX
@@ -29,6 +30,7 @@ bool has_amx() {
   return false;
 #endif
 }
+#endif
 
 }  // namespace
 
@@ -39,9 +41,7 @@ Level detected_level() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #ifdef FFALORA_BF16_DOT
-  // Asked once: a virtual machine takes microseconds to answer.
-  static const bool amx_there = has_amx();
-  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return amx_there ? kAmx : kAvx512Bf16;
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return has_amx() ? kAmx : kAvx512Bf16;
 #endif
   if (avx2 && avx512) return kAvx512;
   if (avx2) return kAvx2;
