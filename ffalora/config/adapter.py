@@ -86,6 +86,11 @@ class AdapterConfig(Section):
             )
         return self
 
+    @property
+    def largest_rank(self) -> int:
+        """The most that a layer may have."""
+        return max(self.rank, *self.rank_pattern.values(), 1)
+
     @classmethod
     def from_peft(cls, config: Any, trained: str = "b") -> AdapterConfig:
         """Our configuration of a ``peft.LoraConfig``, or of the keys and values of an ``adapter_config.json``.

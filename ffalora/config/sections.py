@@ -118,7 +118,7 @@ class ClientsConfig(Section):
     quantities: list[float] | None = Field(None, description="partition: quantity; share of the data of each client")
     column: str | None = Field(None, description="partition: column; its values are the clients")
     ranks: list[int] | None = Field(
-        None, description="rank of each client, at most adapter.rank (flora, flexlora and hetlora only)"
+        None, description="rank of each client, at most that of the adapters (flora, flexlora and hetlora only)"
     )
 
     @model_validator(mode="after")

@@ -59,10 +59,10 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             )
     if ranks is not None:
         _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
-        if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.rank:
+        if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.largest_rank:
             raise ConfigError(
                 f"clients.ranks={ranks} must hold one rank for each of {clients} clients, between 1 and "
-                f"adapter.rank={config.adapter.rank}"
+                f"{config.adapter.largest_rank}, the largest rank of a layer (adapter.rank, adapter.rank_pattern)"
             )
     if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
         wanted = federation.server_optimizer

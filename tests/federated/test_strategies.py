@@ -1,6 +1,7 @@
 """Every method against its definition: what the server ends with, what travels, what a client starts from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ffalora.config import ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.cohort import train_cohort
 from ffalora.federated.experiment import build
-from ffalora.federated.simulate import close_round, open_round, run_round, simulate
+from ffalora.federated.simulate import close_round, end_round, open_round, run_round, simulate
 from ffalora.federated.strategies import STRATEGIES, Answers, aggregation_gap
 from ffalora.federated.strategies.factors import factors, low_rank_svd
 from ffalora.runs.bundle import evaluate
@@ -118,6 +119,14 @@ def test_fedsvd_renews_a_only_every_n_rounds_and_forgets_server_moments_then(sma
     extra = 4 * sum(each.lora_A.numel() for each in case.adapters.layers.values())
     assert case.strategy.wire.bytes_down(case.server, [0]) == down + extra
     assert case.strategy.wire.bytes_up(case.server) == down
+
+
+def test_fedsvd_sends_a_renewed_a_to_whoever_may_have_sat_out_the_round_that_followed(small):
+    case = Case(small, "fedsvd", federation__refactor_every=2, federation__participation=0.5)
+    wire, layers = case.strategy.wire, case.adapters.layers.values()
+    b, a = (4 * sum(getattr(layer, name).numel() for layer in layers) for name in ("lora_B", "lora_A"))
+    sent = [wire.bytes_down(replace(case.server, round=number), [1]) for number in range(5)]
+    assert sent == [b, b, a + b, a + b, a + b]
 
 
 def test_rolora_alternates_and_leaves_the_other_factor_as_it_was(small):
@@ -262,6 +271,16 @@ def test_fedex_sends_the_residual_to_every_client_as_factors_or_whole(small):
     assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) == payload + 7 * residual
 
 
+@pytest.mark.parametrize("name", ["fedex", "flora"])
+def test_what_was_added_to_the_base_is_sent_once_though_nobody_answers_the_next_round(small, name):
+    case = Case(small, name)
+    first = case.strategy.wire.bytes_down(case.server, [0, 1, 2])
+    case.round()
+    assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) > first
+    end_round(case.experiment, case.server, None)
+    assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) == first
+
+
 def test_flora_starts_anew_each_round_from_another_a(small):
     case = Case(small, "flora")
     layer = next(iter(case.adapters.layers.values()))
@@ -315,6 +334,21 @@ def test_hetlora_prunes_ranks_that_shrank_and_keeps_those_that_grew(small):
     case.strategy.load(case.server, trains=True)
     assert case.strategy.ranks(case.server) == [2, 4, 4]
     assert case.strategy.wire.bytes_up(case.server, 0) * 2 == case.strategy.wire.bytes_up(case.server, 1)
+
+
+@pytest.mark.parametrize("name", ["flora", "flexlora", "hetlora"])
+def test_layers_of_a_rank_of_their_own_are_counted_and_kept_whole_where_a_client_s_rank_is_not_cut(small, name):
+    case = Case(small, name, adapter__rank=2, adapter__rank_pattern={"query": 4})
+    layout = case.adapters.layout
+    assert case.strategy.wire.bytes_up(case.server, 0) == 4 * layout.size
+    case.round()
+    if name == "flora":
+        stack = sum(min(w.numel(), 3 * case.adapters.layers[n].rank * sum(w.shape)) for n, w in case.untouched.items())
+        assert case.strategy.wire.bytes_down(case.server, [0]) == 4 * 3 * stack
+    if name == "hetlora":
+        case.server.tensors["ranks"][0] = 1
+        row = case.strategy.start(case.server, [0, 1])[1]
+        assert torch.equal(row, case.server.row)
 
 
 @pytest.mark.parametrize("name", ["flora", "flexlora", "hetlora"])
@@ -382,6 +416,13 @@ def test_interrupted_runs_of_every_method_resume_bit_for_bit_and_their_adapter_g
     assert rows[0] == rows[1]
     if name != "fedsa":
         assert evaluate(tmp_path / "whole") == pytest.approx(whole.rounds[-1]["metrics"], abs=1e-5)
+
+
+def test_a_finished_run_that_is_resumed_says_of_itself_what_it_said_before(small, tmp_path):
+    modules = ["query", "intermediate.dense"]
+    config = small(federation__strategy="rolora", federation__rounds=2, adapter__target_modules=modules)
+    first = simulate(config, tmp_path / "run", progress=False)
+    assert simulate(config, tmp_path / "run", resume=True, progress=False).summary == first.summary
 
 
 @pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if s.linear and not s.personal])

@@ -32,6 +32,11 @@ class BothWire(Wire):
     def trained_layout(self, server: ServerState) -> Layout:
         return self.layouts[self.factor(server.round)]
 
+    @property
+    def everyone_is_there(self) -> bool:
+        """Whether every client receives every round, and hence lacks nothing of those before."""
+        return self.config.federation.participation == 1
+
 
 class KeepsBoth(Strategy):
     """Which columns a round trains is a selection of the row's; the others stay as they are."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked
-from .residual import SENT, MergesIntoBase, ResidualWire
+from .residual import MergesIntoBase, ResidualWire
 from .wire import BYTES_PER_NUMBER
 
 
@@ -45,6 +43,6 @@ class FedEx(MergesIntoBase):
             mean_b, mean_a = factors(self.layout, name, server.row[None])
             wanted[name], averaged[name] = up @ down, mean_b[0] @ mean_a[0]
             sent += min(wanted[name].numel(), down.shape[0] * sum(wanted[name].shape))
-        server.tensors[SENT] = torch.tensor([sent])
+        self.wire.send(server, sent)
         added = self._base.add(server.tensors, {name: wanted[name] - averaged[name] for name in wanted})
         return relative_gap([(wanted[name], averaged[name] + added[name]) for name in wanted])

@@ -12,11 +12,14 @@ from .wire import BYTES_PER_NUMBER
 
 
 class FedSVDWire(BothWire):
-    """``a`` goes down only after it was renewed."""
+    """``a`` goes down only after it was renewed: in the round that follows, and from the first renewal on to clients
+    that may have sat that round out.
+    """
 
     def bytes_down(self, server: ServerState, cohort: Sequence[int]) -> int:
-        renewed = server.round and server.round % self.config.federation.refactor_every == 0
-        return len(cohort) * BYTES_PER_NUMBER * (self.layout if renewed else self.trained_layout(server)).size
+        renewals, since = divmod(server.round, self.config.federation.refactor_every)
+        lacks_a = renewals > 0 and (since == 0 or not self.everyone_is_there)
+        return len(cohort) * BYTES_PER_NUMBER * (self.layout if lacks_a else self.trained_layout(server)).size
 
 
 class FedSVD(KeepsBoth):
@@ -31,7 +34,7 @@ class FedSVD(KeepsBoth):
     wire_class = FedSVDWire
     facts = Facts(
         up="b",
-        down="b; after a renewal also a",
+        down="b; after a renewal also a (always to a client that may have sat out)",
         aggregation="average, then SVD of the product",
         privacy="sample level; client level; the renewal is post-processing",
     )

@@ -10,7 +10,7 @@ from ...adapters.init import initial_a
 from .base import Answers, Facts, ServerState
 from .factors import factors, relative_gap, stacked, write_factors_
 from .ranks import Ranked, RankedWire
-from .residual import SENT, MergesIntoBase, ResidualWire
+from .residual import MergesIntoBase, ResidualWire
 from .wire import BYTES_PER_NUMBER
 
 
@@ -50,6 +50,6 @@ class FLoRA(MergesIntoBase, Ranked):
             stack = sum(min(ranks[c], layer.rank) for c in clients)
             sent += min(product.numel(), stack * sum(product.shape))
         server.row = row
-        server.tensors[SENT] = torch.tensor([sent])
+        self.wire.send(server, sent)
         added = self._base.add(server.tensors, products)
         return relative_gap([(product, added[name]) for name, product in products.items()])

@@ -15,10 +15,12 @@ RANKS = "ranks"
 
 
 def ranks_of(server: ServerState, config: Config, clients: int) -> list[int]:
-    """The rank of every client: those that the server keeps, or the configured ones."""
+    """The rank of every client, of which a layer with less has its own: those that the server keeps, or the configured
+    ones.
+    """
     if RANKS in server.tensors:
         return server.tensors[RANKS].tolist()
-    return list(config.clients.ranks or [config.adapter.rank] * clients)
+    return list(config.clients.ranks or [config.adapter.largest_rank] * clients)
 
 
 class RankedWire(Wire):
@@ -59,4 +61,4 @@ class Ranked(Strategy):
     def mask(self, server: ServerState, clients: Sequence[int]) -> Tensor | None:
         everyone = self.ranks(server)
         ranks = [everyone[c] for c in clients]
-        return None if min(ranks, default=0) >= self.config.adapter.rank else rank_mask(self.layout, ranks)
+        return None if min(ranks, default=0) >= self.config.adapter.largest_rank else rank_mask(self.layout, ranks)

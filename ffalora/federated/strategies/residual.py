@@ -13,8 +13,8 @@ from .base import ServerState, Strategy
 from .factors import low_rank_svd
 from .wire import Wire
 
-#: How many numbers each client is sent of what the last round added to the base.
-SENT = "sent"
+#: How many numbers each client is sent of what the server last added to the base, and after how many rounds it did.
+_SENT = "sent.after"
 
 _PREFIX = "residual."
 _NEGLIGIBLE = 1e-7
@@ -93,8 +93,13 @@ class ResidualWire(Wire):
         return {_PREFIX + name: (layer.lora_B.shape[0], layer.lora_A.shape[1]) for name, layer in layers}
 
     def sent(self, server: ServerState) -> int:
-        """Numbers of the last round's products, as they are sent to each client."""
-        return int(server.tensors.get(SENT, torch.zeros(1))[0])
+        """Numbers of the last round's products, as they are sent to each client; 0 where nobody answered it."""
+        numbers, rounds = server.tensors.get(_SENT, torch.zeros(2, dtype=torch.int64)).tolist()
+        return numbers if rounds == server.round else 0
+
+    def send(self, server: ServerState, numbers: int) -> None:
+        """Has every client sent so many numbers of products once the round that is being aggregated is over."""
+        server.tensors[_SENT] = torch.tensor([numbers, server.round + 1])
 
 
 class MergesIntoBase(Strategy):
@@ -109,6 +114,8 @@ class MergesIntoBase(Strategy):
     exact = True
     random_init = True
     linear = False
+    wire_class = ResidualWire
+    wire: ResidualWire
 
     def __init__(self, adapters: Adapters, config: Config, clients: int):
         super().__init__(adapters, config, clients)

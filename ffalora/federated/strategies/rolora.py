@@ -20,7 +20,7 @@ class RoLoRAWire(BothWire):
         other = self.layouts[self.factor(server.round + 1)].size - heads
         if server.round == 0:
             numbers = own
-        elif self.config.federation.participation == 1:
+        elif self.everyone_is_there:
             numbers = other + heads
         else:
             numbers = own + other
