@@ -63,8 +63,8 @@ class ClassMeans:
     deviations: Tensor
 
     def classifier(self) -> LinearClassifier:
-        """The nearest class mean, as a linear classifier."""
-        return LinearClassifier(self.deviations, -(self.deviations @ self.centre))
+        """The nearest class mean, as a linear classifier: ``‖x - c - d‖² = ‖x - c‖² - 2 d·(x - c - d/2)``."""
+        return LinearClassifier(self.deviations, -(self.deviations * (self.centre + self.deviations / 2)).sum(1))
 
 
 def joint_sensitivity(samples: int) -> float:

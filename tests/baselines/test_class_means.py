@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from makers import clustered
 
 from ffalora.baselines import Budget, ClientFeatures, class_means, noise_of, prototypes, release_sums
-from ffalora.baselines.means import ReleasedSums, class_sums, joint_sensitivity
+from ffalora.baselines.means import ClassMeans, ReleasedSums, class_sums, joint_sensitivity
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.noise import SecureNoise
 from ffalora.privacy.spent import Spent
@@ -118,6 +118,15 @@ def test_at_a_large_budget_new_samples_are_classified_by_the_means():
     classifier = class_means(sums, prototypes(centres.flip(0), [1, 1])).classifier()
     (other, *_), _ = clustered(samples=400, seed=0, clients=3)
     assert classifier.accuracy(other.features, other.labels) > 0.95
+
+
+def test_the_class_of_the_nearest_mean_is_predicted_however_far_classes_are_from_the_centre():
+    generator = torch.Generator().manual_seed(4)
+    directions = torch.nn.functional.normalize(torch.randn(6, 20, generator=generator), dim=1)
+    means = ClassMeans(torch.randn(20, generator=generator), directions * torch.tensor([0, 0.2, 0.5, 1, 2, 3])[:, None])
+    x = means.centre + torch.randn(500, 20, generator=generator)
+    nearest = torch.cdist(x, means.centre + means.deviations).argmin(1)
+    assert torch.equal(means.classifier().predict(x), nearest)
 
 
 def test_sums_of_different_shapes_are_refused():
