@@ -20,7 +20,7 @@ from ..adapters import CheckpointError
 from ..config import Config
 from ..files.locks import locked
 from ..privacy.accounts import ACCOUNT
-from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, completed_rows, write_rows
+from ..runs.folder import CHECKPOINT, LEDGERS, RunResult, append_row, completed_rows, write_rows
 from ..runs.trackers import Trackers, check_trackers
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
@@ -77,7 +77,9 @@ class Run:
         named = experiment.config.privacy.ledger
         open_run_accounts(experiment, folder / LEDGERS, path.with_name(ACCOUNT), resume, named)
         open_folder(experiment, folder)
-        return completed_rows(folder, self.server.round)
+        rows = completed_rows(folder, self.server.round)
+        write_rows(folder, rows)
+        return rows
 
     def is_over(self) -> bool:
         """Whether all rounds are done, or (which it warns of) the population's ledger allows no other: rounds that were
@@ -98,7 +100,7 @@ class Run:
         """Writes down a round that was run."""
         self.rows.append(row)
         # Rows first: one that the checkpoint does not cover is dropped on resume, a lost one would stay lost.
-        write_rows(self.folder, self.rows)
+        append_row(self.folder, row)
         self.checkpoint.save()
         self.trackers.log(row)
 

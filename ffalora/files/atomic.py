@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that grow by one line after another."""
 
 from __future__ import annotations
 
@@ -27,12 +27,38 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         _remove(unfinished)
-        raise OSError(
-            error.errno,
-            f"cannot write: {error.strerror or error}; what was there before is intact. Make room, or give a folder "
-            "that can be written, and go on",
-            str(path),
-        ) from error
+        raise _explained(error, path) from error
+
+
+def append_durably(path: Path, content: bytes) -> None:
+    """Adds to the end of a file that is there, and flushes it to the disk. A kill or a power cut leaves a beginning of
+    ``content`` at most behind what was there: a reader of lines leaves out one that does not end.
+
+    Raises:
+        OSError: it cannot be written; names the file, and leaves it as it was.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            length = file.tell()
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(length)
+                raise
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    return OSError(
+        error.errno,
+        f"cannot write: {error.strerror or error}; what was there before is intact. Make room, or give a folder that "
+        "can be written, and go on",
+        str(path),
+    )
 
 
 def _flush_folder(folder: Path) -> None:

@@ -27,7 +27,7 @@ from ..federated.strategies import ServerState
 from ..federated.strategies.base import weighted_mean
 from ..federated.strategies.residual import MergesIntoBase
 from ..federated.strategies.wire import BYTES_PER_NUMBER
-from ..runs.folder import CHECKPOINT, write_rows
+from ..runs.folder import CHECKPOINT, append_row
 from ..training.optim import Moments
 from ..training.participant import Participant
 from .measure import charged_elsewhere, evaluation_seconds, peak_bytes, seconds_of, unlimited
@@ -248,7 +248,7 @@ def _books_of(experiment: Experiment, server: ServerState, count: int) -> Callab
         for ledger in ledgers.values():
             ledger.charge()
         with tempfile.TemporaryDirectory() as place:
-            write_rows(Path(place), [{"epsilon_per_client": {name: one.epsilon() for name, one in ledgers.items()}}])
+            append_row(Path(place), {"epsilon_per_client": {name: one.epsilon() for name, one in ledgers.items()}})
             Checkpoint(Path(place, CHECKPOINT), config, server, copies, level).save()
 
     return write

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .runs import Run, by_label, method_title
-from .tables import Table, epsilon_text, interval_text, largest_epsilon, metric_names, metric_title
+from .tables import Table, interval_text, metric_names, metric_title, spent_text
 
 #: Answers that are shown, and characters of each.
 _SHOWN, _LONGEST = 6, 400
@@ -28,7 +28,7 @@ def before_and_after(runs: Sequence[Run]) -> Table | None:
         rows.append((baseline, *(interval_text(values) if values else "–" for values in known), "0"))
     for label, group in by_label(runs).items():
         values = (interval_text([run.metrics[name] for run in group if name in run.metrics]) for name in names)
-        rows.append((label, *values, epsilon_text(largest_epsilon(group))))
+        rows.append((label, *values, spent_text(group)))
     return Table("Before and after, on the same rows.", ("model", *map(metric_title, names), "ε"), tuple(rows))
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from .runs import Run, by_label
-from .tables import Table, epsilon_text, interval_text, largest_epsilon
+from .tables import Table, epsilon_text, interval_text, spent_text
 
 _METRIC = "accuracy"
 
@@ -18,7 +18,7 @@ def baseline_table(runs: Sequence[Run]) -> Table | None:
     entries = []
     for label, group in by_label(runs).items():
         if values := [run.metrics[_METRIC] for run in group if _METRIC in run.metrics]:
-            said = (f"{label} (this run)", interval_text(values), epsilon_text(largest_epsilon(group)))
+            said = (f"{label} (this run)", interval_text(values), spent_text(group))
             entries.append((statistics.fmean(values), (*said, "fine-tuned adapters and head")))
     for name, rows in _by_name(runs).items():
         values = [row["accuracy"] for row in rows]

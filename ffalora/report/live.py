@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from ..config import Config, load_config
 from ..runs.folder import METRICS, SUMMARY, rows_of, run_places
-from .runs import CONFIG, SEED, STUDY, ReportError, data_title, method_title
+from .runs import CONFIG, SEED, STUDY, ReportError, data_title, epsilon_of, method_title
 from .tables import bytes_text, epsilon_text, metric_title
 
 #: A run that writes nothing for so many of its rounds, and for so many seconds, may have ended.
@@ -93,7 +94,8 @@ def _run_state(place: Path, config: Config, label: str) -> dict[str, Any]:
     if (place / CONFIG).exists():
         config = load_config(place / CONFIG)  # with what the run decided by itself
     written, rounds = place / METRICS, config.federation.rounds
-    rows = rows_of(written.read_text(encoding="utf-8")) if written.exists() else []  # each was written whole
+    rows = rows_of(written.read_bytes()) if written.exists() else []
+    summary = json.loads((place / SUMMARY).read_bytes()) if (place / SUMMARY).exists() else {}
     paces = [row["seconds"] for row in rows[-_RECENT:] if "seconds" in row]
     pace = statistics.median(paces) if paces else None
     evaluated = {row["round"]: row["metrics"] for row in rows if row.get("metrics")}
@@ -108,7 +110,7 @@ def _run_state(place: Path, config: Config, label: str) -> dict[str, Any]:
         "seconds_per_round": pace,
         "metric": metric,
         "curve": [[at, found[metric]] for at, found in evaluated.items() if metric in found],
-        "epsilon": rows[-1].get("epsilon") if rows else None,
+        "epsilon": epsilon_of(rows, summary),
         "target_epsilon": config.privacy.target_epsilon if config.privacy.unit != "none" else None,
         "protection": _protection(config),
         "clipped": next((row["clipped"] for row in reversed(rows) if "clipped" in row), None),

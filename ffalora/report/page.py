@@ -18,13 +18,13 @@ from .runs import CONFIG, ReportError, Run, by_label, data_title, method_title, 
 from .tables import (
     Table,
     difference_table,
-    epsilon_text,
     flatten,
     interval_text,
     largest_epsilon,
     metric_names,
     metric_title,
     result_table,
+    spent_text,
 )
 from .templates import fill
 
@@ -146,8 +146,9 @@ def _title(runs: Sequence[Run], labels: list[str]) -> str:
         return f"{asked}{shown} side by side" + ("" if asked else f": {kind} on {data}")
     names = metric_names(runs)
     reached = f": {metric_title(names[0])} {interval_text([run.metrics[names[0]] for run in runs])}" if names else ""
-    epsilon = largest_epsilon(runs)
-    return f"{kind.capitalize()} on {data}{reached}" + (f" at ε = {epsilon_text(epsilon)}" if is_private else "")
+    spent = spent_text(runs)
+    at = f" at ε = {spent}" if largest_epsilon(runs) is not None else f", ε {spent}"
+    return f"{kind.capitalize()} on {data}{reached}" + (at if is_private else "")
 
 
 def statement_blocks(text: str) -> list[str | Table]:

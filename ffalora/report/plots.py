@@ -107,7 +107,8 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
         return None
     figure, axes = new_axes("round", "ε, largest over clients")
     for i, (label, group) in enumerate(private.items()):
-        draw_line(axes, i, label, [{row["round"]: row["epsilon"] or 0.0 for row in run.rounds} for run in group])
+        spent = [{row["round"]: row["epsilon"] for row in r.rounds if row["epsilon"] is not None} for r in group]
+        draw_line(axes, i, label, spent)
     targets = {run.config["privacy"]["target_epsilon"] for group in private.values() for run in group} - {None}
     for target in sorted(targets):
         axes.axhline(target, color=INK, linewidth=1, linestyle=":")

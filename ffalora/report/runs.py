@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from ..data.files import SUFFIXES
-from ..runs.folder import METRICS, rows_of
+from ..files.numbers import restored
+from ..runs.folder import METRICS, SUMMARY, rows_of
 
 CONFIG, STUDY, SEED = "config.yaml", "study.yaml", "seed-"
 _TITLES = {
@@ -43,6 +44,8 @@ class Run:
         top: the folder that was given to ``ffalora simulate --output``.
         config: the resolved configuration.
         rounds: rows of ``metrics.jsonl``.
+        epsilon: the largest client's ε: of a finished run the one it states, else that after the last round. None
+            without privacy, and where not all clients report theirs.
         partition: who holds what: client, samples, classes.
         environment, privacy_text: as written by the run; empty where it was interrupted.
         baselines: what the run has to beat; empty where it was not asked for.
@@ -55,6 +58,7 @@ class Run:
     top: Path
     config: dict[str, Any]
     rounds: list[dict[str, Any]]
+    epsilon: float | None = None
     partition: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     privacy_text: str = ""
@@ -69,9 +73,9 @@ class Run:
         return next((row["metrics"] for row in reversed(self.rounds) if row.get("metrics")), {})
 
     @property
-    def epsilon(self) -> float | None:
-        """The largest client's ε after the last round; None without privacy."""
-        return self.rounds[-1].get("epsilon")
+    def is_private(self) -> bool:
+        """Whether anything was to be protected."""
+        return self.config["privacy"]["unit"] != "none"
 
     @property
     def is_finished(self) -> bool:
@@ -151,25 +155,38 @@ def _read_top(top: Path) -> list[Run]:
 def _read_run(top: Path, place: Path) -> Run:
     config = _read(place / CONFIG, yaml.safe_load)
     names = [part for part in place.relative_to(top).parts if not part.startswith(SEED)]
+    rounds, summary = _read(place / METRICS, rows_of), _read(place / SUMMARY, json.loads, {})
     return Run(
         label="/".join(names) or config["federation"]["strategy"],
         top=top,
         config=config,
-        rounds=_read(place / METRICS, rows_of),
+        rounds=rounds,
+        epsilon=epsilon_of(rounds, summary),
         partition=_read(place / "partition.json", json.loads, []),
         environment=_read(place / "environment.json", json.loads, {}),
-        privacy_text=_read(place / "privacy.txt", str, ""),
+        privacy_text=_read(place / "privacy.txt", bytes.decode, ""),
         baselines=_read(place / "baselines.json", json.loads, []),
-        evaluated=(_read(place / "summary.json", json.loads, {}).get("evaluated") or {}).get("rows"),
+        evaluated=(summary.get("evaluated") or {}).get("rows"),
         answers=_read(place / "answers.json", json.loads, []),
         untrained=_read(place / "answers-untrained.json", json.loads, []),
     )
+
+
+def epsilon_of(rounds: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> float | None:
+    """The largest client's ε, as :class:`Run` has it.
+
+    Args:
+        rounds: rows of ``metrics.jsonl``. summary: of a finished run, which may state more than its last row: what
+            clients spent in rounds that failed; else empty.
+    """
+    last = rounds[-1] if rounds else {}
+    return restored(summary.get("epsilon", last.get("epsilon")))
 
 
 def _read(path: Path, parse: Any, missing: Any = None) -> Any:
     if missing is not None and not path.exists():
         return missing
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ReportError(f"{path} cannot be read: {error}; run again with --resume, or leave this run out") from None

@@ -51,7 +51,7 @@ def result_table(runs: Sequence[Run]) -> Table:
             (
                 name,
                 *values,
-                epsilon_text(largest_epsilon(group)),
+                spent_text(group),
                 _traffic_text(group, "bytes_up"),
                 _traffic_text(group, "bytes_down"),
                 _seconds_text(group),
@@ -119,9 +119,15 @@ def plain_text(table: Table) -> str:
 
 
 def largest_epsilon(runs: Sequence[Run]) -> float | None:
-    """The largest ε of any client in any of the runs; None without privacy."""
+    """The largest ε of any client in any of the runs; None without privacy, and where clients do not report it."""
     spent = [run.epsilon for run in runs]
     return None if any(value is None for value in spent) else max(value for value in spent if value is not None)
+
+
+def spent_text(runs: Sequence[Run]) -> str:
+    """The largest ε of any client in any of the runs; that there is none, or that clients do not report it."""
+    epsilon = largest_epsilon(runs)
+    return "not reported" if epsilon is None and all(run.is_private for run in runs) else epsilon_text(epsilon)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:

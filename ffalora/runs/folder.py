@@ -1,4 +1,6 @@
-"""The folder of a run: names of its files, and its rows; each file is there whole or not at all."""
+"""The folder of a run: names of its files, and its rows. Rows are added to their file one by one; every other file is
+there whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..files.atomic import write_atomically
+from ..files.atomic import append_durably, write_atomically
 from ..files.numbers import restored, to_json
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
@@ -41,17 +43,31 @@ def completed_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.exists() or rounds == 0:
         return []
-    return [row for row in rows_of(path.read_text(encoding="utf-8")) if row["round"] <= rounds]
+    return [row for row in rows_of(path.read_bytes()) if row["round"] <= rounds]
 
 
-def rows_of(text: str) -> list[dict[str, Any]]:
-    """What :func:`write_rows` wrote."""
-    return [restored(json.loads(line)) for line in text.splitlines() if line.strip()]
+def rows_of(content: bytes) -> list[dict[str, Any]]:
+    """What :func:`write_rows` and :func:`append_row` wrote; one that is being written, or that a kill tore, is none."""
+    whole, _, last = content.rpartition(b"\n")
+    try:
+        found = [json.loads(last)] if last.strip() else []  # no beginning of a row can be read
+    except ValueError:
+        found = []
+    return [restored(row) for row in [*map(json.loads, filter(bytes.strip, whole.splitlines())), *found]]
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """One line a round."""
-    write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows).encode())
+    """One line a round, in the place of whatever rows there were."""
+    write_atomically(folder / METRICS, b"".join(map(_line, rows)))
+
+
+def append_row(folder: Path, row: dict[str, Any]) -> None:
+    """One more round, behind the rows that :func:`write_rows` wrote."""
+    append_durably(folder / METRICS, _line(row))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return to_json(row).encode() + b"\n"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,7 +26,7 @@ from small_runs import CLIENT_LEVEL, PRIVATE, save_model, save_texts, small_conf
 from ffalora.federated import simulate as simulate_module
 from ffalora.federated.simulate import simulate
 from ffalora.privacy import client_level as client_level_module
-from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS
+from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS, rows_of
 from ffalora.training import step as step_module
 
 MODES = {
@@ -118,8 +118,7 @@ def check_folder(folder: Path) -> None:
                     for name in file.keys():
                         file.get_tensor(name)
             elif path.suffix == ".jsonl":
-                for line in path.read_text().splitlines():
-                    json.loads(line)
+                rows_of(path.read_bytes())
             elif path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.suffix == ".yaml":

@@ -16,7 +16,8 @@ from ffalora.federated.simulate import simulate
 from ffalora.files.atomic import write_atomically
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
 from ffalora.privacy.accounts import Accounts
-from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS
+from ffalora.report import read_runs
+from ffalora.runs.folder import CHECKPOINT, LEDGERS, METRICS, rows_of
 
 _FULL = Path("/dev/full")
 
@@ -101,7 +102,7 @@ def test_a_missing_ledger_is_refused(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not _FULL.exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("victim", [CHECKPOINT, METRICS, "adapter/head.safetensors", "privacy.json"])
+@pytest.mark.parametrize("victim", [CHECKPOINT, "adapter/head.safetensors", "privacy.json"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_is_explained(victim, small, tmp_path, monkeypatch):
     config, run = small(**PRIVATE), tmp_path / "run"
     simulate(small(**PRIVATE), tmp_path / "whole", progress=False)
@@ -124,6 +125,44 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_is_explained(victim, s
     simulate(config, run, resume=True, progress=False)
     for name in (CHECKPOINT, "adapter/adapter_model.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_disk_that_fills_within_a_row_leaves_the_rows_before_it_and_is_explained(small, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    config, run = small(**PRIVATE), tmp_path / "run"
+    whole = simulate(config, tmp_path / "whole", progress=False)
+    real, limits = simulate_module.run_round, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk_in_round_two(experiment, server):
+        row = real(experiment, server)
+        if server.round == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((run / METRICS).stat().st_size + 20, limits[1]))
+        return row
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(simulate_module, "run_round", fill_the_disk_in_round_two)
+            with pytest.raises(OSError, match=r"File too large.*intact") as error:
+                simulate(config, run, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename.endswith(METRICS)
+    assert [row["round"] for row in rows_of((run / METRICS).read_bytes())] == [1]
+    resumed = simulate(config, run, resume=True, progress=False)
+    assert [row["metrics"] for row in resumed.rounds] == [row["metrics"] for row in whole.rounds]
+
+
+@pytest.mark.parametrize("torn", [b'{"round": 3, "metr', '{"round": 3, "client": "Zürich'.encode()[:-4]])
+def test_a_row_that_a_kill_tore_is_run_again(torn, small, tmp_path, monkeypatch):
+    config, run = small(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate_module.Run, "is_over", lambda self: self.server.round == 2)
+        simulate(config, run, progress=False)
+    with open(run / METRICS, "ab") as file:
+        file.write(torn)
+    assert len(read_runs([run])[0].rounds) == 2
+    simulate(config, run, resume=True, progress=False)
+    assert [row["round"] for row in rows_of((run / METRICS).read_bytes())] == [1, 2, 3]
 
 
 @pytest.mark.skipif(not _FULL.exists(), reason="needs /dev/full")

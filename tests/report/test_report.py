@@ -14,6 +14,7 @@ from fabricated import write_run
 from ffalora.config import from_mapping, load_config, merge, to_yaml
 from ffalora.report import Page, ReportError, Table, page, read_runs, render, run_page, table_text, write_report
 from ffalora.report.baselines import baseline_table
+from ffalora.report.live import live_state
 from ffalora.report.page import statement_blocks
 from ffalora.report.plots import run_plots
 from ffalora.report.tables import bytes_text, epsilon_text, interval, interval_text, result_table
@@ -76,6 +77,28 @@ def test_a_single_run_has_no_interval_and_says_when_it_is_not_private(tmp_path):
     text = table_text(read_runs([tmp_path]))
     assert "±" not in text and "not private" in text and "0.700" in text
     assert [plot.name for plot in run_plots(read_runs([tmp_path]))] == ["metric", "traffic", "partition"]
+
+
+def _federation(folder, stated, last):
+    """A finished federation whose rows say ``last`` of ε, and whose summary ``stated``."""
+    config = from_mapping(merge(PRIVATE, {"privacy": {"noise": "secure"}}))
+    write_run(config, folder)
+    rows = [json.loads(line) | {"epsilon": last} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "summary.json").write_text(json.dumps({"epsilon": stated}))
+    return read_runs([folder])
+
+
+def test_a_federation_whose_clients_do_not_report_their_epsilon_is_not_called_unprotected(tmp_path):
+    shown = _Page(render(run_page(_federation(tmp_path / "run", None, None)))).text
+    assert "not reported" in shown and "not private" not in shown
+    assert any(text.endswith("ε not reported") for text in shown)
+
+
+def test_a_report_gives_the_epsilon_that_a_federation_states_with_what_failed_rounds_allow(tmp_path):
+    runs = _federation(tmp_path / "run", "infinity", 2.5)
+    assert "∞" in result_table(runs).rows[0] and run_page(runs).title.endswith("at ε = ∞")
+    assert live_state(tmp_path / "run")["runs"][0]["epsilon"] == math.inf
 
 
 def test_an_interrupted_run_is_marked_and_not_passed_off_as_finished(tmp_path):

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from ...config import Config, to_yaml
 from ...files.atomic import write_atomically
 from ...runs.bundle import save_bundle
-from ...runs.folder import CHECKPOINT, SUMMARY, completed_rows, write_json, write_rows
+from ...runs.folder import CHECKPOINT, SUMMARY, append_row, completed_rows, write_json, write_rows
 from ...runs.trackers import Trackers, check_trackers
 from ..checkpoint import Checkpoint
 from ..experiment import build
@@ -72,6 +72,7 @@ def serve(
     if checkpoint.path.exists():
         checkpoint.load()
         rows = completed_rows(folder, server.round)
+    write_rows(folder, rows)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted, known = max(config.federation.min_available, config.clients.count or 1), dict[int, int]()
     shares = None if experiment.client_level is None else experiment.client_level.shares
@@ -91,7 +92,7 @@ def serve(
     trackers = Trackers(config, folder)
     while server.round < config.federation.rounds:
         rows.append(remote_round(experiment, server, send, terms, rows[-1] if rows else None))
-        write_rows(folder, rows)
+        append_row(folder, rows[-1])
         checkpoint.save()
         trackers.log(rows[-1])
     trackers.close()
