@@ -64,9 +64,10 @@ asks the same of the models and data of the paper.
 Every study can be run by two protocols: *user*, the package's defaults (a trained head on three layers, normalised
 rates), and *paper*, the paper's (a frozen head, plain SGD, rates of its grid). Values are chosen by
 the mean of three validation seeds from grids that grow at their edges. Then claims, values and the number of seeds,
-which follows from the variance seen so far, are written to a file (its digest is on the study's page), and the runs
-that decide are begun. A claim *holds* or is *contradicted* where the paired t-test says so with p < 0.05 after Holm's
-correction for the claims of its study; else it is *undecided*. Intervals are Student's 95% intervals over seeds.
+which follows from the variance seen so far (the fewest, five, where no claim's is seen), are written to a file (its
+digest is on the study's page), and the runs that decide are begun. A claim *holds* or is *contradicted* where the
+paired t-test says so with p < 0.05 after Holm's correction for the claims of its study; else it is *undecided*.
+Intervals are Student's 95% intervals over seeds.
 
 Every number below is written by one command from the tables in `docs/results/`; nothing is typed by hand but the
 remarks. To measure everything again: `make results` (resumable; {hours}).

@@ -98,7 +98,8 @@ class Verdict:
         if math.isnan(self.low):
             seeds = "one seed; more seeds are" if self.seeds == 1 else f"{self.seeds} seeds; finite numbers are"
             return f"{self.claim.says}: {where} with {seeds} needed for a verdict."
-        spread = f"95% interval {self.low:.3g} to {self.high:.3g}, {self.seeds} seeds, p = {self.p:.2g}"
+        p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
+        spread = f"95% interval {self.low:.3g} to {self.high:.3g}, {self.seeds} seeds, {p}"
         said = {"holds": "holds", "contradicted": "is contradicted", "undecided": "is undecided"}[self.outcome]
         small = ", and a difference of a point is excluded" if self.outcome == "undecided" and self.is_narrow else ""
         return f"{self.claim.says}: {said}{small}; {where} ({spread})."

@@ -203,8 +203,20 @@ def changed_keys(before: Mapping[str, Any], grid: Grid) -> list[str]:
 
 
 def with_seeds(grid: Grid, seeds: int, first: int = 0) -> Grid:
-    """The grid with a given number of seeds, counted from ``first``."""
-    return replace(grid, seeds=range(first, first + seeds), is_powered=False)
+    """The grid with a given number of seeds, counted from ``first``.
+
+    Raises:
+        ConfigError: no whole number of seeds, or none at all; seeds that choose values among them.
+    """
+    if type(seeds) is not int or seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: a study needs a whole number of seeds, at least one, such as --seeds 5")
+    asked = range(first, first + seeds)
+    if taken := sorted(set(asked) & set(TUNING_SEEDS)):
+        raise ConfigError(
+            f"--first-seed {first}: of {seeds} seeds from there on, {', '.join(map(str, taken))} choose values on the "
+            "validation split, and no verdict is of these; begin elsewhere"
+        )
+    return replace(grid, seeds=asked, is_powered=False)
 
 
 def _first_tried(study: Study, protocol: Protocol, scale: Scale, size: Size, method: str) -> Tried:

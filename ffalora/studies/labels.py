@@ -53,18 +53,19 @@ def number_title(name: str) -> str:
     return COSTS.get(name, metric_title(name))
 
 
-def number_text(name: str, value: float) -> str:
-    """A number with its unit."""
+def number_text(name: str, value: float, beside: float | None = None) -> str:
+    """A number with its unit: where it has none of its own, that of ``beside`` if given."""
     if name == "epsilon":
         return epsilon_text(value)
     if "bytes" in name:
         return bytes_text(value)
     if "seconds" in name:
         return f"{value:.3g} s"
+    whole = abs(value if beside is None else beside)
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if abs(value) >= 10 * size:
+        if whole >= 10 * size:
             return f"{value / size:.4g} {unit}"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:.3f}" if whole < 100 else f"{value:,.0f}"
 
 
 def spread_text(name: str, values: Sequence[float]) -> str:
@@ -75,7 +76,7 @@ def spread_text(name: str, values: Sequence[float]) -> str:
     if half and "seconds" in name:
         digits = max(0, min(3, 1 - math.floor(math.log10(half))))
         return f"{mean:.{digits}f} ± {half:.{digits}f} s"
-    return f"{number_text(name, mean)} ± {number_text(name, half)}" if half else number_text(name, mean)
+    return f"{number_text(name, mean)} ± {number_text(name, half, mean)}" if half else number_text(name, mean)
 
 
 def key_title(key: str) -> str:

@@ -27,6 +27,9 @@ from .study import load_study
 from .tables import chosen_table, claims_table, cost_table, metric_table, pilot_table, power_table, training_seconds
 
 FILE = "study.html"
+_FEWEST = (
+    " The number of seeds is the fewest of a verdict: the runs that chose values say nothing of these claims' variance."
+)
 
 
 def write_page(result: StudyResult) -> Path:
@@ -93,7 +96,8 @@ def _registered(result: StudyResult) -> str:
     found = digest(result.folder)
     if found is None:
         return ""
-    return f" Claims, values and seeds were registered before these runs (SHA-256 {found[:16]}…)."
+    fewest = "" if read_power(result.folder) or not result.grid.is_powered else _FEWEST
+    return f" Claims, values and seeds were registered before these runs (SHA-256 {found[:16]}…).{fewest}"
 
 
 def study_command(grid: Grid) -> str:

@@ -24,10 +24,11 @@ _RULE = (
     f"seeds: the fewest that find a difference of {EFFECT:g} with probability {POWER:g} at the first level of Holm's "
     f"procedure, and whose 95% interval is expected to reach {POINT:g} on either side"
 )
+_FEWEST = "seeds: the fewest of a verdict; the runs that chose values are of none of the claims' contrasts"
 
 
 def register(result: StudyResult, needs: Sequence[ClaimPower]) -> None:
-    """Writes the file, or compares it with the one that is there.
+    """Writes the file, or compares it with the one that is there, which stays as it is (the rule's words aside).
 
     Args:
         result: with the choices made and the grid's seeds decided.
@@ -36,13 +37,14 @@ def register(result: StudyResult, needs: Sequence[ClaimPower]) -> None:
     Raises:
         ConfigError: another one is there, so that verdict runs may have been seen.
     """
-    text, path = yaml.safe_dump(_content(result, needs), sort_keys=False, allow_unicode=True), _path(result)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    content, path = _content(result, needs), _path(result)
+    if not path.exists():
+        write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    elif yaml.safe_load(path.read_text(encoding="utf-8")) | {"rule": content["rule"]} != content:
         raise ConfigError(
             f"{path} registers other claims, values or seeds than this study arrives at; verdict runs may have been "
             "seen since: give another --output"
         )
-    write_atomically(path, text.encode())
 
 
 def registered_seeds(folder: Path) -> list[int] | None:
@@ -81,7 +83,7 @@ def _content(result: StudyResult, needs: Sequence[ClaimPower]) -> dict[str, Any]
         ],
         "test": f"paired t over seeds, two-sided, Holm over the claims at {LEVEL:g}",
         "seeds": list(grid.seeds),
-        "rule": _RULE if grid.is_powered else "seeds: as given",
+        "rule": (_RULE if needs else _FEWEST) if grid.is_powered else "seeds: as given",
         "power": [vars(need) for need in needs],
         "chosen": {f"{m} @ {c}": dict(values) for (m, c), values in result.chosen.items()},
         "tried": {f"{m} @ {c}": values for m, c in result.chosen if (values := result.tried((m, c)))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -53,8 +54,9 @@ def _values_table(grid: Grid, name: str, found: Values) -> Table:
     else:
         head = (grid.study.axis, *methods)
         rows = [(label, *(cell(method, condition) for method in methods)) for condition, label in labels.items()]
-    seeds = sorted({seed for _, _, seed in found})
-    spread = f"mean over {len(seeds)} seeds ± 95% interval (Student's t)" if len(seeds) > 1 else "one seed"
+    counts = sorted(set(Counter((method, condition) for method, condition, _ in found).values())) or [0]
+    seeds = str(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    spread = f"mean over {seeds} seeds ± 95% interval (Student's t)" if counts[-1] > 1 else "one seed"
     text = f"{capital(number_title(name))} by method and {grid.study.axis}: {spread}."
     words = conditions_in_words(grid)
     return Table(f"{text} {capital(words)}." if words else text, head, tuple(rows))

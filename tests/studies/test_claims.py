@@ -86,6 +86,7 @@ def test_seeds_that_agree_exactly_are_judged():
     assert (even.outcome, even.p, even.low, even.high) == ("undecided", 1.0, 0.0, 0.0)
     above = judge(claim(PAIR, ratio=True, above=1.9), table(a_x=[98304.0] * 3, b_x=[49152.0] * 3))
     assert (above.outcome, above.p) == ("holds", 0.0) and above.low == pytest.approx(2) == above.high
+    assert "p < 0.0001" in above.to_text()
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,19 @@ def test_a_key_or_value_that_does_not_fit_is_refused(path, value, said):
             grid.config(cell)
 
 
+@pytest.mark.parametrize("seeds", [0, -1, "abc", 2.5, True])
+def test_a_number_of_seeds_that_is_none_is_refused(seeds):
+    with pytest.raises(ConfigError, match=f"--seeds {seeds}: .*at least one"):
+        with_seeds(load_grid("privacy", "laptop", "smoke"), seeds)
+
+
+def test_no_verdict_is_of_seeds_that_chose_values():
+    grid = load_grid("privacy", "laptop", "verdict")
+    with pytest.raises(ConfigError, match=r"--first-seed 998: .* 1000, 1001, 1002 choose values"):
+        with_seeds(grid, 5, 998)
+    assert list(with_seeds(grid, 5, 995).seeds) == [995, 996, 997, 998, 999]
+
+
 def test_unknown_names_get_a_helpful_answer():
     with pytest.raises(ConfigError, match="no study 'nothing'; choose one of alpha, "):
         load_study("nothing")

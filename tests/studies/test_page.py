@@ -129,6 +129,12 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path):
     assert "–" in page.tables[0].rows[0]
 
 
+def test_cells_of_fewer_seeds_are_counted_where_a_study_stopped_between_them(tmp_path):
+    grid = load_grid("heterogeneity", "laptop", "verdict")
+    result = fabricate(tmp_path / "study", cells=3 * len(grid.places()) + 1)
+    assert "mean over 3 to 4 seeds ±" in metric_table(result).caption
+
+
 def test_the_command_repeats_the_study(tmp_path):
     changes = {"federation.rounds": 3, "clients.proportions": [[0.5, 0.5]], "model.name": "my model"}
     grid = with_seeds(load_grid("privacy", "laptop", "verdict", changes, protocol="paper"), 7, 40)
@@ -208,6 +214,7 @@ def test_numbers_are_written_as_people_write_them():
     assert number_text("flops_per_sample", 2.1e8) == "210 M" and number_text("trained_numbers", 24576) == "24,576"
     assert spread_text("seconds", [3.0, 3.1, 3.2]) == "3.10 ± 0.25 s" and spread_text("accuracy", []) == "–"
     assert spread_text("bytes_up", [5e6, 5e6]) == "5 MB"
+    assert spread_text("flops_per_sample", [1.79e8, 1.8e8, 1.81e8]) == "180 M ± 2.484 M"
 
 
 def test_the_command_line_ends_with_table_verdicts_and_page(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from ffalora.studies import runner, tuning
 from ffalora.studies.budget import Budget
 from ffalora.studies.folder import read_study
 from ffalora.studies.grid import TUNING_SEEDS, with_seeds
+from ffalora.studies.page import size_in_words
 from ffalora.studies.registration import REGISTRATION, digest, read_power
 from ffalora.studies.results import CELLS, MANIFEST, RESULTS, TUNING, read_csv, to_csv
 from ffalora.studies.runner import run_study
@@ -175,6 +176,20 @@ def test_the_pilots_variance_says_how_many_seeds_are_registered_before_they_are_
     assert len(result.grid.seeds) == need.seeds == 5 and need.deviation == 0, "the stand-in's contrast never varies"
     assert {r.cell.seed for r in result.tuning if r.cell.method == "ffa"} == set(TUNING_SEEDS), "a pilot of one value"
     assert read_study(tmp_path / "study").verdicts == result.verdicts and result.verdicts[0].seeds == 5
+
+
+def test_a_study_whose_pilot_says_nothing_of_its_claims_does_not_claim_a_power_analysis(trainer, tmp_path):
+    claims = [{"says": "Off costs LoRA more", "contrast": {"lora@a": 1, "lora@c": -1}}]
+    folder = tmp_path / "study"
+    result = run_study(small_grid(is_powered=True, claims=claims), folder, progress=False)
+    registered = yaml.safe_load((folder / REGISTRATION).read_text())
+    assert not registered["power"] and "probability" not in registered["rule"] and "fewest" in registered["rule"]
+    assert "say nothing of these claims' variance" in size_in_words(result)
+    registered["rule"] = "seeds: in other words"
+    (folder / REGISTRATION).write_text(yaml.safe_dump(registered, sort_keys=False))
+    known = digest(folder)
+    run_study(small_grid(is_powered=True, claims=claims), folder, resume=True, progress=False)
+    assert digest(folder) == known, "what was registered stays as it was written"
 
 
 def test_a_study_whose_registration_changed_is_refused(trainer, tmp_path):

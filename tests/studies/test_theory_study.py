@@ -77,7 +77,15 @@ def test_training_is_what_simulate_does(small, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("optimizer__name", "adamw"), ("federation__strategy", "fedsvd"), ("model__dtype", "bfloat16")],
+    [
+        ("optimizer__name", "adamw"),
+        ("federation__strategy", "fedsvd"),
+        ("model__dtype", "bfloat16"),
+        ("optimizer__normalize", True),
+        ("optimizer__weight_decay", 0.1),
+        ("federation__prox_mu", 0.1),
+        ("federation__robust_mean", "median"),
+    ],
 )
 def test_what_the_formulas_do_not_describe_is_refused(tmp_path, key, value):
     config = small_config(Path("no-model"), Path("no-data"), **{key: value})

@@ -82,7 +82,8 @@ def measure(config: Config, folder: Path, progress: bool = True, effort: Effort 
     """Runs every method of ``config`` with every seed, measures, and answers.
 
     Args:
-        config: with ``methods`` (or one method); strategies ffa and lora, SGD without momentum, float32 base.
+        config: with ``methods`` (or one method); strategies ffa and lora, SGD in the paper's units without momentum,
+            float32 base.
         folder: made if missing; what is complete there is read back.
         progress: show a bar with the time left.
         effort: how much is measured and how often; by default twice in the run, and at its start.
@@ -164,10 +165,15 @@ def _check_described(name: str, config: Config) -> None:
         "federation.participation": (federation.participation, (1.0,)),
         "federation.dropout_rate": (federation.dropout_rate, (0.0,)),
         "federation.straggler_rate": (federation.straggler_rate, (0.0,)),
+        "federation.robust_mean": (federation.robust_mean, (None,)),
+        "federation.prox_mu": (federation.prox_mu, (0.0,)),
         "optimizer.name": (optimizer.name, ("sgd",)),
+        "optimizer.normalize": (optimizer.normalize, (False,)),
         "optimizer.momentum": (optimizer.momentum, (0.0,)),
+        "optimizer.weight_decay": (optimizer.weight_decay, (0.0,)),
         "model.dtype": (config.model.dtype, ("float32",)),
         "privacy.unit": (privacy.unit, ("none", "sample")),
+        "privacy.mechanism": (privacy.mechanism, ("independent",)),
         "privacy.clipping": (privacy.clipping, ("flat", "per-layer", "automatic")),
         "privacy.noise": (privacy.noise, ("auto", "seeded")),
     }
