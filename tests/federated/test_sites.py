@@ -217,6 +217,13 @@ def test_what_only_simulations_can_do_is_refused_for_real_clients(small, changes
         check_remote(small(**changes))
 
 
+def test_a_server_says_that_it_has_no_client_s_own_b(small, caplog):
+    check_remote(small(federation__strategy="lora"))
+    assert not caplog.records
+    check_remote(small(federation__strategy="fedsa"))
+    assert "each site keeps its own b" in caplog.text
+
+
 def test_secure_aggregation_refuses_weights_by_size(small):
     with pytest.raises(ConfigError, match=r"federation\.weighting='size'"):
         check_secure_aggregation(STRATEGIES["ffa"], small())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...config import Config, ConfigError
 from ...files.numbers import rounded_up
+from ..checks import find_strategy
 from ..experiment import Experiment
 from ..payload import received_row
 from ..simulate import end_round
@@ -135,7 +136,7 @@ def _latest(key: str, name: str, answers: Sequence[Answer], earlier: Mapping[str
 
 
 def check_remote(config: Config) -> None:
-    """Refuses what belongs to simulations only.
+    """Refuses what belongs to simulations only, and warns of a method whose result only its clients have.
 
     Raises:
         ConfigError: client-level privacy whose noise the server would add (its Poisson draw needs to know the whole
@@ -157,6 +158,12 @@ def check_remote(config: Config) -> None:
             f"clients.count={config.clients.count}, federation.participation={config.federation.participation}, "
             f"privacy.dropouts={config.privacy.dropouts}: a sum needs at least two clients, and their number must be "
             "known; set clients.count, or lower privacy.dropouts"
+        )
+    if find_strategy(config.federation.strategy).personal:
+        logger.warning(
+            "federation.strategy=%s: each site keeps its own b; the server evaluates and saves the shared a with "
+            "the b of the start",
+            config.federation.strategy,
         )
     for key in ("dropout_rate", "straggler_rate"):
         if getattr(config.federation, key):

@@ -24,7 +24,8 @@ class HetLoRA(Ranked):
     each client's rank. Heads are averaged with the run's weights.
 
     With ``federation.rank_pruning`` γ < 1 a client whose last ranks (beyond γ of them) have less ``‖b‖·‖a‖`` after
-    local training than before gives them up. The original's penalty on these ranks is not part of the local loss.
+    local training than before gives them up for the next round. The original's penalty on these ranks is not part of
+    the local loss.
     """
 
     name = "hetlora"
