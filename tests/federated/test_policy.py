@@ -241,6 +241,13 @@ def test_a_client_that_does_not_report_its_epsilon_is_named_and_there_is_no_head
     )
 
 
+def test_no_epsilon_of_a_federation_s_statement_is_printed_below_what_a_client_said(small):
+    row = {"epsilon_per_client": {"0": 123.41}, "final_epsilon_per_client": {"0": 1234.11}, "failed": []}
+    said = statement_text(federation_statement(small(**SECURE), [row]))
+    (line,) = (line.split() for line in said.splitlines() if line.split()[:1] == ["0"])
+    assert line[1:] == ["123.5", "1235"]
+
+
 def test_where_a_client_failed_the_headline_is_what_its_ledger_allows(small):
     row = {"epsilon_per_client": {"0": 1.0}, "final_epsilon_per_client": {"0": 3.0}, "failed": ["node 7: gone"]}
     config = small(**SECURE)

@@ -100,6 +100,6 @@ def statement_text(statement: Mapping[str, Any]) -> str:
         "  client    ε spent    ε when done",
     ]
     for one in statement["clients"]:
-        final = "-" if one["final_epsilon"] is None else f"{one['final_epsilon']:.4g}"
-        lines.append(f"  {one['client']:>6}    {one['epsilon']:>7.4g}    {final:>11}")
+        final = "-" if one["final_epsilon"] is None else f"{rounded_up(one['final_epsilon']):.4g}"
+        lines.append(f"  {one['client']:>6}    {rounded_up(one['epsilon']):>7.4g}    {final:>11}")
     return "\n".join([*lines, "", "  Not covered:", *listed]) + "\n"
