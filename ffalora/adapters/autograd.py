@@ -35,8 +35,9 @@ class Sink(NamedTuple):
         slot: column of ``squares`` of the first trained tensor; a second one has the next.
         column_a, column_b: first arena column of the gradient of ``a`` ``[R,K]`` and of ``b`` ``[N,R]``; None if
             frozen.
+        uses: int32 ``[slots]``, how often compiled code wrote to each slot in this pass.
         accumulate: the layer is used several times in a forward pass: add to columns that were zeroed beforehand.
-        written: the slots that the pass has written to so far; None where nobody keeps them (compiled passes).
+        written: the slots that the pass has written to so far; None where nobody can keep them (compiled code).
     """
 
     arena: Tensor
@@ -44,15 +45,19 @@ class Sink(NamedTuple):
     slot: int
     column_a: int | None
     column_b: int | None
+    uses: Tensor
     accumulate: bool = False
     written: set[int] | None = None
 
     def at(self, slot: int) -> dict[str, Any]:
         """Where a write of an operation leaves squared norms, and whether it adds to what the arena holds: to zeros, or
-        to what an earlier use has written (how often a layer is used may depend on the batch).
+        to what an earlier use has written (how often a layer is used may depend on the batch). Compiled code cannot
+        see that: it counts, and who takes the pass looks (``TrainingPass.overwritten``).
         """
         again = self.written is not None and slot in self.written
-        if self.written is not None:
+        if self.written is None:
+            self.uses[slot].add_(1)
+        else:
             self.written.add(slot)
         return {"squares": self.squares, "slot": slot, "accumulate": self.accumulate or again}
 

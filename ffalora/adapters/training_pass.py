@@ -34,6 +34,7 @@ class TrainingPass:
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
         packed: segments of the tokens where the batch is one row of tokens without padding.
         masks: of the adapters' dropout, which is on in a pass; None draws them by position.
+        uses: int32 ``[slots]``, how often compiled code has written each trained tensor's gradients.
     """
 
     state: Tensor
@@ -46,11 +47,13 @@ class TrainingPass:
     merged: dict[str, Tensor] | None = None
     packed: Segments | None = None
     masks: DropoutMasks | None = None
+    uses: Tensor = field(init=False)
     _written: set[int] = field(default_factory=set)
     _by_length: dict[int, Segments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.state = self.state.detach().requires_grad_()
+        self.uses = torch.zeros(self.squares.shape[1], dtype=torch.int32, device=self.squares.device)
         # The compiler takes an integer attribute for a constant and the size of a tensor for a variable.
         self._counts = torch.zeros(()).expand(self.samples), torch.zeros(()).expand(self.longest)
 
@@ -60,6 +63,14 @@ class TrainingPass:
         pass, where layers add to zeros if they were counted more than once.
         """
         return None if torch.compiler.is_compiling() else self._written
+
+    def overwritten(self) -> list[int]:
+        """Slots that compiled code has written more than once in this pass: unless their layers accumulate, only their
+        last use is in the arena.
+        """
+        if len(self._written) == len(self.uses):  # all of it ran as it is written, and nothing has to be read
+            return []
+        return (self.uses > 1).nonzero().flatten().tolist()
 
     def begin(self) -> None:
         """Nothing is written yet; a recorded pass begins more than once."""

@@ -106,7 +106,7 @@ def release_sums(client: ClientFeatures, classes: int, ledger: PrivacyLedger, no
             f"{ledger.dataset_size} at sample_rate={ledger.sample_rate} (unit {ledger.unit}); give one of rate 1"
         )
     step = ledger.steps_taken
-    ledger.charge()
+    ledger.charge(noise=noise.mode)
     total = class_sums(client.features, client.labels, classes)
     std = ledger.noise_multiplier * joint_sensitivity(len(client))
     noisy = noisy_sum(total.view(1, -1), [std], noise, [client.client_id], [step]).view_as(total)

@@ -153,7 +153,7 @@ def _noisy_means(
     """One step's noisy mean gradient of every client over C, float64 ``[C,L,D+1]``."""
     steps = [ledger.steps_taken for ledger in ledgers]
     for ledger in ledgers:
-        ledger.charge()
+        ledger.charge(noise=noise.mode)
     count = rows.shape[0]
     total = torch.zeros(count, rows[0].numel(), dtype=torch.float64)
     limit = torch.full((count, 1), _CLIP, dtype=torch.float64)

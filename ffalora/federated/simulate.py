@@ -135,8 +135,7 @@ def simulate(config: Config, folder: str | Path, resume: bool = False, progress:
         round on disk. WorkersLost: another process ended. LeadStopped: the first one raised one of these.
     """
     folder, workers = Path(folder), find_workers()
-    check_trackers(config)
-    workers.from_lead(partial(check_unused, folder, resume))
+    workers.from_lead(partial(check_beginning, config, folder, resume))
     experiment = build(config)
     if experiment.engine.is_sharded:
         workers = holders(experiment, workers)
@@ -174,6 +173,16 @@ def hold_folder(folder: Path, resume: bool, held: ExitStack) -> None:
             f"{folder}: another process is training in this folder; wait until it is done, end it, or choose another "
             "folder (--output)"
         ) from None
+    check_unused(folder, resume)
+
+
+def check_beginning(config: Config, folder: Path, resume: bool) -> None:
+    """What is refused before anything is loaded or written, whoever computes the rounds.
+
+    Raises:
+        ConfigError: a tracker that is not installed. CheckpointError: see :func:`check_unused`.
+    """
+    check_trackers(config)
     check_unused(folder, resume)
 
 

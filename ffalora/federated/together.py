@@ -20,7 +20,6 @@ import torch
 
 from ..config import Config
 from ..runs.folder import RunResult
-from ..runs.trackers import check_trackers
 from ..training.optim import Moments
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
@@ -30,7 +29,7 @@ from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .compared import compared
 from .experiment import Experiment, build, make_participants
 from .rates import set_rates
-from .simulate import OpenRound, Run, check_unused, close_round, hold_folder, open_round, run_round
+from .simulate import OpenRound, Run, check_beginning, close_round, hold_folder, open_round, run_round
 
 #: Sections and keys that belong to a client's row.
 _OF_A_ROW = {"optimizer": {"lr"}, "privacy": {"max_grad_norm", "target_epsilon", "noise_multiplier"}}
@@ -80,8 +79,7 @@ def simulate_together(
             f"b alone, which differ in nothing but {_names()}, can; simulate them one by one"
         )
     for path, config in configs.items():
-        check_trackers(config)
-        check_unused(path, resume)
+        check_beginning(config, path, resume)
     experiment = build(first)
     members = (
         [experiment] if len(configs) == 1 else [_member(experiment, *each) for each in enumerate(configs.values())]

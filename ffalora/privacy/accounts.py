@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..files.atomic import write_atomically
 from ..files.numbers import rounded_up
-from .accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
+from .accounting import PrivacyBudgetSpent, PrivacyLedger
 from .data_ledger import DataLedger, Records
-from .ledger_files import charge_folder, resume_folder
+from .ledger_files import charge_folder, check_not_turned_back, resume_folder
 
 logger = logging.getLogger(__name__)
 #: In a run's folder: what the data set's ledger knows it by.
@@ -106,7 +106,7 @@ def open_accounts(
         if resume:
             resume_folder(folder, ledgers)
         for name, charged in _charged(data_ledger, ledgers).items():
-            _check_not_turned_back(data_ledger, charged, ledgers[name], folder / f"{name}.json")
+            check_not_turned_back(ledgers[name], folder / f"{name}.json", ledgers[name].steps_taken, charged)
         data_ledger.charge(ledgers)
         data_ledger.look_up(ledgers)
     logger.warning(_what_is_left(data_ledger, ledgers))
@@ -123,16 +123,6 @@ def _charged(data_ledger: DataLedger, ledgers: Mapping[str, PrivacyLedger]) -> d
     are left out: it was charged as a whole, by another one's file.
     """
     return {name: data_ledger.steps_of(name) for name, ledger in ledgers.items() if ledger.trials == 1}
-
-
-def _check_not_turned_back(data_ledger: DataLedger, charged: int, ledger: PrivacyLedger, file: Path) -> None:
-    """A file that counts less than the data set's ledger was edited, removed, or restored from a copy."""
-    if charged > ledger.steps(ledger.steps_taken).steps:
-        raise LedgerMismatch(
-            f"{ledger.name}: {file} counts {ledger.steps_taken} steps, but ledger {data_ledger.name!r} "
-            f"was charged {charged} for this run: the file was changed, removed, or is an old copy. Restore it, or "
-            "start a new run in another folder (what this one spent stays charged)"
-        )
 
 
 def _is_shut_out(ledger: PrivacyLedger) -> bool:

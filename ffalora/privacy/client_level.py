@@ -125,7 +125,7 @@ class ClientLevel:
         Raises:
             PrivacyBudgetSpent: the ledger allows no further round; nothing was charged.
         """
-        self.ledger.charge()
+        self.ledger.charge(noise=self.noise.mode)
         self._open = True
         n, rate = self.ledger.dataset_size, self.ledger.sample_rate
         if self.ledger.sampling == "poisson":

@@ -43,13 +43,8 @@ def charge_file(ledger: PrivacyLedger, path: Path, charged: int = 0) -> None:
         if path.exists():
             stored = load_ledger(path)
             ledger.check_terms(stored)
-            written = stored.steps_taken
-        if charged > ledger.steps(written).steps:
-            raise LedgerMismatch(
-                f"{ledger.name}: {path} counts {written} steps, but the ledger of its data set was charged {charged} "
-                "for this run: a copy of its folder trains as well, or the file was changed. Nothing was released; "
-                "go on with the other copy, or start a new run in another folder"
-            )
+            written, ledger.noise = stored.steps_taken, ledger.noise or stored.noise
+        check_not_turned_back(ledger, path, written, charged)
         if ledger.correlation is not None and written != ledger.steps_written:
             raise LedgerMismatch(
                 f"{path} counts {written} steps where this process knows of {ledger.steps_written}: another one trains "
@@ -61,6 +56,24 @@ def charge_file(ledger: PrivacyLedger, path: Path, charged: int = 0) -> None:
             ledger.charge(fresh)
             ledger.save(path)
             ledger.steps_written = ledger.steps_taken
+
+
+def check_not_turned_back(ledger: PrivacyLedger, path: Path, written: int, charged: int) -> None:
+    """A file counts what the data set's ledger was charged for it, or more.
+
+    Args:
+        written: steps that the file counts; charged: as in :func:`charge_file`.
+
+    Raises:
+        LedgerMismatch: it counts less, and what would leave now was charged nowhere.
+    """
+    if charged > ledger.steps(written).steps:
+        raise LedgerMismatch(
+            f"{ledger.name}: {path} counts {written} steps, but the ledger of its data set was charged {charged} for "
+            "this run: the file was changed, removed or put back from an old copy, or a copy of its folder trains as "
+            "well. Nothing more was released; go on with the copy that counts them all, or start a new run in another "
+            "folder (what this one spent stays charged)"
+        )
 
 
 def resume_file(ledger: PrivacyLedger, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from .accounting import LedgerMismatch
 from .ledger_files import load_ledger
 from .spent import Spent, largest, spent_from
 
+logger = logging.getLogger(__name__)
 STATEMENT = "privacy.json"
 
 
@@ -25,7 +27,9 @@ def read_prior(paths: Sequence[str | Path], is_secure: bool = False) -> tuple[Sp
 
     Raises:
         LedgerMismatch: a file that cannot be read or says nothing of what was spent, or a simulation before a secure
-            run. Units that do not compose are refused where the ledger is made.
+            run. A ledger that does not say under which noise it was charged (of an earlier version, or of a loop that
+            did not tell) counts as secure, with a warning: left out, what it spent would be counted nowhere. Units that
+            do not compose are refused where the ledger is made.
     """
     history: tuple[Spent, ...] = ()
     for path in map(Path, paths):
@@ -40,12 +44,25 @@ def _of_one_run(path: Path, is_secure: bool) -> tuple[Spent, ...]:
         ledgers = sorted(path.glob("checkpoint/ledgers/*.json")) or sorted(path.glob("*.json"))
         if not ledgers:
             raise LedgerMismatch(f"prior: {path} holds neither {STATEMENT} nor ledgers; name a run's folder or file")
-        return largest(load_ledger(ledger).history for ledger in ledgers)
+        return largest(_of_ledger(ledger, is_secure) for ledger in ledgers)
     try:
         is_statement = "clients" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LedgerMismatch(f"prior: cannot read {path}: {error}") from None
-    return _of_statement(path, is_secure) if is_statement else load_ledger(path).history
+    return (_of_statement if is_statement else _of_ledger)(path, is_secure)
+
+
+def _of_ledger(path: Path, is_secure: bool) -> tuple[Spent, ...]:
+    ledger = load_ledger(path)
+    if is_secure and ledger.steps_taken:
+        if ledger.noise is None:
+            logger.warning(
+                "prior: %s does not say whether its noise was secure, and is counted as if it was; if it was a "
+                "simulation, nothing bounds what it revealed: leave it out if nothing of it was released",
+                path,
+            )
+        _check_no_simulation(path, ledger.noise == "seeded", is_secure)
+    return ledger.history
 
 
 def _of_statement(path: Path, is_secure: bool) -> tuple[Spent, ...]:
@@ -60,9 +77,13 @@ def _of_statement(path: Path, is_secure: bool) -> tuple[Spent, ...]:
         ) from None
     if not histories:
         raise LedgerMismatch(f"prior: {path} is of a run without privacy: nothing bounds what it revealed")
+    _check_no_simulation(path, is_simulation, is_secure)
+    return largest(histories)
+
+
+def _check_no_simulation(path: Path, is_simulation: bool, is_secure: bool) -> None:
     if is_simulation and is_secure:
         raise LedgerMismatch(
             f"prior: {path} is of a simulation, whose seeded noise anybody with the seed can subtract: its ε is no "
             "bound that a secure run could add to. Leave it out if nothing of it was released"
         )
-    return largest(histories)

@@ -288,7 +288,7 @@ class PrivateTrainer(Trainer):
     def _charge_durably(self) -> None:
         """Counts the step on disk before its result exists; a kill in between over-counts by one."""
         if self.ledger is not None and self._accounts is not None:
-            self.ledger.charge()
+            self.ledger.charge(noise="secure")
             self._accounts.charge({LEDGER_NAME: self.ledger})
             self.ledger.steps_taken -= 1  # the step itself charges it, and finds what other processes charged
 

@@ -46,6 +46,7 @@ def check_model(
     """
     modules = list(model.named_modules())
     is_sharded = check_whole(modules, processes)
+    check_formats(adapters)
     check_attached(modules, adapters, device)
     check_trained_tensors(modules, adapters, private)
     if private:
@@ -107,6 +108,21 @@ def _check_part(name: str, part: DTensor, processes: int | None, remedy: str) ->
         raise ValueError(f"{cut}, and trained; keep what is trained whole: fully_shard(…, ignored_params=…)")
     if size != processes:
         raise ValueError(f"{cut}, but {processes} share the steps; give the engine workers=find_workers()")
+
+
+def check_formats(adapters: Adapters) -> None:
+    """Segments' gradients are float32, and so are the numbers that they come from, or narrower.
+
+    Raises:
+        ValueError: names a layer of float64, and the remedy.
+    """
+    for layer in adapters.trained_layers():
+        weight = getattr(layer.base_layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.dtype == torch.float64:
+            raise ValueError(
+                f"{layer.name} is float64, but samples' gradients are kept in float32, which would lose what float64 "
+                "is for; cast the model (model.float()) before adapters are attached"
+            )
 
 
 def check_trained_tensors(modules: Modules, adapters: Adapters, private: bool) -> None:

@@ -17,7 +17,7 @@ from ..adapters import Adapters, TrainingPass
 from ..data.tasks import Losses
 from ..models.frozen_head import head_left_out
 from ..models.packing import pack, packed_attention, packed_segments, padded_outputs
-from .admission import check_batch, check_trained_tensors
+from .admission import check_batch, check_formats, check_trained_tensors
 from .arena import UNWRITTEN, Arena
 from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, drops_out, keyed_dropout
@@ -129,8 +129,8 @@ def segment_gradients(
         views: rows that each sample has, one sample after another; its loss is the mean of theirs.
 
     Raises:
-        ValueError: not one row and one loss a sample; samples of a segment that lie apart; or a trained tensor that is
-            not the adapters', whose gradient no segment would hold.
+        ValueError: not one row and one loss a sample; samples of a segment that lie apart; a layer of float64; or a
+            trained tensor that is not the adapters', whose gradient no segment would hold.
         SamplesNotIndependent: the model or the loss mixes samples.
         GradientMissing: a trained tensor received no gradient. StorageParted: the pass reads a copy of the state.
         GradientWrong: the probe compares, and a gradient is not that of its sample alone.
@@ -140,38 +140,59 @@ def segment_gradients(
     samples, device = len(rows), state.device
     seen = probe or Probe(adapters, packed=packed)
     if not seen.has_looked:
+        check_formats(adapters)
         check_trained_tensors(list(model.named_modules()), adapters, seen.private)
     inputs, targets = look_at(seen, model, losses, inputs, targets, samples * views, device)
     arena = arena or Arena(adapters)
     segment = np.arange(samples) if together is None else _segments(together, samples)
-    current = _training_pass(state, arena, rows, segment, merged, views)
-    check_reads_state(current, state)
-    keys, padded = None, inputs
+    keys = None
     if drops_out(model, adapters):
         keys = DropoutKeys.fresh(samples * views) if dropout is None else dropout()
-        current.masks = keys.masks(device)
-    if packed:
-        inputs = pack(inputs)
-        current.packed = packed_segments(inputs, current)
-        if current.masks is not None:
-            current.masks.starts = inputs["cu_seq_lens_q"]
-    attention = packed_attention(model) if packed else nullcontext()
-    head = head_left_out(model) if seen.head_apart else nullcontext()
-    with adapters.training_pass(current), attention, head, keyed_dropout(model, current.masks):
-        outputs = model(**inputs)
-        found = losses(padded_outputs(outputs, padded["attention_mask"].bool()) if packed else outputs, targets)
-        check_losses(found, samples * views)
-        found = found.view(samples, views).mean(1)
-        found.sum().backward()
+
+    def take_pass() -> tuple[TrainingPass, Tensor]:
+        current = _training_pass(state, arena, rows, segment, merged, views)
+        check_reads_state(current, state)
+        if keys is not None:
+            current.masks = keys.masks(device)
+        taken = pack(inputs) if packed else inputs
+        if packed:
+            current.packed = packed_segments(taken, current)
+            if current.masks is not None:
+                current.masks.starts = taken["cu_seq_lens_q"]
+        attention = packed_attention(model) if packed else nullcontext()
+        head = head_left_out(model) if seen.head_apart else nullcontext()
+        with adapters.training_pass(current), attention, head, keyed_dropout(model, current.masks):
+            outputs = model(**taken)
+            found = losses(padded_outputs(outputs, inputs["attention_mask"].bool()) if packed else outputs, targets)
+            check_losses(found, samples * views)
+            found = found.view(samples, views).mean(1)
+            found.sum().backward()
+        return current, found
+
+    current, found = take_pass()
+    if accumulate_where_overwritten(adapters, current):
+        current, found = take_pass()
     arena.check_written((current.squares == UNWRITTEN).any(0))
     if probe is not None and samples and probe.is_to_compare(state):
         for i in (0, int(segment[-1])):  # as many passes whatever the batch: processes may hold parts of the base
             first, last = np.searchsorted(segment, [i, i + 1]).tolist()
             own = slice(views * first, views * last)
-            one = {name: value[own] for name, value in padded.items()}, targets[own]
+            one = {name: value[own] for name, value in inputs.items()}, targets[own]
             alone = plain_gradient(model, adapters, losses, *one, state[rows[first]], keys and keys.only(own), views)
             check_gradients(adapters, current.arena, {i: alone})
     return SegmentGradients(current.arena, current.squares, current.client, found.detach())
+
+
+def accumulate_where_overwritten(adapters: Adapters, current: TrainingPass) -> bool:
+    """Has layers accumulate that compiled code used more often in this pass than in the batch in which uses were
+    counted; whether there were any, so that the pass must be taken again.
+    """
+    layout = adapters.layout
+    layers = [layout.layers[layout.places[slot].layer] for slot in current.overwritten()]
+    lost = [layer for layer in layers if not layer.shared_use]
+    for layer in lost:
+        layer.shared_use = True
+    return bool(lost)
 
 
 def look_at(

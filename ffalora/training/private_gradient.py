@@ -112,8 +112,8 @@ class PrivateGradient:
             samples, inputs, targets = max(batches, key=lambda batch: len(batch[0]))
             called = _without_ddp(self.model if model is None else model)
             look_at(self._probe, called, self.losses, inputs, targets, len(samples), self.device)
-        self.ledger.charge()
-        total, losses, norms = self.clipped_sum(number, batches, model)
+        self.ledger.charge(noise=self.noise.mode)
+        total, losses, norms = self._clipped_sum(number, batches, model)
         self.clipped += int((norms > self.max_grad_norm).sum())
         self.nonfinite += int((~norms.isfinite()).sum())
         gradient = self._noisy_mean(total, number)
@@ -124,9 +124,15 @@ class PrivateGradient:
         self, number: int, batches: Batches, model: nn.Module | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The clipped sum without noise, float64 ``[1,P]``, losses ``[S]`` and norms before clipping ``[S]``; nothing
-        is charged, so that none of them may be released. Arguments as in :meth:`step`.
+        is charged, so that none of them may be released. Arguments as in :meth:`step`; raises what it raises of a
+        model that was changed.
         """
-        state, batches = self.adapters.state()[None], list(batches)
+        self._look_again()
+        return self._clipped_sum(number, list(batches), model)
+
+    def _clipped_sum(self, number: int, batches: Batches, model: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`clipped_sum`, of a model that was looked at."""
+        state = self.adapters.state()[None]
         total = torch.zeros(state.shape, dtype=torch.float64, device=self.device)
         called = _without_ddp(self.model if model is None else model)
         groups = groups_of(self._users, [samples for samples, _, _ in batches])

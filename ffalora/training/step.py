@@ -71,7 +71,7 @@ class LogicalStep:
         setup, workers = self.setup, self.setup.workers
         if setup.privacy.at_clients:
             for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
-                ledger.charge()  # the poorest first: a refusal comes before anybody is charged
+                ledger.charge(noise=setup.noise.mode)  # the poorest first: a refusal comes before anybody is charged
             if setup.charged is not None and workers.leads:
                 setup.charged(self.cohort)
         drawn = [setup.sample(participant) for participant in self.cohort]

@@ -1,6 +1,7 @@
 """torch.compile sees the adapters as part of one graph and gives the numbers of eager mode."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from adapter_cases import (
     tiny_bert,
     tiny_gpt2,
 )
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ffalora.adapters import TrainingPass
+from ffalora.adapters import AdapterConfig, TrainingPass, attach
 from ffalora.data.tasks import classification_losses
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
@@ -116,6 +118,32 @@ def test_a_compiled_pass_leaves_no_gradient_on_state_or_parameters():
         compiled_losses(compiled, batch).sum().backward()
     assert current.state.grad is None or not current.state.grad.any()
     assert all(p.grad is None for p in adapters.model.parameters())
+
+
+class OverParts(nn.Module):
+    """One layer over every eight steps of a series, so that longer ones use it more often."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.head(sum(self.layer(part).tanh().sum(1) for part in x.split(8, 1))))
+
+
+def test_a_compiled_layer_that_a_later_batch_uses_more_often_keeps_all_its_uses():
+    torch.manual_seed(0)
+    model = OverParts()
+    adapters = attach(model, AdapterConfig(r=2, target_modules=["layer"], trained="both"))
+    adapters.load_state_(torch.randn_like(adapters.state()))
+    short, long, targets = torch.randn(4, 6, 8), torch.randn(4, 20, 8), torch.tensor([0, 1, 2, 0])
+    gradients = []
+    for called in (None, torch.compile(model, backend="aot_eager")):
+        ledger = PrivacyLedger(0, 4, 1.0, 0.0, 1e-5, 2)
+        private = PrivateGradient(model, adapters, classification_losses, ledger, 1e6, SeededNoise(1))
+        private.step(0, [(np.arange(4), {"x": short}, targets)], called)
+        gradients.append(private.step(1, [(np.arange(4), {"x": long}, targets)], called)[0])
+    assert relative_error(gradients[1], gradients[0]) < 1e-5
 
 
 def test_a_private_step_takes_a_compiled_model():

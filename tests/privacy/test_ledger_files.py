@@ -100,6 +100,33 @@ def test_steps_of_another_noise_are_not_added_to_a_file(tmp_path):
     assert load_ledger(tmp_path / "0.json").steps_taken == 1
 
 
+def test_secure_steps_are_not_added_to_those_of_a_simulation(tmp_path):
+    simulated, real = ledger(), ledger()
+    simulated.charge(noise="seeded")
+    charge_file(simulated, tmp_path / "0.json")
+    with pytest.raises(LedgerMismatch, match="noise='seeded' and asks for one with 'secure'"):
+        simulated.charge(noise="secure")
+    real.charge(noise="secure")
+    with pytest.raises(LedgerMismatch, match="noise was 'seeded' and is 'secure'"):
+        charge_file(real, tmp_path / "0.json")
+    untold = ledger()
+    untold.charge()
+    charge_file(untold, tmp_path / "0.json")
+    stored = load_ledger(tmp_path / "0.json")
+    assert (stored.steps_taken, stored.noise) == (2, "seeded")
+
+
+def test_a_ledger_of_a_version_that_wrote_down_no_noise_is_read_and_goes_on(tmp_path):
+    state = {name: value for name, value in ledger(steps_taken=3).state_dict().items() if name != "noise"}
+    (tmp_path / "0.json").write_text(json.dumps(state | {"digest": digest_of(state)}))
+    assert load_ledger(tmp_path / "0.json").noise is None
+    going = ledger()
+    resume_file(going, tmp_path / "0.json")
+    going.charge(noise="secure")
+    charge_file(going, tmp_path / "0.json")
+    assert (load_ledger(tmp_path / "0.json").steps_taken, load_ledger(tmp_path / "0.json").noise) == (4, "secure")
+
+
 def test_an_edited_ledger_is_refused(tmp_path):
     book = ledger()
     book.charge(6)

@@ -79,6 +79,27 @@ def test_a_simulation_before_a_secure_run_is_refused(tmp_path):
         read_prior([folder], is_secure=True)
 
 
+def test_the_ledger_of_a_simulation_is_refused_before_a_secure_run_wherever_it_lies(tmp_path):
+    folder = tmp_path / "run" / "checkpoint" / "ledgers"
+    folder.mkdir(parents=True)
+    book = ledger()
+    book.charge(5, noise="seeded")
+    book.save(folder / "0.json")
+    for path in (folder / "0.json", folder, tmp_path / "run"):
+        assert read_prior([path]) == (Spent(1.0, 0.1, 5),)
+        with pytest.raises(LedgerMismatch, match=r"0\.json is of a simulation"):
+            read_prior([path], is_secure=True)
+
+
+def test_a_ledger_that_does_not_say_its_noise_counts_as_secure_with_a_warning(tmp_path, caplog):
+    for noise in (None, "secure"):
+        book = ledger()
+        book.charge(5, noise=noise)
+        book.save(tmp_path / f"{noise}.json")
+        assert read_prior([tmp_path / f"{noise}.json"], is_secure=True) == (Spent(1.0, 0.1, 5),)
+    assert [record.getMessage().count("None.json does not say") for record in caplog.records] == [1]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"clients": [{"epsilon": 1}], "simulation": false}'])
 def test_a_file_that_does_not_say_what_was_spent_is_refused(tmp_path, content):
     (tmp_path / "file.json").write_text(content)

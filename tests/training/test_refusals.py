@@ -65,6 +65,32 @@ def test_a_tensor_outside_the_state_is_refused_where_gradients_are_asked_for():
     assert norm.weight.grad is None
 
 
+def plain_losses(outputs, targets):
+    return F.cross_entropy(logits_of(outputs), targets, reduction="none")
+
+
+def test_a_clipped_sum_asked_for_by_itself_looks_again_at_a_model_that_was_changed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    adapters = attach(model, AdapterConfig(r=2, target_modules=["0"]))
+    batch = (np.arange(3), {"input": torch.randn(3, 4)}, torch.tensor([0, 1, 0]))
+    private = PrivateGradient(model, adapters, plain_losses, ledger(0, 3, 3), 1.0, SeededNoise(0))
+    private.clipped_sum(0, [batch])
+    model[1].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"1\.weight.*neither clipped nor noised"):
+        private.clipped_sum(0, [batch])
+
+
+@pytest.mark.parametrize("trained", ["b", "both"])
+def test_a_model_of_float64_is_refused_by_the_layer_that_samples_gradients_would_round(trained):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).double()
+    adapters = attach(model, AdapterConfig(r=2, target_modules=["0"], trained=trained))
+    batch = {"input": torch.randn(3, 4).double()}, torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match=r"0 is float64.*model\.float\(\)"):
+        PrivateGradient(model, adapters, plain_losses, ledger(0, 3, 3), 1.0, SeededNoise(0))
+    with pytest.raises(ValueError, match=r"0 is float64.*model\.float\(\)"):
+        segment_gradients(model, adapters, plain_losses, *batch)
+
+
 def test_a_head_tied_to_another_layer_is_refused():
     engine, adapters = tiny_engine(head="trained")
     engine.model.bert.pooler.tied = nn.Linear(32, 3)

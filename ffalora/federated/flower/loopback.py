@@ -18,7 +18,7 @@ from pathlib import Path
 from ...config import Config, ConfigError, to_yaml
 from ...files.locks import was_let_go
 from ...runs.folder import SUMMARY
-from .output import FAILURE, POLICY, SERVER, check_folder
+from .output import FAILURE, POLICY, SERVER, check_federation
 from .policy import SitePolicy, save_policy
 from .processes import Processes, environment, tool
 
@@ -114,7 +114,7 @@ def run_on_loopback(
         raise ConfigError(
             "Flower's simulation engine needs Ray, which is not installed: pip install 'flwr[simulation]'"
         )
-    check_folder(output, resume)
+    check_federation(config, output, resume)
     with loopback(output, count, demonstration_policy(config, shared_streams), engine) as federation:
         federation.submit(config, output, secagg_range, timeout, resume)
         federation.wait_for(output / SUMMARY, wait)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...runs.folder import CHECKPOINT, SUMMARY
+from ...config import Config
+from ...runs.folder import SUMMARY
 
 #: Where a server that was stopped by an error says which.
 FAILURE = "failure.txt"
@@ -14,17 +15,16 @@ SERVER = "server"
 POLICY = "policy.yaml"
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Refuses a folder that holds a run, unless that is to be continued and can be.
+def check_federation(config: Config, folder: Path, resume: bool) -> None:
+    """What is refused before sites are waited for.
 
     Raises:
-        CheckpointError: with the remedy.
+        CheckpointError: a federation that is finished. ConfigError, CheckpointError: see
+        :func:`~ffalora.federated.simulate.check_beginning`.
     """
     from ...adapters import CheckpointError
+    from ..simulate import check_beginning
 
     if (folder / SUMMARY).exists():
         raise CheckpointError(f"{folder} holds a finished federation; choose another folder (--output)")
-    if (folder / CHECKPOINT).exists() and not resume:
-        raise CheckpointError(
-            f"{folder} holds a federation already; continue it with --resume, or choose another folder"
-        )
+    check_beginning(config, folder, resume)

@@ -14,13 +14,13 @@ from ...config import Config, to_yaml
 from ...files.atomic import write_atomically
 from ...runs.bundle import save_bundle
 from ...runs.folder import CHECKPOINT, SUMMARY, append_row, completed_rows, write_json, write_rows
-from ...runs.trackers import Trackers, check_trackers
+from ...runs.trackers import Trackers
 from ..checkpoint import Checkpoint
 from ..experiment import build
 from ..records import summary
 from .answers import read_answer
 from .keys_ahead import KeysAhead
-from .output import check_folder
+from .output import check_federation
 from .replies import replies_of
 from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
 from .statement import federation_statement, stated_epsilon, statement_text
@@ -59,8 +59,7 @@ def serve(
         TooFewClients: fewer than ``federation.min_available``.
     """
     config = config.with_noise("secure")
-    check_folder(folder, resume)
-    check_trackers(config)
+    check_federation(config, folder, resume)
     check_remote(config)
     experiment = build(config, caches_layers=False)
     strategy = experiment.strategy

@@ -126,7 +126,7 @@ class Site:
         cohort = Cohort([own], [self.experiment.config.federation.local_steps], [True])
         level = self.experiment.client_level
         if level is not None:
-            level.ledger.charge()
+            level.ledger.charge(noise=level.noise.mode)
             if self.experiment.charged is not None:
                 self.experiment.charged(self.experiment.ledgers)
         if own.ledger is not None and own.ledger.steps_left < cohort.steps[0]:
