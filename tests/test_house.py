@@ -176,6 +176,18 @@ def test_nothing_tells_of_the_machine_it_was_written_on():
     assert found == []
 
 
+def test_text_files_are_read_and_written_in_utf_8_whatever_the_machine_takes_by_default():
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in (ROOT / "ffalora").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", "") in ("read_text", "write_text")
+        and "encoding" not in [keyword.arg for keyword in node.keywords]
+    ]
+    assert found == []
+
+
 def test_no_work_is_left_as_a_note():
     notes = re.compile(r"\b(?:TOD[O]|FIXM[E]|XX[X]|HAC[K])\b")
     assert [

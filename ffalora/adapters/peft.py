@@ -44,12 +44,12 @@ def save_adapters(
     _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if config.method == "lora":
         theirs = json.dumps(_peft_config(model, config, layers, root, whole), indent=2, sort_keys=True)
-        _write(folder / CONFIG_FILE, lambda path: path.write_text(theirs))
+        _write(folder / CONFIG_FILE, lambda path: path.write_text(theirs, encoding="utf-8"))
     else:  # PEFT's format of these methods holds the frozen factors, ours makes them from the seed
         (folder / CONFIG_FILE).unlink(missing_ok=True)
     trained = "b" if config.trained == "core" else config.trained
     own = config.model_copy(update={"trained": trained}).model_dump_json(indent=2)
-    _write(folder / OWN_FILE, lambda path: path.write_text(own))
+    _write(folder / OWN_FILE, lambda path: path.write_text(own, encoding="utf-8"))
 
 
 def checkpoint_names(factors: Mapping[str, Mapping[str, Tensor]], root: str) -> dict[str, Tensor]:

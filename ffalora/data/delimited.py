@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 #: Byte-order marks, longest first, and the encodings that they announce.
@@ -28,18 +28,25 @@ _LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields of 128 kB unless tol
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a table is written as text: Python's name of the encoding, what stands between two cells, and the mark before
-    the decimals of numbers.
+    """How a table is written as text: Python's name of the encoding, what stands between two cells, the mark before
+    the decimals of numbers, and whether double quotes around a cell are not part of it.
     """
 
     encoding: str
     delimiter: str
     decimal: str = "."
+    has_quotes: bool = True
 
     def __str__(self) -> str:
         delimiter = DELIMITERS.get(self.delimiter, repr(self.delimiter))
         decimal = ", decimal commas" if self.decimal == "," else ""
-        return f"{_NAMES.get(self.encoding, self.encoding)}, {delimiter} between cells{decimal}"
+        quotes = "" if self.has_quotes else ", quotes as they are"
+        return f"{_NAMES.get(self.encoding, self.encoding)}, {delimiter} between cells{decimal}{quotes}"
+
+    @property
+    def quoting(self) -> Literal[0, 3]:
+        """What the csv module and pandas call it."""
+        return csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE
 
 
 def find_format(file: Path, encoding: str | None = None, delimiter: str | None = None) -> TextFormat:
@@ -48,31 +55,43 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
     The encoding is what a byte-order mark announces, else UTF-8 where the whole file is valid UTF-8, else Windows-1252.
     The delimiter is the one by which most of the first 200 records have as many cells as the header, and the header
     the most; where the header is one cell, the one by which all records are, a comma first (in a .tsv file a tab).
-    Decimals have a comma where a column of these records is numbers with one.
+    Decimals have a comma where a column of these records is numbers with one. Quotes belong to the texts where taken
+    otherwise they would not close at the end of a cell, and each line has as many cells as the header.
 
     Raises:
-        ValueError: bytes that no encoding tried here allows, or an encoding that Python does not know.
+        ValueError: bytes that no encoding tried here allows, an encoding that Python does not know, or quotes by which
+            several lines would be one row.
     """
     content = file.read_bytes()
     encoding = encoding or _encoding_of(content)
     text = _decoded(content[: 1 << 18], encoding, is_cut=len(content) > 1 << 18)
     if delimiter is None:
         delimiter = _delimiter_of(text, "\t" if file.suffix.lower() == ".tsv" else ",")
-    return TextFormat(encoding, delimiter, "," if delimiter != "," and _has_decimal_commas(text, delimiter) else ".")
+    decimal = "," if delimiter != "," and _has_decimal_commas(text, delimiter) else "."
+    return TextFormat(
+        encoding, delimiter, decimal, b'"' not in content or _has_quotes(content.decode(encoding), delimiter)
+    )
 
 
-def read_delimited(file: Path, form: TextFormat) -> Any:
-    """The table as a pandas.DataFrame. Only an empty cell counts as missing: a text "NA" or "null" is a text.
+def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> Any:
+    """The table as a pandas.DataFrame. Only an empty cell counts as missing: a text "NA" or "null" is a text. Whole
+    numbers stay whole beside empty cells.
+
+    Args:
+        as_written: every cell as the text that it is, an empty one too.
 
     Raises:
         ValueError: no header, undecodable bytes, or rows with more cells than the header, by their lines.
     """
     import pandas
 
+    how: dict[str, Any] = {"na_values": [""], "dtype_backend": "numpy_nullable"}
+    if as_written:
+        how = {"na_filter": False, "dtype": str}
     try:
         table = pandas.read_csv(
             file, sep=form.delimiter, encoding=form.encoding, decimal=form.decimal, keep_default_na=False,
-            na_values=[""], low_memory=False,
+            low_memory=False, quoting=form.quoting, **how,
         )  # fmt: skip
     except pandas.errors.EmptyDataError:
         raise ValueError("it is empty") from None
@@ -85,21 +104,45 @@ def read_delimited(file: Path, form: TextFormat) -> Any:
 
 def record_lines(file: Path, form: TextFormat) -> list[int]:
     """In which line of the file, counted from 1, each row after the header begins; blank lines are no rows."""
-    return [line for line, cells in _records(_text(file, form), form.delimiter) if not _is_blank(cells)][1:]
+    return [line for line, cells in _records(_text(file, form), form) if not _is_blank(cells)][1:]
 
 
 def _text(file: Path, form: TextFormat) -> str:
     return file.read_bytes().decode(form.encoding)
 
 
-def _records(text: str, delimiter: str) -> Any:
-    """First line and cells of each record, also of blank ones."""
+def _records(text: str, form: TextFormat, is_strict: bool = False) -> Any:
+    """First line and cells of each record, also of blank ones; ``is_strict`` raises :class:`csv.Error` where a quoted
+    cell goes on behind its quotes.
+    """
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=form.delimiter, quoting=form.quoting, strict=is_strict)
     begun = 1
     for cells in reader:
         yield begun, cells
         begun = reader.line_num + 1
+
+
+def _has_quotes(text: str, delimiter: str) -> bool:
+    """Whether double quotes around cells are not part of them: not where that fails, and the lines are rows without.
+
+    Raises:
+        ValueError: it fails over several lines, which would be read as one row, and without quotes they are none.
+    """
+    quoted, plain, sound = TextFormat("", delimiter), TextFormat("", delimiter, has_quotes=False), 0
+    try:
+        for _ in _records(text, quoted, is_strict=True):
+            sound += 1
+    except csv.Error:
+        if len({len(cells) for _, cells in _records(text, plain) if not _is_blank(cells)}) == 1:
+            return False
+        line, cells = next(islice(_records(text, quoted), sound, None))
+        if any("\n" in cell for cell in cells):
+            raise ValueError(
+                f"a double quote that opens a cell in line {line} is not closed at the end of one, so that the lines "
+                "behind it would be one row; put texts that hold quotes into double quotes, and double those within"
+            ) from None
+    return True
 
 
 def _is_blank(cells: list[str]) -> bool:
@@ -138,7 +181,7 @@ def _delimiter_of(text: str, usual: str) -> str:
 def _has_decimal_commas(text: str, delimiter: str) -> bool:
     """Whether all that a column holds in the first records are numbers, some with decimals behind a comma."""
     try:
-        records = [cells for _, cells in islice(_records(text, delimiter), 1, _RECORDS) if cells]
+        records = [cells for _, cells in islice(_records(text, TextFormat("", delimiter)), 1, _RECORDS) if cells]
     except csv.Error:
         return False
     columns = [[cell.strip() for cell in column if cell.strip()] for column in zip_longest(*records, fillvalue="")]
@@ -150,7 +193,7 @@ def _has_decimal_commas(text: str, delimiter: str) -> bool:
 def _widths(text: str, delimiter: str) -> list[int]:
     """Cells of each of the first records; none where the text is no table with this delimiter."""
     try:
-        found = [len(cells) for _, cells in islice(_records(text, delimiter), _RECORDS) if cells]
+        found = [len(cells) for _, cells in islice(_records(text, TextFormat("", delimiter)), _RECORDS) if cells]
     except csv.Error:
         return []
     return found[:-1] if len(found) > 2 else found  # the last one may have been cut
@@ -158,7 +201,7 @@ def _widths(text: str, delimiter: str) -> list[int]:
 
 def _uneven(file: Path, form: TextFormat) -> str:
     """Which lines have more cells than the header, in words; empty where none has."""
-    records = [(line, len(cells)) for line, cells in _records(_text(file, form), form.delimiter) if cells]
+    records = [(line, len(cells)) for line, cells in _records(_text(file, form), form) if cells]
     if not records:
         return ""
     width = records[0][1]

@@ -46,7 +46,7 @@ class Part:
         text = "" if self.file.suffix.lower() == ".parquet" else self.file.read_text(encoding="utf-8-sig")
         if not text or _is_one_list(self.file, text):
             return None
-        return [number for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        return [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def _read_table(file: Path, suffix: str) -> Any:
     import pandas
 
     if suffix == ".parquet":
-        return pandas.read_parquet(file)
+        return pandas.read_parquet(file, dtype_backend="numpy_nullable")
     text = file.read_text(encoding="utf-8-sig")
     if _is_one_list(file, text):
         rows = json.loads(text)
     else:
         rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # no other mark ends a line: texts may hold them
             if line.strip():
                 try:
                     rows.append(json.loads(line))
@@ -102,7 +102,9 @@ def _read_table(file: Path, suffix: str) -> Any:
                     raise ValueError(f"line {number}: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every row must be an object with named columns")
-    return pandas.DataFrame(rows)
+    table = pandas.DataFrame(rows, dtype=object)  # whole numbers stay whole beside empty cells
+    strings = [name for name in table if pandas.api.types.infer_dtype(table[name]) == "string"]
+    return table.astype(dict.fromkeys(strings, "string"))
 
 
 def read_folder(folder: Path, encoding: str | None = None, delimiter: str | None = None) -> Splits:

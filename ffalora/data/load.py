@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from . import assets, embedded, files, validate
 from .columns import guess_inputs, numbers_as_text
 from .conversations import Form, check_conversations, form_of
@@ -30,12 +32,13 @@ from .splits import (
     FEWEST_ROWS,
     ROLES,
     check_fractions,
+    joined,
     mix_rows,
     sample_rows,
     split_rows,
 )
 from .tasks import find_task
-from .users import check_users
+from .users import Owners, check_users
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,7 +120,8 @@ def load_data(
     label_column   default: the embedded data's own, else "label"
     client_column  column that says whose row it is (natural clients), kept for the partition
     user_column    column that says whose each row is: a name, or a list of names
-    group_column   rows that agree in it stay in one split; default: those of the same users, else with the same inputs
+    group_column   rows that agree in it stay in one split, as those of one user do; without either, those with the same
+                   inputs
     split_names    e.g. {"train": "train", "test": "validation"}: which split of the source plays which role
     fractions      of train, validation and test; used for the roles that the source does not fill
     split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
@@ -145,8 +149,7 @@ def load_data(
         input_columns = input_columns or own.input_columns
         label_column = label_column or own.label_column
         client_column = client_column or own.client_column
-        group_column = group_column or user_column or own.group_column
-    group_column = group_column or user_column
+        group_column = group_column or (None if user_column else own.group_column)
     first = next(iter(source.values()))
     if client_column is None and is_path and files.FILE_COLUMN in first.column_names:
         client_column = files.FILE_COLUMN
@@ -179,7 +182,7 @@ def load_data(
         else:
             roles, loaded.label_names = encode_classes(roles, label_column, spec, names)
     if only is None:
-        roles = _fill_roles(roles, places, inputs, group_column, fractions, split_seed)
+        roles = _fill_roles(roles, places, loaded, group_column, fractions, split_seed)
     for role, data in roles.items():
         # Sources are often sorted by class: evaluation rows are mixed, so that the first n of them are a fair sample.
         kept = sample_rows(len(data), max_samples, seed) if role == "train" else mix_rows(len(data), split_seed)
@@ -255,7 +258,7 @@ def _checked_rows(
 def _fill_roles(
     roles: dict[str, Dataset],
     places: dict[str, Places],
-    inputs: Sequence[str],
+    loaded: LoadedData,
     group_column: str | None,
     fractions: Sequence[float],
     seed: int,
@@ -268,11 +271,16 @@ def _fill_roles(
     filled = {role: data for role, data in roles.items() if role in ("validation", "test")}
     _, validation, test = fractions
     validation, test = (0.0 if "validation" in filled else validation), (0.0 if "test" in filled else test)
+    together: list[Sequence[Sequence[str]]] = []
     if group_column is not None:
-        keys = _keys(whole, group_column)
-    else:
-        keys = ["\x1f".join(values) for values in zip(*(_keys(whole, column) for column in inputs), strict=True)]
-    rows = split_rows(keys, (1 - validation - test, validation, test), seed)
+        together.append([[key] for key in _keys(whole, group_column)])
+    if loaded.user_column is not None:
+        owners = Owners.of(validate.column_values(whole, loaded.user_column))
+        together.append([[owners.names[i] for i in users] for users in np.split(owners.users, owners.starts[1:-1])])
+    if not together:
+        every = zip(*(_keys(whole, column) for column in loaded.input_columns), strict=True)
+        together.append([["\x1f".join(values)] for values in every])
+    rows = split_rows(joined(*together), (1 - validation - test, validation, test), seed)
     cut = {role: whole.select(part) for role, part in rows.items()}
     for role in rows.keys() - filled.keys():
         places[role] = where.select(rows[role])
@@ -301,6 +309,7 @@ def _check_splits(loaded: LoadedData, fractions: Sequence[float]) -> None:
                 f"split {role} of {loaded.name} has {rows} rows, fewer than {FEWEST_ROWS}; give more data, a larger "
                 f"fraction (fractions={list(fractions)}: data.validation_fraction, data.test_fraction and the rest), a "
                 "larger data.max_samples, or fraction 0 to do without it"
+                + (" (rows of a user, and of what they share, stay in one split)" if loaded.user_column else "")
             )
     if loaded.label_names:
         here = len(set(validate.column_values(loaded.splits["train"], str(loaded.label_column))))

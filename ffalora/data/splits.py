@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -48,6 +48,32 @@ def split_rows(keys: Sequence[Hashable], fractions: Sequence[float], seed: int) 
         role = next((name for name, size in wanted.items() if len(taken[name]) + len(group) / 2 <= size), "train")
         taken[role] += group
     return {role: np.sort(np.array(part, dtype=np.int64)) for role, part in taken.items() if part or role == "train"}
+
+
+def joined(*memberships: Sequence[Iterable[str]]) -> list[str]:
+    """A key for each row: equal where rows share a name in any of the memberships, or are linked by others that do.
+
+    Args:
+        memberships: of each kind (groups, users), the names of every row.
+
+    Returns:
+        the least name of the first kind that is linked to the row.
+    """
+    leader: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def leader_of(name: tuple[int, str]) -> tuple[int, str]:
+        while leader.setdefault(name, name) != name:
+            leader[name] = name = leader[leader[name]]
+        return name
+
+    rows = [
+        [(kind, name) for kind, names in enumerate(row) for name in names] for row in zip(*memberships, strict=True)
+    ]
+    for names in rows:
+        for name in names:
+            first, other = sorted((leader_of(names[0]), leader_of(name)))
+            leader[other] = first
+    return [leader_of(names[0])[1] for names in rows]
 
 
 def sample_rows(rows: int, limit: int | None, seed: int) -> np.ndarray:

@@ -103,7 +103,7 @@ def profile_run(config: Config, folder: Path, steps: int = 3, warmup: int = 1) -
         memory=_memory(experiment, trace, cuda),
         trace=folder / "trace.json",
     )
-    (folder / "profile.json").write_text(json.dumps(found.as_dict(), indent=2))
+    (folder / "profile.json").write_text(json.dumps(found.as_dict(), indent=2), encoding="utf-8")
     return found
 
 

@@ -150,4 +150,4 @@ def _token(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, secrets.token_hex(16).encode())
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()

@@ -110,7 +110,7 @@ class ChargeLog:
 
     def _load_key(self) -> bytes:
         path = self.folder / KEY
-        text = path.read_text().strip() if path.exists() else ""
+        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
         if not text and not self._log.exists():  # new, or an earlier version was killed before it had written the key
             key = secrets.token_bytes(32)
             write_atomically(path, key.hex().encode(), mode=0o600)

@@ -120,7 +120,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     """
     folder = adapter_folder(folder)
     try:
-        terms = json.loads((folder / BUNDLE_FILE).read_text())
+        terms = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
         form, held_out = terms.get("form"), dict(terms.get("held_out") or {})

@@ -126,7 +126,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         DataError: a line that holds neither.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if path.suffix.lower() != ".jsonl":
         return list(lines)
     found: list[Prompt] = []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import guess_inputs
-from ..data.delimited import TextFormat
+from ..data.delimited import TextFormat, read_delimited
 from ..data.errors import DataError
-from ..data.files import SUFFIXES, read_file
+from ..data.files import SUFFIXES, Part, read_file
 from ..data.generation import without_answer
 from ..data.validate import column_values, is_missing
 from ..files.atomic import write_atomically
@@ -45,6 +45,7 @@ def predict_file(
 ) -> Predictions:
     """Writes the table ``file`` to ``output`` with what the adapter in ``folder`` predicts for each row.
 
+    The table's own cells are as they were: from text to text letter by letter (``007``, numbers of many digits).
     Columns added: ``predicted``, ``probability`` (of that), and ``p(CLASS)`` for every class; for regression and for
     language models, which answer, ``predicted`` alone. Rows with an empty text keep their place and have none of them.
 
@@ -68,7 +69,8 @@ def predict_file(
     config = bundle.config.data
     if config.task == "causal-lm":
         answered = _answered(bundle, data, file)
-        _write(_with_answers(data.to_pandas(), list(answered), list(answered.values()), file), output, part.form)
+        table = _with_answers(_cells(data, part, output), list(answered), list(answered.values()), file)
+        _write(table, output, part.form)
         return Predictions(output, len(answered), len(data) - len(answered), {})
     columns = trained_columns(bundle) or guess_inputs(data, config.label, config.task, str(file))
     missing = [name for name in columns if name not in data.column_names]
@@ -83,7 +85,7 @@ def predict_file(
         raise DataError(f"{file}: no row has a text in {' and '.join(columns)}")
     texts: Any = [tuple(str(column[row]) for column in values) for row in rows]
     answers = predict_with(bundle, texts)
-    table = _with_answers(data.to_pandas(), rows, answers, file)
+    table = _with_answers(_cells(data, part, output), rows, answers, file)
     _write(table, output, part.form)
     counts = Counter(answer["label"] for answer in answers if "label" in answer)
     return Predictions(output, len(rows), len(data) - len(rows), dict(counts.most_common()))
@@ -106,6 +108,13 @@ def _answered(bundle: Bundle, data: Dataset, file: Path) -> dict[int, dict[str, 
     if not cells:
         raise DataError(f"{file}: no row has a prompt in {column}")
     return {row: {"answer": text} for row, text in zip(cells, answers_of(bundle, list(cells.values())), strict=True)}
+
+
+def _cells(data: Dataset, part: Part, output: Path) -> Any:
+    """The table's own cells, a pandas.DataFrame: as they are written, where they go from one text to another."""
+    if part.form is not None and output.suffix.lower() in (".csv", ".tsv"):
+        return read_delimited(part.file, part.form, as_written=True)
+    return data.with_format("arrow")[:].to_pandas(integer_object_nulls=True)
 
 
 def _with_answers(table: Any, rows: Sequence[int], answers: Sequence[Mapping[str, Any]], file: Path) -> Any:

@@ -90,7 +90,7 @@ def free_bytes(device: torch.device) -> int:
 
 def _machine_bytes() -> int:
     meminfo = Path("/proc/meminfo")
-    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
+    for line in meminfo.read_text(encoding="utf-8").splitlines() if meminfo.exists() else []:
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -99,7 +99,7 @@ def _machine_bytes() -> int:
 def _container_bytes(group: Path) -> int:
     """What a control group (version 2) leaves; more than any machine has where there is none."""
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
         return 2**62 if limit == "max" else max(0, int(limit) - int(used))
     except (OSError, ValueError):
         return 2**62

@@ -67,6 +67,25 @@ def test_lines_of_rows_are_those_of_the_file_with_breaks_and_blank_lines_counted
     assert record_lines(file, form) == [3, 4, 7] and len(read_delimited(file, form)) == 3
 
 
+def test_quotes_that_do_not_close_at_the_end_of_a_cell_swallow_no_rows(tmp_path):
+    file = tmp_path / "any.tsv"
+    lines = [f'"so he said, {n}\t{n % 2}' if n in (5, 9) else f'text "{n}"\t{n % 2}' for n in range(20)]
+    file.write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    form = find_format(file)
+    assert str(form).endswith("tabs between cells, quotes as they are")
+    assert list(read_delimited(file, form)["text"]) == [line.split("\t")[0] for line in lines]
+    assert record_lines(file, form) == list(range(2, 22))
+
+
+def test_rows_that_quotes_would_swallow_are_refused_where_lines_are_no_rows_either(tmp_path):
+    file = tmp_path / "any.csv"
+    file.write_text('text,label\n"a, b",1\n"c,1\nd,2\n"e" f,2\n')
+    with pytest.raises(DataError, match="double quote that opens a cell in line 3 is not closed at the end"):
+        load_data(str(file))
+    file.write_text('text,label\n"a, b",1\n"e" f,2\n')
+    assert list(read_delimited(file, find_format(file))["text"]) == ["a, b", "e f"]
+
+
 def test_rows_with_surplus_cells_are_named_by_their_lines(tmp_path):
     file = tmp_path / "any.csv"
     file.write_text("text,label\na,1\nb, really,2\nc,3\n")

@@ -148,6 +148,45 @@ def test_groups_are_never_cut(tmp_path):
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 
 
+def test_nobody_is_in_two_splits_beside_groups_of_rows_or_as_one_of_several_owners(tmp_path):
+    rows = [{**row, "document": f"d{row['id'] // 3}", "author": f"a{row['id'] // 3 % 10}"} for row in ROWS]
+    grouped = load_data(write(tmp_path / "groups.csv", rows), user_column="author", group_column="document")
+    owned = [{**row, "author": [f"a{n // 2 % 10}", f"A{n // 2 % 10 // 2 * 2} "]} for n, row in enumerate(ROWS)]
+    several = load_data(write(tmp_path / "owners.json", owned), user_column="author")
+    for data in (grouped, several):
+        names = [{str(cell).lower() for cell in part["author"]} for part in data.splits.values()]
+        if data is several:
+            names = [
+                {name.strip().lower() for cell in part["author"] for name in cell} for part in data.splits.values()
+            ]
+        assert sum(map(len, names)) == len(set().union(*names)) == 10
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_long_numbers_beside_an_empty_cell_stay_whole(tmp_path, suffix):
+    people = [2**53 + 1 + n // 3 for n in range(60)]
+    table = pandas.DataFrame(ROWS).assign(person=pandas.array([None, *people[1:]], dtype="Int64"))
+    path = tmp_path / f"people{suffix}"
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    elif suffix in (".json", ".jsonl"):
+        held = [{**row, "person": people[n] if n else None} for n, row in enumerate(ROWS)]
+        write(path, held)
+    else:
+        table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    data = load_data(str(path), user_column="person", input_columns=["text"], drop_empty=True)
+    assert {person for part in data.splits.values() for person in part["person"]} == set(people)
+
+
+def test_only_line_feeds_end_the_lines_of_a_jsonl_file(tmp_path):
+    rows = [{**row, "text": f"one\u2028two\x85three\x0c {row['id']}"} for row in ROWS]
+    path = tmp_path / "any.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    data = load_data(str(path))
+    assert sorted(text for part in texts(data).values() for text in part) == sorted(row["text"] for row in rows)
+    assert data.places["train"]([0]) == f"line {data.train['id'][0] + 1} of any.jsonl"
+
+
 def test_class_numbers_follow_sorted_values_where_they_do_not_count_from_zero(tmp_path):
     data = load_data(write(tmp_path / "any.csv", [{**row, "label": 1 if row["id"] % 2 else -1} for row in ROWS]))
     assert data.label_names == ["-1", "1"]
@@ -248,7 +287,7 @@ def test_class_unknown_to_the_training_split_is_named(tmp_path):
         ("a.parquet", b"not parquet at all", "cannot be read as parquet"),
         ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', "line 2"),
         ("a.json", b"[1, 2]", "every row must be an object"),
-        ("a.csv", b'text,label\n"never closed,1\n', "cannot be read as csv"),
+        ("a.csv", b'text,label\n"never, closed,1\n', "cannot be read as csv.*line 2 is not closed"),
         ("a.csv", b"", "it is empty"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text,label\n\x81\x8d\xfa,1\n", "neither UTF-8 nor Windows-1252"),

@@ -176,6 +176,8 @@ def test_prompts_are_read_from_lines_or_objects(tmp_path) -> None:
     rows = [{"prompt": "p"}, {"messages": [question, {"role": "assistant", "content": "a"}]}]
     objects.write_text("\n".join(json.dumps(row) for row in rows))
     assert read_prompts(objects) == ["p", [question]]
+    objects.write_bytes(b"\xef\xbb\xbf" + '{"prompt": "one\u2028two"}\r\n'.encode())
+    assert read_prompts(objects) == ["one\u2028two"]
     objects.write_text('{"prompt": "p"}\n{"text": "q"}')
     with pytest.raises(DataError, match="line 2: no JSON object with prompt or messages"):
         read_prompts(objects)

@@ -61,6 +61,22 @@ def test_a_table_may_be_written_in_another_format(run, tmp_path):
     assert [row["text"] for row in rows] == ["word1 word2", None, "word30, word31", "word5"]
 
 
+def test_the_cells_of_a_table_come_back_as_they_were(run, tmp_path):
+    file, cells = tmp_path / "new.csv", ["9007199254740993,007,1.50,word1", ",008,2,word2", '3,"",x,"word3, ""4"""']
+    file.write_text("\n".join(["id,code,price,text", *cells]) + "\n")
+    lines = predict_file(run, file, tmp_path / "o.csv").file.read_text().splitlines()[1:]
+    expected = [*cells[:2], "3,,x,"]
+    assert all(line.startswith(cell) for line, cell in zip(lines, expected, strict=True)) and len(lines) == 3
+    table = pandas.DataFrame({"id": pandas.array([2**53 + 1, None], dtype="Int64"), "text": ["word1", "word2"]})
+    table.to_parquet(tmp_path / "new.parquet")
+    found = pandas.read_parquet(
+        predict_file(run, tmp_path / "new.parquet", tmp_path / "o.parquet").file, dtype_backend="numpy_nullable"
+    )
+    assert found["id"].dtype == "Int64" and found["id"][0] == 2**53 + 1
+    lines = predict_file(run, tmp_path / "new.parquet", tmp_path / "o.jsonl").file.read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [2**53 + 1, None]
+
+
 @pytest.mark.parametrize(
     ("columns", "output", "said"),
     [

@@ -32,5 +32,5 @@ def main(grid: Grid, context: Context) -> None:
             limit = float(run["secagg-range"]) if run["secagg"] else None
             serve(grid, context, config, output, float(run["timeout"]), limit, resume=bool(run["resume"]))
         except Exception:
-            (output / FAILURE).write_text(traceback.format_exc())
+            (output / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
             raise

@@ -46,7 +46,7 @@ def callers(folder: Path) -> Iterator[tuple[Connection, dict[str, Any], list[np.
         path = folder / _DOOR
         path.unlink(missing_ok=True)
         path.touch(mode=0o600)
-        path.write_text(json.dumps({"port": door.address[1], "key": key.hex()}))
+        path.write_text(json.dumps({"port": door.address[1], "key": key.hex()}), encoding="utf-8")
         threading.Thread(target=_let_in, args=(door, key, heard), daemon=True).start()
         while True:
             call = heard.get()
@@ -115,7 +115,7 @@ def _knock(folder: Path, patience: float) -> Connection:
     deadline = time.monotonic() + patience
     while True:
         try:
-            door = json.loads((folder / _DOOR).read_text())
+            door = json.loads((folder / _DOOR).read_text(encoding="utf-8"))
             return _enter(int(door["port"]), bytes.fromhex(door["key"]))
         except (OSError, EOFError, ValueError, KeyError, AuthenticationError) as error:
             if time.monotonic() > deadline:

@@ -75,9 +75,9 @@ def write_app(
         "timeout": float(timeout),
     }
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in run.items()]
-    (folder / "pyproject.toml").write_text(_APP + "".join(lines))
+    (folder / "pyproject.toml").write_text(_APP + "".join(lines), encoding="utf-8")
     for name, text in _MODULES.items():
-        (folder / f"{name}.py").write_text(text.format(client="virtual" if engine else "client"))
+        (folder / f"{name}.py").write_text(text.format(client="virtual" if engine else "client"), encoding="utf-8")
 
 
 def run_on_loopback(
@@ -169,7 +169,8 @@ class Loopback(Processes):
         while not file.exists():
             gone = gone + 1 if was_let_go(file.with_name(SERVER)) else 0
             if failure.exists():
-                raise RuntimeError(f"the federation was stopped: {failure.read_text().strip().splitlines()[-1]}")
+                *_, said = failure.read_text(encoding="utf-8").strip().splitlines()
+                raise RuntimeError(f"the federation was stopped: {said}")
             if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
                 raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
             if gone > 1:  # at first its lock may be there, and not yet taken
@@ -189,7 +190,8 @@ def loopback(folder: Path, clients: int, policy: SitePolicy, engine: bool = Fals
     home.mkdir(parents=True, exist_ok=True)
     link, *ports = _free_ports(clients + 1)
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "{_LINK}"\n\n[superlink.{_LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n',
+        encoding="utf-8",
     )
     save_policy(policy, (folder / POLICY).resolve())
     federation = Loopback(folder, environment(FLWR_HOME=str(home)), clients if engine else None)

@@ -195,4 +195,5 @@ def load_policy(path: str | Path | None) -> SitePolicy:
 
 def save_policy(policy: SitePolicy, path: Path) -> None:
     """Writes a policy as :func:`load_policy` reads it."""
-    path.write_text(yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    said = yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(said, encoding="utf-8")
