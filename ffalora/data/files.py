@@ -103,8 +103,21 @@ def _read_table(file: Path, suffix: str) -> Any:
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every row must be an object with named columns")
     table = pandas.DataFrame(rows, dtype=object)  # whole numbers stay whole beside empty cells
-    strings = [name for name in table if pandas.api.types.infer_dtype(table[name]) == "string"]
-    return table.astype(dict.fromkeys(strings, "string"))
+    for name in table:
+        table[name] = _one_kind(table[name])
+    return table
+
+
+def _one_kind(cells: Any) -> Any:
+    """A column of JSON values; of texts where they are texts, or of several kinds: what is no text as JSON writes it."""
+    import pyarrow
+
+    try:
+        held = pyarrow.array(cells, from_pandas=True)
+    except (pyarrow.ArrowException, OverflowError):
+        written = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in cells]
+        return cells.where(cells.isna(), written).astype("string")
+    return cells.astype("string") if pyarrow.types.is_string(held.type) else cells
 
 
 def read_folder(folder: Path, encoding: str | None = None, delimiter: str | None = None) -> Splits:

@@ -148,7 +148,7 @@ def propose(
             rivals = tuple(others)
         texts = tuple(text) or _likely_texts(columns, {label, client, user}, path)
         chosen = next(c for c in columns if c.name == label)
-        task = "regression" if chosen.kind == "number" and chosen.distinct > 20 else "classification"
+        task = "regression" if chosen.kind == "number" and _is_measured(data, chosen) else "classification"
         if task == "classification":
             _check_classes(data, chosen, path)
     needed = [*texts, *filter(None, (label, user, client))]
@@ -258,6 +258,12 @@ def _likely_texts(columns: Sequence[Column], others: set[str | None], path: str 
             "with --text"
         )
     return tuple(c.name for c in columns if c in longest)
+
+
+def _is_measured(data: Dataset, label: Column) -> bool:
+    """Whether its numbers are amounts, and no classes: many different ones, or fractions."""
+    values = (value for value in column_values(data, label.name) if not is_missing(value))
+    return label.distinct > 20 or any(isinstance(value, float) and not value.is_integer() for value in values)
 
 
 def _check_classes(data: Dataset, label: Column, path: str | Path) -> None:

@@ -178,6 +178,14 @@ def test_long_numbers_beside_an_empty_cell_stay_whole(tmp_path, suffix):
     assert {person for part in data.splits.values() for person in part["person"]} == set(people)
 
 
+def test_a_json_column_of_several_kinds_is_text_also_beside_what_is_used(tmp_path):
+    odd = [{"a": 1}, 7, "seven", None, 10**20, [1]]
+    rows = [{**row, "label": [1, "yes"][n % 2], "note": odd[n % 6]} for n, row in enumerate(ROWS)]
+    data = load_data(write(tmp_path / "any.jsonl", rows))
+    assert data.label_names == ["1", "yes"]
+    assert set(data.train["note"]) == {'{"a": 1}', "7", "seven", None, "100000000000000000000", "[1]"}
+
+
 def test_only_line_feeds_end_the_lines_of_a_jsonl_file(tmp_path):
     rows = [{**row, "text": f"one\u2028two\x85three\x0c {row['id']}"} for row in ROWS]
     path = tmp_path / "any.jsonl"

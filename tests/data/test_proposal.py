@@ -51,6 +51,14 @@ def test_spellings_of_a_name_count_once_and_columns_that_could_be_clients_are_na
     assert propose(tmp_path / "own.csv", client="team").sizes == (40, 20)
 
 
+def test_a_label_of_few_fractions_is_a_number_and_the_proposal_loads(tmp_path):
+    path = table(tmp_path, text=texts(5), score=classes(0.5, 1.0, 2.5))
+    found = propose(path)
+    assert (found.label, found.task) == ("score", "regression")
+    assert load_data(str(path), task=found.task, input_columns=found.text, label_column=found.label).label_names is None
+    assert propose(table(tmp_path, text=texts(5), score=classes(1.0, 2.0, None))).task == "classification"
+
+
 def test_rows_that_lack_something_are_counted_and_belong_to_nobody(tmp_path):
     verdict, message = classes("no", "yes"), texts(5)
     verdict[4], message[7] = None, "  "
