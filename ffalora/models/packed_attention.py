@@ -21,6 +21,8 @@ from ffalora_kernels.attention import packed_attention, packed_attention_gradien
 ATTENTION = "ffalora_packed"
 #: A sample shorter than this share of a group's longest begins the next group.
 _SHARE = 2 / 3
+#: What layers of transformers ask of an attention besides masks and scale.
+_OF_SCORES = ("softcap", "s_aux", "position_bias")
 
 
 class PaddedGroups:
@@ -151,13 +153,18 @@ def packed_attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of ``[1,H,M,d]`` within each sample, ``[1,M,H,d]``; under transformers' interface for it.
 
     Raises:
-        ValueError: a sample is longer than the window within which the layer attends.
+        ValueError: a sample is longer than the window within which the layer attends, or the layer changes its scores.
     """
+    for name in _OF_SCORES:
+        if others.get(name) is not None:
+            raise ValueError(
+                f"the model's attention has {name}, which packed attention has not; set model.packed to false"
+            )
     if sliding_window is not None and packed_groups.segments.longest > sliding_window:
         raise ValueError(
             f"a sample has more tokens than the attention's sliding_window={sliding_window}; set model.packed to false"

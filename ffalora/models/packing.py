@@ -122,7 +122,7 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     try:
         with packed_attention(model):
             packed = logits_of(padded_outputs(model(**pack(few)), real)).double()
-    except TypeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"this model does not take packed batches ({error}); set model.packed to false") from error
     if padded.dim() == 3:  # of tokens: what stands beside a sample's own is nobody's
         packed, padded = packed[real], padded[real]

@@ -8,10 +8,14 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaModel,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
 )
 
 from ffalora.models import MeanPooledClassifier
@@ -100,3 +104,22 @@ def test_a_sample_longer_than_the_window_of_its_attention_is_refused():
 def test_one_sample_cannot_show_whether_packing_mixes_samples():
     model = MeanPooledClassifier(next(_models()), 3, 0.3, 10.0, seed=0)
     assert not check_packing(model, {name: value[:1] for name, value in _batch().items()})
+
+
+@pytest.mark.parametrize(
+    "make,said",
+    [
+        (lambda sizes: Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=8)), "softcap"),
+        (
+            lambda sizes: MptForCausalLM(MptConfig(vocab_size=50, d_model=32, n_layers=1, n_heads=4)),
+            "does not take packed",
+        ),
+    ],
+    ids=["scores that are capped", "biases in the mask"],
+)
+def test_attention_that_packed_batches_cannot_have_is_refused_by_name(make, said):
+    """Capped scores differ too little in an untrained model for outputs to show it."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40)
+    with pytest.raises(ValueError, match=rf"{said}.*set model\.packed to false"):
+        check_packing(make(sizes).eval(), _batch())
