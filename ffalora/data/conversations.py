@@ -53,9 +53,17 @@ _EMPTY = "the last message is no answer of an assistant, or an empty one"
 
 
 def _problem_of(messages: Any) -> str | None:
-    """What is wrong with a conversation, in words; None where nothing is."""
+    """What is wrong with a conversation to learn from, in words; None where nothing is."""
     if is_missing(messages) or messages == []:
         return _EMPTY
+    if problem := problem_of_messages(messages):
+        return problem
+    last = messages[-1]
+    return None if last["role"] == "assistant" and last["content"].strip() else _EMPTY
+
+
+def problem_of_messages(messages: Any) -> str | None:
+    """What keeps a value from being messages of known roles, in words; None where nothing does."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return f"a conversation is a list of messages, but there is {type(messages).__name__}"
     for message in messages:
@@ -64,8 +72,7 @@ def _problem_of(messages: Any) -> str | None:
             return f"the role {role!r} is none of {', '.join(ROLES)}: rename or remove such messages"
         if not isinstance(content, str):
             return f"the content of a message must be text, but is {type(content).__name__}"
-    last = messages[-1]
-    return None if last["role"] == "assistant" and last["content"].strip() else _EMPTY
+    return None
 
 
 def tokenize_conversations(

@@ -7,7 +7,7 @@ builders of ``datasets.load_dataset``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class Part:
         text = "" if self.file.suffix.lower() == ".parquet" else self.file.read_text(encoding="utf-8-sig")
         if not text or _is_one_list(self.file, text):
             return None
-        return [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        return [number for number, _ in lines_of(text)]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,13 @@ class Splits:
 
     data: dict[str, Dataset]
     parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line that holds something. What else ends a line to Python (U+2028, U+0085) may
+    stand inside a JSON string.
+    """
+    return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 def read_file(file: Path, encoding: str | None = None, delimiter: str | None = None) -> tuple[Dataset, Part]:
@@ -94,12 +101,11 @@ def _read_table(file: Path, suffix: str) -> Any:
         rows = json.loads(text)
     else:
         rows = []
-        for number, line in enumerate(text.split("\n"), start=1):  # no other mark ends a line: texts may hold them
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
+        for number, line in lines_of(text):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every row must be an object with named columns")
     table = pandas.DataFrame(rows, dtype=object)  # whole numbers stay whole beside empty cells

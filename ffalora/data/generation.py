@@ -81,7 +81,7 @@ def put(
     Args:
         form: 'prompts' (in the template of training), 'conversations' (as what a user says) or 'texts' (to be continued
             as they are).
-        system: what the system says first, in conversations.
+        system: what the system says first, in conversations that do not begin so themselves.
 
     Raises:
         DataError: conversations, and the tokenizer has no chat template that tells roles apart.
@@ -90,7 +90,10 @@ def put(
     if form == "conversations":
         check_template(tokenizer)
         before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        asked = [[*before, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+        turns: list[Sequence[Message]] = [
+            [{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts
+        ]
+        asked = [t if t and t[0]["role"] == "system" else [*before, *t] for t in turns]
     return asked, "{prompt}" if form == "texts" else DEFAULT_TEMPLATE
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..data.conversations import Form, Message
+from ..data.conversations import Form, Message, problem_of_messages
 from ..data.errors import DataError
+from ..data.files import lines_of
 from ..data.generation import generate_answers, put, without_answer
 from .bundle import load_bundle
 
@@ -124,17 +125,19 @@ def read_prompts(path: Path) -> list[Prompt]:
     (without the answers that conversations end in).
 
     Raises:
-        DataError: a line that holds neither.
+        DataError: a line that holds neither, or messages of other roles.
     """
-    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    lines = list(lines_of(path.read_text(encoding="utf-8-sig")))
     if path.suffix.lower() != ".jsonl":
-        return list(lines)
+        return [line for _, line in lines]
     found: list[Prompt] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             row = json.loads(line)
             prompt = row["messages"] if "messages" in row else row["prompt"]
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}, line {number}: no JSON object with prompt or messages") from None
-        found.append(without_answer(prompt) if isinstance(prompt, list) else prompt)
+        if not isinstance(prompt, str) and (problem := problem_of_messages(prompt)):
+            raise DataError(f"{path}, line {number}: a prompt is a text or a conversation; {problem}")
+        found.append(prompt if isinstance(prompt, str) else without_answer(prompt))
     return found

@@ -7,6 +7,7 @@ import pandas
 import pytest
 
 from ffalora.data import DataError, load_data
+from ffalora.data.files import read_file
 
 ROWS = [{"id": n, "text": f"sentence number {n}", "label": "yes" if n % 3 else "no"} for n in range(60)]
 
@@ -287,6 +288,14 @@ def test_class_unknown_to_the_training_split_is_named(tmp_path):
     write(tmp_path / "test.csv", replaced(ROWS[40:], {50: {"label": "perhaps"}}))
     with pytest.raises(DataError, match=r"\(test\) holds classes that .* \(train\) does not: perhaps"):
         load_data(str(tmp_path))
+
+
+def test_a_json_line_holds_what_else_ends_a_line_in_python(tmp_path):
+    file = tmp_path / "a.jsonl"
+    said = ["a\u2028b", "c\x85d", "e\u2029f"]
+    file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in said), encoding="utf-8")
+    data, part = read_file(file)
+    assert data["text"] == said and part.lines() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

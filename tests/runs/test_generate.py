@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from ffalora.cli import main
 from ffalora.config import ConfigError, load_config
 from ffalora.data.errors import DataError
-from ffalora.data.generation import exact_match, generate_answers, rouge_l
+from ffalora.data.generation import exact_match, generate_answers, put, rouge_l
 from ffalora.data.tasks import find_task
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
@@ -181,6 +182,28 @@ def test_prompts_are_read_from_lines_or_objects(tmp_path) -> None:
     objects.write_text('{"prompt": "p"}\n{"text": "q"}')
     with pytest.raises(DataError, match="line 2: no JSON object with prompt or messages"):
         read_prompts(objects)
+    objects.write_text('{"prompt": 5}\n')
+    with pytest.raises(DataError, match=r"line 1: a prompt is a text or a conversation; .*there is int"):
+        read_prompts(objects)
+    objects.write_text('{"messages": [{"role": "robot", "content": "q"}]}')
+    with pytest.raises(DataError, match=r"line 1: .*the role 'robot' is none of system, user, assistant"):
+        read_prompts(objects)
+
+
+def test_line_separators_inside_a_prompt_and_byte_order_marks_do_not_part_or_change_prompts(tmp_path) -> None:
+    lines, objects = tmp_path / "asked.txt", tmp_path / "asked.jsonl"
+    lines.write_text("one\u2028more\ntwo\n", encoding="utf-8-sig")
+    assert read_prompts(lines) == ["one\u2028more", "two"]
+    objects.write_text('{"prompt": "one\u2028more\x85"}\r\n{"prompt": "two"}\r\n', encoding="utf-8-sig")
+    assert read_prompts(objects) == ["one\u2028more\x85", "two"]
+
+
+def test_the_system_speaks_first_in_conversations_that_do_not_begin_so_themselves() -> None:
+    tokenizer = SimpleNamespace(chat_template="given", apply_chat_template=lambda said, **_: str(said))
+    question, own = {"role": "user", "content": "q"}, {"role": "system", "content": "own"}
+    asked, _ = put(["q", [question], [own, question]], "conversations", tokenizer, "be brief")
+    first = {"role": "system", "content": "be brief"}
+    assert asked == [[first, question], [first, question], [own, question]]
 
 
 def test_the_verb_prints_what_the_function_answers(runs, tmp_path, capsys) -> None:
