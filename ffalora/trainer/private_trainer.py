@@ -23,6 +23,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..adapters import Adapters
+from ..adapters.conversion import ConvertedAdapters
 from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.accounts import Accounts, open_accounts
@@ -38,7 +39,7 @@ from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of
 from ..training.workers import drawn_alike, find_workers
 from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, refuse_push, spent_before, spent_by
 from .own_loss import check_samples, check_trainer
-from .steps import LogicalSteps, classes_of, cut, lengths_of, without_targets
+from .steps import LogicalSteps, check_optimizer, classes_of, cut, lengths_of, save_adapter, without_targets
 from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
 
 #: Logs that are computed on private data without noise.
@@ -176,6 +177,13 @@ class PrivateTrainer(Trainer):
 
     push_to_hub = refuse_push
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; of a model that ``attach`` adapted, its adapter in PEFT's files (checkpoints hold it all)."""
+        if _internal_call or isinstance(self.adapters, ConvertedAdapters):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            save_adapter(self.adapters, output_dir or self.args.output_dir, self.processing_class)
+
     def get_train_dataloader(self) -> DataLoader:
         """One item a logical step; the sample itself is drawn in the step."""
         return DataLoader(LogicalSteps(self._steps_per_epoch()), batch_size=1)
@@ -198,7 +206,7 @@ class PrivateTrainer(Trainer):
         """One logical step: draws the sample, writes its noisy gradient to ``.grad``, returns the mean loss."""
         if self._private is None or self.ledger is None:
             raise RuntimeError("training_step belongs to train()")
-        self._check_optimizer()
+        check_optimizer(self.optimizer, self.adapters.layout)
         model.train()
         step = self._first + self.state.global_step
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
@@ -291,16 +299,6 @@ class PrivateTrainer(Trainer):
             self.ledger.charge(noise="secure")
             self._accounts.charge({LEDGER_NAME: self.ledger})
             self.ledger.steps_taken -= 1  # the step itself charges it, and finds what other processes charged
-
-    def _check_optimizer(self) -> None:
-        """The optimiser must change the very tensors that the model reads."""
-        layout = self.adapters.layout
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [place.name for place in layout.places if id(layout.parameter(place)) not in held]
-        if missing:
-            raise ValueError(
-                f"the optimiser does not hold {missing[0]} (of {len(missing)}): noise would be spent on nothing"
-            )
 
     def _save_checkpoint(self, *positional: Any, **named: Any) -> None:
         super()._save_checkpoint(*positional, **named)

@@ -18,6 +18,9 @@ from .private_trainer import PrivateTrainer
 from .terms import PrivacyArguments
 from .trl_checks import check_collator, check_lengths, problems_of, with_adapters
 
+#: Columns that TRL takes before a column of plain texts, or a formatting function.
+_ANSWERS = frozenset({"prompt", "messages", "conversations", "input_ids"})
+
 
 class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
     """An SFTTrainer whose updates are differentially private at the level of one row of the data set (zero-out).
@@ -58,7 +61,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         cuts it, or drops its row.
         """
         rest = (packing, formatting_func, dataset_name)
-        plain = formatting_func is not None or args.dataset_text_field in dataset.column_names
+        plain = not _ANSWERS.intersection(dataset.column_names)
         if args.max_length is None or plain:
             return super()._prepare_dataset(dataset, processing_class, args, *rest)
         whole = copy.copy(args)

@@ -1,4 +1,4 @@
-"""What a private Trainer iterates over, and what it asks of its samples."""
+"""What a private Trainer iterates over, what it asks of its samples and its optimiser, and what it saves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from ..adapters import Adapters, Layout
 from ..privacy.sampling import Indices
 from ..training.batches import physical_batches
 
@@ -44,6 +46,23 @@ def without_targets(inputs: Any, name: str) -> tuple[Any, Tensor]:
         )
     targets = inputs.pop(name)
     return inputs, targets
+
+
+def check_optimizer(optimizer: Optimizer, layout: Layout) -> None:
+    """The optimiser must change the very tensors that the model reads; ValueError names one that it does not hold."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [place.name for place in layout.places if id(layout.parameter(place)) not in held]
+    if missing:
+        raise ValueError(
+            f"the optimiser does not hold {missing[0]} (of {len(missing)}): noise would be spent on nothing"
+        )
+
+
+def save_adapter(adapters: Adapters, folder: str, processing_class: Any) -> None:
+    """PEFT's files of an adapter, and those of what prepares its model's inputs."""
+    adapters.save(folder)
+    if processing_class is not None:
+        processing_class.save_pretrained(folder)
 
 
 class LogicalSteps(Dataset):

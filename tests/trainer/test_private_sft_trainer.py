@@ -126,6 +126,11 @@ def test_an_attached_model_needs_no_peft(tmp_path, tokenizer):
     before = adapters.state()
     run.train()
     assert not torch.equal(adapters.state(), before)
+    run.save_model(tmp_path / "saved")
+    inputs = tokenizer(text(0, 5), return_tensors="pt")
+    loaded = peft.PeftModel.from_pretrained(language_model(), tmp_path / "saved").eval()
+    torch.testing.assert_close(loaded(**inputs).logits, net.eval()(**inputs).logits)
+    assert (tmp_path / "saved" / "tokenizer_config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,11 @@ def test_settings_of_trl_that_mix_samples_or_losses_are_refused(tmp_path, tokeni
         trainer(tmp_path, tokenizer, **changes)
 
 
-@pytest.mark.parametrize("dataset", [pairs, conversations])
+def with_texts():
+    return pairs().add_column("text", ["beside"] * N)
+
+
+@pytest.mark.parametrize("dataset", [pairs, conversations, with_texts])
 def test_an_answer_that_does_not_fit_is_refused_where_trl_would_drop_it(tmp_path, tokenizer, dataset):
     with pytest.raises(ValueError, match=r"max_length=4 would cut answers in \d+ of 20 rows of the train dataset"):
         trainer(tmp_path, tokenizer, dataset(), max_length=4)
