@@ -34,7 +34,8 @@ class TrainingPass:
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
         packed: segments of the tokens where the batch is one row of tokens without padding.
         masks: of the adapters' dropout, which is on in a pass; None draws them by position.
-        uses: int32 ``[slots]``, how often compiled code has written each trained tensor's gradients.
+        used: names of the layers that the forward pass went through; those of compiled parts of a model are not known.
+        writes: int32 ``[slots]``, how often compiled code has written each trained tensor's gradients.
     """
 
     state: Tensor
@@ -47,13 +48,14 @@ class TrainingPass:
     merged: dict[str, Tensor] | None = None
     packed: Segments | None = None
     masks: DropoutMasks | None = None
-    uses: Tensor = field(init=False)
+    used: set[str] = field(default_factory=set)
+    writes: Tensor = field(init=False)
     _written: set[int] = field(default_factory=set)
     _by_length: dict[int, Segments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.state = self.state.detach().requires_grad_()
-        self.uses = torch.zeros(self.squares.shape[1], dtype=torch.int32, device=self.squares.device)
+        self.writes = torch.zeros(self.squares.shape[1], dtype=torch.int32, device=self.squares.device)
         # The compiler takes an integer attribute for a constant and the size of a tensor for a variable.
         self._counts = torch.zeros(()).expand(self.samples), torch.zeros(()).expand(self.longest)
 
@@ -68,12 +70,13 @@ class TrainingPass:
         """Slots that compiled code has written more than once in this pass: unless their layers accumulate, only their
         last use is in the arena.
         """
-        if len(self._written) == len(self.uses):  # all of it ran as it is written, and nothing has to be read
+        if len(self._written) == len(self.writes):  # all of it ran as it is written, and nothing has to be read
             return []
-        return (self.uses > 1).nonzero().flatten().tolist()
+        return (self.writes > 1).nonzero().flatten().tolist()
 
     def begin(self) -> None:
-        """Nothing is written yet; a recorded pass begins more than once."""
+        """Nothing is used or written yet; a recorded pass begins more than once."""
+        self.used.clear()
         self._written.clear()
 
     def segments_of(self, x: Tensor, name: str, folded: bool = False) -> Segments:
@@ -83,6 +86,8 @@ class TrainingPass:
             ValueError: the input does not lead with the batch (nor hold the packed tokens): its samples cannot be told
                 apart.
         """
+        if not torch.compiler.is_compiling():
+            self.used.add(name)
         tokens = x.numel() // x.shape[-1]
         if self.packed is not None and tokens == self.packed.n_tokens:
             return self.packed

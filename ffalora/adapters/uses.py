@@ -33,7 +33,7 @@ def probe_uses(model: nn.Module, layers: Iterable[TrainedLayer], inputs: Mapping
     samples = next((len(value) for value in given.values() if isinstance(value, Tensor) and value.dim()), 0)
     if samples == 1:  # twice: with one sample nothing can be told apart
         samples, given = 2, {name: _repeated(value) for name, value in given.items()}
-    with _quiet(model), torch.no_grad():
+    with quiet(model), torch.no_grad():
         seen = _record(model, layers, given, samples)
         thinned = _record(model, layers, _every_other(given, samples), (samples + 1) // 2) if samples else seen
         strays = {name for name in seen if samples and not _follow_samples(seen[name], thinned[name], samples)}
@@ -160,7 +160,7 @@ def with_another_first_sample(inputs: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block; modes and the random state come back."""
     modes = {module: module.training for module in model.modules()}
     try:

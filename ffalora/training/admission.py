@@ -22,7 +22,7 @@ from ..config import PrivacyConfig
 from ..data.users import Owners
 from .detectors import Modules, check_attached
 from .drawn import count_drawn
-from .probe import SamplesNotIndependent
+from .independence import SamplesNotIndependent
 
 if TYPE_CHECKING:
     from ..privacy.accounting import PrivacyLedger

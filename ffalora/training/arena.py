@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,13 @@ class Arena:
                 columns.zero_()
             elif self.poison:
                 columns.fill_(float("nan"))
+
+    def leave_out(self, gradients: Tensor, squares: Tensor, layers: Collection[str]) -> None:
+        """Rows after a pass that did not go through some layers: their gradients are zero."""
+        for slot, place in enumerate(self._layout.places):
+            if place.layer in layers:
+                gradients[:, place.columns] = 0.0
+                squares[:, slot] = 0.0
 
     def check_written(self, unwritten: Tensor) -> None:
         """Every trained tensor received a gradient from every segment.

@@ -22,7 +22,7 @@ from ..config import Config, ConfigError
 from ..data.examples import Examples, TokenizedDataset, fingerprint
 from ..models import KeptMeans, MeanPooledClassifier, mean_of_real
 from .batches import physical_batches
-from .probe import SamplesNotIndependent, check_independence
+from .independence import SamplesNotIndependent, check_independence
 from .stand_ins import CachedExamples, PassOn, Rows
 
 #: Most bytes that 'auto' spends on the table. A constant: what is free changes between a run and its continuation.
@@ -172,7 +172,7 @@ def _check_apart(model: nn.Module, train: Examples, device: torch.device, privat
     """
     inputs, _ = train.collate(np.arange(min(_PROBED, len(train))))
     try:
-        if not check_independence(model, _on(device, inputs), lambda output: output.logits):
+        if not check_independence(model, _on(device, inputs)):
             raise _NotCacheable("its samples are too few, or too much alike, to check that it keeps them apart")
     except SamplesNotIndependent as error:
         if private:

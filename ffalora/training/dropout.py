@@ -25,7 +25,7 @@ from ..adapters import Adapters
 from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix
 from ..privacy.noise import NoiseSource, SecureNoise
 from .detectors import each_module
-from .probe import SamplesNotIndependent
+from .independence import SamplesNotIndependent
 
 #: Keeps the keys of dropout apart from those of the noise.
 _STREAM = 0x0D60_9BA5_4C1F_77E3

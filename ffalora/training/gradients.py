@@ -21,8 +21,9 @@ from .admission import check_batch, check_formats, check_trained_tensors
 from .arena import UNWRITTEN, Arena
 from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, drops_out, keyed_dropout
+from .independence import check_losses
 from .plain import plain_gradient
-from .probe import Probe, check_losses
+from .probe import Probe
 
 
 class Clipping(NamedTuple):
@@ -166,12 +167,15 @@ def segment_gradients(
             found = losses(padded_outputs(outputs, inputs["attention_mask"].bool()) if packed else outputs, targets)
             check_losses(found, samples * views)
             found = found.view(samples, views).mean(1)
-            found.sum().backward()
+            if found.requires_grad:  # no trained layer took part otherwise
+                found.sum().backward()
         return current, found
 
     current, found = take_pass()
     if accumulate_where_overwritten(adapters, current):
         current, found = take_pass()
+    if keys is not None:  # layers that are skipped at random, for all samples alike (LayerDrop)
+        arena.leave_out(current.arena, current.squares, {name for name in seen.uses if seen.uses[name]} - current.used)
     arena.check_written((current.squares == UNWRITTEN).any(0))
     if probe is not None and samples and probe.is_to_compare(state):
         for i in (0, int(segment[-1])):  # as many passes whatever the batch: processes may hold parts of the base

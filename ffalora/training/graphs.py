@@ -31,7 +31,8 @@ from .arena import UNWRITTEN, Arena
 from .common_shapes import OF_A_WHOLE_TEXT, shared_size, widened, without_idle_mask
 from .detectors import Standing
 from .gradients import Clipping, SegmentGradients
-from .probe import Probe, check_losses
+from .independence import check_losses
+from .probe import Probe
 
 log = logging.getLogger(__name__)
 

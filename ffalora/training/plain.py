@@ -56,7 +56,9 @@ def plain_gradient(
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
     narrow: list[bool] = []
     with eager, _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks):
-        (losses(model(**inputs), targets).sum() / views).backward()
+        loss = losses(model(**inputs), targets).sum() / views
+        if loss.requires_grad:
+            loss.backward()
     gradient = torch.zeros_like(row)
     for place in adapters.layout.places:
         grad = tensors[place.name].grad

@@ -1,27 +1,21 @@
-"""Is each sample's output and loss a function of that sample alone? Without it, per-sample clipping bounds nothing."""
+"""What is looked at in the first batches of a training: how the model uses its layers, and whether it, and the losses,
+keep samples apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters
-from ..adapters.uses import with_another_first_sample
-from ..data.tasks import Losses, causal_losses, logits_of
+from ..data.tasks import Losses, causal_losses
 from ..models.frozen_head import can_leave_head_out
 from ..models.packing import check_packing
-
-#: Largest change of another sample's output, relative to the outputs' root mean square (half a batch may round
-#: differently, and is given fifty times as much), and largest relative change of another sample's loss.
-_OUTPUT_CHANGE, _LOSS_CHANGE = 1e-3, 1e-4
-
-
-class SamplesNotIndependent(ValueError):
-    """The model or the loss mixes samples: changing one changes what others contribute."""
+from .independence import check_independence, check_losses_independence
+from .padding import PaddingWatch, check_length, longest_apart
 
 
 @dataclass
@@ -35,6 +29,8 @@ class Probe:
         recomputes: compare gradients with ordinary autograd's, in the first batch and once more when the state has
             moved (with ``b`` zero and all clients alike, half of what can be wrong does not show).
         head_apart: whether the losses can be computed without the logits of a language model's frozen head.
+        padding: whether padding changes losses, which takes batches of two lengths to tell.
+        uses: how often a pass in evaluation mode goes through each trained layer, by name.
     """
 
     adapters: Adapters
@@ -42,19 +38,27 @@ class Probe:
     packed: bool = False
     recomputes: bool = False
     head_apart: bool = field(default=False, init=False)
+    padding: PaddingWatch = field(default_factory=PaddingWatch, init=False, repr=False)
+    uses: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _rotary: tuple[str, str, int] | None = field(default=None, init=False, repr=False)
     _open: set[str] = field(default_factory=lambda: {"uses", "head", "packing", "independence"}, init=False, repr=False)
     _compared: list[float] = field(default_factory=list, init=False, repr=False)
 
     def look(self, model: nn.Module, losses: Losses, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
         """Counts how often layers are used, sees whether the head can be left out, compares packed with padded outputs,
-        and checks that neither the model nor the loss mixes samples; each once, on the first batch that can tell.
+        and checks that neither the model nor the loss mixes samples; each once, on the first batch that can tell. Of
+        every batch it asks how long it is.
 
         Raises:
-            SamplesNotIndependent: see :func:`check_independence`. ValueError: see ``check_packing``.
+            SamplesNotIndependent: see ``check_independence``, ``PaddingWatch.look`` and ``check_length``. ValueError:
+                see ``check_packing``.
         """
         if "uses" in self._open:
-            self.adapters.count_uses(inputs)
+            self.uses = self.adapters.count_uses(inputs)
+            self._rotary = longest_apart(model)
             self._open.remove("uses")
+        if self.private and "input_ids" in inputs:
+            check_length(self._rotary, inputs["input_ids"].shape[-1])
         if "head" in self._open and len(targets):
             self.head_apart = losses is causal_losses and can_leave_head_out(model, inputs)
             self._open.remove("head")
@@ -63,12 +67,14 @@ class Probe:
         if not self.private:
             self._open.discard("independence")
         elif "independence" in self._open and len(targets) > 1:
-            has_told = check_independence(model, inputs, logits_of)
+            has_told = check_independence(model, inputs)
             with torch.no_grad():
-                logits = logits_of(model(**inputs))
-            check_losses_independence(losses, logits, targets)
+                outputs = model(**inputs)
+            check_losses_independence(losses, outputs, targets)
             if has_told:
                 self._open.remove("independence")
+        if self.private:
+            self.padding.look(model, losses, inputs, targets)
 
     @property
     def has_looked(self) -> bool:
@@ -89,92 +95,3 @@ class Probe:
             return False
         self._compared.append(size)
         return True
-
-
-@torch.no_grad()
-def check_independence(model: nn.Module, inputs: Mapping[str, Tensor], logits: Callable[..., Tensor]) -> bool:
-    """Changes one sample of a batch, then leaves half of it out, and compares the outputs of all others.
-
-    Models that draw random numbers (dropout) are judged by the first alone: with another batch they draw others.
-
-    Args:
-        model: in the mode that it is trained in.
-        inputs: a batch of samples, leading dimension first.
-        logits: takes the model's output and returns ``[S, ...]``.
-
-    Returns:
-        Whether this batch could tell: it takes two samples, and one that can be changed.
-
-    Raises:
-        SamplesNotIndependent: another sample's output changed (batch normalisation, capacity-limited routing, leaky
-            packing).
-    """
-    size = next(iter(inputs.values())).shape[0]
-    if size < 2:
-        return False
-    changed = with_another_first_sample(inputs)
-    if changed is None:
-        return False
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        before = logits(model(**inputs)).float()
-        torch.manual_seed(0)
-        after = logits(model(**changed)).float()
-        rms = before.square().mean().sqrt()
-        _refuse_change(f"changing sample 0 of a batch of {size}", after[1:] - before[1:], rms, _OUTPUT_CHANGE)
-        if torch.equal(before, logits(model(**inputs)).float()):
-            half = logits(model(**{name: value[size // 2 :] for name, value in inputs.items()})).float()
-            _refuse_change(
-                f"leaving out half of a batch of {size}", half - before[size // 2 :], rms, 50 * _OUTPUT_CHANGE
-            )
-    return True
-
-
-def _refuse_change(what: str, difference: Tensor, rms: Tensor, tolerance: float) -> None:
-    change = difference.abs().max()
-    if not bool(change <= tolerance * rms):
-        raise SamplesNotIndependent(
-            f"{what} moved another sample's output by {float(change):.3g} (outputs have root mean square "
-            f"{float(rms):.3g}): this model mixes samples, so that per-sample clipping does not bound what one sample "
-            "can do. Replace batch normalisation by layer or group normalisation, and turn off capacity-limited "
-            "routing or packing"
-        )
-
-
-@torch.no_grad()
-def check_losses_independence(losses: Losses, logits: Tensor, targets: Tensor) -> None:
-    """Takes one sample out of a batch, and changes it, and compares the losses of all others.
-
-    Args:
-        losses: takes an output with ``logits`` and the targets, returns one loss a sample.
-        logits: ``[S, ...]``; targets: ``[S, ...]``, S at least 2.
-
-    Raises:
-        ValueError: there is not one loss a sample. SamplesNotIndependent: the loss is a mean over the batch, or
-            compares samples with each other.
-    """
-    whole = losses(SimpleNamespace(logits=logits), targets)
-    check_losses(whole, len(targets))
-    whole = whole[1:].double()
-    shorter = losses(SimpleNamespace(logits=logits[1:]), targets[1:]).double()
-    other = logits.clone()
-    other[0] = -logits[0] + 1.0
-    changed = losses(SimpleNamespace(logits=other), targets)[1:].double()
-    limit = _LOSS_CHANGE * whole.abs() + 1e-6 * (1.0 + whole.abs().max())
-    for what, found in (("leaving sample 0 out of", shorter), ("changing the output of sample 0 in", changed)):
-        moved = (found - whole).abs()
-        if bool((whole.isfinite() & found.isfinite() & (moved > limit)).any()):
-            raise SamplesNotIndependent(
-                f"{what} a batch of {len(targets)} moved another sample's loss by "
-                f"{float(moved.nan_to_num().max()):.3g}: the loss averages over the batch or compares samples. Use "
-                "reduction='none', without weights that depend on the batch"
-            )
-
-
-def check_losses(losses: Tensor, samples: int) -> None:
-    """One loss a sample: a mean over the batch would let its size, and every other sample, into each gradient."""
-    if tuple(losses.shape) != (samples,):
-        raise ValueError(
-            f"losses returned shape {tuple(losses.shape)} for {samples} samples, but one loss a sample is needed, [S]; "
-            "use reduction='none', and average over a sample's own tokens only"
-        )

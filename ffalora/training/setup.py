@@ -27,6 +27,7 @@ from .dropout import DropoutKeys, drops_out
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
 from .graphs import CudaRecorder, PassGraphs
+from .padding import check_length, longest_apart
 from .participant import Participant
 from .probe import Probe
 from .token_budget import token_budget
@@ -104,6 +105,7 @@ class TrainingSetup:
             keep_freed_memory()
         self.arena = Arena(self.adapters, self.device)
         self.probe = Probe(self.adapters, is_private, self.packed, self.privacy.check_gradients)
+        self.probe.padding.has_told = self.is_sharded  # a pass that one process makes alone would wait for the others
         self.graphs = None
         if self.cuda_graphs and self.device.type == "cuda" and not self.is_sharded:
             record = CudaRecorder(self.device)
@@ -180,13 +182,17 @@ class TrainingSetup:
         return DropoutKeys.of(self.noise, client, step, np.repeat(samples, self.views.count), shared, view)
 
     def look_ahead(self, cohort: Sequence[Participant]) -> None:
-        """Has the probe look at samples as a batch will hold them, so that a model that mixes samples is refused before
-        any step is charged. Processes that hold parts of the base look at the same samples: later each has its own.
+        """Has the probe look at samples as a batch will hold them, and asks how long they are, so that a model that
+        mixes samples is refused before any step is charged. Processes that hold parts of the base look at the same
+        samples: later each has its own.
 
         Raises:
             SamplesNotIndependent, ValueError: see ``Probe.look`` and ``check_batch``; or these samples do not tell, and
                 the base is sharded.
         """
+        if self.privacy.at_clients:
+            longest = max(int(self.data.lengths[participant.samples].max(initial=0)) for participant in cohort)
+            check_length(longest_apart(self.model), longest)
         own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch)]
         if not self.probe.has_looked and len(own) > 1:
             plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)

@@ -19,8 +19,8 @@ from ffalora.privacy.data_ledger import find_data_ledger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
+from ffalora.training.independence import SamplesNotIndependent
 from ffalora.training.private_gradient import PrivateGradient
-from ffalora.training.probe import SamplesNotIndependent
 
 N = 24
 

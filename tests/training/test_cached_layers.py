@@ -20,7 +20,7 @@ from ffalora.runs.bundle import evaluate, predict
 from ffalora.runs.evaluation import predict_examples
 from ffalora.runs.folder import METRICS
 from ffalora.training import cached_layers
-from ffalora.training.probe import SamplesNotIndependent
+from ffalora.training.independence import SamplesNotIndependent
 
 
 @pytest.fixture(scope="session")

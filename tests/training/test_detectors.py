@@ -15,9 +15,9 @@ from ffalora.training import gradients
 from ffalora.training import step as step_module
 from ffalora.training.arena import GradientMissing
 from ffalora.training.detectors import Standing, StorageParted, UpdateLost
+from ffalora.training.independence import SamplesNotIndependent
 from ffalora.training.participant import Participant
 from ffalora.training.private_gradient import PrivateGradient
-from ffalora.training.probe import SamplesNotIndependent
 
 _QUERY = "bert.encoder.layer.0.attention.self.query"
 

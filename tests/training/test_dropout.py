@@ -8,15 +8,19 @@ import torch.nn.functional as F
 from tiny import losses, participants, tiny_data, tiny_engine, tiny_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import OPTConfig, OPTForCausalLM
 
 from ffalora.adapters import AdapterConfig, attach, convert
 from ffalora.adapters.dropout import DropoutMasks, branched, masked_dropout
+from ffalora.data.tasks import causal_losses
 from ffalora.models import MeanPooledClassifier
 from ffalora.privacy.noise import SecureNoise, SeededNoise
 from ffalora.privacy.sampling import SystemDraw
+from ffalora.training.arena import Arena
 from ffalora.training.dropout import DropoutKeys, keyed_dropout
 from ffalora.training.gradients import segment_gradients
-from ffalora.training.probe import Probe, SamplesNotIndependent
+from ffalora.training.independence import SamplesNotIndependent
+from ffalora.training.probe import Probe
 
 C, P = 0.05, 0.3
 
@@ -127,6 +131,31 @@ def test_choices_that_samples_share_are_the_same_in_all_batches_of_a_step_and_ot
         per_step.append({keys.shared for keys in seen})
     assert [len(shared) for shared in per_step] == [1, 1]
     assert per_step[0] != per_step[1]
+
+
+def test_a_layer_that_is_skipped_at_random_has_a_gradient_of_zero():
+    """Of all samples alike; the others' gradients are those of each sample alone under the same choice."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=24, word_embed_proj_dim=16,
+        max_position_embeddings=40, pad_token_id=0, layerdrop=0.5,
+    )  # fmt: skip
+    model = OPTForCausalLM(config)
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["v_proj"]))
+    model.train()
+    ids, arena = torch.randint(1, 60, (3, 7)), Arena(adapters)
+    arena.poison, patterns = True, set()
+    for shared in range(12):
+        keys = DropoutKeys(np.arange(3), shared)
+        found = segment_gradients(
+            model, adapters, causal_losses, {"input_ids": ids}, ids, arena=arena,
+            probe=Probe(adapters, recomputes=True), dropout=lambda keys=keys: keys,
+        )  # fmt: skip
+        used = torch.stack([found.gradients[:, place.columns].any(1) for place in adapters.layout.places], 1)
+        assert (used == used[0]).all() and found.gradients.isfinite().all()
+        assert ((found.squares > 0) == used).all()
+        patterns.add(tuple(used[0].tolist()))
+    assert len(patterns) > 3
 
 
 def test_secure_runs_never_repeat_a_mask_and_seeded_runs_always_do():

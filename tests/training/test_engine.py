@@ -14,8 +14,8 @@ from ffalora.config import PrivacyConfig
 from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.clipping import AdaptiveQuantileClipping
 from ffalora.training.arena import GradientMissing
+from ffalora.training.independence import SamplesNotIndependent
 from ffalora.training.participant import Participant
-from ffalora.training.probe import SamplesNotIndependent
 from ffalora.training.report import TrainingReport
 from ffalora.training.step import LogicalStep
 

@@ -16,9 +16,9 @@ from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.privacy.noise import SeededNoise
 from ffalora.training.admission import check_cohort
 from ffalora.training.gradients import segment_gradients
+from ffalora.training.independence import SamplesNotIndependent, check_losses_independence
 from ffalora.training.participant import Participant
 from ffalora.training.private_gradient import PrivateGradient
-from ffalora.training.probe import SamplesNotIndependent, check_losses_independence
 
 
 def _train(engine, adapters, clients, steps=1):

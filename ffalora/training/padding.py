@@ -1,0 +1,135 @@
+"""What a batch's longest sample may not do to the others: they are padded to its length, and must not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.uses import quiet
+from ..data.tasks import Losses
+from .independence import SamplesNotIndependent
+from .plain import is_exact
+
+#: Largest relative change of a sample's loss that rounding explains, in float32 and in narrower formats.
+_WIDE, _NARROW = 1e-4, 5e-2
+
+
+@dataclass
+class PaddingWatch:
+    """Looks at batches until one shows whether padding changes a sample's loss. That takes batches of two lengths:
+    where all are padded to one length, what padding does is nobody else's doing.
+    """
+
+    has_told: bool = False
+    _lengths: set[int] = field(default_factory=set, repr=False)
+
+    def look(self, model: nn.Module, losses: Losses, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Compares one sample's loss as it is padded here with that as a shorter batch seen before would pad it.
+
+        Args:
+            inputs: with ``attention_mask`` ``[S,...,T]``, 1 for real tokens; without one nothing is known of padding.
+
+        Raises:
+            SamplesNotIndependent: the losses differ.
+        """
+        mask = inputs.get("attention_mask")
+        if self.has_told or mask is None or mask.dim() < 2 or not mask.numel():
+            return
+        shorter = sorted(length for length in self._lengths if length < mask.shape[-1])
+        self._lengths.add(mask.shape[-1])
+        real = mask.flatten(1, -2).bool().any(1) if mask.dim() > 2 else mask.bool()
+        for length in shorter:
+            for end in (slice(0, length), slice(mask.shape[-1] - length, None)):
+                fits = real[:, end].sum(1) == real.sum(1)
+                if bool(fits.any()):
+                    row = int(fits.int().argmax())
+                    here = _rows({**inputs, "": targets}, row)
+                    there = _cut(here, here["attention_mask"].shape, end)
+                    if there is not None:
+                        self._compare(model, losses, here, there)
+                        return
+
+    @torch.no_grad()
+    def _compare(self, model: nn.Module, losses: Losses, here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
+        found, lengths = [], []
+        model = getattr(model, "_orig_mod", model)
+        with quiet(model):
+            for given in (here, there):
+                inputs = {name: value for name, value in given.items() if name}
+                found.append(float(losses(model(**inputs), given[""])))
+                lengths.append(inputs["attention_mask"].shape[-1])
+        self.has_told = True
+        is_wide = is_exact(model, here[""].device) and "forward" not in vars(model)  # accelerate wraps it in autocast
+        limit = _WIDE if is_wide else _NARROW
+        if abs(found[0] - found[1]) > limit * max(abs(found[0]), abs(found[1]), limit):
+            raise SamplesNotIndependent(
+                f"a sample's loss is {found[0]:.4g} in a batch of {lengths[0]} tokens and {found[1]:.4g} in one of "
+                f"{lengths[1]}: the model or the loss counts padding, so that the longest sample of a batch moves the "
+                "gradients of all others. Average over a sample's own tokens (by its mask or its targets), give the "
+                "model what tells padding apart, or pad all batches to one length"
+            )
+
+
+def _rows(given: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    return {name: value[row : row + 1] for name, value in given.items()}
+
+
+def _cut(given: Mapping[str, Tensor], shape: torch.Size, end: slice) -> dict[str, Tensor] | None:
+    """One sample with the tokens at ``end`` alone, of whatever has tokens; None where more than padding would go."""
+    cut, at = {}, len(shape) - 1
+    for name, value in given.items():
+        if value.shape[: len(shape)] == shape:
+            gone = torch.ones(shape[-1], dtype=torch.bool, device=value.device)
+            gone[end] = False
+            left_out = value.movedim(at, 0)[gone]
+            if not bool((left_out == left_out[:1]).all()):
+                return None
+            value = value.movedim(at, 0)[end].movedim(0, at)
+        cut[name] = value
+    return cut
+
+
+def longest_apart(model: nn.Module) -> tuple[str, str, int] | None:
+    """The rotary embeddings of transformers that a batch's longest sample decides beyond some number of tokens.
+
+    Returns:
+        Their name, their kind ('dynamic' or 'longrope') and that number, the least where there are several.
+    """
+    found = [(name, kind, limit) for name, module in model.named_modules() for kind, limit in _limits(module)]
+    return min(found, key=lambda each: each[2], default=None)
+
+
+def _limits(module: Any) -> list[tuple[str, int]]:
+    kinds = vars(module).get("rope_type")
+    given = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+    by_layer = kinds if isinstance(kinds, dict) else {"": kinds}
+    found = []
+    for layer, kind in by_layer.items():
+        if kind == "longrope":
+            own = given[layer] if isinstance(kinds, dict) else given
+            found.append((kind, int(own["original_max_position_embeddings"])))
+        elif isinstance(kind, str) and "dynamic" in kind:
+            found.append((kind, int(module.original_max_seq_len)))
+    return found
+
+
+def check_length(found: tuple[str, str, int] | None, tokens: int) -> None:
+    """A batch's longest sample has no more tokens than leave rotary embeddings alone.
+
+    Args:
+        found: see :func:`longest_apart`.
+
+    Raises:
+        SamplesNotIndependent: it has, and would change the embeddings of every other sample.
+    """
+    if found is not None and tokens > found[2]:
+        name, kind, limit = found
+        raise SamplesNotIndependent(
+            f"{name}: rotary embeddings of rope_type={kind!r} follow the longest sample of a batch where it has more "
+            f"than {limit} tokens, and here it has {tokens}, so that it moves the gradients of all others; set "
+            f"max_length to at most {limit}"
+        )
