@@ -83,7 +83,9 @@ class TrainedLayer:
     def sink(self, current: TrainingPass, first: str, second: str) -> Sink:
         """Where the gradients of two tensors go."""
         columns = self.places.get(first), self.places.get(second)
-        return Sink(current.arena, current.squares, self.slot, *columns, current.writes, self.shared_use, current.written)
+        return Sink(
+            current.arena, current.squares, self.slot, *columns, current.writes, self.shared_use, current.written
+        )
 
 
 class Mergeable(TrainedLayer):

@@ -115,7 +115,7 @@ def _read_table(file: Path, suffix: str) -> Any:
 
 
 def _one_kind(cells: Any) -> Any:
-    """A column of JSON values; of texts where they are texts, or of several kinds: what is no text as JSON writes it."""
+    """A column of JSON values; of texts where they are texts or of several kinds: what is no text as JSON writes it."""
     import pyarrow
 
     try:

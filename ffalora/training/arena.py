@@ -66,9 +66,11 @@ class Arena:
                 columns.fill_(float("nan"))
 
     def leave_out(self, gradients: Tensor, squares: Tensor, layers: Collection[str]) -> None:
-        """Rows after a pass that did not go through some layers: their gradients are zero."""
+        """Rows after a pass that is not known to have gone through some layers: unless it did, in compiled code, their
+        gradients are zero.
+        """
         for slot, place in enumerate(self._layout.places):
-            if place.layer in layers:
+            if place.layer in layers and bool((squares[:, slot] == UNWRITTEN).all()):
                 gradients[:, place.columns] = 0.0
                 squares[:, slot] = 0.0
 
