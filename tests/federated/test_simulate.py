@@ -450,7 +450,7 @@ def test_a_kill_between_the_two_writes_of_a_round_keeps_its_row(small, tmp_path,
 
     with monkeypatch.context() as patch:
         if last == "metrics":
-            patch.setattr(module, "write_rows", then_die(module.write_rows))
+            patch.setattr(module, "append_row", then_die(module.append_row))
         else:
             patch.setattr(Checkpoint, "save", then_die(Checkpoint.save))
         with pytest.raises(KeyboardInterrupt):
