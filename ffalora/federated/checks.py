@@ -37,7 +37,7 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
     Raises:
         ConfigError: names the key, its value, and the methods or values that would fit.
     """
-    federation, ranks = config.federation, config.clients.ranks
+    federation = config.federation
     if clients < federation.min_available:
         raise ConfigError(
             f"federation.min_available={federation.min_available}, but there are {clients} clients; lower it, or "
@@ -57,21 +57,10 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
                 f"{federation.hostile_clients} needs {least} clients in a round, and there are {cohort}; lower "
                 "hostile_clients, or have more clients in a round"
             )
-    if ranks is not None:
-        _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
-        if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.largest_rank:
-            raise ConfigError(
-                f"clients.ranks={ranks} must hold one rank for each of {clients} clients, between 1 and "
-                f"{config.adapter.largest_rank}, the largest rank of a layer (adapter.rank, adapter.rank_pattern)"
-            )
+    _check_factors(strategy, config, clients)
     if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
         wanted = federation.server_optimizer
         _need(lambda s: s.linear, "federation.server_optimizer", wanted, strategy)
-    if strategy.random_init and config.adapter.init not in ("kaiming", "gaussian", "orthonormal"):
-        raise ConfigError(
-            f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with "
-            f"federation.strategy={strategy.name!r}; use kaiming, gaussian or orthonormal"
-        )
     if federation.payload == "top-k":
         _check_top_k(strategy, config)
     if federation.average_from is not None:
@@ -121,6 +110,25 @@ def check_shard(strategy: type[Strategy], config: Config) -> None:
             "gaussian or orthonormal"
         )
     _need(lambda s: not issubclass(s, MergesIntoBase), "model.shard", True, strategy)
+
+
+def _check_factors(strategy: type[Strategy], config: Config, clients: int) -> None:
+    """Refuses ranks that clients cannot have, and first factors that they could not begin with."""
+    ranks = config.clients.ranks
+    if ranks is not None:
+        _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
+        if len(ranks) != clients or min(ranks) < 1 or max(ranks) > config.adapter.largest_rank:
+            raise ConfigError(
+                f"clients.ranks={ranks} must hold one rank for each of {clients} clients, between 1 and "
+                f"{config.adapter.largest_rank}, the largest rank of a layer (adapter.rank, adapter.rank_pattern)"
+            )
+    is_cut = ranks is not None and min(ranks) < config.adapter.largest_rank  # clients would lack what the base gave up
+    if (strategy.random_init or is_cut) and config.adapter.init in FROM_BASE:
+        said = f"federation.strategy={strategy.name!r}" if strategy.random_init else f"clients.ranks={ranks}"
+        raise ConfigError(
+            f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with {said}; "
+            "use kaiming, gaussian or orthonormal"
+        )
 
 
 def _check_top_k(strategy: type[Strategy], config: Config) -> None:

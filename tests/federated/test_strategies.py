@@ -468,6 +468,14 @@ def test_factors_taken_from_the_base_weight_are_refused_where_the_base_is_needed
         build(small(federation__strategy=name, adapter__init="pissa"))
 
 
+@pytest.mark.parametrize("name", ["flexlora", "hetlora"])
+def test_factors_taken_from_the_base_weight_are_refused_where_a_client_s_rank_would_cut_them(small, name):
+    changes = {"federation__strategy": name, "adapter__init": "pissa", "adapter__rank": 3}
+    build(small(clients__ranks=[3, 3, 3], **changes))
+    with pytest.raises(ConfigError, match=r"adapter\.init='pissa'.*clients\.ranks=\[1, 3, 3\]"):
+        build(small(clients__ranks=[1, 3, 3], **changes))
+
+
 def test_all_methods_start_from_the_unchanged_model(small):
     for name in STRATEGIES:
         experiment = build(small(federation__strategy=name))
