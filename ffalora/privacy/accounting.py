@@ -35,6 +35,25 @@ class PrivacyLedger(LedgerTerms):
     """Steps allowed and steps taken on one client's data, beside the terms that each of them is counted under.
 
     Attributes:
+        client_id: persistent id of the client; any one number for the population's ledger of ``unit='client'``.
+        dataset_size: of what is drawn, samples, users or clients; a public bound on it where the number is secret.
+        sample_rate: q, probability of drawing each unit in a step.
+        noise_multiplier: σ, standard deviation of the noise on the sum over its sensitivity bound C(1+η).
+        delta: δ, at most one over ``dataset_size``; ``target_delta`` is another name of it.
+        max_steps: the most steps that may be taken in all rounds together.
+        target_epsilon: if given, steps that would spend more are refused even below ``max_steps``.
+        accountant: 'pld', 'prv' or 'rdp': decides what the target allows and what :meth:`epsilon` answers.
+        sampling: 'poisson', or one of the kinds that get no amplification (see ``accountants``).
+        unit: 'sample', 'user' or 'client'.
+        group: of ``unit='user'``, where samples are drawn and not users: the most samples of one user.
+        fingerprint: identifies the data beyond its size (may be empty); must agree on resume.
+        prior: what earlier runs have spent on the same data; part of every ε and of what the target allows.
+        size_is_public: whether the number of units is; decides between zero-out and add/remove adjacency.
+        label: what people call the client; may be empty.
+        correlation: of the noise of different steps; None where they are independent. Steps then count by whole
+            releases (:meth:`steps`), and σ is relative to what one record can change in a release.
+        trials: above 1, this is one of so many trials, on average, of which only the best is shown; the first step
+            spends the whole choice.
         steps_taken: charged so far.
         noise: that hid their results, 'secure' or 'seeded' (a simulation, which protects nothing); None where nobody
             has said so, as in files of earlier versions.
