@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters import Adapters
+from .collator import check_collator
 from .preferences import LOSSES, PairModel, as_pairs, pair_losses, targets_of
 from .private_trainer import PrivateTrainer
 from .steps import lengths_of
 from .terms import PrivacyArguments
-from .trl_checks import check_collator, check_lengths, problems_of, with_adapters
+from .trl_checks import check_lengths, problems_of, with_adapters
 
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -61,8 +62,7 @@ class PrivateDPOTrainer(PrivateTrainer, DPOTrainer):
         if "ref" in self.model.peft_config:  # TRL's copy of the adapter, which has answered as the model without one
             self.model.delete_adapter("ref")
         self._pairs = PairModel(self.model, self.adapters)
-        used = self._remove_unused_columns(self.train_dataset, description="training")
-        check_collator(lambda rows: _halves(self.data_collator(rows)), used)
+        check_collator(self)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As ``PrivateTrainer``'s, of pairs."""
@@ -92,6 +92,15 @@ class PrivateDPOTrainer(PrivateTrainer, DPOTrainer):
                 return self._pairs(**inputs).logits
         finally:
             self._pairs.train()
+
+    def _apart(self, collated: Mapping[str, Any]) -> dict[str, Any]:
+        """Rows of chosen answers apart from those of rejected ones; what belongs to pairs stays."""
+        found = {name: collated[name] for name in collated if name in _REFERENCE}
+        for name, value in collated.items():
+            if name not in _REFERENCE:
+                chosen, rejected = value.chunk(2) if isinstance(value, Tensor) and value.dim() else (value, value)
+                found |= {f"{name} (chosen)": chosen, f"{name} (rejected)": rejected}
+        return found
 
     def _records(self) -> Any:
         computed = [name for name in _REFERENCE if name in self.train_dataset.column_names]
@@ -151,13 +160,3 @@ def _check_untrained(model: Any) -> None:
                 "one that training begins with; merge what is trained (model = model.merge_and_unload()) and give "
                 "peft_config, with an init that leaves lora_B zero"
             )
-
-
-def _halves(collated: Mapping[str, Any]) -> dict[str, Any]:
-    """A collator's rows apart, those with chosen answers from those with rejected ones; what belongs to pairs stays."""
-    found = {name: collated[name] for name in collated if name in _REFERENCE}
-    for name, value in collated.items():
-        if name not in _REFERENCE:
-            chosen, rejected = value.chunk(2) if isinstance(value, Tensor) and value.dim() else (value, value)
-            found |= {f"{name} (chosen)": chosen, f"{name} (rejected)": rejected}
-    return found

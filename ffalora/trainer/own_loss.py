@@ -10,6 +10,7 @@ import torch
 from transformers import Trainer
 
 from ..data.tasks import Losses, causal_losses
+from .collator import check_collator
 
 #: Samples on which the two are compared; means of tokens agree on one sample alone.
 _COMPARED = 8
@@ -37,14 +38,16 @@ def check_trainer(trainer: type[Trainer], model: Any, losses: Losses | None) -> 
 
 @torch.no_grad()
 def check_samples(trainer: Any) -> None:
-    """Whether a ``PrivateTrainer`` has samples to train on, whose default loss is the model's own: the two are compared
-    on the first samples where the model's forward takes labels.
+    """Whether a ``PrivateTrainer`` has samples to train on, which its collator keeps apart, and whose default loss is
+    the model's own: the two are compared on the first samples where the model's forward takes labels.
 
     Raises:
-        ValueError: there are no samples, or the two losses differ.
+        ValueError: there are no samples, the collator mixes them, or the two losses differ.
     """
-    if trainer.train_dataset is None:
-        raise ValueError("train_dataset=None: PrivateTrainer needs the samples that it is to train on")
+    if trainer.train_dataset is None or not len(trainer.train_dataset):
+        given = "None" if trainer.train_dataset is None else "no row"
+        raise ValueError(f"train_dataset={given}: PrivateTrainer needs the samples that it is to train on")
+    check_collator(trainer)
     model, losses, label = trainer.model, trainer._losses, trainer._label_name
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if trainer._losses_are_given or label not in inspect.signature(inner.forward).parameters:

@@ -37,6 +37,7 @@ from ..training.admission import check_trained_tensors
 from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
+from .collator import source_of
 from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, refuse_push, spent_before, spent_by
 from .own_loss import check_samples, check_trainer
 from .steps import LogicalSteps, check_optimizer, classes_of, cut, lengths_of, save_adapter, without_targets
@@ -236,11 +237,7 @@ class PrivateTrainer(Trainer):
         return drawn[self.workers.share(np.array(lengths_of([self.train_dataset[int(i)] for i in drawn])))]
 
     def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
-        dataset, collate = self.train_dataset, self.data_collator
-        if hasattr(dataset, "remove_columns"):
-            dataset = self._remove_unused_columns(dataset, description="training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="training")
+        dataset, collate = source_of(self)
         features = [dataset[int(i)] for i in drawn]
         parts = cut(features, self.args.per_device_train_batch_size)
         return [(drawn[rows], *self._batch(collate([features[i] for i in rows]))) for rows in parts]
@@ -248,6 +245,10 @@ class PrivateTrainer(Trainer):
     def _batch(self, collated: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and targets, a row a sample, of what the collator made of some."""
         return without_targets(self._prepare_inputs(collated), self._label_name)
+
+    def _apart(self, collated: Any) -> Any:
+        """What the collator made, with a row a sample in every tensor."""
+        return collated
 
     def _records(self) -> Any:
         """The training set, without what is computed of it: its rows tell which data was spent on."""

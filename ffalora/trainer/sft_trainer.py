@@ -14,9 +14,10 @@ from trl import SFTConfig, SFTTrainer
 
 from ..adapters import Adapters
 from ..data.tasks import Losses
+from .collator import check_collator
 from .private_trainer import PrivateTrainer
 from .terms import PrivacyArguments
-from .trl_checks import check_collator, check_lengths, problems_of, with_adapters
+from .trl_checks import check_lengths, problems_of, with_adapters
 
 #: Columns that TRL takes before a column of plain texts, or a formatting function.
 _ANSWERS = frozenset({"prompt", "messages", "conversations", "input_ids"})
@@ -51,8 +52,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
     ):
         _check_config(args, others)
         super().__init__(with_adapters(model, peft_config), args, privacy, adapters, losses, **others)
-        used = self._remove_unused_columns(self.train_dataset, description="training")
-        check_collator(self.data_collator, used)
+        check_collator(self)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str

@@ -1,15 +1,9 @@
-"""What private trainers made of TRL's refuse alike: settings that mix samples, and collators that do."""
+"""What private trainers made of TRL's refuse alike: settings that mix samples, and lengths that cut answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
-
-#: Samples that a collator is given together and one by one.
-_COMPARED = 8
 
 
 def with_adapters(model: Any, peft_config: Any) -> Any:
@@ -59,39 +53,3 @@ def check_lengths(lengths: Sequence[int], max_length: int, name: str, what: str)
             f"max_length={max_length} would cut answers in {len(long)} of {len(lengths)} {what} of the {name} dataset; "
             f"raise it to {max(long)}, the length of the longest, or shorten or leave out such {what}"
         )
-
-
-def check_collator(collate: Callable[[list[Any]], Mapping[str, Any]], dataset: Any) -> None:
-    """ValueError where a collator makes something else of a sample when others are beside it, padding apart."""
-    rows = [dict(dataset[place]) for place in range(min(_COMPARED, len(dataset)))]
-    together = collate([dict(row) for row in rows])
-    for place, row in enumerate(rows):
-        alone = collate([dict(row)])
-        for name, whole in together.items():
-            if not isinstance(whole, Tensor) or whole.dim() == 0 or len(whole) != len(rows):
-                raise ValueError(
-                    f"data_collator makes {name!r} of {len(rows)} samples into {_shape(whole)}: every tensor needs one "
-                    "row a sample, that one sample's gradient is its own"
-                )
-            if not _same_but_padding(alone[name][0], whole[place]):
-                raise ValueError(
-                    f"data_collator makes another {name!r} of sample {place} when others are beside it: a sample's row "
-                    "must be a function of that sample alone; use TRL's own collator, or one that only pads"
-                )
-
-
-def _same_but_padding(alone: Tensor, row: Tensor) -> bool:
-    """Whether one row is the other, longer by one repeated value at one of its ends."""
-    if alone.shape[1:] != row.shape[1:] or alone.dim() == 0:
-        return torch.equal(alone, row)
-    extra = len(row) - len(alone)
-    if extra < 0:
-        return False
-    for body, padding in ((row[: len(alone)], row[len(alone) :]), (row[extra:], row[:extra])):
-        if torch.equal(body, alone) and bool((padding == padding[:1]).all()):
-            return True
-    return False
-
-
-def _shape(value: Any) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -441,8 +441,34 @@ class Flattening(Padding):
 def test_a_collator_that_lays_samples_into_one_row_is_refused(tmp_path):
     run = trainer(tmp_path)
     run.data_collator = Flattening()
-    with pytest.raises(ValueError, match="a row for each is needed"):
+    with pytest.raises(ValueError, match="needs one row a sample"):
         run.train()
+
+
+class Masking(Padding):
+    """Leaves out tokens at random, by their place in the batch."""
+
+    def __call__(self, features):
+        batch = super().__call__(features)
+        return batch | {"input_ids": torch.where(torch.rand(batch["input_ids"].shape) < 0.5, 4, batch["input_ids"])}
+
+
+class Mixing(Padding):
+    """Gives every sample the next one's first token."""
+
+    def __call__(self, features):
+        batch = super().__call__(features)
+        batch["input_ids"][:, 0] = batch["input_ids"][:, 0].roll(1)
+        return batch
+
+
+@pytest.mark.parametrize("collator", [Masking(), Mixing()])
+def test_a_collator_that_draws_by_position_or_mixes_samples_is_refused(tmp_path, collator):
+    run = trainer(tmp_path)
+    run.data_collator = collator
+    with pytest.raises(ValueError, match="another 'input_ids' of sample 0 when others are beside it"):
+        run.train()
+    assert run.ledger is None
 
 
 def test_batch_normalisation_is_refused(tmp_path):
