@@ -14,8 +14,9 @@ from ..data.tasks import Losses
 from .independence import SamplesNotIndependent
 from .plain import is_exact
 
-#: Largest relative change of a sample's loss that rounding explains, in float32 and in narrower formats.
-_WIDE, _NARROW = 1e-4, 5e-2
+#: Largest change of a sample's loss that rounding explains, in float32 and in narrower formats: relative to the loss,
+#: where that is at least the second number. A small loss is a difference of outputs, and rounded as they are.
+_WIDE, _NARROW = (1e-4, 0.05), (5e-2, 1.0)
 
 
 @dataclass
@@ -64,8 +65,8 @@ class PaddingWatch:
                 lengths.append(inputs["attention_mask"].shape[-1])
         self.has_told = True
         is_wide = is_exact(model, here[""].device) and "forward" not in vars(model)  # accelerate wraps it in autocast
-        limit = _WIDE if is_wide else _NARROW
-        if abs(found[0] - found[1]) > limit * max(abs(found[0]), abs(found[1]), limit):
+        share, least = _WIDE if is_wide else _NARROW
+        if abs(found[0] - found[1]) > share * max(abs(found[0]), abs(found[1]), least):
             raise SamplesNotIndependent(
                 f"a sample's loss is {found[0]:.4g} in a batch of {lengths[0]} tokens and {found[1]:.4g} in one of "
                 f"{lengths[1]}: the model or the loss counts padding, so that the longest sample of a batch moves the "

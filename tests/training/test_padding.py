@@ -1,5 +1,7 @@
 """A sample's gradient does not notice to which length the longest sample of its batch pads it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -145,3 +147,22 @@ def test_a_loop_of_ones_own_is_told_too():
                 private.step(step, [batch])
         else:
             private.step(step, [batch])
+
+
+class _Rounds(_PooledOverPadding):
+    """Outputs that are rounded otherwise where a batch is longer."""
+
+    def forward(self, input_ids, attention_mask):
+        logits = self.classifier(self.bert(input_ids, attention_mask).last_hidden_state[:, 0])
+        return SimpleNamespace(logits=logits, rounding=1e-7 * input_ids.shape[1])
+
+
+def test_the_rounding_of_a_sample_that_is_learned_already_is_no_padding():
+    """Its loss is a small difference of larger outputs, and rounded as they are."""
+
+    def learned(output, targets):
+        return 1e-5 * F.cross_entropy(output.logits, targets, reduction="none") + output.rounding
+
+    look = _look(_Rounds(tiny_model()), found=learned)
+    look(_batch(5, 4))
+    look(_batch(12, 5))
