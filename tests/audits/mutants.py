@@ -105,7 +105,7 @@ def poisson_replaced_by_a_fixed_batch(patch) -> None:
 
 
 def steps_are_not_charged(patch) -> None:
-    patch.setattr(PrivacyLedger, "charge", lambda self, steps=1: None)
+    patch.setattr(PrivacyLedger, "charge", lambda self, steps=1, noise=None: None)
 
 
 def empty_draws_add_no_noise(patch) -> None:

@@ -159,11 +159,13 @@ def test_several_owners_each_count_where_samples_are_drawn_and_are_refused_where
     rows = table.to_dict("records")
     for row in rows:
         row["author"] = ["author 1"] if row["author"] == "author 1" else [row["author"], "editor"]
-    (folder / "shared.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    (folder / "shared").mkdir()
+    for name, part in (("train", rows[:-4]), ("test", rows[-4:])):
+        (folder / "shared" / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in part) + "\n")
     terms = {"clients__count": 1, "data__validation_fraction": 0.0, "data__evaluate_on": "test"}
     with pytest.raises(ValueError, match="records have several owners"):
-        build(config_of(places, "shared.jsonl", **terms))
-    experiment = build(config_of(places, "shared.jsonl", privacy__draws="samples", **terms))
+        build(config_of(places, "shared", **terms))
+    experiment = build(config_of(places, "shared", privacy__draws="samples", **terms))
     owners, samples = experiment.partition.owners, experiment.participants[0].samples
     held = dict(zip(owners.names, np.bincount(owners.select(samples).users), strict=True))
     assert held["editor"] == held["author 1"] == 4 and len(samples) == 8
