@@ -35,7 +35,7 @@ class Sink(NamedTuple):
         slot: column of ``squares`` of the first trained tensor; a second one has the next.
         column_a, column_b: first arena column of the gradient of ``a`` ``[R,K]`` and of ``b`` ``[N,R]``; None if
             frozen.
-        uses: int32 ``[slots]``, how often compiled code wrote to each slot in this pass.
+        writes: int32 ``[slots]``, how often compiled code wrote to each slot in this pass.
         accumulate: the layer is used several times in a forward pass: add to columns that were zeroed beforehand.
         written: the slots that the pass has written to so far; None where nobody can keep them (compiled code).
     """
@@ -45,7 +45,7 @@ class Sink(NamedTuple):
     slot: int
     column_a: int | None
     column_b: int | None
-    uses: Tensor
+    writes: Tensor
     accumulate: bool = False
     written: set[int] | None = None
 
@@ -56,7 +56,7 @@ class Sink(NamedTuple):
         """
         again = self.written is not None and slot in self.written
         if self.written is None:
-            self.uses[slot].add_(1)
+            self.writes[slot].add_(1)
         else:
             self.written.add(slot)
         return {"squares": self.squares, "slot": slot, "accumulate": self.accumulate or again}

@@ -42,6 +42,8 @@ class PaddingWatch:
             return
         shorter = sorted(length for length in self._lengths if length < mask.shape[-1])
         self._lengths.add(mask.shape[-1])
+        if not shorter:
+            return
         real = mask.flatten(1, -2).bool().any(1) if mask.dim() > 2 else mask.bool()
         for length in shorter:
             for end in (slice(0, length), slice(mask.shape[-1] - length, None)):
