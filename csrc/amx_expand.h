@@ -4,6 +4,7 @@
 
 #include "amx.h"
 #include "expand_dot.h"
+#include "rank_words.h"
 
 #ifdef FFALORA_AMX
 
@@ -11,7 +12,7 @@ namespace ffalora {
 
 // A chunk whose words have a multiple of 16 rows; tiles are [⌈tokens/16⌉, ⌈rank/32⌉] of 16 tokens by 32 ranks of h.
 struct AmxExpand {
-  static ptrdiff_t steps(ptrdiff_t rank) { return (rank + kTileInner - 1) / kTileInner; }
+  static ptrdiff_t steps(ptrdiff_t rank) { return rank_blocks(rank, kTileInner); }
 
   static void fill_tiles(const ExpandDotChunk& c, bf16* tiles) {
     for (ptrdiff_t m = 0; m < c.tokens; m += kTileRows)

@@ -10,13 +10,11 @@
 
 namespace ffalora {
 
-inline ptrdiff_t tiles_for(ptrdiff_t count, ptrdiff_t size) { return (count + size - 1) / size; }
-
 // Tokens first … last-1 of a narrow operand turned around: tiles [⌈tokens/32⌉, ⌈ranks/16⌉] of 16 ranks by 32 tokens.
 // Zeros stand for tokens beyond the last and ranks beyond the rank. No data: one column of ones.
 inline void turn_to_tiles(const Activations& narrow, ptrdiff_t first, ptrdiff_t last, bf16* to) {
   constexpr bf16 kOne{0x3f80};
-  const ptrdiff_t blocks = tiles_for(narrow.columns, kTileRows);
+  const ptrdiff_t blocks = rank_blocks(narrow.columns, kTileRows);
   for (ptrdiff_t at = first; at < last; at += kTileInner, to += blocks * kTileNumbers) {
     std::memset(to, 0, blocks * kTileNumbers * sizeof(bf16));
     for (ptrdiff_t m = at; m < last && m < at + kTileInner; ++m) {
@@ -83,7 +81,7 @@ struct AmxGradient {
   template <int TILES>
   FFALORA_INLINE static void add(const GradientChunk<bf16>& c, const bf16* packed, ptrdiff_t r, float* partial,
                                  float* sums) {
-    const ptrdiff_t blocks = tiles_for(c.rank, kTileRows);
+    const ptrdiff_t blocks = rank_blocks(c.rank, kTileRows);
     const auto* narrow = reinterpret_cast<const bf16*>(c.narrow) + r / kTileRows * kTileNumbers;
     for_tiles<TILES>([&](auto t) __attribute__((always_inline)) {
       c.first ? zero_tile<t>() : load_tile<t>(partial + t * kTileSums, kTileBytes);
