@@ -127,7 +127,8 @@ def tokenize_causal(
     """Prompt and answer as one sequence that ends in the end-of-sequence token.
 
     Prompt and answer are tokenised apart, so that their border is the same at generation. What does not fit
-    ``max_length`` is cut from the front of the prompt; an answer that does not fit by itself raises ``DataError``.
+    ``max_length`` is cut from the front of the prompt, behind the token that begins every sequence of models that have
+    one; an answer that does not fit by itself raises ``DataError``.
     """
     prompt_column, answer_column = input_columns
     end = tokenizer.eos_token_id
@@ -142,7 +143,8 @@ def tokenize_causal(
                 f"column {answer_column!r}, {places([row])}: the answer alone has {len(answer)} tokens, which leaves "
                 f"no room for a prompt in max_length={max_length}; raise max_length or shorten the answer"
             )
-        prompt = prompt[-room:]
+        opening = 1 if len(prompt) > room > 1 and prompt[0] == tokenizer.bos_token_id else 0
+        prompt = [*prompt[:opening], *prompt[opening - room :]]
         sequences.append([*prompt, *answer])
         starts.append(len(prompt))
     return CausalDataset(Ragged(sequences), np.asarray(starts, dtype=np.int64), pad_token_of(tokenizer))

@@ -102,6 +102,22 @@ def test_long_prompt_loses_its_front_and_never_its_answer(sums, byte_tokenizer):
     assert torch.equal(whole[whole != IGNORE_INDEX], short[short != IGNORE_INDEX])
 
 
+def test_a_long_prompt_keeps_the_token_that_begins_every_sequence(sums, byte_tokenizer):
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = deepcopy(byte_tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", tokenizer.bos_token_id)]
+    )
+    examples = prepare(sums, "train", tokenizer, max_length=20)
+    ids = examples.collate([0])[0]["input_ids"][0]
+    assert tokenizer.decode(ids) == "<begin>us 0?\nIt is\n#### 0<end>"  # "0 pl" had no room
+    assert examples.lengths.max() == 20
+
+
 def test_answer_that_leaves_no_room_for_a_prompt_is_refused(sums, byte_tokenizer):
     with pytest.raises(DataError, match=r"'answer', row 0 .*: the answer alone has 13 tokens.* max_length=12"):
         prepare(sums, "train", byte_tokenizer, max_length=12)
