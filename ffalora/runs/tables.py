@@ -15,6 +15,7 @@ from ..data.files import SUFFIXES, Part, read_file
 from ..data.generation import without_answer
 from ..data.validate import column_values, is_missing
 from ..files.atomic import write_atomically
+from ..files.numbers import to_json
 from .bundle import Bundle, answers_of, load_bundle, predict_with, trained_columns
 
 if TYPE_CHECKING:
@@ -148,5 +149,9 @@ def _write(table: Any, output: Path, form: TextFormat | None) -> None:
     elif suffix == ".parquet":
         content = table.to_parquet(index=False)
     else:
-        content = table.to_json(orient="records", lines=suffix == ".jsonl", force_ascii=False).encode()
+        import pyarrow
+
+        records = pyarrow.Table.from_pandas(table, preserve_index=False).to_pylist()  # pandas' own JSON rounds numbers
+        rows = [to_json(record, default=str) for record in records]
+        content = ("\n".join(rows) + "\n" if suffix == ".jsonl" else "[" + ",\n".join(rows) + "]\n").encode()
     write_atomically(output, content)

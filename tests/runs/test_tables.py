@@ -77,6 +77,20 @@ def test_the_cells_of_a_table_come_back_as_they_were(run, tmp_path):
     assert [json.loads(line)["id"] for line in lines] == [2**53 + 1, None]
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_numbers_and_dates_are_not_rounded_on_their_way_to_json(run, tmp_path, suffix):
+    numbers = [0.1234567890123456, 1e-12, None]
+    dates = pandas.to_datetime(["2026-01-31 23:59:59.123456", None, "2026-02-01"], format="ISO8601")
+    lists = [[1 / 3, 2e-11], [], None]
+    table = pandas.DataFrame({"text": ["word1", "", "word3"], "number": numbers, "list": lists, "date": dates})
+    table.to_parquet(tmp_path / "new.parquet")
+    text = predict_file(run, tmp_path / "new.parquet", tmp_path / f"o{suffix}").file.read_text()
+    rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    assert [row["number"] for row in rows] == numbers and [row["list"] for row in rows] == lists
+    assert [row["date"] for row in rows] == ["2026-01-31 23:59:59.123456", None, "2026-02-01 00:00:00"]
+    assert rows[1]["predicted"] is None and isinstance(rows[0]["probability"], float)
+
+
 @pytest.mark.parametrize(
     ("columns", "output", "said"),
     [
