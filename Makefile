@@ -12,7 +12,7 @@ STUDIES ?= tier-a theory methods rank init
 BIN := .venv/bin
 INSTALL := -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) -c constraints.txt
 PIP := $(BIN)/python $(INSTALL)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 30 --durations-min 5
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
 .PHONY: demo demo-lm test test-slow dry-run test-gpu test-arm lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
