@@ -37,9 +37,10 @@ def is_masked(run: Mapping[str, Any]) -> bool:
 
 def task_of(run: Mapping[str, Any], given: Mapping[str, Any], masked: bool) -> dict[str, Any]:
     """What a site is asked for: ``round`` and ``terms`` of a message, ``ffalora`` (the run's configuration), ``masked``
-    (whether what it answers leaves masked), and ``limit`` where Flower's own masks quantise within ± that.
+    (whether what it answers leaves masked), and ``limit`` where Flower's own masks quantise within ± that; shares of
+    the noise are whole numbers, and are not quantised.
 
     Of what the server gives nothing else passes: it cannot say that a task is masked.
     """
     task = {name: given[name] for name in ("round", "terms")} | {"ffalora": str(run["ffalora"]), "masked": masked}
-    return task | ({"limit": float(run["secagg-range"])} if masked and run["secagg"] else {})
+    return task | ({} if brings_noise(run) or not masked else {"limit": float(run["secagg-range"])})
