@@ -176,13 +176,13 @@ class ClientLevel:
             client: its number among those of the round.
         """
         total, _ = clip_updates(update[None], self.limit, mode=self.clipping)
-        return self._shares(len(update)).share(total[0].cpu().numpy(), self.noise, client, round_number)
+        return self.shares_of(len(update)).share(total[0].cpu().numpy(), self.noise, client, round_number)
 
     def move_by_sum_(self, state: Tensor, total: NDArray[np.int64], round_number: int, index: Tensor | None) -> None:
         """Moves the global state ``[P]`` by a sum of what :meth:`share` gave; ``index`` as in :meth:`close_round_`."""
         sums = torch.zeros(1, len(state), dtype=torch.float64, device=state.device)
         real = _real(state, index)
-        shares = self._shares(int(real.sum()))
+        shares = self.shares_of(int(real.sum()))
         sums[0, real] = torch.from_numpy(shares.decoded(total, round_number)).to(state.device)
         self._move_(state, sums, -sums.new_full((1,), shares.noise_std), 0, round_number, index)  # the noise is in it
 
@@ -191,7 +191,7 @@ class ClientLevel:
         shares nobody sees the sum, and the state stays.
         """
         updates = updates[:, _real(state, index)]
-        norms, shares = updates.double().norm(dim=1), self._shares(updates.shape[1])
+        norms, shares = updates.double().norm(dim=1), self.shares_of(updates.shape[1])
         if len(updates) < shares.least:
             warnings.warn(
                 f"round {round_number + 1}: {len(updates)} of {shares.clients} clients stayed, and their noise is "
@@ -204,8 +204,12 @@ class ClientLevel:
         self.move_by_sum_(state, shares.sum_of(sent), round_number, index)
         return norms
 
-    def _shares(self, width: int) -> NoiseShares:
-        """The terms for updates of ``width`` numbers: methods that train by turns send other numbers each time."""
+    def shares_of(self, width: int) -> NoiseShares:
+        """The terms for updates of ``width`` numbers: methods that train by turns send other numbers each time.
+
+        Raises:
+            ValueError: the noise is not in shares.
+        """
         if self.shares is None:
             raise ValueError("shares is None: the server adds the noise here; give the terms of shares")
         return self.shares if self.shares.width == width else replace(self.shares, width=width)

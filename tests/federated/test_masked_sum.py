@@ -7,19 +7,24 @@ import numpy as np
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'ffalora[flower]'")
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.client.mod import secaggplus_mod
-from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+from flwr.common import Code, FitRes, Status, ndarray_to_bytes, ndarrays_to_parameters
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.compat.common import recorddict_compat
 from flwr.supercore.task_identity import TaskIdentity
+from small_runs import CLIENT_LEVEL
 
+from ffalora.config import ConfigError
+from ffalora.federated.flower import secagg as module
 from ffalora.federated.flower.keys_ahead import KeysAhead, answered_with_keys
 from ffalora.federated.flower.masked_sum import mask, masked_by_client
 from ffalora.federated.flower.secagg import LEVELS, MaskedRounds
+from ffalora.federated.flower.server import drawn
 from ffalora.federated.flower.terms import Terms
 from ffalora.privacy.distributed import NoiseShares
 
+NOISE = CLIENT_LEVEL | {"privacy__noise_at": "clients"}
 SHARES = NoiseShares(1.0, 1.0, 40, 4, 1, 0, 14, 0)
 NUMBERS = np.random.default_rng(0).integers(0, 2**14, (4, 64))
 TERMS = Terms(model="", frozen="", labels=None, task="", inputs=1)
@@ -33,10 +38,17 @@ def _server_task(monkeypatch):
 
 
 class LocalGrid:
-    """Clients in this process; ``vanishing`` maps a node to the stage from which it does not answer."""
+    """Clients in this process; ``vanishing`` maps a node to the stage from which it does not answer, ``refusing`` to
+    that which it answers with an error, and ``hostile`` to a stage and what it does to its answer.
+    """
 
-    def __init__(self, vanishing=(), least=SHARES.least, mod=None, numbers=NUMBERS):
-        self.vanishing, self.numbers = dict(vanishing), numbers
+    def __init__(self, vanishing=(), least=SHARES.least, mod=None, numbers=NUMBERS, refusing=(), hostile=()):
+        self.vanishing, self.numbers, self.refusing, self.hostile = (
+            dict(vanishing),
+            numbers,
+            dict(refusing),
+            dict(hostile),
+        )
         self.masked, self.refused, self.asked = [], [], []
         self.mod = mod or partial(masked_by_client, bits=SHARES.bits, least=least)
         self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in range(1, 5)}
@@ -58,6 +70,8 @@ class LocalGrid:
         self.asked.append((node, stage))
         if self.vanishing.get(node) == stage:
             self.contexts.pop(node)
+        if self.refusing.get(node) == stage:
+            return Message(Error(code=0, reason=f"client {node - 1} refuses"), reply_to=message)
         if node not in self.contexts:
             return None
 
@@ -74,6 +88,9 @@ class LocalGrid:
             return None
         if stage == Stage.COLLECT_MASKED_VECTORS:
             self.masked.append(answer.content)
+        when, spoil = self.hostile.get(node, (None, None))
+        if when == stage:
+            spoil(answer.content.config_records[RECORD_KEY_CONFIGS])
         return answer
 
 
@@ -107,7 +124,7 @@ def test_the_average_is_right_to_its_quantisation_whenever_a_client_vanishes(van
     numbers = NUMBERS / 2**14 - 0.5
     grid = LocalGrid(vanishing, mod=secaggplus_mod, numbers=numbers)
     rounds = MaskedRounds(KeysAhead(grid), Context(1, 0, {}, RecordDict(), {}), 0.2)
-    got = rounds.average([1, 2, 3, 4], 0, np.zeros(3, np.float32), TERMS, 1.0)
+    got = rounds.average([1, 2, 3, 4], 0, np.zeros(3, np.float32), TERMS, 1.0, 64)
     assert np.abs(got.sum_only - numbers[stayed].mean(0)).max() <= 2.0 / LEVELS + 1e-7
 
 
@@ -159,6 +176,69 @@ def test_fewer_than_the_least_show_nothing(stage):
     assert got.shares is None and "halted" in got.failed[-1]
 
 
+def test_a_round_that_is_halted_names_whoever_failed_and_why_and_nobody_twice():
+    keyed = KeysAhead(grid := LocalGrid())
+    rounds = MaskedRounds(keyed, Context(1, 0, {}, RecordDict(), {}), 0.2)
+    ask = (0, np.zeros(3, np.float32), TERMS, SHARES)
+    assert rounds.shares([1, 2, 3, 4], *ask).failed == []
+    grid.refusing, grid.vanishing = {1: Stage.COLLECT_MASKED_VECTORS}, {2: Stage.COLLECT_MASKED_VECTORS}
+    assert rounds.shares([1, 2, 3, 4], *ask).failed == [
+        "client 0 (node 1): client 0 refuses",
+        "client 1 (node 2): no answer within 0.2 s",
+        "secure aggregation was halted: too few clients stayed",
+    ]
+    fresh = exchange(LocalGrid(refusing=dict.fromkeys(range(1, 5), Stage.SETUP)))
+    assert fresh.failed[:4] == [f"node {node}: client {node - 1} refuses" for node in range(1, 5)]
+    one = exchange(LocalGrid(refusing={1: Stage.COLLECT_MASKED_VECTORS}))
+    assert one.failed == ["node 1: client 0 refuses"] and np.array_equal(one.shares, NUMBERS[1:].sum(0) % 2**14)
+
+
+def sends(*arrays):
+    """Has a client send these in the place of its masked numbers."""
+    return Stage.COLLECT_MASKED_VECTORS, lambda said: said.update({Key.MASKED_PARAMETERS: list(arrays)})
+
+
+@pytest.mark.parametrize(
+    ("said", "hostile"),
+    [
+        ("uint16 (3,)", sends(ndarray_to_bytes(np.zeros(3, np.uint16)))),
+        ("uint16 (2, 64)", sends(ndarray_to_bytes(np.zeros((2, 64), np.uint16)))),
+        ("float64 (64,)", sends(ndarray_to_bytes(np.zeros(64)))),
+        ("cannot be read", sends(b"PK\x03\x04")),
+        ("cannot be read", (Stage.COLLECT_MASKED_VECTORS, lambda said: said.clear())),
+    ],
+)
+def test_masked_numbers_that_cannot_be_added_up_are_left_out_by_name_and_the_round_goes_on(said, hostile):
+    got = exchange(LocalGrid(hostile={1: hostile}))
+    assert np.array_equal(got.shares, NUMBERS[1:].sum(0) % 2**14)
+    (failed,) = got.failed
+    assert failed.startswith("node 1: ") and said in failed
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        (Stage.SETUP, lambda said: said.clear()),
+        (Stage.UNMASK, lambda said: said.update({Key.NODE_ID_LIST: [9, 2, 3, 4]})),
+        (Stage.UNMASK, lambda said: said.update({Key.SHARE_LIST: [share[:-1] for share in said[Key.SHARE_LIST]]})),
+    ],
+)
+def test_a_client_that_breaks_the_protocol_costs_a_round_and_not_the_run(hostile):
+    grid = LocalGrid(hostile={1: hostile})
+    keyed = KeysAhead(grid)
+    got = exchange(grid, keyed=keyed)
+    assert got.shares is None and "secure aggregation was halted: what a client sent" in got.failed[-1]
+    grid.hostile = {}
+    assert np.array_equal(exchange(grid, keyed=keyed).shares, NUMBERS.sum(0) % 2**14)
+
+
+def test_more_clients_than_a_sum_of_levels_has_room_for_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "LEVELS", 2**30)
+    rounds = MaskedRounds(KeysAhead(LocalGrid(mod=secaggplus_mod)), Context(1, 0, {}, RecordDict(), {}), 0.2)
+    with pytest.raises(ConfigError, match=r"4 clients in a round: .* room for 3"):
+        rounds.average([1, 2, 3, 4], 0, np.zeros(3, np.float32), TERMS, 1.0, 64)
+
+
 def test_a_server_that_would_unmask_fewer_is_refused_by_its_clients():
     grid = LocalGrid(least=4)  # the server's shares.least is 3
     got = exchange(grid)
@@ -173,6 +253,14 @@ def test_a_client_sends_nothing_where_its_sum_could_be_its_own():
 def test_too_few_connected_clients_are_not_asked():
     got = exchange(LocalGrid(), nodes=(1, 2))
     assert got.shares is None and "at least 3 must bring noise" in got.failed[0]
+
+
+@pytest.mark.parametrize("connected", [10, 9, 6, 5, 3])
+def test_as_many_clients_are_drawn_as_must_bring_the_noise_also_where_some_are_away(small, connected):
+    config = small(clients__count=10, **NOISE | {"federation__participation": 0.5})
+    nodes = list(range(connected))
+    chosen = drawn(config, nodes, 1)
+    assert len(chosen) == min(5, connected) and set(chosen) <= set(nodes)
 
 
 def test_masks_are_uniform_and_a_function_of_the_whole_key():

@@ -203,7 +203,8 @@ def check_range(numbers: np.ndarray, limit: float, expected: int) -> None:
     """At the client, before masking: what is sent must be finite, of the right count and inside the quantised range.
 
     Raises:
-        ValueError: says which; nothing is sent then.
+        ValueError: not finite, or the wrong count; nothing is sent then. ConfigError: outside the range, which the
+            server is told, as its run says it.
     """
     if numbers.shape != (expected,):
         raise ValueError(f"{numbers.shape} numbers to send, {expected} expected")
@@ -211,4 +212,4 @@ def check_range(numbers: np.ndarray, limit: float, expected: int) -> None:
         raise ValueError("NaN or Inf among the numbers to send")
     largest = float(np.abs(numbers).max(initial=0.0))
     if largest > limit:
-        raise ValueError(f"a number of {largest:.3g} lies outside the quantised range ±{limit:g}; raise secagg-range")
+        raise ConfigError(f"a number of {largest:.3g} lies outside the quantised range ±{limit:g}; raise secagg-range")

@@ -6,6 +6,8 @@ Numbers are quantised to 2²² levels of ±range, with stochastic rounding: each
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,14 +20,17 @@ from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.serverapp import Grid
 
+from ...config import ConfigError
 from ...privacy.distributed import NoiseShares
 from .answers import read_answer
 from .keys_ahead import KeysAhead
 from .masked_sum import KeyedWorkflow, SumModulo
+from .replies import named
 from .rounds import Exchange
 from .terms import Terms
 
-LEVELS = 2**22
+logger = logging.getLogger(__name__)
+LEVELS, _MODULUS = 2**22, 2**32
 _THRESHOLD = 0.5
 
 
@@ -43,7 +48,6 @@ class _OneRound:
     nodes: list[int]
     instructions: FitIns
     results: list[Any] = field(default_factory=list)
-    failures: list[Any] = field(default_factory=list)
 
     def num_available(self) -> int:
         return len(self.nodes)
@@ -54,7 +58,7 @@ class _OneRound:
         return [(_Node(node), self.instructions) for node in self.nodes]
 
     def aggregate_fit(self, server_round: int, results: list[Any], failures: list[Any]) -> tuple[None, dict]:
-        self.results, self.failures = results, failures
+        self.results = results
         return None, {}
 
 
@@ -65,21 +69,40 @@ class MaskedRounds:
 
     Attributes:
         grid: the way to the clients; context: of the ServerApp; timeout: seconds to wait for the answers of a stage.
+        known: the client that each node said it is, by node; added to.
     """
 
     grid: KeysAhead
     context: Context
     timeout: float
+    known: dict[int, int] = field(default_factory=dict)
 
-    def average(self, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, limit: float) -> Exchange:
-        """A round that gives the average of what clients send, numbers within ±``limit``.
+    def average(
+        self, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms, limit: float, count: int
+    ) -> Exchange:
+        """A round that gives the average of what clients send, ``count`` numbers within ±``limit`` each.
 
         Half of the clients must stay to the end; with fewer the round fails as a whole and leaves the state as it was.
+
+        Raises:
+            ConfigError: more clients than a sum of levels has room for.
         """
+        if len(nodes) > _MODULUS // LEVELS - 1:
+            raise ConfigError(
+                f"{len(nodes)} clients in a round: secure aggregation sums their {LEVELS} levels modulo {_MODULUS}, "
+                f"which has room for {_MODULUS // LEVELS - 1}; lower federation.participation"
+            )
         workflow = KeyedWorkflow(
-            1.0, _THRESHOLD, max_weight=1.0, clipping_range=limit, quantization_range=LEVELS, timeout=self.timeout
+            1.0,
+            _THRESHOLD,
+            max_weight=1.0,
+            clipping_range=limit,
+            quantization_range=LEVELS,
+            modulus_range=_MODULUS,
+            timeout=self.timeout,
         )
-        got, results = self._run(workflow, nodes, round_number, numbers, terms)
+        shapes = [(1,), (count,)]  # Flower's: what a client weighs, and its numbers
+        got, results = self._run(workflow, nodes, round_number, numbers, terms, shapes)
         if results:
             (average,) = parameters_to_ndarrays(results[0][1].parameters)
             got.sum_only = average.astype(np.float32)
@@ -98,12 +121,18 @@ class MaskedRounds:
                 [], failed=[f"{len(nodes)} clients are connected, at least {shares.least} must bring noise"]
             )
         workflow = SumModulo(shares.bits, shares.least, self.timeout)
-        got, _ = self._run(workflow, nodes[: shares.clients], round_number, numbers, terms)
+        got, _ = self._run(workflow, nodes[: shares.clients], round_number, numbers, terms, [(shares.length,)])
         got.shares = workflow.total
         return got
 
     def _run(
-        self, workflow: KeyedWorkflow, nodes: list[int], round_number: int, numbers: np.ndarray, terms: Terms
+        self,
+        workflow: KeyedWorkflow,
+        nodes: list[int],
+        round_number: int,
+        numbers: np.ndarray,
+        terms: Terms,
+        shapes: Sequence[tuple[int, ...]],
     ) -> tuple[Exchange, list[Any]]:
         """What clients said of themselves, and Flower's results (none where too few clients stayed)."""
         task = FitIns(ndarrays_to_parameters([numbers]), {"round": round_number, "terms": terms.to_text()})
@@ -111,15 +140,23 @@ class MaskedRounds:
         context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: round_number + 1})
         context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord([numbers])
         legacy = LegacyContext(context, strategy=cast(LegacyStrategy, one), client_manager=cast(ClientManager, one))
-        grid.count_anew()
-        workflow(cast(Grid, grid), legacy)
-        got = Exchange([], failed=[str(failure) for failure in one.failures])
-        got.bytes_up, got.bytes_down = grid.bytes_up, grid.bytes_down
-        if not one.results:
-            got.failed.append("secure aggregation was halted: too few clients stayed")
-        for _, result in one.results:
+        grid.begin(shapes)
+        halted = "secure aggregation was halted: too few clients stayed"
+        try:
+            workflow(cast(Grid, grid), legacy)
+        except Exception as error:  # whatever a hostile client may think of must not end the run
+            logger.exception("round %d: secure aggregation was halted", round_number + 1)
+            halted = (
+                f"secure aggregation was halted: what a client sent is no part of it ({type(error).__name__}: {error})"
+            )
+        got = Exchange([], bytes_up=grid.bytes_up, bytes_down=grid.bytes_down)
+        for proxy, result in one.results:
             try:
                 got.answers.append(read_answer(dict(result.metrics), None))
+                self.known[proxy.node_id] = got.answers[-1].client
             except ValueError as error:
-                got.failed.append(str(error))
+                grid.failed[proxy.node_id] = str(error)
+        got.failed = [f"{named(node, self.known)}: {why}" for node, why in grid.failed.items()]
+        if not one.results:
+            got.failed.append(halted)
         return got, one.results

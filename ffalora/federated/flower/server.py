@@ -21,7 +21,7 @@ from ..records import summary
 from .answers import read_answer
 from .keys_ahead import KeysAhead
 from .output import check_federation
-from .replies import replies_of
+from .replies import gathered, named
 from .rounds import Exchange, check_remote, check_secure_aggregation, remote_round
 from .statement import federation_statement, stated_epsilon, statement_text
 from .terms import Terms
@@ -74,18 +74,19 @@ def serve(
     write_rows(folder, rows)
     write_atomically(folder / "config.yaml", to_yaml(config).encode())
     wanted, known = max(config.federation.min_available, config.clients.count or 1), dict[int, int]()
-    shares = None if experiment.client_level is None else experiment.client_level.shares
-    if shares is not None or secagg_range is not None:
+    level = experiment.client_level
+    if level is not None or secagg_range is not None:
         from .secagg import MaskedRounds
 
         masked = MaskedRounds(KeysAhead(grid), context, timeout)
 
     def send(round_number: int, numbers: np.ndarray, terms: Terms) -> Exchange:
         nodes = drawn(config, connected(grid, wanted, config.federation.min_available, timeout), round_number)
-        if shares is not None:
-            return masked.shares(nodes, round_number, numbers, terms, shares)
+        count = strategy.wire.numbers_up(server)
+        if level is not None:
+            return masked.shares(nodes, round_number, numbers, terms, level.shares_of(count))
         if secagg_range is not None:
-            return masked.average(nodes, round_number, numbers, terms, secagg_range)
+            return masked.average(nodes, round_number, numbers, terms, secagg_range, count)
         return exchange(grid, nodes, round_number, numbers, terms, timeout, config.federation.payload, known)
 
     trackers = Trackers(config, folder)
@@ -121,9 +122,12 @@ def connected(grid: Grid, wanted: int, needed: int, timeout: float) -> list[int]
 
 
 def drawn(config: Config, nodes: list[int], round_number: int) -> list[int]:
-    """The nodes of a round: all, or the configured share, drawn from the seed and the round."""
-    count = config.federation.cohort(len(nodes))
-    if count == len(nodes):
+    """The nodes of a round: all, or the configured share, drawn from the seed and the round. Where clients bring the
+    noise it is the share of all clients, connected or not: of fewer it would not suffice.
+    """
+    clients = config.clients.count if config.privacy.noise_at == "clients" else None
+    count = config.federation.cohort(clients or len(nodes))
+    if count >= len(nodes):
         return nodes
     words = np.random.SeedSequence([config.seed, round_number], spawn_key=(_DRAW,))
     chosen = np.random.Generator(np.random.Philox(words)).choice(len(nodes), count, replace=False)
@@ -156,21 +160,16 @@ def exchange(
     ]
     got = Exchange([], bytes_down=len(nodes) * recorddict_to_proto(content).ByteSize())
     known = {} if known is None else known
-    replies = dict.fromkeys(nodes) | dict(replies_of(grid, messages, timeout))
+    replies, failed = gathered(grid, messages, timeout)
     for node, reply in replies.items():
-        name = f"client {known[node]} (node {node})" if node in known else f"node {node}"
-        if reply is None:
-            got.failed.append(f"{name}: no answer within {timeout:g} s")
-        elif reply.has_error():
-            got.failed.append(f"{name}: {reply.error.reason}")
-        else:
-            got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
-            try:
-                arrays = reply.content.array_records["numbers"].to_numpy_ndarrays()
-                answer = read_answer(dict(reply.content.config_records["report"]), arrays, kind)
-            except Exception as error:  # whatever a hostile client may think of must not end the run
-                got.failed.append(f"{name}: what it sent cannot be read ({type(error).__name__}: {error})")
-                continue
-            got.answers.append(answer)
-            known[node] = answer.client
+        got.bytes_up += recorddict_to_proto(reply.content).ByteSize()
+        try:
+            arrays = reply.content.array_records["numbers"].to_numpy_ndarrays()
+            answer = read_answer(dict(reply.content.config_records["report"]), arrays, kind)
+        except Exception as error:  # whatever a hostile client may think of must not end the run
+            failed[node] = f"what it sent cannot be read ({type(error).__name__}: {error})"
+            continue
+        got.answers.append(answer)
+        known[node] = answer.client
+    got.failed = [f"{named(node, known)}: {why}" for node, why in failed.items()]
     return got
