@@ -185,7 +185,7 @@ def test_a_client_without_budget_for_a_round_refuses_it(small, tmp_path):
     numbers, mark = experiment.strategy.wire.download(server).numpy(), Terms.of(experiment)
     Site(config, 0, tmp_path, policy=SIMULATED).train(0, numbers, mark)
     with pytest.raises(PrivacyBudgetSpent, match="client 0"):
-        Site(config, 0, tmp_path, policy=SIMULATED).train(1, numbers, mark)
+        Site(config, 0, tmp_path, policy=SIMULATED).train(0, numbers, mark)
 
 
 def test_real_clients_refuse_noise_that_the_server_could_subtract(small, tmp_path):
@@ -203,6 +203,38 @@ def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
     answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
     assert answer.client == 2 and answer.samples == 50 and answer.epsilon > 0
     assert site.experiment.ledgers["2"].dataset_size == answer.samples
+
+
+@pytest.mark.parametrize("name", ["trimmed-mean", "krum", "multi-krum"])
+def test_a_client_with_data_of_its_own_takes_part_whatever_average_the_server_takes(small, tmp_path, name):
+    from small_runs import save_texts
+
+    data = save_texts(tmp_path / "own.csv", rows=50)
+    config = small(clients__count=5, federation__robust_mean=name)
+    site = Site(config, 2, tmp_path / "state", data=str(data), policy=SIMULATED)
+    assert site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms).samples == 50
+
+
+def test_an_id_that_the_federation_does_not_have_is_refused_also_with_data_of_its_own(small, tmp_path):
+    from small_runs import save_texts
+
+    data = save_texts(tmp_path / "own.csv", rows=50)
+    for client in (-1, 3):
+        with pytest.raises(ConfigError, match=rf"client={client}: the configuration has clients 0 … 2"):
+            Site(small(), client, tmp_path / "state", data=str(data), policy=SIMULATED)
+
+
+@pytest.mark.parametrize("round_number", [-1, 3])
+def test_a_round_that_the_run_does_not_have_is_refused_uncharged_and_the_site_goes_on(small, tmp_path, round_number):
+    config = small(**PRIVATE)
+    site = Site(config, 1, tmp_path, policy=SIMULATED)
+    numbers = site.experiment.strategy.wire.download(site.server).numpy()
+    site.train(0, numbers, site.terms)
+    with pytest.raises(ConfigError, match=rf"round {round_number}: the run's are 0 … 2"):
+        site.train(round_number, numbers, site.terms)
+    again = Site(config, 1, tmp_path, policy=SIMULATED)
+    assert again.experiment.ledgers["1"].steps_taken == 2
+    again.train(1, numbers, again.terms)
 
 
 @pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if not s.linear])

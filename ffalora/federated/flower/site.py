@@ -36,6 +36,7 @@ _ALONE = {
     "clients.proportions": None,
     "clients.quantities": None,
     "federation.min_available": 1,
+    "federation.robust_mean": None,
     "data.splits": None,
     "data.max_samples": None,
 }
@@ -110,12 +111,14 @@ class Site:
             is_wanted: whether somebody still waits for the answer; asked before each step is charged.
 
         Raises:
-            ConfigError: a term differs. ValueError: the wrong count of numbers.
+            ConfigError: a term differs, or the run has no such round. ValueError: the wrong count of numbers.
             PrivacyBudgetSpent: the ledger does not cover the round; nothing was charged.
             NobodyWaits: in mid-round; the steps before are charged.
         """
         strategy, (own,) = self.experiment.strategy, self._own
         terms.check(self.terms, self.client)
+        if not 0 <= round_number < self._config.federation.rounds:
+            raise ConfigError(f"round {round_number}: the run's are 0 … {self._config.federation.rounds - 1}")
         self._check_ledgers()
         self._is_wanted = is_wanted
         self.server.round = round_number
@@ -182,10 +185,11 @@ def _build(
     """What a client trains with: on data of its own, all of it; else on its share of the configuration's."""
     if data is None:
         experiment = build(config, caches_layers=False)
-        if not 0 <= client < len(experiment.participants):
-            raise ConfigError(f"client={client}: the configuration has clients 0 … {len(experiment.participants) - 1}")
+        _check_id(client, len(experiment.participants))
         experiment.participants = [experiment.participants[client]]
         return experiment
+    clients = config.clients.count or client + 1
+    _check_id(client, clients)
     by_shares = config.privacy.noise_at == "clients"
     shares_alone = {"privacy.dropouts": 0, "privacy.colluders": 0, "federation.participation": 1.0} if by_shares else {}
     alone = merge(config.model_dump(mode="json"), _ALONE | shares_alone | {"data.name": data})
@@ -193,7 +197,7 @@ def _build(
     loaded = load_run_data(own, only="train", class_names=labels, class_map=mapping)
     loaded.splits[own.data.evaluate_on] = loaded.train.select(range(1))  # a site evaluates nothing
     experiment = build(own, caches_layers=False, data=loaded)
-    experiment.strategy = type(experiment.strategy)(experiment.adapters, config, config.clients.count or client + 1)
+    experiment.strategy = type(experiment.strategy)(experiment.adapters, config, clients)
     samples = experiment.participants[0].samples
     ledger = None
     if config.privacy.at_clients:
@@ -201,9 +205,13 @@ def _build(
         fingerprint = data_fingerprint(own, experiment.train, samples, owners)
         ledger = make_ledger(config, client, count_drawn(config.privacy, owners, samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]
-    clients = config.clients.count or client + 1
     if by_shares:
         fingerprint = data_fingerprint(own, experiment.train, range(len(experiment.train)))
         experiment.client_level = make_client_level(config, clients, fingerprint, experiment.adapters.layout.size)
     set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)
     return experiment
+
+
+def _check_id(client: int, clients: int) -> None:
+    if not 0 <= client < clients:
+        raise ConfigError(f"client={client}: the configuration has clients 0 … {clients - 1}")
