@@ -68,15 +68,18 @@ def _begin_noise_anew(experiment: Experiment) -> None:
 
 def _records(experiment: Experiment) -> dict[str, Records]:
     """For each ledger, a function that digests what it is about: records, users, or, for the population, clients and
-    everybody's records (by which the ledger also finds runs that dealt the same rows among other clients).
+    everybody's records (by which the ledger also finds runs that dealt the same rows among other clients). A site that
+    takes its share of rows which others have theirs of is one client with that share.
     """
     owners, partition = experiment.partition.owners, experiment.partition
-    everything = np.arange(len(experiment.train))
+    here = [p.client_id for p in experiment.participants]
     if experiment.client_level is not None:
-        names = partition.names if experiment.config.clients.partition == "column" else None
+        is_share = len(here) < len(partition)
+        is_named = is_share or experiment.config.clients.partition == "column"
+        names = [partition.names[client] for client in here] if is_named else None
+        rows = partition.indices[here[0]] if is_share else np.arange(len(experiment.train))
         return {
-            name: lambda: client_digests(names) + record_digests(experiment.data, everything)
-            for name in experiment.ledgers
+            name: lambda: client_digests(names) + record_digests(experiment.data, rows) for name in experiment.ledgers
         }
     held = {str(p.client_id): p.samples for p in experiment.participants}
     if owners is not None:

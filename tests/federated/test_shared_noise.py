@@ -7,6 +7,7 @@ from small_runs import CLIENT_LEVEL, SIMULATED
 
 from ffalora.config import ConfigError
 from ffalora.federated.experiment import build
+from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.rounds import Exchange, check_remote, remote_round
 from ffalora.federated.flower.site import Site
 from ffalora.federated.flower.statement import federation_statement
@@ -116,6 +117,19 @@ def test_sites_that_bring_the_noise_end_where_the_simulator_ends(small, tmp_path
     assert rows[1]["epsilon"] == rounded_up(simulated.client_level.ledger.epsilon(), decimals=2)
     assert all(site.experiment.client_level.ledger.steps_taken == 2 for site in sites)
     assert "set to zero" in federation_statement(config, rows)["adjacency"]
+
+
+def test_sites_on_one_machine_are_charged_each_for_itself(small, tmp_path):
+    """They share the ledger of their data set, and not their rows."""
+    config = small(clients__count=3, **SHARES).with_noise("secure")
+    sites = [
+        Site(config, client, tmp_path / str(client), policy=SitePolicy(unit="client", max_epsilon=None))
+        for client in range(3)
+    ]
+    for site in sites:
+        answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
+        assert answer.epsilon == rounded_up(epsilon(2.0, 1.0, 1, 1e-5, "rdp", "by-server"), decimals=2)
+        assert answer.final_epsilon == rounded_up(epsilon(2.0, 1.0, 2, 1e-5, "rdp", "by-server"), decimals=2)
 
 
 def test_without_a_sum_the_state_stays_and_sites_have_paid(small):
