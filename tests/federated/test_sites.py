@@ -8,6 +8,7 @@ import torch
 from small_runs import CLIENT_LEVEL, PRIVATE, SIMULATED
 
 from ffalora.config import ConfigError
+from ffalora.data.embedded import EMBEDDED
 from ffalora.federated.experiment import build
 from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.rounds import Exchange, check_range, check_remote, check_secure_aggregation, remote_round
@@ -203,6 +204,21 @@ def test_a_client_with_data_of_its_own_trains_on_all_of_it(small, tmp_path):
     answer = site.train(0, site.experiment.strategy.wire.download(site.server).numpy(), site.terms)
     assert answer.client == 2 and answer.samples == 50 and answer.epsilon > 0
     assert site.experiment.ledgers["2"].dataset_size == answer.samples
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_a_site_begins_with_the_head_of_the_federation_s_data_whatever_its_own_is_called(small, tmp_path, head):
+    """Data with a name brings the texts of its classes and public texts, from which head and centre follow."""
+    data, known = tmp_path / "own.csv", EMBEDDED["movie-reviews"]
+    rows = [f"word{i} word{i + 1},{known.label_names[i % 2]}" for i in range(30)]
+    data.write_text("\n".join(["text,label", *rows]) + "\n")
+    texts = {name: list(of_class) for name, of_class in known.label_texts.items()}
+    said = {"data__name": "elsewhere", "data__label_texts": texts, "data__public_texts": list(known.public_texts)}
+    named, spelt, unsaid = (
+        Site(small(adapter__head=head, **changes), 1, tmp_path / "state", str(data), SIMULATED, known.label_names)
+        for changes in ({"data__name": known.name}, said, {})
+    )
+    assert named.terms == spelt.terms != unsaid.terms
 
 
 @pytest.mark.parametrize("name", ["trimmed-mean", "krum", "multi-krum"])
