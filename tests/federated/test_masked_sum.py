@@ -20,7 +20,7 @@ from ffalora.federated.flower import secagg as module
 from ffalora.federated.flower.keys_ahead import KeysAhead, answered_with_keys
 from ffalora.federated.flower.masked_sum import mask, masked_by_client
 from ffalora.federated.flower.secagg import LEVELS, MaskedRounds
-from ffalora.federated.flower.server import drawn
+from ffalora.federated.flower.server import NobodyAnswered, drawn, serve
 from ffalora.federated.flower.terms import Terms
 from ffalora.privacy.distributed import NoiseShares
 
@@ -191,6 +191,16 @@ def test_a_round_that_is_halted_names_whoever_failed_and_why_and_nobody_twice():
     assert fresh.failed[:4] == [f"node {node}: client {node - 1} refuses" for node in range(1, 5)]
     one = exchange(LocalGrid(refusing={1: Stage.COLLECT_MASKED_VECTORS}))
     assert one.failed == ["node 1: client 0 refuses"] and np.array_equal(one.shares, NUMBERS[1:].sum(0) % 2**14)
+
+
+def test_a_run_in_which_nobody_answered_ends_with_the_reasons_and_saves_no_adapter(small, tmp_path):
+    grid = LocalGrid(refusing=dict.fromkeys(range(1, 5), Stage.SETUP))
+    grid.get_node_ids = lambda: [1, 2, 3, 4]
+    changes = {"federation__participation": 1.0, "federation__rounds": 2, "clients__count": 4}
+    context = Context(1, 0, {}, RecordDict(), {})
+    with pytest.raises(NobodyAnswered, match=r"in any of 2 rounds.*node 1: client 0 refuses; node 2: client 1 refuses"):
+        serve(grid, context, small(**NOISE | changes), tmp_path / "run", 0.2)
+    assert not (tmp_path / "run/adapter").exists() and not (tmp_path / "run/summary.json").exists()
 
 
 def sends(*arrays):

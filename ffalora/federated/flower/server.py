@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -16,8 +17,9 @@ from ...runs.bundle import save_bundle
 from ...runs.folder import CHECKPOINT, SUMMARY, append_row, completed_rows, write_json, write_rows
 from ...runs.trackers import Trackers
 from ..checkpoint import Checkpoint
-from ..experiment import build
+from ..experiment import Experiment, build
 from ..records import summary
+from ..strategies import ServerState
 from .answers import read_answer
 from .keys_ahead import KeysAhead
 from .output import check_federation
@@ -31,6 +33,10 @@ _POLL_SECONDS, _DRAW = 0.5, 7
 
 class TooFewClients(RuntimeError):
     """Fewer clients are connected than a round needs."""
+
+
+class NobodyAnswered(RuntimeError):
+    """No client answered in any round: there is nothing to save."""
 
 
 def serve(
@@ -57,6 +63,7 @@ def serve(
         CheckpointError: a folder that holds a run, or one that is finished.
         ConfigError: what remote clients or secure aggregation cannot do.
         TooFewClients: fewer than ``federation.min_available``.
+        NobodyAnswered: every client failed or refused in every round; says why in the last one.
     """
     config = config.with_noise("secure")
     check_federation(config, folder, resume)
@@ -96,7 +103,22 @@ def serve(
         checkpoint.save()
         trackers.log(rows[-1])
     trackers.close()
-    strategy.export(server)
+    _finish(experiment, server, folder, rows)
+
+
+def _finish(experiment: Experiment, server: ServerState, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The adapter as it is saved, what clients said of its privacy, and the summary.
+
+    Raises:
+        NobodyAnswered: there is none.
+    """
+    config = experiment.config
+    if not rows[-1]["answered"]:
+        raise NobodyAnswered(
+            f"no client answered in any of {len(rows)} rounds: nothing was trained, and nothing is saved; in the last "
+            f"one: {'; '.join(rows[-1]['failed'])}"
+        )
+    experiment.strategy.export(server)
     save_bundle(folder / "adapter", experiment.adapters, experiment.loaded, config, experiment.data)
     statement = federation_statement(config, rows)
     write_json(folder / "privacy.json", statement)
