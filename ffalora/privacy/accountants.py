@@ -5,8 +5,8 @@ norm C (or by C(1+η) where sums carry a round-off bound, see :mod:`ffalora.priv
 
 * ``pld``, the default: privacy-loss distributions, discretised pessimistically (Doroshenko et al., PETS 2022), from
   dp-accounting.
-* ``rdp``: Rényi moments (Mironov 2017; Mironov, Talwar, Zhang 2019), Opacus's accountant with its default orders. An
-  upper bound, 5 to 35% above the others in ordinary settings, more at small ε.
+* ``rdp``: Rényi moments (Mironov 2017; Mironov, Talwar, Zhang 2019), Opacus's accountant, at its orders and at
+  larger ones for a small ε. An upper bound, 5 to 35% above the others in ordinary settings, more at small ε.
 * ``prv``: numerical composition (Gopi, Lee, Wutschitz, NeurIPS 2021), Opacus's accountant with an error of at most 0.01
   in ε, which is added to what it returns.
 
@@ -151,9 +151,12 @@ def noise_multiplier_for(
 
     found = least_noise(excess, float(group))
     if found is None:
+        run = Spent(1.0, sample_rate, steps, sampling, unit_of(prior), group=group).chosen(trials)
+        by = accountant_of([*prior, run], accountant, target_delta)
+        remedy = "accountant='pld'" if by == accountant else "a larger delta"
         raise ValueError(
-            f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={accountant!r}: "
-            "its error is larger; take accountant='pld', fewer steps or a larger target"
+            f"target_epsilon={target_epsilon} cannot be met in {steps} steps by accountant={by!r}: "
+            f"its error is larger; take {remedy}, fewer steps or a larger target"
         )
     return found
 

@@ -17,6 +17,7 @@ from ffalora.privacy.accountants import (
     noise_multiplier_for,
 )
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
+from ffalora.privacy.batch import sensible_batch
 from ffalora.privacy.ledger_files import load_ledger
 from ffalora.privacy.protocols import PROTOCOLS, epsilon_table, format_table
 
@@ -118,6 +119,22 @@ def test_a_delta_that_round_off_may_hide_is_still_bounded_from_above(accountant,
     exact = exact_gaussian_epsilon(math.sqrt(steps) / sigma, delta)
     assert exact <= epsilon(sigma, 1.0, steps, delta, accountant) <= 1.1 * exact
     assert accountant_of([Spent(sigma, 1.0, steps)], accountant, delta) == "rdp"
+
+
+@pytest.mark.parametrize(("target", "delta", "steps"), [(0.1, DELTA, 75), (0.02, DELTA, 10), (0.15, 1e-9, 30)])
+def test_a_small_epsilon_can_be_asked_for_by_renyi_moments_alone(target, delta, steps):
+    """Of those that Opacus looks at the largest order is 63, where δ alone costs 0.10 at 1e-5 and 0.25 at 1e-9."""
+    sigma = noise_multiplier_for(target, delta, 1.0, steps, "rdp")
+    exact = exact_gaussian_epsilon(math.sqrt(steps) / sigma, delta)
+    assert exact <= epsilon(sigma, 1.0, steps, delta, "rdp") <= target <= 2 * exact
+    assert sensible_batch(2700, target, delta, steps) <= 2700
+
+
+def test_a_target_that_no_noise_meets_is_refused_with_a_remedy_that_is_one():
+    with pytest.raises(ValueError, match=r"accountant='prv'.*take accountant='pld'"):
+        noise_multiplier_for(0.005, DELTA, 0.1, 10, "prv")
+    with pytest.raises(ValueError, match=r"accountant='rdp'.*take a larger delta"):
+        noise_multiplier_for(0.005, 1e-9, 0.1, 10, "pld")
 
 
 def test_the_smallest_delta_of_numerical_accountants_is_bounded_from_above():
