@@ -17,7 +17,7 @@ from ..federated.cohort import trains_in_one_pass
 from ..federated.experiment import Experiment, build
 from ..federated.ledgers import make_ledger
 from ..federated.rates import feature_width, rates_of, variance_of
-from ..privacy.batch import ENOUGH, HALVINGS, efficiency
+from ..privacy.batch import ENOUGH, HALVINGS, efficiency_of
 from ..training.rates import SIGNAL
 from .measure import Cost, measure
 
@@ -120,8 +120,7 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
     config, steps = with_schedule(experiment.config, batch, rounds, local_steps), rounds * local_steps
     held = [p.ledger for p in experiment.participants if p.ledger is not None]
     ledgers = [make_ledger(config, one.client_id, one.dataset_size, steps, "") for one in held]
-    variance, privacy = variance_of(config, ledgers, len(ledgers)) or 0.0, config.privacy
-    terms = privacy.target_epsilon or 0.0, privacy.delta
+    variance, target = variance_of(config, ledgers, len(ledgers)) or 0.0, config.privacy.target_epsilon or 0.0
     samples = sum(one.expected_batch for one in ledgers) * config.federation.participation
     server = experiment.strategy.begin()
     return Plan(
@@ -129,10 +128,7 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
         rounds=rounds,
         local_steps=local_steps,
         sigma=max(ledgers, key=lambda one: one.dataset_size).noise_multiplier,
-        efficiency=min(
-            efficiency(one.dataset_size, *terms, one.expected_batch, steps, group=privacy.group, trials=privacy.trials)
-            for one in ledgers
-        ),
+        efficiency=min(efficiency_of(one, target) for one in ledgers),
         signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=_seconds(experiment, config, samples * _samples_of_a_draw(experiment), cost),

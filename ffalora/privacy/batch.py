@@ -12,6 +12,7 @@ import math
 from functools import cache
 
 from .accountants import noise_multiplier_for
+from .accounting import PrivacyLedger
 
 ENOUGH, HALVINGS = 0.85, 5
 
@@ -40,6 +41,21 @@ def efficiency(
     batch = min(batch, samples)
     sigma = _sigma(target_epsilon, delta, batch / samples, steps, accountant, group, trials)
     whole = _sigma(target_epsilon, delta, 1.0, 1, accountant, group, trials)
+    return _efficiency(whole, samples, sigma, batch, steps)
+
+
+def efficiency_of(ledger: PrivacyLedger, target_epsilon: float) -> float:
+    """The same of all steps of a ledger whose noise is for this target, by its own accountant, sampling and ``prior``.
+
+    Raises:
+        ValueError: as for :func:`efficiency`.
+    """
+    terms = target_epsilon, ledger.delta, 1.0, 1, ledger.accountant, "poisson", ledger.prior, ledger.group
+    whole, batch = noise_multiplier_for(*terms, ledger.trials), ledger.expected_batch
+    return _efficiency(whole, ledger.dataset_size, ledger.noise_multiplier, batch, ledger.max_steps)
+
+
+def _efficiency(whole: float, samples: int, sigma: float, batch: float, steps: int) -> float:
     return min(1.0, (whole / samples) / (sigma / (batch * math.sqrt(steps))))
 
 

@@ -26,6 +26,15 @@ def test_larger_batches_are_more_efficient():
     assert found == sorted(found) and found[0] < 0.9 * found[-1]
 
 
+@pytest.mark.parametrize(("sampling", "efficient"), [("poisson", 1.0), ("shuffled", 0.5)])
+def test_the_efficiency_of_a_plan_is_that_of_its_own_noise(small, monkeypatch, sampling, efficient):
+    """Steps on all samples waste nothing; where batches are not Poisson samples ε asks for twice the noise."""
+    monkeypatch.setattr("ffalora.planning.plan.measure", lambda experiment: Cost(1.0, 1.0, 1.0, 0))
+    budget = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 3.0, "optimizer__batch_size": 1000}
+    own = make_plans(small(**PRIVATE | budget | {"privacy__sampling": sampling})).own
+    assert own.efficiency == pytest.approx(efficient, rel=5e-3)
+
+
 def test_the_smallest_efficient_batch_is_chosen_and_time_limits_it():
     plans = [_plan(64, 0.3, 1), _plan(256, 0.7, 4), _plan(512, ENOUGH, 8), _plan(1024, 0.95, 16)]
     assert [choose(plans, s).batch for s in (float("inf"), 8, 5, 0.5)] == [512, 512, 256, 64]
