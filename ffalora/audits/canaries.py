@@ -147,10 +147,11 @@ def guess(kind: str, sees: str, scores: NDArray, included: NDArray, delta: float
     order, best, ceiling = np.argsort(scores, kind="stable"), (0.0, 0, 0), 0.0
     for share in _SHARES:
         count = max(1, round(share * len(scores) / 2))
-        correct = int(included[order[-count:]].sum() + (~included[order[:count]]).sum())
-        terms = len(scores), 2 * count
-        best = max(best, (one_run_bound(*terms, correct, delta, significance / len(_SHARES)), 2 * count, correct))
-        ceiling = max(ceiling, one_run_bound(*terms, 2 * count, delta, significance / len(_SHARES)))
+        highest, lowest = order[-count:], order[: min(count, len(scores) - count)]  # of a single canary no lowest
+        correct, guesses = int(included[highest].sum() + (~included[lowest]).sum()), len(highest) + len(lowest)
+        terms = delta, significance / len(_SHARES)
+        best = max(best, (one_run_bound(len(scores), guesses, correct, *terms), guesses, correct))
+        ceiling = max(ceiling, one_run_bound(len(scores), guesses, guesses, *terms))
     return CanaryTest(kind, sees, len(scores), best[1], best[2], best[0], ceiling)
 
 

@@ -113,7 +113,7 @@ def _private(
     config, classes = experiment.config, len(experiment.data.label_names or ())
     clients = [replace(c, features=torch.nn.functional.normalize(c.features, dim=1)) for c in clients]
     targets = [ledger.target_epsilon or ledger.final_epsilon() for ledger in ledgers]
-    if not all(map(math.isfinite, targets)):
+    if not all(0 < target < math.inf for target in targets):
         return []
     fresh = [_independent(ledger, target) for ledger, target in zip(ledgers, targets, strict=True)]
     noise = noise_of(MEANS, config.seed)

@@ -65,10 +65,11 @@ def evaluation_seconds(experiment: Experiment) -> float:
 
 
 def unlimited(client: Participant) -> Participant:
-    """A copy of a client whose budget no measurement exhausts."""
+    """A copy of a client whose budget no measurement exhausts; correlated noise is for the steps of the run alone."""
     ledger = client.ledger
     if ledger is not None:
-        ledger = replace(ledger, max_steps=10**6, target_epsilon=None, steps_taken=0)
+        most = 10**6 if ledger.correlation is None else ledger.max_steps
+        ledger = replace(ledger, max_steps=most, target_epsilon=None, steps_taken=0)
     return replace(client, ledger=ledger, adaptive=copy.deepcopy(client.adaptive), steps_taken=0)
 
 

@@ -138,14 +138,12 @@ def price_of_choice(row: EpsilonRow, trials: float) -> ChoicePrice:
     """What it costs to choose among ``trials`` runs of the row's σ, on average, in private, and in a sweep of as many.
 
     Raises:
-        ValueError: a number of trials below 1.
+        ValueError: a number of trials that is not finite, or below 1.
     """
-    one, count = Spent(row.noise_multiplier, row.sample_rate, row.steps, row.sampling), math.ceil(trials)
-    chosen, swept = (
-        rounded_up(epsilon_of([each], row.delta, "rdp"))
-        for each in (one.chosen(trials), one._replace(steps=count * row.steps))
-    )
-    return ChoicePrice(trials, row.noise_multiplier, chosen, swept)
+    one = Spent(row.noise_multiplier, row.sample_rate, row.steps, row.sampling)
+    chosen = epsilon_of([one.chosen(trials)], row.delta, "rdp")
+    swept = epsilon_of([one._replace(steps=math.ceil(trials) * row.steps)], row.delta, "rdp")
+    return ChoicePrice(trials, row.noise_multiplier, rounded_up(chosen), rounded_up(swept))
 
 
 def format_table(rows: list[EpsilonRow]) -> str:

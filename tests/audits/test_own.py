@@ -1,11 +1,13 @@
 """The audit of one's own run: a sound one holds, a broken one is caught, and nothing is written or charged."""
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 from mutants import MUTANTS
 from small_runs import CLIENT_LEVEL, PRIVATE
 
+from ffalora.audits.canaries import guess
 from ffalora.audits.mechanism import probe_mechanism
 from ffalora.audits.own import audit_own
 from ffalora.cli.audit import command
@@ -20,6 +22,11 @@ def test_a_sound_run_holds_and_the_power_of_its_canaries_is_stated(small):
     assert {test.kind for test in found.tests} == {"one direction", "mislabelled", "random words"}
     assert all(test.epsilon_lower <= test.ceiling for test in found.tests)
     assert "could show" in str(found)
+
+
+def test_a_single_canary_can_show_nothing_and_is_no_error():
+    found = guess("client", "every round", np.array([1.0]), np.array([True]), 1e-5, 0.05)
+    assert found.trials == 1 and found.epsilon_lower == found.ceiling == 0.0
 
 
 def test_canaries_that_make_a_delta_too_large_are_judged_at_a_smaller_one(small):

@@ -94,6 +94,15 @@ def test_the_bound_without_privacy_is_of_features_as_long_as_those_it_is_fitted_
     )
 
 
+def test_a_run_that_spends_nothing_has_no_private_baselines(small, tmp_path):
+    """With so much noise ε is 0 at this δ, which no noise of a baseline meets."""
+    silent = {"privacy__noise_multiplier": 1e5, "privacy__accountant": "pld", "privacy__delta": 1e-3}
+    short = {"federation__rounds": 1, "federation__local_steps": 1, "optimizer__lr": 1e-9}
+    result = simulate(small(**TRAINED, **PRIVATE | silent | short), tmp_path, False, False)
+    assert result.summary["epsilon"] == 0.0
+    assert [row["name"] for row in result.summary["baselines"]] == ["largest class", "probe without privacy"]
+
+
 def test_a_secure_run_computes_no_baseline_on_the_clients_data(small, tmp_path):
     secure = PRIVATE | {"privacy__noise": "secure"}
     result = simulate(small(data__label_texts=TEXTS, **TRAINED, **secure), tmp_path, progress=False)

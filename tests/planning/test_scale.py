@@ -89,6 +89,15 @@ def test_measuring_changes_neither_ledgers_nor_clients(experiment):
     assert all(ledger.steps_taken == 0 for ledger in experiment.ledgers.values())
 
 
+@pytest.mark.parametrize("mechanism", ["banded-mf", "blt"])
+def test_short_runs_with_correlated_noise_are_measured_too(small, mechanism, monkeypatch):
+    monkeypatch.setattr("ffalora.planning.scale._BOOKS", 2)
+    terms = {"privacy__mechanism": mechanism, "privacy__band": 1 if mechanism == "banded-mf" else None}
+    short = {"federation__rounds": 1, "federation__local_steps": 1, "federation__one_pass": "never"}
+    pace = measure_pace(build(small(**PRIVATE | terms | short)))
+    assert pace.alone > 0 and pace.written > 0
+
+
 def test_the_command_says_memory_bytes_and_rounds_an_hour(small, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(to_yaml(small(optimizer__token_budget=256)))
     with pytest.raises(SystemExit) as done:

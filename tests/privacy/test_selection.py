@@ -7,6 +7,7 @@ import pytest
 
 from ffalora.privacy.accountants import ACCOUNTANTS, epsilon_of, noise_multiplier_for
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, PrivacyLedger
+from ffalora.privacy.protocols import epsilon_table, price_of_choice
 from ffalora.privacy.spent import Spent, largest, spent_from
 
 ONE = Spent(1.5, 0.05, 100)
@@ -39,6 +40,13 @@ def test_epsilon_is_that_of_an_independent_implementation():
 def test_a_choice_costs_more_than_a_trial_and_less_than_a_sweep_of_many(accountant):
     one, chosen = epsilon_of([ONE], 1e-5, accountant), epsilon_of([ONE.chosen(30.0)], 1e-5, accountant)
     assert one < chosen < epsilon_of([ONE._replace(steps=3000)], 1e-5, accountant)
+
+
+@pytest.mark.parametrize("trials", [math.inf, math.nan, 0.5])
+def test_the_price_of_a_number_of_trials_that_cannot_be_is_refused(trials):
+    [row, *_] = epsilon_table(2000, 100, 100, 1e-5, noise_multiplier=1.5)
+    with pytest.raises(ValueError, match=f"trials.*got {trials}"):
+        price_of_choice(row, trials)
 
 
 def test_two_choices_cost_more_than_one_with_twice_the_steps():
