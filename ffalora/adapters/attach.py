@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .base_layers import has_plain_weight, plain_weight, size_of
+from .base_layers import check_unshared, has_plain_weight, plain_weight, size_of
 from .handle import Adapters, replace_modules
 from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLinear
@@ -49,7 +49,7 @@ def attach(model: nn.Module, config: AdapterConfig | Any = None) -> Adapters:
     _check_targets(targets, config)
     if config.head == "trained":
         _check_head(head, model)
-    bases = _base_factors(config, targets) if config.init in FROM_BASE else {}
+    bases = _base_factors(model, config, targets) if config.init in FROM_BASE else {}
     model.requires_grad_(False)
     passes, layers = PassSlot(), []
     for name, base in targets.items():
@@ -122,7 +122,9 @@ def _rank_and_scale(config: AdapterConfig, name: str) -> tuple[int, float]:
     return rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
 
 
-def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+def _base_factors(
+    model: nn.Module, config: AdapterConfig, targets: dict[str, nn.Module]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors taken from the base weights, all of them before any weight changes."""
     factors = {}
     for name, base in targets.items():
@@ -131,6 +133,7 @@ def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[
                 f"init={config.init!r} changes base weights, but the weight of {name} is quantised, or computed from "
                 "others (a parametrisation); use a random init"
             )
+        check_unshared(model, base, name, f"init={config.init!r}", "use a random init")
         rank, scale = _rank_and_scale(config, name)
         factors[name] = factors_from_base(plain_weight(base), rank, config.init, scale)
     return factors
@@ -138,6 +141,11 @@ def _base_factors(config: AdapterConfig, targets: dict[str, nn.Module]) -> dict[
 
 def _check_targets(targets: dict[str, nn.Module], config: AdapterConfig) -> None:
     for name, base in targets.items():
+        if not name:
+            raise ValueError(
+                f"the model is a {type(base).__name__} that nothing holds, so that no adapter can take its place; give "
+                "torch.nn.Sequential(model)"
+            )
         size_of(base)
         if config.method != "lora" and isinstance(base, nn.Conv2d):
             raise ValueError(

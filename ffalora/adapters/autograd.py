@@ -100,10 +100,14 @@ def adapted_linear(
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast makes of ``x``, None outside autocast; the backward pass runs outside it, so casts come first."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or not is_autocast(x):
         return None
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast chooses number formats on the device of ``x``; tensors without numbers have none that knows."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 class _AdaptedLinear(torch.autograd.Function):

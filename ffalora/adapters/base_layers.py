@@ -23,7 +23,7 @@ def weight_plus(base: nn.Module, delta: Tensor) -> Tensor:
     """The plain weight of ``base`` with ``delta [N,K]`` added, in the weight's own shape and dtype."""
     w = base.weight
     delta = delta.T if conv1d(base) else delta.view(w.shape)
-    return (w.to(delta.dtype) + delta).to(w.dtype)
+    return (w.to(torch.promote_types(w.dtype, delta.dtype)) + delta).to(w.dtype)
 
 
 def check_plain_weight(base: nn.Module, name: str) -> None:
@@ -53,6 +53,16 @@ def sharers(model: nn.Module, layer: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if module is not layer and any(p is weight for p in module.parameters(recurse=False))
     ]
+
+
+def check_unshared(model: nn.Module, layer: nn.Module, name: str, change: str, remedy: str) -> None:
+    """ValueError where other modules of ``model`` hold the weight of ``layer`` (called ``name``): what ``change`` names
+    would change them too.
+    """
+    if others := sharers(model, layer):
+        raise ValueError(
+            f"{name} shares its weight with {others[0]}, which {change} would change too; {remedy}, or untie them first"
+        )
 
 
 def conv1d(base: nn.Module) -> Any:
@@ -85,8 +95,7 @@ def is_fused(base: nn.Module) -> bool:
         and has_plain_weight(base)
         and not base.weight.requires_grad
         and "forward" not in base.__dict__
-        and not base._forward_hooks
-        and not base._forward_pre_hooks
+        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
     )
 
 

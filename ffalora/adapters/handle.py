@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .base_layers import sharers
+from .base_layers import check_unshared
 from .layers import LowRank
 from .memory import MemoryReport, memory_of
 from .state import Layout
@@ -112,11 +112,7 @@ class Adapters:
         """
         for name, layer in self.layers.items():
             layer.check_mergeable()
-            if others := sharers(self.model, layer.base_layer):
-                raise ValueError(
-                    f"{name} shares its weight with {others[0]}, which merging would change too; keep the adapter "
-                    "beside the base, or untie them first"
-                )
+            check_unshared(self.model, layer.base_layer, name, "merging", "keep the adapter beside the base")
         for layer in self.layers.values():
             layer.merge()
 

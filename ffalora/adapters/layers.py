@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .autograd import adapted_linear, trained_linear
+from .autograd import adapted_linear, is_autocast, trained_linear
 from .base_layers import is_fused, plain_weight, unfold, weight_plus
 from .dropout import masked_dropout
 from .trained_layer import Mergeable, TrainedLayer
@@ -235,4 +235,4 @@ def head_product(head: TrainedLayer, x: Tensor, plain: Callable[[Tensor], Tensor
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``; as it is under autocast, which chooses for itself."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+    return x if is_autocast(x) else x.to(dtype)

@@ -115,8 +115,9 @@ def read_config(folder: Path) -> AdapterConfig:
     if not (folder / CONFIG_FILE).exists():
         return own
     theirs = _read_peft_config(folder)
+    if "revision" in _read_json(folder / CONFIG_FILE):  # PEFT's own key: it has written its file since, and not ours
+        return theirs
     same = ("rank", "alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    # PEFT writes its own file alone, so that ours may be of an earlier adapter
     return own if all(getattr(own, key) == getattr(theirs, key) for key in same) else theirs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,11 @@ class TrainedLayer:
     def out_features(self) -> int:
         """The base layer's own; AttributeError where it has none."""
         return self.base_layer.out_features
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module; the base layer's weight and bias are set there (models tie their weights so)."""
+        owner: Any = self.base_layer if name in ("weight", "bias") else super()
+        owner.register_parameter(name, param)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name, in the order of their columns and slots."""

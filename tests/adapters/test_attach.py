@@ -136,6 +136,27 @@ def test_a_head_that_shares_its_weight_is_not_merged_into_it():
         torch.testing.assert_close(model(torch.arange(5)[None]).logits, before)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_factors_are_not_taken_from_a_weight_that_others_read_too(init):
+    model, batch = tiny_gpt2(), text_batch()
+    before = model(input_ids=batch["input_ids"]).logits
+    with pytest.raises(
+        ValueError, match=rf"lm_head shares its weight with transformer\.wte, which init='{init}'.* untie"
+    ):
+        attach(model, AdapterConfig(rank=2, target_modules=["lm_head"], init=init))
+    assert torch.equal(model(input_ids=batch["input_ids"]).logits, before)
+
+
+def test_weights_can_be_tied_again_beside_an_adapter():
+    model, batch = tiny_gpt2(), text_batch()
+    adapted(model, target_modules=["lm_head"])
+    before = model(input_ids=batch["input_ids"]).logits
+    model.transformer.wte.weight = torch.nn.Parameter(model.transformer.wte.weight.clone())
+    model.tie_weights()
+    assert model.lm_head.weight is model.lm_head.base_layer.weight is model.transformer.wte.weight
+    assert torch.equal(model(input_ids=batch["input_ids"]).logits, before)
+
+
 def test_merge_keeps_the_outputs_and_unmerge_restores_the_weight():
     for model, losses in ((tiny_bert(), sample_losses), (tiny_gpt2(), lambda m, b: m(input_ids=b["input_ids"]).logits)):
         batch = text_batch()
@@ -220,6 +241,39 @@ def test_a_model_in_float64_answers_in_float64():
         model.get_submodule(name).base_layer.double()
     torch.testing.assert_close(sample_losses(model, batch), before, rtol=1e-5, atol=1e-6)
     sample_losses(model, batch).sum().backward()
+
+
+def test_a_base_weight_in_float64_keeps_its_digits_when_an_adapter_is_merged():
+    base = torch.nn.Linear(6, 5, dtype=torch.float64)
+    before = base.weight.detach().clone()
+    adapters = adapted(torch.nn.Sequential(base), target_modules=["0"])
+    adapters.merge()
+    adapters.unmerge()
+    torch.testing.assert_close(base.weight.detach(), before, rtol=0, atol=1e-15)
+
+
+def test_hooks_on_the_backward_pass_of_a_base_layer_are_called():
+    model, called = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4)), []
+    model[1].register_full_backward_pre_hook(lambda module, dy: called.append("before"))
+    adapters = adapted(model, target_modules=["0", "1"])
+    model(torch.randn(3, 6)).sum().backward()
+    adapters.detach()
+    model[1].register_full_backward_hook(lambda module, dx, dy: called.append("after"))
+    adapted(model, target_modules=["0", "1"])
+    model(torch.randn(3, 6)).sum().backward()
+    assert called == ["before", "before", "after"]
+
+
+def test_a_layer_that_nothing_holds_is_not_adapted():
+    with pytest.raises(ValueError, match=r"is a Linear that nothing holds.*torch\.nn\.Sequential\(model\)"):
+        attach(torch.nn.Linear(4, 4), AdapterConfig(target_modules="all-linear"))
+
+
+def test_tensors_without_numbers_pass_adapted_layers():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 2), torch.nn.Flatten(), torch.nn.Linear(20, 4)).to("meta")
+    adapters = attach(model, AdapterConfig(target_modules=["0", "2"]))
+    model(torch.empty(2, 3, 3, 3, device="meta")).sum().backward()
+    assert [layer.lora_B.grad.shape for layer in adapters.layers.values()] == [(5, 8), (4, 8)]
 
 
 def test_adapted_layers_have_the_sizes_of_their_own():

@@ -10,7 +10,7 @@ import torch
 from adapter_cases import adapted, relative_error, text_batch, tiny_bert, tiny_gpt2, tiny_llama
 from safetensors.torch import load_file, save_file
 
-from ffalora.adapters import CheckpointError, load_adapters
+from ffalora.adapters import AdapterConfig, CheckpointError, attach, load_adapters
 from ffalora.adapters.peft_plain import is_plain, plain_factors
 
 LOGITS = 1e-6
@@ -79,6 +79,19 @@ def test_plain_factors_add_to_the_base_what_the_adapter_adds(changes):
         assert len(a) == b.shape[1] == rank
         expected = layer.base_weight() + layer.delta()
         assert relative_error(weights[f"{name}.weight"] + b @ a, expected) < LOGITS
+
+
+@pytest.mark.parametrize("before", [{"init": "pissa"}, {"target_modules": "all-linear"}, {"method": "vera"}])
+def test_what_peft_has_written_over_our_files_is_read_as_peft_reads_it(before, tmp_path):
+    attach(tiny_bert(), AdapterConfig(rank=3, alpha=6.0, **before)).save(tmp_path)
+    theirs = peft.get_peft_model(tiny_bert(), peft.LoraConfig(r=3, lora_alpha=6, target_modules=["key"]))
+    batch = text_batch()
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path)
+    adapters = load_adapters(tiny_bert(), tmp_path)
+    assert relative_error(logits(adapters.model, batch), logits(theirs.eval(), batch)) < LOGITS
 
 
 def test_alpha_is_written_as_a_whole_number_where_it_is_one(tmp_path):

@@ -1,5 +1,7 @@
 """Other adapters with frozen random factors: exact gradients, exact averages, private steps, files, merging."""
 
+import math
+
 import pytest
 import torch
 from adapter_cases import one_at_a_time, relative_error, run_pass, sample_losses, text_batch, tiny_bert, tiny_gpt2
@@ -35,6 +37,15 @@ def test_a_fresh_variant_does_not_change_the_outputs(method):
     adapters = attach(model, AdapterConfig(method=method, rank=4))
     assert torch.equal(classify(model, batch), before)
     assert adapters.layout.size == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (0, 6), (2, 0, 6)])
+def test_a_variant_takes_a_single_token_and_none(method, shape):
+    model, x = torch.nn.Sequential(torch.nn.Linear(6, 8)), torch.randn(4, 6)
+    variant(method, model, target_modules=["0"])
+    tokens = math.prod(shape[:-1])
+    torch.testing.assert_close(model(x[:tokens].reshape(shape)), model(x)[:tokens].reshape(*shape[:-1], 8))
 
 
 @pytest.mark.parametrize("method", METHODS)

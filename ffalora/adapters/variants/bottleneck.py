@@ -23,7 +23,7 @@ class Bottleneck(Variant):
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         theta, segments, sink = self.trained_theta(y)
-        h = torch.relu(y.flatten(0, -2) @ self.down.to(y.dtype).T)
+        h = torch.relu(y.reshape(-1, y.shape[-1]) @ self.down.to(y.dtype).T)
         return expanded(h, theta, self.scale, segments, sink).view(y.shape)
 
     def delta(self) -> Tensor:

@@ -25,7 +25,7 @@ class LoHa(Variant):
         r = self.rank
         theta, segments, sink = self.trained_theta(x, repeats=r)
         mixed = (self.w1_b[:, None, :] * self.w2_b[None, :, :]).to(x.dtype)  # [R, R, K]
-        h = x.flatten(0, -2) @ mixed.flatten(0, 1).T  # [M, R·R]
+        h = x.reshape(-1, x.shape[-1]) @ mixed.flatten(0, 1).T  # [M, R·R]
         parts = expanded(h.view(-1, r), theta, self.scale, segments, sink)  # [M·R, N]
         return (parts.view(-1, r, parts.shape[1]) * self.w1_a.to(x.dtype).T).sum(1).view(y.shape)
 

@@ -25,7 +25,8 @@ class LoKr(Variant):
         width = len(self.w2)
         theta, segments, sink = self.trained_theta(x, repeats=width)
         u = x.reshape(-1, self.inner_size, self.w2.shape[1]) @ self.w2.to(x.dtype).T  # [M, I, N/O]
-        parts = expanded(u.transpose(1, 2).reshape(-1, self.inner_size), theta, self.scale, segments, sink)
+        h = u.transpose(1, 2).reshape(-1, self.inner_size).contiguous()  # of one token reshape makes a view across
+        parts = expanded(h, theta, self.scale, segments, sink)
         return parts.view(-1, width, self.outer_size).transpose(1, 2).reshape(y.shape)
 
     def delta(self) -> Tensor:

@@ -21,7 +21,7 @@ class VeRA(Variant):
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         v, segments, sink = self.trained_theta(x)
-        h = x.flatten(0, -2) @ self.vera_A.to(x.dtype).T
+        h = x.reshape(-1, x.shape[-1]) @ self.vera_A.to(x.dtype).T
         return rescaled(h, self.vera_B, v, self.scale, segments, sink).view(y.shape)
 
     def delta(self) -> Tensor:
