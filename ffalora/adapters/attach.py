@@ -14,7 +14,7 @@ from .handle import Adapters, replace_modules
 from .init import FROM_BASE, factors_from_base, initial_a
 from .layers import AdaptedLinear, TrainedLinear
 from .opacus_bridge import register_if_loaded
-from .targets import find_head, find_targets, head_names, pattern_value
+from .targets import find_head, find_targets, head_names, not_compiled, pattern_value
 from .torch_layers import leave_fast_path
 from .trained_layer import TrainedLayer
 from .training_pass import PassSlot
@@ -31,7 +31,7 @@ def attach(model: nn.Module, config: AdapterConfig | Any = None) -> Adapters:
     base gives up their product), so the model's outputs do not change.
 
     Args:
-        model: any transformers model (or torch module with linear layers); changed in place.
+        model: any transformers model (or torch module with linear layers), compiled or not; changed in place.
         config: defaults to FFA-LoRA of rank 8 on query and value projections. Any object with the attributes of
             :class:`~ffalora.config.adapter.AdapterConfig` does (a dataclass, a ``SimpleNamespace``), unchecked; and a
             ``peft.LoraConfig``, of which ``b`` is trained, and the task head where ``modules_to_save`` names it.
@@ -43,6 +43,7 @@ def attach(model: nn.Module, config: AdapterConfig | Any = None) -> Adapters:
         ValueError: no layer matches, the model has adapters already, a trained head holds something other than
             linear layers, or a key of a ``peft.LoraConfig`` cannot be honoured. The model is unchanged then.
     """
+    model = not_compiled(model)
     config = _settings(model, config)
     _check_plain(model)
     targets, head = find_targets(model, config), find_head(model)

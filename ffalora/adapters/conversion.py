@@ -24,6 +24,7 @@ from .base_layers import size_of
 from .handle import Adapters
 from .init import initial_a
 from .peft_layers import Converted, ConvertedHead, FactorView, HeadView, converted_class
+from .targets import not_compiled
 from .torch_layers import leave_fast_path, unread_outputs
 from .training_pass import PassSlot
 
@@ -70,7 +71,9 @@ class ConvertedAdapters(Adapters):
         return self.peft_model
 
     def save(self, folder: str | Path, root: str = "") -> None:
-        """Writes PEFT's files, through PEFT itself where the model is a PeftModel."""
+        """Writes PEFT's files, through PEFT itself where the model is a PeftModel (which puts an adapter that is not
+        called 'default' into a folder of its name there).
+        """
         if isinstance(self.peft_model, PeftModel) and not root:
             self.peft_model.save_pretrained(str(folder), selected_adapters=[self.adapter])
         else:
@@ -94,6 +97,7 @@ def convert(model: nn.Module, trained: str = "b", adapter_name: str | None = Non
     """
     if trained not in ("b", "a", "both"):
         raise ValueError(f"trained must be 'b', 'a' or 'both', got {trained!r}")
+    model = not_compiled(model)
     inner = _inner(model)
     found = {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
     if not found:

@@ -41,6 +41,11 @@ HEADS = (
 )
 
 
+def not_compiled(model: nn.Module) -> nn.Module:
+    """The model under the names that it had before ``torch.compile``, which calls this very one."""
+    return getattr(model, "_orig_mod", model)
+
+
 def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """The layers that ``config`` names, by dotted name, without those in modules that the model says it never reads
     (its ``unread``, dotted names): adapters there would be trained by nothing.

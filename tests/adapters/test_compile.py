@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
 import torch
 from adapter_cases import (
@@ -19,7 +20,7 @@ from adapter_cases import (
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ffalora.adapters import AdapterConfig, TrainingPass, attach
+from ffalora.adapters import AdapterConfig, TrainingPass, attach, convert, load_adapters
 from ffalora.data.tasks import classification_losses
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
@@ -55,6 +56,24 @@ def test_the_arena_of_a_compiled_model_equals_that_of_eager_mode(backend):
     assert arena.abs().max() > 0
     assert relative_error(arena, expected) < 1e-5
     assert relative_error(own_squares, squares) < 1e-5
+
+
+def test_a_compiled_model_gets_the_adapters_and_files_of_the_model_itself(tmp_path):
+    batch, expected = text_batch(), adapted(tiny_bert(layers=1))
+    compiled = torch.compile(tiny_bert(layers=1), backend="eager")
+    compiled_losses(compiled, batch)  # what was compiled before knows no adapters
+    adapters = adapted(compiled)
+    assert torch.equal(adapters.state(), expected.state()) and adapters.layers.keys() == expected.layers.keys()
+    adapters.save(tmp_path)
+    losses = compiled_losses(compiled, batch)
+    torch.testing.assert_close(losses, compiled_losses(expected.model, batch))
+    torch.testing.assert_close(losses, compiled_losses(load_adapters(tiny_bert(layers=1), tmp_path).model, batch))
+
+
+def test_a_compiled_model_of_peft_is_converted_under_its_own_names():
+    theirs = peft.get_peft_model(tiny_bert(layers=1), peft.LoraConfig(r=3, target_modules=["query"]))
+    adapters = convert(torch.compile(theirs, backend="eager"))
+    assert list(adapters.layers) == ["bert.encoder.layer.0.attention.self.query"]
 
 
 def test_an_adapter_used_several_times_keeps_all_its_uses_when_compiled():
