@@ -116,7 +116,7 @@ def test_an_engine_draws_the_same_masks_however_a_batch_is_cut():
 @pytest.mark.parametrize("noise", [SeededNoise(1), SecureNoise()], ids=["seeded", "secure"])
 def test_choices_that_samples_share_are_the_same_in_all_batches_of_a_step_and_others_in_the_next(noise):
     engine, adapters = tiny_engine(token_budget=10)
-    engine.noise, engine.draw = noise, SystemDraw()
+    engine.noise, engine.draw = noise, SystemDraw(bytes(32))
     engine.model.train()
     seen = []
     real = engine.dropout_keys

@@ -28,6 +28,7 @@ def main(grid: Grid, context: Context) -> None:
     run = context.run_config
     output, config = Path(str(run["output"])), from_mapping(yaml.safe_load(str(run["ffalora"])))
     with locked(output / SERVER):
+        (output / FAILURE).unlink(missing_ok=True)  # of a server that was stopped before
         try:
             limit = float(run["secagg-range"]) if run["secagg"] else None
             serve(grid, context, config, output, float(run["timeout"]), limit, resume=bool(run["resume"]))
