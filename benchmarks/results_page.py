@@ -122,7 +122,8 @@ def read_all(data: Path) -> list[StudyResult]:
 
 def make_pages(data: Path) -> dict[Path, str]:
     """All pages by their file, from tables and remarks alone: the first, beside ``data``, and one a study in it."""
-    results, theory, remarks = read_all(data), committed_theory(data), _remarks(data)
+    results, theory = read_all(data), committed_theory(data)
+    remarks = _remarks(data, [*map(_name, results), THEORY])
     seconds = sum(training_seconds(result) for result in results) + (theory.seconds if theory else 0)
     parts = [_HEAD.format(hours=f"{seconds / 3600:.1f} hours for what is below" if seconds else "hours")]
     if results:
@@ -132,7 +133,7 @@ def make_pages(data: Path) -> dict[Path, str]:
     pages = {}
     for result in results:
         parts.append(_section(result, data))
-        pages[data / f"{_name(result)}.md"] = _details(result, remarks.get(result.grid.name, ""))
+        pages[data / f"{_name(result)}.md"] = _details(result, remarks.get(_name(result), ""))
     if theory:
         parts.append(theory_section(data))
         pages[data / f"{THEORY}.md"] = theory_page(data, remarks.get(THEORY, ""))
@@ -146,11 +147,11 @@ def draw(data: Path) -> None:
     draw_theory(data)
 
 
-def _remarks(data: Path) -> dict[str, str]:
-    path, known = data / REMARKS, [*study_names(), THEORY]
+def _remarks(data: Path, known: Sequence[str]) -> dict[str, str]:
+    path = data / REMARKS
     said = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
     if unknown := set(said) - set(known):
-        raise ValueError(f"{REMARKS}: {', '.join(sorted(unknown))} is no study; there are {', '.join(known)}")
+        raise ValueError(f"{REMARKS}: {', '.join(sorted(unknown))} is no study here; there are {', '.join(known)}")
     return {name: str(remark).strip() for name, remark in said.items()}
 
 
@@ -160,7 +161,7 @@ def _paper_table(results: Sequence[StudyResult]) -> str:
         for r in results
         for link in [f"[{r.grid.study.title}, {r.grid.protocol}](#{_anchor(r)})"]
         for v in r.verdicts
-        if v.claim.paper
+        if v.claim.paper and v.seeds
     ]
     head = ("claim", "study, protocol", "verdict", "contrast", "95% interval", "seeds", "p")
     return table_part(Table("Contrasts are differences (of accuracy, unless a ratio ×) over seeds.", head, tuple(rows)))

@@ -86,6 +86,15 @@ def test_numbers_on_the_page_are_those_of_the_runs(runs, tmp_path):
     assert "(results/privacy-user/metric-accuracy.svg)" in text
 
 
+def test_claims_that_no_run_speaks_of_are_not_among_those_of_the_paper(runs, tmp_path):
+    fabricate(runs / "study-heterogeneity-laptop-user-verdict", "heterogeneity", cells=0)
+    page.main(["--collect", str(runs), "--page", str(tmp_path / "results.md")])
+    text = (tmp_path / "results.md").read_text()
+    claim = "Severe label skew costs LoRA more accuracy than FFA-LoRA"
+    assert f"| {claim}" not in text and f"**{claim}" in text and "not measured" in text
+    assert "None of 45 runs that decide are finished" in text
+
+
 def test_a_studys_page_gives_the_digest_of_what_was_registered(runs, tmp_path):
     page.main(["--collect", str(runs), "--page", str(tmp_path / "results.md")])
     known = hashlib.sha256((tmp_path / "results" / "privacy-user" / "registration.yaml").read_bytes()).hexdigest()
@@ -185,9 +194,9 @@ def test_two_folders_of_theory_are_refused(theory, tmp_path):
 def test_every_remark_is_printed_and_one_about_nothing_is_refused(runs, theory, tmp_path):
     page.collect(runs, tmp_path / "results")
     page.collect_theory(runs, tmp_path / "results")
-    (tmp_path / "results" / "remarks.yaml").write_text("privacy: As in the paper.\ntheory: As derived.\n")
+    (tmp_path / "results" / "remarks.yaml").write_text("privacy-user: As in the paper.\ntheory: As derived.\n")
     text = "".join(page.make_pages(tmp_path / "results").values())
     assert "why we think so.** As in the paper." in text and "why we think so.** As derived." in text
-    (tmp_path / "results" / "remarks.yaml").write_text("privacies: As in the paper.\n")
-    with pytest.raises(ValueError, match="privacies is no study"):
+    (tmp_path / "results" / "remarks.yaml").write_text("privacy-paper: As in the paper.\n")
+    with pytest.raises(ValueError, match="privacy-paper is no study here; there are privacy-user"):
         page.make_pages(tmp_path / "results")
