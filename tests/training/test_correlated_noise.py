@@ -69,7 +69,7 @@ def test_factor_times_the_noise_of_the_steps_is_independent_noise_of_the_sensiti
 @pytest.mark.parametrize("mechanism", FACTORS)
 def test_secure_noise_has_the_error_of_the_formula_in_prefix_sums(mechanism, noise_of_steps):
     engine, adapters = tiny_engine(privacy={"mechanism": mechanism})
-    engine.noise, engine.draw = SecureNoise(), SystemDraw()
+    engine.noise, engine.draw = SecureNoise(), SystemDraw(bytes(32))
     engine.train(clients(mechanism), adapters.state()[None].clone(), steps=STEPS)
     sums = torch.stack([each[0] for each in noise_of_steps])[:, columns(adapters) >= 0].cumsum(0)
     expected = FACTORS[mechanism].prefix_error()
@@ -132,7 +132,7 @@ def test_seeded_noise_whose_past_is_gone_is_refused():
 
 def test_secure_noise_of_a_client_that_was_set_back_begins_anew():
     engine, adapters = tiny_engine(privacy={"mechanism": "banded-mf"})
-    engine.noise, engine.draw = SecureNoise(), SystemDraw()
+    engine.noise, engine.draw = SecureNoise(), SystemDraw(bytes(32))
     (client,) = clients("banded-mf")
     engine.train([client], adapters.state()[None].clone(), steps=2)
     before, client.steps_taken = client.correlated, 1
@@ -143,7 +143,7 @@ def test_secure_noise_of_a_client_that_was_set_back_begins_anew():
 
 def test_secure_noise_whose_past_is_gone_begins_anew_and_pays_for_it():
     engine, adapters = tiny_engine(privacy={"mechanism": "banded-mf"})
-    engine.noise, engine.draw = SecureNoise(), SystemDraw()
+    engine.noise, engine.draw = SecureNoise(), SystemDraw(bytes(32))
     (client,) = clients("banded-mf")
     engine.train([client], adapters.state()[None].clone(), steps=2)
     client.correlated = None

@@ -164,7 +164,7 @@ def test_secure_runs_never_repeat_a_mask_and_seeded_runs_always_do():
     fresh, other = (keys(range(64), SecureNoise()).samples for _ in range(2))
     assert (fresh != other).all()
     engine, _ = tiny_engine()
-    engine.noise, engine.draw = SecureNoise(), SystemDraw()
+    engine.noise, engine.draw = SecureNoise(), SystemDraw(bytes(32))
     drawn = [engine.dropout_keys(participants(1), np.zeros(8, int), np.arange(8)).samples for _ in range(2)]
     assert (drawn[0] != drawn[1]).all()
 

@@ -147,7 +147,7 @@ def test_a_run_that_stopped_ends_like_one_that_did_not():
 def test_views_differ_by_sample_step_and_view_and_secure_ones_never_come_again(secure):
     engine, _ = engine_of(Views(64, WORDS), data=tiny_data(longest=20))
     if secure:
-        engine.noise, engine.draw = SecureNoise(), SystemDraw()
+        engine.noise, engine.draw = SecureNoise(), SystemDraw(bytes(32))
     client = participants(1)[0]
     engine.data.input_ids.flat[:] = np.resize(np.arange(3, 60), engine.data.input_ids.flat.shape)
     longest = int(engine.data.lengths.argmax())
