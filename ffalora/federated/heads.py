@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adapters.targets import find_head
 from ..baselines import class_texts, head_features, prototypes, zero_shot
 from ..config import AdapterConfig, Config, ConfigError
-from ..data import embedded
+from ..data.embedded import EMBEDDED
 from ..data.load import LoadedData
 from ..data.public_texts import EVERYDAY
 from ..models import LoadedModel, MeanPooledClassifier
@@ -81,8 +81,7 @@ def center_states(config: Config, loaded: LoadedModel, data: LoadedData, device:
     model = loaded.model
     if not isinstance(model, MeanPooledClassifier) or len(model.read) == 1:
         return
-    own = embedded.EMBEDDED.get(config.data.name)
-    texts = list(config.data.public_texts or (own.public_texts if own else None) or ())
+    texts = given_texts(config)[1]
     if not texts:
         texts = [*EVERYDAY, *(text for each in texts_of(config, data) for text in each)] if data.label_names else []
         texts = texts or list(EVERYDAY)
@@ -127,16 +126,22 @@ def start_head(
     return "zero" if asked == "zero" or len(head) > 1 or labels is None else "labels"
 
 
+def given_texts(config: Config) -> tuple[dict[str, list[str]], list[str]]:
+    """Texts of classes by name, and texts that look like the data: a run's own, else those of its embedded data."""
+    own = EMBEDDED.get(config.data.name)
+    labels = config.data.label_texts or (own.label_texts if own else None) or {}
+    public = config.data.public_texts or (own.public_texts if own else None) or ()
+    return {name: list(texts) for name, texts in labels.items()}, list(public)
+
+
 def texts_of(config: Config, data: LoadedData) -> list[list[str]]:
     """The texts that stand for each class.
 
     Raises:
         ConfigError: ``data.label_texts`` that do not fit the classes.
     """
-    own = embedded.EMBEDDED.get(config.data.name)
-    texts = config.data.label_texts or (own.label_texts if own else None)
     try:
-        return class_texts(data.label_names or [], texts)
+        return class_texts(data.label_names or [], given_texts(config)[0])
     except ValueError as error:
         raise ConfigError(f"data.label_texts: {error}") from None
 
@@ -147,8 +152,6 @@ def no_class_texts(config: Config, data: LoadedData) -> str | None:
         return "there are no classes with names"
     if len(data.input_columns) != 1:
         return "samples are pairs, which no text about one class resembles"
-    own = embedded.EMBEDDED.get(config.data.name)
-    has_texts = config.data.label_texts or (own is not None and own.label_texts)
-    if not has_texts and not all(any(c.isalpha() for c in name) for name in data.label_names):
+    if not given_texts(config)[0] and not all(any(c.isalpha() for c in name) for name in data.label_names):
         return f"the classes' names ({', '.join(data.label_names[:4])}) are no words"
     return None

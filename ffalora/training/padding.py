@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.targets import not_compiled
 from ..adapters.uses import quiet
 from ..data.tasks import Losses
 from .independence import SamplesNotIndependent
@@ -59,7 +60,7 @@ class PaddingWatch:
     @torch.no_grad()
     def _compare(self, model: nn.Module, losses: Losses, here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
         found, lengths = [], []
-        model = getattr(model, "_orig_mod", model)
+        model = not_compiled(model)
         with quiet(model):
             for given in (here, there):
                 inputs = {name: value for name, value in given.items() if name}

@@ -20,6 +20,7 @@ from ..adapters import Adapters
 from ..adapters.base_layers import is_fused, plain_weight, unfold
 from ..adapters.dropout import DropoutMasks, masked_dropout
 from ..adapters.layers import LowRank, TrainedLayer
+from ..adapters.targets import not_compiled
 from ..adapters.variants.base import Variant
 from ..adapters.variants.bottleneck import Bottleneck
 from ..data.tasks import Losses
@@ -52,7 +53,7 @@ def plain_gradient(
         place.name: row[place.columns].view(place.shape).clone().requires_grad_() for place in adapters.layout.places
     }
     masks = None if keys is None else keys.masks(row.device)
-    model = getattr(model, "_orig_mod", model)
+    model = not_compiled(model)
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
     narrow: list[bool] = []
     with eager, _plain_layers(adapters, tensors, masks, narrow), keyed_dropout(model, masks):

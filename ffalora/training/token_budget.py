@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ..adapters.targets import not_compiled
+
 #: Most tokens of a pass. On a CPU whole private steps took the same time within 3% from 512 to 4096 tokens
 #: (benchmarks/cpu.py), so that larger passes only cost memory; on a GPU this many fill it.
 MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -67,7 +69,7 @@ def saved_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
             kept[storage._cdata] = storage.nbytes()
         return t.detach()  # with its graph, it and what saved it would keep each other alive for ever
 
-    eager = getattr(model, "_orig_mod", model)
+    eager = not_compiled(model)
     know(eager)
     gathered = [part.register_forward_pre_hook(know) for part in eager.modules() if isinstance(part, FSDPModule)]
     try:

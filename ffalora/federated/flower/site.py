@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...config import Config, ConfigError, from_mapping, merge
-from ...data.embedded import EMBEDDED
 from ...files.numbers import rounded_up
 from ...privacy.accounting import PrivacyLedger
 from ...privacy.accounts import ACCOUNT
@@ -22,6 +20,7 @@ from ..checkpoint import Checkpoint
 from ..client_level import make_client_level
 from ..cohort import Cohort, train_cohort
 from ..experiment import Experiment, build
+from ..heads import given_texts
 from ..ledgers import clipping_policy, make_ledger
 from ..payload import packed
 from ..rates import set_rates
@@ -194,7 +193,9 @@ def _build(
     _check_id(client, clients)
     by_shares = config.privacy.noise_at == "clients"
     shares_alone = {"privacy.dropouts": 0, "privacy.colluders": 0, "federation.participation": 1.0} if by_shares else {}
-    alone = merge(config.model_dump(mode="json"), _ALONE | shares_alone | _public_texts(config) | {"data.name": data})
+    labelled, public = given_texts(config)  # by the name of the federation's data, which is not the site's own
+    texts = {"data.label_texts": labelled or None, "data.public_texts": public or None}
+    alone = merge(config.model_dump(mode="json"), _ALONE | shares_alone | texts | {"data.name": data})
     own = from_mapping(alone)
     loaded = load_run_data(own, only="train", class_names=labels, class_map=mapping)
     loaded.splits[own.data.evaluate_on] = loaded.train.select(range(1))  # a site evaluates nothing
@@ -212,20 +213,6 @@ def _build(
         experiment.client_level = make_client_level(config, clients, fingerprint, experiment.adapters.layout.size)
     set_rates(config, experiment.loaded, experiment.adapters, experiment.participants, clients)
     return experiment
-
-
-def _public_texts(config: Config) -> dict[str, Any]:
-    """What a head starts from and states are centred by, where it goes with the name of the federation's data: they are
-    the same at a site whose own data has another name.
-    """
-    known, data = EMBEDDED.get(config.data.name), config.data
-    if known is None:
-        return {}
-    labels = {name: list(texts) for name, texts in (known.label_texts or {}).items()}
-    return {
-        "data.label_texts": data.label_texts or labels or None,
-        "data.public_texts": data.public_texts or list(known.public_texts or ()) or None,
-    }
 
 
 def _check_id(client: int, clients: int) -> None:
