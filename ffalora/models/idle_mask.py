@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import masking_utils
 
@@ -41,7 +42,10 @@ def without_masks() -> Iterator[None]:
 
 @cache
 def _listen() -> None:
-    """From now on those questions are answered here, where somebody is within the block."""
+    """From now on those questions are answered here, where somebody is within the block.
+
+    A model that is being compiled asks transformers: torch's compiler cannot read a ``ContextVar``.
+    """
     for name, answer in _QUESTIONS.items():
         if (ask := getattr(masking_utils, name, None)) is not None:
             setattr(masking_utils, name, _answered(ask, answer))
@@ -50,6 +54,8 @@ def _listen() -> None:
 def _answered(ask: Callable[..., Any], answer: Any) -> Callable[..., Any]:
     @wraps(ask)
     def asked(*given: Any, **named: Any) -> Any:
-        return answer if _left_out.get() else ask(*given, **named)
+        if not torch.compiler.is_compiling() and _left_out.get():
+            return answer
+        return ask(*given, **named)
 
     return asked

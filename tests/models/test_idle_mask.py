@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -60,3 +61,15 @@ def test_after_the_block_and_in_other_threads_transformers_looks_for_itself(mask
         1 / 0  # noqa: B018
     assert elsewhere.tolist() == masking_utils.find_packed_sequence_indices(positions).tolist() == [[0, 0, 0, 1, 1]]
     assert masking_utils.is_tracing(positions), "the fixture says that a pass is being recorded"
+
+
+def test_models_compile_in_one_graph_after_a_pass_without_masks():
+    torch.manual_seed(0)
+    model, ids = _roberta().eval(), torch.randint(5, 60, (3, 7))
+    with without_masks():
+        eager = model(input_ids=ids).logits
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for within in (nullcontext, without_masks):
+        with within():
+            logits = compiled(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        assert torch.allclose(logits, eager, atol=1e-5)
