@@ -58,6 +58,10 @@ def each_module(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+#: Where torch keeps the hooks of a module.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 @dataclass(frozen=True, eq=False)
 class Standing:
     """What a model with adapters was when it was looked at: two looks that are equal saw the same modules, in the same
@@ -86,8 +90,8 @@ class Standing:
             (of["training"], "_hf_hook" in of, of.get("track_running_stats"), of.get("forward")) for of in own
         ]
         for of in own:
-            if of["_forward_hooks"] or of["_forward_pre_hooks"]:
-                mode.append((id(of), *of["_forward_hooks"].values(), *of["_forward_pre_hooks"].values()))
+            if any(hooks := [of[kind] for kind in _HOOKS]):
+                mode.append((id(of), *(hook for kind in hooks for hook in kind.values())))
             if "config" in of:
                 configs[id(of["config"])] = of["config"]
         mode += [(getattr(config, "_attn_implementation", None),) for config in configs.values()]

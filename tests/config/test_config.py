@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import yaml
 
 from ffalora.config import Config, ConfigError, fields, from_mapping, load_config, merge, to_yaml
 from ffalora.config.messages import near_keys
+from ffalora.config.values import NAMED_ELSEWHERE
 
 
 def message(overrides):
@@ -170,3 +172,34 @@ def test_every_way_to_check_values_answers_in_our_words():
 
 def test_one_text_column_needs_no_list():
     assert load_config(None, {"data.text": "message"}).data.text == ["message"]
+
+
+_DOTTED = {
+    "adapter.rank_pattern": {"layer.0.query": 4, r"^a.*\.b$": 3},
+    "adapter.alpha_pattern": {"layer.1": 2.0},
+    "data.label_texts": {"v1.0": ["the first version"], "v2.0": ["the second version"]},
+    "data.splits": {"train": "train.csv", "test": "v1.test.csv"},
+}
+
+
+def test_the_keys_whose_names_may_hold_dots_are_all_that_take_names():
+    of_names = {key for key, field in fields().items() if "dict[" in str(field.annotation)}
+    assert of_names - {"methods"} == NAMED_ELSEWHERE == _DOTTED.keys()
+
+
+@pytest.mark.parametrize("key", sorted(_DOTTED))
+def test_names_of_modules_and_classes_may_hold_dots(key, tmp_path):
+    section, name = key.split(".")
+    nested, method = {section: {name: _DOTTED[key]}}, {"adapter": {"rank": 2}, section: {name: _DOTTED[key]}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(nested), encoding="utf-8")
+    read = [load_config(tmp_path / "run.yaml"), load_config(overrides={key: _DOTTED[key]})]
+    read += [load_config(overrides={"methods.a": method}).runs()["a"]]
+    read += [load_config(overrides={"methods": {"a": {}}, f"methods.a.{key}": _DOTTED[key]}).runs()["a"]]
+    read += [from_mapping(yaml.safe_load(to_yaml(read[0])))]
+    assert [one.model_dump()[section][name] for one in read] == [_DOTTED[key]] * 5
+
+
+def test_later_layers_add_names_and_replace_them():
+    first = {"adapter": {"rank_pattern": {"layer.0": 4, "layer.1": 2}}}
+    read = from_mapping(merge(first, {"adapter.rank_pattern": {"layer.1": 3, "x.y": 1}}))
+    assert read.adapter.rank_pattern == {"layer.0": 4, "layer.1": 3, "x.y": 1}

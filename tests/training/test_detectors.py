@@ -209,6 +209,10 @@ CHANGES = {
     "nothing": lambda model, adapters: None,
     "a hook on outputs": lambda model, adapters: model.classifier.register_forward_hook(lambda m, x, y: 3 * y),
     "a hook on inputs": lambda model, adapters: model.classifier.register_forward_pre_hook(lambda m, x: x),
+    "a hook on gradients": lambda model, adapters: model.classifier.register_full_backward_hook(lambda m, x, y: None),
+    "a hook before gradients": lambda model, adapters: model.classifier.register_full_backward_pre_hook(
+        lambda m, y: None
+    ),
     "another forward pass": lambda model, adapters: setattr(model.classifier, "forward", lambda x: x),
     "attention": lambda model, adapters: model.set_attn_implementation("eager"),
     "merged": lambda model, adapters: adapters.merge(),
