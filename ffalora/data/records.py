@@ -15,10 +15,14 @@ from .users import Owners
 
 
 def record_digests(data: LoadedData, rows: Sequence[int] | np.ndarray) -> list[bytes]:
-    """SHA-256 of what each of these training rows says: its texts or its image, not its label.
+    """SHA-256 of what each of these training rows says: its texts, its image, or who says what in its conversation; not
+    its label.
 
     Texts are compared without upper case and by their words, so that spaces, a changed label, another tokeniser or
     another order of the rows make no other record of one. Anything else that differs does.
+
+    Raises:
+        TypeError: a value of which no bytes are known that another run would find again.
     """
     chosen = data.train.select_columns(list(data.input_columns)).select(np.asarray(rows, dtype=np.int64).tolist())
     return [hashlib.sha256(b"\0".join(map(_content, row.values()))).digest() for row in chosen]
@@ -46,4 +50,10 @@ def _content(value: Any) -> bytes:
         return " ".join(unicodedata.normalize("NFC", value.casefold()).split()).encode()
     if hasattr(value, "convert"):  # an image of Pillow
         return np.asarray(value.convert("RGB")).tobytes()
-    return np.asarray(value).tobytes() if not isinstance(value, dict) else repr(sorted(value.items())).encode()
+    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+        said = [_content(message[part]) for message in value for part in ("role", "content")]
+        return b"".join(hashlib.sha256(part).digest() for part in said)
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise TypeError(f"a record holds a {type(value).__name__}, by which it cannot be known again in another run")
+    return array.tobytes()
