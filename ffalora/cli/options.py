@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 from ..config import Config, ConfigError, fields
 from ..config.messages import near_keys
 from ..config.names import dotted_names
+from ..config.plain_yaml import read_yaml
+from ..config.section import ONE_IS_A_LIST
 
 _OFTEN = ("data.name", "privacy.target_epsilon", "federation.rounds", "optimizer.batch_size", "optimizer.lr")
 _ALL = f"{__name__}.all"
@@ -96,16 +98,18 @@ class Given:
 
 
 class _Value(click.ParamType):
-    """A value in YAML, or plain text where the key holds text."""
+    """A value in YAML, or plain text where the key holds text, or may hold one text for a list."""
 
     def __init__(self, field: FieldInfo):
         self.name = describe_type(field.annotation)
         self._takes_text = all(kind is str or get_origin(kind) is Literal for kind in _alternatives(field.annotation))
+        self._takes_one = ONE_IS_A_LIST in field.metadata
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Given:
         if isinstance(value, Given):
             return value
-        return Given(value if self._takes_text and value != "null" else _yaml(value, param))
+        is_text = self._takes_text or (self._takes_one and not value.startswith(("[", "'", '"')))
+        return Given(value if is_text and value != "null" else _yaml(value, param))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name
@@ -150,7 +154,7 @@ def _plain(value: Any) -> str:
 
 def _yaml(text: str, parameter: click.Parameter | None) -> Any:
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         name = parameter.opts[0] if parameter else "value"
         raise ConfigError(

@@ -17,20 +17,11 @@ from pydantic import Field, model_validator
 from .adapter import RunAdapterConfig
 from .messages import ConfigError
 from .model import ModelConfig
+from .plain_yaml import read_yaml
 from .privacy import PrivacyConfig
 from .section import ONE_IS_A_LIST, Section, keys_of
 from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig
 from .values import merge
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only: no tags that run code, and no aliases, by which a few lines can stand for gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not read; write the value again")
-        return super().compose_node(parent, index)
-
 
 #: What reading a file may raise, and what the YAML reader lets through for values that only look like dates or numbers.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, yaml.YAMLError)
@@ -123,7 +114,7 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
         except _UNREADABLE as error:
             if Path(path).suffix.lower() not in (".yaml", ".yml", ".json"):
                 raise ConfigError(f"{path} is no configuration; `ffalora init {path}` writes one for a table") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from .section import ONE_IS_A_LIST, Section
 
@@ -47,7 +47,7 @@ class DataConfig(Section):
         False, description="leave out rows whose text, label or client is empty instead of refusing them"
     )
     encoding: str | None = Field(None, description="of CSV files, such as cp1252 (default: found in the file)")
-    delimiter: str | None = Field(
+    delimiter: Annotated[str | None, BeforeValidator(lambda value: "\t" if value == r"\t" else value)] = Field(
         None, min_length=1, max_length=1, description="between the cells of CSV files (default: found in the file)"
     )
     max_length: int = Field(128, ge=2, description="tokens after which a text is cut")

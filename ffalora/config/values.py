@@ -15,30 +15,48 @@ NAMED_ELSEWHERE = frozenset({"adapter.rank_pattern", "adapter.alpha_pattern", "d
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` with ``changes`` laid over them, under whichever of their names; keys may be nested or dotted.
 
-    Names of modules, classes and splits (``NAMED_ELSEWHERE``) stay whole.
+    Names of modules, classes and splits (``NAMED_ELSEWHERE``) stay whole. ``methods`` given as one take the place of
+    all that there were.
 
     Raises:
-        ConfigError: a key lies below what is no section, or has two names with different values in one layer.
+        ConfigError: a key lies below what is no section, or is given twice with different values in one layer.
     """
-    return _laid_over(in_own_names(values), in_own_names(changes))
+    below, above = _nested(in_own_names(values)), _nested(in_own_names(changes))
+    if "methods" in changes:
+        below.pop("methods", None)
+    return _laid_over(below, above)
 
 
-def _laid_over(values: Mapping[str, Any], changes: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+def _nested(layer: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """A layer without dotted keys."""
     if section in NAMED_ELSEWHERE:
-        return {str(name): value for layer in (values, changes) for name, value in layer.items()}
-    result = {
-        k: (_laid_over({}, v, _below(section, k)) if isinstance(v, Mapping) and k != "methods" else v)
-        for k, v in values.items()
-    }
-    for key, value in changes.items():
+        return {str(name): value for name, value in layer.items()}
+    result: dict[str, Any] = {}
+    for key, value in layer.items():
         head, _, rest = str(key).partition(".")
-        if rest or (isinstance(value, Mapping) and head != "methods" and isinstance(result.get(head, {}), Mapping)):
-            inner = result.get(head, {})
-            if not isinstance(inner, Mapping):
-                raise ConfigError(f"{key}: {head} is not a section")
-            result[head] = _laid_over(inner, {rest: value} if rest else value, _below(section, head))
-        else:
-            result[head] = value
+        if key == "methods" and isinstance(value, Mapping):
+            value = {str(name): _nested(one) if isinstance(one, Mapping) else one for name, one in value.items()}
+        elif rest or isinstance(value, Mapping):
+            value = _nested({rest: value} if rest else value, _below(section, head))
+        result[head] = _laid_over({head: result[head]}, {head: value}, section, True)[head] if head in result else value
+    return result
+
+
+def _laid_over(
+    values: Mapping[str, Any], changes: Mapping[str, Any], section: str = "", is_one_layer: bool = False
+) -> dict[str, Any]:
+    """Nested ``values`` with nested ``changes``; within one layer they must not differ."""
+    result = dict(values)
+    for key, value in changes.items():
+        before = result.get(key)
+        where = f"{section}.{key}" if section else key
+        if isinstance(value, Mapping) and before is not None:
+            if not isinstance(before, Mapping):
+                raise ConfigError(f"{where}={before!r}: {where} is a section of keys and values")
+            value = _laid_over(before, value, where, is_one_layer)
+        elif is_one_layer and key in result and before != value:
+            raise ConfigError(f"{where} is {before!r} and {value!r}; give one of them")
+        result[key] = value
     return result
 
 

@@ -105,6 +105,20 @@ def test_a_text_flag_is_never_read_as_a_number_or_a_truth_value(trained):
     assert (trained[0][0].data.name, trained[0][0].device) == ("no", "1")
 
 
+@pytest.mark.parametrize("column", ["Comment #1", "#text", "2024", "no", "a: b"])
+def test_a_column_keeps_its_name(column, trained):
+    assert run("simulate", *SMALL, "--data.text", column, "--data.delimiter", r"\t") == 0
+    assert (trained[0][0].data.text, trained[0][0].data.delimiter) == ([column], "\t")
+
+
+def test_columns_are_a_list_in_yaml_or_one_in_quotes(trained):
+    assert run("simulate", *SMALL, "--data.text", "[a, 'b']", "--data.label_texts", "{no: [bad], 01: [good]}") == 0
+    assert trained[0][0].data.text == ["a", "b"]
+    assert trained[0][0].data.label_texts == {"no": ["bad"], "01": ["good"]}
+    assert run("simulate", *SMALL, "--data.text", "'a #1'") == 0
+    assert trained[1][0].data.text == ["a #1"]
+
+
 def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp_path, capsys):
     assert (
         run("demo", *SMALL, "--seeds", 2, "--seed", 5, "--methods.ffa.optimizer.lr", 3, "--output", tmp_path / "d") == 0

@@ -31,6 +31,34 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert config.optimizer.batch_size == Config().optimizer.batch_size
 
 
+MIXED = {
+    "optimizer.lr": "optimizer:\n  momentum: 0.5\noptimizer.lr: 2\n",
+    "privacy.target_epsilon": "privacy:\n  noise: secure\nprivacy.target_epsilon: 8\nprivacy.unit: sample\n",
+    "methods.a.optimizer.lr": "methods:\n  a:\n    optimizer:\n      momentum: 0.5\n    optimizer.lr: 2\n",
+}
+
+
+@pytest.mark.parametrize("key", MIXED)
+def test_flags_win_over_a_file_that_mixes_nested_and_dotted_keys(key, tmp_path):
+    (tmp_path / "c.yaml").write_text(MIXED[key])
+    config = load_config(tmp_path / "c.yaml", {key: 0.25})
+    found = next(iter(config.runs().values())).model_dump()
+    section, name = key.split(".")[-2:]
+    assert found[section][name] == 0.25
+    assert found["optimizer"]["momentum"] == 0.5 or found["privacy"]["noise"] == "secure"
+
+
+@pytest.mark.parametrize(
+    "layer", [{"optimizer": {"lr": 1}, "optimizer.lr": 2}, {"optimizer.lr": 1, "optimizer": {"lr": 2}}]
+)
+def test_a_key_that_one_layer_gives_twice_is_refused(layer):
+    assert "optimizer.lr is 1 and 2; give one of them" in message(layer)
+
+
+def test_two_names_nested_and_dotted_are_refused():
+    assert "adapter.rank is 8 and 4" in message({"adapter": {"rank": 8}, "adapter.r": 4})
+
+
 def test_every_method_differs_from_the_base_in_its_own_keys_alone():
     methods = {"a": {"optimizer.lr": 8, "federation.strategy": "ffa"}, "b": {"optimizer": {"lr": 2}}}
     runs = load_config(None, {"methods": methods, "federation.strategy": "lora"}).runs()
@@ -130,6 +158,31 @@ def test_a_file_that_is_no_configuration_is_named(content, tmp_path):
         load_config(tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="absent"):
         load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (
+            "privacy:\n  unit: sample\n  target_epsilon: 6\nseed: 1\nprivacy:\n  delta: 1e-6\n",
+            "privacy is given again in line 5",
+        ),
+        ("optimizer:\n  lr: 1\n  lr: 2\n", "lr is given again in line 3"),
+        ("? [a, b]\n: 1\n", "a key in line 1 is no name"),
+        ("data: &a {text: [x]}\nmodel: *a\n", "aliases"),
+    ],
+)
+def test_what_would_be_lost_in_reading_is_refused(content, part, tmp_path):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=part):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_classes_are_called_as_they_are_written(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "data:\n  label_texts: {no: [a], yes: [b], null: [c], 010: [d], 2024-01-01: [e]}\n"
+    )
+    assert list(load_config(tmp_path / "c.yaml").data.label_texts) == ["no", "yes", "null", "010", "2024-01-01"]
 
 
 def test_every_key_is_described():

@@ -35,7 +35,26 @@ def test_resolved_configurations_fit_the_schema(path, jsonschema):
     jsonschema.validate(yaml.safe_load(to_yaml(load_config(path))), json_schema())
 
 
-@pytest.mark.parametrize("wrong", [{"optimizer": {"lrr": 1}}, {"adapter": {"r": 0}}, {"data": {"task": "guess"}}])
+RIGHT = [
+    {"data": {"text": "review"}, "privacy": {"prior": "runs/a"}, "report_to": "wandb"},
+    {"data": {"text": ["a", "b"]}, "privacy.prior": ["runs/a"], "report_to": []},
+    {"optimizer.lr": 0.5, "adapter.r": 4, "privacy.target_delta": 1e-6, "data.text": None},
+]
+
+
+@pytest.mark.parametrize("right", RIGHT)
+def test_what_is_accepted_fits(right, jsonschema):
+    load_config(overrides=right)
+    jsonschema.validate(right, json_schema())
+
+
+WRONG = [
+    {"optimizer": {"lrr": 1}}, {"adapter": {"r": 0}}, {"data": {"task": "guess"}},
+    {"optimizer.lrr": 1}, {"adapter.r": 0}, {"report_to": "paper"}, {"data.text": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_refused_does_not_fit(wrong, jsonschema):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, json_schema())
