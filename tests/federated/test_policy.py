@@ -112,6 +112,11 @@ def test_a_policy_is_read_from_yaml_and_a_misspelt_key_is_refused(tmp_path):
         load_policy(tmp_path / "policy.yaml")
     with pytest.raises(ConfigError, match="cannot read the policy"):
         load_policy(tmp_path / "absent.yaml")
+    (tmp_path / "policy.yaml").write_text("max_epsilon: 2\nlabels: {no: negative}\nmax_epsilon: 8\n")
+    with pytest.raises(ConfigError, match="max_epsilon is given again in line 3"):
+        load_policy(tmp_path / "policy.yaml")
+    (tmp_path / "policy.yaml").write_text("labels: {no: negative}\n")
+    assert load_policy(tmp_path / "policy.yaml").labels == {"no": "negative"}
 
 
 def test_only_the_data_that_the_policy_names_is_trained_on(tmp_path):

@@ -10,12 +10,11 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-import yaml
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ...config import from_mapping
 from ...files.locks import locked
+from .asked import config_of
 from .output import FAILURE, SERVER
 from .server import serve
 
@@ -26,7 +25,7 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """The server's rounds; what stops them is written into the output folder too, and a lock shows that it lives."""
     run = context.run_config
-    output, config = Path(str(run["output"])), from_mapping(yaml.safe_load(str(run["ffalora"])))
+    output, config = Path(str(run["output"])), config_of(str(run["ffalora"]))
     with locked(output / SERVER):
         (output / FAILURE).unlink(missing_ok=True)  # of a server that was stopped before
         try:

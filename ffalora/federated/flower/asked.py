@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from ...config import Config, from_mapping
+from ...config.plain_yaml import read_yaml
 
 
 @lru_cache(maxsize=4)
@@ -22,7 +21,7 @@ def config_of(text: str) -> Config:
     Raises:
         ConfigError: it cannot be used.
     """
-    return from_mapping(yaml.safe_load(text))
+    return from_mapping(read_yaml(text))
 
 
 def brings_noise(run: Mapping[str, Any]) -> bool:

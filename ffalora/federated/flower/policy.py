@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field
 
 from ...config import Config, ConfigError
+from ...config.plain_yaml import read_yaml
 from ...config.section import Section
 from ...data.errors import DataError
 from ...privacy.accounting import PrivacyLedger
@@ -187,7 +188,7 @@ def load_policy(path: str | Path | None) -> SitePolicy:
     if path is None:
         return SitePolicy()
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = read_yaml(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the policy {path}: {error}") from None
     return SitePolicy.read(values, f"policy {path}: ")
