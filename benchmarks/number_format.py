@@ -2,9 +2,9 @@
 
     python benchmarks/number_format.py            # every seed that benchmarks/data/number_format.csv does not hold yet
 
-A seed fixes partition, factors, samples and noise, so the two runs of a seed differ in the format of the frozen base
-alone. What matters is their difference beside the spread from seed to seed. Accuracies do not depend on how busy the
-machine is.
+A seed fixes partition, samples and noise, and the factors are those of `adapter.seed`, so the two runs of a seed differ
+in the format of the frozen base alone. What matters is their difference beside the spread from seed to seed. Accuracies
+do not depend on how busy the machine is.
 """
 
 from __future__ import annotations

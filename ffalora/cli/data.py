@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,16 +22,22 @@ def command() -> None:
 @command.command("list")
 @json_option
 def list_assets(as_json: bool) -> None:
-    """Every asset: what it is, its size, its licence, and whether it is in the cache."""
-    from ..data import assets
+    """Every asset: what it is, its size, its licence, whether it is in the cache, and the data (data.name) in it."""
+    from ..data import assets, embedded
 
+    rows: list[dict[str, Any]] = [
+        row | {"data": {each.name: each.about for each in embedded.in_asset(str(row["name"]))}}
+        for row in assets.list_assets()
+    ]
     if as_json:
-        click.echo(to_json({"cache": str(assets.cache_folder()), "assets": assets.list_assets()}))
+        click.echo(to_json({"cache": str(assets.cache_folder()), "assets": rows}))
         return
-    for row in assets.list_assets():
+    for row in rows:
         state = "cached" if row["cached"] else "      "
         click.echo(f"{row['name']:<22} {state}  {row['megabytes']:>6} MB  {row['about']}")
         click.echo(f"{'':<22} {'':<6}  {'':>9}  {row['package']} {row['version']}; licence: {row['licence']}")
+        for name, about in row["data"].items():
+            click.echo(f"  data.name={name}: {about}")
     click.echo(f"\ncache: {assets.cache_folder()} (set {assets.CACHE_VARIABLE} to move it)")
 
 
@@ -44,12 +51,12 @@ def list_assets(as_json: bool) -> None:
 )
 @json_option
 def fetch(names: tuple[str, ...], every: bool, archive: Path | None, as_json: bool) -> None:
-    """Bring assets into the cache, verified by their SHA-256."""
-    from ..data import assets
+    """Bring assets, by their names or those of data in them, into the cache, verified by their SHA-256."""
+    from ..data import assets, embedded
 
     if archive is not None and len(names) != 1:
         raise click.UsageError("--archive goes with exactly one name")
-    wanted = tuple(assets.ASSETS) if every else names
+    wanted = tuple(assets.ASSETS) if every else tuple(dict.fromkeys(map(embedded.asset_of, names)))
     if not wanted:
         raise click.UsageError(f"name at least one of {', '.join(assets.ASSETS)}, or give --all")
     for name in wanted:
@@ -67,10 +74,10 @@ def fetch(names: tuple[str, ...], every: bool, archive: Path | None, as_json: bo
 @click.argument("names", nargs=-1, required=True)
 @json_option
 def remove(names: tuple[str, ...], as_json: bool) -> None:
-    """Delete assets from the cache."""
-    from ..data import assets
+    """Delete assets, by their names or those of data in them, from the cache."""
+    from ..data import assets, embedded
 
-    removed = {name: assets.remove(name) for name in names}
+    removed = {name: assets.remove(name) for name in dict.fromkeys(map(embedded.asset_of, names))}
     if as_json:
         click.echo(to_json(removed))
         return

@@ -15,7 +15,7 @@ from .running import RunOptions, run, run_options
 @click.option("--lm", is_flag=True, help="Fine-tune a language model on news instead, and show its answers.")
 @run_options
 def command(lm: bool, options: RunOptions, overrides: dict[str, Any]) -> None:
-    """Fine-tune a sentence encoder on movie reviews that three clients hold, under a privacy budget, by both methods;
+    """Fine-tune a sentence encoder on movie reviews that three clients hold, under a privacy budget, by three methods;
     with --lm, a small language model on the articles of three newspapers.
 
     Prints a table, and writes report.html and an adapter for each method into the run's folder. --seeds 3 repeats it.

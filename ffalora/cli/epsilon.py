@@ -6,6 +6,7 @@ import difflib
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..files.numbers import to_json
 from ..privacy.accountants import SAMPLINGS
@@ -42,7 +43,9 @@ from .output import json_option
     "--ledger", metavar="NAME", help="A data set's ledger: who spent what. With --target-epsilon: its budget."
 )
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     dataset_size: int | None,
     batch_size: float | None,
     steps: int | None,
@@ -66,8 +69,9 @@ def command(
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
     if ledger is not None:
-        if dataset_size or batch_size or steps or protocol or trials or noise_multiplier is not None:
-            raise click.UsageError("--ledger goes with --target-epsilon and --delta only, which set its budget")
+        given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if given - {"ledger", "target_epsilon", "delta", "as_json"} or (target_epsilon is None and "delta" in given):
+            raise click.UsageError("--ledger goes with --target-epsilon, which sets its budget, and --delta only")
         book = _ledger(ledger, makes=target_epsilon is not None)
         if target_epsilon is not None:
             book.set_budget(target_epsilon, delta)
@@ -85,8 +89,8 @@ def command(
         return format_table(rows) + ("" if trials is None else f"\n{price_of_choice(rows[0], trials)}")
 
     def facts(rows: list[EpsilonRow]) -> Any:
-        runs = [vars(row) for row in rows]
-        return runs if trials is None else {"runs": runs, "choice": price_of_choice(rows[0], trials)._asdict()}
+        choice = {} if trials is None else {"choice": price_of_choice(rows[0], trials)._asdict()}
+        return {"runs": [vars(row) for row in rows]} | choice
 
     if protocol is not None:
         if dataset_size or batch_size or steps:

@@ -52,8 +52,8 @@ def command(
     The same configuration and methods as `ffalora simulate`; each client draws its own noise and keeps its own ledger
     under OUTPUT/clients/ID. From here to several machines, with TLS and authentication: docs/flower.md.
     """
-    from ..config import ConfigError, load_config
-    from ..federated.checks import find_strategy
+    from ..config import load_config
+    from ..federated.checks import check_single, find_strategy
     from ..federated.flower.loopback import demonstration_policy, run_on_loopback, write_app
     from ..federated.flower.output import POLICY
     from ..federated.flower.policy import save_policy
@@ -61,8 +61,7 @@ def command(
     from ..files.numbers import to_json
 
     values = load_config(config, overrides).with_noise("seeded" if shared_streams else "secure")
-    if values.methods:
-        raise ConfigError("methods: a federation runs one method; give its keys directly")
+    check_single(values)
     check_remote(values)
     if secagg or values.privacy.noise_at == "clients":
         check_secure_aggregation(find_strategy(values.federation.strategy), values)

@@ -30,7 +30,9 @@ _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexEr
 class Config(Section):
     """A whole run."""
 
-    seed: int = Field(0, ge=0, description="seed of everything that is random, except secure noise")
+    seed: int = Field(
+        0, ge=0, description="seed of partition, sampling and seeded noise; adapter.seed is that of the factors"
+    )
     seeds: int = Field(1, ge=1, description="repeat every method with this many seeds, counted upwards from seed")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     model: ModelConfig = ModelConfig()

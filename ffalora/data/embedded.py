@@ -204,3 +204,13 @@ def find(name: str) -> EmbeddedData:
         return EMBEDDED[name]
     except KeyError:
         raise DataError(f"embedded data {name!r} is not known; choose one of {', '.join(EMBEDDED)}") from None
+
+
+def asset_of(name: str) -> str:
+    """The asset that embedded data is in; any other name is an asset's own."""
+    return EMBEDDED[name].asset if name in EMBEDDED else name
+
+
+def in_asset(asset: str) -> list[EmbeddedData]:
+    """The embedded data in an asset."""
+    return [data for data in _REGISTRY if data.asset == asset]

@@ -157,3 +157,18 @@ def _need(can: Callable[[type[Strategy]], bool], key: str, value: object, strate
         raise ConfigError(
             f"{key}={value!r} does not go with federation.strategy={strategy.name!r}; the methods that can: {able}"
         )
+
+
+def check_single(config: Config) -> None:
+    """Refuses a configuration of several runs where one is trained.
+
+    Raises:
+        ConfigError: names the key, and what runs them all.
+    """
+    several = [f"methods={list(config.methods)}"] if config.methods else []
+    several += [f"seeds={config.seeds}"] if config.seeds > 1 else []
+    if several:
+        raise ConfigError(
+            f"{' and '.join(several)}: this trains a single run; `ffalora simulate` and `ffalora train` run them all, "
+            "and in Python each of ffalora.runs.folder.run_places(config, folder) is one"
+        )

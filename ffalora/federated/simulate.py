@@ -27,6 +27,7 @@ from ..training.workers import find_workers
 from .accounts import open_run_accounts
 from .averaging import average_in
 from .checkpoint import Checkpoint
+from .checks import check_single
 from .cohort import Cohort, client_weights, draw_cohort, train_cohort
 from .compared import compared
 from .experiment import Experiment, build
@@ -180,8 +181,10 @@ def check_beginning(config: Config, folder: Path, resume: bool) -> None:
     """What is refused before anything is loaded or written, whoever computes the rounds.
 
     Raises:
-        ConfigError: a tracker that is not installed. CheckpointError: see :func:`check_unused`.
+        ConfigError: several runs in one configuration, or a tracker that is not installed. CheckpointError: see
+        :func:`check_unused`.
     """
+    check_single(config)
     check_trackers(config)
     check_unused(folder, resume)
 

@@ -62,7 +62,10 @@ def export(
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something already; give the name of a new folder")
     if not merged and not (run / CONFIG_FILE).exists():
-        raise ConfigError(f"{run}: PEFT has no format for this kind of adapter; export the merged model (--merged)")
+        raise ConfigError(
+            f"{run}: PEFT has no format for this kind of adapter; export the merged model (--merged), which all "
+            "but a bottleneck have"
+        )
     if onnx and not merged:
         raise ConfigError("onnx is a format of whole models: export the merged model (--merged)")
     bundle = load_bundle(run, {"model.dtype": "float32", "device": "cpu"})

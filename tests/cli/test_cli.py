@@ -310,6 +310,8 @@ def test_epsilon_prints_a_data_sets_ledger_and_sets_its_budget(capsys):
     assert "no run yet" in capsys.readouterr().out
     assert run("epsilon", "--ledger", "patients", "--steps", "3") == 2
     assert run("epsilon", "--ledger", "patients", "--trials", "3") == 2
+    assert run("epsilon", "--ledger", "patients", "--sampling", "shuffle") == 2
+    assert run("epsilon", "--ledger", "patients", "--delta", "1e-6") == 2
 
 
 def test_a_misspelt_ledger_is_no_ledger_on_which_nothing_was_spent(tmp_path, monkeypatch, capsys):

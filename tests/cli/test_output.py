@@ -12,6 +12,7 @@ import pytest
 from ffalora.audits.audit import Audit
 from ffalora.cli import VERBS, cli, main
 from ffalora.config import to_yaml
+from ffalora.data.embedded import EMBEDDED
 from ffalora.federated.profile import PARTS, Profile
 from ffalora.planning.measure import Cost
 from ffalora.planning.plan import Plan, Plans
@@ -79,7 +80,7 @@ def test_a_look_at_a_table_is_one_object(config, capsys):
 def test_epsilon_and_ledgers_are_one_object(config, capsys, monkeypatch):
     monkeypatch.setenv("FFALORA_LEDGERS", "ledgers")
     sizes = ["--dataset-size", "100", "--batch-size", "10", "--steps", "5", "--noise-multiplier", "2"]
-    found = said(capsys, "epsilon", *sizes)
+    found = said(capsys, "epsilon", *sizes)["runs"]
     assert {row["accountant"] for row in found} == {"rdp", "prv", "pld"} and all(
         0 < row["epsilon"] < 2 for row in found
     )
@@ -113,7 +114,8 @@ def test_an_audit_is_one_object_and_its_status_says_whether_the_claim_holds(conf
 
 
 def test_assets_are_one_object(config, capsys):
-    assert "vader" in {each["name"] for each in said(capsys, "data", "list")["assets"]}
+    held = {each["name"]: each["data"] for each in said(capsys, "data", "list")["assets"]}
+    assert "movie-reviews" in held["vader"] and {name for data in held.values() for name in data} == set(EMBEDDED)
 
 
 def test_quiet_before_or_after_the_verb_prints_nothing_and_does_the_same(config):

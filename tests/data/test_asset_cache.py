@@ -221,9 +221,10 @@ def test_every_asset_states_hash_and_licence_and_the_list_shows_what_is_cached(t
 
 
 def test_every_embedded_data_set_is_in_an_asset_of_the_table():
-    from ffalora.data.embedded import EMBEDDED
+    from ffalora.data.embedded import EMBEDDED, asset_of
 
     assert {data.asset for data in EMBEDDED.values()} <= set(assets.ASSETS)
+    assert (asset_of("movie-reviews"), asset_of("vader")) == ("vader", "vader")
 
 
 def test_a_cache_that_cannot_be_made_names_its_variable(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ WRITTEN = ROOT / "docs" / "results.md"
 RUN = [page for page in PAGES if page != WRITTEN and any(block.reason is None for block in blocks(page))]
 #: Blocks of Python that other tests run, with stand-ins for the names that they use.
 ELSEWHERE = {"README.md": "tests/test_house.py"}
+_TEST, _NAMED = re.compile(r"def test_(\w+)"), re.compile(r"`(\w+(?:_\w+){4,})`")
 
 
 class _Silent:
@@ -138,3 +139,10 @@ def test_the_site_is_built_without_a_complaint(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "privacy.target_epsilon" in (tmp_path / "site" / "configuration.html").read_text()
+
+
+def test_the_tests_that_the_page_on_privacy_names_exist():
+    tests = {name for file in (ROOT / "tests").rglob("test_*.py") for name in _TEST.findall(file.read_text("utf-8"))}
+    named = set(_NAMED.findall((ROOT / "docs" / "privacy.md").read_text("utf-8")))
+    assert len(named) > 50
+    assert named - tests == set()

@@ -1,11 +1,14 @@
 """The processes of a federation on one machine: none outlives the command, and no old result passes for a new one."""
 
+import inspect
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from small_runs import PRIVATE
@@ -13,6 +16,7 @@ from small_runs import PRIVATE
 from ffalora.adapters import CheckpointError
 from ffalora.cli import main
 from ffalora.config import to_yaml
+from ffalora.federated.flower import loopback
 from ffalora.federated.flower.loopback import Loopback, run_on_loopback
 from ffalora.federated.flower.output import SERVER
 from ffalora.federated.flower.policy import load_policy
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 COMMAND = """
 import signal, sys, time
 from pathlib import Path
+from ffalora.federated.flower import loopback
 from ffalora.federated.flower.loopback import Loopback
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
@@ -92,6 +97,20 @@ def test_a_server_whose_process_ends_ends_the_command_too(tmp_path):
             federation.wait_for(tmp_path / "summary.json", 60.0)
         (tmp_path / "summary.json").write_text("{}")
         federation.wait_for(tmp_path / "summary.json", 60.0)
+
+
+def test_a_federation_may_take_as_long_as_it_needs_once_its_server_began(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setattr(loopback, "_SECONDS_TO_BEGIN", 0.0)
+    federation = Loopback(tmp_path, {"PATH": "/usr/bin:/bin"})
+    with federation:
+        federation.start("superlink", ["sleep", "600"])
+        with pytest.raises(RuntimeError, match="did not finish in 0 s"):
+            federation.wait_for(tmp_path / "summary.json", math.inf)
+        with locked(tmp_path / SERVER):
+            Timer(1.0, (tmp_path / "summary.json").write_text, ["{}"]).start()
+            federation.wait_for(tmp_path / "summary.json", math.inf)
+    assert inspect.signature(run_on_loopback).parameters["wait"].default == math.inf
 
 
 def test_the_app_of_the_simulation_engine_has_clients_without_sites_and_says_what_they_allow(small, tmp_path, capsys):

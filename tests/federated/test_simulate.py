@@ -25,7 +25,7 @@ from ffalora.privacy.sampling import SeededDraw
 from ffalora.report import read_runs, write_report
 from ffalora.report.live import live_state
 from ffalora.runs.bundle import evaluate, load_bundle
-from ffalora.runs.folder import CHECKPOINT, METRICS
+from ffalora.runs.folder import CHECKPOINT, METRICS, run_places
 
 
 def adapter_of(folder):
@@ -152,6 +152,15 @@ def test_a_folder_in_which_another_process_trains_is_refused(small, tmp_path, mo
                 simulate(small(federation__rounds=1), tmp_path / "run", resume=resume, progress=False)
             assert not (tmp_path / "run" / CHECKPOINT).exists()
     simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+
+
+def test_several_runs_are_no_single_one(small, tmp_path):
+    for several, named in (({"seeds": 3}, "seeds=3"), ({"methods": {"lora": {}}}, r"methods=\['lora'\]")):
+        config = small(**several)
+        with pytest.raises(ConfigError, match=f"{named}: this trains a single run"):
+            simulate(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        assert len(run_places(config, tmp_path)) == config.seeds
 
 
 def test_a_run_that_began_while_another_was_being_prepared_is_not_written_over(small, tmp_path, monkeypatch):

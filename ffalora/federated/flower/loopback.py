@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from .policy import SitePolicy, save_policy
 from .processes import Processes, environment, tool
 
 _LINK = "loopback"
+_SECONDS_TO_BEGIN = 600.0  # of the server's process, which Flower starts
 _APP = """[build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -86,7 +88,7 @@ def run_on_loopback(
     secagg_range: float | None = None,
     shared_streams: bool = False,
     timeout: float = 600.0,
-    wait: float = 3600.0,
+    wait: float = math.inf,
     resume: bool = False,
     engine: bool = False,
 ) -> None:
@@ -98,7 +100,7 @@ def run_on_loopback(
         secagg_range: aggregate securely, quantising within ± this.
         shared_streams: have the sites allow seeded noise, which all sides know, for comparisons with the simulator.
         timeout: seconds that a round waits for answers.
-        wait: seconds for the whole run.
+        wait: seconds after which the whole run is given up.
         resume: continue what the output holds, after its last round.
         engine: have Flower's simulation engine train the clients, as many at a time as this machine has cores.
 
@@ -163,16 +165,21 @@ class Loopback(Processes):
         """Waits until the run has written ``file``; a site that ends is started again.
 
         Raises:
-            RuntimeError: it did not in time, the SuperLink or the server's process ended, or an error stopped the run.
+            RuntimeError: it did not in time, the server's process did not begin, it or the SuperLink ended, or an error
+            stopped the run.
         """
-        deadline, failure, gone = time.monotonic() + seconds, file.with_name(FAILURE), 0
+        began, failure, gone = time.monotonic(), file.with_name(FAILURE), 0
+        lock = file.with_name(f"{SERVER}.lock")
         while not file.exists():
             gone = gone + 1 if was_let_go(file.with_name(SERVER)) else 0
+            waited = time.monotonic() - began
             if failure.exists():
                 *_, said = failure.read_text(encoding="utf-8").strip().splitlines()
                 raise RuntimeError(f"the federation was stopped: {said}")
-            if time.monotonic() > deadline or self.processes["superlink"].poll() is not None:
-                raise RuntimeError(f"the federation did not finish in {seconds:g} s; see {self.folder / 'logs'}")
+            if waited > (seconds if lock.exists() else min(seconds, _SECONDS_TO_BEGIN)):
+                raise RuntimeError(f"the federation did not finish in {waited:.0f} s; see {self.folder / 'logs'}")
+            if self.processes["superlink"].poll() is not None:
+                raise RuntimeError(f"the SuperLink ended; see {self.folder / 'logs'}, and go on with --resume")
             if gone > 1:  # at first its lock may be there, and not yet taken
                 raise RuntimeError(f"the server's process ended; see {self.folder / 'logs'}, and go on with --resume")
             self.bring_back(but="superlink")
