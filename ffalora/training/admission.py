@@ -208,15 +208,16 @@ def _check_users(participant: Participant, privacy: PrivacyConfig, owners: Owner
 
 
 def check_users(ledger: PrivacyLedger, users: np.ndarray | None) -> None:
-    """A ledger of users knows whose each sample is, and counts them so.
+    """A ledger counts what is clipped, and of users knows whose each sample is.
 
     Args:
         users: ``[n]``, whose each sample is; None where samples are protected.
     """
-    if (ledger.unit == "user") != (users is not None):
+    clipped = "sample" if users is None else "user"
+    if ledger.unit != clipped:
         raise ValueError(
-            f"{ledger.name}: its ledger has unit={ledger.unit!r}, but users are {'not ' * (users is None)}given; a "
-            "ledger of unit='user' and users go together"
+            f"{ledger.name}: its ledger has unit={ledger.unit!r}, but users are {'not ' * (users is None)}given, so "
+            f"that {clipped}s are clipped; give a ledger of unit={clipped!r}"
         )
     if users is None:
         return

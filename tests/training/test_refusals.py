@@ -361,6 +361,12 @@ def _batch(*samples):
     return np.array(samples), *tiny_data().collate(np.array(samples))
 
 
+@pytest.mark.parametrize("unit", ["client", "user"])
+def test_a_loop_that_clips_samples_takes_no_ledger_of_another_unit(unit):
+    with pytest.raises(ValueError, match=f"unit='{unit}', but users are not given, so that samples are clipped"):
+        _loop(ledger(0, 40, 8, unit=unit))
+
+
 def test_a_seeded_step_is_taken_once():
     private = _loop()
     private.step(3, [])
