@@ -12,6 +12,10 @@ from ..files.locks import locked
 from .accounting import LedgerMismatch, PrivacyLedger
 from .sealed import read_sealed
 
+#: What the ledger of a single training is called in its folder, among whatever else lies there.
+LEDGER_NAME = "privacy_ledger"
+LEDGER_FILE = f"{LEDGER_NAME}.json"
+
 
 def load_ledger(path: Path) -> PrivacyLedger:
     """The ledger of a file.

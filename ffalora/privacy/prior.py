@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounting import LedgerMismatch
-from .ledger_files import load_ledger
+from .ledger_files import LEDGER_FILE, load_ledger
 from .spent import Spent, largest, spent_from
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def _of_one_run(path: Path, is_secure: bool) -> tuple[Spent, ...]:
     if path.is_dir():
         if (path / STATEMENT).exists():
             return _of_statement(path / STATEMENT, is_secure)
-        ledgers = sorted(path.glob("checkpoint/ledgers/*.json")) or sorted(path.glob("*.json"))
+        named = (LEDGER_FILE, "checkpoint/ledgers/*.json", "*.json")
+        ledgers = next((found for each in named if (found := sorted(path.glob(each)))), [])
         if not ledgers:
             raise LedgerMismatch(f"prior: {path} holds neither {STATEMENT} nor ledgers; name a run's folder or file")
         return largest(_of_ledger(ledger, is_secure) for ledger in ledgers)

@@ -10,13 +10,10 @@ from transformers import Trainer
 from ..data.examples import fingerprint_rows
 from ..privacy.accountants import noise_multiplier_for
 from ..privacy.accounting import PrivacyBudgetSpent, PrivacyLedger
-from ..privacy.ledger_files import load_ledger
+from ..privacy.ledger_files import LEDGER_FILE, load_ledger
 from ..privacy.prior import read_prior
 from ..privacy.spent import Spent
 from .terms import PUSHES, PrivacyArguments
-
-LEDGER_NAME = "privacy_ledger"
-LEDGER_FILE = f"{LEDGER_NAME}.json"
 
 
 def new_ledger(

@@ -28,7 +28,7 @@ from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.accounts import Accounts, open_accounts
 from ..privacy.data_ledger import find_data_ledger
-from ..privacy.ledger_files import load_ledger
+from ..privacy.ledger_files import LEDGER_FILE, LEDGER_NAME, load_ledger
 from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from ..privacy.spent import Spent
@@ -38,7 +38,7 @@ from ..training.private_gradient import PrivateGradient
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
 from .collator import source_of
-from .ledger import LEDGER_FILE, LEDGER_NAME, new_ledger, refuse_push, spent_before, spent_by
+from .ledger import new_ledger, refuse_push, spent_before, spent_by
 from .own_loss import check_samples, check_trainer
 from .steps import LogicalSteps, check_optimizer, classes_of, cut, lengths_of, save_adapter, without_targets
 from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised

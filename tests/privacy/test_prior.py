@@ -72,6 +72,13 @@ def test_ledgers_of_a_run_without_a_statement_are_read(tmp_path):
     assert read_prior([tmp_path / "run"]) == read_prior([ledgers]) == (Spent(1.0, 0.1, 7),)
 
 
+def test_the_ledger_of_a_training_is_found_beside_the_adapter_that_it_saved(tmp_path):
+    ledger(steps_taken=7).save(tmp_path / "privacy_ledger.json")
+    for other in ("adapter_config.json", "trainer_state.json"):
+        (tmp_path / other).write_text("{}")
+    assert read_prior([tmp_path]) == (Spent(1.0, 0.1, 7),)
+
+
 def test_a_simulation_before_a_secure_run_is_refused(tmp_path):
     folder = run(tmp_path / "run", noise="seeded")
     assert read_prior([folder]) == (Spent(1.0, 0.1, 20),)
