@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class PrivateTrainer(Trainer):
             ledger = self.ledger = self.workers.from_lead(partial(self._open_accounts, ledger, is_new))
         noise = SecureNoise() if self._secure else SeededNoise.from_seed(self.args.seed)
         self.model.train()
-        self._private = self._gradient(ledger, noise, self.privacy.check_gradients)
+        charged = None if self._accounts is None else partial(self._accounts.charge, {LEDGER_NAME: ledger})
+        self._private = self._gradient(ledger, noise, self.privacy.check_gradients, charged)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
         if not self._secure:
             return result
@@ -168,9 +170,13 @@ class PrivateTrainer(Trainer):
             self.model.train(mode)
             self.adapters.load_state_(started)
 
-    def _gradient(self, ledger: PrivacyLedger, noise: NoiseSource, compares: bool) -> PrivateGradient:
+    def _gradient(
+        self, ledger: PrivacyLedger, noise: NoiseSource, compares: bool, charged: Callable[[], None] | None = None
+    ) -> PrivateGradient:
         norm = self.privacy.max_grad_norm
-        return PrivateGradient(*self._trained(), self._losses, ledger, norm, noise, compares, self.workers)
+        return PrivateGradient(
+            *self._trained(), self._losses, ledger, norm, noise, compares, self.workers, charged=charged
+        )
 
     def _trained(self) -> tuple[nn.Module, Adapters]:
         """What takes the inputs of a batch, and the adapters in it."""
@@ -211,8 +217,6 @@ class PrivateTrainer(Trainer):
         model.train()
         step = self._first + self.state.global_step
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
-        if self._secure and self.workers.leads:
-            self._charge_durably()
         mine = self._share(drawn)
         with self.compute_loss_context_manager():
             gradient, loss = self._private.step(step, self._physical(mine), model)
@@ -293,13 +297,6 @@ class PrivateTrainer(Trainer):
             before=self._accounts,
         )
         return ledger
-
-    def _charge_durably(self) -> None:
-        """Counts the step on disk before its result exists; a kill in between over-counts by one."""
-        if self.ledger is not None and self._accounts is not None:
-            self.ledger.charge(noise="secure")
-            self._accounts.charge({LEDGER_NAME: self.ledger})
-            self.ledger.steps_taken -= 1  # the step itself charges it, and finds what other processes charged
 
     def _save_checkpoint(self, *positional: Any, **named: Any) -> None:
         super()._save_checkpoint(*positional, **named)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -38,7 +38,8 @@ class PrivateGradient:
         model: with adapters; what it trains must all belong to them.
         adapters: their handle.
         losses: takes the model's output and targets, returns one loss a sample, ``[S]``, from its own tokens only.
-        ledger: charged one step a call of :meth:`step`, before anything is computed.
+        ledger: charged one step a call of :meth:`step`, once the step's samples were looked at, before its gradient
+            is computed.
         max_grad_norm: clipping norm C.
         noise: where the noise comes from.
         check_gradients: compare the first gradients with ordinary autograd's (see ``Probe.recomputes``).
@@ -46,6 +47,8 @@ class PrivateGradient:
             each gives :meth:`step` its own part of the samples, and all get the same gradient.
         users: whose each sample is, by index, ``[n]``; with a ledger of ``unit='user'``, whose group says whether the
             samples of a user are summed before they are clipped (1) or clipped apart, at most so many of each.
+        charged: called in the first process right after the ledger was charged, and before anything is computed: where
+            a charge is written down durably.
 
     Raises:
         ValueError: a trainable tensor is not the adapters', or a ledger that does not count users as they are clipped,
@@ -64,6 +67,7 @@ class PrivateGradient:
         check_gradients: bool = True,
         workers: Workers | None = None,
         users: np.ndarray | None = None,
+        charged: Callable[[], None] | None = None,
     ):
         check_whole(list(model.named_modules()))
         self.device = adapters.state().device
@@ -76,6 +80,7 @@ class PrivateGradient:
         self._owners, self._users = users, users if ledger.group == 1 else None
         self.model, self.adapters, self.losses = _without_ddp(model), adapters, losses
         self.ledger, self.max_grad_norm, self.noise = ledger, positive_norm(max_grad_norm), noise
+        self.charged = charged
         self.workers = find_workers() if workers is None else workers
         self._is_compared = self.workers.size == 1
         self._arena, self._recomputes = Arena(adapters, self.device), check_gradients
@@ -113,6 +118,8 @@ class PrivateGradient:
             called = _without_ddp(self.model if model is None else model)
             look_at(self._probe, called, self.losses, inputs, targets, len(samples), self.device)
         self.ledger.charge(noise=self.noise.mode)
+        if self.charged is not None and self.workers.leads:
+            self.charged()
         total, losses, norms = self._clipped_sum(number, batches, model)
         self.clipped += int((norms > self.max_grad_norm).sum())
         self.nonfinite += int((~norms.isfinite()).sum())

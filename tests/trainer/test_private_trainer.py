@@ -183,26 +183,34 @@ def test_a_checkpoint_without_its_ledger_or_under_other_terms_is_refused(tmp_pat
         trainer(tmp_path).train(resume_from_checkpoint=str(folder))
 
 
-def test_secure_noise_charges_on_disk_before_the_result_exists(tmp_path):
+def test_secure_noise_charges_on_disk_before_the_result_exists(tmp_path, monkeypatch):
     privacy = PrivacyArguments(noise_multiplier=1.0, noise="secure")
     run = trainer(tmp_path, privacy)
+    original, calls = PrivateGradient._clipped_sum, []
 
-    def fails(*_):
-        raise KeyboardInterrupt
-
-    run.train_dataset = data()
-    original, calls = run._physical, []
-
-    def physical(drawn):
+    def clipped_sum(private, *given):
         calls.append(1)
-        return original(drawn) if len(calls) < 2 else fails()
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(private, *given)
 
-    run._physical = physical
+    monkeypatch.setattr(PrivateGradient, "_clipped_sum", clipped_sum)
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert json.loads((tmp_path / LEDGER_FILE).read_text())["steps_taken"] == 2
     with pytest.raises(ValueError, match="trained on already"):
         trainer(tmp_path, privacy).train()
+
+
+def test_a_first_step_that_is_refused_is_charged_nowhere_and_leaves_the_folder_to_the_next_run(tmp_path):
+    privacy, mixing = PrivacyArguments(noise_multiplier=1.0, noise="secure"), model()
+    mixing.base_model.model.classifier.register_forward_hook(lambda _, inputs, logits: logits + logits.mean(0))
+    with pytest.raises(SamplesNotIndependent):
+        trainer(tmp_path, privacy, mixing).train()
+    assert not (tmp_path / LEDGER_FILE).exists()
+    run = trainer(tmp_path, privacy)
+    run.train()
+    assert run.ledger.steps_taken == 4 and not run.ledger.others
 
 
 def test_earlier_spending_is_added(tmp_path):
