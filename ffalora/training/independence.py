@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.targets import not_compiled
 from ..adapters.uses import with_another_first_sample
 from ..data.tasks import Losses
 
@@ -62,6 +63,34 @@ def check_independence(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
             moved = rest[name] - value[half:]
             _refuse_change(f"leaving out half of a batch of {size}", moved, rms, 50 * _OUTPUT_CHANGE)
     return True
+
+
+@torch.no_grad()
+def check_buffers(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Passes a batch through the model and compares the model's buffers with those before.
+
+    Args:
+        model: in the mode that it is trained in; inputs: a batch of samples, leading dimension first.
+
+    Raises:
+        SamplesNotIndependent: one was changed (running statistics), and is put back: later samples' gradients would
+            depend on it, and whoever gets the model would have it, both without clipping and noise.
+    """
+    before = {name: (value, value.clone()) for name, value in model.named_buffers() if value.is_floating_point()}
+    with torch.random.fork_rng():
+        not_compiled(model)(**inputs)
+    after = dict(model.named_buffers())
+    moved = [name for name, (_, kept) in before.items() if name not in after or not torch.equal(after[name], kept)]
+    for name in moved:
+        value, kept = before[name]
+        path, _, own = name.rpartition(".")
+        model.get_submodule(path)._buffers[own] = value.copy_(kept)
+    if moved:
+        raise SamplesNotIndependent(
+            f"{moved[0]} is a buffer that a pass in training changes (of {len(before)}, {len(moved)} are): what it "
+            "keeps of private samples is neither clipped nor noised. Put what holds it into evaluation mode, or turn "
+            "its running statistics off (track_running_stats=False)"
+        )
 
 
 def _refuse_change(what: str, difference: Tensor, rms: Tensor, tolerance: float) -> None:

@@ -14,7 +14,7 @@ from ..adapters import Adapters
 from ..data.tasks import Losses, causal_losses
 from ..models.frozen_head import can_leave_head_out
 from ..models.packing import check_packing
-from .independence import check_independence, check_losses_independence
+from .independence import check_buffers, check_independence, check_losses_independence
 from .padding import PaddingWatch, check_length, longest_apart
 
 
@@ -41,17 +41,19 @@ class Probe:
     padding: PaddingWatch = field(default_factory=PaddingWatch, init=False, repr=False)
     uses: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _rotary: tuple[str, str, int] | None = field(default=None, init=False, repr=False)
-    _open: set[str] = field(default_factory=lambda: {"uses", "head", "packing", "independence"}, init=False, repr=False)
+    _open: set[str] = field(
+        default_factory=lambda: {"uses", "buffers", "head", "packing", "independence"}, init=False, repr=False
+    )
     _compared: list[float] = field(default_factory=list, init=False, repr=False)
 
     def look(self, model: nn.Module, losses: Losses, inputs: Mapping[str, Tensor], targets: Tensor) -> None:
         """Counts how often layers are used, sees whether the head can be left out, compares packed with padded outputs,
-        and checks that neither the model nor the loss mixes samples; each once, on the first batch that can tell. Of
-        every batch it asks how long it is.
+        and checks that the model keeps nothing of its samples, and neither it nor the loss mixes them; each once, on
+        the first batch that can tell. Of every batch it asks how long it is.
 
         Raises:
-            SamplesNotIndependent: see ``check_independence``, ``PaddingWatch.look`` and ``check_length``. ValueError:
-                see ``check_packing``.
+            SamplesNotIndependent: see ``check_buffers``, ``check_independence``, ``PaddingWatch.look`` and
+                ``check_length``. ValueError: see ``check_packing``.
         """
         if "uses" in self._open:
             self.uses = self.adapters.count_uses(inputs)
@@ -59,6 +61,10 @@ class Probe:
             self._open.remove("uses")
         if self.private and "input_ids" in inputs:
             check_length(self._rotary, inputs["input_ids"].shape[-1])
+        if "buffers" in self._open and (len(targets) or not self.private):
+            if self.private:
+                check_buffers(model, inputs)
+            self._open.remove("buffers")
         if "head" in self._open and len(targets):
             self.head_apart = losses is causal_losses and can_leave_head_out(model, inputs)
             self._open.remove("head")

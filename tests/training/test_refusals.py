@@ -191,6 +191,31 @@ def test_batch_normalisation_in_training_is_refused_even_for_batches_of_one_samp
     _train(engine, adapters, participants(1))
 
 
+class _KeepsStatistics(nn.Module):
+    def __init__(self, keeps):
+        super().__init__()
+        self.norm, self.body = nn.InstanceNorm1d(8, track_running_stats=keeps), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.body(self.norm(x.transpose(1, 2)).transpose(1, 2)).tanh().mean(1)
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_running_statistics_of_private_samples_are_refused_and_put_back(samples):
+    for keeps in (True, False):
+        model = _KeepsStatistics(keeps).train()
+        adapters = attach(model, AdapterConfig(r=2, target_modules=["body"]))
+        private = PrivateGradient(model, adapters, plain_losses, ledger(0, 6, 3), 1.0, SeededNoise(0))
+        batch = np.arange(samples), {"x": 3 + torch.randn(samples, 5, 8)}, torch.zeros(samples, dtype=torch.long)
+        if keeps:
+            with pytest.raises(SamplesNotIndependent, match=r"norm\.running_mean is a buffer.*of 2, 2 are"):
+                private.step(0, [batch])
+            assert not model.norm.running_mean.any() and (model.norm.running_var == 1).all()
+        else:
+            private.step(0, [batch])
+        assert private.ledger.steps_taken == (0 if keeps else 1)
+
+
 class _AddsBatchMean(nn.Module):
     def __init__(self, base):
         super().__init__()
