@@ -14,6 +14,8 @@ from .section import Section
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both", "core"]
 Method = Literal["lora", "vera", "loha", "lokr", "bottleneck"]
+#: The defaults of an adapter and of a run; adapters other than LoRA have inits of their own, and either stands for these.
+_USUAL_INITS = ("kaiming", "orthonormal")
 #: A bound for what a file may ask for before its tensors are looked at; far above any use.
 MAX_RANK = 65_536
 
@@ -78,8 +80,7 @@ class AdapterConfig(Section):
 
     @model_validator(mode="after")
     def _others_train_their_zero_factor(self) -> AdapterConfig:
-        usual = type(self).model_fields["init"].default
-        if self.method != "lora" and (self.trained != "b" or self.dropout or self.init not in ("kaiming", usual)):
+        if self.method != "lora" and (self.trained != "b" or self.dropout or self.init not in _USUAL_INITS):
             raise ValueError(
                 f"method={self.method!r} trains its zero factor alone, without dropout and with its own init; got "
                 f"trained={self.trained!r}, dropout={self.dropout}, init={self.init!r}: leave them at their defaults"

@@ -113,7 +113,11 @@ def check_shard(strategy: type[Strategy], config: Config) -> None:
 
 
 def _check_factors(strategy: type[Strategy], config: Config, clients: int) -> None:
-    """Refuses ranks that clients cannot have, and first factors that they could not begin with."""
+    """Refuses adapters without the method's factors, ranks that clients cannot have, and first factors that they could
+    not begin with.
+    """
+    if config.adapter.method != "lora":
+        _need(_trains_b_alone, "adapter.method", config.adapter.method, strategy)
     ranks = config.clients.ranks
     if ranks is not None:
         _need(lambda s: s.takes_ranks, "clients.ranks", ranks, strategy)
@@ -149,6 +153,11 @@ def _check_top_k(strategy: type[Strategy], config: Config) -> None:
 def _sums_hold_everything(strategy: type[Strategy]) -> bool:
     """Whether nothing but weighted sums of what clients send is evaluated or saved: what noise at the server covers."""
     return strategy.linear and not strategy.personal
+
+
+def _trains_b_alone(strategy: type[Strategy]) -> bool:
+    """Whether nothing but ``b`` ever changes, which adapters other than LoRA have, too."""
+    return strategy.trained == "b" and strategy.steady
 
 
 def _need(can: Callable[[type[Strategy]], bool], key: str, value: object, strategy: type[Strategy]) -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from small_runs import PRIVATE
 
+from ffalora.config import ConfigError, from_mapping
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
-from ffalora.federated.strategies import Answers
+from ffalora.federated.strategies import STRATEGIES, Answers
 from ffalora.runs.bundle import evaluate
 
 METHODS = ["vera", "loha", "lokr", "bottleneck"]
@@ -36,3 +37,18 @@ def test_the_server_s_average_of_a_variant_has_no_gap(small, method):
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     assert experiment.strategy.aggregate(server, Answers([0, 1, 2], rows, weights)) == 0.0
     torch.testing.assert_close(server.row.double(), (weights[:, None] * rows.double()).sum(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_a_variant_that_says_nothing_of_init_can_be_read_again(small, tmp_path, method):
+    values = small(adapter__method=method, federation__rounds=1).model_dump(mode="json")
+    del values["adapter"]["init"]
+    run = simulate(from_mapping(values), tmp_path / "run", progress=False)
+    found = evaluate(tmp_path / "run" / "adapter")
+    assert found["loss"] == pytest.approx(run.rounds[-1]["metrics"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ffa"])
+def test_methods_that_need_factors_which_variants_do_not_have_are_refused_before_training(small, name):
+    with pytest.raises(ConfigError, match=rf"adapter\.method='vera' does not go with .*{name}.*can: ffa$"):
+        build(small(adapter__method="vera", federation__strategy=name))
