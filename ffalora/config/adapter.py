@@ -14,7 +14,7 @@ from .section import Section
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both", "core"]
 Method = Literal["lora", "vera", "loha", "lokr", "bottleneck"]
-#: The defaults of an adapter and of a run; adapters other than LoRA have inits of their own, and either stands for these.
+#: The defaults of an adapter and of a run; adapters other than LoRA have inits of their own, for which both stand.
 _USUAL_INITS = ("kaiming", "orthonormal")
 #: A bound for what a file may ask for before its tensors are looked at; far above any use.
 MAX_RANK = 65_536

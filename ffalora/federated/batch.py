@@ -15,12 +15,13 @@ logger = logging.getLogger(__name__)
 MOST_SAMPLES = 40_000
 
 
-def with_batch(config: Config, partition: Partition) -> Config:
+def with_batch(config: Config, partition: Partition, clients: int | None = None) -> Config:
     """The configuration with a number for its batch: the smallest that spends the budget well, at most what
     ``MOST_SAMPLES`` allow and at least the usual one; the usual one where no ε is asked for.
 
     Args:
         partition: who holds what; the largest client decides, for it spends a batch worst.
+        clients: of the run, where the partition is that of one site.
     """
     optimizer, privacy, federation = config.optimizer, config.privacy, config.federation
     sizes = [count_drawn(privacy, partition.owners, samples) for samples in partition.indices]
@@ -37,7 +38,7 @@ def with_batch(config: Config, partition: Partition) -> Config:
     if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":
         largest = privacy.public_size_bound or max(sizes)
         steps, usual = federation.rounds * federation.local_steps, batch
-        most = max(usual, MOST_SAMPLES // (steps * len(sizes)))
+        most = max(usual, MOST_SAMPLES // (steps * (clients or len(sizes))))
         terms = privacy.target_epsilon, privacy.delta, steps, most, privacy.group, privacy.trials
         batch = sensible_batch(largest, *terms)
         batch = max(batch, min(usual, largest))

@@ -100,6 +100,7 @@ def build(
     strategy_class: type[Strategy] | None = None,
     caches_layers: bool = True,
     data: LoadedData | None = None,
+    clients: int | None = None,
 ) -> Experiment:
     """Loads, attaches and partitions; nothing is trained or written.
 
@@ -108,6 +109,7 @@ def build(
         strategy_class: instead of the one that ``config`` names.
         caches_layers: False where most of the data never passes through the model, whatever ``config`` says.
         data: instead of what ``config`` names, already read.
+        clients: of the run, where ``config`` and ``data`` are those of one site.
 
     Raises:
         ConfigError: a value that does not fit (the message names the key); DataError, PartitionError: data that does
@@ -125,7 +127,7 @@ def build(
     train = prepare_split(config, data, "train", loaded)
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
-    config = with_batch(config, partition)
+    config = with_batch(config, partition, clients)
     check_fit(strategy_class, config, len(partition))
     center_states(config, loaded, data, device)
     labels = label_texts(config, loaded, data, device)
@@ -173,21 +175,26 @@ def make_mean(config: Config) -> Mean:
     return robust_mean(federation.robust_mean, federation.hostile_clients, federation.norm_bound)
 
 
+def count_clients(config: Config) -> int | None:
+    """How many clients a run has: as many as are asked for, or are given shares, else the usual number; None where only
+    the column of its data says it.
+    """
+    shares = config.clients.proportions or config.clients.quantities
+    if config.clients.count is not None or config.clients.partition == "column":
+        return config.clients.count
+    return len(shares) if shares else _DEFAULT_CLIENTS
+
+
 def partition_clients(config: Config, data: LoadedData, train: Examples) -> Partition:
     """Who holds which training samples."""
     clients = config.clients
-    implied = clients.proportions if clients.partition == "labels" else clients.quantities
-    implied_count = clients.partition == "column" or (
-        implied is not None and clients.partition in ("labels", "quantity")
-    )
-    count = clients.count if clients.count is not None or implied_count else _DEFAULT_CLIENTS
     column = data.train[data.client_column] if clients.partition == "column" and data.client_column else None
     owners = owners_of(config, data)
     deals_users = owners is not None and clients.partition != "column"
     made = make_partition(
         clients.partition,
         labels=np.arange(len(owners.names)) if owners is not None and deals_users else train.labels,
-        clients=count,
+        clients=count_clients(config),
         seed=config.seed,
         proportions=clients.proportions,
         beta=clients.beta,

@@ -9,11 +9,13 @@ from small_runs import CLIENT_LEVEL, PRIVATE, SIMULATED
 
 from ffalora.config import ConfigError
 from ffalora.data.embedded import EMBEDDED
+from ffalora.federated.batch import with_batch
 from ffalora.federated.experiment import build
 from ffalora.federated.flower.policy import SitePolicy
 from ffalora.federated.flower.rounds import Exchange, check_range, check_remote, check_secure_aggregation, remote_round
 from ffalora.federated.flower.site import NobodyWaits, Site
 from ffalora.federated.flower.terms import Terms
+from ffalora.federated.partition import Partition
 from ffalora.federated.simulate import run_round
 from ffalora.federated.strategies import STRATEGIES
 from ffalora.files.numbers import rounded_up
@@ -238,6 +240,52 @@ def test_an_id_that_the_federation_does_not_have_is_refused_also_with_data_of_it
     for client in (-1, 3):
         with pytest.raises(ConfigError, match=rf"client={client}: the configuration has clients 0 … 2"):
             Site(small(), client, tmp_path / "state", data=str(data), policy=SIMULATED)
+
+
+def test_a_site_with_data_of_its_own_charges_and_trains_with_one_batch_found_as_a_run_finds_it(small, tmp_path):
+    from small_runs import save_texts
+
+    data = save_texts(tmp_path / "own.csv", rows=4000)
+    private = PRIVATE | {"privacy__noise_multiplier": None, "privacy__target_epsilon": 6.0}
+    config = small(optimizer__batch_size="auto", **private)
+    site = Site(config, 0, tmp_path / "state", data=str(data), policy=SIMULATED)
+    ledger = site.experiment.ledgers["0"]
+    three = Partition(("0", "1", "2"), tuple(np.arange(12_000).reshape(3, -1)), 12_000)
+    wanted = with_batch(config, three).optimizer.batch
+    assert site.experiment.engine.optimizer.batch == wanted == pytest.approx(ledger.expected_batch) > 64
+
+
+def test_sites_with_data_of_their_own_agree_on_the_number_of_clients(small, tmp_path):
+    from small_runs import save_texts
+
+    data, rates = save_texts(tmp_path / "own.csv", rows=50), {"optimizer__lr": "auto", "optimizer__normalize": True}
+
+    def site(client, **clients):
+        config = small(clients__count=None, **clients, **rates, **PRIVATE)
+        return Site(config, client, tmp_path / str(client), data=str(data), policy=SIMULATED)
+
+    first, last = (site(client).experiment.participants[0].lr for client in (0, 2))
+    assert first == last
+    with pytest.raises(ConfigError, match=r"client=5: the configuration has clients 0 … 2"):
+        site(5)
+    with pytest.raises(ConfigError, match=r"client=2: the configuration has clients 0 … 1"):
+        site(2, clients__partition="quantity", clients__quantities=[1, 2])
+    with pytest.raises(ConfigError, match=r"clients\.partition='column'.*set clients\.count"):
+        site(0, clients__partition="column", clients__column="who")
+
+
+@pytest.mark.parametrize(("name", "gap"), [("lora", None), ("lalora", None), ("ffa", 0.0), ("fedsvd", 0.0)])
+def test_a_server_that_knows_nothing_but_a_sum_states_no_gap_unless_its_method_has_none(small, name, gap):
+    experiment = build(small(federation__strategy=name, federation__weighting="uniform"))
+    server, wire = experiment.strategy.begin(), experiment.strategy.wire
+    total = wire.upload(server, experiment.strategy.start(server, [0])[0]).numpy() + 0.1
+    row = remote_round(experiment, server, lambda *_: Exchange([], sum_only=total), Terms.of(experiment))
+    assert row["update_gap"] == gap
+
+
+def test_a_server_states_no_gap_of_factors_that_its_clients_keep(small, tmp_path):
+    _, _, rows = run_remote(small(federation__strategy="fedsa"), tmp_path, 1)
+    assert rows[0]["update_gap"] is None
 
 
 @pytest.mark.parametrize("round_number", [-1, 3])

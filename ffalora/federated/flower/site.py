@@ -19,7 +19,7 @@ from ..accounts import open_run_accounts
 from ..checkpoint import Checkpoint
 from ..client_level import make_client_level
 from ..cohort import Cohort, train_cohort
-from ..experiment import Experiment, build
+from ..experiment import Experiment, build, count_clients
 from ..heads import given_texts
 from ..ledgers import clipping_policy, make_ledger
 from ..payload import packed
@@ -189,7 +189,12 @@ def _build(
         _check_id(client, len(experiment.participants))
         experiment.participants = [experiment.participants[client]]
         return experiment
-    clients = config.clients.count or client + 1
+    clients = count_clients(config)
+    if clients is None:
+        raise ConfigError(
+            "clients.partition='column' without clients.count: a site that holds its own data alone cannot count the "
+            "clients of all; set clients.count in the federation's configuration"
+        )
     _check_id(client, clients)
     by_shares = config.privacy.noise_at == "clients"
     shares_alone = {"privacy.dropouts": 0, "privacy.colluders": 0, "federation.participation": 1.0} if by_shares else {}
@@ -199,7 +204,8 @@ def _build(
     own = from_mapping(alone)
     loaded = load_run_data(own, only="train", class_names=labels, class_map=mapping)
     loaded.splits[own.data.evaluate_on] = loaded.train.select(range(1))  # a site evaluates nothing
-    experiment = build(own, caches_layers=False, data=loaded)
+    experiment = build(own, caches_layers=False, data=loaded, clients=clients)
+    config = config.model_copy(update={"optimizer": experiment.config.optimizer})  # with the batch of this site
     experiment.strategy = type(experiment.strategy)(experiment.adapters, config, clients)
     samples = experiment.participants[0].samples
     ledger = None
