@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import CLIENT_LEVEL, PRIVATE
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from ffalora.config import ConfigError
+from ffalora.adapters import attach
+from ffalora.config import AdapterConfig, ConfigError
 from ffalora.federated import simulate as module
 from ffalora.federated.cohort import train_cohort
 from ffalora.federated.experiment import build
@@ -146,6 +148,14 @@ def test_rolora_alternates_and_leaves_the_other_factor_as_it_was(small):
         assert case.strategy.wire.bytes_down(case.server, [0, 1, 2]) == 3 * sizes[trained], number
 
 
+def test_rolora_sends_a_client_that_sat_out_nothing_that_nobody_has_trained(small):
+    case = Case(small, "rolora", federation__participation=0.5, adapter__target_modules="all-linear")
+    wire, layers = case.strategy.wire, case.adapters.layers.values()
+    b, a = (4 * sum(getattr(layer, name).numel() for layer in layers) for name in ("lora_B", "lora_A"))
+    sent = [wire.bytes_down(replace(case.server, round=number), [1]) for number in range(4)]
+    assert sent == [b, b, a + b, a + b]
+
+
 def test_fedsa_shares_a_and_leaves_every_client_its_b(small):
     case = Case(small, "fedsa")
     case.round()
@@ -241,6 +251,19 @@ def test_exact_methods_refuse_a_base_of_few_digits(small, name):
 
 
 @pytest.mark.parametrize("name", ["fedex", "flora"])
+def test_exact_methods_refuse_a_base_weight_that_other_modules_have_too(small, name):
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    adapters = attach(model, AdapterConfig(rank=2, target_modules=["lm_head"], trained="both"))
+    with pytest.raises(ConfigError, match=rf"lm_head shares its weight with model.embed_tokens, which .*{name}"):
+        STRATEGIES[name](adapters, small(federation__strategy=name), 3)
+
+
+@pytest.mark.parametrize("name", ["fedex", "flora"])
 def test_the_stated_gap_is_that_of_the_weights_the_model_uses(small, name, monkeypatch):
     case = Case(small, name)
     layers = case.adapters.layers
@@ -320,6 +343,19 @@ def test_hetlora_weights_clients_by_the_norm_of_their_products(small):
         norms = torch.stack([(b[c] @ a[c]).norm() for c in range(3)])
         close(layer.lora_B.double(), sum(norms[c] * b[c] for c in range(3)) / norms.sum())
         close(layer.lora_A.double(), sum(norms[c] * a[c] for c in range(3)) / norms.sum())
+
+
+def test_hetlora_keeps_ranks_that_nobody_of_a_round_has(small):
+    case = Case(small, "hetlora", adapter__rank=3, clients__ranks=[1, 2, 3])
+    case.round()
+    layout, before = case.strategy.layout, case.server.row[None].clone()
+    rows = case.strategy.start(case.server, [0, 1]) + 0.1 * case.strategy.mask(case.server, [0, 1])
+    case.strategy.aggregate(case.server, Answers([0, 1], rows, torch.tensor([0.5, 0.5], dtype=torch.float64)))
+    for layer in case.adapters.layers:
+        (old_b, old_a), (b, a) = (factors(layout, layer, each) for each in (before, case.server.row[None]))
+        assert torch.equal(b[0, :, 2], old_b[0, :, 2]) and bool(b[0, :, 2].any())
+        assert torch.equal(a[0, 2], old_a[0, 2]) and bool(a[0, 2].any())
+        assert not torch.equal(b[0, :, :2], old_b[0, :, :2]) and not torch.equal(a[0, :2], old_a[0, :2])
 
 
 def test_hetlora_prunes_ranks_that_shrank_and_keeps_those_that_grew(small):
@@ -481,6 +517,12 @@ def test_all_methods_start_from_the_unchanged_model(small):
         experiment = build(small(federation__strategy=name))
         module.evaluate_views(experiment, experiment.strategy.begin())
         assert all(not layer.delta().any() for layer in experiment.adapters.layers.values()), name
+
+
+@pytest.mark.parametrize(("name", "trained"), [("ffa", "both"), ("lora", "a"), ("rolora", "core"), ("fedsb", "both")])
+def test_another_trained_factor_than_the_method_s_is_refused(small, name, trained):
+    with pytest.raises(ConfigError, match=rf"adapter\.trained='{trained}'.*federation\.strategy='{name}' trains"):
+        build(small(federation__strategy=name, adapter__trained=trained))
 
 
 @pytest.mark.parametrize("name", ["fedprox", "FedProx"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Answers, Facts, ServerState
-from .factors import factors, relative_gap, stacked, write_factors_
+from .factors import factors, rank_mask, relative_gap, stacked, write_factors_
 from .ranks import RANKS, Ranked, RankedWire
 
 
@@ -21,7 +21,7 @@ class HetLoRAWire(RankedWire):
 
 class HetLoRA(Ranked):
     """Each factor is the average of the zero-padded factors with weights ``‖b_k a_k‖`` (by layer), then truncated to
-    each client's rank. Heads are averaged with the run's weights.
+    each client's rank. Ranks that nobody of the cohort has stay as they are; heads are averaged with the run's weights.
 
     With ``federation.rank_pruning`` γ < 1 a client whose last ranks (beyond γ of them) have less ``‖b‖·‖a‖`` after
     local training than before gives them up for the next round. The original's penalty on these ranks is not part of
@@ -45,6 +45,8 @@ class HetLoRA(Ranked):
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:
         clients, rows, weights = answers.clients, answers.rows, answers.weights
+        ranks = self.ranks(server)
+        there = rank_mask(self.layout, [max(ranks[client] for client in clients)])[0].to(server.row.device)
         if self.config.federation.rank_pruning < 1:
             self._prune(server, clients, rows)
         row, parts = self.average(server, server.row, answers), []
@@ -56,7 +58,7 @@ class HetLoRA(Ranked):
             write_factors_(self.layout, name, row, new_b, new_a)
             up, down = stacked(b, a, weights)
             parts.append((up @ down, new_b @ new_a))
-        server.row = row
+        server.row = torch.where(there, row, server.row)
         return relative_gap(parts)
 
     def _prune(self, server: ServerState, clients: Sequence[int], rows: Tensor) -> None:

@@ -20,7 +20,7 @@ class RoLoRAWire(BothWire):
         other = self.layouts[self.factor(server.round + 1)].size - heads
         if server.round == 0:
             numbers = own
-        elif self.everyone_is_there:
+        elif server.round == 1 or self.everyone_is_there:  # nobody has trained a before the second round
             numbers = other + heads
         else:
             numbers = own + other
