@@ -110,11 +110,17 @@ class Adapters:
             ValueError: a base weight is another module's too (a head tied to the input embeddings), which would change
                 with it, or cannot hold the sum. No weight has changed then.
         """
-        for name, layer in self.layers.items():
-            layer.check_mergeable()
-            check_unshared(self.model, layer.base_layer, name, "merging", "keep the adapter beside the base")
+        self.check_mergeable("merging")
         for layer in self.layers.values():
             layer.merge()
+
+    def check_mergeable(self, change: str) -> None:
+        """ValueError where a base weight cannot hold its adapter, or is another module's too, so that ``change`` (which
+        the message names) would reach that one.
+        """
+        for name, layer in self.layers.items():
+            layer.check_mergeable()
+            check_unshared(self.model, layer.base_layer, name, change, "keep the adapter beside the base")
 
     def unmerge(self) -> None:
         """Takes the adapters out of the base weights again (to rounding)."""

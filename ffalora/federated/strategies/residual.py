@@ -107,7 +107,8 @@ class MergesIntoBase(Strategy):
     model then has, so that aggregating loads these.
 
     Raises:
-        ConfigError: a base that is not float32: its weights are too coarse for the updates of a round.
+        ConfigError: a base that is not float32, whose weights are too coarse for the updates of a round, or one that
+            cannot hold them, or shares its weight with other modules.
     """
 
     trained = "both"
@@ -127,6 +128,10 @@ class MergesIntoBase(Strategy):
                     f"{str(dtype).removeprefix('torch.')}, which would round them away (model.dtype="
                     f"{config.model.dtype}); set model.dtype=float32"
                 )
+        try:
+            adapters.check_mergeable(f"federation.strategy={self.name!r}")
+        except ValueError as error:
+            raise ConfigError(f"{error} (adapter.exclude_modules leaves a layer out)") from None
         self._base = BaseResidual(adapters)
 
     def load(self, server: ServerState, row: Tensor | None = None, trains: bool = False) -> None:
