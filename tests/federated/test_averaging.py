@@ -55,6 +55,15 @@ def test_fedsvd_begins_its_average_anew_where_it_renews_a(small):
     assert torch.allclose(server.tensors[AVERAGE], (rows[2] + rows[3]) / 2, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("every", "averaged"), [(1, 2), (2, 3), (4, 4)])
+def test_fedsvd_keeps_its_average_where_a_renewal_would_follow_the_last_round(small, every, averaged):
+    _, server, rows = _rows(
+        small(federation__strategy="fedsvd", federation__refactor_every=every, federation__average_from=0.0, **ROUNDS)
+    )
+    wanted = sum(rows[-averaged:]) / averaged
+    assert torch.allclose(server.tensors[AVERAGE], wanted, rtol=0, atol=1e-12)
+
+
 def test_a_resumed_run_saves_the_same_average_and_evaluates_what_it_saves(small, tmp_path, monkeypatch):
     config = small(federation__average_from=0.0, **ROUNDS, **PRIVATE)
     whole = simulate(config, tmp_path / "whole", progress=False)

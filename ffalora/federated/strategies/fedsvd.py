@@ -25,7 +25,7 @@ class FedSVDWire(BothWire):
 class FedSVD(KeepsBoth):
     """After every ``federation.refactor_every`` rounds ``b a = U S Vᵀ`` becomes ``b = U S``, ``a = Vᵀ``: the product
     stays, ``a`` is orthonormal and follows what was learned. It is computed from what the server has anyway, hence free
-    under differential privacy. Where ``b`` is zero there is nothing to follow, and ``a`` stays.
+    under differential privacy. Where ``b`` is zero there is nothing to follow, and ``a`` stays, as it does at the end.
     """
 
     name = "fedsvd"
@@ -41,7 +41,8 @@ class FedSVD(KeepsBoth):
 
     def aggregate(self, server: ServerState, answers: Answers) -> float:
         super().aggregate(server, answers)
-        if (server.round + 1) % self.config.federation.refactor_every == 0:
+        federation, done = self.config.federation, server.round + 1
+        if done % federation.refactor_every == 0 and done < federation.rounds:
             for name, layer in self.adapters.layers.items():
                 b, a = factors(self.layout, name, server.row[None])
                 u, s, vt = low_rank_svd(b[0], a[0])
