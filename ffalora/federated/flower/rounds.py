@@ -93,6 +93,7 @@ def remote_round(
     for failure in got.failed:
         logger.warning("round %d: %s", server.round + 1, failure)
     gap, metrics = end_round(experiment, server, sent)
+    knows_rows = got.sum_only is None and experiment.client_level is None and not strategy.personal
     believed = [answer for answer in got.answers if 0 <= answer.client < strategy.clients]  # rejected ones have paid
     spent = _latest("epsilon_per_client", "epsilon", believed, earlier)
     answered = sorted({*(earlier or {}).get("answered", ()), *(answer.client for answer in believed)})
@@ -106,7 +107,7 @@ def remote_round(
         "final_epsilon_per_client": _latest("final_epsilon_per_client", "final_epsilon", believed, earlier),
         "bytes_up": got.bytes_up,
         "bytes_down": got.bytes_down,
-        "update_gap": gap,
+        "update_gap": gap if strategy.exact or knows_rows else None,
         "rejected": sorted(rejected),
         "bounded": bounded,
         "failed": got.failed,
