@@ -45,7 +45,7 @@ class AdapterConfig(Section):
     layers_to_transform: list[int] | None = Field(None, description="adapt only these indices of the layer stack")
     layers_pattern: str | list[str] | None = Field(
         None,
-        description="name of the layer stack that layers_to_transform counts in (default: the innermost numbered one)",
+        description="name of the layer stack that layers_to_transform counts in (default: the outermost numbered one)",
     )
     rank_pattern: dict[str, Annotated[int, Field(le=MAX_RANK)]] = Field(
         default_factory=dict, description="rank by suffix or regular expression"
