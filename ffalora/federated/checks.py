@@ -61,6 +61,11 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
     if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
         wanted = federation.server_optimizer
         _need(lambda s: s.linear, "federation.server_optimizer", wanted, strategy)
+    if federation.payload != "float32" and config.privacy.noise_at == "clients":
+        raise ConfigError(
+            f"federation.payload={federation.payload!r}: clients that bring the noise send whole numbers of their own "
+            "format (privacy.sum_bits); set it to float32"
+        )
     if federation.payload == "top-k":
         _check_top_k(strategy, config)
     if federation.average_from is not None:
@@ -116,6 +121,11 @@ def _check_factors(strategy: type[Strategy], config: Config, clients: int) -> No
     """Refuses adapters without the method's factors, ranks that clients cannot have, and first factors that they could
     not begin with.
     """
+    if config.adapter.trained not in ("b", strategy.trained):  # "b" is what nobody asked for: files hold every key
+        raise ConfigError(
+            f"adapter.trained={config.adapter.trained!r}: federation.strategy={strategy.name!r} trains "
+            f"{strategy.facts.trained or strategy.trained}; leave adapter.trained out, or choose another method"
+        )
     if config.adapter.method != "lora":
         _need(_trains_b_alone, "adapter.method", config.adapter.method, strategy)
     ranks = config.clients.ranks
