@@ -37,7 +37,7 @@ from .ledgers import clipping_policy, ledgers_of, make_ledger
 from .partition import Partition, describe, make_partition
 from .rates import set_rates
 from .robust import robust_mean
-from .strategies import Mean, Strategy, weighted_mean
+from .strategies import Mean, ServerState, Strategy, weighted_mean
 from .whole_users import whole_users
 
 _DEFAULT_CLIENTS = 3
@@ -88,6 +88,13 @@ class Experiment:
         metrics = self.task.metrics(gathered)
         self.answered = answer_split(self.loaded, self.data, data, data.evaluate_on)
         return metrics | (self.answered.metrics() if self.answered else {})
+
+    def bytes_up(self, server: ServerState, client: int | None = None) -> int:
+        """What a client (None: any) sends in the round about to begin: its numbers, or its share of a noisy sum."""
+        wire = self.strategy.wire
+        if self.client_level is None or self.client_level.shares is None:
+            return wire.bytes_up(server, client)
+        return self.client_level.shares_of(wire.numbers_up(server)).bytes
 
     def on_charge(self, save: Callable[[Mapping[str, PrivacyLedger]], None]) -> None:
         """Has ``save`` called with the ledgers that were charged, before any noisy result exists."""

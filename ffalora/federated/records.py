@@ -92,7 +92,7 @@ def summary(experiment: Experiment, server: ServerState, rows: list[dict[str, An
         "metrics": evaluated[-1]["metrics"] if evaluated else {},
         "evaluated": evaluated_rows(experiment),
         "epsilon": rows[-1]["epsilon"] if rows else spent_until_now(experiment)["epsilon"],
-        "bytes_up_per_client_round": experiment.strategy.wire.bytes_up(last),
+        "bytes_up_per_client_round": experiment.bytes_up(last),
         "trained_numbers": experiment.strategy.wire.trained_layout(last).size,
         "lr": experiment.participants[0].lr,
         "head_start": experiment.head_start,

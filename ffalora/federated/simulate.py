@@ -242,9 +242,9 @@ def open_round(experiment: Experiment, server: ServerState, cohort: Cohort | Non
     """Draws the cohort, unless it is given, and brings the model to where the round starts."""
     strategy, cohort = experiment.strategy, cohort or draw_cohort(experiment, server.round)
     strategy.load(server, trains=True)
-    ids, wire = cohort.ids, strategy.wire
-    up = sum(wire.bytes_up(server, client) for client, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
-    return OpenRound(cohort, strategy.start(server, ids), up, wire.bytes_down(server, ids))
+    ids = cohort.ids
+    up = sum(experiment.bytes_up(server, i) for i, arrives in zip(ids, cohort.arrives, strict=True) if arrives)
+    return OpenRound(cohort, strategy.start(server, ids), up, strategy.wire.bytes_down(server, ids))
 
 
 def close_round(

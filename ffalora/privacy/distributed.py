@@ -30,6 +30,11 @@ _DEVIATIONS = 6.0
 _MOST_ROUNDINGS = 1000
 
 
+def unsigned(bits: int) -> np.dtype:
+    """The numbers in which sums modulo ``2**bits`` travel."""
+    return np.dtype(np.uint16 if bits <= 16 else np.uint32)
+
+
 @dataclass(frozen=True)
 class NoiseShares:
     """Terms of a sum, the same at all clients and at the server.
@@ -93,6 +98,11 @@ class NoiseShares:
     def length(self) -> int:
         """Numbers of a share: ``width``, padded to whole blocks."""
         return -(-self.width // self.block) * self.block
+
+    @property
+    def bytes(self) -> int:
+        """Of a share on the wire, without headers."""
+        return self.length * unsigned(self.bits).itemsize
 
     @cached_property
     def granularity(self) -> float:

@@ -73,11 +73,23 @@ def test_a_client_without_a_finite_update_brings_its_noise_all_the_same(small, m
         ({"privacy__noise_multiplier": 0.0}, "nothing to share"),
         ({"privacy__noise_at": "server", "privacy__dropouts": 1}, "dropouts=1 is of noise_at"),
         ({"privacy__dropouts": 2, "privacy__colluders": 1}, "leave 0 of 3 clients"),
+        ({"federation__payload": "int8"}, "federation.payload='int8'.*set it to float32"),
+        ({"federation__payload": "float16"}, "federation.payload='float16'.*set it to float32"),
     ],
 )
 def test_what_shares_of_noise_do_not_protect_is_refused_by_name(small, changes, said):
     with pytest.raises(ConfigError, match=said):
         build(small(clients__count=3, **SHARES | changes))
+
+
+@pytest.mark.parametrize(("bits", "size"), [(16, 2), (20, 4)])
+def test_a_share_counts_as_the_whole_numbers_in_which_it_travels(small, tmp_path, bits, size):
+    config = small(clients__count=3, adapter__rank=3, privacy__sum_bits=bits, **SHARES)
+    run = simulate(config, tmp_path / "run", progress=False)
+    length = build(config).client_level.shares.length
+    assert length == 256 > 4 * 3 * 16  # four layers' b, padded to a power of two
+    assert run.rounds[0]["bytes_up"] == 3 * length * size
+    assert run.summary["bytes_up_per_client_round"] == length * size
 
 
 def test_dropouts_beyond_the_stated_number_leave_the_state_and_are_charged(small, monkeypatch):

@@ -33,6 +33,8 @@ from flwr.server.workflow.constant import Key as WorkflowKey
 from flwr.supercore.primitives.asymmetric import bytes_to_private_key, bytes_to_public_key
 from numpy.typing import NDArray
 
+from ...privacy.distributed import unsigned
+
 
 def mask(key: bytes, length: int, bits: int) -> NDArray[np.int64]:
     """Uniform whole numbers below ``2**bits``, int64 ``[length]``: a function of a secret key of 32 bytes or more."""
@@ -80,7 +82,7 @@ def masked_by_client(
         masked += (1 if state.nid > other else -1) * mask(shared, len(numbers), bits)
     for record in content.array_records.values():
         record.clear()
-    sent = (masked % 2**bits).astype(np.uint16 if bits <= 16 else np.uint32)
+    sent = (masked % 2**bits).astype(unsigned(bits))
     context.state.config_records[RECORD_KEY_STATE] = ConfigRecord(state.to_dict())
     content.config_records[RECORD_KEY_CONFIGS] = ConfigRecord({Key.MASKED_PARAMETERS: [ndarray_to_bytes(sent)]}, False)
     return Message(content, reply_to=message)
