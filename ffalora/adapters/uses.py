@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import TrainedLayer
+from .targets import find_head, not_compiled
 
 #: Largest change of a layer's row that another batch's rounding makes, relative to the row: other samples differ more.
 _ROUNDING = 0.1
@@ -170,3 +171,20 @@ def quiet(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def telling_head(model: nn.Module) -> Iterator[None]:
+    """Within the block a task head that is zero has random weights: at zero all outputs are the same, whatever a model
+    does with its samples. The zeros come back.
+    """
+    weights = [head._parameters.get("weight") for head in find_head(not_compiled(model)).values()]
+    zero = [weight.data for weight in weights if weight is not None and not weight.is_meta and not weight.any()]
+    source = torch.Generator().manual_seed(0)
+    try:
+        for weight in zero:
+            weight.copy_(torch.randn(weight.shape, generator=source) / weight[0].numel() ** 0.5)
+        yield
+    finally:
+        for weight in zero:
+            weight.zero_()

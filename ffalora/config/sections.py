@@ -169,7 +169,12 @@ class FederationConfig(Section):
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
         "fedavg", description="what the server makes of the average"
     )
-    server_lr: float = Field(1.0, gt=0, description="learning rate of the server optimiser (fedavg: 1 is the average)")
+    server_lr: float = Field(
+        1.0,
+        gt=0,
+        description="learning rate of the server optimiser: 1 is the average; what "
+        "fedadam, fedyogi and fedadagrad move a number by in a round, such as 0.01",
+    )
     server_beta1: float = Field(0.9, ge=0, lt=1, description="server optimiser: momentum, or first moment")
     server_beta2: float = Field(0.99, ge=0, lt=1, description="server optimiser: second moment")
     server_tau: float = Field(1e-3, gt=0, description="server optimiser: degree of adaptivity")

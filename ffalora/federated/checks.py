@@ -61,6 +61,11 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
     if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
         wanted = federation.server_optimizer
         _need(lambda s: s.linear, "federation.server_optimizer", wanted, strategy)
+        if wanted not in ("fedavg", "fedavgm") and federation.server_lr == 1.0:
+            raise ConfigError(
+                f"federation.server_lr=1 is the rate of averages; {wanted} moves every number by about its rate in "
+                "each round, whatever clients found: give it a smaller one, such as 0.01"
+            )
     if federation.payload != "float32" and config.privacy.noise_at == "clients":
         raise ConfigError(
             f"federation.payload={federation.payload!r}: clients that bring the noise send whole numbers of their own "

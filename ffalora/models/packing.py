@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ffalora_kernels import Segments
 
 from ..adapters import TrainingPass
+from ..adapters.uses import telling_head
 from ..data.head_loss import HeadStates
 from ..data.tasks import logits_of
 from .packed_attention import ATTENTION, PaddedGroups
@@ -118,12 +119,13 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     if len(few["attention_mask"]) < 2:
         return False
     real = few["attention_mask"].bool()
-    padded = logits_of(model(**few)).double()
-    try:
-        with packed_attention(model):
-            packed = logits_of(padded_outputs(model(**pack(few)), real)).double()
-    except (AttributeError, RuntimeError, TypeError) as error:
-        raise ValueError(f"this model does not take packed batches ({error}); set model.packed to false") from error
+    with telling_head(model):
+        padded = logits_of(model(**few)).double()
+        try:
+            with packed_attention(model):
+                packed = logits_of(padded_outputs(model(**pack(few)), real)).double()
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ValueError(f"this model does not take packed batches ({error}); set model.packed to false") from error
     if padded.dim() == 3:  # of tokens: what stands beside a sample's own is nobody's
         packed, padded = packed[real], padded[real]
     difference = float((packed - padded).square().mean().sqrt() / padded.square().mean().sqrt())

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.targets import not_compiled
-from ..adapters.uses import quiet
+from ..adapters.uses import quiet, telling_head
 from ..data.tasks import Losses
-from .independence import SamplesNotIndependent
+from .independence import SamplesNotIndependent, numbers_of
 from .plain import is_exact
 
 #: Largest change of a sample's loss that rounding explains, in float32 and in narrower formats: relative to the loss,
@@ -61,12 +61,13 @@ class PaddingWatch:
     def _compare(self, model: nn.Module, losses: Losses, here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
         found, lengths = [], []
         model = not_compiled(model)
-        with quiet(model):
+        with quiet(model), telling_head(model):
             for given in (here, there):
                 inputs = {name: value for name, value in given.items() if name}
-                found.append(float(losses(model(**inputs), given[""])))
+                outputs = model(**inputs)
+                found.append(float(losses(outputs, given[""])))
                 lengths.append(inputs["attention_mask"].shape[-1])
-        self.has_told = True
+        self.has_told = any(bool(value.any()) for value in numbers_of(outputs, 1).values())
         is_wide = is_exact(model, here[""].device) and "forward" not in vars(model)  # accelerate wraps it in autocast
         share, least = _WIDE if is_wide else _NARROW
         if abs(found[0] - found[1]) > share * max(abs(found[0]), abs(found[1]), least):

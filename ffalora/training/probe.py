@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters
+from ..adapters.uses import telling_head
 from ..data.tasks import Losses, causal_losses
 from ..models.frozen_head import can_leave_head_out
 from ..models.packing import check_packing
@@ -73,10 +74,9 @@ class Probe:
         if not self.private:
             self._open.discard("independence")
         elif "independence" in self._open and len(targets) > 1:
-            has_told = check_independence(model, inputs)
-            with torch.no_grad():
-                outputs = model(**inputs)
-            check_losses_independence(losses, outputs, targets)
+            with telling_head(model), torch.no_grad():
+                has_told = check_independence(model, inputs)
+                check_losses_independence(losses, model(**inputs), targets)
             if has_told:
                 self._open.remove("independence")
         if self.private:

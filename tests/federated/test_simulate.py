@@ -91,6 +91,12 @@ def test_packed_batches_give_the_result_of_padded_ones(small, tmp_path, changes)
         torch.testing.assert_close(packed[name], padded[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", ["auto", True])
+@pytest.mark.parametrize("head", [{}, {"adapter__head": "auto"}], ids=["frozen", "as by default"])
+def test_batches_are_packed_wherever_the_head_starts(small, packed, head):
+    assert build(small(model__packed=packed, model__head_start="zero", **head)).engine.packed
+
+
 def test_packing_a_model_that_pools_by_position_is_refused(small, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.packed=true needs model\.pooling=mean"):
         simulate(small(model__packed=True, model__pooling="model"), tmp_path / "run", progress=False)

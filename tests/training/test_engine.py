@@ -228,6 +228,24 @@ def test_a_model_that_mixes_samples_is_refused():
         engine.train(participants(1), adapters.state()[None], steps=1)
 
 
+class _Shared(nn.Module):
+    def forward(self, hidden):
+        return hidden + 0.5 * hidden.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("start", ["zero", "random"])
+def test_a_model_that_mixes_samples_is_refused_wherever_its_head_starts(start):
+    engine, adapters = tiny_engine(head="trained", privacy={"check_gradients": False})
+    engine.model.dropout = _Shared()
+    head = engine.model.classifier.base_layer
+    if start == "zero":
+        nn.init.zeros_(head.weight)
+    before = head.weight.detach().clone()
+    with pytest.raises(SamplesNotIndependent, match="mixes samples"):
+        engine.train(participants(1), adapters.state()[None], steps=1)
+    assert torch.equal(head.weight, before)
+
+
 def test_a_nonfinite_sample_is_counted_and_contributes_nothing():
     def run(bad):
         engine, adapters = tiny_engine(privacy={"noise_multiplier": 0.0})

@@ -113,14 +113,47 @@ def _counting_padding():
     yield _look(_gpt2(), _answers, causal_losses), True
 
 
-@pytest.mark.parametrize("look,left", _counting_padding(), ids=_IDS)
+@pytest.mark.parametrize("look,left", list(_counting_padding()), ids=_IDS)
 def test_what_counts_padding_is_refused_once_batches_of_two_lengths_show_it(look, left):
     look(_batch(6, 4, left=left))
     with pytest.raises(SamplesNotIndependent, match=r"in a batch of 9 tokens and .* in one of 6: .* counts padding"):
         look(_batch(9, 5, left=left))
 
 
-@pytest.mark.parametrize("look,left", _counting_padding(), ids=_IDS)
+def _with_a_head_of_zeros(layer):
+    torch.manual_seed(0)
+    model = _PooledOverPadding(tiny_model())
+    nn.init.zeros_(model.classifier.weight)
+    if layer != "classifier":  # a name by which nobody knows a head
+        model.forward = lambda input_ids, attention_mask: getattr(model, layer)(
+            model.bert(input_ids, attention_mask).last_hidden_state.mean(1)
+        )
+        setattr(model, layer, model.classifier)
+        del model.classifier
+    return model, getattr(model, layer)
+
+
+def test_what_counts_padding_is_refused_although_the_head_starts_at_zero():
+    model, head = _with_a_head_of_zeros("classifier")
+    look = _look(model, found=_of_tensors)
+    look(_batch(6, 4))
+    assert not head.weight.any()
+    with pytest.raises(SamplesNotIndependent, match="counts padding"):
+        look(_batch(9, 5))
+    assert not head.weight.any()
+
+
+def test_a_head_of_zeros_that_nobody_knows_is_looked_at_until_it_has_moved():
+    model, head = _with_a_head_of_zeros("answers")
+    look = _look(model, found=_of_tensors)
+    look(_batch(6, 4))
+    look(_batch(9, 5))
+    nn.init.normal_(head.weight)
+    with pytest.raises(SamplesNotIndependent, match="counts padding"):
+        look(_batch(12, 5))
+
+
+@pytest.mark.parametrize("look,left", list(_counting_padding()), ids=_IDS)
 def test_padding_to_one_length_is_nobody_else_s_doing(look, left):
     look(_batch(6, 4, to=9, left=left))
     look(_batch(9, 5, left=left))
