@@ -22,7 +22,8 @@ ROOMS = (
 #: What the mechanism may import, and which rooms may import it.
 MECHANISM = ("files", "config")
 AROUND_IT = ROOMS[ROOMS.index("training") :]
-TEXTS = {".py", ".md", ".yaml", ".yml", ".cff", ".toml", ".txt", ".html", ".cpp", ".h", ".csv", ""}
+TEXTS = {".py", ".pyi", ".ipynb", ".md", ".yaml", ".yml", ".cff", ".toml", ".json", ".txt", ".html", ".css", ".js", ".svg", ".cpp", ".h",
+         ".c", ".cu", ".sh", ".csv", ""}  # fmt: skip
 
 
 def tracked():

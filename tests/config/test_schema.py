@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ffalora.cli import main
-from ffalora.config import fields, load_config, to_yaml
+from ffalora.config import ConfigError, fields, load_config, to_yaml
 from ffalora.config.names import dotted_names
 from ffalora.config.schema import json_schema
 
@@ -56,6 +56,8 @@ WRONG = [
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_refused_does_not_fit(wrong, jsonschema):
+    with pytest.raises(ConfigError):
+        load_config(overrides=wrong)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, json_schema())
 

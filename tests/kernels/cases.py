@@ -159,7 +159,7 @@ def check_clip(
         limit[0] = float("inf")
     pieces = [arena[:, lo:hi].double().square().sum(1) for lo, hi in pairwise(bounds.tolist())]
     squares = torch.stack(pieces, 1) if give_squares else None
-    before = torch.randn(c, p, dtype=torch.float64)
+    before = torch.randn(c, p, dtype=torch.float64) * magnitude
     expected = before.clone()
     with ffk.use_backend("reference"):
         factors_expected, norms_expected = ffk.clip_reduce_(expected, arena, client, limit, bounds, squares, mode)
