@@ -22,8 +22,10 @@ ROOMS = (
 #: What the mechanism may import, and which rooms may import it.
 MECHANISM = ("files", "config")
 AROUND_IT = ROOMS[ROOMS.index("training") :]
-TEXTS = {".py", ".pyi", ".ipynb", ".md", ".yaml", ".yml", ".cff", ".toml", ".json", ".txt", ".html", ".css", ".js", ".svg", ".cpp", ".h",
-         ".c", ".cu", ".sh", ".csv", ""}  # fmt: skip
+#: Of files that hold text, the ends of their names.
+TEXTS = set(
+    ".py .pyi .ipynb .md .yaml .yml .cff .toml .json .txt .html .css .js .svg .cpp .h .c .cu .sh .csv".split()
+) | {""}
 
 
 def tracked():
