@@ -23,6 +23,7 @@ _NAMES = {
 }
 _RECORDS = 200
 _DECIMAL = re.compile(r"[+-]?\d+(,\d+)?")
+_CODE = re.compile(r"\s*[+-]?0\d")  # how a whole number begins that is written as a code
 _LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields of 128 kB unless told otherwise
 
 
@@ -75,7 +76,8 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
 
 def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> Any:
     """The table as a pandas.DataFrame. Only an empty cell counts as missing: a text "NA" or "null" is a text. Whole
-    numbers stay whole beside empty cells.
+    numbers stay whole beside empty cells; a column of them in which one is written with zeros before it (``007``) holds
+    codes, which are texts.
 
     Args:
         as_written: every cell as the text that it is, an empty one too.
@@ -85,21 +87,29 @@ def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> An
     """
     import pandas
 
-    how: dict[str, Any] = {"na_values": [""], "dtype_backend": "numpy_nullable"}
-    if as_written:
-        how = {"na_filter": False, "dtype": str}
+    table = _parsed(file, form, na_filter=False, dtype=str) if as_written else _parsed(file, form)
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells for names of rows
+        raise ValueError(_uneven(file, form) or "rows have more cells than the header")
+    whole = [i for i, kind in enumerate(table.dtypes) if pandas.api.types.is_integer_dtype(kind)]
+    if whole and re.search(r"(?<!\w)0\d", _text(file, form)):
+        for name, cells in _parsed(file, form, usecols=whole, dtype="string").items():
+            if cells.str.match(_CODE).any():
+                table[name] = cells
+    return table
+
+
+def _parsed(file: Path, form: TextFormat, **how: Any) -> Any:
+    import pandas
+
     try:
-        table = pandas.read_csv(
+        return pandas.read_csv(
             file, sep=form.delimiter, encoding=form.encoding, decimal=form.decimal, keep_default_na=False,
-            low_memory=False, quoting=form.quoting, **how,
+            na_values=[""], low_memory=False, quoting=form.quoting, dtype_backend="numpy_nullable", **how,
         )  # fmt: skip
     except pandas.errors.EmptyDataError:
         raise ValueError("it is empty") from None
     except pandas.errors.ParserError as error:
         raise ValueError(_uneven(file, form) or str(error)) from error
-    if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells for names of rows
-        raise ValueError(_uneven(file, form) or "rows have more cells than the header")
-    return table
 
 
 def record_lines(file: Path, form: TextFormat) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,4 +127,6 @@ def _is_whole(value: Any) -> bool:
 
 
 def _name(value: Any) -> str:
-    return str(int(value)) if _is_whole(value) else str(value).strip()
+    """One name for a number however a file writes it: 7, 7.0, ``7`` and ``007``."""
+    name = str(int(value)) if _is_whole(value) else str(value).strip()
+    return re.sub(r"\+?0+(?=\d+$)", "", name) if name[:1] in "+0" else name

@@ -1,9 +1,13 @@
 """Tables as people save them: encodings and delimiters are found, and problems are named by the lines of the file."""
 
 import pytest
+from pandas import NA
 
 from ffalora.data import DataError, load_data
 from ffalora.data.delimited import TextFormat, find_format, read_delimited, record_lines
+from ffalora.data.records import user_digests
+from ffalora.data.users import Owners
+from ffalora.data.validate import column_values
 
 HEADER = ("subject", "message", "verdict", "site")
 COLUMNS = {"input_columns": ["subject", "message"], "label_column": "verdict", "client_column": "site"}
@@ -202,3 +206,25 @@ def test_numbers_with_decimal_commas_are_numbers(tmp_path, cells, decimal):
     assert form == TextFormat("utf-8", ";", decimal) and ("decimal commas" in str(form)) == (decimal == ",")
     if decimal == ",":
         assert list(read_delimited(file, form)["score"]) == [3.5, -2.0, 0.25]
+
+
+def test_codes_keep_their_zeros_and_other_whole_numbers_are_numbers(tmp_path):
+    file = tmp_path / "any.csv"
+    found = [(f"text {n}", f"0{1 + n % 2}", n % 3 - 1, f"{n:03}" if n else "") for n in range(60)]
+    file.write_text("text,label,score,code\n" + "".join(f"{a},{b},{c:+},{d}\n" for a, b, c, d in found))
+    table = read_delimited(file, find_format(file))
+    assert [tuple("" if cell is NA else cell for cell in row) for row in table.itertuples(index=False)] == found
+    assert load_data(str(file), input_columns=["text"]).label_names == ["01", "02"]
+
+
+def test_users_are_known_again_whether_or_not_all_names_of_a_table_are_digits(tmp_path):
+    def digests(name, people):
+        file = tmp_path / name
+        file.write_text("text,label,PatientId\n" + "".join(f"text {n},{n % 2},{p}\n" for n, p in enumerate(people)))
+        data = load_data(str(file), user_column="PatientId", fractions=(1, 0, 0))
+        return set(user_digests(Owners.of(column_values(data.train, "PatientId")), range(len(people))))
+
+    codes = [f"{n // 2:05}" for n in range(80)]
+    known = digests("codes.csv", codes)
+    assert len(known) == 40 and len(known & digests("mixed.csv", [*codes[:-2], "A0001", "A0001"])) == 39
+    assert known == digests("numbers.csv", [n // 2 for n in range(80)])
