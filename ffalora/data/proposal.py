@@ -134,11 +134,11 @@ def propose(
     columns = tuple(_describe(data, name) for name in data.column_names)
     taken = set(given)
     groups = [c for c in columns if _groups(c, len(data)) and c.name not in taken] if client is None else []
-    client = client or next((c.name for c in groups if _is_called(c.name, _CLIENT_WORDS)), None)
+    client = client or next((c.name for c in groups if _is_whose(c, _CLIENT_WORDS)), None)
     own = user
     if user is None:
         able = [c for c in columns if c.name not in {*taken, client} and 2 <= c.distinct <= 0.9 * len(data)]
-        user = next((c.name for c in able if c.words < _TEXT_WORDS and _is_called(c.name, _USER_WORDS)), None)
+        user = next((c.name for c in able if c.words < _TEXT_WORDS and _is_whose(c, _USER_WORDS)), None)
     texts = () if text or label else _spoken(data, columns)
     task = "causal-lm"
     rivals: tuple[str, ...] = ()
@@ -213,12 +213,19 @@ def _describe(data: Dataset, name: str) -> Column:
 
 def _is_spoken(values: Sequence[Any]) -> bool:
     """Whether the values are lists of messages, by the first of them."""
-    return bool(values) and isinstance(values[0], list) and bool(values[0]) and "role" in values[0][0]
+    first = values[0][0] if values and isinstance(values[0], list) and values[0] else None
+    return isinstance(first, dict) and "role" in first
 
 
 def _is_called(name: str, words: Sequence[str]) -> bool:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
     return any(part in words for part in re.split(r"[\W\d_]+", spaced.lower()))
+
+
+def _is_whose(column: Column, words: Sequence[str]) -> bool:
+    """Whether it is called by such a word, and not what somebody's label is (``user_rating``), and holds names."""
+    is_called = _is_called(column.name, words) and not _is_called(column.name, _LABEL_WORDS)
+    return is_called and column.kind in ("text", "number")
 
 
 def _groups(column: Column, rows: int) -> bool:

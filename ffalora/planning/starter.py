@@ -50,7 +50,7 @@ def starter_yaml(found: Proposal, target_epsilon: float) -> str:
         f"  delta: {delta:.1e}  # well below one over the rows of a client",
         "  noise: secure  # charged to the data's ledger, run by run; seeded: to try things out, protects nothing",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(_printable, lines)) + "\n"
 
 
 def _classifier(found: Proposal) -> list[str]:
@@ -151,5 +151,11 @@ def _clients(found: Proposal) -> list[str]:
 
 
 def _value(value: object) -> str:
-    """A value in YAML, on one line: JSON is YAML."""
-    return json.dumps(value, ensure_ascii=False)
+    """A value in YAML, on one line: JSON is YAML, where what YAML takes for the end of a line is escaped."""
+    written = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in written)
+
+
+def _printable(line: str) -> str:
+    """A line whose comment may quote what ends a line, or what YAML refuses."""
+    return "".join(c if c.isprintable() else " " for c in line)

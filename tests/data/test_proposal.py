@@ -4,10 +4,12 @@ import json
 
 import pandas
 import pytest
+import yaml
 
 from ffalora.data import DataError
 from ffalora.data.load import load_data
 from ffalora.data.proposal import propose
+from ffalora.planning.starter import starter_yaml
 
 ROWS = 60
 
@@ -125,6 +127,27 @@ def test_a_column_that_names_nobody_twice_is_not_people(tmp_path):
     assert found.user is None
 
 
+def test_what_somebody_says_is_a_label_and_nobody(tmp_path):
+    found = propose(table(tmp_path, review=texts(5), user_rating=classes(1, 2, 3)))
+    assert (found.label, found.user, found.client) == ("user_rating", None, None)
+    columns = {"customer_sentiment": classes("good", "bad"), "topic": [f"t{row % 7}" for row in range(ROWS)]}
+    found = propose(table(tmp_path, review=texts(5), store_verdict=classes("no", "yes"), **columns))
+    assert (found.label, found.user, found.client) == ("store_verdict", None, None)
+    rows = [
+        {"text": text, "label": "no yes".split()[i % 2], "author": {"id": i // 4}} for i, text in enumerate(texts(5))
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    assert propose(tmp_path / "own.json").user is None
+
+
+@pytest.mark.parametrize("cell", [[0.1, 0.2], ["payroll roles", "b"], [["role"]]])
+def test_lists_of_anything_but_messages_are_no_conversations(tmp_path, cell):
+    rows = {"text": texts(5), "label": classes("no", "yes"), "extra": [cell] * ROWS}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "own.parquet")
+    found = propose(tmp_path / "own.parquet")
+    assert (found.label, found.task, found.column("extra").kind) == ("label", "classification", "other")
+
+
 def test_files_of_a_folder_are_clients(tmp_path):
     for name in ("north", "south"):
         pandas.DataFrame({"text": texts(5), "label": classes("no", "yes")}).to_csv(tmp_path / f"{name}.csv")
@@ -191,3 +214,14 @@ def test_answers_that_are_classes_are_a_label_and_so_is_one_that_is_named(tmp_pa
     assert (found.task, found.text, found.label) == ("classification", ("question",), "answer")
     found = propose(table(tmp_path, prompt=texts(5), answer=texts(7, 3), good=classes("u", "v")), label="good")
     assert (found.task, found.text, found.label) == ("classification", ("prompt", "answer"), "good")
+
+
+@pytest.mark.parametrize("mark", ["\n", "\x85", "\u2028", "\x7f"])
+def test_a_configuration_is_yaml_whatever_stands_in_the_table_s_names(tmp_path, mark):
+    people, label, text = f"Customer{mark}ID", f"the{mark}label", f"own{mark}text"
+    people_of = [f"p{row // 4}" for row in range(ROWS)]
+    path = table(tmp_path, **{text: texts(5), label: classes(f"no{mark}no", "yes"), people: people_of})
+    found = propose(path)
+    assert found.user == people
+    data = yaml.safe_load(starter_yaml(found, 6.0))["data"]
+    assert (data["text"], data["label"], data["user"]) == ([text], label, people)
