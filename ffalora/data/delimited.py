@@ -22,7 +22,7 @@ _NAMES = {
     _WESTERN: "Windows-1252",
 }
 _RECORDS = 200
-_DECIMAL = re.compile(r"[+-]?\d+(,\d+)?")
+_DECIMAL, _THOUSANDS = re.compile(r"[+-]?\d+(,\d+)?"), re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 _CODE = re.compile(r"\s*[+-]?0\d")  # how a whole number begins that is written as a code
 _LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields of 128 kB unless told otherwise
 
@@ -56,7 +56,8 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
     The encoding is what a byte-order mark announces, else UTF-8 where the whole file is valid UTF-8, else Windows-1252.
     The delimiter is the one by which most of the first 200 records have as many cells as the header, and the header
     the most; where the header is one cell, the one by which all records are, a comma first (in a .tsv file a tab).
-    Decimals have a comma where a column of these records is numbers with one. Quotes belong to the texts where taken
+    Decimals have a comma where a column of these records is numbers with one, some of which are no thousands (12,500).
+    Quotes belong to the texts where taken
     otherwise they would not close at the end of a cell, and each line has as many cells as the header.
 
     Raises:
@@ -189,14 +190,17 @@ def _delimiter_of(text: str, usual: str) -> str:
 
 
 def _has_decimal_commas(text: str, delimiter: str) -> bool:
-    """Whether all that a column holds in the first records are numbers, some with decimals behind a comma."""
+    """Whether all that a column holds in the first records are numbers, some with what can only be decimals behind a
+    comma.
+    """
     try:
         records = [cells for _, cells in islice(_records(text, TextFormat("", delimiter)), 1, _RECORDS) if cells]
     except csv.Error:
         return False
     columns = [[cell.strip() for cell in column if cell.strip()] for column in zip_longest(*records, fillvalue="")]
     return any(
-        any("," in cell for cell in column) and all(_DECIMAL.fullmatch(cell) for cell in column) for column in columns
+        any("," in cell and not _THOUSANDS.fullmatch(cell) for cell in column) and all(map(_DECIMAL.fullmatch, column))
+        for column in columns
     )
 
 

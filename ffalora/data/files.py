@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,10 @@ def _read_table(file: Path, suffix: str) -> Any:
     import pandas
 
     if suffix == ".parquet":
-        return pandas.read_parquet(file, dtype_backend="numpy_nullable")
+        table = pandas.read_parquet(file, dtype_backend="numpy_nullable")
+        for name in table:
+            table[name] = _without_decimals(table[name])
+        return table
     text = file.read_text(encoding="utf-8-sig")
     if _is_one_list(file, text):
         rows = json.loads(text)
@@ -112,6 +116,21 @@ def _read_table(file: Path, suffix: str) -> Any:
     for name in table:
         table[name] = _one_kind(table[name])
     return table
+
+
+def _without_decimals(cells: Any) -> Any:
+    """A column; where it holds decimals, as databases export numbers, whole numbers (long ones as texts) or floats."""
+    import pandas
+
+    held = cells.dropna()
+    if held.empty or not isinstance(held.iloc[0], Decimal):
+        return cells
+    if any(value != value.to_integral_value() for value in held):
+        return cells.astype("float64").astype("Float64")
+    whole = [None if value is None else int(value) for value in cells]
+    if held.abs().max() < 2**63:
+        return pandas.Series(whole, cells.index, dtype="Int64")
+    return pandas.Series([None if value is None else str(value) for value in whole], cells.index, dtype="string")
 
 
 def _one_kind(cells: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,19 @@ def check_numbers(check: RowCheck, column: str) -> None:
     """The column holds finite numbers, for regression."""
     if not check.has("label_column", column):
         return
-    bad = [
-        (row, value)
-        for row, value in check.present("label_column", column)
-        if isinstance(value, bool | str) or not np.isfinite(value)
-    ]
+    bad = [(row, value) for row, value in check.present("label_column", column) if not is_number(value)]
     if bad:
-        said = f"must hold finite numbers for regression; it holds e.g. {bad[0][1]!r} in"
+        marks = " (no marks between thousands, and a point before decimals)" if "," in str(bad[0][1]) else ""
+        said = f"must hold finite numbers for regression{marks}; it holds e.g. {bad[0][1]!r} in"
         check.refuse("label_column", column, [row for row, _ in bad], said)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, or a text that is one."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def check_classes(check: RowCheck, column: str, is_learned: bool) -> None:
@@ -70,7 +76,7 @@ def are_no_classes(distinct: int, rows: int) -> bool:
 def encode_numbers(parts: dict[str, Dataset], column: str) -> dict[str, Dataset]:
     """Each part, checked before, with its label column as float64."""
     return {
-        role: _replace(data, column, np.asarray(column_values(data, column), dtype=np.float64))
+        role: _replace(data, column, np.array([float(value) for value in column_values(data, column)]))
         for role, data in parts.items()
     }
 

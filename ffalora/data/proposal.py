@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .columns import PROMPTS, in_digits
 from .errors import DataError
 from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
-from .labels import are_no_classes, with_one_spelling
+from .labels import are_no_classes, is_number, with_one_spelling
 from .spelling import one_spelling
 from .splits import DEFAULT_FRACTIONS, FEWEST_ROWS
 from .validate import column_values, is_missing
@@ -278,19 +277,12 @@ def _check_classes(data: Dataset, label: Column, path: str | Path) -> None:
     present = [(row, value) for row, value in enumerate(column_values(data, label.name)) if not is_missing(value)]
     if not are_no_classes(label.distinct, len(present)):
         return
-    odd = [(row, value) for row, value in present if not _is_number(value)]
+    odd = [(row, value) for row, value in present if not is_number(value)]
     said = f"{path}: column {label.name!r} has {label.distinct} different values in {len(present)} rows, no classes"
-    if len(odd) < len(present) / 10:
+    if 0 < len(odd) < len(present) / 10:
         cells = ", ".join(f"{value!r} in row {row}" for row, value in odd[:_MOST_SHOWN])
         raise DataError(f"{said}; {len(odd)} are no finite numbers (rows from 0): {cells}; mend or empty these cells")
     raise DataError(f"{said}; name another column with --label")
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
 
 
 def _users(data: Dataset, needed: Sequence[str], user: str, client: str | None) -> dict[str, set[str]]:

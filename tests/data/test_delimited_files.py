@@ -197,7 +197,15 @@ def test_without_network_the_hub_is_not_asked_again_and_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cells", "decimal"), [(["3,5", "-2", "0,25"], ","), (["3.5", "2", "1"], "."), (["3,5", "a"], ".")]
+    ("cells", "decimal"),
+    [
+        (["3,5", "-2", "0,25"], ","),
+        (["3.5", "2", "1"], "."),
+        (["3,5", "a"], "."),
+        (["12,500", "900", "1,200"], "."),
+        (["0,125"], ","),
+        (["1,25", "12,500"], ","),
+    ],
 )
 def test_numbers_with_decimal_commas_are_numbers(tmp_path, cells, decimal):
     file = tmp_path / "any.csv"
@@ -205,7 +213,17 @@ def test_numbers_with_decimal_commas_are_numbers(tmp_path, cells, decimal):
     form = find_format(file)
     assert form == TextFormat("utf-8", ";", decimal) and ("decimal commas" in str(form)) == (decimal == ",")
     if decimal == ",":
-        assert list(read_delimited(file, form)["score"]) == [3.5, -2.0, 0.25]
+        assert list(read_delimited(file, form)["score"]) == [float(cell.replace(",", ".")) for cell in cells]
+
+
+def test_numbers_with_thousands_are_refused_for_regression_and_codes_taken(tmp_path):
+    file = tmp_path / "any.tsv"
+    file.write_text("text\tsalary\n" + "".join(f"text {n}\t{n % 9 + 1},{n:02}0\n" for n in range(60)))
+    with pytest.raises(DataError, match=r"for regression \(no marks between thousands.* it holds e.g. '1,000'"):
+        load_data(str(file), task="regression", label_column="salary")
+    file.write_text("text\tsalary\n" + "".join(f"text {n}\t{n:02}\n" for n in range(60)))
+    data = load_data(str(file), task="regression", label_column="salary")
+    assert sorted(value for part in data.splits.values() for value in part["salary"]) == list(range(60))
 
 
 def test_codes_keep_their_zeros_and_other_whole_numbers_are_numbers(tmp_path):

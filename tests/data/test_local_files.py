@@ -2,12 +2,15 @@
 
 import json
 import unicodedata
+from datetime import date
+from decimal import Decimal
 
 import pandas
 import pytest
 
 from ffalora.data import DataError, load_data
 from ffalora.data.files import read_file
+from ffalora.data.proposal import propose
 
 ROWS = [{"id": n, "text": f"sentence number {n}", "label": "yes" if n % 3 else "no"} for n in range(60)]
 
@@ -177,6 +180,28 @@ def test_long_numbers_beside_an_empty_cell_stay_whole(tmp_path, suffix):
         table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
     data = load_data(str(path), user_column="person", input_columns=["text"], drop_empty=True)
     assert {person for part in data.splits.values() for person in part["person"]} == set(people)
+
+
+def test_decimals_of_a_data_base_are_numbers_and_days_are_none(tmp_path):
+    path, n = tmp_path / "any.parquet", range(60)
+    paid, person = [Decimal(row) / 4 for row in n], [Decimal(2**53 + 1 + row // 3) for row in n]
+    columns = {
+        "paid": paid,
+        "person": person,
+        "label": [Decimal(row % 2) for row in n],
+        "long": [None, *[Decimal(10**30)] * 59],
+    }
+    person[0] = None
+    pandas.DataFrame(ROWS).assign(**columns, day=date(2026, 1, 1)).to_parquet(path)
+    data = load_data(str(path), user_column="person", fractions=(1, 0, 0), drop_empty=True)
+    assert data.label_names == ["0", "1"] and set(data.train["long"]) == {str(10**30)}
+    assert set(data.train["person"]) == {int(value) for value in person[1:]}
+    found = propose(path, label="paid")
+    assert found.task == "regression"
+    data = load_data(str(path), task="regression", label_column="paid", input_columns=["text"])
+    assert {value for part in data.splits.values() for value in part["paid"]} == {row / 4 for row in n}
+    with pytest.raises(DataError, match=r"must hold finite numbers for regression; it holds e.g. datetime.date"):
+        load_data(str(path), task="regression", label_column="day", input_columns=["text"])
 
 
 def test_a_json_column_of_several_kinds_is_text_also_beside_what_is_used(tmp_path):

@@ -192,6 +192,12 @@ def lines(tmp_path, rows):
     return path
 
 
+def test_numbers_written_as_texts_are_no_classes_and_none_of_them_is_odd(tmp_path):
+    rows = [{"text": text, "score": f"{row / 7:.3f}"} for row, text in enumerate(texts(5))]
+    with pytest.raises(DataError, match="'score' has 60 different values in 60 rows, no classes; name another column"):
+        propose(lines(tmp_path, rows))
+
+
 def test_conversations_and_prompts_with_answers_are_for_a_language_model(tmp_path):
     said = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because"}]
     found = propose(lines(tmp_path, [{"chat": said, "site": "AB"[row % 2]} for row in range(ROWS)]))
