@@ -52,10 +52,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Splits:
-    """Splits of a source by their own names, and the files that the rows of each come from, in their order."""
+    """Splits of a source by their own names, and the files that the rows of each come from, in their order; ``client``
+    is the column that tells these files apart, where each is one client's.
+    """
 
     data: dict[str, Dataset]
     parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
+    client: str | None = None
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
@@ -80,6 +83,7 @@ def read_file(file: Path, encoding: str | None = None, delimiter: str | None = N
     try:
         form = find_format(file, encoding, delimiter) if suffix in (".csv", ".tsv") else None
         table = read_delimited(file, form) if form else _read_table(file, suffix)
+        table = table.astype({name: object for name in table if table[name].isna().all()})
         data = Dataset.from_pandas(table, preserve_index=False)
     except (OSError, ValueError, TypeError, ImportError) as error:  # parsers of pandas and arrow raise ValueErrors
         raise DataError(f"data file {file} cannot be read as {suffix[1:]}: {error}") from error
@@ -171,9 +175,10 @@ def read_folder(folder: Path, encoding: str | None = None, delimiter: str | None
     parts: dict[str, list[Part]] = {}
     for file, role in roles.items():
         data, part = read_file(file, encoding, delimiter)
-        found.setdefault(role or "train", []).append(data if role else _with_file_column(data, file.stem))
+        found.setdefault(role or "train", []).append(data if role else _with_file_column(data, file))
         parts.setdefault(role or "train", []).append(part)
-    return Splits({role: _concatenate(folder, rows) for role, rows in found.items()}, parts)
+    client = FILE_COLUMN if strangers else None
+    return Splits({role: _concatenate(folder, rows) for role, rows in found.items()}, parts, client)
 
 
 def _role(file: Path) -> str | None:
@@ -183,16 +188,30 @@ def _role(file: Path) -> str | None:
     return _ROLE_OF_STEM.get(stem)
 
 
-def _with_file_column(data: Dataset, stem: str) -> Dataset:
-    return data.add_column(FILE_COLUMN, [stem] * len(data))
+def _with_file_column(data: Dataset, file: Path) -> Dataset:
+    if FILE_COLUMN in data.column_names:
+        raise DataError(
+            f"data file {file} has a column {FILE_COLUMN!r}, which says of the rows of a folder of clients whose file "
+            "they are from; rename it"
+        )
+    return data.add_column(FILE_COLUMN, [file.stem] * len(data))
 
 
 def _concatenate(folder: Path, parts: list[Dataset]) -> Dataset:
-    from datasets import concatenate_datasets
+    """Rows of several files; a column without a cell in one of them, or of whole numbers, is what it is in others."""
+    import pyarrow
+    from datasets import Dataset
 
+    held, text = [part.data.table.replace_schema_metadata() for part in parts], pyarrow.large_string()
+    texts = {field.name for table in held for field in table.schema if str(field.type) in ("string", "large_string")}
+    kinds = [
+        {f.name: text if f.name in texts and pyarrow.types.is_integer(f.type) else f.type for f in table.schema}
+        for table in held
+    ]
     try:
-        return concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:
+        tables = [table.cast(pyarrow.schema(kind)) for table, kind in zip(held, kinds, strict=True)]
+        return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
         raise DataError(f"data folder {folder}: the files' columns do not agree: {error}") from error
 
 

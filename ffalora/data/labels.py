@@ -91,6 +91,8 @@ def encode_classes(
     numbers; otherwise classes are numbered in sorted order. Spellings of a name are one class. Raises ``DataError``.
     """
     values = {role: _class_values(data, column) for role, data in parts.items()}
+    if any(isinstance(value, str) for part in values.values() for value in part[:1]):  # codes: 07 in one, 12 in another
+        values = {role: [str(value) for value in part] for role, part in values.items()}
     spelling = one_spelling(value for part in values.values() for value in part)
     if len(spelling) > len(set(spelling.values())):
         logger.warning(
@@ -111,8 +113,7 @@ def encode_classes(
     if names and learned <= set(range(len(names))):
         number = {value: value for value in learned}
     else:
-        mixed = len({isinstance(value, str) for value in learned}) > 1
-        order = sorted(learned, key=str if mixed else None)
+        order = sorted(learned)
         number = {value: index for index, value in enumerate(order)}
         names = [str(value) for value in order]
     encoded = {

@@ -143,16 +143,14 @@ def load_data(
     find_task(task)
     if own and task != own.task and not (input_columns or label_column):
         raise DataError(f"task={task!r}: {spec} is data for task {own.task}; name its columns to use it otherwise")
-    found, is_path = (read_embedded(own), False) if own else read_other(spec, encoding, delimiter)
+    found = read_embedded(own) if own else read_other(spec, encoding, delimiter)
     source = found.data
     if own is not None:
         input_columns = input_columns or own.input_columns
         label_column = label_column or own.label_column
         client_column = client_column or own.client_column
         group_column = group_column or (None if user_column else own.group_column)
-    first = next(iter(source.values()))
-    if client_column is None and is_path and files.FILE_COLUMN in first.column_names:
-        client_column = files.FILE_COLUMN
+    first, client_column = next(iter(source.values())), client_column or found.client
     label_column = None if task == "causal-lm" else label_column or "label"
     inputs = tuple(input_columns) if input_columns else guess_inputs(first, label_column, task, spec)
     licence = assets.find(own.asset).licence if own else None

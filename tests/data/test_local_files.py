@@ -70,6 +70,43 @@ def test_folder_of_other_files_is_one_client_a_file(tmp_path):
     assert set(data.train["file"]) == {"ward_a", "ward_b"}
 
 
+def test_a_column_called_file_is_no_client_of_its_own(tmp_path):
+    rows = [{**row, "file": None if row["id"] % 2 else f"scan {row['id']}"} for row in ROWS]
+    data = load_data(write(tmp_path / "any.csv", rows), input_columns=["text"])
+    assert data.client_column is None and sum(map(len, data.splits.values())) == 60
+    for ask in (load_data, propose):
+        with pytest.raises(DataError, match=r"any.csv has a column 'file', .* rename it"):
+            ask(str(tmp_path))
+
+
+def test_a_column_that_is_empty_or_whole_at_one_client_is_read_as_the_others(tmp_path):
+    notes = {"north": (None, 1, None), "south": ("seen", 0.5, True), "west": ("left", 2, None)}
+    for site, (note, dose, flag) in notes.items():
+        write(tmp_path / f"{site}.csv", [{**row, "note": note, "dose": dose, "flag": flag} for row in ROWS])
+    data = load_data(str(tmp_path), input_columns=["text"], fractions=(1, 0, 0))
+    found = zip(*(data.train[name] for name in ("file", "note", "dose", "flag")), strict=True)
+    assert set(found) == {(site, *cells) for site, cells in notes.items()}
+    assert data.train.features["dose"].dtype == "float64"
+    write(tmp_path / "east.csv", [{**row, "note": row["text"], "dose": "much", "flag": False} for row in ROWS])
+    with pytest.raises(DataError, match=r"the files' columns do not agree: .*dose"):
+        load_data(str(tmp_path), input_columns=["text"])
+
+
+def test_codes_are_the_same_where_those_of_one_file_have_no_zeros(tmp_path):
+    def codes(first):
+        return [{**row, "label": f"{first + row['id'] % 2 * 10:02}", "person": f"{first:02}"} for row in ROWS]
+
+    for site, first in (("north", 7), ("south", 17)):
+        write(tmp_path / f"{site}.csv", codes(first))
+    data = load_data(str(tmp_path), user_column="person", fractions=(1, 0, 0))
+    assert data.label_names == ["07", "17", "27"] and set(data.train["person"]) == {"07", "17"}
+    (tmp_path / "north.csv").rename(tmp_path / "train.csv")
+    write(tmp_path / "south.csv", [{**row, "label": "17"} for row in ROWS])
+    (tmp_path / "south.csv").rename(tmp_path / "test.csv")
+    data = load_data(str(tmp_path), input_columns=["text"])
+    assert data.label_names == ["07", "17"] and set(data.test["label"]) == {1}
+
+
 def test_folder_saved_by_datasets_is_read(tmp_path):
     from datasets import Dataset, DatasetDict
 
