@@ -127,8 +127,8 @@ def load_data(
     split_seed     of the cut; kept apart from ``seed`` so that runs with different seeds share their test split
     max_samples    at most that many training rows, drawn from ``seed``
     drop_empty     leave out rows whose text, label or client is empty instead of refusing them
-    only           "train" or "test": nothing is cut. The source's split of this name (or the one that ``split_names``
-                   gives it, or else rows of no split, or the only split) is the only one that is made, whole
+    only           a role: nothing is cut. The source's split of this name (or the one that ``split_names`` gives it, or
+                   else rows of no split, or the only split) is the only one that is made, whole
     class_names    the classes of a model that exists already, in its order: rows are numbered by name, some classes
                    may have no rows, and other classes are refused
     class_map      names of classes as the source writes them -> as ``class_names`` has them
@@ -155,7 +155,8 @@ def load_data(
     inputs = tuple(input_columns) if input_columns else guess_inputs(first, label_column, task, spec)
     licence = assets.find(own.asset).licence if own else None
     loaded = LoadedData(spec, task, {}, inputs, label_column, None, client_column, user_column, licence)
-    roles = assign_roles(source, split_names, spec)
+    wanted = {role: name for role, name in (split_names or {}).items() if only in (None, role)}
+    roles = assign_roles(source, wanted, spec)
     if only is not None:
         roles = {only: rows_of_role(roles, source, only, spec)}
     else:

@@ -55,7 +55,7 @@ def load_run_data(
             input_columns=data.text,
             label_column=data.label,
             client_column=config.clients.column,
-            user_column=None if only == "test" else data.user,  # what is evaluated on need not be anybody's
+            user_column=data.user if only in (None, "train") else None,  # what is evaluated on need not be anybody's
             split_names=data.splits,
             fractions=fractions if only is None else (1, 0, 0),
             max_samples=data.max_samples,

@@ -73,6 +73,22 @@ def test_every_row_of_a_new_file_is_scored_and_counted(run, tmp_path, form):
     assert 0 <= low < scores["accuracy"] < high <= 1
 
 
+def test_other_data_need_no_users_and_no_splits_but_the_one_that_is_scored(run, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    folder, lines, _ = run
+    rows = [_named(line, "bad", "good").rsplit(",", 1) for line in lines[1:26]]
+    (tmp_path / "new.csv").write_text("\n".join(["text,label", *(",".join(row) for row in rows)]) + "\n")
+    own = {"data.user": "PatientId", "data.name": str(tmp_path / "new.csv")}
+    for split in ("test", "validation"):
+        scores = evaluate(folder, own | {"data.evaluate_on": split})
+        assert scores["accuracy"] == pytest.approx(right_share(folder, rows))
+    exam = Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+    DatasetDict({"exam": exam, "draft": exam.select(range(3))}).save_to_disk(str(tmp_path / "saved"))
+    named = {"data.name": str(tmp_path / "saved"), "data.splits": {"train": "tr", "test": "exam"}}
+    assert evaluate(folder, named).samples == 25
+
+
 def test_rows_of_one_class_are_scored(run, tmp_path):
     folder, lines, _ = run
     rows = [(line.rsplit(",", 1)[0], "good") for line in lines[1:4]]
