@@ -70,6 +70,7 @@ def command(
     from ..files.numbers import to_json
     from ..planning.plan import make_plans
 
+    _check_used(bool(clients or gpus))
     hide_loading_bars()
     first = next(iter(load_config(config, overrides).runs().values())).with_noise("seeded")
     if clients or gpus:
@@ -87,6 +88,16 @@ def command(
         return
     plans, target = make_plans(first, seconds or math.inf), first.privacy.target_epsilon or 0.0
     click.echo(to_json({"target_epsilon": target, **asdict(plans)}) if as_json else text_of(plans, target))
+
+
+def _check_used(is_of_scale: bool) -> None:
+    """Refuses what the plan that is asked for does not look at."""
+    context = click.get_current_context()
+    idle = ("seconds",) if is_of_scale else ("drawn", "up", "down", "link", "latency")
+    for name in idle:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            remedy = "leave out --clients and --gpus" if is_of_scale else "give --clients or --gpus"
+            raise click.UsageError(f"--{name} has no effect here; {remedy}, or leave it out")
 
 
 def scale_text(pace: Pace, scale: Scale, network: Network) -> str:

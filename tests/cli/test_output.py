@@ -103,6 +103,20 @@ def test_plan_and_profile_are_one_object(config, capsys, monkeypatch):
     assert (found["steps"], found["memory"], found["trace"]) == (3, {"peak": 10}, "trace.json")
 
 
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        (["--drawn", "100"], "--drawn has no effect here; give --clients or --gpus"),
+        (["--up", "20"], "--up has no effect here; give --clients or --gpus"),
+        (["--clients", "10", "--seconds", "9"], "--seconds has no effect here; leave out --clients and --gpus"),
+    ],
+)
+def test_plan_refuses_what_it_would_not_look_at(asked, remedy, config, capsys, monkeypatch):
+    monkeypatch.setattr("ffalora.planning.plan.make_plans", lambda *_: pytest.fail("a plan was made"))
+    monkeypatch.setattr("ffalora.planning.scale.measure_pace", lambda *_: pytest.fail("a plan was made"))
+    assert run("plan", config, *asked) == 2 and remedy in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_audit_is_one_object_and_its_status_says_whether_the_claim_holds(config, capsys, monkeypatch):
     audit = Audit("one run", 3.0, 1.0, None, 0.95, 1e-7, 0.8, 1.0, 1, 100, 50, 30)
     for claimed, status in ((3.0, 0), (0.5, 1)):
