@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from .baselines import baselines_of
 from .runs import Run, by_label, method_title
 from .tables import Table, interval_text, metric_names, metric_title, spent_text
 
 #: Answers that are shown, and characters of each.
 _SHOWN, _LONGEST = 6, 400
 _SMALL_IS_GOOD, _RIGHT = "perplexity", "exact_match"
-#: Names of their baselines.
-_UNTRAINED, _COMMONEST = "untrained", "commonest answer"
+#: Names of their baselines, and what those have.
+_UNTRAINED, _COMMONEST, _METRICS = "untrained", "commonest answer", "metrics"
 
 
 def before_and_after(runs: Sequence[Run]) -> Table | None:
     """Metrics of the untrained model, of the commonest answer and of every method; None where no untrained model was
     evaluated.
     """
-    before = _before(runs)
-    if _UNTRAINED not in before:
+    before = baselines_of(runs, _METRICS)
+    untrained = [row[_METRICS] for baseline in before if baseline.name == _UNTRAINED for row in baseline.rows]
+    if not untrained:
         return None
-    names = [name for name in metric_names(runs) if all(name in found for found in before[_UNTRAINED])]
+    names = [name for name in metric_names(runs) if all(name in found for found in untrained)]
     rows = []
-    for baseline, metrics in before.items():
-        known = ([found[name] for found in metrics if name in found] for name in names)
-        rows.append((baseline, *(interval_text(values) if values else "–" for values in known), "0"))
+    for _, title, found in before:
+        known = ([row[_METRICS][name] for row in found if name in row[_METRICS]] for name in names)
+        rows.append((title, *(interval_text(values) if values else "–" for values in known), "0"))
     for label, group in by_label(runs).items():
         values = (interval_text([run.metrics[name] for run in group if name in run.metrics]) for name in names)
         rows.append((label, *values, spent_text(group)))
@@ -36,14 +38,13 @@ def what_was_learned(runs: Sequence[Run]) -> list[str]:
     """A sentence for each method: how much better than the untrained model it foretells the answers of the data, and,
     where answers are a choice of few, how often it is right beside the commonest of them.
     """
-    before = _before(runs)
-    if _UNTRAINED not in before:
-        return []
-    untrained, found = [metrics[_SMALL_IS_GOOD] for metrics in before[_UNTRAINED]], []
-    commonest = [metrics[_RIGHT] for metrics in before.get(_COMMONEST, []) if _RIGHT in metrics]
+    found = []
     for label, group in by_label(runs).items():
+        before = {baseline.name: [row[_METRICS] for row in baseline.rows] for baseline in baselines_of(group, _METRICS)}
+        untrained = [metrics[_SMALL_IS_GOOD] for metrics in before.get(_UNTRAINED, [])]
+        commonest = [metrics[_RIGHT] for metrics in before.get(_COMMONEST, []) if _RIGHT in metrics]
         values = [run.metrics[_SMALL_IS_GOOD] for run in group if _SMALL_IS_GOOD in run.metrics]
-        if not values:
+        if not values or not untrained:
             continue
         outcome = "below" if max(values) < min(untrained) else "NOT below"
         said = f"perplexity {interval_text(values)}, {outcome} the untrained model's {interval_text(untrained)}"
@@ -58,10 +59,11 @@ def what_was_learned(runs: Sequence[Run]) -> list[str]:
 def answers_table(runs: Sequence[Run]) -> Table | None:
     """What the untrained model and each method, of its first seed, answer to the same questions; None without any."""
     groups = {label: group[0] for label, group in by_label(runs).items() if group[0].answers}
-    before = next((run.untrained for run in groups.values() if run.untrained), [])
     if not groups:
         return None
-    columns = {"untrained": before} if before else {}
+    before = {label: run.untrained for label, run in groups.items() if run.untrained}
+    is_shared = all(answers == next(iter(before.values())) for answers in before.values())
+    columns = {"untrained" if is_shared else f"untrained (of {label})": answers for label, answers in before.items()}
     columns |= {method_title(label): run.answers for label, run in groups.items()}
     first = next(iter(columns.values()))
     rows = []
@@ -73,16 +75,6 @@ def answers_table(runs: Sequence[Run]) -> Table | None:
         rows.append((_short(row["prompt"]), *said, _short(row["reference"])))
     head = ("question", *columns, "answer of the data")
     return Table("Some of the questions that were evaluated, evenly chosen.", head, tuple(rows), prose=head)
-
-
-def _before(runs: Sequence[Run]) -> dict[str, list[Mapping[str, float]]]:
-    """Metrics of the untrained model and of the commonest answer, by these names, once for each seed."""
-    found: dict[str, dict[int, Mapping[str, float]]] = {}
-    for run in runs:
-        for row in run.baselines:
-            if "metrics" in row:
-                found.setdefault(row["name"], {})[run.config["seed"]] = row["metrics"]
-    return {name: list(by_seed.values()) for name, by_seed in found.items()}
 
 
 def _spread(count: int) -> list[int]:

@@ -52,6 +52,25 @@ def test_a_sentence_says_which_method_learned_and_which_did_not(top):
     assert not_learned == "lora: perplexity 5.000, NOT below the untrained model's 4.000" + right
 
 
+def test_each_model_is_held_against_itself_before_training(top):
+    """LoRA's run began with another model: it got no better, and FFA-LoRA's did."""
+    path = top / "lora/baselines.json"
+    rows = json.loads(path.read_text())
+    rows[0]["metrics"]["perplexity"] = 6.0
+    path.write_text(json.dumps(rows))
+    (top / "lora/answers-untrained.json").write_text(answers("something else"))
+    runs = read_runs([top])
+    learned = [sentence.split(";")[0] for sentence in what_was_learned(runs)]
+    assert learned == [
+        "ffa: perplexity 3.000, below the untrained model's 4.000",
+        "lora: perplexity 5.000, below the untrained model's 6.000",
+    ]
+    table = [row[:3] for row in before_and_after(runs).rows]
+    assert table[0] == ("untrained (of ffa)", "0.000", "4.000") and table[2][::2] == ("untrained (of lora)", "6.000")
+    assert table[1][0] == "commonest answer", "which both share"
+    assert answers_table(runs).head[1:3] == ("untrained (of ffa)", "untrained (of lora)")
+
+
 def test_answers_to_one_question_stand_in_one_row(top):
     table = answers_table(read_runs([top]))
     assert table.head == ("question", "untrained", "FFA-LoRA", "LoRA", "answer of the data")

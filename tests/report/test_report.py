@@ -250,6 +250,18 @@ def test_a_baseline_that_methods_of_one_seed_share_counts_once(demo):
     assert all_of_them["probe"] == interval_text([0.5 + 0.1 * i for i in range(len(seeds))])
 
 
+def test_baselines_of_two_budgets_are_two_baselines_and_not_two_seeds_of_one(tmp_path):
+    for epsilon, accuracy in ((1.0, 0.7), (6.0, 0.8)):
+        folder = tmp_path / f"eps{epsilon:g}"
+        write_run(from_mapping(merge(PRIVATE, {"privacy.target_epsilon": epsilon})), folder)
+        probe = {"name": "probe", "accuracy": accuracy, "epsilon": epsilon, "about": "linear", "is_bound": False}
+        texts = {"name": "texts", "accuracy": 0.6, "epsilon": None, "about": "class texts", "is_bound": False}
+        (folder / "baselines.json").write_text(json.dumps([probe, texts]))
+    rows = [row[:3] for row in baseline_table(read_runs([tmp_path / "eps1", tmp_path / "eps6"])).rows]
+    assert ("probe (of eps6/ffa)", "0.800", "6.00") in rows and ("probe (of eps1/ffa)", "0.700", "1.00") in rows
+    assert ("texts", "0.600", "0") in rows and len(rows) == 5
+
+
 def test_natural_clients_are_counted_and_named(tmp_path):
     natural = {"clients": {"partition": "column", "column": "hospital"}}
     write_run(from_mapping(natural), tmp_path)
