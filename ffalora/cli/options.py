@@ -18,7 +18,7 @@ from ..config.plain_yaml import read_yaml
 from ..config.section import ONE_IS_A_LIST
 
 _OFTEN = ("data.name", "privacy.target_epsilon", "federation.rounds", "optimizer.batch_size", "optimizer.lr")
-_ALL = f"{__name__}.all"
+_ALL, _WORDS = f"{__name__}.all", f"{__name__}.words"
 _NAMES = {str: "TEXT", int: "INT", float: "NUMBER", bool: "true|false"}
 
 
@@ -40,6 +40,7 @@ class ConfigCommand(click.Command):
         self.params += [_option(flag, field, is_second=flag not in keys) for flag, field in flags.items()]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = list(args)
         rest, methods = _take_methods(args)
         try:
             parsed = super().parse_args(ctx, rest)
@@ -75,6 +76,11 @@ class ConfigCommand(click.Command):
     def _help(self, ctx: click.Context) -> list[click.Option]:
         option = self.get_help_option(ctx)
         return [option] if option else []
+
+
+def given_words() -> list[str]:
+    """The arguments of the :class:`ConfigCommand` that runs, as they were given."""
+    return click.get_current_context().meta[_WORDS]
 
 
 def _in_short(parameter: click.Parameter, ctx: click.Context) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import click
 
 from ..files.numbers import to_json
 from .errors import Interrupted
-from .options import ConfigCommand
+from .options import ConfigCommand, given_words
 from .running import RunOptions, hide_loading_bars, run_options
 
 #: Stands for all studies of the paper's claims, in order of importance.
@@ -86,6 +86,11 @@ def command(
     )
     grids = [load_grid(each, scale, size, overrides, base, protocol) for each in names]
     for grid in grids:
+        if first_seed and seeds is None and grid.is_powered:
+            raise ConfigError(
+                f"--first-seed {first_seed}: the number of seeds follows from the variance for seeds from 0 on alone; "
+                "say with --seeds how many there are to be from there"
+            )
         counted = len(grid.seeds) if seeds is None else seeds
         grid = grid if seeds is None and not first_seed else with_seeds(grid, counted, first_seed)
         if scale == "paper":
@@ -99,7 +104,7 @@ def command(
 def _run(grid: Any, folder: Path, cells: Path | None, budget: Any, options: RunOptions) -> None:
     """One study: run, and its page written and told."""
     from ..report import plain_text
-    from ..studies.page import study_command, write_page
+    from ..studies.page import write_page
     from ..studies.runner import run_study
     from ..studies.tables import metric_table
 
@@ -107,10 +112,10 @@ def _run(grid: Any, folder: Path, cells: Path | None, budget: Any, options: RunO
     try:
         result = run_study(grid, folder, options.resume, options.progress, cells, budget, tell)
     except KeyboardInterrupt:
-        again = f"{study_command(grid)} --resume --output {shlex.quote(str(folder))}"
+        again = shlex.join(["ffalora", "study", *given_words(), *([] if options.resume else ["--resume"])])
         raise Interrupted(f"interrupted; every finished run is in {folder}. To go on:\n  {again}") from None
     if options.as_json:
-        _as_json([verdict.to_text() for verdict in result.verdicts], write_page(result))
+        _as_json([verdict.to_text() for verdict in result.verdicts], write_page(result), result.stopped)
         return
     click.echo(plain_text(metric_table(result)) + "\n")
     for verdict in result.verdicts:
@@ -140,8 +145,10 @@ def _theory(size: str, options: RunOptions, overrides: dict[str, Any]) -> None:
     click.echo(f"\npage {folder / FILE}")
 
 
-def _as_json(verdicts: list[str], page: Path) -> None:
-    click.echo(to_json({"verdicts": verdicts, "page": str(page), "results": str(page.with_name("results.csv"))}))
+def _as_json(verdicts: list[str], page: Path, stopped: str = "") -> None:
+    """``stopped`` says why there is more to run; empty where there is not."""
+    said = {"verdicts": verdicts, "page": str(page), "results": str(page.with_name("results.csv")), "stopped": stopped}
+    click.echo(to_json(said))
 
 
 def _dry_run(name: str, scale: Any, protocol: str | None, base: str | None, overrides: dict[str, Any]) -> None:

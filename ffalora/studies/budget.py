@@ -23,9 +23,11 @@ class Budget:
         self._taken: dict[str, tuple[float, int]] = {}
 
     def check(self, methods: list[str]) -> None:
-        """Raises :class:`BudgetSpent` where one run of each of ``methods`` (with repeats) does not fit any more."""
+        """Raises :class:`BudgetSpent` where one run of each of ``methods`` (with repeats) does not fit any more; none
+        always fits.
+        """
         needed, left = self.seconds_of(methods), self._ends - time.monotonic()
-        if needed > left or left <= 0:
+        if methods and (needed > left or left <= 0):
             raise BudgetSpent(
                 f"--budget: the next {len(methods)} runs take about {needed:.0f} s, and {max(left, 0):.0f} s are left"
             )

@@ -101,16 +101,18 @@ def _choose(result: StudyResult, runner: _Cells, say: Callable[[str], object]) -
 def _verdicts(result: StudyResult, runner: _Cells) -> None:
     """The runs that are reported, seed by seed."""
     cells = result.grid.verdict_cells(result.chosen)
+    found: dict[Cell, CellResult] = {}
 
     def keep(done: Sequence[CellResult]) -> None:
-        result.results = [*earlier, *done]
+        found.update({r.cell: r for r in done})
+        result.results = [found[cell] for cell in cells if cell in found]
         write_atomically(result.folder / RESULTS, to_csv(result.results).encode())
 
+    keep(runner.finished(cells))
     for seed in result.grid.seeds:
-        earlier = list(result.results)
         block = [cell for cell in cells if cell.seed == seed]
         runner.budget.check([cell.method for cell in runner.missing(block)])
-        keep(runner.run(block, keep))
+        runner.run(block, keep)
 
 
 @dataclass
@@ -133,14 +135,19 @@ class _Cells:
         """Those that are not finished."""
         return [cell for cell in cells if cell not in self.known and not (self._place(cell) / SUMMARY).exists()]
 
+    def finished(self, cells: Sequence[Cell]) -> list[CellResult]:
+        """Those that are, read back."""
+        missing = set(self.missing(cells))
+        return [self._finished(cell) for cell in cells if cell not in missing]
+
     def run(self, cells: Sequence[Cell], keep: Callable[[list[CellResult]], object]) -> list[CellResult]:
         """Runs what is missing, those together that can be; ``keep`` gets what is finished after each group.
 
         Raises:
             BudgetSpent: a group would not fit.
         """
-        missing = set(self.missing(cells))
-        found = {cell: self._finished(cell) for cell in cells if cell not in missing}
+        found = {r.cell: r for r in self.finished(cells)}
+        missing = set(cells) - found.keys()
         groups: dict[str, dict[Path, Cell]] = {}
         for cell in cells:
             if cell in missing:

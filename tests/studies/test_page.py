@@ -238,3 +238,25 @@ def test_an_interrupted_study_says_how_to_go_on(tmp_path, monkeypatch):
     (again,) = re.findall(r"^  ffalora study (.*)$", stopped.output, re.MULTILINE)
     monkeypatch.setattr(runner, "simulate_together", Trainer())
     assert CliRunner().invoke(command, [*shlex.split(again), "--no-progress"]).exit_code == 0
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "all of them"]])
+def test_studies_that_share_cells_go_on_in_the_folders_in_which_they_were_interrupted(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = Trainer(stop_at=3), Trainer()
+    monkeypatch.setattr("ffalora.studies.page.write_page", lambda result: result.folder / "study.html")
+    monkeypatch.setattr(runner, "simulate_together", first)
+    stopped = CliRunner().invoke(command, ["tier-a", "--no-progress", "--federation.rounds", "2", *output])
+    (again,) = re.findall(r"^  ffalora study (.*)$", stopped.output, re.MULTILINE)
+    monkeypatch.setattr(runner, "simulate_together", second)
+    monkeypatch.setattr(runner, "step_costs", lambda config: {})
+    assert CliRunner().invoke(command, shlex.split(again)).exit_code == 0
+    assert len(first.runs.keys() & second.runs.keys()) == 1, "the run that was interrupted goes on, and no other twice"
+    assert len({place.parent for place in [*first.runs, *second.runs]}) == 1
+
+
+def test_fresh_seeds_are_counted_by_whoever_asks_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "simulate_together", Trainer())
+    words = ["privacy", "--size", "verdict", "--output", str(tmp_path / "s"), "--first-seed", "5"]
+    refused = CliRunner().invoke(command, words)
+    assert "say with --seeds how many" in str(refused.exception) and not (tmp_path / "s").exists()

@@ -245,6 +245,20 @@ def test_a_study_goes_on_from_its_tables_where_run_folders_are_gone(trainer, tmp
     assert to_csv(again.results) == to_csv(whole.results) and again.verdicts == whole.verdicts
 
 
+@pytest.mark.parametrize("lost", [[], [0], [5]])
+def test_a_spent_budget_takes_no_row_from_a_study(lost, trainer, tmp_path):
+    """Whole, or without a run of the first seed or the last one of it; run folders are gone."""
+    whole = run_study(small_grid(), tmp_path / "study", progress=False)
+    shutil.rmtree(tmp_path / "study" / CELLS)
+    table = tmp_path / "study" / RESULTS
+    head, *lines = table.read_text().splitlines(keepends=True)
+    kept = "".join([head, *(line for i, line in enumerate(lines) if i not in lost)])
+    table.write_text(kept)
+    again = run_study(small_grid(), tmp_path / "study", resume=True, progress=False, budget=Budget(0))
+    assert bool(again.stopped) == bool(lost) and len(again.results) == REPORTED - len(lost)
+    assert table.read_text() == kept and (lost or again.verdicts == whole.verdicts)
+
+
 def test_rows_of_other_defaults_are_not_mixed_with_todays(trainer, tmp_path):
     run_study(small_grid(), tmp_path / "study", progress=False)
     path = tmp_path / "study" / MANIFEST
