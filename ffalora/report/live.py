@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 from ..config import Config, load_config
 from ..runs.folder import METRICS, SUMMARY, rows_of, run_places
-from .runs import CONFIG, SEED, STUDY, ReportError, data_title, epsilon_of, method_title
+from .runs import CONFIG, SEED, STUDY, ReportError, cells_of, data_title, epsilon_of, method_title
 from .tables import bytes_text, epsilon_text, metric_title
 
 #: A run that writes nothing for so many of its rounds, and for so many seconds, may have ended.
 QUIET_ROUNDS, QUIET_SECONDS = 5, 60.0
-_RECENT, _FIRST = 5, ("accuracy", "exact_match", "rouge_l", "spearman")
+_RECENT, _FIRST = 5, ("accuracy", "exact_match", "rouge_l", "pearson")
 
 
 def live_state(folder: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def live_state(folder: Path) -> dict[str, Any]:
         ReportError: the folder holds no run, or a study.
     """
     if (folder / STUDY).exists():
-        raise ReportError(f"{folder} holds a study; watch one of the folders in {folder / 'runs'}")
+        raise ReportError(f"{folder} holds a study; watch one of the folders in {cells_of(folder)}")
     if not (folder / CONFIG).exists():
         raise ReportError(f"{folder} holds no run (no {CONFIG}); give the folder of a run that has begun")
     config = load_config(folder / CONFIG)
@@ -48,7 +49,7 @@ def live_state(folder: Path) -> dict[str, Any]:
 
 
 def shown(state: dict[str, Any]) -> dict[str, Any]:
-    """The same for a page: every value as people read it, by the name they give it."""
+    """The same for a page: every value as people read it, by the name they give it; curves of finite numbers alone."""
     runs = []
     for run in state["runs"]:
         values = {"round": f"{run['round']} of {run['rounds']}"}
@@ -63,12 +64,16 @@ def shown(state: dict[str, Any]) -> dict[str, Any]:
             values["sent"] = bytes_text(run["bytes"])
         if run["seconds_per_round"] is not None:
             values["a round takes"] = duration_text(run["seconds_per_round"])
-        kept = ("label", "status", "protection", "curve", "rounds", "round")
-        runs.append({key: run[key] for key in kept} | {"metric": metric_title(run["metric"] or ""), "values": values})
+        kept = ("label", "status", "protection", "rounds", "round")
+        drawn = {"curve": [point for point in run["curve"] if math.isfinite(point[1])]}
+        named = {"metric": metric_title(run["metric"] or ""), "values": values}
+        runs.append({key: run[key] for key in kept} | drawn | named)
     left, has_begun = state["seconds_left"], any(run["round"] for run in state["runs"])
     text = "what rounds take is secret" if has_begun else "no round is done yet"
-    if left is not None:
-        text = "finished" if left == 0 else f"about {duration_text(left)} left"
+    if all(run["status"] == "finished" for run in state["runs"]):
+        text = "finished"
+    elif left is not None:
+        text = f"about {duration_text(left)} left" if left else "all rounds are done, and what follows them is not"
     return {"title": state["title"], "folder": state["folder"], "left": text, "runs": runs}
 
 

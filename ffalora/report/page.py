@@ -145,7 +145,8 @@ def _title(runs: Sequence[Run], labels: list[str]) -> str:
         asked = f"Was {kind} on {data} worth it? " if is_private and any(run.baselines for run in runs) else ""
         return f"{asked}{shown} side by side" + ("" if asked else f": {kind} on {data}")
     names = metric_names(runs)
-    reached = f": {metric_title(names[0])} {interval_text([run.metrics[names[0]] for run in runs])}" if names else ""
+    values = [run.metrics[names[0]] for run in runs if names[0] in run.metrics] if names else []
+    reached = f": {metric_title(names[0])} {interval_text(values)}" if values else ""
     spent = spent_text(runs)
     at = f" at ε = {spent}" if largest_epsilon(runs) is not None else f", ε {spent}"
     return f"{kind.capitalize()} on {data}{reached}" + (at if is_private else "")

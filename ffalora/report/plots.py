@@ -56,8 +56,11 @@ class Plot:
 
 
 def run_plots(runs: Sequence[Run]) -> list[Plot]:
-    """Metric and ε by round, traffic, and who holds what; plots without data are left out."""
-    with matplotlib.rc_context(STYLE):
+    """Metric and ε by round, traffic, and who holds what; plots without data are left out.
+
+    Names may hold ``$``.
+    """
+    with matplotlib.rc_context(STYLE | {"text.parse_math": False}):
         plots = [_metric_plot(runs), _epsilon_plot(runs), _traffic_plot(runs), *_partition_plots(runs)]
     return [plot for plot in plots if plot is not None]
 
@@ -95,6 +98,7 @@ def _metric_plot(runs: Sequence[Run]) -> Plot | None:
         points = [
             {row["round"]: row["metrics"][names[0]] for row in r.rounds if names[0] in (row.get("metrics") or {})}
             for r in group
+            if names[0] in r.metrics
         ]
         draw_line(axes, i, label, points)
     axes.legend()

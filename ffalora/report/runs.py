@@ -128,6 +128,12 @@ def read_top_config(top: Path) -> dict[str, Any]:
     return _read(top / CONFIG, yaml.safe_load)
 
 
+def cells_of(study: Path) -> Path:
+    """Where the runs of a study's folder are: in it, or beside it where studies share them."""
+    own, shared = study / "cells", study.parent / "cells"
+    return shared if shared.exists() and not own.exists() else own
+
+
 def _distinct_names(tops: Sequence[Path]) -> list[str]:
     """The folders' names, or their paths below the folder that holds them all where names are the same."""
     if len({top.name for top in tops}) == len(tops):
@@ -138,10 +144,9 @@ def _distinct_names(tops: Sequence[Path]) -> list[str]:
 
 def _read_top(top: Path) -> list[Run]:
     if (top / STUDY).exists():
-        each = " ".join(str(folder) for folder in sorted((top / "runs").glob("*")))
         raise ReportError(
-            f"{top} holds a whole study, whose page is study.html; to lay its runs side by side, give their folders: "
-            f"ffalora report {each or top / 'runs' / '…'}"
+            f"{top} holds a whole study, whose page is study.html; to lay some of its runs side by side, give their "
+            f"folders in {cells_of(top)}"
         )
     places = [file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in sorted(top.glob(depth + METRICS))]
     runs = [_read_run(top, place) for place in places]

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from ..files.atomic import write_atomically
+from ..files.numbers import restored
 from ..privacy.sealed import DIGEST, SALT
 from .bundle import Bundle
 from .intervals import SHARES, share_interval
@@ -177,7 +178,7 @@ def _training(run: Path, bundle: Bundle) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(_text(path) or "{}")
+    return restored(json.loads(_text(path) or "{}"))
 
 
 def _text(path: Path) -> str:

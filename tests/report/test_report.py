@@ -390,8 +390,31 @@ def test_a_part_of_a_study_is_laid_out_by_condition_and_a_whole_study_is_sent_to
     assert list(dict.fromkeys(run.label for run in runs)) == ["iid/ffa/lr=50", "severe/ffa/lr=50"]
     cells = [tmp_path / "runs" / condition / "ffa" / "lr=50" / "seed-0" for condition in ("iid", "severe")]
     assert len({run.label for run in read_runs(cells)}) == 2, "two conditions pass for two seeds of one method"
-    with pytest.raises(ReportError, match=r"study\.html.*ffalora report .*iid .*severe"):
-        read_runs([tmp_path])
+    for study in (tmp_path, tmp_path / "runs"):
+        (study / "study.yaml").write_text("study: heterogeneity\n")
+        with pytest.raises(ReportError, match=rf"study\.html.*give their folders in {study / 'cells'}$"):
+            read_runs([study])
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(ReportError, match=rf"give their folders in {tmp_path / 'cells'}$"):
+        read_runs([tmp_path / "runs"])
+
+
+def test_a_seed_that_was_interrupted_before_it_was_evaluated_is_left_out_of_the_title(tmp_path):
+    config = from_mapping(PRIVATE)
+    for seed, rounds in ((0, None), (1, 2)):
+        write_run(config.model_copy(update={"seed": seed}), tmp_path / f"seed-{seed}", rounds)
+    path = tmp_path / "seed-1" / "metrics.jsonl"
+    rows = [json.loads(line) | {"metrics": {}} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = run_page(read_runs([tmp_path]))
+    assert ": accuracy 0.700 at ε" in page.title and page.plots[0].figure.axes[0].lines, "the other seed's curve"
+
+
+def test_names_of_classes_and_clients_are_no_formulas(tmp_path):
+    write_run(from_mapping({"federation": {"rounds": 1}}), tmp_path)
+    client = {"client": "a $_$ b", "samples": 4, "share": 1.0, "classes": {"$10_to_$20": 2, "more": 2}}
+    (tmp_path / "partition.json").write_text(json.dumps([client]))
+    assert write_report(read_runs([tmp_path]), tmp_path).exists()
 
 
 def test_a_folder_that_is_given_twice_counts_once(tmp_path):

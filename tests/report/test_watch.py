@@ -57,6 +57,17 @@ def test_the_state_is_what_the_rows_say(tmp_path):
     assert values["largest ε"] == "5.20 of 6" and values["sent"] == "5.31 MB" and "clipped" not in values
 
 
+def test_numbers_that_are_none_are_said_and_not_drawn(tmp_path):
+    write_run(from_mapping(PRIVATE | {"data": {"task": "causal-lm"}}), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    values = [3.5, "infinity", "nan", "nan"]
+    rows = [row | {"metrics": {"perplexity": value}} for row, value in zip(rows, values, strict=True)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    state = shown(live_state(tmp_path))
+    assert state["runs"][0]["curve"] == [[1, 3.5]] and state["runs"][0]["values"]["perplexity"] == "nan"
+    assert state["runs"][0]["status"] == "running" and state["left"].startswith("all rounds are done")
+
+
 def test_how_long_is_left_is_said_only_where_runs_write_down_what_rounds_take(tmp_path):
     write_run(from_mapping(PRIVATE), tmp_path, rounds=3)
     rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -149,7 +160,7 @@ def test_folders_without_a_run_are_refused_with_what_to_give(tmp_path, capsys):
     with pytest.raises(ReportError, match=r"holds no run \(no config.yaml\)"):
         live_state(tmp_path)
     (tmp_path / "study.yaml").write_text("")
-    with pytest.raises(ReportError, match="holds a study; watch one of the folders"):
+    with pytest.raises(ReportError, match=rf"holds a study; watch one of the folders in {tmp_path / 'cells'}$"):
         watch_server(tmp_path)
     with pytest.raises(SystemExit) as done:
         main(["watch", str(tmp_path)])

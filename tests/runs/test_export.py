@@ -142,6 +142,15 @@ def test_the_card_of_a_seeded_run_promises_nothing(small, tmp_path):
     assert "**Nothing is promised**" in (export(tmp_path / "run", tmp_path / "out").folder / "README.md").read_text()
 
 
+def test_a_metric_that_is_no_number_stands_on_the_card_as_what_it_is(small, tmp_path):
+    simulate(small(federation__rounds=1), tmp_path / "run", progress=False)
+    path = tmp_path / "run" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["metrics"]["loss"] = "nan"
+    path.write_text(json.dumps(summary))
+    assert "| loss | nan |" in (export(tmp_path / "run", tmp_path / "out").folder / "README.md").read_text()
+
+
 def test_nothing_is_written_over_and_adapters_without_a_format_of_peft_are_merged(small, tmp_path):
     simulate(small(federation__rounds=1, adapter__method="vera"), tmp_path / "run", progress=False)
     with pytest.raises(ConfigError, match="PEFT has no format for this kind of adapter; export the merged model"):

@@ -29,7 +29,7 @@ def test_the_number_of_seeds_is_the_fewest_that_suffices():
     assert power_of(seeds, 0.012) >= POWER and half <= 0.01
     short = stats.t.ppf(0.975, seeds - 2) * 0.012 / math.sqrt(seeds - 1)
     assert power_of(seeds - 1, 0.012) < POWER or short > 0.01
-    assert seeds_for(0.0) == 5 and seeds_for(0.1) is None and seeds_for(0.012, 0.01) >= seeds
+    assert seeds_for(0.0) == 5 == seeds_for(1e-17, 0.007) and seeds_for(0.1) is None and seeds_for(0.012, 0.01) >= seeds
 
 
 def test_a_contrast_of_more_cells_needs_more_seeds_and_a_range_decides_nothing():
