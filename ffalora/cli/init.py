@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @click.option("--label", metavar="COLUMN", help="Label column.  [guessed]")
 @click.option("--client", metavar="COLUMN", help="Column that says whose a row is.  [guessed by its name]")
 @click.option("--user", metavar="COLUMN", help="Column that says which person a row is of.  [guessed by its name]")
+@click.option("--encoding", help="Of CSV files, such as cp1252.  [found in the file]")
+@click.option("--delimiter", help="Between the cells of CSV files.  [found in the file]")
 @click.option(
     "--target-epsilon",
     "--epsilon",
@@ -38,6 +40,8 @@ def command(
     label: str | None,
     client: str | None,
     user: str | None,
+    encoding: str | None,
+    delimiter: str | None,
     target_epsilon: float,
     output: Path | None,
     overwrite: bool,
@@ -53,6 +57,7 @@ def command(
     ffalora init chats.jsonl
     ffalora init feedback.csv --text Subject --text Message --label Verdict --client Hospital
     """
+    from ..config import DataConfig
     from ..data.proposal import propose
     from ..files.atomic import write_atomically
     from ..files.numbers import to_json
@@ -61,7 +66,8 @@ def command(
     target = output or Path(f"{data.resolve().stem}.yaml")
     if target.exists() and not overwrite:
         raise click.UsageError(f"{target} exists; --overwrite replaces it, --output writes another file")
-    found = propose(data, text, label, client, user)
+    form = DataConfig(encoding=encoding, delimiter=delimiter)
+    found = propose(data, text, label, client, user, form.encoding, form.delimiter)
     content = starter_yaml(found, target_epsilon)
     write_atomically(target, content.encode())
     train = f"ffalora {'simulate' if found.client else 'train'} {target}"

@@ -30,7 +30,7 @@ class ConfigCommand(click.Command):
 
     def __init__(self, *args: Any, sections: tuple[str, ...] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs | {"context_settings": {"max_content_width": 110}})
-        keys = {key: field for key, field in fields().items() if sections is None or key.partition(".")[0] in sections}
+        keys = {key: field for key, field in fields().items() if sections is None or _is_in(key, sections)}
         flags = {flag: field for key, field in keys.items() for flag in (key, *dotted_names(key))}
         self._keys = {flag.replace(".", "__"): flag for flag in flags}
         every = click.Option(["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=_show_all)
@@ -94,6 +94,10 @@ def _show_all(ctx: click.Context, _: click.Parameter, is_wanted: bool) -> None:
         ctx.meta[_ALL] = True
         click.echo(ctx.get_help())
         ctx.exit()
+
+
+def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 class Given:

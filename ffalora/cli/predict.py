@@ -13,7 +13,12 @@ from .options import ConfigCommand
 from .running import hide_loading_bars
 
 
-@click.command("predict", cls=ConfigCommand, sections=("device", "model"), short_help="Labels for texts or tables.")
+@click.command(
+    "predict",
+    cls=ConfigCommand,
+    sections=("device", "model", "data.text", "data.encoding", "data.delimiter"),
+    short_help="Labels for texts or tables.",
+)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--pairs", is_flag=True, help="Take the texts two by two, for adapters of sentence pairs.")

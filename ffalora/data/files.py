@@ -7,6 +7,7 @@ builders of ``datasets.load_dataset``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -152,9 +153,9 @@ def _one_kind(cells: Any) -> Any:
 def read_folder(folder: Path, encoding: str | None = None, delimiter: str | None = None) -> Splits:
     """Splits of a folder: saved by ``datasets.save_to_disk``, or holding data files.
 
-    Files called train, validation (valid, val, dev) or test, also with more behind ``-``, ``_`` or ``.``, are those
-    splits. If no file is called so, every file is one client's: all rows form one split "train", and column ``file``
-    holds the file's stem. Raises ``DataError`` when nothing can be read.
+    Files called train, validation (valid, val, dev) or test, also with more behind what is no letter (``train1``,
+    ``test data``), are those splits. If no file is called so, every file is one client's: all rows form one split
+    "train", and column ``file`` holds the file's stem. Raises ``DataError`` when nothing can be read.
     """
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return Splits(_read_saved(folder))
@@ -182,10 +183,8 @@ def read_folder(folder: Path, encoding: str | None = None, delimiter: str | None
 
 
 def _role(file: Path) -> str | None:
-    stem = file.stem.lower()
-    for separator in "-_.":
-        stem = stem.split(separator)[0]
-    return _ROLE_OF_STEM.get(stem)
+    begins = re.match(r"[a-z]*", file.stem.lower())
+    return _ROLE_OF_STEM.get(begins[0] if begins else "")
 
 
 def _with_file_column(data: Dataset, file: Path) -> Dataset:

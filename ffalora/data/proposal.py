@@ -117,13 +117,15 @@ def propose(
     label: str | None = None,
     client: str | None = None,
     user: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> Proposal:
     """Looks at a file or folder and proposes what to train on; what is given is taken.
 
     Raises:
         DataError: it cannot be read, has no such column, or none that is likely a text or a label.
     """
-    found = _read(Path(path).expanduser())
+    found = _read(Path(path).expanduser(), encoding, delimiter)
     name = "train" if "train" in found.data else next(iter(found.data))
     data, parts = found.data[name], tuple(found.parts.get(name, ()))
     given = (*text, *filter(None, (label, client, user)))
@@ -160,8 +162,8 @@ def propose(
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
     if len(found.data) == 1 and sum(sizes) < FEWEST_ROWS / min(DEFAULT_FRACTIONS):
         raise DataError(
-            f"{path}: {sum(sizes)} rows can be used, too few to hold a tenth out for validation and one for the test; "
-            f"give {FEWEST_ROWS / min(DEFAULT_FRACTIONS):.0f} or more"
+            f"{path}: {sum(sizes)} rows can be used, too few to hold a tenth out for validation and a fifth for the "
+            f"test; give {FEWEST_ROWS / min(DEFAULT_FRACTIONS):.0f} or more"
         )
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
     able = [] if client else [c for c in groups if c.name not in (*needed, *rivals) and _are_names(c)]
@@ -186,12 +188,12 @@ def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
     return ()
 
 
-def _read(path: Path) -> Splits:
+def _read(path: Path, encoding: str | None, delimiter: str | None) -> Splits:
     if path.is_dir():
-        return read_folder(path)
+        return read_folder(path, encoding, delimiter)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder")
-    data, part = read_file(path)
+    data, part = read_file(path, encoding, delimiter)
     return Splits({"train": data}, {"train": [part]})
 
 

@@ -61,6 +61,19 @@ def test_three_commands_lead_from_a_table_to_private_predictions(feedback, small
     assert table[["p(bad)", "p(good)"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(20), abs=1e-5)
 
 
+def test_how_a_file_is_written_can_be_said(feedback, tmp_path, capsys):
+    """A table that reads as Windows-1252, and is Central European."""
+    renamed = feedback.drop(columns="Hospital").rename(columns={"Subject": "Předmět"})
+    renamed.to_csv("other.csv", index=False, sep="\t", encoding="cp1250")
+    assert run("init", "other.csv", "--encoding", "cp1250", "--delimiter", r"\t") == 0
+    assert "Předmět" in (tmp_path / "other.yaml").read_text(encoding="utf-8")
+    capsys.readouterr()
+    run("predict", "--help-all")
+    shown = capsys.readouterr().out
+    assert all(f"--data.{key} " in shown for key in ("text", "encoding", "delimiter"))
+    assert "--data.max_samples" not in shown
+
+
 def test_what_init_writes_is_the_configuration_that_it_showed(feedback):
     assert run("init", "feedback.csv", "--epsilon", "3") == 0
     config = load_config("feedback.yaml")

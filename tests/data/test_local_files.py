@@ -62,6 +62,16 @@ def test_folder_of_named_files_keeps_its_splits_and_cuts_the_missing_one(tmp_pat
     assert set(data.test["id"]) == set(range(40, 60))
 
 
+@pytest.mark.parametrize(
+    "names", [("train1", "train2", "test1"), ("train", "Train 2", "test data"), ("train-a", "train.b", "test_2024")]
+)
+def test_files_called_train_and_test_are_those_splits_whatever_stands_behind(names, tmp_path):
+    for name, rows in zip(names, (ROWS[:20], ROWS[20:40], ROWS[40:]), strict=True):
+        write(tmp_path / f"{name}.csv", rows)
+    data = load_data(str(tmp_path))
+    assert data.client_column is None and set(data.test["id"]) == set(range(40, 60))
+
+
 def test_folder_of_other_files_is_one_client_a_file(tmp_path):
     write(tmp_path / "ward_a.csv", ROWS[:30])
     write(tmp_path / "ward_b.jsonl", ROWS[30:])
