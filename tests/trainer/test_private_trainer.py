@@ -10,6 +10,7 @@ import pytest
 import torch
 from adapter_cases import one_at_a_time, tiny_bert, tiny_llama
 from datasets import Dataset
+from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import ffalora
@@ -19,6 +20,7 @@ from ffalora.privacy.data_ledger import find_data_ledger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
+from ffalora.trainer.terms import feature_digests
 from ffalora.training.independence import SamplesNotIndependent
 from ffalora.training.private_gradient import PrivateGradient
 
@@ -251,6 +253,45 @@ def test_a_corrected_label_does_not_renew_what_was_spent_on_a_record(tmp_path):
     first, second = find_data_ledger(str(tmp_path / "book"), "").entries
     assert first.records == second.records
     assert [part.steps for part in run.ledger.others] == [4]
+
+
+def augmented(rows):
+    """As a transform: other tokens in every reading."""
+    drawn = np.random.default_rng().integers
+    return {**rows, "input_ids": [drawn(5, 35, len(ids)).tolist() for ids in rows["input_ids"]]}
+
+
+class AugmentedItems:
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return {name: value[0] for name, value in augmented(data()[i : i + 1]).items()}
+
+
+@pytest.mark.parametrize("rows", [data().with_transform(augmented), AugmentedItems()], ids=["transform", "items"])
+def test_runs_on_samples_that_are_augmented_at_random_compose(tmp_path, rows):
+    stated = []
+    for folder in ("first", "second"):
+        run = trainer(tmp_path / folder, PrivacyArguments(noise_multiplier=1.0), remove_unused_columns=False)
+        run.train_dataset = rows
+        run.train()
+        stated.append(run.statement().max_epsilon)
+    both = PrivacyLedger(0, N, 6 / N, 1.0, 1e-5, 8, steps_taken=8).epsilon()
+    assert stated[0] < stated[1] == pytest.approx(both)
+
+
+def test_records_are_known_again_by_what_they_hold_and_not_by_where_it_lies():
+    class Sound:
+        """Keeps its samples to itself, as decoders do."""
+
+    def digests(length):
+        turns = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": "this one"}]
+        picture = Image.fromarray(np.zeros((2, length, 3), dtype=np.uint8))
+        items = [{"turns": turns, "ragged": [[1], [2, 3]], "pictures": [picture, picture.copy()], "sound": Sound()}]
+        return feature_digests(items, ["label"])
+
+    assert digests(3) == digests(3) != digests(4)
 
 
 def test_an_output_folder_with_its_ledger_does_not_go_to_the_hub(tmp_path):
