@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ffalora.report.plots import Plot
 from ffalora.report.tables import Table
-
-ENVIRONMENT = "environment.json"
+from ffalora.studies.folder import ENVIRONMENT, values_in_words
 
 
 def answer_part(answer: str) -> str:
@@ -45,13 +44,14 @@ def remark_part(remark: str) -> list[str]:
 
 
 def device_words(folder: Path) -> str:
-    """Where the tables of ``folder`` were measured; empty where it does not say."""
+    """Where the tables of ``folder`` were measured, all that occur; empty where it does not say."""
     path = folder / ENVIRONMENT
     if not path.exists():
         return ""
     known = json.loads(path.read_text(encoding="utf-8"))
-    threads = known.get("threads", "?")
-    return f"Device {known.get('device', 'unknown')}, {threads} thread{'s' * (threads != 1)}. "
+    device, threads = (values_in_words(known.get(name, "unknown")) for name in ("device", "threads"))
+    held = f", frozen base in {values_in_words(known['base_dtype'])}" if "base_dtype" in known else ""
+    return f"Device {device}, {threads} thread{'s' * (threads != '1')}{held}. "
 
 
 def command_part(command: str) -> str:

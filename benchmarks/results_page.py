@@ -17,7 +17,6 @@ from pathlib import Path
 
 import yaml
 from page_parts import (
-    ENVIRONMENT,
     answer_part,
     command_part,
     device_words,
@@ -30,10 +29,11 @@ from page_parts import (
 from theory_section import NAME as THEORY
 from theory_section import collect_theory, committed_theory, draw_theory, theory_page, theory_section
 
+from ffalora.files.numbers import to_json
 from ffalora.report.plots import save_plots
 from ffalora.report.tables import Table
 from ffalora.studies.claims import Verdict
-from ffalora.studies.folder import read_study
+from ffalora.studies.folder import ENVIRONMENT, environment_of, read_study
 from ffalora.studies.page import answer, setting_in_words, size_in_words, study_command
 from ffalora.studies.plots import study_plots
 from ffalora.studies.protocol import load_protocol
@@ -70,7 +70,8 @@ paired t-test says so with p < 0.05 after Holm's correction for the claims of it
 Intervals are Student's 95% intervals over seeds.
 
 Every number below is written by one command from the tables in `docs/results/`; nothing is typed by hand but the
-remarks. To measure everything again: `make results` (resumable; {hours}).
+remarks. `make results` goes on from these tables and measures what they lack. To measure a study again: the command at
+the end of its page, with `--output` and an empty folder ({hours}).
 """
 
 
@@ -125,7 +126,7 @@ def make_pages(data: Path) -> dict[Path, str]:
     results, theory = read_all(data), committed_theory(data)
     remarks = _remarks(data, [*map(_name, results), THEORY])
     seconds = sum(training_seconds(result) for result in results) + (theory.seconds if theory else 0)
-    parts = [_HEAD.format(hours=f"{seconds / 3600:.1f} hours for what is below" if seconds else "hours")]
+    parts = [_HEAD.format(hours=f"{seconds / 3600:.1f} hours for all that is below" if seconds else "hours")]
     if results:
         parts += ["## The paper's claims\n", _paper_table(results)]
     if missing := [name for name in study_names() if name not in {r.grid.name for r in results}]:
@@ -232,16 +233,17 @@ def _anchor(result: StudyResult) -> str:
 
 
 def _copy(result: StudyResult, target: Path) -> None:
+    """Tables of an earlier design, which the study has none of, are taken away."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, REGISTRATION, RESULTS, TUNING):
         if (result.folder / name).exists():
             shutil.copyfile(result.folder / name, target / name)
-    for r in [*result.results, *result.tuning]:
-        for cells in (r.folder.parent, result.folder.parent / r.folder.parent.name):
-            environment = cells / r.folder.name / ENVIRONMENT
-            if environment.exists():
-                shutil.copyfile(environment, target / ENVIRONMENT)
-                return
+        else:
+            (target / name).unlink(missing_ok=True)
+    if environment := environment_of(result):
+        (target / ENVIRONMENT).write_text(to_json(environment, indent=2), encoding="utf-8")
+    else:
+        (target / ENVIRONMENT).unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

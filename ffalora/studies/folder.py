@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,6 +15,8 @@ from .grid import FEWEST_SEEDS, Grid
 from .registration import registered_seeds
 from .results import CELLS, MANIFEST, RESULTS, TUNING, CellResult, StudyResult, best_of, read_csv
 from .study import GridSize, Study
+
+ENVIRONMENT = "environment.json"
 
 
 def read_study(folder: Path) -> StudyResult:
@@ -35,6 +40,30 @@ def read_study(folder: Path) -> StudyResult:
         elif not grid.is_powered:
             result.chosen[place] = grid.tuning_cells(place)[0].chosen
     return result
+
+
+def environment_of(result: StudyResult) -> dict[str, Any]:
+    """What the environments of all runs say whose folders are at hand, and what the study's own folder says, in one: a
+    list of all values that occur where there are several.
+    """
+    own = [r.folder for r in [*result.results, *result.tuning]]
+    shared = [result.folder.parent / CELLS / place.name for place in own]
+    paths = dict.fromkeys(place / ENVIRONMENT for place in (result.folder, *own, *shared))
+    return _together([json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()])
+
+
+def values_in_words(value: Any) -> str:
+    """A value of :func:`environment_of`, or those that occur."""
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _together(found: Sequence[Any]) -> Any:
+    if all(isinstance(each, Mapping) for each in found):
+        keys = dict.fromkeys(key for each in found for key in each)
+        return {key: _together([each[key] for each in found if key in each]) for key in keys}
+    values = [value for each in found for value in (each if isinstance(each, list) else [each])]
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else distinct
 
 
 def _read_grid(folder: Path) -> Grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import yaml
 
 from ..config import Config
+from ..config.values import NAMED_ELSEWHERE
 from ..files.atomic import write_atomically
 from ..report.page import Finding, Page, describe_run, render
 from ..report.plots import save_plots
 from ..report.tables import flatten
 from .claims import Verdict
+from .folder import environment_of, values_in_words
 from .grid import Grid, load_grid
 from .labels import condition_labels
 from .plan import time_in_words
@@ -61,7 +64,7 @@ def study_page(result: StudyResult) -> Page:
         details=[table for table in details if table is not None],
         statements=_statements(result),
         commands=[study_command(grid), *_alone(result)],
-        environment=flatten(_environment(result)),
+        environment={key: values_in_words(value) for key, value in flatten(environment_of(result)).items()},
     )
 
 
@@ -118,11 +121,29 @@ def study_command(grid: Grid) -> str:
 
 def changed_flags(usual: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The flags that make ``now`` of ``usual``; both nested."""
-    before, after = flatten(usual), flatten(now)
-    changed = [key for key in after if key not in before or before[key] != after[key]]
+    before, after = _by_flag(usual), _by_flag(now)
     return [
-        x for key in changed for x in (f"--{key}", yaml.safe_dump(after[key], default_flow_style=True).split("\n")[0])
+        word
+        for key, value in after.items()
+        if key not in before or before[key] != value
+        for word in (f"--{key}", _flag_text(value))
     ]
+
+
+def _by_flag(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by the flag that sets them: mappings whose keys are names of others stay whole."""
+    found = flatten(values)
+    for key in NAMED_ELSEWHERE:
+        section, _, name = key.partition(".")
+        if held := values.get(section, {}).get(name):
+            found = {k: v for k, v in found.items() if not k.startswith(f"{key}.")} | {key: held}
+    return found
+
+
+def _flag_text(value: Any) -> str:
+    """One line of YAML that is read as ``value``."""
+    whole = json.loads(json.dumps(value))  # a list that is held twice has an alias in YAML
+    return yaml.safe_dump(whole, default_flow_style=True, width=math.inf, allow_unicode=True).split("\n")[0]
 
 
 def setting_in_words(grid: Grid) -> str:
@@ -149,11 +170,6 @@ def _statements(result: StudyResult) -> dict[str, str]:
     return {
         label: text for i, (label, text) in enumerate(texts.items()) if text and text not in list(texts.values())[:i]
     }
-
-
-def _environment(result: StudyResult) -> dict[str, Any]:
-    places = [result.folder, *(r.folder for r in _representatives(result).values())]
-    return next((json.loads(text) for place in places if (text := _read(place / "environment.json"))), {})
 
 
 def _alone(result: StudyResult) -> list[str]:

@@ -1,9 +1,9 @@
 """Runs a study: values are chosen on the validation split, what will be compared is registered, then every seed is run.
 
-A cell is a run folder of ``ffalora simulate``. What is finished is never run again, by whatever study, even where only
-its row in a table is left, and what was interrupted goes on after its last completed round. Cells that differ in
-nothing but values of a client's row (learning rate, clipping norm, noise) train together, where the method allows it;
-not where a study counts costs, for their time is shared.
+A cell is a run folder of ``ffalora simulate``. What is finished is never run again, by whatever study that finds its
+folder; where only a row in a table is left, by the study whose table that is. What was interrupted goes on after its
+last completed round. Cells that differ in nothing but values of a client's row (learning rate, clipping norm, noise)
+train together, where the method allows it; not where a study counts costs, for their time is shared.
 """
 
 from __future__ import annotations

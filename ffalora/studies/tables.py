@@ -121,13 +121,14 @@ def power_table(needs: Sequence[ClaimPower]) -> Table | None:
 
 
 def cost_table(result: StudyResult) -> Table | None:
-    """Traffic, trained numbers, time and whatever else was counted, by method; by condition where that matters. None
-    before the first run.
+    """Traffic, trained numbers and whatever else was counted, by method; by condition where that matters. Time only
+    where every run had the machine to itself. None before the first run.
     """
     grid = result.grid
     if not result.results:
         return None
-    names = [name for name in COSTS if any(name in r.numbers for r in result.results)]
+    shown = [name for name in COSTS if grid.study.counts_costs or "seconds" not in name]
+    names = [name for name in shown if any(name in r.numbers for r in result.results)]
     labels = condition_labels(grid)
     counted = [name for name in names if "seconds" not in name and name != "epsilon"]
     differ = any(

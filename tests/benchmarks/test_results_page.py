@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import shutil
 
 import bench_path  # noqa: F401
@@ -177,6 +178,35 @@ def test_committed_tables_come_back_as_they_were_and_over_nothing(runs, tmp_path
     then, now = (page.read_study(top / "study-privacy-laptop-user-verdict") for top in (runs, tmp_path / "again"))
     assert [(r.cell, dict(r.numbers)) for r in then.results] == [(r.cell, dict(r.numbers)) for r in now.results]
     assert then.verdicts == now.verdicts and then.chosen == now.chosen
+
+
+def test_tables_of_an_earlier_design_do_not_stay(runs, tmp_path):
+    folder, target = runs / "study-privacy-laptop-user-verdict", tmp_path / "results" / "privacy-user"
+    page.collect(runs, tmp_path / "results")
+    before = {path.name for path in target.iterdir()}
+    for name in (page.RESULTS, page.REGISTRATION):
+        (folder / name).unlink()
+    for place in folder.glob("cells/*/environment.json"):
+        place.unlink()
+    page.collect(runs, tmp_path / "results")
+    assert before - {path.name for path in target.iterdir()} == {page.RESULTS, page.REGISTRATION, page.ENVIRONMENT}
+
+
+def test_a_study_that_was_run_on_two_machines_names_both(runs, tmp_path):
+    folder, target = runs / "study-privacy-laptop-user-verdict", tmp_path / "results.md"
+    cells = sorted(folder.glob("cells/*/environment.json"))
+    for i, place in enumerate(cells):
+        known = {"device": "cpu", "threads": 1 + i % 2, "base_dtype": ("float32", "bfloat16")[i % 2]}
+        place.write_text(json.dumps(known))
+    page.main(["--collect", str(runs), "--page", str(target)])
+    words = {"Device cpu, 1 or 2 threads, frozen base in float32 or bfloat16."}
+    words |= {"Device cpu, 2 or 1 threads, frozen base in bfloat16 or float32."}
+    assert any(each in (tmp_path / "results" / "privacy-user.md").read_text() for each in words)
+    for place in cells[1:]:
+        place.unlink()
+    page.restore(tmp_path / "results", tmp_path / "again")
+    (again,) = tmp_path.glob("again/*privacy*")
+    assert sorted(page.environment_of(page.read_study(again))["threads"]) == [1, 2], "what tables alone say is kept"
 
 
 def test_two_folders_of_one_study_are_refused(runs, tmp_path):

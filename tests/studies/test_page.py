@@ -19,7 +19,7 @@ from ffalora.studies import runner
 from ffalora.studies.folder import read_study
 from ffalora.studies.grid import load_grid, with_seeds
 from ffalora.studies.labels import condition_labels, number_text, spread_text
-from ffalora.studies.page import study_command, study_page, write_page
+from ffalora.studies.page import changed_flags, study_command, study_page, write_page
 from ffalora.studies.plots import study_plots
 from ffalora.studies.runner import run_study
 from ffalora.studies.study import study_names
@@ -97,6 +97,11 @@ def test_costs_hold_every_number_that_was_counted(tmp_path):
     assert {"flops a sample", "memory of a step", "kept for backward", "time a round"} <= set(costs.head)
 
 
+def test_times_are_shown_only_where_no_run_shares_the_machine(study):
+    assert all("seconds" in r.numbers for r in study.results)
+    assert not any("time" in column for column in cost_table(study).head)
+
+
 def test_costs_that_differ_by_condition_stand_apart(study):
     for r in study.results:
         if r.cell.condition == "severe":
@@ -150,6 +155,24 @@ def test_the_command_repeats_the_study(tmp_path):
     usual = "ffalora study privacy --scale laptop --size verdict"
     assert study_command(load_grid("privacy", "laptop", "verdict")) == usual, "the power analysis says how many seeds"
     assert study_command(load_grid("cost", "laptop", "smoke")) == "ffalora study cost --scale laptop --size smoke"
+
+
+def test_flags_of_long_and_of_named_values_are_read_as_what_they_were_made_of():
+    pair = [0.1, 0.9]
+    now = {
+        "clients": {"proportions": [pair] * 12},
+        "adapter": {"rank_pattern": {"layer.5": 4}},
+        "data": {"label_texts": {"v1.0": "größer"}},
+        "optimizer": {"lr": 1e-5},
+    }
+    words = changed_flags({"adapter": {"rank_pattern": {}, "rank": 8}}, now | {"adapter": now["adapter"] | {"rank": 8}})
+    given = command.make_context("study", ["privacy", *words]).params["overrides"]
+    assert given == {
+        "clients.proportions": now["clients"]["proportions"],
+        "adapter.rank_pattern": {"layer.5": 4},
+        "data.label_texts": {"v1.0": "größer"},
+        "optimizer.lr": 1e-5,
+    }
 
 
 def test_the_page_holds_its_question_statement_environment_and_table_files(study):
