@@ -7,6 +7,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 TESTS ?= tests
 WORKERS ?= 2
+FLOWER_TESTS ?= tests/federated/test_flower.py tests/federated/test_flower_recipe.py tests/federated/test_masked_sum.py
 NOTEBOOKS ?= demo own_table private_trainer
 STUDIES ?= tier-a theory methods rank init
 BIN := .venv/bin
@@ -15,7 +16,7 @@ PIP := $(BIN)/python $(INSTALL)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 30 --durations-min 5
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo demo-lm test test-slow dry-run test-gpu test-arm lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
+.PHONY: demo demo-lm test test-flower test-slow dry-run test-gpu test-arm lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -29,6 +30,10 @@ demo-lm: setup  ## the same for a small language model: three newspapers, and an
 test: setup  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
 	$(PYTEST) $(TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
+test-flower: setup  ## the tests of Flower federations, which need other versions of what the rest is pinned to
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) --target .flower "flwr==1.41.0"
+	PATH="$(CURDIR)/.flower/bin:$$PATH" PYTHONPATH="$(CURDIR)/.flower" $(PYTEST) $(FLOWER_TESTS) -m "not slow and not gpu"
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/ffalora data fetch --all
@@ -105,4 +110,4 @@ wheel: setup  ## sdist and wheel in dist/, a look into both, and the wheel tried
 	cd / && "$$folder/bin/python" "$(CURDIR)/release/installed.py"
 
 clean:  ## remove the environment and everything that was built
-	rm -rf .venv build dist site *.egg-info kernels/ffalora_kernels/*.so
+	rm -rf .venv .flower build dist site *.egg-info kernels/ffalora_kernels/*.so
