@@ -28,7 +28,22 @@ def mix(z: Tensor) -> Tensor:
 
 def branched(keys: Tensor, count: int) -> Tensor:
     """``count`` keys of each key: int64 ``[...]`` to ``[..., count]``."""
-    return mix(keys[..., None] + _GOLDEN * torch.arange(1, count + 1, device=keys.device))
+    return _at(keys, torch.arange(count, device=keys.device))
+
+
+def _at(keys: Tensor, positions: Tensor) -> Tensor:
+    """The keys of int64 ``positions [..., count]`` of each key: ``[...]`` to ``[..., count]``."""
+    return mix(keys[..., None] + _GOLDEN * (positions + 1))
+
+
+def positions_of(mask: Tensor | None) -> Tensor | None:
+    """``positions`` of :class:`DropoutMasks` for a batch's ``attention_mask [S,T]``, 1 for real tokens; None where that
+    is missing or of another kind.
+    """
+    if mask is None or mask.dim() != 2:
+        return None
+    before = mask.bool().int().argmax(1, keepdim=True)
+    return torch.arange(mask.shape[1], device=mask.device) - before
 
 
 @dataclass
@@ -41,11 +56,14 @@ class DropoutMasks:
     Attributes:
         keys: int64 ``[S]``, one a sample.
         starts: int32 ``[S+1]``, where each sample's tokens start in a packed batch ``[1,M,...]``; None for padded ones.
+        positions: int64 ``[S,T]``, of a padded batch's columns in their samples, negative before these begin; None
+            counts columns.
         shared: the generator's seed for the pass.
     """
 
     keys: Tensor
     starts: Tensor | None = None
+    positions: Tensor | None = None
     shared: int = 0
 
     def keep(self, shape: Sequence[int], p: float) -> Tensor:
@@ -59,26 +77,36 @@ class DropoutMasks:
             ValueError: another shape: whose element is whose cannot be told.
         """
         call = int(torch.randint(2**62, ()))
-        keys, *inner = self._of_rows(mix(self.keys ^ call), tuple(shape)), *shape[1:]
-        if self.starts is not None:
-            keys, inner = keys[None], inner[1:]
-        last = inner.pop() if inner else 1
-        for count in inner:
-            keys = branched(keys, count)
+        keys, axes = self._of_rows(mix(self.keys ^ call), tuple(shape))
+        *axes, last = axes or [1]
+        for axis, count in enumerate(axes):
+            own = self._columns(count, keys.dim()) if axis == len(axes) - 1 else None
+            keys = branched(keys, count) if own is None else _at(keys, own)
         words = branched(keys, -(-last * _WORD // 64)).view(torch.int16)[..., :last]
+        own = self._columns(last, keys.dim()) if len(axes) > 1 else None
+        if own is not None:  # weights of attention, over tokens on both sides
+            words = words.gather(-1, (own % last).expand(words.shape))
         return (words >= _threshold(p)).view(*shape)
 
-    def _of_rows(self, keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A key for each leading row (packed: token) of a tensor."""
+    def _columns(self, count: int, dims: int) -> Tensor | None:
+        """``positions`` for an axis that ``dims`` others precede, if it may be that of the tokens."""
+        if self.positions is None or self.starts is not None or count != self.positions.shape[1]:
+            return None
+        return self.positions.view(len(self.positions), *[1] * (dims - 1), count)
+
+    def _of_rows(self, keys: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, list[int]]:
+        """A key for each sample (packed: token) of a tensor, and its other axes."""
         samples = len(keys)
         if self.starts is not None and shape[:1] == (1,) and len(shape) > 1:
             lengths = self.starts.diff().long()
             position = torch.arange(shape[1], device=keys.device) - self.starts[:-1].long().repeat_interleave(
                 lengths, output_size=shape[1]
             )
-            return mix(keys.repeat_interleave(lengths, output_size=shape[1]) + _GOLDEN * (position + 1))
+            of_tokens = mix(keys.repeat_interleave(lengths, output_size=shape[1]) + _GOLDEN * (position + 1))
+            return of_tokens[None], list(shape[2:])
         if self.starts is None and samples and shape[0] % samples == 0:
-            return keys if shape[0] == samples else branched(keys, shape[0] // samples).flatten()
+            rows = [shape[0] // samples] if shape[0] != samples else []
+            return keys, [*rows, *shape[1:]]
         raise ValueError(
             f"dropout on a tensor of shape {shape} in a batch of {samples} samples: which element belongs to which "
             "sample cannot be told, so that masks would tie samples together; set this dropout to 0"

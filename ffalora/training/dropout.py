@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..adapters import Adapters
-from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix
+from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix, positions_of
 from ..privacy.noise import NoiseSource, SecureNoise
 from .detectors import each_module
 from .independence import SamplesNotIndependent
@@ -89,9 +89,10 @@ class DropoutKeys:
         """Of some samples of the batch, side by side."""
         return DropoutKeys(self.samples[rows], self.shared)
 
-    def masks(self, device: torch.device) -> DropoutMasks:
-        """The masks of a pass on padded samples."""
-        return DropoutMasks(torch.as_tensor(self.samples).to(device), shared=self.shared)
+    def masks(self, device: torch.device, inputs: Mapping[str, Any]) -> DropoutMasks:
+        """The masks of a pass on padded samples, ``inputs`` of the model, whose mask says where each of them begins."""
+        positions = positions_of(inputs.get("attention_mask"))
+        return DropoutMasks(torch.as_tensor(self.samples).to(device), positions=positions, shared=self.shared)
 
     @classmethod
     def of(

@@ -154,7 +154,7 @@ def segment_gradients(
         current = _training_pass(state, arena, rows, segment, merged, views)
         check_reads_state(current, state)
         if keys is not None:
-            current.masks = keys.masks(device)
+            current.masks = keys.masks(device, inputs)
         taken = pack(inputs) if packed else inputs
         if packed:
             current.packed = packed_segments(taken, current)

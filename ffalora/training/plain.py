@@ -52,7 +52,7 @@ def plain_gradient(
     tensors = {
         place.name: row[place.columns].view(place.shape).clone().requires_grad_() for place in adapters.layout.places
     }
-    masks = None if keys is None else keys.masks(row.device)
+    masks = None if keys is None else keys.masks(row.device, inputs)
     model = not_compiled(model)
     eager = nullcontext() if model._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
     narrow: list[bool] = []

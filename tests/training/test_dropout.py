@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import losses, participants, tiny_data, tiny_engine, tiny_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from ffalora.adapters import AdapterConfig, attach, convert
 from ffalora.adapters.dropout import DropoutMasks, branched, masked_dropout
@@ -193,6 +193,54 @@ def test_a_mask_depends_on_its_own_sample_and_position_alone():
     torch.manual_seed(0)
     folded = DropoutMasks(torch.as_tensor(whole.samples)).keep((16, 5), P)
     assert folded.shape == (16, 5) and not torch.equal(folded[::2], folded[1::2])
+
+
+def left_padded(length, tokens=(3, 4)):
+    return {"attention_mask": torch.stack([torch.arange(length) >= length - n for n in tokens]).long()}
+
+
+def test_a_mask_is_that_of_the_sample_s_own_tokens_wherever_its_padding_is():
+    def kept(shape, inputs):
+        torch.manual_seed(0)
+        return keys(range(2)).masks(torch.device("cpu"), inputs).keep(shape, P)
+
+    right = {"attention_mask": left_padded(9)["attention_mask"].flip(1)}
+    for length in (5, 10):
+        inputs = left_padded(length)
+        weights, both = kept((2, 3, length, length), inputs), kept((2, 3, 9, 9), right)
+        assert torch.equal(both, kept((2, 3, 9, 9), {}))
+        for features in (7, length):
+            hidden, whole = kept((2, length, features), inputs), kept((2, 9, features), right)
+            flat = kept((2 * length, features), inputs).view(hidden.shape)
+            assert torch.equal(whole, kept((2, 9, features), {}))
+            for i, n in enumerate((3, 4)):
+                assert torch.equal(hidden[i, -n:], whole[i, :n]) and torch.equal(flat[i], hidden[i])
+                assert torch.equal(weights[i, :, -n:, -n:], both[i, :, :n, :n])
+
+
+def test_a_sample_padded_on_the_left_has_the_gradient_that_it_has_alone():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=60, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, attention_dropout=0.2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    adapters = nudged(attach(model, AdapterConfig(rank=2, dropout=P, target_modules=["q_proj", "v_proj"])))
+    model.train()
+    ids = torch.randint(1, 60, (2, 9)).masked_fill(left_padded(9)["attention_mask"] == 0, 0)
+
+    def gradients(rows, start):
+        inputs = {"input_ids": ids[rows, start:], "attention_mask": left_padded(9)["attention_mask"][rows, start:]}
+        targets = inputs["input_ids"].masked_fill(inputs["attention_mask"].cumsum(1) < 2, -100)  # first: not predicted
+        probe = Probe(adapters, recomputes=True)
+        return segment_gradients(
+            model, adapters, causal_losses, inputs, targets, dropout=lambda: keys(rows), probe=probe
+        ).gradients.clone()
+
+    together = gradients([0, 1], 0)
+    for i, start in ((0, 6), (1, 5), (1, 2)):
+        torch.testing.assert_close(gradients([i], start)[0], together[i], rtol=1e-4, atol=1e-7)
 
 
 def test_dropout_whose_samples_cannot_be_told_apart_is_refused():
