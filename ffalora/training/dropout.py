@@ -236,7 +236,7 @@ class _Keyed(TorchFunctionMode):
         if attn_mask is not None:
             hidden = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
             scores = hidden
-        return masked_dropout(scores.softmax(-1), dropout_p, self.masks).to(value.dtype) @ value
+        return masked_dropout(torch._safe_softmax(scores, -1), dropout_p, self.masks).to(value.dtype) @ value
 
 
 def _backward(
