@@ -35,6 +35,15 @@ def arguments(**changed: object) -> dict:
     return valid | changed
 
 
+def copies(given: dict) -> dict[str, torch.Tensor]:
+    """The numbers of all arguments that have some."""
+    return {k: v.detach().clone() for k, v in given.items() if isinstance(v, torch.Tensor) and not v.is_meta}
+
+
+def are_as(before: dict[str, torch.Tensor], given: dict) -> bool:
+    return all(torch.equal(given[name], value) for name, value in before.items())
+
+
 WRONG: list[tuple[str, type[Exception], str, Callable[[], dict]]] = [
     ("dtypes", TypeError, "h is torch.float16 but dy is torch.float32", lambda: arguments(h=torch.zeros(5, 2).half())),
     ("dtype of b", TypeError, "b must be float32 or", lambda: arguments(b=torch.zeros(2, 8, 2).half())),
@@ -53,9 +62,11 @@ WRONG: list[tuple[str, type[Exception], str, Callable[[], dict]]] = [
 
 @pytest.mark.parametrize(("error", "message", "make"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_wrong_arguments_are_refused_before_anything_is_launched(launches: list, error, message, make) -> None:
+    given = make()
+    before = copies(given)
     with pytest.raises(error, match=message):
-        ffk.backward(**make())
-    assert not launches
+        ffk.backward(**given)
+    assert not launches and are_as(before, given)
 
 
 def arguments_of(op: str) -> dict:
@@ -122,9 +133,11 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
 
 @pytest.mark.parametrize(("op", "error", "message", "changed"), WRONG_ELSEWHERE, ids=[w[2] for w in WRONG_ELSEWHERE])
 def test_wrong_arguments_of_every_other_operation_are_refused(launches: list, op, error, message, changed) -> None:
+    given = arguments_of(op) | changed
+    before = copies(given)
     with pytest.raises(error, match=message):
-        getattr(ffk, op)(**(arguments_of(op) | changed))
-    assert not launches
+        getattr(ffk, op)(**given)
+    assert not launches and are_as(before, given)
 
 
 BEYOND = [
