@@ -146,3 +146,12 @@ def test_the_tests_that_the_page_on_privacy_names_exist():
     named = set(_NAMED.findall((ROOT / "docs" / "privacy.md").read_text("utf-8")))
     assert len(named) > 50
     assert named - tests == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_can_be_run_stands_in_fences_where_it_is_seen(page):
+    outside = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert (
+        re.findall(r"^(?: {4}|\t)(?:\$ )?(?:ffalora|flwr|pip|python|make|git|from|import) .*", outside, re.MULTILINE)
+        == []
+    )
