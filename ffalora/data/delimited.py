@@ -57,8 +57,8 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
     The delimiter is the one by which most of the first 200 records have as many cells as the header, and the header
     the most; where the header is one cell, the one by which all records are, a comma first (in a .tsv file a tab).
     Decimals have a comma where a column of these records is numbers with one, some of which are no thousands (12,500).
-    Quotes belong to the texts where taken
-    otherwise they would not close at the end of a cell, and each line has as many cells as the header.
+    Quotes belong to the texts where taken otherwise they would not close at the end of a cell, and each line has as
+    many cells as the header.
 
     Raises:
         ValueError: bytes that no encoding tried here allows, an encoding that Python does not know, or quotes by which
