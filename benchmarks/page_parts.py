@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ffalora.report.plots import Plot
 from ffalora.report.tables import Table
-from ffalora.studies.folder import ENVIRONMENT, values_in_words
+from ffalora.runs.folder import ENVIRONMENT
+from ffalora.studies.folder import values_in_words
 
 
 def answer_part(answer: str) -> str:

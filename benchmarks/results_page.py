@@ -32,8 +32,9 @@ from theory_section import collect_theory, committed_theory, draw_theory, theory
 from ffalora.files.numbers import to_json
 from ffalora.report.plots import save_plots
 from ffalora.report.tables import Table
+from ffalora.runs.folder import ENVIRONMENT
 from ffalora.studies.claims import Verdict
-from ffalora.studies.folder import ENVIRONMENT, environment_of, read_study
+from ffalora.studies.folder import environment_of, read_study
 from ffalora.studies.page import answer, setting_in_words, size_in_words, study_command
 from ffalora.studies.plots import study_plots
 from ffalora.studies.protocol import load_protocol

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from page_parts import (
-    ENVIRONMENT,
     answer_part,
     command_part,
     device_words,
@@ -19,6 +18,7 @@ from page_parts import (
 
 from ffalora.config import ConfigError
 from ffalora.report.plots import save_plots
+from ffalora.runs.folder import ENVIRONMENT
 from ffalora.studies.page import changed_flags
 from ffalora.studies.results import RESULTS
 from ffalora.studies.theory import TheoryResult, read_theory, theory_command, theory_config

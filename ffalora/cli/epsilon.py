@@ -6,7 +6,6 @@ import difflib
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ..files.numbers import to_json
 from ..privacy.accountants import SAMPLINGS
@@ -14,7 +13,7 @@ from ..privacy.data_ledger import DataLedger
 from ..privacy.ledger_places import ledger_folder
 from ..privacy.ledger_table import format_ledger, total_spent
 from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table, price_of_choice
-from .output import json_option
+from .output import given_names, json_option
 
 
 @click.command("epsilon", short_help="ε from σ, or σ from ε; who spent what.")
@@ -43,9 +42,7 @@ from .output import json_option
     "--ledger", metavar="NAME", help="A data set's ledger: who spent what. With --target-epsilon: its budget."
 )
 @json_option
-@click.pass_context
 def command(
-    context: click.Context,
     dataset_size: int | None,
     batch_size: float | None,
     steps: int | None,
@@ -69,7 +66,7 @@ def command(
     ffalora epsilon --ledger patients --target-epsilon 8 --delta 1e-6
     """
     if ledger is not None:
-        given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        given = given_names()
         if given - {"ledger", "target_epsilon", "delta", "as_json"} or (target_epsilon is None and "delta" in given):
             raise click.UsageError("--ledger goes with --target-epsilon, which sets its budget, and --delta only")
         book = _ledger(ledger, makes=target_epsilon is not None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import ConfigCommand
-from .output import json_option
+from .output import given_names, json_option
 from .running import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -92,12 +92,10 @@ def command(
 
 def _check_used(is_of_scale: bool) -> None:
     """Refuses what the plan that is asked for does not look at."""
-    context = click.get_current_context()
-    idle = ("seconds",) if is_of_scale else ("drawn", "up", "down", "link", "latency")
-    for name in idle:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            remedy = "leave out --clients and --gpus" if is_of_scale else "give --clients or --gpus"
-            raise click.UsageError(f"--{name} has no effect here; {remedy}, or leave it out")
+    idle = {"seconds"} if is_of_scale else {"drawn", "up", "down", "link", "latency"}
+    for name in sorted(idle & given_names()):
+        remedy = "leave out --clients and --gpus" if is_of_scale else "give --clients or --gpus"
+        raise click.UsageError(f"--{name} has no effect here; {remedy}, or leave it out")
 
 
 def scale_text(pace: Pace, scale: Scale, network: Network) -> str:

@@ -38,7 +38,7 @@ def _nested(layer: Mapping[str, Any], section: str = "") -> dict[str, Any]:
             value = {str(name): _nested(one) if isinstance(one, Mapping) else one for name, one in value.items()}
         elif rest or isinstance(value, Mapping):
             value = _nested({rest: value} if rest else value, _below(section, head))
-        result[head] = _laid_over({head: result[head]}, {head: value}, section, True)[head] if head in result else value
+        result = _laid_over(result, {head: value}, section, is_one_layer=True)
     return result
 
 

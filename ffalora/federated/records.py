@@ -12,7 +12,7 @@ from ..files.numbers import rounded_up
 from ..privacy.statement import PrivacyStatement
 from ..runs.bundle import save_bundle
 from ..runs.environment import describe_environment
-from ..runs.folder import ANSWERS, SUMMARY, RunResult, write_json
+from ..runs.folder import ANSWERS, ENVIRONMENT, SUMMARY, RunResult, write_json
 from ..training.report import TrainingReport
 from .experiment import Experiment
 from .strategies import ServerState
@@ -127,7 +127,7 @@ def open_folder(experiment: Experiment, folder: Path) -> None:
     """What is known before the first round: configuration, environment, who holds what."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", to_yaml(experiment.config).encode())
-    write_json(folder / "environment.json", environment(experiment))
+    write_json(folder / ENVIRONMENT, environment(experiment))
     privacy, table = experiment.config.privacy, experiment.partition_table
     if privacy.is_secure:  # exact counts of classes are not covered by ε
         shown = {"client"} if privacy.hides_sizes else {"client", "samples"}

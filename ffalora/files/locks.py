@@ -14,6 +14,11 @@ PATIENCE = 60.0
 _POLL = 0.005
 
 
+def lock_of(path: Path) -> Path:
+    """The file that is the lock of ``path``, beside it."""
+    return path.with_name(f"{path.name}.lock")
+
+
 @contextmanager
 def locked(path: Path, timeout: float = PATIENCE) -> Iterator[None]:
     """Holds the lock of ``path`` (the file ``PATH.lock`` beside it), among threads and processes.
@@ -24,7 +29,7 @@ def locked(path: Path, timeout: float = PATIENCE) -> Iterator[None]:
         TimeoutError: another process held it for ``timeout`` seconds. OSError: the lock cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"))
+    lock = FileLock(lock_of(path))
     try:
         lock.acquire(timeout=timeout, poll_interval=_POLL)
     except Timeout:
@@ -41,7 +46,7 @@ def locked(path: Path, timeout: float = PATIENCE) -> Iterator[None]:
 
 def was_let_go(path: Path) -> bool:
     """Whether the lock of ``path`` was held once and is not now."""
-    if not path.with_name(path.name + ".lock").exists():
+    if not lock_of(path).exists():
         return False
     try:
         with locked(path, timeout=0.0):

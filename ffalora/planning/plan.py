@@ -132,7 +132,7 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
         signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=_seconds(experiment, config, samples * _samples_of_a_draw(experiment), cost),
-        bytes_up=sum(experiment.strategy.wire.bytes_up(replace(server, round=number)) for number in range(rounds)),
+        bytes_up=sum(experiment.bytes_up(replace(server, round=number)) for number in range(rounds)),
     )
 
 

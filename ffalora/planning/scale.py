@@ -186,7 +186,7 @@ def _bytes_of_a_round(experiment: Experiment, server: ServerState, drawn: int) -
         )
     rounds = [replace(server, round=number) for number in range(1, 1 + 2 * federation.refactor_every)]
     cohort = [number % len(experiment.participants) for number in range(drawn)]
-    up = sum(strategy.wire.bytes_up(later) for later in rounds)
+    up = sum(experiment.bytes_up(later) for later in rounds)
     down = sum(strategy.wire.bytes_down(later, cohort) for later in rounds)
     return up // len(rounds), down // (len(rounds) * drawn)
 

@@ -13,7 +13,7 @@ import yaml
 
 from ..data.files import SUFFIXES
 from ..files.numbers import restored
-from ..runs.folder import METRICS, SUMMARY, rows_of
+from ..runs.folder import ENVIRONMENT, METRICS, SUMMARY, rows_of
 
 CONFIG, STUDY, SEED = "config.yaml", "study.yaml", "seed-"
 _TITLES = {
@@ -168,7 +168,7 @@ def _read_run(top: Path, place: Path) -> Run:
         rounds=rounds,
         epsilon=epsilon_of(rounds, summary),
         partition=_read(place / "partition.json", json.loads, []),
-        environment=_read(place / "environment.json", json.loads, {}),
+        environment=_read(place / ENVIRONMENT, json.loads, {}),
         privacy_text=_read(place / "privacy.txt", bytes.decode, ""),
         baselines=_read(place / "baselines.json", json.loads, []),
         evaluated=(summary.get("evaluated") or {}).get("rows"),

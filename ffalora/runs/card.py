@@ -13,6 +13,7 @@ from ..files.atomic import write_atomically
 from ..files.numbers import restored
 from ..privacy.sealed import DIGEST, SALT
 from .bundle import Bundle
+from .folder import ENVIRONMENT
 from .intervals import SHARES, share_interval
 
 _PIPELINES = {
@@ -164,7 +165,7 @@ def _metric(name: str, value: float, rows: int) -> tuple[str, str, str]:
 
 
 def _training(run: Path, bundle: Bundle) -> dict[str, Any]:
-    config, versions = bundle.config, _json(run / "environment.json")
+    config, versions = bundle.config, _json(run / ENVIRONMENT)
     clients = _json(run / "partition.json") or []
     own, federation = config.adapter, config.federation
     return {

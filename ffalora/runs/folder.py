@@ -14,7 +14,7 @@ from ..files.atomic import append_durably, write_atomically
 from ..files.numbers import restored, to_json
 
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
-SUMMARY, BASELINES = "summary.json", "baselines.json"
+SUMMARY, BASELINES, ENVIRONMENT = "summary.json", "baselines.json", "environment.json"
 ANSWERS, UNTRAINED_ANSWERS = "answers.json", "answers-untrained.json"
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 
 from ..config import ConfigError
+from ..runs.folder import ENVIRONMENT
 from .grid import FEWEST_SEEDS, Grid
 from .registration import registered_seeds
 from .results import CELLS, MANIFEST, RESULTS, TUNING, CellResult, StudyResult, best_of, read_csv
 from .study import GridSize, Study
-
-ENVIRONMENT = "environment.json"
 
 
 def read_study(folder: Path) -> StudyResult:

@@ -110,8 +110,8 @@ def _verdicts(result: StudyResult, runner: _Cells) -> None:
 
     keep(runner.finished(cells))
     for seed in result.grid.seeds:
-        block = [cell for cell in cells if cell.seed == seed]
-        runner.budget.check([cell.method for cell in runner.missing(block)])
+        block = runner.missing([cell for cell in cells if cell.seed == seed])
+        runner.budget.check([cell.method for cell in block])
         runner.run(block, keep)
 
 

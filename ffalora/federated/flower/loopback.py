@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...config import Config, ConfigError, to_yaml
-from ...files.locks import was_let_go
+from ...files.locks import lock_of, was_let_go
 from ...runs.folder import SUMMARY
 from .output import FAILURE, POLICY, SERVER, check_federation
 from .policy import SitePolicy, save_policy
@@ -169,14 +169,14 @@ class Loopback(Processes):
             stopped the run.
         """
         began, failure, gone = time.monotonic(), file.with_name(FAILURE), 0
-        lock = file.with_name(f"{SERVER}.lock")
+        server = file.with_name(SERVER)
         while not file.exists():
-            gone = gone + 1 if was_let_go(file.with_name(SERVER)) else 0
+            gone = gone + 1 if was_let_go(server) else 0
             waited = time.monotonic() - began
             if failure.exists():
                 *_, said = failure.read_text(encoding="utf-8").strip().splitlines()
                 raise RuntimeError(f"the federation was stopped: {said}")
-            if waited > (seconds if lock.exists() else min(seconds, _SECONDS_TO_BEGIN)):
+            if waited > (seconds if lock_of(server).exists() else min(seconds, _SECONDS_TO_BEGIN)):
                 raise RuntimeError(f"the federation did not finish in {waited:.0f} s; see {self.folder / 'logs'}")
             if self.processes["superlink"].poll() is not None:
                 raise RuntimeError(f"the SuperLink ended; see {self.folder / 'logs'}, and go on with --resume")
@@ -191,8 +191,8 @@ def loopback(folder: Path, clients: int, policy: SitePolicy, engine: bool = Fals
     """A SuperLink and ``clients`` SuperNodes (``engine``: none), each with this policy. All of them are stopped at the
     end of the block, or with this process, if that is ended or killed within it.
     """
-    for left in (FAILURE, f"{SERVER}.lock"):  # by an earlier command
-        (folder / left).unlink(missing_ok=True)
+    for left in (folder / FAILURE, lock_of(folder / SERVER)):  # by an earlier command
+        left.unlink(missing_ok=True)
     home = folder / "flower-home"
     home.mkdir(parents=True, exist_ok=True)
     link, *ports = _free_ports(clients + 1)

@@ -15,6 +15,7 @@ from ...report.page import Finding, Page, describe_run, render
 from ...report.plots import save_plots
 from ...report.tables import flatten
 from ...runs.environment import describe_environment
+from ...runs.folder import ENVIRONMENT
 from ..page import FILE, changed_flags
 from ..plan import time_in_words
 from ..results import RESULTS
@@ -24,7 +25,6 @@ from .study import CONFIG, TheoryResult, measure, theory_config
 TITLE = "Theory"
 QUESTION = "What do averaging, noise and curvature do to LoRA's two trained factors, and what to FFA-LoRA's one?"
 SOURCE = "Sun et al., ICLR 2024, and what follows from its formulas; docs/theory.md derives every quantity."
-ENVIRONMENT = "environment.json"
 
 
 def run_theory(
