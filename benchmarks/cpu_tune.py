@@ -23,6 +23,7 @@ from schemes import Layer
 
 from ffalora_kernels import _cpu, cpu, cpu_products
 from ffalora_kernels.cpu_choices import CLASSES, OPERATIONS, RANKS, TABLE, WIDTHS, part, shape_class
+from ffalora_kernels.cpuinfo import is_amd
 
 COLUMNS = ("op", "dtype", "part", *CLASSES, "device", "commit", "date")
 #: What stands for a class of widths: segments, tokens of each, out-features.
@@ -83,7 +84,7 @@ def tune(path: Path = TABLE, repeats: int = 40, seconds: float = 0.6) -> None:
     keep(path, lines(repeats, seconds))
     if not wanted and part() != "zen4":  # a part of its own, which stands for no other
         for name, (level, held) in _HELD.items():
-            if level < _cpu.level():
+            if level < _cpu.level() and not (name == "avx512" and is_amd()):  # AMD's have more wherever they have that
                 print(f"{name}, torch held to it", flush=True)
                 environment = os.environ | held | {"FFALORA_TUNE_LEVEL": str(level)}
                 command = [sys.executable, str(Path(__file__).with_name("cpu_kernels.py")), "--tune"]

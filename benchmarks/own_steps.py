@@ -93,8 +93,8 @@ def ours(
 
     engine = make_engine(work, trained, private, merged, cut, compiled, packed, token_budget, graphs)
     adapters = engine.adapters
-    current = [0]
-    engine.sample = lambda participant: np.sort(work.draws[current[0] % len(work.draws)])
+    upcoming: list[int] = []
+    engine.sample = lambda participant: np.sort(work.draws[upcoming.pop() % len(work.draws)])
     samples = np.arange(len(work.data.lengths))
     rate = work.expected / len(samples)
 
@@ -106,21 +106,26 @@ def ours(
     trainee, state = participant(work.noise_multiplier, work.lr), adapters.state()[None].to(work.device)
     tokens = [0]
 
-    def step(number: int) -> None:
-        current[0] = number
-        tokens[0] = engine.train([trainee], state, steps=1).padded_tokens
+    def several(number: int, count: int) -> None:
+        upcoming[:] = range(number + count - 1, number - 1, -1)
+        tokens[0] = engine.train([trainee], state, steps=count).padded_tokens
 
     def sums(number: int) -> Sums:
-        current[0] = number
         if engine.graphs is not None:  # the gradients that are compared are those of the passes that are timed
-            engine.train([trainee], state.clone(), steps=_UNTIL_RECORDED)
+            for each in range(len(work.draws)):
+                upcoming[:] = [each] * _UNTIL_RECORDED
+                engine.train([trainee], state.clone(), steps=_UNTIL_RECORDED)
+        upcoming[:] = [number]
         size = work.expected if private else len(work.draws[number % len(work.draws)])
         after = state.clone()
         engine.train([participant(0.0, _FAR * size)], after, steps=1)
         total = (state.double() - after.double())[0] / _FAR
         return {place.name: total[place.columns].view(place.shape) for place in adapters.layout.places}
 
-    return Provider(step, sums, clips=private, trained=trained, tokens=lambda: tokens[0])
+    return Provider(
+        lambda number: several(number, 1), sums, clips=private, trained=trained, tokens=lambda: tokens[0],
+        several=several,
+    )  # fmt: skip
 
 
 class _EqualLengths:

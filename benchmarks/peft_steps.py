@@ -84,13 +84,14 @@ class RecordedFloor:
     """
 
     def __init__(self, work: Workload):
-        from ffalora.training.graphs import CudaRecorder
+        from ffalora.training.recorder import CudaRecorder
 
         if work.device.type != "cuda":
             raise Unavailable("CUDA graphs need a GPU")
         self.work, self.model = work, frozen_model(work)
         inputs, self.targets = work.batch(0)
         self.input_ids = inputs["input_ids"]
+        self._compute()  # what is made at first use is not recorded
         self.replay = CudaRecorder(work.device)(self._compute)
 
     def _compute(self) -> None:

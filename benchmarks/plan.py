@@ -12,7 +12,7 @@ from arena_peers import clip_case, step_case
 from op_peers import LAYERS, OpCase, backward_case, expand_case, layer_of, outer_case, product_case
 from peers import STEPS
 from torch import Tensor, nn
-from workload import Workload, llama, roberta, short
+from workload import Workload, llama, ragged, roberta, short
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 Make = Callable[[], OpCase]
@@ -121,11 +121,14 @@ def models(device: torch.device, quick: bool) -> list[tuple[Workload, list[str]]
     if quick:
         return [
             (roberta(device, 32, 2, 4, 100, samples=8, batch=4, length=12, rank=4), list(STEPS)),
+            (ragged(roberta(device, 32, 2, 4, 100, samples=8, length=12, rank=4), 2, 16, 4), ["floor", "ours"]),
             (llama(device, 32, 2, 4, 100, samples=4, batch=2, length=12, rank=4), ["floor", "opake", "ours"]),
         ]
     without_opake = [name for name in STEPS if "opake" not in name]
+    large = roberta(device, dtype=BF16)
     return [
-        (roberta(device, dtype=BF16), without_opake),
+        (large, without_opake),
+        (ragged(large), [name for name in without_opake if name != "floor, recorded"]),  # of one shape alone
         (roberta(device, dtype=FP32), without_opake),
         (llama(device, dtype=BF16), list(STEPS)),
     ]

@@ -24,6 +24,8 @@ class Provider:
         trained: 'b' or 'both'.
         tokens: tokens computed for the last batch, padding included; 0 where a batch is padded to its longest.
         dtype: number format of its base where that is not the workload's.
+        several: takes so many steps in one call, from a logical batch on, as a run does; None where there is no other
+            way than one step after another.
     """
 
     step: Callable[[int], None]
@@ -32,6 +34,14 @@ class Provider:
     trained: str = "b"
     tokens: Callable[[], int] = field(default=lambda: 0)
     dtype: torch.dtype | None = None
+    several: Callable[[int, int], None] | None = None
+
+    def take(self, number: int, count: int) -> None:
+        """``count`` steps, from logical batch ``number`` on."""
+        if self.several is not None:
+            return self.several(number, count)
+        for each in range(number, number + count):
+            self.step(each)
 
 
 Factory = Callable[[Workload], Provider]

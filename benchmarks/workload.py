@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +67,7 @@ class RandomTokens:
     def __init__(self, lengths: Sequence[int], vocabulary: int, classes: int | None, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self._rows = [rng.integers(5, vocabulary, n) for n in lengths]
+        self.rows = [rng.integers(5, vocabulary, n) for n in lengths]
         self._classes = rng.integers(0, classes, len(lengths)) if classes else None
 
     def collate(self, indices: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
@@ -76,7 +76,7 @@ class RandomTokens:
         ids = torch.ones(len(indices), width, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(indices):
-            ids[i, : self.lengths[row]] = torch.from_numpy(self._rows[row])
+            ids[i, : self.lengths[row]] = torch.from_numpy(self.rows[row])
             mask[i, : self.lengths[row]] = 1
         targets = (
             ids.masked_fill(mask == 0, -100) if self._classes is None else torch.from_numpy(self._classes[indices])
@@ -153,6 +153,20 @@ def roberta(
         RandomTokens([length] * samples, vocabulary, 2),
         np.split(np.arange(samples), range(batch, samples, batch)), class_losses, device, rank=rank, dtype=dtype,
     )  # fmt: skip
+
+
+def ragged(work: Workload, draws: int = 12, samples: int = 512, expected: int = 32) -> Workload:
+    """The classifier on texts of many lengths, 8 tokens to the longest that it had, in Poisson batches."""
+    rng, longest = np.random.default_rng(0), int(work.data.lengths.max())
+    lengths = np.clip(rng.lognormal(np.log(longest / 2), 0.5, samples).astype(int), min(8, longest), longest)
+    vocabulary = max(int(row.max()) for row in work.data.rows) + 1
+    batches = [np.flatnonzero(rng.random(samples) < expected / samples) for _ in range(draws)]
+    return replace(
+        work,
+        name=f"{work.name.split(' B')[0]} Poisson {expected}, up to {longest} tokens R{work.rank} {short(work.dtype)}",
+        data=RandomTokens(lengths, vocabulary, 2),
+        draws=batches,
+    )
 
 
 def llama(

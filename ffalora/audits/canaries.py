@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.examples import Examples, Ragged, TokenizedDataset
-from ..training.batches import PhysicalBatches
 from ..training.gradients import SegmentGradients
+from ..training.results import StepResults
 from ..training.step import LogicalStep
 from .bounds import one_run_bound
 from .directions import Directions
@@ -112,12 +112,10 @@ class CanaryStep(LogicalStep):
     signs: NDArray[np.float32]
     others: Tensor
 
-    def clipped_sums(
-        self, drawn: Sequence[np.ndarray], budget: int
-    ) -> tuple[list[Tensor], Tensor, Tensor, PhysicalBatches]:
+    def passes(self, drawn: Sequence[np.ndarray], budget: int) -> StepResults:
         """As for samples alone; then the canaries' gradients are clipped and added."""
         n = len(self.setup.data.lengths)
-        found = super().clipped_sums([one[one < n] for one in drawn], budget)
+        found = super().passes([one[one < n] for one in drawn], budget)
         self.others = self.total.clone()
         owner = np.repeat(np.arange(len(drawn)), [int((one >= n).sum()) for one in drawn])
         which = np.concatenate([one[one >= n] - n for one in drawn]).astype(np.int64)

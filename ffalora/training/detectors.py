@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapters, Layout, TrainingPass
 from ..config import OptimizerConfig
+from .transfer import Sent
 
 #: Changes below this share of a parameter may vanish in its float32 rounding (2⁻²⁴); smaller ones are not expected.
 _VISIBLE = 2.0**-16
@@ -51,10 +52,11 @@ def each_module(model: nn.Module) -> list[nn.Module]:
     """
     seen, found = {id(model)}, [model]
     for module in found:  # which grows on the way
-        for part in module._modules.values():
-            if part is not None and id(part) not in seen:
-                seen.add(id(part))
-                found.append(part)
+        if parts := module._modules:
+            for part in parts.values():
+                if part is not None and id(part) not in seen:
+                    seen.add(id(part))
+                    found.append(part)
     return found
 
 
@@ -73,6 +75,7 @@ class Standing:
         mode: of each module whether it trains, what hooks it, what replaces its forward pass, and whether it keeps
             running statistics; of each adapted layer how it adds to its base; of each configuration its attention.
         places: of each tensor: which it is, its address, number format and whether it is trained.
+        drops_out: whether a pass may draw masks, as ``dropout.drops_out``.
     """
 
     layout: Layout
@@ -80,26 +83,26 @@ class Standing:
     tensors: list[Tensor]
     mode: list[tuple]
     places: list[tuple]
+    drops_out: bool
 
     @classmethod
     def of(cls, model: nn.Module, adapters: Adapters) -> Standing:
         """One walk over the model."""
         modules = each_module(model)
-        own, configs = [vars(m) for m in modules], {}
-        mode: list[tuple] = [
-            (of["training"], "_hf_hook" in of, of.get("track_running_stats"), of.get("forward")) for of in own
-        ]
-        for of in own:
-            if any(hooks := [of[kind] for kind in _HOOKS]):
-                mode.append((id(of), *(hook for kind in hooks for hook in kind.values())))
-            if "config" in of:
-                configs[id(of["config"])] = of["config"]
+        own = list(map(vars, modules))
+        training = [of["training"] for of in own]
+        mode: list[tuple] = [("_hf_hook" in of, of.get("track_running_stats"), of.get("forward")) for of in own]
+        for kind in _HOOKS:
+            mode += [(id(of), *of[kind].values()) for of in own if of[kind]]
+        configs = {id(of["config"]): of["config"] for of in own if "config" in of}
         mode += [(getattr(config, "_attn_implementation", None),) for config in configs.values()]
-        mode += [(_OF_LAYERS(layer), getattr(layer, "p_dropout", 0.0)) for layer in adapters.layers.values()]
-        held = [of for m in modules for of in (m._parameters, m._buffers) if of]
+        dropout = [getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values()]
+        mode += [_OF_LAYERS(layer) for layer in adapters.layers.values()]
+        held = [of for each in own for of in (each["_parameters"], each["_buffers"]) if of]
         tensors = [tensor for of in held for tensor in of.values() if tensor is not None]
         places = [(id(t), t.data_ptr(), t.dtype, t.requires_grad) for t in tensors]
-        return cls(adapters.layout, modules, tensors, mode, places)
+        mode += [tuple(training), tuple(dropout)]
+        return cls(adapters.layout, modules, tensors, mode, places, any(training) or any(dropout))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Standing):
@@ -227,19 +230,25 @@ class UpdateWatch:
         fresh: bool ``[C]``, rows whose moments are zero; mask: bool ``[C,P]``, columns that a client has, or None.
         """
         self._layout, self._before, self._state = adapters.layout, state.clone(), state
+        bounds = torch.tensor([(place.start, place.start + place.size) for place in self._layout.places])
+        self._first, self._end = bounds.to(state.device).view(-1, 2).unbind(1)
         gradient = total.abs() / denominator[:, None]
         if optimizer.name == "adamw":
             gradient = gradient / (gradient + optimizer.eps) * fresh[:, None]
         driven = lr[:, None] * gradient > _VISIBLE * state.abs() + 1e-30
         self._driven = self._by_tensor(driven if mask is None else driven & mask)
 
+    def look(self) -> None:
+        """Right after the step."""
+        self._lost = Sent((self._driven & ~self._by_tensor(self._state != self._before)).any(0))
+
     def check(self) -> None:
-        """After the step.
+        """Reads what was seen.
 
         Raises:
             UpdateLost: names the tensors that stayed as they were.
         """
-        lost = (self._driven & ~self._by_tensor(self._state != self._before)).any(0)
+        (lost,) = self._lost.read()
         if bool(lost.any()):
             names = [self._layout.places[i].name for i in lost.nonzero().flatten().tolist()]
             raise UpdateLost(
@@ -250,6 +259,4 @@ class UpdateWatch:
     def _by_tensor(self, columns: Tensor) -> Tensor:
         """bool ``[C,P]`` to bool ``[C, slots]``: any column of the tensor."""
         counts = torch.nn.functional.pad(columns.cumsum(1, dtype=torch.int32), (1, 0))
-        bounds = torch.tensor([(place.start, place.start + place.size) for place in self._layout.places])
-        first, end = bounds.to(columns.device).view(-1, 2).unbind(1)
-        return counts[:, end] > counts[:, first]
+        return counts[:, self._end] > counts[:, self._first]

@@ -83,10 +83,14 @@ class Engine(TrainingSetup):
         is_part = report is not None
         report = TrainingReport(len(cohort)) if report is None else report
         index = torch.arange(len(cohort)) if index is None else index
-        for number in range(steps):
-            if number and on_step is not None:
-                self.check_model()  # which it may have changed
-            step.run(report, index, 1.0 if lr_factors is None else lr_factors[number])
-            if on_step is not None:
-                on_step(number)
+        try:
+            for number in range(steps):
+                if number and on_step is not None:
+                    self.check_model()  # which it may have changed
+                step.run(report, index, 1.0 if lr_factors is None else lr_factors[number])
+                if on_step is not None:
+                    step.finish()
+                    on_step(number)
+        finally:
+            step.finish()
         return report if is_part else report.of_all(self.workers)

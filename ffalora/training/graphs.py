@@ -2,8 +2,8 @@
 
 A step of a transformer is thousands of launches; where a layer's own work takes microseconds, a GPU waits for its host.
 A recorded pass is replayed with one call, and it reads nothing back: inputs are copied into its own buffers through
-pinned memory, results stay on the device, and whether every trained tensor received its gradients is a flag there, read
-once before the optimiser's step.
+pinned memory, results stay on the device, and whether every trained tensor received its gradients is a flag there: a
+step whose flag is raised changes nothing, and the host reads it while the next step's passes are under way.
 
 Poisson batches have a different size each time, and their longest texts another length. A recording is for so many
 samples of so many tokens or fewer, at most an eighth more (up to seven tokens, and up to seven samples where a size is
@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -33,6 +32,8 @@ from .detectors import Standing
 from .gradients import Clipping, SegmentGradients
 from .independence import check_losses
 from .probe import Probe
+from .recorder import Record
+from .transfer import copy_
 
 log = logging.getLogger(__name__)
 
@@ -40,31 +41,6 @@ log = logging.getLogger(__name__)
 MOST_RECORDINGS = 128
 #: Samples that a batch of a size without a recording may be filled up with.
 _SPARE = 7
-#: Makes a function that repeats what the given one did, without its host's part.
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-
-
-class CudaRecorder:
-    """Records as CUDA graphs of a device that share one pool of memory: they are replayed one after another."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._pool = device, torch.cuda.graph_pool_handle()
-        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-
-    def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
-        with torch.cuda.device(self._device):  # streams are the current device's, and work of others is not recorded
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                compute()  # whatever is made at first use (compiled kernels, workspaces of libraries) is made now
-            here.wait_stream(aside)
-            if not self._graphs:  # a pool that lost its last graph may not be used again
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            self._graphs.add(graph)
-            with torch.cuda.graph(graph, pool=self._pool):
-                compute()
-        return graph.replay
 
 
 class PassGraphs:
@@ -88,9 +64,10 @@ class PassGraphs:
     ):
         self.model, self.adapters, self.losses, self.record = model, adapters, losses, record
         self.arena, self.probe, self.longest = arena, probe, longest
-        self._passes: dict[tuple[tuple, int], _RecordedPass] = {}  # the one that was used last is the last
+        self._passes: dict[tuple[tuple, int], _SharedPass] = {}  # the one that was used last is the last
         self._common: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._seen: set[tuple] = set()
+        self._run: set[tuple] = set()  # as the model stands: what these passes make at first use is there
         self._arena: tuple = ()
         self._standing: Standing | None = None
         self._unwritten: Tensor | None = None
@@ -106,7 +83,8 @@ class PassGraphs:
         clipping: Clipping,
         apart: bool = True,
     ) -> tuple[Tensor, Tensor] | None:
-        """Adds the clipped gradients of a batch to its clients' sums, if its shape is recorded or was seen before.
+        """Adds the clipped gradients of a batch to its clients' sums: by a recording where one of its shape was seen
+        before.
 
         Args:
             inputs, targets: of the samples, on the CPU, ``[S, ...]``; rows: ``[S]``, whose each sample is.
@@ -132,24 +110,25 @@ class PassGraphs:
             apart,
         )
         self.forget_moved()
-        if (shape, room) not in self._passes:
-            if (shape, room) not in self._seen:
-                self._seen.add((shape, room))
-                larger = self._room_to_spare(room, shape)
-                if larger is None:
-                    return None
-                room = larger
-            else:
-                self.arena.rows(room if apart else 1)
-                self.forget_moved()  # an arena that grew just now leaves older recordings behind
-                made = self._recorded(room, inputs, targets, state, clipping, apart)
-                if made is None:
-                    return None
-                self._passes[shape, room] = made
-        found = self._passes[shape, room] = self._passes.pop((shape, room))
+        if (shape, room) not in self._passes and (shape, room) not in self._seen:
+            self._seen.add((shape, room))
+            room = self._room_to_spare(room, shape) or room
+        try:
+            found = self._passes.pop((shape, room), None) or self._made(room, inputs, targets, state, clipping, apart)
+            if (shape, room) in self._run:
+                found.record()
+            done = found.run(inputs, targets, rows, state, total, clipping)
+        except RuntimeError as error:
+            if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._refuse((str(error).splitlines() or [""])[0])
+            return None
+        self._run.add((shape, room))
+        if found.is_recorded:
+            self._passes[shape, room] = found
         if len(self._passes) > MOST_RECORDINGS:
             del self._passes[next(iter(self._passes))]
-        return found.run(inputs, targets, rows, state, total, clipping)
+        return done
 
     def _room_to_spare(self, room: int, shape: tuple) -> int | None:
         """The least room of a recording of this shape that has a little more: a size that is rare is not recorded, and
@@ -167,51 +146,51 @@ class PassGraphs:
             self._common[state.shape] = state.clone(), total
         return self._common[state.shape]
 
-    def check_written(self) -> None:
-        """Every trained tensor received its gradients in every pass since the last call: one read from the device.
-
-        Raises:
-            GradientMissing: names the tensors that a backward pass did not reach.
-        """
-        if self._unwritten is not None:
-            try:
-                self.arena.check_written(self._unwritten)
-            finally:
-                self._unwritten.zero_()
-
-    def _recorded(
-        self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping, apart: bool
-    ) -> _RecordedPass | None:
-        """A recording for ``room`` samples of this shape; None, and why in ``refused``, where there can be none (it has
-        memory of its own beside that of passes that are run).
+    def unwritten(self) -> Tensor | None:
+        """Which trained tensors did not receive their gradients in a pass since the last call, bool ``[slots]`` on the
+        device; None where there was no pass.
         """
         if self._unwritten is None:
-            self._unwritten = torch.zeros(self.adapters.layout.slots, dtype=torch.bool, device=state.device)
-        try:
-            return _RecordedPass(self, room, inputs, targets, state, clipping, apart, self._unwritten)
-        except RuntimeError as error:
-            if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
-                raise
-            self.refused = (str(error).splitlines() or [""])[0]
-            self._passes.clear()
-            self._common.clear()
-            log.warning("passes of this model are not recorded as CUDA graphs: %s", self.refused)
             return None
+        found = self._unwritten.clone()
+        self._unwritten.zero_()
+        return found
+
+    def _made(
+        self, room: int, inputs: Mapping[str, Tensor], targets: Tensor, state: Tensor, clipping: Clipping, apart: bool
+    ) -> _SharedPass:
+        """A pass for ``room`` samples of this shape."""
+        self.arena.rows(room if apart else 1)
+        self.forget_moved()  # an arena that grew just now leaves older recordings behind
+        if self._unwritten is None:
+            self._unwritten = torch.zeros(self.adapters.layout.slots, dtype=torch.bool, device=state.device)
+        return _SharedPass(self, room, inputs, targets, state, clipping, apart, self._unwritten)
+
+    def _refuse(self, reason: str) -> None:
+        """No recordings of this model from here on (they have memory of their own beside that of passes that are run);
+        says so once.
+        """
+        self.refused = reason
+        self._passes.clear()
+        self._common.clear()
+        log.warning("passes of this model are not recorded as CUDA graphs: %s", reason)
 
     def forget_moved(self, standing: Standing | None = None) -> None:
         """Drops recordings whose addresses are not those of the arena (and of the model, as it stands now) any more."""
         arena = (id(self.adapters.layout), self.arena.gradients.data_ptr(), self.arena.squares.data_ptr())
         standing = standing or self._standing
         if (arena, standing) != (self._arena, self._standing):
-            if self._arena and arena[0] == self._arena[0]:
-                self.check_written()  # of the batches before
-            self._arena, self._standing, self._unwritten = arena, standing, None
+            if self._arena and arena[0] != self._arena[0]:
+                self._unwritten = None  # of other tensors
+            if standing != self._standing:
+                self._run.clear()
+            self._arena, self._standing = arena, standing
             self._passes.clear()
             self._common.clear()
 
 
-class _RecordedPass:
-    """One recording, and the buffers that it reads and writes."""
+class _SharedPass:
+    """A pass for batches of one shape, and the buffers that it reads and writes."""
 
     def __init__(
         self,
@@ -243,8 +222,16 @@ class _RecordedPass:
         self.losses = torch.zeros(room, device=device)
         self.norms = torch.zeros(segments, dtype=torch.float64, device=device)
         self._owner, self._unwritten = owner, unwritten
-        self._fill(inputs, targets, np.zeros(len(targets), dtype=np.int64))
-        self._replay = owner.record(self._compute)
+        self._replay: Callable[[], None] | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is replayed from here on."""
+        return self._replay is not None
+
+    def record(self) -> None:
+        """Records it, once."""
+        self._replay = self._replay or self._owner.record(self._compute)
 
     def run(
         self,
@@ -260,7 +247,7 @@ class _RecordedPass:
         with torch.no_grad():
             self.current.state.copy_(state)
         self.clipping.max_grad_norm.copy_(clipping.max_grad_norm)
-        self._replay()
+        (self._replay or self._compute)()
         total += self.total
         norms = self.norms if len(self.norms) == len(self.live) else self.norms.expand(len(rows))
         return self.losses[: len(rows)].clone(), norms[: len(rows)].clone()
@@ -275,11 +262,11 @@ class _RecordedPass:
             (self.targets, targets),
             (self.current.client, client),
         ]:
-            _copy(buffer, value[at[: len(buffer)]] if len(value) != len(buffer) else value)
-        _copy(self.live, (torch.arange(room) < len(rows)).float())
+            copy_(buffer, value[at[: len(buffer)]] if len(value) != len(buffer) else value)
+        copy_(self.live, (torch.arange(room) < len(rows)).float())
 
     def _compute(self) -> None:
-        """What is recorded."""
+        """What is run and recorded."""
         owner, squares = self._owner, self.current.squares
         owner.arena.prepare(self.current.arena, squares)
         self.total.zero_()
@@ -301,9 +288,3 @@ def _shapes(inputs: Mapping[str, Tensor]) -> tuple:
 
 def _room_for(value: Tensor, room: int, device: torch.device) -> Tensor:
     return torch.zeros((room, *value.shape[1:]), dtype=value.dtype, device=device)
-
-
-def _copy(buffer: Tensor, value: Tensor) -> None:
-    """Copies from pinned memory where the buffer is on a GPU: the host does not wait."""
-    pin = buffer.device.type == "cuda" and value.device.type == "cpu"
-    buffer.copy_(value.pin_memory() if pin else value, non_blocking=True)

@@ -221,7 +221,7 @@ def _sums(step: LogicalStep, row: int, group: int) -> Callable[[np.ndarray], Ten
     drawn = [step.setup.sample(participant) for participant in step.cohort]
 
     def clipped_sums(samples: np.ndarray) -> Tensor:
-        step.clipped_sums([*drawn[:row], samples, *drawn[row + 1 :]], int(step.setup.token_budget or 1))
+        step.passes([*drawn[:row], samples, *drawn[row + 1 :]], int(step.setup.token_budget or 1)).read()
         return step.total / (group * step.norms[:, None])
 
     return clipped_sums
@@ -240,10 +240,12 @@ def _choose(step: LogicalStep, row: int, records: int, units: Units) -> tuple[np
         batch = np.union1d(units.without(batch, unit), units.of(unit))
     batch = batch.astype(np.int64)
     nothing = [np.empty(0, dtype=np.int64)] * len(step.cohort)
-    _, norms, _, plan = step.clipped_sums([*nothing[:row], batch, *nothing[row + 1 :]], int(setup.token_budget or 1))
+    results = step.passes([*nothing[:row], batch, *nothing[row + 1 :]], int(setup.token_budget or 1))
+    _, norms = results.read()
     largest = int(norms.nan_to_num(0.0, 0.0).argmax())
     clipped = [
-        batch[part][:, None] if setup.keeps_samples_apart else units.in_batch(batch[part]) for part in plan.batches
+        batch[part][:, None] if setup.keeps_samples_apart else units.in_batch(batch[part])
+        for part in results.plan.batches
     ]
     of_largest = np.concatenate(clipped)[largest]
     chosen.setdefault(int(units.in_batch(of_largest)[0] if setup.keeps_samples_apart else of_largest), "largest norm")

@@ -23,13 +23,14 @@ from .arena import Arena
 from .batches import physical_batches
 from .detectors import Standing
 from .drawn import drawn_users
-from .dropout import DropoutKeys, drops_out
+from .dropout import DropoutKeys
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
-from .graphs import CudaRecorder, PassGraphs
+from .graphs import PassGraphs
 from .padding import check_length, longest_apart
 from .participant import Participant
 from .probe import Probe
+from .recorder import CudaRecorder
 from .token_budget import token_budget
 from .views import AS_IT_IS, Views
 from .workers import ALONE, Workers
@@ -91,6 +92,7 @@ class TrainingSetup:
     views: Views = AS_IT_IS
     is_sharded: bool = field(default=False, init=False)
     _checked: tuple[Standing, tuple] | None = field(default=None, init=False)
+    _longest_apart: tuple[str, str, int] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         is_private = self.privacy.at_clients
@@ -128,6 +130,7 @@ class TrainingSetup:
         if (found, asked) != self._checked:
             self._checked = None  # until it is known to be sound
             self.is_sharded = check_model(self.model, self.adapters, *asked)
+            self._longest_apart = longest_apart(self.model)
             self._checked = found, asked
         is_known = isinstance(self.draw, SeededDraw | SystemDraw)
         if privacy.at_clients and privacy.sampling == "poisson" and not is_known:
@@ -151,7 +154,7 @@ class TrainingSetup:
         compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
         plain = self.views.count == 1 and not (privacy.at_clients and privacy.draws_users)
         plain = plain and not (self.packed or self.merge_weights or compiled)
-        return plain and not drops_out(model, self.adapters) and self.probe.is_satisfied
+        return plain and not self.standing.drops_out and self.probe.is_satisfied
 
     def sample(self, participant: Participant) -> np.ndarray:
         """Indices (into the engine's data) of the participant's next logical batch."""
@@ -192,7 +195,7 @@ class TrainingSetup:
         """
         if self.privacy.at_clients:
             longest = max(int(self.data.lengths[participant.samples].max(initial=0)) for participant in cohort)
-            check_length(longest_apart(self.model), longest)
+            check_length(self._longest_apart, longest)
         own = max((participant.samples for participant in cohort), key=len)[: max(2, self.optimizer.batch)]
         if not self.probe.has_looked and len(own) > 1:
             plan = physical_batches(self.data.lengths[own], self.token_budget or 1, max_samples=self.arena.most_rows)

@@ -14,16 +14,17 @@ from ffalora_kernels import privatize_step_
 
 from ..privacy.clipping import per_layer_thresholds
 from .admission import ledger_of
-from .batches import PhysicalBatches, grouped_batches, packed_batches, physical_batches
+from .batches import grouped_batches, packed_batches, physical_batches
 from .detectors import UpdateWatch
 from .drawn import drawn_users
-from .dropout import DropoutKeys, drops_out
+from .dropout import DropoutKeys
 from .gradients import Clipping, segment_gradients
 from .graphs import PassGraphs
 from .optim import Moments
 from .participant import Participant
 from .rates import column_units, given_rate
 from .report import TrainingReport
+from .results import StepResults, Undo, Unfinished
 from .setup import TrainingSetup
 from .token_budget import pass_tokens
 from .views import AS_IT_IS
@@ -65,6 +66,7 @@ class LogicalStep:
         self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
+        self._unfinished: Unfinished | None = None
 
     def run(self, report: TrainingReport, index: Tensor, lr_factor: float) -> None:
         """Takes one step and adds what happened to ``report``; ``index`` int64 ``[C]``, the cohort's rows there."""
@@ -75,15 +77,26 @@ class LogicalStep:
             if setup.charged is not None and workers.leads:
                 setup.charged(self.cohort)
         drawn = [setup.sample(participant) for participant in self.cohort]
-        losses, norms, rows, plan = self.clipped_sums(drawn, setup.token_budget or 1)
-        self._update([len(one) for one in drawn], lr_factor)
-        report.add_step(index, rows, losses, norms, self.norms.cpu() if setup.privacy.at_clients else None, plan)
+        results = self.passes(drawn, setup.token_budget or 1)
+        self.finish()  # the step before, while the device is at this one
+        watch = self._update([len(one) for one in drawn], lr_factor, results.unwritten)
+        self._unfinished = Unfinished(results, watch, report, index, self.limits)
         if any(participant.adaptive is not None for participant in self.cohort):
-            self._adapt_clipping(norms, rows)
+            self._adapt_clipping(self.finish(), results.rows)
         for participant in self.cohort:
             participant.steps_taken += 1
 
-    def clipped_sums(self, drawn: Sequence[np.ndarray], budget: int) -> tuple[Tensor, Tensor, Tensor, PhysicalBatches]:
+    def finish(self) -> Tensor:
+        """Waits for the last step, whose report gets what happened in it: to be called where no other follows. Returns
+        its norms before clipping, float64 ``[S]`` on the CPU, and none where no step is left.
+
+        Raises:
+            GradientMissing, UpdateLost: see ``Unfinished.finish``.
+        """
+        left, self._unfinished = self._unfinished, None
+        return torch.empty(0, dtype=torch.float64) if left is None else left.finish()
+
+    def passes(self, drawn: Sequence[np.ndarray], budget: int) -> StepResults:
         """Puts each participant's clipped sum, without noise, into its row of ``total``: where several processes work
         together, that of this process's share of the samples.
 
@@ -91,8 +104,7 @@ class LogicalStep:
             drawn: a participant's samples each, indices into the data; budget: most tokens in a physical batch.
 
         Returns:
-            losses ``[S]``; norms float64 ``[S]`` before clipping; whose they are, int64 ``[S]``; and how the samples
-            were cut. Where users are drawn, S counts users. All of this process's share, and computed on private data.
+            What became of the samples, of this process's share.
         """
         setup, workers = self.setup, self.setup.workers
         users = drawn_users(setup.privacy, setup.owners)
@@ -118,26 +130,19 @@ class LogicalStep:
         merged, shared = None, 0
         if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:
             merged = self._merged_weights()
-        if self.graphs is None and drops_out(setup.model, setup.adapters):  # what is recorded draws none
+        if self.graphs is None and setup.standing.drops_out:  # what is recorded draws none
             steps = max(participant.steps_taken for participant in self.cohort)
             shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, steps))
         most_passes = max(workers.gather(len(plan.batches))) if setup.is_sharded else 0
-        losses, norms = (torch.empty(0, dtype=d, device=setup.device) for d in (torch.float32, torch.float64))
-        losses, norms, rows = [losses], [norms], [np.empty(0, dtype=np.int64)]
+        found = []
         for batch in plan.batches:
             batch = batch[np.argsort(segments[batch], kind="stable")]
-            loss, norm, whose = self._accumulate(
-                row_of[batch], samples[batch], segments[batch], merged, shared, self.total
-            )
-            losses.append(loss)
-            norms.append(norm)
-            rows.append(whose)
+            found.append(self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared, self.total))
         for _ in range(most_passes - len(plan.batches)):
             self._keep_up(merged, shared)
-        loss, norm = torch.cat(losses).cpu(), torch.cat(norms).cpu()  # the first wait for the device
-        if self.graphs is not None:
-            self.graphs.check_written()
-        return loss, norm, torch.from_numpy(np.concatenate(rows)), plan
+        losses, norms, rows = zip(*found, strict=True) if found else ((), (), ())
+        unwritten = None if self.graphs is None else self.graphs.unwritten()
+        return StepResults.of(losses, norms, rows, plan, setup.arena, unwritten)
 
     def _take_clipping_norms(self) -> None:
         """Clipping thresholds and noise of the next step, from each participant's policy or the configuration."""
@@ -146,6 +151,7 @@ class LogicalStep:
         self.noise_std = self._row([p.noise_std(norm) for p, norm in zip(self.cohort, norms, strict=True)])
         self.norms = self._row(norms)
         is_private = setup.privacy.at_clients
+        self.limits = torch.tensor(norms, dtype=torch.float64) if is_private else None
         limits = self.norms[:, None] if is_private else torch.full_like(self.norms, math.inf)[:, None]
         if is_private and groups > 1:
             limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in norms]).to(setup.device)
@@ -212,8 +218,10 @@ class LogicalStep:
             return found.losses, norms, rows
         return found.mean_losses(segments), norms, rows[np.unique(segments, return_index=True)[1]]
 
-    def _update(self, drawn: list[int], lr_factor: float) -> None:
-        """Noise, division, optimiser: one pass over the state of all clients."""
+    def _update(self, drawn: list[int], lr_factor: float, unwritten: Tensor | None) -> UpdateWatch | None:
+        """Noise, division, optimiser: one pass over the state of all clients, which does not move it where a trained
+        tensor is ``unwritten``. Returns what looked at the step, the first time.
+        """
         setup, optimizer = self.setup, self.setup.optimizer
         lr = self.lr * lr_factor
         expected = [
@@ -227,7 +235,7 @@ class LogicalStep:
         steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
         noise_std, key = self._add_noise(steps)
         setup.workers.add_up_(self.total)
-        watch = None
+        watch, undo = None, Undo(None if unwritten is None else unwritten.any(), self.state, self.moments)
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
             watch = UpdateWatch(setup.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
@@ -259,8 +267,10 @@ class LogicalStep:
         if self.mask is not None:
             self.state *= self.mask
         if watch is not None:
-            watch.check()
+            watch.look()
             self.watched = True
+        undo.take_back()
+        return watch
 
     def _add_noise(self, steps: Tensor) -> tuple[Tensor, int]:
         """Adds the noise that ``privatize_step_`` does not draw, in the first process alone and before anything leaves

@@ -3,7 +3,7 @@
 ``cpu_choices.csv`` has a line for each operation, number format and part, and a column for each class of shapes: how
 many times as fast as torch's form the kernel was there. ``benchmarks/cpu_kernels.py --tune`` writes the lines of the
 part it runs on. A part without a line takes torch's products for bfloat16, which processors have units for of many
-kinds (the kernels' own products by AMX are among those that nobody has timed yet), and the kernels for float32.
+kinds, and the kernels for float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from . import _cpu
-from .cpuinfo import halves_wide_vectors
+from .cpuinfo import halves_wide_vectors, is_intel
 
 TABLE = Path(__file__).with_name("cpu_choices.csv")
 #: A class of shapes holds ranks and out-features up to these; the last ones hold all above them too.
@@ -28,9 +28,11 @@ _LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 def part() -> str:
     """The instruction set in use: 'amx', 'avx512_bf16', 'avx512', 'avx2', or 'baseline'; 'zen4' is 'avx512_bf16' on
-    a processor that computes such vectors in halves.
+    a processor that computes such vectors in halves, 'avx2_intel' is 'avx2' where torch's library is its maker's own.
     """
     name = _LEVELS[_cpu.level()]
+    if name == "avx2" and is_intel():
+        return "avx2_intel"
     return "zen4" if name == "avx512_bf16" and halves_wide_vectors() else name
 
 

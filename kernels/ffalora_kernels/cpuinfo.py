@@ -19,6 +19,11 @@ def is_amd() -> bool:
     return processor().get("vendor_id") == "AuthenticAMD"
 
 
+def is_intel() -> bool:
+    """Whether Intel made it."""
+    return processor().get("vendor_id") == "GenuineIntel"
+
+
 def halves_wide_vectors() -> bool:
     """Whether it computes 512-bit vectors in two halves: AMD's Zen 4, which is family 25 with AVX-512."""
     return is_amd() and processor().get("cpu family") == "25"

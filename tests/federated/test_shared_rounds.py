@@ -216,14 +216,14 @@ def test_a_secure_run_whose_process_died_goes_on_with_every_release_charged(smal
     config, folder = small(**SECURE, clients__count=1), tmp_path / "run"
 
     def die(workers):
-        real = LogicalStep.clipped_sums
+        real = LogicalStep.passes
 
         def sums_or_die(step, *arguments):
             if workers.rank == 1 and step.cohort[0].steps_taken == 2:
                 os._exit(9)
             return real(step, *arguments)
 
-        LogicalStep.clipped_sums = sums_or_die
+        LogicalStep.passes = sums_or_die
         with pytest.raises(RuntimeError, match="lost the others"):
             train(config, folder, progress=False)
 

@@ -20,7 +20,7 @@ static int rows_of(int tile) { return shapes[48 + tile]; }
 static void fail(const char* why) {
   static const char kPrefix[] = "AMX: ";
   extern long write(int, const void*, unsigned long);
-  write(2, kPrefix, sizeof(kPrefix) - 1), write(2, why, strlen(why)), write(2, "\n", 1);
+  if (write(2, kPrefix, sizeof(kPrefix) - 1) < 0 || write(2, why, strlen(why)) < 0 || write(2, "\n", 1) < 0) abort();
   abort();
 }
 

@@ -70,6 +70,15 @@ def test_a_processor_that_halves_wide_vectors_is_a_part_of_its_own(monkeypatch):
     assert cpu_choices.part() == "avx512_bf16", "nobody tells"
 
 
+def test_with_avx2_alone_a_processor_of_intel_is_a_part_of_its_own(monkeypatch):
+    monkeypatch.setattr(cpuinfo, "processor", lambda: {"vendor_id": "GenuineIntel", "cpu family": "6"})
+    found = []
+    for level in range(5):
+        monkeypatch.setattr(_cpu, "level", lambda level=level: level)
+        found.append(cpu_choices.part())
+    assert found == ["baseline", "avx2_intel", "avx512", "avx512_bf16", "amx"]
+
+
 def test_every_line_of_the_table_has_a_ratio_for_every_class():
     assert cpu_choices.measured(), "nothing was measured"
     for (op, dtype, part), values in cpu_choices.measured().items():

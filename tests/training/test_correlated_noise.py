@@ -32,9 +32,9 @@ def clients(mechanism: str, count: int = 1) -> list[Participant]:
 def noise_of_steps(monkeypatch):
     """What each step adds to the clipped sums, ``[T][C,P]``, in units of σ·C."""
     found, sums = [], []
-    real_sums, real_step = LogicalStep.clipped_sums, step_module.privatize_step_
+    real_sums, real_step = LogicalStep.passes, step_module.privatize_step_
 
-    def clipped_sums(self, *arguments):
+    def passes(self, *arguments):
         answer = real_sums(self, *arguments)
         sums.append(self.total.clone())
         return answer
@@ -44,7 +44,7 @@ def noise_of_steps(monkeypatch):
         found.append((total - sums[-1]) / (SIGMA * CLIP))
         real_step(state, total, **options)
 
-    monkeypatch.setattr(LogicalStep, "clipped_sums", clipped_sums)
+    monkeypatch.setattr(LogicalStep, "passes", passes)
     monkeypatch.setattr(step_module, "privatize_step_", step)
     return found
 

@@ -13,11 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
 from ffalora.data.examples import IGNORE_INDEX
+from ffalora.privacy.accounting import PrivacyBudgetSpent
 from ffalora.training import graphs, step
 from ffalora.training.arena import GradientMissing
 from ffalora.training.common_shapes import shared_size, widened
 from ffalora.training.gradients import Clipping, segment_gradients
-from ffalora.training.graphs import CudaRecorder, PassGraphs
+from ffalora.training.graphs import PassGraphs
+from ffalora.training.optim import Moments
+from ffalora.training.recorder import CudaRecorder
+from ffalora.training.report import TrainingReport
+from ffalora.training.results import StepResults
+from ffalora.training.step import LogicalStep
 
 
 class HostRead(RuntimeError):
@@ -85,9 +91,11 @@ def test_samples_that_fill_the_room_add_nothing_and_a_size_without_a_recording_s
         found = engine.graphs.run(inputs, targets, np.zeros(len(samples), dtype=np.int64), state, total, clipping)
         return found, total
 
-    assert sums(range(5))[0] is None
+    (found_losses, norms), run = sums(range(5))
+    assert len(found_losses) == len(norms) == 5 and not recorder.made, "what is seen for the first time is run"
     (found_losses, norms), five = sums(range(5))
     assert len(found_losses) == len(norms) == 5 and len(recorder.made) == 1
+    assert torch.allclose(five, run, atol=1e-6)
     alone = sums([0])[1]
     assert len(recorder.made) == 1, "one sample and four copies"
     alone = alone + sum(sums([i])[1] for i in range(1, 5))
@@ -135,25 +143,94 @@ def test_a_model_that_cannot_be_recorded_is_run_and_said_once(caplog, error):
     ]
 
 
-def test_passes_are_recorded_on_the_device_that_they_run_on(monkeypatch, entered_devices):
+@pytest.fixture
+def fake_cuda(monkeypatch, entered_devices):
+    """torch.cuda as a recorder calls it; the devices that it was called on."""
     seen = []
-    for name in ("current_stream", "Stream", "CUDAGraph", "graph_pool_handle", "stream", "graph"):
+    for name in ("Stream", "CUDAGraph", "graph_pool_handle", "stream", "synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    for name in ("stream", "graph"):
-        getattr(torch.cuda, name).side_effect = lambda *_, **__: seen.append(entered_devices[-1]) or nullcontext()
-    CudaRecorder(torch.device("cuda:1"))(lambda: seen.append(entered_devices[-1]))
-    assert seen == ["cuda:1"] * 4 and entered_devices == ["cuda:0"]
+    torch.cuda.stream.side_effect = lambda *_: seen.append(entered_devices[-1]) or nullcontext()
+    torch.cuda.CUDAGraph.return_value.capture_begin.side_effect = lambda **_: seen.append(entered_devices[-1])
+    return seen
 
 
-def test_a_recorded_pass_that_misses_a_tensor_changes_nothing(recorder):
-    engine, adapters = _recording(recorder)
+def test_passes_are_recorded_on_the_device_that_they_run_on(fake_cuda, entered_devices):
+    CudaRecorder(torch.device("cuda:1"))(lambda: fake_cuda.append(entered_devices[-1]))
+    assert fake_cuda == ["cuda:1"] * 3 and entered_devices == ["cuda:0"]
+    assert not torch.cuda.empty_cache.called, "what passes have used stays theirs"
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_a_recording_that_finds_no_memory_has_what_is_cached_given_back(fake_cuda, short):
+    tried = []
+
+    def compute():
+        tried.append(1)
+        if len(tried) <= short:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with nullcontext() if short == 1 else pytest.raises(torch.OutOfMemoryError):
+        CudaRecorder(torch.device("cuda:1"))(compute)
+    assert len(tried) == 2 and torch.cuda.empty_cache.call_count == 1
+    assert torch.cuda.CUDAGraph.return_value.capture_end.call_count == 2
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("optimizer", [{}, {"name": "sgd", "momentum": 0.9}, {"name": "adamw"}], ids=str)
+def test_a_recorded_pass_that_misses_a_tensor_changes_nothing(recorder, steps, optimizer):
+    engine, adapters = _recording(recorder, optimizer=optimizer)
     state = adapters.state()[None].clone()
-    engine.train(participants(1), state, steps=12)
+    moments = Moments.zeros(engine.optimizer, *state.shape)
+    engine.train(participants(1), state, steps=12, moments=moments)
     last = list(adapters.layers.values())[-1]
-    last.is_enabled, before = False, state.clone()
+    last.is_enabled, before = False, [each.clone() for each in (state, *moments.tensors().values())]
     with pytest.raises(GradientMissing, match=last.name):
-        engine.train(participants(1), state, steps=1)
-    assert torch.equal(state, before)
+        engine.train(participants(1), state, steps=steps, moments=moments)
+    for now, then in zip((state, *moments.tensors().values()), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_step_that_misses_a_tensor_is_the_last_one(recorder, monkeypatch):
+    """The step after it has been charged and passed through the model when the host reads of it; it updates nothing."""
+    engine, adapters = _recording(recorder)
+    state, client = adapters.state()[None].clone(), participants(1)
+    engine.train(client, state, steps=12)
+    real, missed, states = engine.graphs.unwritten, [], []
+
+    def unwritten():
+        states.append(state.clone())
+        missed.append(1)
+        return real() | torch.tensor(len(missed) == 3)
+
+    monkeypatch.setattr(engine.graphs, "unwritten", unwritten)
+    with pytest.raises(GradientMissing):
+        engine.train(client, state, steps=6)
+    assert len(missed) == 4 and client[0].ledger.steps_taken == 12 + 4
+    assert not torch.equal(states[1], states[2]), "two steps were taken"
+    assert torch.equal(states[2], states[3]) and torch.equal(states[3], state)
+
+
+def test_results_of_a_step_are_read_while_the_next_one_is_under_way(monkeypatch):
+    engine, adapters = tiny_engine()
+    order, run, read = [], LogicalStep.passes, StepResults.read
+    monkeypatch.setattr(LogicalStep, "passes", lambda *arguments: order.append("passes") or run(*arguments))
+    monkeypatch.setattr(StepResults, "read", lambda results: order.append("read") or read(results))
+    engine.train(participants(1), adapters.state()[None].clone(), steps=3)
+    assert order == ["passes", "passes", "read", "passes", "read", "read"]
+    order.clear()
+    engine.train(participants(1), adapters.state()[None].clone(), steps=2, on_step=lambda number: order.append(number))
+    assert order == ["passes", "read", 0, "passes", "read", 1], "whoever is called after a step finds its report"
+
+
+def test_a_refused_step_leaves_the_report_of_those_before(monkeypatch):
+    engine, adapters = tiny_engine()
+    client, report = participants(1), TrainingReport(1)
+    client[0].ledger.max_steps = 3
+    with pytest.raises(PrivacyBudgetSpent):
+        engine.train(client, adapters.state()[None].clone(), 5, report=report, index=torch.tensor([0]))
+    assert client[0].steps_taken == 3
+    expected, other = tiny_engine()[0], participants(1)
+    assert report.numbers() == expected.train(other, adapters.state()[None].clone(), 3).numbers()
 
 
 def test_recordings_of_tensors_that_moved_are_dropped(recorder):

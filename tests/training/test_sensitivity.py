@@ -112,9 +112,11 @@ def test_a_trainer_s_audit_catches_broken_mechanisms(mutant, tmp_path, monkeypat
     assert not run.audit().holds
 
 
-def test_clipped_sums_of_a_step_are_those_of_its_rows():
+def test_the_passes_of_a_step_leave_the_clipped_sums_of_its_rows():
     engine, adapters = tiny_engine()
     step = LogicalStep(engine, participants(1), adapters.state()[None], None, 0.0, None, None)
-    _, norms, rows, plan = step.clipped_sums([tiny_data().labels.nonzero()[0][:5]], 1000)
-    assert norms.shape == rows.shape == (5,) and sum(map(len, plan.batches)) == 5
+    results = step.passes([tiny_data().labels.nonzero()[0][:5]], 1000)
+    losses, norms = results.read()
+    assert losses.shape == norms.shape == results.rows.shape == (5,)
+    assert sum(map(len, results.plan.batches)) == 5
     assert step.total.norm() <= 5 * engine.privacy.max_grad_norm

@@ -40,8 +40,8 @@ def one_client(owners=USERS, users=10, batch=4, group=1, samples=None, **terms):
 
 def sums(engine, adapters, drawn, client=None):
     step = LogicalStep(engine, [client or one_client()], adapters.state()[None], None, 0.0, None, None)
-    found = step.clipped_sums([np.asarray(drawn)], engine.token_budget)
-    return step.total[0].clone(), *found
+    results = step.passes([np.asarray(drawn)], engine.token_budget)
+    return step.total[0].clone(), *results.read(), results.rows, results.plan
 
 
 def gradient_of(engine, adapters, samples):

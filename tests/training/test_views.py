@@ -43,8 +43,8 @@ def engine_of(views=VIEWS, dropout=0.0, **changes):
 
 def sums(engine, adapters, client, drawn):
     step = LogicalStep(engine, [client], adapters.state()[None], None, 0.0, None, None)
-    found = step.clipped_sums([drawn], engine.token_budget)
-    return step.total[0].clone(), *found
+    results = step.passes([drawn], engine.token_budget)
+    return step.total[0].clone(), *results.read(), results.rows, results.plan
 
 
 def views_of(engine, client, sample):
