@@ -59,12 +59,14 @@ class DropoutMasks:
         positions: int64 ``[S,T]``, of a padded batch's columns in their samples, negative before these begin; None
             counts columns.
         shared: the generator's seed for the pass.
+        drew: whether anything was drawn in the pass: masks, or choices that all samples share.
     """
 
     keys: Tensor
     starts: Tensor | None = None
     positions: Tensor | None = None
     shared: int = 0
+    drew: bool = False
 
     def keep(self, shape: Sequence[int], p: float) -> Tensor:
         """bool ``shape``: which elements stay, each with probability ``1 - p`` to within 2⁻¹⁷.
@@ -76,7 +78,7 @@ class DropoutMasks:
         Raises:
             ValueError: another shape: whose element is whose cannot be told.
         """
-        call = int(torch.randint(2**62, ()))
+        self.drew, call = True, int(torch.randint(2**62, ()))
         keys, axes = self._of_rows(mix(self.keys ^ call), tuple(shape))
         *axes, last = axes or [1]
         for axis, count in enumerate(axes):

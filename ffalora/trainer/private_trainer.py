@@ -175,8 +175,9 @@ class PrivateTrainer(Trainer):
     ) -> PrivateGradient:
         norm = self.privacy.max_grad_norm
         return PrivateGradient(
-            *self._trained(), self._losses, ledger, norm, noise, compares, self.workers, charged=charged
-        )
+            *self._trained(), self._losses, ledger, norm, noise, compares, self.workers, charged=charged,
+            cuda_graphs=self.privacy.cuda_graphs,
+        )  # fmt: skip
 
     def _trained(self) -> tuple[nn.Module, Adapters]:
         """What takes the inputs of a batch, and the adapters in it."""

@@ -41,6 +41,7 @@ class PrivacyArguments:
         ledger: name or folder of the data set's ledger; None takes 'trainer', which finds by their records the runs
             that shared some. Only secure runs are charged there.
         check_gradients: compare the first gradients of samples with ordinary autograd's, each sample alone.
+        cuda_graphs: on a GPU, record passes and replay them, where the model drops nothing out.
     """
 
     target_epsilon: float | None = None
@@ -52,6 +53,7 @@ class PrivacyArguments:
     prior: str | Path | Sequence[str | Path] = ()
     ledger: str | None = None
     check_gradients: bool = True
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):

@@ -46,6 +46,6 @@ def without_idle_mask(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping
     recorded pass could not see that it is idle, and would take slower attention.
     """
     mask = inputs.get("attention_mask")
-    if mask is None or mask.device.type != "cpu" or not needs_no_mask(model) or not bool(mask.all()):
+    if mask is None or not needs_no_mask(model) or not bool(mask.all()):
         return inputs
     return {name: value for name, value in inputs.items() if name != "attention_mask"}

@@ -200,7 +200,10 @@ class _Keyed(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and _given(kwargs, args, 4, "dropout_p", 0.0):
             return self._attention(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func in _UNKEYED and isinstance(result, Tensor) and result.numel() > 1 and _is_drawn(func, args, kwargs):
+        if func not in _UNKEYED or not _is_drawn(func, args, kwargs):
+            return result
+        self.masks.drew = True
+        if isinstance(result, Tensor) and result.numel() > 1:
             raise SamplesNotIndependent(
                 f"the model draws random numbers by {getattr(func, '__name__', func)}, of shape {tuple(result.shape)}, "
                 "which belong to positions in the batch: one sample more or less redraws everybody's. Turn that off, "

@@ -49,12 +49,14 @@ class SegmentGradients:
         squares: float64 ``[S, slots]``, squared norms by trained tensor.
         client: int32 ``[S]``, the row of the state that each segment used.
         losses: float32 ``[samples]``, detached, in the order of the batch.
+        drew: whether the pass drew masks of dropout, or anything else at random.
     """
 
     gradients: Tensor
     squares: Tensor
     client: Tensor
     losses: Tensor
+    drew: bool = False
 
     def clip_into_(
         self, total: Tensor, max_grad_norm: Tensor | float, group_columns: Tensor | None = None, mode: str = "flat"
@@ -184,7 +186,8 @@ def segment_gradients(
             one = {name: value[own] for name, value in inputs.items()}, targets[own]
             alone = plain_gradient(model, adapters, losses, *one, state[rows[first]], keys and keys.only(own), views)
             check_gradients(adapters, current.arena, {i: alone})
-    return SegmentGradients(current.arena, current.squares, current.client, found.detach())
+    drew = current.masks is not None and current.masks.drew
+    return SegmentGradients(current.arena, current.squares, current.client, found.detach(), drew)
 
 
 def accumulate_where_overwritten(adapters: Adapters, current: TrainingPass) -> bool:

@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters, TrainingPass
+from ..adapters.dropout import DropoutMasks
 from ..data.tasks import Losses
 from ..models import without_masks
 from ..models.frozen_head import head_left_out
 from .arena import UNWRITTEN, Arena
 from .common_shapes import OF_A_WHOLE_TEXT, shared_size, widened, without_idle_mask
 from .detectors import Standing
+from .dropout import keyed_dropout
 from .gradients import Clipping, SegmentGradients
 from .independence import check_losses
 from .probe import Probe
@@ -43,11 +45,15 @@ MOST_RECORDINGS = 128
 _SPARE = 7
 
 
+class DrawsAtRandom(RuntimeError):
+    """A pass that was to be recorded drew masks of dropout, or anything else."""
+
+
 class PassGraphs:
     """The recorded passes of one model, by shape.
 
     Args:
-        model, adapters, losses, arena, probe: of the training; the model draws no random numbers.
+        model, adapters, losses, arena, probe: of the training; a model that draws random numbers is refused.
         record: how a pass is recorded.
         longest: tokens of the longest sample; nothing is padded beyond.
     """
@@ -87,7 +93,7 @@ class PassGraphs:
         before.
 
         Args:
-            inputs, targets: of the samples, on the CPU, ``[S, ...]``; rows: ``[S]``, whose each sample is.
+            inputs, targets: of the samples, ``[S, ...]``, on the CPU for nobody to wait; rows: ``[S]``, whose each is.
             state: float32 ``[C,P]``; total: float64 ``[C,P]``, changed in place.
             apart: every sample has a gradient of its own; False wants one client's sum alone.
 
@@ -119,7 +125,7 @@ class PassGraphs:
                 found.record()
             done = found.run(inputs, targets, rows, state, total, clipping)
         except RuntimeError as error:
-            if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError):
+            if "captur" not in str(error).lower() and not isinstance(error, torch.OutOfMemoryError | DrawsAtRandom):
                 raise
             self._refuse((str(error).splitlines() or [""])[0])
             return None
@@ -208,6 +214,7 @@ class _SharedPass:
         self.inputs = {name: _room_for(value, room, device) for name, value in inputs.items()}
         self.targets = _room_for(targets, room, device)
         self.live = torch.zeros(room, device=device)
+        self.nobody = torch.zeros(room, dtype=torch.int64, device=device)  # keys of masks that no pass may take
         common, self.total = owner.common(state)
         self.clipping = Clipping(clipping.max_grad_norm.clone(), clipping.group_columns.clone(), clipping.mode)
         self.current = TrainingPass(
@@ -271,15 +278,23 @@ class _SharedPass:
         owner.arena.prepare(self.current.arena, squares)
         self.total.zero_()
         head = head_left_out(owner.model) if owner.probe.head_apart else nullcontext()
-        masks = without_masks() if set(self.inputs) <= OF_A_WHOLE_TEXT else nullcontext()
-        with owner.adapters.training_pass(self.current), head, masks:
+        idle = without_masks() if set(self.inputs) <= OF_A_WHOLE_TEXT else nullcontext()
+        masks = self.current.masks = DropoutMasks(self.nobody)
+        with owner.adapters.training_pass(self.current), head, idle, keyed_dropout(owner.model, masks):
             found = owner.losses(owner.model(**self.inputs), self.targets)
             check_losses(found, len(self.live))
             torch.where(self.live > 0, found, 0.0).sum().backward()
+        if masks.drew:
+            raise DrawsAtRandom("the model draws at random, which a recording would do anew without keys")
         self._unwritten.logical_or_((squares == UNWRITTEN).any(0))
         done = SegmentGradients(self.current.arena, squares, self.current.client, found.detach())
         self.norms.copy_(done.clip_into_(self.total, *self.clipping))
         self.losses.copy_(done.losses)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch's compiler runs the model, which may record by itself."""
+    return isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> tuple:

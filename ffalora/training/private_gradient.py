@@ -22,8 +22,10 @@ from .arena import Arena
 from .batches import groups_of
 from .detectors import Standing
 from .dropout import DropoutKeys, drops_out
-from .gradients import look_at, segment_gradients
+from .gradients import Clipping, look_at, segment_gradients
+from .graphs import PassGraphs, is_compiled
 from .probe import Probe
+from .recorder import CudaRecorder
 from .workers import Workers, check_same_state, find_workers
 
 #: Physical batches ``(samples, inputs, targets)``: which samples were asked for, int64 ``[S]``, and what the collator
@@ -47,6 +49,7 @@ class PrivateGradient:
             each gives :meth:`step` its own part of the samples, and all get the same gradient.
         users: whose each sample is, by index, ``[n]``; with a ledger of ``unit='user'``, whose group says whether the
             samples of a user are summed before they are clipped (1) or clipped apart, at most so many of each.
+        cuda_graphs: on a GPU, record passes and replay them (see ``graphs``), where the model drops nothing out.
         charged: called in the first process right after the ledger was charged, and before anything is computed: where
             a charge is written down durably.
 
@@ -68,6 +71,7 @@ class PrivateGradient:
         workers: Workers | None = None,
         users: np.ndarray | None = None,
         charged: Callable[[], None] | None = None,
+        cuda_graphs: bool = True,
     ):
         check_whole(list(model.named_modules()))
         self.device = adapters.state().device
@@ -84,7 +88,10 @@ class PrivateGradient:
         self.workers = find_workers() if workers is None else workers
         self._is_compared = self.workers.size == 1
         self._arena, self._recomputes = Arena(adapters, self.device), check_gradients
+        self._record = CudaRecorder(self.device) if cuda_graphs and self.device.type == "cuda" else None
         self._standing: Standing | None = None
+        self._graphs: PassGraphs | None = None
+        self._draws: bool | None = None  # at random, in training mode; None until a pass has told
         self._look_again()
         self.clipped = self.nonfinite = 0
         self._taken: set[int] = set()
@@ -148,22 +155,46 @@ class PrivateGradient:
         if drops_out(called, self.adapters):
             shared = self.workers.same_for_all(DropoutKeys.shared_by(self.noise, number))
         for (samples, inputs, targets), together in zip(batches, groups, strict=True):
-            found = segment_gradients(
-                called,
-                self.adapters,
-                self.losses,
-                inputs,
-                targets,
-                state=state,
-                rows=np.zeros(len(samples), dtype=np.int64),
-                together=together,
-                arena=self._arena,
-                probe=self._probe,
-                dropout=partial(self._dropout_keys, samples, number, shared),
-            )
-            norms.append(found.clip_into_(total, self.max_grad_norm))
-            losses.append(found.losses)
+            rows = np.zeros(len(samples), dtype=np.int64)
+            done = None
+            if self._graphs is not None and together is None and self._may_record(called, inputs):
+                done = self._graphs.run(inputs, targets, rows, state, total, self._clipping(total))
+            if done is None:
+                found = segment_gradients(
+                    called,
+                    self.adapters,
+                    self.losses,
+                    inputs,
+                    targets,
+                    state=state,
+                    rows=rows,
+                    together=together,
+                    arena=self._arena,
+                    probe=self._probe,
+                    dropout=partial(self._dropout_keys, samples, number, shared),
+                )
+                self._draws = bool(self._draws) or found.drew
+                done = found.losses, found.clip_into_(total, self.max_grad_norm)
+            losses.append(done[0])
+            norms.append(done[1])
+        unwritten = None if self._graphs is None else self._graphs.unwritten()
+        if unwritten is not None:
+            self._arena.check_written(unwritten)
         return total, torch.cat(losses), torch.cat(norms)
+
+    def _may_record(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether a pass does the same for every batch of its shape; those seen so far drew nothing at random."""
+        assert self._graphs is not None
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor):  # texts are padded no further than the longest so far
+            self._graphs.longest = max(self._graphs.longest, mask.shape[-1])
+        as_it_is = model is self.model and not is_compiled(model)
+        return as_it_is and self._draws is False and self._probe.is_satisfied
+
+    def _clipping(self, total: Tensor) -> Clipping:
+        limit = torch.full((1, 1), self.max_grad_norm, dtype=torch.float64, device=self.device)
+        columns = torch.tensor([0, total.shape[1]], dtype=torch.int32, device=self.device)
+        return Clipping(limit, columns, "flat")
 
     def write(self, gradient: Tensor) -> None:
         """Puts the row ``[P]`` into ``.grad`` of the trained tensors."""
@@ -205,6 +236,10 @@ class PrivateGradient:
             check_model(self.model, self.adapters, self.device, private=True)
             self._probe = Probe(self.adapters, recomputes=self._recomputes)
             self._standing = standing
+            self._draws = None if standing.drops_out else False
+            if self._record is not None:
+                parts = self.model, self.adapters, self.losses, self._arena, self._probe, self._record
+                self._graphs = PassGraphs(*parts, longest=0)
 
     def _check_number(self, number: int) -> None:
         """Seeded noise of a step is used once: the difference of two gradients with the same noise shows the data.

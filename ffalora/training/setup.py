@@ -26,7 +26,7 @@ from .drawn import drawn_users
 from .dropout import DropoutKeys
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
-from .graphs import PassGraphs
+from .graphs import PassGraphs, is_compiled
 from .padding import check_length, longest_apart
 from .participant import Participant
 from .probe import Probe
@@ -150,10 +150,9 @@ class TrainingSetup:
         """Whether a pass does the same for every batch of one shape: samples are single rows, nothing drops out, is
         compiled or merged, and the probe has seen what it wanted to see.
         """
-        model, privacy = self.model, self.privacy
-        compiled = isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
+        privacy = self.privacy
         plain = self.views.count == 1 and not (privacy.at_clients and privacy.draws_users)
-        plain = plain and not (self.packed or self.merge_weights or compiled)
+        plain = plain and not (self.packed or self.merge_weights or is_compiled(self.model))
         return plain and not self.standing.drops_out and self.probe.is_satisfied
 
     def sample(self, participant: Participant) -> np.ndarray:

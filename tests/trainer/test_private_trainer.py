@@ -19,7 +19,7 @@ from ffalora.privacy.accounting import LedgerMismatch, PrivacyBudgetSpent, Priva
 from ffalora.privacy.data_ledger import find_data_ledger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.privacy.sampling import poisson_draw
-from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses
+from ffalora.trainer import LEDGER_FILE, PrivacyArguments, PrivateTrainer, default_losses, private_trainer
 from ffalora.trainer.terms import feature_digests
 from ffalora.training.independence import SamplesNotIndependent
 from ffalora.training.private_gradient import PrivateGradient
@@ -385,6 +385,19 @@ def test_a_sample_that_is_given_twice_is_refused_and_not_charged():
     with pytest.raises(ValueError, match="sample 5 is 3 times in the batches of a step"):
         private.step(0, [(np.array([5, 5, 1]), {"input_ids": ids[:3]}, ids[:3, 0]), (np.array([5]), {}, ids[:1, 0])])
     assert private.ledger.steps_taken == 0
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_what_is_asked_of_recordings_reaches_the_gradient(tmp_path, monkeypatch, graphs):
+    asked = []
+
+    def made(*arguments, **named):
+        asked.append(named["cuda_graphs"])
+        return PrivateGradient(*arguments, **named)
+
+    monkeypatch.setattr(private_trainer, "PrivateGradient", made)
+    trainer(tmp_path, PrivacyArguments(noise_multiplier=1.0, noise="seeded", cuda_graphs=graphs)).train()
+    assert asked == [graphs]
 
 
 def test_secure_noise_is_the_default():

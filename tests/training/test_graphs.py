@@ -8,9 +8,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from recorded import HostRead
 from tiny import losses, participants, tiny_data, tiny_engine
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.utils import import_utils
 
 from ffalora.data.examples import IGNORE_INDEX
 from ffalora.privacy.accounting import PrivacyBudgetSpent
@@ -24,37 +23,6 @@ from ffalora.training.recorder import CudaRecorder
 from ffalora.training.report import TrainingReport
 from ffalora.training.results import StepResults
 from ffalora.training.step import LogicalStep
-
-
-class HostRead(RuntimeError):
-    """A number left the device while a pass was recorded."""
-
-
-class _NoHostReads(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "unique_dim"):
-            raise HostRead(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Replays by computing again, as a graph would, and refuses every read back; counts recordings."""
-    monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
-    made = []
-
-    def record(compute):
-        def replay():
-            with _NoHostReads():
-                compute()
-
-        replay()
-        made.append(replay)
-        return replay
-
-    record.made = made
-    return record
 
 
 def _recording(record, **changes):
