@@ -117,7 +117,7 @@ def torchs_products(factory: Factory) -> Factory:
             with torch.backends.mkldnn.flags(enabled=False):
                 provider.step(number)
 
-        return replace(provider, step=step)
+        return replace(provider, step=step, several=None)
 
     return make
 

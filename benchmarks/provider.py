@@ -22,7 +22,7 @@ class Provider:
         sums: gradients by name, before noise; None where there are none to compare (the floor).
         clips: whether ``sums`` are clipped per sample.
         trained: 'b' or 'both'.
-        tokens: tokens computed for the last batch, padding included; 0 where a batch is padded to its longest.
+        tokens: tokens computed in the last call, padding included; 0 where a batch is padded to its longest.
         dtype: number format of its base where that is not the workload's.
         several: takes so many steps in one call, from a logical batch on, as a run does; None where there is no other
             way than one step after another.

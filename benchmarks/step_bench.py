@@ -87,7 +87,7 @@ class StepBench:
                 if not math.isnan(error):
                     timing.status = verdict(error, TOLERANCE[provider.dtype or self.work.dtype])
                 if self.clock.device.type == "cuda":
-                    memory = peak_of_a_step(provider, self.clock.device)
+                    memory = peak_of_a_step(provider, self.clock.device, len(self.work.draws))
                     memory += (recorded_bytes(self.clock.device) - recorded) / 2**20
                 if timing.status == OK:
                     providers[name] = provider
@@ -145,12 +145,14 @@ def paired(timing: Timing, floor: Timing | None) -> dict:
     return {"to_floor": [round(ratios.quantile(share), 4) for share in (0.5, 0.2, 0.8)]}
 
 
-def peak_of_a_step(provider: Provider, device: torch.device) -> float:
-    """Peak memory in MiB of the second step (the first one allocates what stays)."""
-    provider.step(0)
+def peak_of_a_step(provider: Provider, device: torch.device, draws: int) -> float:
+    """Peak memory in MiB of a step of any of the logical batches, each for the second time (the first one allocates
+    what stays).
+    """
+    provider.take(0, draws)
     synchronize(device)
     with PeakMemory(device) as memory:
-        provider.step(0)
+        provider.take(0, draws)
     return memory.mib
 
 

@@ -149,6 +149,7 @@ class SampleCanaries:
                 one.begin_noise(state.shape[1], state.device, seeded=False)
             for step in steps:
                 step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0)
+                step.finish()
             self.steps += 1
             seen = (before - state).double() * factor
             self.seen += seen

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapters, Layout, TrainingPass
 from ..config import OptimizerConfig
-from .transfer import Sent
+from .transfer import Sent, to_device
 
 #: Changes below this share of a parameter may vanish in its float32 rounding (2⁻²⁴); smaller ones are not expected.
 _VISIBLE = 2.0**-16
@@ -60,6 +60,8 @@ def each_module(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+#: What modules keep beside their tensors that changes what a pass computes, or what is asked of its samples.
+_READ = ("track_running_stats", "forward", "rope_type", "original_max_seq_len")
 #: Where torch keeps the hooks of a module.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -72,8 +74,9 @@ class Standing:
     Attributes:
         layout: of the trained tensors.
         modules, tensors: what was there; held, so that nothing new can take their places in memory.
-        mode: of each module whether it trains, what hooks it, what replaces its forward pass, and whether it keeps
-            running statistics; of each adapted layer how it adds to its base; of each configuration its attention.
+        mode: of each module whether it trains, what hooks it, what replaces its forward pass, whether it keeps running
+            statistics, and its kind of rotary embeddings; of each adapted layer how it adds to its base; of each
+            configuration its attention.
         places: of each tensor: which it is, its address, number format and whether it is trained.
         drops_out: whether a pass may draw masks, as ``dropout.drops_out``.
     """
@@ -91,7 +94,7 @@ class Standing:
         modules = each_module(model)
         own = list(map(vars, modules))
         training = [of["training"] for of in own]
-        mode: list[tuple] = [("_hf_hook" in of, of.get("track_running_stats"), of.get("forward")) for of in own]
+        mode: list[tuple] = [("_hf_hook" in of, *map(of.get, _READ)) for of in own]
         for kind in _HOOKS:
             mode += [(id(of), *of[kind].values()) for of in own if of[kind]]
         configs = {id(of["config"]): of["config"] for of in own if "config" in of}
@@ -231,7 +234,7 @@ class UpdateWatch:
         """
         self._layout, self._before, self._state = adapters.layout, state.clone(), state
         bounds = torch.tensor([(place.start, place.start + place.size) for place in self._layout.places])
-        self._first, self._end = bounds.to(state.device).view(-1, 2).unbind(1)
+        self._first, self._end = to_device(bounds, state.device).view(-1, 2).unbind(1)
         gradient = total.abs() / denominator[:, None]
         if optimizer.name == "adamw":
             gradient = gradient / (gradient + optimizer.eps) * fresh[:, None]

@@ -27,11 +27,12 @@ from ..adapters.dropout import DropoutMasks
 from ..data.tasks import Losses
 from ..models import without_masks
 from ..models.frozen_head import head_left_out
+from .admission import check_batch
 from .arena import UNWRITTEN, Arena
 from .common_shapes import OF_A_WHOLE_TEXT, shared_size, widened, without_idle_mask
 from .detectors import Standing
 from .dropout import keyed_dropout
-from .gradients import Clipping, SegmentGradients
+from .gradients import Clipping, SegmentGradients, look_at
 from .independence import check_losses
 from .probe import Probe
 from .recorder import Record
@@ -103,6 +104,9 @@ class PassGraphs:
         """
         if self.refused or not len(rows) or not (apart or (rows == rows[0]).all()):
             return None
+        check_batch(inputs, targets, len(rows))
+        self.probe.check_length(inputs)
+        as_given = inputs, targets
         inputs = without_idle_mask(self.model, inputs)
         inputs, targets = widened(inputs, targets, self.longest)
         room = min(shared_size(len(rows)), max(self.arena.most_rows, len(rows)))
@@ -117,6 +121,7 @@ class PassGraphs:
         )
         self.forget_moved()
         if (shape, room) not in self._passes and (shape, room) not in self._seen:
+            look_at(self.probe, self.model, self.losses, *as_given, len(rows), state.device)
             self._seen.add((shape, room))
             room = self._room_to_spare(room, shape) or room
         try:
@@ -255,9 +260,10 @@ class _SharedPass:
             self.current.state.copy_(state)
         self.clipping.max_grad_norm.copy_(clipping.max_grad_norm)
         (self._replay or self._compute)()
-        total += self.total
         norms = self.norms if len(self.norms) == len(self.live) else self.norms.expand(len(rows))
-        return self.losses[: len(rows)].clone(), norms[: len(rows)].clone()
+        done = self.losses[: len(rows)].clone(), norms[: len(rows)].clone()
+        total += self.total  # the last thing that may fail: whoever runs the pass again must not find it there
+        return done
 
     def _fill(self, inputs: Mapping[str, Tensor], targets: Tensor, rows: np.ndarray) -> None:
         """The batch into the buffers; what room is left gets copies of its last sample, which do not count."""
@@ -283,7 +289,8 @@ class _SharedPass:
         with owner.adapters.training_pass(self.current), head, idle, keyed_dropout(owner.model, masks):
             found = owner.losses(owner.model(**self.inputs), self.targets)
             check_losses(found, len(self.live))
-            torch.where(self.live > 0, found, 0.0).sum().backward()
+            if found.requires_grad:  # no trained layer took part otherwise
+                torch.where(self.live > 0, found, 0.0).sum().backward()
         if masks.drew:
             raise DrawsAtRandom("the model draws at random, which a recording would do anew without keys")
         self._unwritten.logical_or_((squares == UNWRITTEN).any(0))

@@ -60,8 +60,7 @@ class Probe:
             self.uses = self.adapters.count_uses(inputs)
             self._rotary = longest_apart(model)
             self._open.remove("uses")
-        if self.private and "input_ids" in inputs:
-            check_length(self._rotary, inputs["input_ids"].shape[-1])
+        self.check_length(inputs)
         if "buffers" in self._open and (len(targets) or not self.private):
             if self.private:
                 check_buffers(model, inputs)
@@ -81,6 +80,15 @@ class Probe:
                 self._open.remove("independence")
         if self.private:
             self.padding.look(model, losses, inputs, targets)
+
+    def check_length(self, inputs: Mapping[str, Tensor]) -> None:
+        """Asks of a batch how long it is.
+
+        Raises:
+            SamplesNotIndependent: see ``padding.check_length``.
+        """
+        if self.private and "input_ids" in inputs:
+            check_length(self._rotary, inputs["input_ids"].shape[-1])
 
     @property
     def has_looked(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from weakref import WeakSet
 
 import torch
@@ -24,11 +25,10 @@ class CudaRecorder:
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.device(self._device):  # streams are the current device's, and work of others is not recorded
-            try:
+            with suppress(torch.OutOfMemoryError):  # left behind with what its traceback holds
                 return self._recorded(compute)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()  # of what is kept for passes that are run, none can be taken while recording
-                return self._recorded(compute)
+            torch.cuda.empty_cache()  # of what is kept for passes that are run, none can be taken while recording
+            return self._recorded(compute)
 
     def _recorded(self, compute: Callable[[], None]) -> Callable[[], None]:
         """As ``torch.cuda.graph`` does it, but the memory that passes have used before stays theirs: given back for

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,13 @@ class StepResults:
     @classmethod
     def of(
         cls,
-        losses: Sequence[Tensor],
-        norms: Sequence[Tensor],
-        rows: Sequence[np.ndarray],
+        passes: Sequence[tuple[Tensor, Tensor, np.ndarray]],
         plan: PhysicalBatches,
         arena: Arena,
         unwritten: Tensor | None,
     ) -> StepResults:
-        """The results of several passes: losses float32 and norms float64 on the device, and rows, ``[S]`` each."""
+        """The results of passes: losses float32 and norms float64 on the device, and rows, ``[S]`` of each."""
+        losses, norms, rows = zip(*passes, strict=True) if passes else ((), (), ())
         device, nothing = arena.gradients.device, np.empty(0, dtype=np.int64)
         joined = [
             torch.cat([torch.empty(0, dtype=kind, device=device), *parts])
@@ -94,19 +94,21 @@ class Unfinished:
         return norms
 
 
-class Undo:
-    """Takes a step back where a flag on the device is raised, which the host has not read yet.
+@contextmanager
+def undone_where(unwritten: Tensor | None, state: Tensor, moments: Moments) -> Iterator[None]:
+    """The step within the block changes nothing where a trained tensor received no gradient, which is a flag on the
+    device that the host has not read yet.
 
     Args:
-        raised: bool ``[]``; None never is. state: float32 ``[C,P]``; moments: of the local optimiser.
+        unwritten: as in :class:`StepResults`; state: float32 ``[C,P]``; moments: of the local optimiser.
     """
-
-    def __init__(self, raised: Tensor | None, state: Tensor, moments: Moments):
-        self._raised = raised
-        kept = [] if raised is None else [state, *moments.tensors().values()]
-        self._before = [(tensor, tensor.clone()) for tensor in kept]
-
-    def take_back(self) -> None:
-        """After the step."""
-        for tensor, before in self._before:
-            torch.where(self._raised, before, tensor, out=tensor)
+    if unwritten is None:
+        yield
+        return
+    before = [(tensor, tensor.clone()) for tensor in (state, *moments.tensors().values())]
+    try:
+        yield
+    finally:
+        raised = unwritten.any()
+        for tensor, kept in before:
+            torch.where(raised, kept, tensor, out=tensor)

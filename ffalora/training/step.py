@@ -24,9 +24,10 @@ from .optim import Moments
 from .participant import Participant
 from .rates import column_units, given_rate
 from .report import TrainingReport
-from .results import StepResults, Undo, Unfinished
+from .results import StepResults, Unfinished, undone_where
 from .setup import TrainingSetup
 from .token_budget import pass_tokens
+from .transfer import to_device
 from .views import AS_IT_IS
 
 
@@ -54,16 +55,16 @@ class LogicalStep:
         layout, device = setup.adapters.layout, setup.device
         self.total = torch.zeros(len(cohort), layout.width, dtype=torch.float64, device=device)
         self.index = layout.parameter_index(device)
-        self.client_id = torch.tensor([p.client_id for p in cohort], dtype=torch.int64, device=device)
+        self.client_id = to_device(torch.tensor([p.client_id for p in cohort], dtype=torch.int64), device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
         self.units: Tensor | None = None
         if setup.optimizer.normalize:
-            units = column_units(setup.adapters, setup.optimizer, cohort).to(device)
+            units = column_units(setup.adapters, setup.optimizer, cohort)
             largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
-            self.lr *= largest[:, 0]
-            self.units = None if bool((units == largest).all()) else (units / largest).float()
+            self.lr *= to_device(largest[:, 0], device)
+            self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)
         starts, self.shares = clipping_groups(setup)
-        self.group_columns = torch.tensor([*starts, layout.width], dtype=torch.int32, device=device)
+        self.group_columns = to_device(torch.tensor([*starts, layout.width], dtype=torch.int32), device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
         self._unfinished: Unfinished | None = None
@@ -79,7 +80,10 @@ class LogicalStep:
         drawn = [setup.sample(participant) for participant in self.cohort]
         results = self.passes(drawn, setup.token_budget or 1)
         self.finish()  # the step before, while the device is at this one
-        watch = self._update([len(one) for one in drawn], lr_factor, results.unwritten)
+        if workers.size > 1:  # a sum that misses a tensor must not reach the others
+            results.read()
+        with undone_where(results.unwritten, self.state, self.moments):
+            watch = self._update([len(one) for one in drawn], lr_factor)
         self._unfinished = Unfinished(results, watch, report, index, self.limits)
         if any(participant.adaptive is not None for participant in self.cohort):
             self._adapt_clipping(self.finish(), results.rows)
@@ -140,9 +144,8 @@ class LogicalStep:
             found.append(self._accumulate(row_of[batch], samples[batch], segments[batch], merged, shared, self.total))
         for _ in range(most_passes - len(plan.batches)):
             self._keep_up(merged, shared)
-        losses, norms, rows = zip(*found, strict=True) if found else ((), (), ())
         unwritten = None if self.graphs is None else self.graphs.unwritten()
-        return StepResults.of(losses, norms, rows, plan, setup.arena, unwritten)
+        return StepResults.of(found, plan, setup.arena, unwritten)
 
     def _take_clipping_norms(self) -> None:
         """Clipping thresholds and noise of the next step, from each participant's policy or the configuration."""
@@ -218,10 +221,8 @@ class LogicalStep:
             return found.losses, norms, rows
         return found.mean_losses(segments), norms, rows[np.unique(segments, return_index=True)[1]]
 
-    def _update(self, drawn: list[int], lr_factor: float, unwritten: Tensor | None) -> UpdateWatch | None:
-        """Noise, division, optimiser: one pass over the state of all clients, which does not move it where a trained
-        tensor is ``unwritten``. Returns what looked at the step, the first time.
-        """
+    def _update(self, drawn: list[int], lr_factor: float) -> UpdateWatch | None:
+        """Noise, division, optimiser: one pass over all states. Returns what looked at it, the first time."""
         setup, optimizer = self.setup, self.setup.optimizer
         lr = self.lr * lr_factor
         expected = [
@@ -232,10 +233,10 @@ class LogicalStep:
         if setup.privacy.at_clients and optimizer.normalize:
             denominator *= self.norms
         before = None if self.units is None else self.state.clone()
-        steps = torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64, device=setup.device)
+        steps = to_device(torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64), setup.device)
         noise_std, key = self._add_noise(steps)
         setup.workers.add_up_(self.total)
-        watch, undo = None, Undo(None if unwritten is None else unwritten.any(), self.state, self.moments)
+        watch = None
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
             watch = UpdateWatch(setup.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
@@ -269,7 +270,6 @@ class LogicalStep:
         if watch is not None:
             watch.look()
             self.watched = True
-        undo.take_back()
         return watch
 
     def _add_noise(self, steps: Tensor) -> tuple[Tensor, int]:
@@ -305,7 +305,7 @@ class LogicalStep:
         self._take_clipping_norms()
 
     def _row(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self.setup.device)
+        return to_device(torch.tensor(values, dtype=torch.float64), self.setup.device)
 
 
 def clipping_groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:

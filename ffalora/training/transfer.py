@@ -28,6 +28,13 @@ def _sent(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
 
 
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on the device: behind the work that is queued there, without waiting for it."""
+    if device.type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
 def copy_(buffer: Tensor, value: Tensor) -> None:
     """Copies a tensor into a buffer: from pinned memory where that is on a GPU, so that the host does not wait."""
     pin = buffer.device.type == "cuda" and value.device.type == "cpu"
