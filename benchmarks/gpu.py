@@ -66,7 +66,7 @@ def measure_layers(session: Session) -> None:
 
 def measure_models(session: Session) -> None:
     """Private steps of whole models."""
-    measure_steps(session, "steps", plan.models(session.device, session.quick), 2 if session.quick else 10, 60.0)
+    measure_steps(session, "steps", plan.models(session.device, session.quick), 2 if session.quick else 6, 45.0)
 
 
 def measure_memory(session: Session) -> None:

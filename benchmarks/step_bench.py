@@ -27,7 +27,7 @@ from record import OK, OUT_OF_MEMORY, Row
 from workload import Workload
 
 #: Steps that a timed call takes, by device: on a GPU the host prepares a step while the device is at the one before.
-STEPS_A_CALL = {"cuda": 5, "cpu": 1}
+STEPS_A_CALL = {"cuda": 10, "cpu": 1}
 #: RMS(error)/RMS(reference) of a step's gradients by the number format of the base. In bfloat16 the error is that of
 #: the model's own activations, passed through all its layers.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.15}
