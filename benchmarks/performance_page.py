@@ -24,6 +24,7 @@ CHOICES = ROOT / "kernels" / "ffalora_kernels" / "cpu_choices.csv"
 STEPS = {
     "RoBERTa-large's size, 32 × 128 tokens, rank 8, bfloat16": ("steps", "roberta 24x1024 B32 T128 R8 bfloat16"),
     "the same in float32": ("steps", "roberta 24x1024 B32 T128 R8 float32"),
+    "a Llama of 1B's size, 4 × 512 tokens, rank 8, bfloat16": ("steps", "llama 16x2048 B4 T512 R8 bfloat16"),
     "MiniLM on movie reviews, Poisson batches of 64": ("job", "MiniLM movie reviews, Poisson 64, q,v R8"),
 }
 #: Who is shown: the column's title, and the rows' provider.

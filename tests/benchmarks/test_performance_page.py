@@ -26,7 +26,8 @@ def test_rivals_are_said_in_times_of_ours():
         for place in page.STEPS.values()
         for number, name in enumerate(["ours", *page.RIVALS.values()], start=1)
     ]
-    assert page.summary(rows).count("| a card | **10 ms** | 20 ms (2.00 ×) | 30 ms (3.00 ×) | 40 ms (4.00 ×) |") == 3
+    line = "| a card | **10 ms** | 20 ms (2.00 ×) | 30 ms (3.00 ×) | 40 ms (4.00 ×) |"
+    assert page.summary(rows).count(line) == len(page.STEPS) > 1
 
 
 def test_modelled_numbers_name_no_time_and_no_device():
