@@ -31,8 +31,9 @@ def widened(inputs: Mapping[str, Tensor], targets: Tensor, longest: int) -> tupl
         return inputs, targets
     tokens, hidden = mask.shape[1], mask == 0
     more = min(shared_size(tokens, 8), max(longest, tokens)) - tokens
-    of_texts = all(value.shape == mask.shape for value in inputs.values()) and bool(hidden.any())
-    if more == 0 or not of_texts or bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if more == 0 or not all(value.shape == mask.shape for value in inputs.values()):
+        return inputs, targets
+    if not bool(hidden.any()) or bool((mask[:, 1:] > mask[:, :-1]).any()):
         return inputs, targets
     if targets.dim() > 1:
         if targets.shape != mask.shape or not bool((targets[hidden] == IGNORE_INDEX).all()):

@@ -61,7 +61,10 @@ def each_module(model: nn.Module) -> list[nn.Module]:
 
 
 #: What modules keep beside their tensors that changes what a pass computes, or what is asked of its samples.
-_READ = ("track_running_stats", "forward", "rope_type", "original_max_seq_len")
+_READ = (
+    *("track_running_stats", "forward", "rope_type", "original_max_seq_len"),
+    *("p", "dropout_prob", "drop_prob", "dropout", "attention_dropout", "activation_dropout", "layerdrop"),
+)
 #: Where torch keeps the hooks of a module.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -75,8 +78,8 @@ class Standing:
         layout: of the trained tensors.
         modules, tensors: what was there; held, so that nothing new can take their places in memory.
         mode: of each module whether it trains, what hooks it, what replaces its forward pass, whether it keeps running
-            statistics, and its kind of rotary embeddings; of each adapted layer how it adds to its base; of each
-            configuration its attention.
+            statistics, its kind of rotary embeddings, and how much it drops out; of each adapted layer how it adds to
+            its base; of each configuration its attention.
         places: of each tensor: which it is, its address, number format and whether it is trained.
         drops_out: whether a pass may draw masks, as ``dropout.drops_out``.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -136,6 +137,28 @@ def drops_out(model: nn.Module, adapters: Adapters) -> bool:
     """Whether a pass may draw masks: the adapters' dropout is on in every pass, the model's own in training mode."""
     own = any(getattr(layer, "p_dropout", 0.0) for layer in adapters.layers.values())
     return own or any(module.training for module in each_module(model))
+
+
+class DrawsAtRandom(RuntimeError):
+    """A pass that was to be recorded drew masks of dropout, or anything else."""
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Within the block nothing may be drawn from the generators of this process: Python's, numpy's, torch's own.
+
+    Raises:
+        DrawsAtRandom: at its end, where one of them moved.
+    """
+    before = _generators()
+    yield
+    if _generators() != before:
+        raise DrawsAtRandom("the model draws at random, which a recording would do alike every time")
+
+
+def _generators() -> tuple:
+    of_numpy = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), of_numpy["key"].tobytes(), of_numpy["pos"], torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager

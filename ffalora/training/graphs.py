@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from .admission import check_batch
 from .arena import UNWRITTEN, Arena
 from .common_shapes import OF_A_WHOLE_TEXT, shared_size, widened, without_idle_mask
 from .detectors import Standing
-from .dropout import keyed_dropout
+from .dropout import DrawsAtRandom, drops_out, keyed_dropout, nothing_drawn
 from .gradients import Clipping, SegmentGradients, look_at
 from .independence import check_losses
 from .probe import Probe
@@ -44,10 +45,6 @@ log = logging.getLogger(__name__)
 MOST_RECORDINGS = 128
 #: Samples that a batch of a size without a recording may be filled up with.
 _SPARE = 7
-
-
-class DrawsAtRandom(RuntimeError):
-    """A pass that was to be recorded drew masks of dropout, or anything else."""
 
 
 class PassGraphs:
@@ -120,8 +117,10 @@ class PassGraphs:
             apart,
         )
         self.forget_moved()
-        if (shape, room) not in self._passes and (shape, room) not in self._seen:
+        is_new = (shape, room) not in self._passes and (shape, room) not in self._seen
+        if is_new or (self.probe.private and self.probe.padding.wants(as_given[0])):
             look_at(self.probe, self.model, self.losses, *as_given, len(rows), state.device)
+        if is_new:
             self._seen.add((shape, room))
             room = self._room_to_spare(room, shape) or room
         try:
@@ -233,7 +232,7 @@ class _SharedPass:
         )
         self.losses = torch.zeros(room, device=device)
         self.norms = torch.zeros(segments, dtype=torch.float64, device=device)
-        self._owner, self._unwritten = owner, unwritten
+        self._owner, self._unwritten = proxy(owner), unwritten  # which goes, with its recordings, when its owner does
         self._replay: Callable[[], None] | None = None
 
     @property
@@ -286,13 +285,17 @@ class _SharedPass:
         head = head_left_out(owner.model) if owner.probe.head_apart else nullcontext()
         idle = without_masks() if set(self.inputs) <= OF_A_WHOLE_TEXT else nullcontext()
         masks = self.current.masks = DropoutMasks(self.nobody)
-        with owner.adapters.training_pass(self.current), head, idle, keyed_dropout(owner.model, masks):
+        passes, keyed = owner.adapters.training_pass(self.current), keyed_dropout(owner.model, masks)
+        with passes, head, idle, keyed, nothing_drawn():
             found = owner.losses(owner.model(**self.inputs), self.targets)
             check_losses(found, len(self.live))
             if found.requires_grad:  # no trained layer took part otherwise
                 torch.where(self.live > 0, found, 0.0).sum().backward()
-        if masks.drew:
-            raise DrawsAtRandom("the model draws at random, which a recording would do anew without keys")
+        left_out = {name for name, uses in owner.probe.uses.items() if uses} - self.current.used
+        if masks.drew or (left_out and drops_out(owner.model, owner.adapters)):
+            raise DrawsAtRandom(
+                "the model drops out, or leaves layers out, which a recording would do alike every time"
+            )
         self._unwritten.logical_or_((squares == UNWRITTEN).any(0))
         done = SegmentGradients(self.current.arena, squares, self.current.client, found.detach())
         self.norms.copy_(done.clip_into_(self.total, *self.clipping))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,24 +38,33 @@ class PaddingWatch:
         Raises:
             SamplesNotIndependent: the losses differ.
         """
+        for row, end in self._shorter(inputs):
+            here = _rows({**inputs, "": targets}, row)
+            there = _cut(here, here["attention_mask"].shape, end)
+            if there is not None:
+                self._compare(model, losses, here, there)
+                break
+        if (mask := inputs.get("attention_mask")) is not None and mask.dim() > 1 and mask.numel():
+            self._lengths.add(mask.shape[-1])
+
+    def wants(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether a look at this batch may tell, or is needed for later ones to tell."""
+        mask = inputs.get("attention_mask")
+        if self.has_told or mask is None or mask.dim() < 2 or not mask.numel():
+            return False
+        return mask.shape[-1] not in self._lengths or next(self._shorter(inputs), None) is not None
+
+    def _shorter(self, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, slice]]:
+        """A sample that fits into the length of a batch seen before, and where, for each such length and each side."""
         mask = inputs.get("attention_mask")
         if self.has_told or mask is None or mask.dim() < 2 or not mask.numel():
             return
-        shorter = sorted(length for length in self._lengths if length < mask.shape[-1])
-        self._lengths.add(mask.shape[-1])
-        if not shorter:
-            return
         real = mask.flatten(1, -2).bool().any(1) if mask.dim() > 2 else mask.bool()
-        for length in shorter:
+        for length in sorted(length for length in self._lengths if length < mask.shape[-1]):
             for end in (slice(0, length), slice(mask.shape[-1] - length, None)):
                 fits = real[:, end].sum(1) == real.sum(1)
                 if bool(fits.any()):
-                    row = int(fits.int().argmax())
-                    here = _rows({**inputs, "": targets}, row)
-                    there = _cut(here, here["attention_mask"].shape, end)
-                    if there is not None:
-                        self._compare(model, losses, here, there)
-                        return
+                    yield int(fits.int().argmax()), end
 
     @torch.no_grad()
     def _compare(self, model: nn.Module, losses: Losses, here: dict[str, Tensor], there: dict[str, Tensor]) -> None:

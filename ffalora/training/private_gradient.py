@@ -26,6 +26,7 @@ from .gradients import Clipping, look_at, segment_gradients
 from .graphs import PassGraphs, is_compiled
 from .probe import Probe
 from .recorder import CudaRecorder
+from .transfer import to_device
 from .workers import Workers, check_same_state, find_workers
 
 #: Physical batches ``(samples, inputs, targets)``: which samples were asked for, int64 ``[S]``, and what the collator
@@ -151,14 +152,14 @@ class PrivateGradient:
         called = _without_ddp(self.model if model is None else model)
         groups = groups_of(self._users, [samples for samples, _, _ in batches])
         losses, norms = [torch.empty(0, device=self.device)], [torch.empty(0, device=self.device).double()]
-        shared = 0
+        shared, clipping = 0, self._clipping(total)
         if drops_out(called, self.adapters):
             shared = self.workers.same_for_all(DropoutKeys.shared_by(self.noise, number))
         for (samples, inputs, targets), together in zip(batches, groups, strict=True):
             rows = np.zeros(len(samples), dtype=np.int64)
             done = None
             if self._graphs is not None and together is None and self._may_record(called, inputs):
-                done = self._graphs.run(inputs, targets, rows, state, total, self._clipping(total))
+                done = self._graphs.run(inputs, targets, rows, state, total, clipping)
             if done is None:
                 found = segment_gradients(
                     called,
@@ -193,7 +194,7 @@ class PrivateGradient:
 
     def _clipping(self, total: Tensor) -> Clipping:
         limit = torch.full((1, 1), self.max_grad_norm, dtype=torch.float64, device=self.device)
-        columns = torch.tensor([0, total.shape[1]], dtype=torch.int32, device=self.device)
+        columns = to_device(torch.tensor([0, total.shape[1]], dtype=torch.int32), self.device)
         return Clipping(limit, columns, "flat")
 
     def write(self, gradient: Tensor) -> None:

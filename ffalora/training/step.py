@@ -80,8 +80,8 @@ class LogicalStep:
         drawn = [setup.sample(participant) for participant in self.cohort]
         results = self.passes(drawn, setup.token_budget or 1)
         self.finish()  # the step before, while the device is at this one
-        if workers.size > 1:  # a sum that misses a tensor must not reach the others
-            results.read()
+        if workers.size > 1 and results.unwritten is not None:
+            results.read()  # a sum that misses a tensor must not reach the others
         with undone_where(results.unwritten, self.state, self.moments):
             watch = self._update([len(one) for one in drawn], lr_factor)
         self._unfinished = Unfinished(results, watch, report, index, self.limits)
