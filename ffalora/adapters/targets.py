@@ -46,6 +46,11 @@ def not_compiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch's compiler runs the model, as ``torch.compile`` returned it or in place."""
+    return not_compiled(model) is not model or model._compiled_call_impl is not None
+
+
 def find_targets(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
     """The layers that ``config`` names, by dotted name, without those in modules that the model says it never reads
     (its ``unread``, dotted names): adapters there would be trained by nothing.

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..adapters import Adapters
 from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix, positions_of
+from ..adapters.targets import is_compiled
 from ..privacy.noise import NoiseSource, SecureNoise
 from .detectors import each_module
 from .independence import SamplesNotIndependent
@@ -190,7 +191,7 @@ def _check_reachable(model: nn.Module) -> None:
             "to 0, or put it into evaluation mode"
         )
     drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in model.modules())
-    if drops and (isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None):
+    if drops and is_compiled(model):
         raise SamplesNotIndependent(
             "a compiled model draws its dropout by the position in the batch, so that one sample more or less redraws "
             "everybody's masks; do not compile it, or set its dropout to 0"

@@ -302,11 +302,6 @@ class _SharedPass:
         self.losses.copy_(done.losses)
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether torch's compiler runs the model, which may record by itself."""
-    return isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None
-
-
 def _shapes(inputs: Mapping[str, Tensor]) -> tuple:
     return tuple((name, tuple(value.shape[1:]), value.dtype) for name, value in inputs.items())
 

@@ -44,20 +44,25 @@ class PaddingWatch:
             if there is not None:
                 self._compare(model, losses, here, there)
                 break
-        if (mask := inputs.get("attention_mask")) is not None and mask.dim() > 1 and mask.numel():
+        if (mask := self._open_mask(inputs)) is not None:
             self._lengths.add(mask.shape[-1])
 
     def wants(self, inputs: Mapping[str, Tensor]) -> bool:
         """Whether a look at this batch may tell, or is needed for later ones to tell."""
-        mask = inputs.get("attention_mask")
-        if self.has_told or mask is None or mask.dim() < 2 or not mask.numel():
+        mask = self._open_mask(inputs)
+        if mask is None:
             return False
         return mask.shape[-1] not in self._lengths or next(self._shorter(inputs), None) is not None
 
+    def _open_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The mask of a batch that may still tell; None where it tells nothing of padding, or all has been told."""
+        mask = inputs.get("attention_mask")
+        return None if self.has_told or mask is None or mask.dim() < 2 or not mask.numel() else mask
+
     def _shorter(self, inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, slice]]:
         """A sample that fits into the length of a batch seen before, and where, for each such length and each side."""
-        mask = inputs.get("attention_mask")
-        if self.has_told or mask is None or mask.dim() < 2 or not mask.numel():
+        mask = self._open_mask(inputs)
+        if mask is None:
             return
         real = mask.flatten(1, -2).bool().any(1) if mask.dim() > 2 else mask.bool()
         for length in sorted(length for length in self._lengths if length < mask.shape[-1]):

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ffalora_kernels import privatize_step_
 
 from ..adapters import Adapters
+from ..adapters.targets import is_compiled
 from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
 from ..privacy.clipping import positive_norm, sensitivity
@@ -23,7 +24,7 @@ from .batches import groups_of
 from .detectors import Standing
 from .dropout import DropoutKeys, drops_out
 from .gradients import Clipping, look_at, segment_gradients
-from .graphs import PassGraphs, is_compiled
+from .graphs import PassGraphs
 from .probe import Probe
 from .recorder import CudaRecorder
 from .transfer import to_device

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapters
+from ..adapters.targets import is_compiled
 from ..config import OptimizerConfig, PrivacyConfig
 from ..data.tasks import Losses
 from ..data.users import Owners
@@ -26,7 +27,7 @@ from .drawn import drawn_users
 from .dropout import DropoutKeys
 from .freed_memory import keep_freed_memory
 from .gradients import look_at
-from .graphs import PassGraphs, is_compiled
+from .graphs import PassGraphs
 from .padding import check_length, longest_apart
 from .participant import Participant
 from .probe import Probe
