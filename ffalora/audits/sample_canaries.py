@@ -143,12 +143,12 @@ class SampleCanaries:
         factor = torch.tensor(expected, dtype=torch.float64, device=state.device)[:, None] / given_rate(
             engine.optimizer
         )
-        for _ in turns(self.planned, deadline, "step", progress):
+        for number in turns(self.planned, deadline, "step", progress):
             before = state.clone()
             for one in cohort:
                 one.begin_noise(state.shape[1], state.device, seeded=False)
             for step in steps:
-                step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0)
+                step.run(TrainingReport(len(step.cohort)), torch.arange(len(step.cohort)), 1.0, number)
                 step.finish()
             self.steps += 1
             seen = (before - state).double() * factor

@@ -74,8 +74,10 @@ def command(
     hide_loading_bars()
     prepared = partial(_prepared, alone if one_site else None, values, trials, options.resume, prepare)
     run, folder, _ = open_run("choose", config, overrides, options, prepared)
+    if options.progress:
+        click.echo("trials run without a bar: how many there are, and how far, is as secret as the noise", err=True)
     try:
-        choice = choose(run, values, folder, train if one_site else simulate, metric, options.resume, options.progress)
+        choice = choose(run, values, folder, train if one_site else simulate, metric, options.resume)
     except KeyboardInterrupt:
         again = shlex.join(
             [*_as_tried(values), *(["--one-site"] if one_site else []), "--resume", "--output", str(folder)]

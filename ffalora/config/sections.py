@@ -210,6 +210,15 @@ class FederationConfig(Section):
         "auto", description="train all clients of a round in one forward and backward pass"
     )
 
+    @model_validator(mode="after")
+    def _bound_is_used(self) -> FederationConfig:
+        if self.norm_bound is not None and self.robust_mean != "norm-bounded":
+            raise ValueError(
+                f"norm_bound={self.norm_bound} is given, but robust_mean={self.robust_mean!r} does not use it; set "
+                "robust_mean to 'norm-bounded'"
+            )
+        return self
+
     def cohort(self, clients: int) -> int:
         """How many of ``clients`` are drawn for a round (under client-level privacy: on average)."""
         return max(1, round(self.participation * clients))
@@ -222,16 +231,16 @@ class OptimizerConfig(Section):
     normalize: bool = Field(
         True,
         description="learning rates that mean the same whatever clipping norm, rank, alpha and initialisation are: "
-        "private steps are divided by the clipping norm, and factors move in units of their scale; false: as the "
-        "paper writes them",
+        "private steps are divided by the clipping norm, and factors move in units of their scale; false: in the "
+        "paper's units (lr is then a number)",
     )
     lr: PositiveFloat | Literal["auto"] = Field(
         "auto", description="learning rate; auto: from noise, steps and method alone, never from the data"
     )
     head_lr_factor: PositiveFloat | Literal["auto"] = Field(
         "auto",
-        description="a trained head's learning rate, relative to the adapters'; auto: each as its noise allows, and "
-        "10 where nothing is clipped",
+        description="a trained head's learning rate, relative to the adapters'; auto: each as its noise allows where "
+        "lr is auto too, else 10 (without normalize: 1)",
     )
     a_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of a trained a, relative to that of b (LoRA+ asks for less than 1)"
@@ -246,7 +255,8 @@ class OptimizerConfig(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="logical steps over which the learning rate rises linearly")
     keep_moments: bool = Field(
-        False, description="local moments outlive rounds (training at one site always keeps them)"
+        False,
+        description="local moments outlive rounds (at one site wherever columns keep their meaning)",
     )
     dp_bias_correction: bool = Field(False, description="adamw: take the noise variance off the second moment")
     batch_size: PositiveInt | Literal["auto"] = Field(

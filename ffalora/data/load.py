@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 @dataclass
 class LoadedData:
     """Checked data. ``splits`` maps train, validation, test to ``datasets.Dataset``, and ``places`` says where their
-    rows stand in the source; labels are 0 … classes-1.
+    rows stand in the source; labels are 0 … classes-1. ``cut`` names the splits that are shares of the training rows.
     """
 
     name: str
@@ -63,6 +63,7 @@ class LoadedData:
     licence: str | None = None
     notes: list[str] = field(default_factory=list)
     places: dict[str, Places] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
 
     @property
     def train(self) -> Dataset:
@@ -279,6 +280,7 @@ def _fill_roles(
     if not together:
         every = zip(*(_keys(whole, column) for column in loaded.input_columns), strict=True)
         together.append([["\x1f".join(values)] for values in every])
+    loaded.cut = tuple(role for role, share in (("validation", validation), ("test", test)) if share)
     rows = split_rows(joined(*together), (1 - validation - test, validation, test), seed)
     cut = {role: whole.select(part) for role, part in rows.items()}
     for role in rows.keys() - filled.keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,3 +28,14 @@ def one_spelling(values: Iterable[Any]) -> dict[str, str]:
 def match(name: str, names: Sequence[str]) -> str:
     """The one of ``names`` that ``name`` is a spelling of; ``name`` itself where it is there, or none is."""
     return name if name in names else {key_of(other): other for other in names}.get(key_of(name), name)
+
+
+def name_of(value: Any) -> str:
+    """The name that a cell holds, one for a number however a file writes it: 7, 7.0, ``7`` and ``007``."""
+    name = str(int(value)) if is_whole(value) else str(value).strip()
+    return re.sub(r"\+?0+(?=\d+$)", "", name) if name[:1] in "+0" else name
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number that a file holds as one with decimals."""
+    return isinstance(value, float) and value.is_integer()

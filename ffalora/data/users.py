@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .spelling import one_spelling
+from .spelling import is_whole, name_of, one_spelling
 from .validate import RowCheck, column_values, is_missing
 
 
@@ -42,7 +41,7 @@ class Owners:
             raise ValueError(
                 f"{len(without)} records have no owner (first: number {without[0]}); name it, or drop them"
             )
-        called = [set(map(_name, _each(value))) for value in values]
+        called = [set(map(name_of, _each(value))) for value in values]
         spelling = one_spelling(name for names in called for name in names)
         named = [sorted({spelling[name] for name in names}) for names in called]
         distinct = sorted({name for names in named for name in names})
@@ -108,7 +107,7 @@ def check_users(check: RowCheck, parameter: str, column: str) -> None:
         each = _each(value)
         if not each or any(map(is_missing, each)):
             empty.append(row)
-        elif not all(isinstance(v, str | int) or _is_whole(v) for v in each):
+        elif not all(isinstance(v, str | int) or is_whole(v) for v in each):
             wrong.append(row)
     if empty:
         check.empty.setdefault(f"{parameter}={column!r}", []).extend(empty)
@@ -120,13 +119,3 @@ def check_users(check: RowCheck, parameter: str, column: str) -> None:
 
 def _each(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
-
-
-def _name(value: Any) -> str:
-    """One name for a number however a file writes it: 7, 7.0, ``7`` and ``007``."""
-    name = str(int(value)) if _is_whole(value) else str(value).strip()
-    return re.sub(r"\+?0+(?=\d+$)", "", name) if name[:1] in "+0" else name

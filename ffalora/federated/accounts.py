@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import ConfigError
 from ..data.records import client_digests, record_digests, user_digests
 from ..privacy.accounting import PrivacyBudgetSpent
 from ..privacy.accounts import Accounts, open_accounts
@@ -30,9 +31,15 @@ def open_run_accounts(
         ledger: name or folder of the data set's ledger, instead of the data's own name.
 
     Raises:
+        ConfigError: a ledger was named, and nothing is protected.
         LedgerMismatch, PrivacyBudgetSpent: see :func:`~ffalora.privacy.accounts.open_accounts`.
     """
     config, ledgers = experiment.config, experiment.ledgers
+    if ledger and not ledgers:
+        raise ConfigError(
+            f"privacy.ledger={ledger!r} with privacy.unit='none': nothing bounds what such a run reveals of its "
+            "records, and a ledger would go on as if it had revealed nothing; set privacy.unit, or leave the ledger out"
+        )
     is_secure = config.privacy.is_secure
     data_ledger = find_data_ledger(ledger, config.data.name) if ledgers and (is_secure or ledger) else None
     what = "a choice" if config.privacy.trials > 1 else f"{config.federation.strategy}, seed {config.seed}"

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from ..adapters.init import FROM_BASE
 from ..config import Config, ConfigError
+from ..config.sections import FederationConfig
+from ..data.load import LoadedData
 from ..training.workers import find_workers
 from .robust import fewest_clients
 from .strategies import STRATEGIES, Strategy
@@ -58,14 +60,7 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
                 "hostile_clients, or have more clients in a round"
             )
     _check_factors(strategy, config, clients)
-    if federation.server_optimizer != "fedavg" or federation.server_lr != 1.0:
-        wanted = federation.server_optimizer
-        _need(lambda s: s.linear, "federation.server_optimizer", wanted, strategy)
-        if wanted not in ("fedavg", "fedavgm") and federation.server_lr == 1.0:
-            raise ConfigError(
-                f"federation.server_lr=1 is the rate of averages; {wanted} moves every number by about its rate in "
-                "each round, whatever clients found: give it a smaller one, such as 0.01"
-            )
+    _check_server(strategy, federation)
     if federation.payload != "float32" and config.privacy.noise_at == "clients":
         raise ConfigError(
             f"federation.payload={federation.payload!r}: clients that bring the noise send whole numbers of their own "
@@ -98,6 +93,40 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
             )
 
 
+def check_secret_size(config: Config, data: LoadedData, clients: int) -> None:
+    """Where a size is secret, refuses what one record more or less would change beside that record itself.
+
+    Raises:
+        ConfigError: names the key, its value and the remedy.
+    """
+    if config.privacy.public_size_bound is None:
+        return
+    if clients > 1 and config.federation.weighting == "size":
+        raise ConfigError(
+            "federation.weighting='size' shows how many samples each client holds, which privacy.public_size_bound "
+            "keeps secret; set federation.weighting to uniform"
+        )
+    changes = "with one record more other records would be used too, so that it would not be hidden"
+    if config.data.max_samples is not None:
+        raise ConfigError(
+            f"data.max_samples={config.data.max_samples} with privacy.public_size_bound="
+            f"{config.privacy.public_size_bound}: {changes}; leave one of them out"
+        )
+    if clients > 1 and config.clients.partition != "column":
+        raise ConfigError(
+            f"clients.partition={config.clients.partition!r} with privacy.public_size_bound="
+            f"{config.privacy.public_size_bound}: records are dealt to clients by their number, and {changes}; name "
+            "the column of their clients (clients.partition: column), or leave the bound out"
+        )
+    if data.cut:
+        shares = " and ".join(f"data.{role}_fraction={getattr(config.data, f'{role}_fraction')}" for role in data.cut)
+        raise ConfigError(
+            f"{shares} with privacy.public_size_bound={config.privacy.public_size_bound}: rows are held out by how "
+            f"many there are, and {changes}; evaluate on rows of their own (a file or split named test), and set "
+            "these fractions to 0"
+        )
+
+
 def check_shard(strategy: type[Strategy], config: Config) -> None:
     """Refuses what a base that is cut over processes cannot do, before it is loaded.
 
@@ -122,6 +151,25 @@ def check_shard(strategy: type[Strategy], config: Config) -> None:
     _need(lambda s: not issubclass(s, MergesIntoBase), "model.shard", True, strategy)
 
 
+def _check_server(strategy: type[Strategy], federation: FederationConfig) -> None:
+    """Refuses an optimiser at the server that the method does not go with, or a rate that is none of its own."""
+    wanted = federation.server_optimizer
+    if wanted == "fedavg" and federation.server_lr == 1.0:
+        return
+    _need(lambda s: s.linear, "federation.server_optimizer", wanted, strategy)
+    if wanted not in ("fedavg", "fedavgm") and federation.server_lr == 1.0:
+        raise ConfigError(
+            f"federation.server_lr=1 is the rate of averages; {wanted} moves every number by about its rate in "
+            "each round, whatever clients found: give it a smaller one, such as 0.01"
+        )
+    if strategy.renews and federation.refactor_every == 1 and wanted != "fedavg":
+        raise ConfigError(
+            f"federation.server_optimizer={wanted!r} with federation.strategy={strategy.name!r}: its moments begin "
+            "anew whenever a is renewed, with federation.refactor_every=1 in every round: take fedavg, or a larger "
+            "refactor_every"
+        )
+
+
 def _check_factors(strategy: type[Strategy], config: Config, clients: int) -> None:
     """Refuses adapters without the method's factors, ranks that clients cannot have, and first factors that they could
     not begin with.
@@ -141,9 +189,14 @@ def _check_factors(strategy: type[Strategy], config: Config, clients: int) -> No
                 f"clients.ranks={ranks} must hold one rank for each of {clients} clients, between 1 and "
                 f"{config.adapter.largest_rank}, the largest rank of a layer (adapter.rank, adapter.rank_pattern)"
             )
-    is_cut = ranks is not None and min(ranks) < config.adapter.largest_rank  # clients would lack what the base gave up
-    if (strategy.random_init or is_cut) and config.adapter.init in FROM_BASE:
-        said = f"federation.strategy={strategy.name!r}" if strategy.random_init else f"clients.ranks={ranks}"
+    said = None
+    if strategy.random_init:
+        said = f"federation.strategy={strategy.name!r}"
+    elif ranks is not None and min(ranks) < config.adapter.largest_rank:  # clients would lack what the base gave up
+        said = f"clients.ranks={ranks}"
+    elif strategy.prunes and config.federation.rank_pruning < 1:
+        said = f"federation.rank_pruning={config.federation.rank_pruning}"
+    if said is not None and config.adapter.init in FROM_BASE:
         raise ConfigError(
             f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with {said}; "
             "use kaiming, gaussian or orthonormal"

@@ -89,7 +89,7 @@ def train_cohort(
     anchor = rows.clone() if federation.prox_mu else None
     total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
-    report, train = TrainingReport(len(rows)), local_training(experiment.engine, strategy, first)
+    report, train = TrainingReport(len(rows)), local_training(experiment.engine, strategy)
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows)), mine):
         is_all = len(index) == len(rows)
         part, part_moments = (rows, moments) if is_all else (rows[index], moments.rows(index))
@@ -104,6 +104,7 @@ def train_cohort(
             mask=None if mask is None else mask[index].to(rows.device),
             report=report,
             index=index,
+            first=first + begin,
         )
         if not is_all:
             rows[index] = part

@@ -30,7 +30,7 @@ from ..training.participant import Participant
 from ..training.views import make_views
 from ..training.workers import ALONE, Workers, find_workers
 from .batch import with_batch
-from .checks import check_fit, check_shard, find_strategy
+from .checks import check_fit, check_secret_size, check_shard, find_strategy
 from .client_level import client_level_mean, make_client_level
 from .heads import LabelTexts, adapter_config, center_states, label_texts, start_head
 from .ledgers import clipping_policy, ledgers_of, make_ledger
@@ -136,6 +136,7 @@ def build(
     partition = partition_clients(config, data, train)
     config = with_batch(config, partition, clients)
     check_fit(strategy_class, config, len(partition))
+    check_secret_size(config, data, len(partition))
     center_states(config, loaded, data, device)
     labels = label_texts(config, loaded, data, device)
     adapters = attach(loaded.model, adapter_config(config, loaded.model, strategy_class.trained))
@@ -216,8 +217,6 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
 
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
     """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
-    if config.privacy.public_size_bound is not None:
-        _check_secret_size(config, len(partition))
     steps = config.federation.rounds * config.federation.local_steps
     participants = []
     for client_id, samples in enumerate(partition.indices):
@@ -230,27 +229,6 @@ def make_participants(config: Config, partition: Partition, train: Examples) -> 
         adaptive = clipping_policy(config, ledger)
         participants.append(Participant(client_id, np.asarray(samples), ledger, adaptive=adaptive))
     return participants
-
-
-def _check_secret_size(config: Config, clients: int) -> None:
-    """Refuses what one record more or less would change beside that record itself."""
-    if clients > 1 and config.federation.weighting == "size":
-        raise ConfigError(
-            "federation.weighting='size' shows how many samples each client holds, which privacy.public_size_bound "
-            "keeps secret; set federation.weighting to uniform"
-        )
-    changes = "with one record more other records would be used too, so that it would not be hidden"
-    if config.data.max_samples is not None:
-        raise ConfigError(
-            f"data.max_samples={config.data.max_samples} with privacy.public_size_bound="
-            f"{config.privacy.public_size_bound}: {changes}; leave one of them out"
-        )
-    if clients > 1 and config.clients.partition != "column":
-        raise ConfigError(
-            f"clients.partition={config.clients.partition!r} with privacy.public_size_bound="
-            f"{config.privacy.public_size_bound}: records are dealt to clients by their number, and {changes}; name "
-            "the column of their clients (clients.partition: column), or leave the bound out"
-        )
 
 
 def make_engine(

@@ -20,6 +20,7 @@ _ALONE = {
         "straggler_rate": 0.0,
         "min_available": 1,
         "robust_mean": None,
+        "norm_bound": None,
         "hostile_clients": 0,
         "payload": "float32",
     },

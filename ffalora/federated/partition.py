@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.spelling import name_of
 from ..data.users import Owners
 
 Kind = Literal["iid", "labels", "dirichlet", "quantity", "column"]
@@ -175,13 +176,13 @@ def dirichlet(
 
 
 def by_column(values: Sequence[Any]) -> Partition:
-    """One client per distinct value, named after it, in sorted order: a natural split."""
+    """One client per distinct value, named after it, in sorted order: a natural split. 7, 7.0 and "007" are one."""
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     if missing:
         raise PartitionError(
             f"column is missing in {len(missing)} rows, the first of them {missing[0]}; fill or drop them"
         )
-    names = np.asarray([str(value) for value in values])
+    names = np.asarray([name_of(value) for value in values])
     distinct, numbers = np.unique(names, return_inverse=True)
     ends = np.cumsum(np.bincount(numbers, minlength=len(distinct)))
     parts = np.split(np.argsort(numbers, kind="stable"), ends[:-1])

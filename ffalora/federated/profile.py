@@ -154,7 +154,7 @@ def _trainer(experiment: Experiment) -> Callable[[int], Any]:
     cohort = participants if trains_in_one_pass(experiment, len(participants)) else participants[:1]
     clients = [participant.client_id for participant in cohort]
     rows, mask = strategy.start(server, clients), strategy.mask(server, clients)
-    train = local_training(experiment.engine, strategy, 0)
+    train = local_training(experiment.engine, strategy)
     return lambda steps: train(cohort, rows, steps, mask=mask)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..adapters import Adapters
-from ..config import Config
+from ..config import Config, ConfigError
 from ..models import LoadedModel, MeanPooledClassifier
 from ..privacy.accounting import PrivacyLedger
 from ..training.optim import lr_factor
@@ -21,7 +21,15 @@ def set_rates(
     Args:
         participants: all clients, or those that are here; the others are taken to be like them.
         clients: number of clients of the run.
+
+    Raises:
+        ConfigError: an automatic rate in the paper's units.
     """
+    if config.optimizer.lr == "auto" and not config.optimizer.normalize:
+        raise ConfigError(
+            "optimizer.lr='auto' is a rate of normalised steps, and optimizer.normalize=false; give lr a number, or "
+            "leave normalize out"
+        )
     ledgers = [p.ledger for p in participants if p.ledger is not None]
     optimizer, variance = config.optimizer, variance_of(config, ledgers, clients)
     steps = config.federation.rounds * config.federation.local_steps

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
+from ..config.sections import FederationConfig
 from .strategies.base import Mean
 
 
@@ -88,8 +89,20 @@ def fewest_clients(name: str, hostile: int) -> int:
     return {"trimmed-mean": 2 * hostile + 1, "krum": 2 * hostile + 3, "multi-krum": 2 * hostile + 3}.get(name, 1)
 
 
+def are_enough(federation: FederationConfig, answers: int) -> bool:
+    """Whether so many answers can be averaged as ``federation`` says; of fewer a round makes nothing, and warns."""
+    name = federation.robust_mean
+    least = 1 if name is None else fewest_clients(name, federation.hostile_clients)
+    if 0 < answers < least:
+        warnings.warn(
+            f"{answers} clients answered a round, federation.robust_mean={name} needs {least}: it changes nothing",
+            stacklevel=2,
+        )
+    return name is None or answers >= least
+
+
 def robust_mean(name: str, hostile: int, bound: float | None = None) -> Mean:
-    """The average called ``name``; of fewer answers than :func:`fewest_clients` it is where the round began, and warns.
+    """The average called ``name``, of at least :func:`fewest_clients` answers.
 
     Args:
         name: one of ``ROBUST_MEANS``.
@@ -112,18 +125,7 @@ def robust_mean(name: str, hostile: int, bound: float | None = None) -> Mean:
     }
     if name not in made:
         raise ConfigError(f"federation.robust_mean={name!r}: choose one of {', '.join(ROBUST_MEANS)}")
-    least = fewest_clients(name, hostile)
-
-    def mean(start: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-        if len(rows) >= least:
-            return made[name](start, rows, weights)
-        warnings.warn(
-            f"{len(rows)} clients answered a round, federation.robust_mean={name} needs {least}: it changed nothing",
-            stacklevel=2,
-        )
-        return start.clone()
-
-    return mean
+    return made[name]
 
 
 def _by_krum_score(rows: Tensor, hostile: int) -> Tensor:

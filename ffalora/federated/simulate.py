@@ -33,6 +33,7 @@ from .compared import compared
 from .experiment import Experiment, build
 from .payload import through_the_wire
 from .records import finish_folder, metrics_row, open_folder, spent_until_now
+from .robust import are_enough
 from .shared_rounds import draw_for_all, holders, share_server, share_start, train_shared
 from .strategies import Answers, ServerState
 
@@ -284,7 +285,10 @@ def end_round(experiment: Experiment, server: ServerState, answers: Answers | No
         what ``Strategy.aggregate`` returned, and the metrics.
     """
     federation, gap = experiment.config.federation, 0.0
-    if answers is not None:
+    if answers is not None and not are_enough(federation, len(answers.clients)):
+        for client, row in zip(answers.clients, answers.rows, strict=True):
+            experiment.strategy.remember(server, client, row)
+    elif answers is not None:
         gap = experiment.strategy.aggregate(server, answers)
         if federation.average_from is not None:
             average_in(server, federation)

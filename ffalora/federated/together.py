@@ -24,7 +24,7 @@ from ..training.optim import Moments
 from ..training.report import TrainingReport
 from ..training.workers import find_workers
 from .batch import with_batch
-from .checks import find_strategy
+from .checks import check_secret_size, find_strategy
 from .cohort import Cohort, keep_moments, kept_moments, train_cohort
 from .compared import compared
 from .experiment import Experiment, build, make_participants
@@ -102,6 +102,7 @@ def simulate_together(
 def _member(experiment: Experiment, number: int, config: Config) -> Experiment:
     """One run's view of what all share: its own configuration, and clients that carry its values."""
     config = with_batch(config.with_noise("seeded"), experiment.partition)
+    check_secret_size(config, experiment.data, len(experiment.partition))
     participants = experiment.participants
     if number:  # the first run's are there already
         participants = make_participants(config, experiment.partition, experiment.train)

@@ -15,15 +15,14 @@ from ..training.report import TrainingReport
 from .strategies import LALoRA, Strategy
 
 
-def local_training(engine: Engine, strategy: Strategy, first: int) -> Callable[..., object]:
-    """How a method trains clients from local step ``first`` of the run on: ``Engine.train``, or its steps in turns."""
-    return partial(train_in_turns, engine, strategy, first) if isinstance(strategy, LALoRA) else engine.train
+def local_training(engine: Engine, strategy: Strategy) -> Callable[..., object]:
+    """How a method trains clients: ``Engine.train``, or its steps in turns."""
+    return partial(train_in_turns, engine, strategy) if isinstance(strategy, LALoRA) else engine.train
 
 
 def train_in_turns(
     engine: Engine,
     strategy: LALoRA,
-    first: int,
     cohort: Sequence[Participant],
     rows: Tensor,
     steps: int,
@@ -31,6 +30,7 @@ def train_in_turns(
     lr_factors: Sequence[float] | None = None,
     anchor: Tensor | None = None,
     report: TrainingReport | None = None,
+    first: int = 0,
     **how: Any,
 ) -> TrainingReport:
     """As ``Engine.train``: ``steps`` logical steps of one client, from and into ``rows [1,P]`` in the columns of
@@ -63,6 +63,7 @@ def train_in_turns(
             lr_factors=lr_factors and lr_factors[step : step + 1],
             anchor=None if anchor is None else anchor[:, columns],
             report=report,
+            first=first + step,
             **how,
         )
         rows[:, columns] = part

@@ -10,13 +10,16 @@ nothing of them is written down.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import logging
 import math
 import random
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 from ..config import Config, ConfigError, from_mapping, merge
 from ..config.values import differences
 from ..data.tasks import LOWER_IS_BETTER, find_task
+from ..privacy import accounts
 from ..privacy.accounts import ACCOUNT
 from ..runs.folder import CHECKPOINT, RunResult, write_json
 
@@ -126,15 +130,15 @@ def choose(
     train: Train,
     metric: str | None = None,
     resume: bool = False,
-    progress: bool = False,
 ) -> Choice:
     """Runs trials until chance ends them, and leaves the folder of the best in ``folder / 'best'``.
 
-    The whole choice is charged when its first trial takes its first step.
+    The whole choice is charged when its first trial takes its first step. No trial shows a bar, logs or prints: what it
+    said would count the trials.
 
     Args:
         config: from :func:`prepare`; tried: as there.
-        train: takes a configuration, a folder, whether to go on with what is there, and ``progress``.
+        train: takes a configuration, a folder, whether to go on with what is there, and whether to show a bar.
         metric: of the validation split; by default accuracy where there is one, else the loss.
         resume: go on with a choice that was interrupted.
 
@@ -152,7 +156,8 @@ def choose(
         one = next(candidate for named, candidate in every if named == values)
         if choice.trials is not None:  # seeded: trials need noise of their own
             one = one.model_copy(update={"seed": config.seed + choice.trials})
-        result = train(one, folder / TRIAL, True, progress)
+        with _silence():
+            result = train(one, folder / TRIAL, True, False)
         _judge(choice, values, result.summary["metrics"])
         choice.finished = chance.random() < 1.0 / config.privacy.trials
         choice.trials = None if choice.trials is None else choice.trials + 1
@@ -161,6 +166,27 @@ def choose(
     if choice.score is None:
         raise ConfigError(f"no trial had a finite {choice.metric}: every candidate failed; try smaller rates")
     return choice
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing of what trials print or log is seen, errors apart; nor of what libraries say when they load a model. Only
+    what the choice adds to the data set's ledger is, once (see ``open_accounts``).
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or record.name == accounts.logger.name
+
+    known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    handlers = [handler for each in (logging.root, *known) for handler in each.handlers]
+    for handler in handlers:
+        handler.addFilter(passes)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(passes)
 
 
 def _place_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:

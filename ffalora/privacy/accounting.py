@@ -154,10 +154,14 @@ class PrivacyLedger(LedgerTerms):
         return epsilon_of(history, self.delta, self.accountant)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but ``others``, as plain JSON values; ``correlation`` where there is one."""
+        """All of it as plain JSON values; ``correlation`` and ``others`` where there are any. What others spent is for
+        whoever begins with this file as its ``prior``: the ledger itself asks the data set's again.
+        """
         state = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "correlation"}
         if self.correlation is not None:
             state["correlation"] = self.correlation.as_dict()
+        if self.others:
+            state["others"] = [list(part) for part in self.others]
         return {"format": _FORMAT, **state, "prior": [list(p) for p in self.prior]}
 
     @classmethod
@@ -170,7 +174,7 @@ class PrivacyLedger(LedgerTerms):
         given: dict[str, Any] = {**_UNSAID, **state} if isinstance(state, dict) else {}
         if given.pop("format", None) != _FORMAT:
             raise LedgerMismatch(f"not a privacy ledger of format {_FORMAT}: {str(state)[:80]}")
-        correlation = given.pop("correlation", None)
+        correlation, others = given.pop("correlation", None), given.pop("others", [])
         known = {f.name: str(f.type) for f in fields(cls) if f.init and f.name != "correlation"}
         if set(given) != set(known):
             raise LedgerMismatch(
@@ -181,7 +185,9 @@ class PrivacyLedger(LedgerTerms):
                 raise LedgerMismatch(f"privacy ledger: {name} must be {kind}, got {given[name]!r}")
         try:
             factor = None if correlation is None else Correlation.from_dict(correlation)
-            return cls(**given | {"prior": tuple(map(spent_from, given["prior"])), "correlation": factor})
+            ledger = cls(**given | {"prior": tuple(map(spent_from, given["prior"])), "correlation": factor})
+            ledger.others = tuple(map(spent_from, others))
+            return ledger
         except (ValueError, TypeError) as error:
             raise LedgerMismatch(f"privacy ledger cannot be used: {error}") from error
 

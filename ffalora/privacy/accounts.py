@@ -107,9 +107,11 @@ def open_accounts(
             resume_folder(folder, ledgers)
         for name, charged in _charged(data_ledger, ledgers).items():
             check_not_turned_back(ledgers[name], folder / f"{name}.json", ledgers[name].steps_taken, charged)
+        is_told = any(ledger.trials > 1 and data_ledger.steps_of(name) for name, ledger in ledgers.items())
         data_ledger.charge(ledgers)
         data_ledger.look_up(ledgers)
-    logger.warning(_what_is_left(data_ledger, ledgers))
+    if not is_told:  # of a choice once: said of every trial it would count them
+        logger.warning(_what_is_left(data_ledger, ledgers))
     if data_ledger.budget is not None and all(_is_shut_out(ledger) for ledger in ledgers.values()):
         raise PrivacyBudgetSpent(
             f"the budget of {_what_is_left(data_ledger, ledgers)}. ffalora epsilon --ledger {data_ledger.name} shows "

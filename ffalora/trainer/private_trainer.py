@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,8 @@ from ..privacy.sampling import Draw, SeededDraw, SystemDraw
 from ..privacy.spent import Spent
 from ..privacy.statement import PrivacyStatement
 from ..training.admission import check_trained_tensors
-from ..training.private_gradient import PrivateGradient
+from ..training.private_gradient import Batches, PrivateGradient
+from ..training.reading import read
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
 from .collator import source_of
@@ -98,6 +100,7 @@ class PrivateTrainer(Trainer):
         self.workers = find_workers()
         self._losses, self._losses_are_given = losses or default_losses(model), losses is not None
         self._secure = privacy.noise == "secure"
+        self._reading_seed = None if self._secure else args.seed  # see ``read``
         self._draw: Draw = SystemDraw() if self._secure else SeededDraw(args.seed)
         self.ledger: PrivacyLedger | None = None
         self._first = 0  # step of this data that a call of ``train`` begins with: no seeded noise is drawn twice
@@ -158,14 +161,15 @@ class PrivateTrainer(Trainer):
         check_samples(self)
         ledger, started, mode = self._new_ledger(()), self.adapters.state(), self.model.training
         some = np.random.default_rng().permutation(ledger.dataset_size)[:_DESCRIBED]
-        features = [self.train_dataset[int(i)] for i in some]
+        features = read(self.train_dataset, some, 0, seed := int.from_bytes(os.urandom(8), "little"))
         chosen = extremes(some, np.array(lengths_of(features)), classes_of(features, self._label_name))
         try:
             self.model.train()
             with self.compute_loss_context_manager():
                 private = self._gradient(ledger, secret_noise(), compares=False)
                 limit = NARROW_LIMIT if self.args.bf16 else limit_of(self.model, private.device)
-                return probe_gradient(private, self._physical, chosen, records, self.args.learning_rate, limit)
+                physical, lr = partial(self._physical, seed=seed), self.args.learning_rate
+                return probe_gradient(private, physical, chosen, records, lr, limit)
         finally:
             self.model.train(mode)
             self.adapters.load_state_(started)
@@ -218,9 +222,9 @@ class PrivateTrainer(Trainer):
         model.train()
         step = self._first + self.state.global_step
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
-        mine = self._share(drawn)
+        mine = self._share(drawn, step)
         with self.compute_loss_context_manager():
-            gradient, loss = self._private.step(step, self._physical(mine), model)
+            gradient, loss = self._private.step(step, self._physical(mine, step, self._reading_seed), model)
         self._private.write(gradient)
         part = len(mine) * self.workers.size / max(1, len(drawn))
         return torch.tensor(loss * part if part else 0.0, device=self.args.device)  # Trainer averages over processes
@@ -235,15 +239,17 @@ class PrivateTrainer(Trainer):
             logs = {**logs, "epsilon": self.ledger.epsilon(), "delta": self.ledger.delta}
         super().log(logs, *rest, **others)
 
-    def _share(self, drawn: np.ndarray) -> np.ndarray:
-        """This process's part of a logical batch."""
+    def _share(self, drawn: np.ndarray, step: int) -> np.ndarray:
+        """This process's part of a logical batch, by lengths that one process read: they may vary at random."""
         if self.workers.size == 1:
             return drawn
-        return drawn[self.workers.share(np.array(lengths_of([self.train_dataset[int(i)] for i in drawn])))]
+        reading = partial(read, self.train_dataset, drawn, step, self._reading_seed)
+        return drawn[self.workers.share(np.array(self.workers.from_lead(lambda: lengths_of(reading()))))]
 
-    def _physical(self, drawn: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor], Tensor]]:
+    def _physical(self, drawn: np.ndarray, step: int = 0, seed: int | None = None) -> Batches:
+        """Physical batches of some samples; ``step`` and ``seed``: see ``read``."""
         dataset, collate = source_of(self)
-        features = [dataset[int(i)] for i in drawn]
+        features = read(dataset, drawn, step, seed)
         parts = cut(features, self.args.per_device_train_batch_size)
         return [(drawn[rows], *self._batch(collate([features[i] for i in rows]))) for rows in parts]
 

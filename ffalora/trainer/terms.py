@@ -133,6 +133,11 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
         problems.append(
             f"label_smoothing_factor={args.label_smoothing_factor}: pass a per-sample loss (losses=) instead"
         )
+    if args.auto_find_batch_size:
+        problems.append(
+            "auto_find_batch_size=True takes steps again with the samples that were drawn for them: leave it out and "
+            "lower per_device_train_batch_size, with more gradient_accumulation_steps"
+        )
     if args.push_to_hub:
         problems.append(f"push_to_hub=True: {PUSHES}")
     if others.get("compute_loss_func") is not None:

@@ -50,8 +50,9 @@ def physical_batches(
     order = np.argsort(-length, kind="stable").astype(np.int64)
     descending = length[order]
     count = descending.size
-    whole = count * int(descending.max(initial=0))
-    fits = whole <= token_budget and (max_samples is None or count <= max_samples)
+    longest = int(descending.max(initial=0))
+    whole = count * longest
+    fits = count * max(longest, 1) <= token_budget and (max_samples is None or count <= max_samples)
     if count and fits and whole - int(length.sum()) <= overhead:  # no cut could save as much as it costs
         return PhysicalBatches((order,), int(length.sum()), whole)
     cost = np.zeros(count + 1, dtype=np.int64)  # cost[i]: the cheapest cut of the samples i … (shorter ones)

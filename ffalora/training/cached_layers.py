@@ -154,14 +154,16 @@ def _find_bottom(model: nn.Module, adapters: Adapters) -> _Bottom:
 
 def _check_worth(config: Config, model: nn.Module, train: Examples, evaluation: Examples, clients: int) -> None:
     """Whether training takes the samples up more than once on average, and their states fit. Only keys that a
-    continued run may not change decide: with and without the table results differ in their last digits.
+    continued run may not change decide: with and without the table results differ in their last digits. Nor does a
+    size that is secret: the number of cached layers is written down.
     """
-    federation = config.federation
+    federation, bound = config.federation, config.privacy.public_size_bound
     draws = federation.rounds * federation.local_steps * federation.participation * clients
-    if draws * config.optimizer.batch < len(train):
+    if draws * config.optimizer.batch < (len(train) if bound is None else bound * clients):
         raise _NotCacheable("training takes up fewer samples than there are")
     width = getattr(model.config, "hidden_size", 0)
-    size = next(model.parameters()).element_size() * width * int(train.lengths.sum() + evaluation.lengths.sum())
+    tokens = int(train.lengths.sum()) if bound is None else bound * clients * config.data.max_length
+    size = next(model.parameters()).element_size() * width * (tokens + int(evaluation.lengths.sum()))
     if size > AUTO_BYTES:
         raise _NotCacheable(f"the table would take {size / 2**30:.1f} GiB")
 

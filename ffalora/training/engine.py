@@ -38,6 +38,7 @@ class Engine(TrainingSetup):
         on_step: Callable[[int], None] | None = None,
         report: TrainingReport | None = None,
         index: Tensor | None = None,
+        first: int | None = None,
     ) -> TrainingReport:
         """``steps`` logical steps of every client of the cohort, from and into its row of ``state``.
 
@@ -50,6 +51,8 @@ class Engine(TrainingSetup):
             mask: bool ``[C,P]``, columns that a client has (clients of a smaller rank lack some); the others stay zero.
             on_step: called after each logical step with its number.
             report: what to add to, where the cohort is a part of a larger one; index: its rows there, int64 ``[C]``.
+            first: number of the first of these steps, the same for all who take it, in whichever pass: masks of dropout
+                follow from it, too. None counts on from the most steps that one of the cohort has taken.
 
         Returns:
             The report, by default a fresh one of this cohort, of all processes; a given one is of this process.
@@ -79,6 +82,7 @@ class Engine(TrainingSetup):
             for participant in cohort:
                 participant.begin_noise(state.shape[1], self.device, isinstance(self.noise, SeededNoise))
         moments = moments or Moments.zeros(self.optimizer, len(cohort), state.shape[1], self.device)
+        first = max(participant.steps_taken for participant in cohort) if first is None else first
         step = LogicalStep(self, cohort, state, anchor, mu, moments, mask)
         is_part = report is not None
         report = TrainingReport(len(cohort)) if report is None else report
@@ -87,7 +91,7 @@ class Engine(TrainingSetup):
             for number in range(steps):
                 if number and on_step is not None:
                     self.check_model()  # which it may have changed
-                step.run(report, index, 1.0 if lr_factors is None else lr_factors[number])
+                step.run(report, index, 1.0 if lr_factors is None else lr_factors[number], first + number)
                 if on_step is not None:
                     step.finish()
                     on_step(number)

@@ -3,9 +3,11 @@
 Units. With ``s`` the scale of an adapter and ``κ`` the root mean square length of the rows of ``a``, the product is
 ``s·b·a = (s·κ·b)(a/κ)``. Private steps are divided by the clipping norm (``LogicalStep``), so that a step has at most
 length 1 before noise; ``b`` is then moved by ``1/(s·κ)`` of it, and ``s·κ·b``, which alone matters, by the whole of it.
-A trained ``a`` moves in units of κ, a core in units of both factors. With orthonormal rows and ``alpha = rank`` all
-units are 1. What is clipped together is compared in length as it is: ``s·κ`` still decides how much of a clipped sample
-is the adapters' share beside a trained head.
+A trained ``a`` moves in units of κ, a core in units of both factors, and what other adapters train by one over the
+length of the weight change that a number of it stands for. Plain gradients (SGD where samples are not clipped) are in
+those units themselves, so that each unit counts twice. With orthonormal rows and ``alpha = rank`` all units are 1. What
+is clipped together is compared in length as it is: ``s·κ`` still decides how much of a clipped sample is the adapters'
+share beside a trained head.
 
 The rates. Client k's step carries noise of ``σ_k/B_k`` in each number, in normalised units; averaged with weights w_k,
 ``V = Σ w_k²σ_k²/B_k²``. The mean of T steps has noise of length ``√(V·D/T)`` in D numbers; with r its ratio to the
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapters
+from ..adapters.variants.base import Variant, rms_length
 from ..config import ConfigError, OptimizerConfig
 from ..privacy.accounting import PrivacyLedger
 from .participant import Participant
@@ -109,17 +112,24 @@ def language_rate(optimizer: OptimizerConfig, variance: float | None, numbers: i
     return lr / math.sqrt(max(numbers, 1)) if optimizer.name == "adamw" else lr
 
 
-def column_units(adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequence[Participant]) -> Tensor:
-    """What each participant's rate is multiplied with under ``optimizer.normalize`` in each column of the state,
-    float64 ``[C,P]``.
+def column_units(
+    adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequence[Participant], clipped: bool
+) -> Tensor:
+    """What each participant's rate is multiplied with in each column of the state, float64 ``[C,P]``: the factors of
+    ``optimizer``, and under ``optimizer.normalize`` the units.
+
+    Args:
+        clipped: whether samples are clipped, and steps divided by the clipping norm.
     """
     units = torch.ones(len(cohort), adapters.layout.width, dtype=torch.float64)
+    power = (1 if clipped or optimizer.name == "adamw" else 2) if optimizer.normalize else 0
     for place in adapters.layout.places:
         columns = units[:, place.columns]
         if place.layer in adapters.heads:
             columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
         else:
-            columns *= _unit(adapters, place.layer, place.tensor, optimizer)
+            columns *= _unit(adapters, place.layer, place.tensor) ** power
+            columns *= optimizer.a_lr_factor if place.tensor == "lora_A" else 1.0
     return units
 
 
@@ -137,21 +147,19 @@ def given_rate(optimizer: OptimizerConfig) -> float:
 def _head_factor(optimizer: OptimizerConfig, participant: Participant) -> float:
     if participant.head_lr is not None:
         return participant.head_lr / (given_rate(optimizer) if participant.lr is None else participant.lr)
-    return HEAD_FACTOR if optimizer.head_lr_factor == "auto" else optimizer.head_lr_factor
+    if optimizer.head_lr_factor == "auto":
+        return HEAD_FACTOR if optimizer.normalize else 1.0
+    return optimizer.head_lr_factor
 
 
-def _unit(adapters: Adapters, name: str, tensor: str, optimizer: OptimizerConfig) -> float:
+def _unit(adapters: Adapters, name: str, tensor: str) -> float:
     layer = adapters.layers[name]
+    if isinstance(layer, Variant):
+        return 1.0 / (layer.scale * layer.gain())
     if tensor not in ("lora_A", "lora_B", "lora_core"):
         return 1.0
-    rows = _rms_length(layer.lora_A)
+    rows = rms_length(layer.lora_A)
     if tensor == "lora_A":
-        return optimizer.a_lr_factor * rows
+        return rows
     size = layer.scale * rows
-    return 1.0 / (size if tensor == "lora_B" else size * _rms_length(layer.lora_B.T))
-
-
-def _rms_length(rows: Tensor) -> float:
-    """Root mean square length of the rows; 1 where all are zero."""
-    found = float(rows.detach().double().square().sum(1).mean().sqrt())
-    return found if found > 0 else 1.0
+    return 1.0 / (size if tensor == "lora_B" else size * rms_length(layer.lora_B.T))

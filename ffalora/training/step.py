@@ -51,27 +51,27 @@ class LogicalStep:
         mask: Tensor | None,
     ):
         self.setup, self.cohort, self.state, self.anchor, self.mu = setup, cohort, state, anchor, mu
-        self.moments, self.mask, self.watched = moments, mask, False
+        self.moments, self.mask, self.watched, self.number = moments, mask, False, 0
         layout, device = setup.adapters.layout, setup.device
         self.total = torch.zeros(len(cohort), layout.width, dtype=torch.float64, device=device)
         self.index = layout.parameter_index(device)
         self.client_id = to_device(torch.tensor([p.client_id for p in cohort], dtype=torch.int64), device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        self.units: Tensor | None = None
-        if setup.optimizer.normalize:
-            units = column_units(setup.adapters, setup.optimizer, cohort)
-            largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
-            self.lr *= to_device(largest[:, 0], device)
-            self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)
+        units = column_units(setup.adapters, setup.optimizer, cohort, setup.privacy.at_clients)
+        largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
+        self.lr *= to_device(largest[:, 0], device)
+        self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)
         starts, self.shares = clipping_groups(setup)
         self.group_columns = to_device(torch.tensor([*starts, layout.width], dtype=torch.int32), device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
         self._unfinished: Unfinished | None = None
 
-    def run(self, report: TrainingReport, index: Tensor, lr_factor: float) -> None:
-        """Takes one step and adds what happened to ``report``; ``index`` int64 ``[C]``, the cohort's rows there."""
-        setup, workers = self.setup, self.setup.workers
+    def run(self, report: TrainingReport, index: Tensor, lr_factor: float, number: int = 0) -> None:
+        """Takes one step and adds what happened to ``report``; ``index`` int64 ``[C]``, the cohort's rows there;
+        ``number``: see ``first`` of ``Engine.train``.
+        """
+        setup, workers, self.number = self.setup, self.setup.workers, number
         if setup.privacy.at_clients:
             for ledger in sorted(map(ledger_of, self.cohort), key=lambda one: one.steps_left):
                 ledger.charge(noise=setup.noise.mode)  # the poorest first: a refusal comes before anybody is charged
@@ -135,8 +135,7 @@ class LogicalStep:
         if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:
             merged = self._merged_weights()
         if self.graphs is None and setup.standing.drops_out:  # what is recorded draws none
-            steps = max(participant.steps_taken for participant in self.cohort)
-            shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, steps))
+            shared = workers.same_for_all(DropoutKeys.shared_by(setup.noise, self.number))
         most_passes = max(workers.gather(len(plan.batches))) if setup.is_sharded else 0
         found = []
         for batch in plan.batches:

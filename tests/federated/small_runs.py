@@ -50,6 +50,14 @@ def save_texts(path: Path, rows: int = 160) -> Path:
     return path
 
 
+def save_apart(folder: Path, rows: int = 160, evaluated: int = 40) -> dict[str, object]:
+    """A folder with rows to train on and others to evaluate on, and the configuration's keys that take it so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_texts(folder / "train.csv", rows)
+    save_texts(folder / "test.csv", evaluated)
+    return {"data__name": str(folder), "data__validation_fraction": 0.0, "data__test_fraction": 0.0}
+
+
 def small_config(model: Path, data: Path, **changes) -> Config:
     """Three clients, three rounds of two steps; ``changes`` are dotted keys with ``__`` for the dot."""
     base = {

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_runs import CLIENT_LEVEL, PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE, save_apart
 
 from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError
@@ -19,6 +19,7 @@ from ffalora.privacy.accountants import epsilon_of
 from ffalora.privacy.accounting import LedgerMismatch
 from ffalora.privacy.data_ledger import find_data_ledger
 from ffalora.privacy.ledger_table import total_spent
+from ffalora.privacy.prior import read_prior
 from ffalora.runs.folder import LEDGERS
 
 SECURE = PRIVATE | {"privacy__noise": "secure"}
@@ -41,8 +42,12 @@ def test_methods_and_seeds_on_one_data_set_compose(small, tmp_path):
 
 def save_months(folder, small, sites=("north", "south", "west")):
     """Files of January's and of February's rows, each of which says whose it is; February's spell the names anew."""
+
+    def anew(name):
+        return str(int(name)) if name.isdigit() else name.upper()
+
     rows = Path(small().data.name).read_text().splitlines()
-    for month, part, spell in (("january", rows[1:81], str), ("february", rows[81:], str.upper)):
+    for month, part, spell in (("january", rows[1:81], str), ("february", rows[81:], anew)):
         lines = [f"{line},{spell(sites[i % len(sites)])}" for i, line in enumerate(part)]
         (folder / f"{month}.csv").write_text("\n".join([f"{rows[0]},site", *lines]) + "\n")
     return [str(folder / f"{month}.csv") for month in ("january", "february")]
@@ -52,9 +57,13 @@ ONE_ROUND = CLIENT_LEVEL | {"privacy__noise": "secure", "privacy__delta": 1e-2, 
 BY_SITE = {"clients__partition": "column", "clients__column": "site", "clients__count": None}
 
 
-@pytest.mark.parametrize("who", [BY_SITE, {}], ids=["by a column", "dealt"])
-def test_what_one_client_spends_composes_whichever_rows_its_runs_hold(small, tmp_path, who):
-    january, february = save_months(tmp_path, small)
+@pytest.mark.parametrize(
+    ("who", "sites"),
+    [(BY_SITE, ("north", "south", "west")), (BY_SITE, ("007", "008", "a1")), ({}, ("north", "south"))],
+    ids=["by a column", "by numbers", "dealt"],
+)
+def test_what_one_client_spends_composes_whichever_rows_its_runs_hold(small, tmp_path, who, sites):
+    january, february = save_months(tmp_path, small, sites)
     for month in (january, february):
         run = Run.open(
             build(small(data__name=month, privacy__ledger="sites", **ONE_ROUND, **who)),
@@ -136,9 +145,10 @@ def test_a_prior_is_part_of_a_runs_epsilon(small, tmp_path):
         build(small(**CLIENT_LEVEL, privacy__prior=[str(tmp_path / "first")]))
 
 
-def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
+def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small, tmp_path):
     secret = {"privacy__public_size_bound": 400, "clients__count": 1}
-    bounded = [build(small(**PRIVATE | secret, data__test_fraction=share)) for share in (0.2, 0.3)]
+    more, fewer = (save_apart(tmp_path / str(rows), rows) for rows in (160, 120))
+    bounded = [build(small(**PRIVATE | secret | apart)) for apart in (more, fewer)]
     assert bounded[0].participants[0].samples.size > bounded[1].participants[0].samples.size
     terms = [[(p.ledger.sample_rate, p.ledger.noise_multiplier, p.noise_std(1.0), p.ledger.expected_batch)
               for p in one.participants] for one in bounded]  # fmt: skip
@@ -146,7 +156,7 @@ def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
     with pytest.raises(ConfigError, match=r"federation\.weighting='size' shows"):
         build(small(**PRIVATE, privacy__public_size_bound=400, federation__weighting="size"))
     with pytest.raises(DataError, match=r"public_size_bound=3: client 0 holds more samples"):
-        build(small(**PRIVATE | secret | {"privacy__public_size_bound": 3}))
+        build(small(**PRIVATE | secret | more | {"privacy__public_size_bound": 3}))
 
 
 @pytest.mark.parametrize(
@@ -154,11 +164,40 @@ def test_a_secret_size_enters_rate_and_noise_by_its_bound_alone(small):
     [
         ({"data__max_samples": 90, "clients__count": 1}, r"data\.max_samples=90"),
         ({"federation__weighting": "uniform"}, r"clients\.partition='iid' .* by their number"),
+        (
+            {"clients__count": 1},
+            r"data\.validation_fraction=0\.1 and data\.test_fraction=0\.2 .* held out by how many there are",
+        ),
+        ({"clients__count": 1, "data__validation_fraction": 0.0}, r"^data\.test_fraction=0\.2 with"),
     ],
 )
 def test_a_secret_size_is_refused_where_one_record_more_changes_which_others_are_used(small, changes, said):
     with pytest.raises(ConfigError, match=said):
         build(small(**PRIVATE | {"privacy__public_size_bound": 400} | changes))
+
+
+def test_nothing_that_is_written_tells_on_which_side_of_the_bound_s_size_a_secret_one_is(small, tmp_path):
+    """The product of rounds, steps and batch lies between the sizes: cached layers pay for one of them."""
+    terms = {"privacy__public_size_bound": 400, "clients__count": 1, "adapter__layers_to_transform": [1]}
+    tables = [
+        build(small(**PRIVATE | terms | save_apart(tmp_path / str(rows), rows), optimizer__batch_size=23)).cached_layers
+        for rows in (120, 160)
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_a_ledger_is_not_named_where_nothing_is_protected(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"privacy\.ledger='hospital' with privacy\.unit='none'"):
+        simulate(small(privacy__ledger="hospital"), tmp_path / "run", progress=False)
+
+
+def test_what_a_killed_run_leaves_holds_what_others_spent_on_its_records(small, tmp_path):
+    for name in ("first", "killed"):
+        simulate(small(**SECURE, privacy__ledger="reviews"), tmp_path / name, progress=False)
+    finished = read_prior([tmp_path / "killed"])
+    (tmp_path / "killed/privacy.json").unlink()
+    left = read_prior([tmp_path / "killed"])
+    assert left == finished and sum(part.steps for part in left) > 6
 
 
 def test_a_frozen_factor_in_another_dtype_is_refused_on_resume(small, tmp_path):

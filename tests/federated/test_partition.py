@@ -119,6 +119,11 @@ def test_column_gives_one_client_per_value():
     assert [part.tolist() for part in partition] == [[1], [0, 2], [3]]
 
 
+def test_a_client_s_number_is_one_name_however_it_is_written():
+    partition = by_column(["007", 7, 7.0, "x", "7"])
+    assert partition.names == ("7", "x") and partition.sizes.tolist() == [4, 1]
+
+
 def test_client_without_data_is_named():
     with pytest.raises(PartitionError, match=r"client 'client-3' .* left with 0 samples"):
         make_partition("iid", labels=np.zeros(3), clients=4)

@@ -19,9 +19,9 @@ from ffalora.federated.robust import (
     robust_mean,
     trimmed_mean,
 )
-from ffalora.federated.simulate import close_round, open_round
+from ffalora.federated.simulate import close_round, end_round, open_round, run_round
 from ffalora.federated.strategies import STRATEGIES
-from ffalora.federated.strategies.base import weighted_mean
+from ffalora.federated.strategies.base import Answers, weighted_mean
 
 
 def rows_of(count, size=7, seed=0):
@@ -108,15 +108,47 @@ def test_a_cohort_too_small_for_the_guarantee_is_refused_before_anything_is_trai
         build(small(clients__count=6, federation__participation=0.5, federation__robust_mean="krum"))
 
 
-def test_a_round_with_too_few_answers_changes_nothing_and_says_so():
-    start = torch.ones(7)
+@pytest.mark.parametrize("strategy", ["ffa", "fedsvd", "fedsa"])
+def test_a_round_with_too_few_answers_changes_nothing_and_says_so(small, strategy):
+    changes = {"clients__count": 5, "federation__robust_mean": "krum", "federation__strategy": strategy}
+    server = {} if strategy == "fedsvd" else {"federation__server_optimizer": "fedavgm"}
+    experiment = build(small(**changes, **server))
+    state = experiment.strategy.begin()
+    run_round(experiment, state)
+    row, tensors = state.row.clone(), {name: value.clone() for name, value in state.tensors.items()}
+    rows = experiment.strategy.start(state, [0, 1, 2, 3])
+    rows = rows + rows_of(4, rows.shape[1])
     with pytest.warns(UserWarning, match="4 clients answered a round.*needs 5"):
-        assert torch.equal(robust_mean("krum", hostile=1)(start, rows_of(4), equal(4)), start)
+        end_round(experiment, state, Answers([0, 1, 2, 3], rows, equal(4), experiment.mean))
+    assert torch.equal(state.row, row) and state.round == 2
+    assert all(torch.equal(value, tensors[name]) for name, value in state.tensors.items())
+    if experiment.strategy.personal:  # what a client does not share is with it, whatever became of the rest
+        assert bool((experiment.strategy.start(state, [2])[0] == rows[2]).any())
+
+
+def test_a_bound_that_no_mean_uses_is_refused(small):
+    for kind in (None, "median"):
+        with pytest.raises(ConfigError, match=r"norm_bound=0\.1 is given, but robust_mean=.* set robust_mean to 'norm"):
+            small(federation__norm_bound=0.1, federation__robust_mean=kind)
+
+
+@pytest.mark.parametrize(("strategy", "every", "fits"), [("fedsvd", 1, False), ("fedsvd", 2, True), ("ffa", 1, True)])
+def test_a_server_s_momentum_is_refused_where_it_would_be_forgotten_every_round(small, strategy, every, fits):
+    changes = {"federation__strategy": strategy, "federation__refactor_every": every}
+    build(small(**changes, federation__server_lr=0.5))
+    momentum = small(**changes, federation__server_optimizer="fedavgm")
+    if fits:
+        build(momentum)
+        return
+    with pytest.raises(ConfigError, match=r"server_optimizer='fedavgm' .*refactor_every=1 in every round"):
+        build(momentum)
 
 
 def test_a_site_alone_neither_distrusts_nor_rounds_itself(small):
     config = alone(small(clients__count=5, federation__robust_mean="krum", federation__payload="int8"))
     assert config.federation.robust_mean is None and config.federation.payload == "float32"
+    bounded = alone(small(federation__robust_mean="norm-bounded", federation__norm_bound=0.1))
+    assert bounded.federation.robust_mean is bounded.federation.norm_bound is None
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ RUNS = {
         simulate,
         {"clients__count": 6, "federation__straggler_rate": 0.5, "federation__dropout_rate": 0.2},
     ),
+    "clients dealt out, dropout": (
+        simulate,
+        {"clients__count": 4, "federation__participation": 0.75, "adapter__dropout": 0.3},
+    ),
     "too few clients to deal out": (simulate, PRIVATE | {"clients__count": 2, "federation__participation": 0.5}),
     "clients dealt out, correlated noise": (
         simulate,

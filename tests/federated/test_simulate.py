@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
+from small_runs import CLIENT_LEVEL, PRIVATE, save_apart, save_texts
 
 from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError, from_mapping, load_config, merge
@@ -215,7 +215,16 @@ def test_a_ledger_with_other_terms_is_refused_on_resume(small, tmp_path):
         checkpoint_of(experiment, server, tmp_path / "run").load()
 
 
-@pytest.mark.parametrize("changes", [{}, PRIVATE, {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        PRIVATE,
+        {"optimizer__momentum": 0.9, "federation__prox_mu": 0.1},
+        {"clients__count": 4, "federation__participation": 0.5, "adapter__dropout": 0.3},
+    ],
+    ids=["plain", "private", "momentum, prox", "dropout, unequal steps"],
+)
 def test_one_pass_equals_one_client_after_another(small, tmp_path, changes):
     for choice in ("always", "never"):
         simulate(small(federation__one_pass=choice, **changes), tmp_path / choice, progress=False)
@@ -315,6 +324,14 @@ def test_a_straggler_takes_fewer_steps_and_is_averaged(small, one_pass):
     assert steps == {2, 4} and row["dropped"] == []
 
 
+@pytest.mark.parametrize("work,fewest", [(0.75, 3), (0.25, 1), (0.01, 1)])
+def test_a_straggler_takes_the_share_of_its_steps_that_is_asked_for_and_one_at_least(small, work, fewest):
+    stragglers = {"federation__straggler_rate": 0.5, "federation__straggler_work": work}
+    experiment = build(small(clients__count=6, federation__local_steps=4, **stragglers))
+    run_round(experiment, experiment.strategy.begin())
+    assert {p.steps_taken for p in experiment.participants} == {fewest, 4}
+
+
 def test_a_straggler_ends_where_it_would_have_ended_alone(small):
     rows = {}
     for choice in ("always", "never"):
@@ -359,6 +376,45 @@ def test_adaptive_client_level_clipping_follows_the_updates(small):
     assert len(set(norms)) == 4 and norms[0] == 0.5
     assert level.noise_std == pytest.approx(level.adaptive.sum_noise_multiplier * level.limit, rel=1e-4)
     assert level.adaptive.sum_noise_multiplier > level.ledger.noise_multiplier
+
+
+@pytest.mark.parametrize("changes", [PRIVATE, CLIENT_LEVEL | {"clients__count": 12}], ids=["sample", "client"])
+def test_adaptive_clipping_follows_the_quantile_that_is_asked_for(small, changes):
+    norms = []
+    for quantile in (0.1, 0.9):
+        changed = changes | {"privacy__clipping": "adaptive", "privacy__clipping_quantile": quantile}
+        experiment = build(small(**changed))
+        run_round(experiment, experiment.strategy.begin())
+        level = experiment.client_level
+        policies = [level.adaptive] if level else [p.adaptive for p in experiment.participants]
+        assert all(policy.quantile == quantile for policy in policies)
+        norms.append([policy.max_grad_norm for policy in policies])
+    assert all(low < high for low, high in zip(*norms, strict=True))  # the same draws: only the quantile differs
+
+
+def test_the_norm_bound_that_is_asked_for_is_the_furthest_a_round_moves(small):
+    experiment = build(small(federation__robust_mean="norm-bounded", federation__norm_bound=1e-3))
+    server = experiment.strategy.begin()
+    before = server.row.clone()
+    run_round(experiment, server)
+    moved = float((server.row - before).double().norm())
+    assert 0 < moved <= 1e-3 * (1 + 1e-4)
+
+
+def test_an_automatic_rate_is_refused_in_the_papers_units(small):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr='auto' is a rate of normalised steps"):
+        build(small(optimizer__lr="auto", optimizer__normalize=False))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_engine_records_on_a_gpu_as_the_configuration_says(small, recorded):
+    assert build(small(model__cuda_graphs=recorded)).engine.cuda_graphs is recorded
+
+
+def test_a_random_head_is_as_wide_as_the_configuration_says(small):
+    heads = [build(small(model__head_std=std)).loaded.model.classifier.weight.detach() for std in (0.2, 0.6)]
+    torch.testing.assert_close(heads[1], 3 * heads[0])
+    assert float(heads[0].std()) == pytest.approx(0.2, rel=0.5)  # of 32 draws
 
 
 def test_client_level_privacy_with_layers_clipped_apart_is_refused_before_anything_is_charged(small):
@@ -543,7 +599,8 @@ def test_secure_runs_write_down_nothing_about_private_data_that_no_noise_covers(
 
 def test_a_size_that_is_secret_is_not_written_down(small, tmp_path):
     secret = {"privacy__noise": "secure", "privacy__public_size_bound": 500, "clients__count": 1}
-    simulate(small(**PRIVATE | secret | {"federation__rounds": 1}), tmp_path / "run", progress=False)
+    apart = save_apart(tmp_path / "data")
+    simulate(small(**PRIVATE | secret | apart | {"federation__rounds": 1}), tmp_path / "run", progress=False)
     assert all(set(client) == {"client"} for client in json.loads((tmp_path / "run/partition.json").read_text()))
 
 

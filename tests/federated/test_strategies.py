@@ -372,6 +372,23 @@ def test_hetlora_prunes_ranks_that_shrank_and_keeps_those_that_grew(small):
     assert case.strategy.wire.bytes_up(case.server, 0) * 2 == case.strategy.wire.bytes_up(case.server, 1)
 
 
+def test_hetlora_s_model_has_no_ranks_that_every_client_gave_up(small):
+    case = Case(small, "hetlora", adapter__rank=4, federation__rank_pruning=0.5)
+    case.round()
+    case.strategy.load(case.server, trains=True)
+    rows = case.strategy.start(case.server, [0, 1, 2])
+    for kept, ranks in ((4, [2, 4, 4]), (2, [2, 2, 2])):
+        rows[[0] if kept == 4 else [1, 2]] *= 0.5
+        case.strategy.aggregate(case.server, Answers([0, 1, 2], rows, WEIGHTS))
+        case.strategy.load(case.server, trains=True)
+        assert case.strategy.ranks(case.server) == ranks
+        for layer in case.adapters.layers:
+            b, a = factors(case.strategy.layout, layer, case.server.row[None])
+            assert bool(b[0, :, 2:].any()) == bool(a[0, 2:].any()) == (kept == 4)
+        rows = case.strategy.start(case.server, [0, 1, 2])
+    assert torch.equal(rows[0], case.server.row)
+
+
 @pytest.mark.parametrize("name", ["flora", "flexlora", "hetlora"])
 def test_layers_of_a_rank_of_their_own_are_counted_and_kept_whole_where_a_client_s_rank_is_not_cut(small, name):
     case = Case(small, name, adapter__rank=2, adapter__rank_pattern={"query": 4})
@@ -510,6 +527,9 @@ def test_factors_taken_from_the_base_weight_are_refused_where_a_client_s_rank_wo
     build(small(clients__ranks=[3, 3, 3], **changes))
     with pytest.raises(ConfigError, match=r"adapter\.init='pissa'.*clients\.ranks=\[1, 3, 3\]"):
         build(small(clients__ranks=[1, 3, 3], **changes))
+    if name == "hetlora":
+        with pytest.raises(ConfigError, match=r"adapter\.init='pissa'.*federation\.rank_pruning=0\.5"):
+            build(small(federation__rank_pruning=0.5, **changes))
 
 
 def test_all_methods_start_from_the_unchanged_model(small):

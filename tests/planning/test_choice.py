@@ -1,7 +1,9 @@
 """A private choice: only the best trial stays, and the data set pays for the choice once, whatever happens."""
 
 import json
+import logging
 import random
+import sys
 
 import pytest
 from small_runs import PRIVATE
@@ -66,6 +68,26 @@ def test_the_best_trial_stays_and_nothing_tells_of_the_others(small, tmp_path, c
     assert (found.values, found.score, found.metric) == ({"optimizer.lr": 0.5}, 0.9, "accuracy")
     assert (tmp_path / BEST / "made").read_text() == "0.5" and not (tmp_path / TRIAL).exists()
     assert json.loads((tmp_path / CHOICE).read_text())["trials"] is None
+
+
+def test_what_is_seen_of_a_choice_is_the_same_however_many_trials_it_takes(small, tmp_path, chance, caplog, capfd):
+    config = small(**SECURE | {"federation__rounds": 1, "privacy__ledger": "notes"})
+
+    def train(config, folder, resume, progress):
+        logging.getLogger("a library").warning("loaded for %s", config.optimizer.lr)
+        print("half of it", file=sys.stderr)
+        print("all of it")
+        return simulate(config, folder, resume, progress)
+
+    seen = []
+    for trials in (1, 3):
+        chance(trials)
+        caplog.clear()
+        choose(prepare(config, RATES, 10.0), RATES, tmp_path / str(trials), train)
+        seen.append(([record.name for record in caplog.records], capfd.readouterr()))
+    assert seen[0] == seen[1] == (["ffalora.privacy.accounts"], ("", ""))
+    logging.getLogger("a library").warning("is heard again")
+    assert caplog.records[-1].getMessage() == "is heard again"
 
 
 def test_a_lower_loss_and_a_number_beat_a_higher_one_and_none(small, tmp_path, chance):

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
@@ -109,6 +109,7 @@ lengths_strategy = st.lists(st.integers(0, 90), max_size=60)
 
 
 @given(lengths_strategy, st.integers(1, 600), st.none() | st.integers(1, 9), st.integers(0, 200))
+@example([0, 0], 1, None, 0)  # samples without a token take the room of one
 @settings(max_examples=200)
 def test_physical_batches_hold_every_sample_within_the_budget(lengths, budget, max_samples, overhead):
     plan = physical_batches(lengths, budget, max_samples, overhead)

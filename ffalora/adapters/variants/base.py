@@ -44,6 +44,13 @@ class Variant(Mergeable, nn.Module):
         """What is added to the base layer's output ``y`` for its input ``x``."""
         raise NotImplementedError
 
+    def gain(self) -> float:
+        """Root mean square length of what a number of ``theta`` adds to the weight (``[N,K]`` as a vector), at scale 1.
+
+        A bottleneck changes no weight: of the features of the output that it weighs.
+        """
+        raise NotImplementedError
+
     def frozen(self, tensor: str, *shape: int, std: float = 1.0, shared: bool = False) -> None:
         """A frozen random factor as a buffer; ``shared`` ones depend on the seed and the shape, not on the layer."""
         generator = generator_for(self.seed, f"{'shared' if shared else self.name}.{tensor}.{shape}")
@@ -98,3 +105,9 @@ class Variant(Mergeable, nn.Module):
 
     def take_back_initial_product(self) -> None:
         """Nothing was taken from the base weight."""
+
+
+def rms_length(rows: Tensor) -> float:
+    """Root mean square length of the rows of a matrix; 1 where all are zero."""
+    found = float(rows.detach().double().square().sum(1).mean().sqrt())
+    return found if found > 0 else 1.0

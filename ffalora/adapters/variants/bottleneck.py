@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Variant
+from .base import Variant, rms_length
 from .expanded import expanded
 
 
@@ -20,6 +20,9 @@ class Bottleneck(Variant):
     def make_factors(self, n: int, k: int) -> tuple[int, ...]:
         self.frozen("down", self.rank, n, std=n**-0.5)
         return (n, self.rank)
+
+    def gain(self) -> float:
+        return rms_length(self.down)
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         theta, segments, sink = self.trained_theta(y)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Variant
+from .base import Variant, rms_length
 from .expanded import expanded
 
 
@@ -20,6 +20,9 @@ class LoHa(Variant):
         self.frozen("w1_b", self.rank, k)
         self.frozen("w2_b", self.rank, k, std=k**-0.5)
         return (n, self.rank)
+
+    def gain(self) -> float:
+        return rms_length((self.w1_a @ self.w1_b).square().mean(0).sqrt() * self.w2_b)
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         r = self.rank

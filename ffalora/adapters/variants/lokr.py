@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Variant
+from .base import Variant, rms_length
 from .expanded import expanded
 
 
@@ -20,6 +20,9 @@ class LoKr(Variant):
         self.outer_size, self.inner_size = _divisor(n, self.rank), _divisor(k, self.rank)
         self.frozen("w2", n // self.outer_size, k // self.inner_size, std=(k // self.inner_size) ** -0.5)
         return (self.outer_size, self.inner_size)
+
+    def gain(self) -> float:
+        return rms_length(self.w2.reshape(1, -1))
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         width = len(self.w2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Variant
+from .base import Variant, rms_length
 from .expanded import rescaled
 
 
@@ -18,6 +18,9 @@ class VeRA(Variant):
         self.frozen("vera_A", self.rank, k, std=0.1 * k**-0.5, shared=True)
         self.frozen("vera_B", n, self.rank, std=self.rank**-0.5, shared=True)
         return (n,)
+
+    def gain(self) -> float:
+        return rms_length(self.vera_B @ self.vera_A)
 
     def adapter(self, x: Tensor, y: Tensor) -> Tensor:
         v, segments, sink = self.trained_theta(x)

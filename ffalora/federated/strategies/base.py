@@ -83,6 +83,9 @@ class Strategy:
             where they do not.
         moves_rows_only: nothing but the rows of clients differs between runs of one seed.
         random_init: works with a random ``a`` and an unchanged base weight only.
+        renews: makes ``a`` anew every ``federation.refactor_every`` rounds, when the moments of the server's optimiser
+            begin anew.
+        prunes: clients may lose ranks as the run goes (``federation.rank_pruning``).
 
     Attributes:
         layout: who owns which columns of ``ServerState.row``; the same in all rounds.
@@ -100,6 +103,8 @@ class Strategy:
     averages: ClassVar[bool] = False
     moves_rows_only: ClassVar[bool] = False
     random_init: ClassVar[bool] = False
+    renews: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
 
     def __init__(self, adapters: Adapters, config: Config, clients: int):
         self.adapters, self.config, self.clients = adapters, config, clients

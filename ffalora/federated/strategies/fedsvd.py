@@ -29,6 +29,7 @@ class FedSVD(KeepsBoth):
     """
 
     name = "fedsvd"
+    renews = True
     exact = True
     averages = True
     wire_class = FedSVDWire

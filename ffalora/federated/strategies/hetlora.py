@@ -21,7 +21,8 @@ class HetLoRAWire(RankedWire):
 
 class HetLoRA(Ranked):
     """Each factor is the average of the zero-padded factors with weights ``‖b_k a_k‖`` (by layer), then truncated to
-    each client's rank. Ranks that nobody of the cohort has stay as they are; heads are averaged with the run's weights.
+    each client's rank. Ranks that nobody of the cohort has stay as they are, and those that nobody has any more are
+    zero; heads are averaged with the run's weights.
 
     With ``federation.rank_pruning`` γ < 1 a client whose last ranks (beyond γ of them) have less ``‖b‖·‖a‖`` after
     local training than before gives them up for the next round. The original's penalty on these ranks is not part of
@@ -29,6 +30,7 @@ class HetLoRA(Ranked):
     """
 
     name = "hetlora"
+    prunes = True
     wire_class = HetLoRAWire
     exact = False
     facts = Facts(
@@ -58,7 +60,8 @@ class HetLoRA(Ranked):
             write_factors_(self.layout, name, row, new_b, new_a)
             up, down = stacked(b, a, weights)
             parts.append((up @ down, new_b @ new_a))
-        server.row = torch.where(there, row, server.row)
+        left = rank_mask(self.layout, [max(self.ranks(server))])[0].to(server.row.device)
+        server.row = torch.where(there, row, server.row) * left
         return relative_gap(parts)
 
     def _prune(self, server: ServerState, clients: Sequence[int], rows: Tensor) -> None:
