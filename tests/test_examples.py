@@ -26,6 +26,7 @@ def _examples_are_importable(monkeypatch):
     sys.modules.pop("offline", None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGED)
 def test_an_example_learns_with_and_without_its_one_changed_line(name, tmp_path):
     ours = runpy.run_path(str(EXAMPLES / name))["main"]()

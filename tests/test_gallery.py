@@ -84,6 +84,7 @@ def test_ratings(run, tmp_path):
     assert len(run("ratings", **numbers(tmp_path))) == 2
 
 
+@pytest.mark.long
 def test_prompts(run, tmp_path):
     assert run("prompts", **prompts(tmp_path))["perplexity"] > 1
 
@@ -92,6 +93,7 @@ def test_images(run, tmp_path):
     assert 0 <= run("images", **images(tmp_path), clients__partition="iid")["accuracy"] <= 1
 
 
+@pytest.mark.long
 def test_many_clients_share_one_epsilon(run, tmp_path):
     summary = run("many_clients", data__name=texts(tmp_path), clients__count=10, privacy__delta=1e-2)
     assert 0 < summary["epsilon"] <= 8
@@ -102,11 +104,13 @@ def test_one_site_has_a_statement_without_a_seed(run, tmp_path):
     assert "secure: cryptographic generator" in statement and "nothing is protected" not in statement
 
 
+@pytest.mark.long
 def test_side_by_side(run, tmp_path, capsys):
     page = run("side_by_side", data__name=texts(tmp_path))
     assert page.is_file() and "half-the-rank" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_own_table(run, tmp_path):
     pandas.read_csv(texts(tmp_path)).drop(columns="verdict").head(9).to_csv(tmp_path / "new.csv", index=False)
     assert sum(run("own_table", data__name=texts(tmp_path)).values()) == 9

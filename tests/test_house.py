@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -53,6 +54,7 @@ def imports(file):
             yield from names if names and all(is_module(name) for name in names) else [module, *names]
 
 
+@pytest.mark.long
 def test_transformers_works_from_the_root_beside_the_folder_called_kernels():
     code = """
 import transformers, torch

@@ -76,6 +76,7 @@ def test_a_compiled_model_of_peft_is_converted_under_its_own_names():
     assert list(adapters.layers) == ["bert.encoder.layer.0.attention.self.query"]
 
 
+@pytest.mark.long
 def test_an_adapter_used_several_times_keeps_all_its_uses_when_compiled():
     adapters, batch = adapted(tiny_albert(), target_modules=["query", "ffn"]), text_batch()
     adapters.count_uses({"input_ids": batch["input_ids"]})
@@ -85,6 +86,7 @@ def test_an_adapter_used_several_times_keeps_all_its_uses_when_compiled():
     assert relative_error(arena, expected) < 1e-5
 
 
+@pytest.mark.long
 def test_layers_with_a_transposed_weight_compile_into_one_graph():
     adapters, batch = adapted(tiny_gpt2()), text_batch()
     ids = batch["input_ids"]
@@ -105,6 +107,7 @@ def test_ordinary_training_compiles_in_one_graph_with_equal_gradients():
         assert relative_error(actual, wanted) < 1e-5
 
 
+@pytest.mark.long
 def test_neither_layers_nor_batches_of_other_sizes_compile_again():
     counter = CompileCounterWithBackend("eager")
     adapters = adapted(tiny_bert(layers=2))
@@ -116,6 +119,7 @@ def test_neither_layers_nor_batches_of_other_sizes_compile_again():
     assert counter.frame_count <= 2, f"{counter.frame_count} graphs for five batches of one model"
 
 
+@pytest.mark.long
 def test_a_new_state_of_another_number_of_clients_is_read_by_the_compiled_model():
     adapters, batch = adapted(tiny_bert(layers=1)), text_batch(samples=4)
     compiled = torch.compile(adapters.model, backend="eager", dynamic=True)
@@ -128,6 +132,7 @@ def test_a_new_state_of_another_number_of_clients_is_read_by_the_compiled_model(
         assert relative_error(arena, expected) < 1e-5
 
 
+@pytest.mark.long
 def test_a_compiled_pass_leaves_no_gradient_on_state_or_parameters():
     adapters, batch = adapted(tiny_bert(layers=1)), text_batch()
     arena, squares = poisoned_arena(adapters, 5)
@@ -150,6 +155,7 @@ class OverParts(nn.Module):
         return SimpleNamespace(logits=self.head(sum(self.layer(part).tanh().sum(1) for part in x.split(8, 1))))
 
 
+@pytest.mark.long
 def test_a_compiled_layer_that_a_later_batch_uses_more_often_keeps_all_its_uses():
     torch.manual_seed(0)
     model = OverParts()
@@ -165,6 +171,7 @@ def test_a_compiled_layer_that_a_later_batch_uses_more_often_keeps_all_its_uses(
     assert relative_error(gradients[1], gradients[0]) < 1e-5
 
 
+@pytest.mark.long
 def test_a_private_step_takes_a_compiled_model():
     adapters, batch = adapted(tiny_bert()), text_batch()
     targets = batch.pop("labels")

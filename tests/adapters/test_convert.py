@@ -373,6 +373,7 @@ def test_adapters_in_bfloat16_are_followed():
     assert relative_error(arena.sum(0), total) < 3e-2
 
 
+@pytest.mark.long
 def test_a_converted_model_compiles_into_one_graph():
     torch._dynamo.reset()
     model, batch = peft_model(tiny_bert(layers=1)), text_batch()

@@ -92,12 +92,14 @@ def test_importing_the_blocked_packages_fails_here():
     assert run(f"{BLOCK}\ngone = []{lines}\nimport json\nprint(json.dumps(gone))") == list(absent)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "vera"])
 def test_segment_gradients_reach_the_arena_with_torch_alone(method):
     alone = run(BLOCK + SETTINGS + STEP.replace("METHOD", repr(method)))
     assert alone["trained"] == 4 * alone["numbers"] > 0
 
 
+@pytest.mark.long
 def test_settings_of_one_s_own_make_the_adapters_that_the_configuration_makes():
     alone = run(BLOCK + SETTINGS + STEP.replace("METHOD", '"lora"'))
     ours = "from ffalora.adapters import AdapterConfig\ndef AdapterSettings(method):\n    return AdapterConfig("

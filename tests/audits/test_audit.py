@@ -66,6 +66,7 @@ def _check_teeth(claimed: float, monkeypatch, clients: int = 1000) -> None:
     assert "DISPROVED" in format_audits([broken])
 
 
+@pytest.mark.long
 def test_audit_has_teeth(monkeypatch):
     _check_teeth(3.0, monkeypatch, clients=250)
 
@@ -96,6 +97,7 @@ def test_audit_of_a_sound_subsampled_run_raises_no_alarm(noise):
 # ---- mutants ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mutant,terms",
     [

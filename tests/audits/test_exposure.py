@@ -69,6 +69,7 @@ def chats(small, tmp_path_factory):
     return configured
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["conversations", "prompts", "texts"])
 def test_secrets_are_memorised_without_privacy(chats, form):
     found = audit_exposure(chats(form), canaries=6)
@@ -78,6 +79,7 @@ def test_secrets_are_memorised_without_privacy(chats, form):
     assert "MEMORISED" in str(found) and "no privacy" in str(found)
 
 
+@pytest.mark.long
 def test_secrets_of_a_private_run_are_as_exposed_as_those_of_the_untrained_model(chats):
     found = audit_exposure(chats(**PRIVATE), canaries=6)
     assert 0 < found.epsilon <= 8.0 and found.rounds == 12

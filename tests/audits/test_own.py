@@ -43,6 +43,7 @@ def test_canaries_disprove_a_run_that_does_not_clip(small, monkeypatch):
     assert found.tests[0].correct == found.tests[0].guesses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "noise", [{"privacy__mechanism": "blt"}, {"privacy__mechanism": "banded-mf", "privacy__band": 2}]
 )
@@ -65,6 +66,7 @@ def test_whole_clients_have_canaries_that_a_missing_clip_betrays(small, monkeypa
     assert not found.holds and found.tests[0].correct == found.tests[0].guesses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("terms", [PRIVATE, CLIENT_LEVEL | {"federation__one_pass": "always"}])
 def test_the_probe_of_a_run_catches_masks_by_position(terms, small, monkeypatch):
     config = small(**terms, adapter__dropout=0.2)

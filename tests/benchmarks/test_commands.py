@@ -31,6 +31,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.long
 def test_gpu_command_leaves_out_what_the_output_holds_already(tmp_path, monkeypatch, capsys):
     output = tmp_path / "gpu.csv"
     command = [*QUICK, "--section", "device", "ops", "--output", str(output)]
@@ -68,6 +69,7 @@ def out_of_memory(work):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.long
 def test_benchmark_goes_on_when_a_rival_runs_out_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "models", small_model)
     monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})
@@ -79,6 +81,7 @@ def test_benchmark_goes_on_when_a_rival_runs_out_of_memory(tmp_path, monkeypatch
     assert set(status) == {"floor", "peft, a frozen", "ours"} and set(status.values()) == {"ok"}
 
 
+@pytest.mark.long
 def test_who_runs_out_of_memory_beside_others_is_measured_alone(tmp_path, monkeypatch):
     made: list[str] = []
 
@@ -106,6 +109,7 @@ def test_who_runs_out_of_memory_beside_others_is_measured_alone(tmp_path, monkey
     assert "alone" not in rows["peft, a frozen"].config
 
 
+@pytest.mark.long
 def test_benchmark_goes_on_without_packages_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "models", small_model)
     monkeypatch.setattr(gate, "CASES", {"expand-plain": gate.CASES["expand-plain"]})

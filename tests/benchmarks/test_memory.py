@@ -43,6 +43,7 @@ def rows():
     return measure(work, {name: memory.PROVIDERS[name] for name in compared})
 
 
+@pytest.mark.long
 def test_private_step_stays_within_its_bars(rows):
     assert broken_bars(rows) == []
 

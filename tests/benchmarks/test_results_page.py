@@ -37,6 +37,7 @@ def theory(tmp_path):
     return fabricate_theory(tmp_path / "runs" / "study-theory-verdict")
 
 
+@pytest.mark.long
 def test_pages_are_those_of_the_committed_tables():
     assert page.main(["--check"]) == 0
 
@@ -61,6 +62,7 @@ def test_the_committed_theory_asks_what_the_package_asks_today():
         assert config == theory_config() and len(result.rows) == 2 * config.seeds
 
 
+@pytest.mark.long
 def test_numbers_on_the_page_are_those_of_the_runs(runs, tmp_path):
     target = tmp_path / "results.md"
     assert page.main(["--collect", str(runs), "--page", str(target)]) == 0
@@ -87,6 +89,7 @@ def test_numbers_on_the_page_are_those_of_the_runs(runs, tmp_path):
     assert "(results/privacy-user/metric-accuracy.svg)" in text
 
 
+@pytest.mark.long
 def test_claims_that_no_run_speaks_of_are_not_among_those_of_the_paper(runs, tmp_path):
     fabricate(runs / "study-heterogeneity-laptop-user-verdict", "heterogeneity", cells=0)
     page.main(["--collect", str(runs), "--page", str(tmp_path / "results.md")])
@@ -96,6 +99,7 @@ def test_claims_that_no_run_speaks_of_are_not_among_those_of_the_paper(runs, tmp
     assert "None of 45 runs that decide are finished" in text
 
 
+@pytest.mark.long
 def test_a_studys_page_gives_the_digest_of_what_was_registered(runs, tmp_path):
     page.main(["--collect", str(runs), "--page", str(tmp_path / "results.md")])
     known = hashlib.sha256((tmp_path / "results" / "privacy-user" / "registration.yaml").read_bytes()).hexdigest()
@@ -147,6 +151,7 @@ def test_theory_of_another_size_or_unfinished_is_left_out_with_its_reason(tmp_pa
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("study", "column"), [("privacy-user", "accuracy"), ("theory", "discordance/total")])
 def test_a_changed_number_is_noticed(runs, theory, tmp_path, capsys, study, column):
     target = tmp_path / "results.md"
@@ -192,6 +197,7 @@ def test_tables_of_an_earlier_design_do_not_stay(runs, tmp_path):
     assert before - {path.name for path in target.iterdir()} == {page.RESULTS, page.REGISTRATION, page.ENVIRONMENT}
 
 
+@pytest.mark.long
 def test_a_study_that_was_run_on_two_machines_names_both(runs, tmp_path):
     folder, target = runs / "study-privacy-laptop-user-verdict", tmp_path / "results.md"
     cells = sorted(folder.glob("cells/*/environment.json"))
@@ -221,6 +227,7 @@ def test_two_folders_of_theory_are_refused(theory, tmp_path):
         page.collect_theory(tmp_path / "runs", tmp_path / "results")
 
 
+@pytest.mark.long
 def test_every_remark_is_printed_and_one_about_nothing_is_refused(runs, theory, tmp_path):
     page.collect(runs, tmp_path / "results")
     page.collect_theory(runs, tmp_path / "results")

@@ -53,6 +53,7 @@ def test_union_of_sets_counts_what_is_shared_once(rows, columns):
     assert sampled.union(rows, columns, touched) == pytest.approx(whole, rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("op", [key[0] for key in recount.counts()])
 def test_committed_emulator_count_is_that_of_a_recount(op):
     key, again = next((k, v) for k, v in recount.counts().items() if k[0] == op)

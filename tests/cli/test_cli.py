@@ -105,6 +105,7 @@ def test_a_text_flag_is_never_read_as_a_number_or_a_truth_value(trained):
     assert (trained[0][0].data.name, trained[0][0].device) == ("no", "1")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("column", ["Comment #1", "#text", "2024", "no", "a: b"])
 def test_a_column_keeps_its_name(column, trained):
     assert run("simulate", *SMALL, "--data.text", column, "--data.delimiter", r"\t") == 0
@@ -153,6 +154,7 @@ def test_the_language_model_s_demo_trains_its_own_configuration_and_is_resumed_b
     assert (config.data.task, config.data.name, config.privacy.target_epsilon) == ("causal-lm", "news-sections", 8.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("best,said", [(0.1, "points above"), (1.0, "NOT above a trivial baseline")])
 def test_a_report_says_of_each_run_whether_it_was_worth_it(best, said, trained, tmp_path, capsys):
     run("simulate", *SMALL, "--output", tmp_path / "r")

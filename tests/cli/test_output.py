@@ -37,6 +37,7 @@ def run(*arguments):
     return done.value.code
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["simulate", "train"])
 def test_a_run_prints_one_object(verb, config, capsys):
     extra = ["--clients.count", "1"] if verb == "train" else []
@@ -132,6 +133,7 @@ def test_assets_are_one_object(config, capsys):
     assert "movie-reviews" in held["vader"] and {name for data in held.values() for name in data} == set(EMBEDDED)
 
 
+@pytest.mark.long
 def test_quiet_before_or_after_the_verb_prints_nothing_and_does_the_same(config):
     for i, words in enumerate((["--quiet", "simulate"], ["simulate", "--quiet"])):
         command = [sys.executable, "-W", "ignore", "-m", "ffalora", *words, str(config), "--output", f"runs/{i}"]

@@ -41,6 +41,7 @@ def feedback(tmp_path, monkeypatch):
     return rows
 
 
+@pytest.mark.long
 def test_three_commands_lead_from_a_table_to_private_predictions(feedback, small, tmp_path, capsys):
     assert run("init", "feedback.csv") == 0
     shown = capsys.readouterr().out
@@ -61,6 +62,7 @@ def test_three_commands_lead_from_a_table_to_private_predictions(feedback, small
     assert table[["p(bad)", "p(good)"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(20), abs=1e-5)
 
 
+@pytest.mark.long
 def test_how_a_file_is_written_can_be_said(feedback, tmp_path, capsys):
     """A table that reads as Windows-1252, and is Central European."""
     renamed = feedback.drop(columns="Hospital").rename(columns={"Subject": "Předmět"})
@@ -108,6 +110,7 @@ def test_a_file_that_is_there_is_not_overwritten(feedback, capsys):
     assert "--overwrite" in capsys.readouterr().err and open("mine.yaml").read() == before[1]
 
 
+@pytest.mark.long
 def test_a_batch_is_halved_while_the_budget_is_still_spent_well():
     assert sensible_batch(279, 6.0, 1e-5, 50, most=10_000) == 140
     assert efficiency(279, 6.0, 1e-5, 140, 50) >= 0.85 > efficiency(279, 6.0, 1e-5, 70, 50)
@@ -119,6 +122,7 @@ def test_evaluate_takes_a_file_once(feedback, capsys, tmp_path):
     assert "are both given" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_is_exported_with_its_card(feedback, small, tmp_path, capsys):
     run("init", "feedback.csv", "--client", "Hospital")
     tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]

@@ -70,6 +70,7 @@ def test_the_demo_spends_its_epsilon_and_shows_baselines(run, small, texts, caps
     assert "round 2: ε = " in shown and "this run" in shown and "nothing is protected" in shown
 
 
+@pytest.mark.long
 def test_three_commands_lead_from_a_spreadsheet_s_table_to_predictions(
     run, small, texts, tmp_path, monkeypatch, capsys
 ):
@@ -82,6 +83,7 @@ def test_three_commands_lead_from_a_spreadsheet_s_table_to_predictions(
     assert next(tmp_path.rglob("new-predicted.csv")).read_text().count("\n") > 15
 
 
+@pytest.mark.long
 def test_the_private_trainer_meets_its_target(run, small, texts, tmp_path, capsys):
     names = run("private_trainer", MODEL=small().model.name, DATA=texts, STEPS=2, ROWS=120)
     assert 0 < names["trainer"].ledger.epsilon() <= 6

@@ -73,6 +73,7 @@ def run_line(line):
     assert done.value.code == 0, line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_every_block_of_a_page_runs_or_says_why_it_does_not(page, desk, capsys):
     shown = [block for block in blocks(page) if block.reason is None]
@@ -130,6 +131,7 @@ def test_the_reference_has_every_public_name_where_it_lives():
     assert sorted(named) == sorted(f"{found.__module__}.{found.__qualname__}" for found in own)
 
 
+@pytest.mark.long
 def test_the_site_is_built_without_a_complaint(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")

@@ -18,7 +18,10 @@ _TWENTY = Owners.of(np.repeat(np.arange(20), 5))
 
 def _batch(sizes, owners=None, **changes):
     ends = np.cumsum(sizes)
-    indices = tuple(np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True))
+    if owners is None:  # sizes alone count
+        indices = tuple(np.broadcast_to(np.int64(0), size) for size in sizes)
+    else:
+        indices = tuple(np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True))
     partition = Partition(tuple(map(str, range(len(sizes)))), indices, int(ends[-1]), owners=owners)
     config = with_batch(load_config(None, changes), partition)
     assert config.optimizer.batch_size == config.optimizer.batch
@@ -30,6 +33,7 @@ def test_the_batch_is_the_smallest_that_spends_the_budget_well():
     assert efficiency(1600, 3.0, 1e-5, found, 10) >= ENOUGH > efficiency(1600, 3.0, 1e-5, found / 2, 10)
 
 
+@pytest.mark.long
 def test_the_batch_of_a_private_choice_follows_from_the_noise_of_its_trials():
     steps = {"federation.rounds": 20, "federation.local_steps": 1}
     assert [_batch([1600], **PRIVATE, **steps, **{"privacy.trials": trials}) for trials in (1.0, 10.0)] == [800, 400]

@@ -33,6 +33,7 @@ def usual(tmp_path_factory):
     return lambda changes: from_mapping(merge(base, changes))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", RUNS)
 def test_a_run_of_the_defaults_goes_on_and_is_used(named, usual, tmp_path, monkeypatch):
     config, whole, cut = usual(RUNS[named]), tmp_path / "whole", tmp_path / "cut"

@@ -40,6 +40,7 @@ def _check_reports(reports: list[dict], modes: set[str]) -> None:
             assert report["charged_steps"] >= report["noisy_results"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("mode", ["seeded", "secure"])
 def test_a_killed_run_resumes_to_the_same_bits_and_keeps_every_charge(mode):

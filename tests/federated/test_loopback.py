@@ -64,6 +64,7 @@ def wait_until(holds, seconds=60):
     return holds()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "SIGKILL", "close"])
 def test_no_process_of_a_federation_outlives_the_command_however_it_ends(tmp_path, end):
     with subprocess.Popen(

@@ -124,6 +124,7 @@ def test_a_row_that_is_not_finite_stays_so(kind, small):
     assert not found.isfinite().all(1).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind,name",
     [(kind, name) for kind in KINDS for name in ("ffa", "fedsa", "rolora") if kind != "top-k" or name in ABLE],
@@ -141,6 +142,7 @@ def test_sites_end_where_the_simulator_ends(kind, name, small, tmp_path):
     assert rows[0]["bytes_up"] == 3 * build(config).strategy.wire.bytes_up(experiment.strategy.begin())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ffa", "flora", "fedsa"])
 def test_runs_in_fewer_bits_end_near_those_in_all(name, small, tmp_path):
     config, whole = (small(federation__strategy=name, federation__payload=kind) for kind in ("int8", "float32"))
@@ -149,6 +151,7 @@ def test_runs_in_fewer_bits_end_near_those_in_all(name, small, tmp_path):
     assert few.summary["metrics"]["loss"] == pytest.approx(all_bits.summary["metrics"]["loss"], rel=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unit,kind", [(PRIVATE, "int8"), (CLIENT_LEVEL, "int8"), (PRIVATE, "top-k")])
 def test_fewer_bits_change_no_epsilon_and_runs_are_repeated(unit, kind, small, tmp_path):
     config = small(**unit, federation__payload=kind)

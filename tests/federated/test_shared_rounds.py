@@ -84,6 +84,7 @@ _QUICK = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name,sizes", [*_QUICK, *(pytest.param(n, (2, 3), marks=pytest.mark.slow) for n in RUNS)])
 def test_processes_end_where_one_ends_with_the_same_epsilon(name, sizes, small, tmp_path):
     run, changes = RUNS[name]
@@ -162,6 +163,7 @@ _SHARDED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if "head" in n else pytest.mark.slow) for n in _SHARDED])
 def test_processes_that_hold_parts_of_the_base_end_where_one_ends_that_holds_it_whole(name, small, tmp_path):
     (run, changes), more = RUNS[_SHARDED[name][0]], _SHARDED[name][1]
@@ -204,6 +206,7 @@ def test_a_resumed_run_is_bit_identical_on_as_many_processes(small, tmp_path):
     assert torch.equal(_numbers(tmp_path / "run"), _numbers(tmp_path / "whole"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run,clients", [(train, 1), (simulate, 4)])
 def test_a_secure_run_is_charged_once_whatever_the_number_of_processes(run, clients, small, tmp_path, monkeypatch):
     config = small(**SECURE, clients__count=clients)

@@ -659,6 +659,7 @@ def test_a_checkpoint_brings_the_servers_tensors_to_the_device_of_its_row(small,
     assert {value.device.type for value in (server.row, *server.tensors.values())} == {"meta"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unit", [PRIVATE, CLIENT_LEVEL])
 @pytest.mark.parametrize("noise", ["seeded", "secure"])
 def test_ledgers_refuse_texts_that_have_changed(small, tmp_path, unit, noise):

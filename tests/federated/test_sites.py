@@ -57,6 +57,7 @@ def run_simulator(config, rounds):
     return experiment, server, rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name,private", [*((name, {}) for name in STRATEGIES), ("ffa", PRIVATE), ("rolora", PRIVATE), ("fedsa", PRIVATE)]
 )

@@ -437,6 +437,7 @@ def _ranked(name):
     return {"clients__ranks": RANKS, "adapter__rank": 3} if STRATEGIES[name].takes_ranks else {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_interrupted_runs_of_every_method_resume_bit_for_bit_and_their_adapter_gives_their_metrics(
     small, tmp_path, monkeypatch, name

@@ -97,6 +97,7 @@ TASKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
 def test_a_task_trains_and_its_saved_adapter_gives_its_metrics(small, tmp_path, name, private):

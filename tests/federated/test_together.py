@@ -45,6 +45,7 @@ def assert_same_runs(one, other, bitwise):
             assert mine[key] == pytest.approx(alone[key], rel=0 if bitwise else 1e-3, abs=0 if bitwise else 1e-5), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -150,6 +151,7 @@ def test_all_runs_of_a_round_share_one_pass(small, tmp_path, monkeypatch):
     assert set(passes) == {3 * clients} and len(passes) == len(rows_of(tmp_path / "0"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
 def test_runs_interrupted_in_different_rounds_end_where_whole_ones_end(stop_at, small, tmp_path, monkeypatch):
     """``stop_at`` rounds, of all runs together, are on the disk when everything stops: one run may be ahead."""

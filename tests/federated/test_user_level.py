@@ -188,6 +188,7 @@ def test_runs_on_other_rows_of_the_same_users_compose(places, tmp_path, monkeypa
         simulate(config_of(places, "even.csv", **secure, privacy__unit="sample"), tmp_path / "other", progress=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("draws", ["users", "samples"])
 def test_a_plan_spends_the_budget_on_what_is_drawn(places, draws):
     terms = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 8.0, "privacy__samples_per_user": 2}
@@ -200,6 +201,7 @@ def test_a_plan_spends_the_budget_on_what_is_drawn(places, draws):
     assert max(plan.batch for plan in (plans.chosen, *plans.others)) == ledger.dataset_size
 
 
+@pytest.mark.long
 def test_what_init_writes_for_a_table_of_people_protects_them(places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:
@@ -210,6 +212,7 @@ def test_what_init_writes_for_a_table_of_people_protects_them(places, tmp_path, 
     assert {ledger.unit for ledger in built.ledgers.values()} == {"user"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("draws", ["users", "samples"])
 def test_an_audit_leaves_users_out_and_every_canary_is_one(places, draws):
     found = audit_own(config_of(places, privacy__draws=draws, clients__count=1, federation__rounds=1), canaries=40)

@@ -13,6 +13,7 @@ from ffalora.runs.bundle import evaluate
 METHODS = ["vera", "loha", "lokr", "bottleneck"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_clients_of_a_variant_move_and_average_exactly_in_private_rounds(small, tmp_path, method):
     config = small(adapter__method=method, adapter__seed=1, federation__rounds=2, **PRIVATE)

@@ -12,6 +12,7 @@ from ffalora.federated.checkpoint import read_checkpoint
 from ffalora.privacy.accounting import LedgerMismatch, PrivacyLedger
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_damaged_file_does_no_more_than_raise_a_clear_error(name):
     found = fuzz(name, 500, seed=1)

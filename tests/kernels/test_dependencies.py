@@ -46,6 +46,7 @@ def _dependencies() -> set[str]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("triton", ["", "import ffalora_kernels.triton"], ids=["cpu", "triton"])
 def test_a_private_step_needs_no_other_dependency(triton: str) -> None:
     code = STEP.format(blocked=_dependencies(), triton=triton)

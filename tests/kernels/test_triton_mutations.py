@@ -27,6 +27,7 @@ def mutants() -> dict:
     return interpret("mutants")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "at", range(len(INTERPRETED)), ids=lambda at: f"{INTERPRETED[at].file}: {INTERPRETED[at].what}"
 )
@@ -36,6 +37,7 @@ def test_a_broken_kernel_fails_the_case_that_guards_it_when_interpreted(at: int,
     assert "AssertionError" in message, message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mutation", EMULATED, ids=lambda m: m.what)
 def test_a_broken_kernel_fails_the_case_that_guards_it_when_emulated(mutation: Mutation) -> None:
     with emulated(90), mutated(mutation), pytest.raises((AssertionError, RuntimeError)) as caught:

@@ -40,6 +40,7 @@ def test_a_sample_has_the_same_bits_alone_among_others_and_packed_elsewhere(cap:
     assert torch.equal(alone[2], among[2][100:137]), "dh depends on what shares the batch"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cap", [80, 90])
 def test_splitting_a_long_segment_over_programs_does_not_change_a_bit(cap: int, monkeypatch) -> None:
     torch.manual_seed(0)

@@ -125,6 +125,7 @@ def test_seeded_choices_repeat_and_their_trials_have_noise_of_their_own(small, t
     assert runs[0] == runs[1] and [seed for seed, *_ in runs[0]] == list(range(len(runs[0])))
 
 
+@pytest.mark.long
 def test_the_data_set_pays_once_and_the_best_run_states_the_epsilon_of_the_choice(small, tmp_path, chance):
     chance(3)
     config = prepare(small(**SECURE, federation__rounds=1), RATES, 10.0)

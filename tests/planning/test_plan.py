@@ -26,6 +26,7 @@ def test_larger_batches_are_more_efficient():
     assert found == sorted(found) and found[0] < 0.9 * found[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sampling", "efficient"), [("poisson", 1.0), ("shuffled", 0.5)])
 def test_the_efficiency_of_a_plan_is_that_of_its_own_noise(small, monkeypatch, sampling, efficient):
     """Steps on all samples waste nothing; where batches are not Poisson samples ε asks for twice the noise."""
@@ -40,6 +41,7 @@ def test_the_smallest_efficient_batch_is_chosen_and_time_limits_it():
     assert [choose(plans, s).batch for s in (float("inf"), 8, 5, 0.5)] == [512, 512, 256, 64]
 
 
+@pytest.mark.long
 def test_seconds_are_those_of_steps_samples_and_evaluations(small, monkeypatch):
     """Each client's step by itself, or all of them in one pass."""
     cost = Cost(seconds_per_step=10.0, seconds_per_sample=0.5, seconds_per_evaluation=1000.0, peak_bytes=0)
@@ -55,6 +57,7 @@ def test_an_empty_choice_is_refused():
         choose([])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", ["poisson", "shuffled", "prior", "participation"])
 def test_the_noise_and_the_rate_of_a_plan_are_those_of_the_run(small, tmp_path, setting):
     earlier = tmp_path / "earlier.json"

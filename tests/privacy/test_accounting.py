@@ -81,6 +81,7 @@ def test_three_accountants_agree_within_their_stated_gaps(sigma, rate, steps):
     assert pld <= rdp <= RDP_EXCESS * pld
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sigma", "rate", "steps"), GRID[:4])
 def test_epsilon_is_that_of_the_libraries_own_accountants(sigma, rate, steps):
     import dp_accounting
@@ -121,6 +122,7 @@ def test_a_delta_that_round_off_may_hide_is_still_bounded_from_above(accountant,
     assert accountant_of([Spent(sigma, 1.0, steps)], accountant, delta) == "rdp"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("target", "delta", "steps"), [(0.1, DELTA, 75), (0.02, DELTA, 10), (0.15, 1e-9, 30)])
 def test_a_small_epsilon_can_be_asked_for_by_renyi_moments_alone(target, delta, steps):
     """Of those that Opacus looks at the largest order is 63, where δ alone costs 0.10 at 1e-5 and 0.25 at 1e-9."""
@@ -207,6 +209,7 @@ def test_noise_of_the_published_protocols_is_reproduced(task, sigmas):
     np.testing.assert_allclose(ours, sigmas, atol=0.012, rtol=0)
 
 
+@pytest.mark.long
 def test_a_client_of_all_of_fedsvds_rounds_spends_more_than_its_released_code_says():
     """σ for the 500 steps of an expected participation spends 6 in these, and 7.77 in the 1,000 of every round."""
     known = PROTOCOLS["fedsvd"]

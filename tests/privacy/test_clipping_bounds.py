@@ -137,6 +137,7 @@ def test_adding_a_row_moves_the_sum_by_the_sensitivity_at_most(backend, arena, l
     assert computed <= Fraction(1.0 + roundoff_bound(len(arena))) ** 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -239,6 +240,7 @@ def broken_bounds(clip, limit=1.0, rows=40, tries=150) -> set[str]:
     return broken
 
 
+@pytest.mark.long
 def test_bounds_break_as_soon_as_what_keeps_them_is_taken_away(monkeypatch):
     assert broken_bounds(clip_with(monkeypatch)) == set()
     assert "norm" in broken_bounds(clip_with(monkeypatch, margin=1.0))

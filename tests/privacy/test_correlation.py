@@ -75,6 +75,7 @@ def test_columns_in_which_a_record_takes_part_do_not_overlap_under_a_banded_fact
         assert not np.triu(gram, 1).any() and gram.max() <= (c[:, 0] @ c[:, 0]) * (1 + 1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("epsilon", "ratio"), [(1.0, 0.93), (3.0, 0.80), (8.0, 0.66)])
 def test_prefix_sums_of_the_studies_setting_are_less_noisy_at_the_same_epsilon(epsilon, ratio):
     found, sigma = choose_noise("banded-mf", 40, 64 / 2331, 1e-5, epsilon, None)
@@ -133,6 +134,7 @@ def random_ledger(rng: np.random.Generator) -> PrivacyLedger:
     return PrivacyLedger(0, records, rate, sigma, 1e-5, steps, correlation=correlation)
 
 
+@pytest.mark.long
 def test_epsilon_is_never_below_a_monte_carlo_accountant_in_fifty_random_configurations():
     rng, delta, tight = np.random.default_rng(5), 0.02, []
     for _ in range(50):

@@ -47,6 +47,7 @@ def start(folder, book, steps):
     )
 
 
+@pytest.mark.long
 def test_a_thousand_steps_of_four_processes_on_one_folder_are_all_charged(tmp_path):
     workers = [start(tmp_path / "run", tmp_path / "book", 250) for _ in range(4)]
     released = sum(worker.communicate(timeout=240)[0].count("released") for worker in workers)
@@ -55,6 +56,7 @@ def test_a_thousand_steps_of_four_processes_on_one_folder_are_all_charged(tmp_pa
     assert [entry.steps.steps for entry in DataLedger(tmp_path / "book").entries] == [1000]
 
 
+@pytest.mark.long
 def test_processes_on_folders_of_their_own_compose_in_the_data_sets_ledger(tmp_path):
     workers = [start(tmp_path / f"run-{i}", tmp_path / "book", 100) for i in range(2)]
     assert [worker.communicate(timeout=240)[0].count("released") for worker in workers] == [100, 100]
@@ -63,6 +65,7 @@ def test_processes_on_folders_of_their_own_compose_in_the_data_sets_ledger(tmp_p
     assert [[part.steps for part in each] for each in book.spent()] == [[200]]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_no_step_that_a_killed_process_released_is_lost(tmp_path):
     released = 0

@@ -33,6 +33,7 @@ def monte_carlo_delta(sigma, rate, group, steps, claimed, draws=400_000):
     return max(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sigma", "rate", "group", "steps"), [(1.0, 0.1, 2, 8), (2.0, 0.05, 4, 12), (4.0, 0.2, 8, 6), (3.0, 0.5, 3, 4)]
 )
@@ -45,6 +46,7 @@ def test_epsilon_of_a_group_is_that_of_sampled_privacy_losses(sigma, rate, group
     assert less > delta - 5 * error, "2% less would do"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("terms", [(1.0, 0.02, 100), (2.0, 0.05, 100), (4.0, 0.3, 50)])
 def test_larger_groups_spend_more_and_no_accountant_less_than_the_tightest(terms):
     tight = [epsilon(*terms, 1e-5, "pld", group=group) for group in (1, 2, 4)]
@@ -61,6 +63,7 @@ def test_a_group_of_which_all_are_drawn_moves_the_sum_by_all_of_them(accountant,
     assert found == pytest.approx(epsilon(2.0, 1.0, 20, 1e-5, accountant, sampling), rel=1e-9)
 
 
+@pytest.mark.long
 def test_noise_is_calibrated_for_groups_and_after_what_users_spent_before():
     prior = (Spent(4.0, 0.05, 20, unit="user", group=3),)
     for before in ((), prior):

@@ -65,6 +65,7 @@ def run(request, small, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])
 def test_transformers_and_peft_alone_give_the_same_probabilities(run, tmp_path, merged, tolerance):
     made = export(run, tmp_path / "shared", merged=merged)
@@ -81,6 +82,7 @@ def test_the_adapter_moved_the_probabilities_that_are_compared(run):
     assert max(abs(a - b) for row, own in zip(without, ours, strict=True) for a, b in zip(row, own, strict=True)) > 1e-3
 
 
+@pytest.mark.long
 def test_peft_s_auto_class_loads_the_adapter_by_what_it_says_of_itself(run, tmp_path):
     folder = export(run, tmp_path / "shared").folder
     pooled = (folder / "adapter").exists()
@@ -95,6 +97,7 @@ def test_peft_s_auto_class_loads_the_adapter_by_what_it_says_of_itself(run, tmp_
     assert shown.split()[-1] == kind.replace("AutoPeft", "Peft")
 
 
+@pytest.mark.long
 def test_the_encoder_alone_is_loaded_as_the_card_says(run, tmp_path):
     folder = export(run, tmp_path / "shared").folder
     said = re.search(r"with its adapter alone: `(.*?)`", (folder / "README.md").read_text())
@@ -151,6 +154,7 @@ def test_a_metric_that_is_no_number_stands_on_the_card_as_what_it_is(small, tmp_
     assert "| loss | nan |" in (export(tmp_path / "run", tmp_path / "out").folder / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_nothing_is_written_over_and_adapters_without_a_format_of_peft_are_merged(small, tmp_path):
     simulate(small(federation__rounds=1, adapter__method="vera"), tmp_path / "run", progress=False)
     with pytest.raises(ConfigError, match="PEFT has no format for this kind of adapter; export the merged model"):

@@ -57,6 +57,7 @@ def chat_run(language_model, small, tmp_path_factory):  # noqa: F811
     return folder / "run"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])
 def test_a_language_model_answers_a_colleague_as_it_answers_us(chat_run, tmp_path, merged, tolerance):
     made = export(chat_run, tmp_path / "shared", merged=merged)
@@ -89,6 +90,7 @@ def test_weights_that_cannot_be_merged_leave_no_folder_behind(chat_run, tmp_path
     assert not (tmp_path / "shared").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("merged", "tolerance"), [(False, 1e-6), (True, 1e-5)])
 def test_a_classifier_of_images_gives_a_colleague_the_same_probabilities(small, tmp_path, merged, tolerance):
     asked = {**images(tmp_path), "adapter__head": "trained", "federation__rounds": 1, "optimizer__lr": 1.0}
@@ -104,6 +106,7 @@ def test_a_classifier_of_images_gives_a_colleague_the_same_probabilities(small, 
     assert (found - base).abs().max() > 1e-2, "the adapter moved nothing that is compared"
 
 
+@pytest.mark.long
 def test_three_commands_lead_from_conversations_to_answers(language_model, tmp_path, monkeypatch, capsys):  # noqa: F811
     chats(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -32,6 +32,7 @@ def run(small, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_colleague_loads_it_from_the_hub_and_gets_the_same_probabilities(hub, run, tmp_path):
     address = push_to_hub(run, "someone/feedback", merged=True)
     assert address == f"{hub.address}/someone/feedback" and len(hub.commits) == 1

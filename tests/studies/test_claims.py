@@ -97,6 +97,7 @@ def test_the_sentence_says_what_the_interval_says(sign, outcome, words):
     assert verdict.outcome == outcome and words in verdict.to_text() and "3 seeds" in verdict.to_text()
 
 
+@pytest.mark.long
 def test_no_more_than_the_stated_share_of_claims_is_decided_where_nothing_is_to_be_found():
     """Two-sided 95% intervals: 2.5% of true nulls may pass for holding, and 2.5% for contradicted.
 
@@ -143,6 +144,7 @@ def test_claims_that_are_tested_together_are_corrected_by_holms_procedure():
     assert [(v.mean, v.low, v.high) for v in together] == [(v.mean, v.low, v.high) for v in alone]
 
 
+@pytest.mark.long
 def test_a_study_in_which_nothing_is_to_be_found_seldom_decides_any_claim():
     """1,000 studies of six claims: with p at 5% each, 26% would decide one; with Holm's at most 5% (4 sigma)."""
     rng = np.random.default_rng(9)

@@ -40,6 +40,7 @@ def stand_ins(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("study", "scale", "base", "methods", "conditions"),
     [

@@ -202,6 +202,7 @@ def everything(tmp_path_factory):
     return {name: fabricate(tmp_path_factory.mktemp("all") / name, name) for name in study_names()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", study_names())
 def test_words_on_a_plot_stand_apart_and_whole(everything, name):
     for plot in study_plots(everything[name]):

@@ -70,6 +70,7 @@ def test_the_best_value_on_the_validation_split_is_chosen(trainer, tmp_path):
     assert {c.optimizer.lr for c in off} == {8}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_at", [1, 7, 18, 19, RUNS - 1])
 def test_an_interrupted_study_goes_on_with_what_is_missing_alone(stop_at, tmp_path, monkeypatch):
     first, second = Trainer(stop_at), Trainer()

@@ -62,6 +62,7 @@ class TestSmoothness:
         found = largest_eigenvalue(lambda p: p[0].square().sum() - 4 * p[1].square().sum(), [normal(1), normal(1)])
         assert found == pytest.approx(-8.0)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("trained", ["b", "both"])
     def test_it_is_the_norm_of_the_dense_hessian_and_below_its_bound(self, trained):
         tiny = Tiny(trained)

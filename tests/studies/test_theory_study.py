@@ -30,6 +30,7 @@ def small(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_it_measures_answers_and_reads_back_what_is_complete(small, tmp_path, monkeypatch):
     result = measure(small, tmp_path, progress=False, effort=EFFORT)
     assert len(result.verdicts) == 5 and len(result.tables) == 5 and len(result.plots) == 5
@@ -144,6 +145,7 @@ def test_an_interval_of_a_positive_quantity_stays_above_zero_in_its_plot():
     assert theory_plots({"lora": seeds}) == []  # without a logarithm there is nothing to draw
 
 
+@pytest.mark.long
 def test_its_page_holds_every_verdict_and_how_to_repeat_it(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Effort, "of", classmethod(lambda cls, config: EFFORT))
     result = run_theory(small, tmp_path, progress=False, command="ffalora study theory --seeds 2")

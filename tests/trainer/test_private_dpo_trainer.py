@@ -114,6 +114,7 @@ def test_losses_add_up_by_their_weights():
     torch.testing.assert_close(both, 0.5 * loss(loss_type="sigmoid") + 2.0 * loss(loss_type="sft"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"precompute_ref_log_probs": True}])
 def test_an_update_is_the_mean_of_clipped_gradients_of_pairs(tmp_path, tokenizer, changes):
     privacy = PrivacyArguments(noise_multiplier=0.0, max_grad_norm=0.1, noise="seeded")

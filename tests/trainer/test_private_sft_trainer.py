@@ -103,6 +103,7 @@ def test_what_assistants_say_is_learned_alone_where_it_is_asked_for(tmp_path, to
     assert run.ledger.steps_taken == 2
 
 
+@pytest.mark.long
 def test_epsilon_meets_the_target_and_no_private_number_is_logged_with_secure_noise(tmp_path, tokenizer):
     privacy = PrivacyArguments(target_epsilon=4.0, max_grad_norm=0.1)
     run = trainer(tmp_path, tokenizer, privacy=privacy, eval_dataset=pairs(6), eval_strategy="steps", eval_steps=1)

@@ -270,6 +270,7 @@ class AugmentedItems:
         return {name: value[0] for name, value in augmented(data()[i : i + 1]).items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [data().with_transform(augmented), AugmentedItems()], ids=["transform", "items"])
 def test_runs_on_samples_that_are_augmented_at_random_compose(tmp_path, rows):
     stated = []

@@ -107,6 +107,7 @@ def test_steps_read_with_the_seed_of_a_simulation_and_no_other_noise_with_none(t
     assert in_steps == ([(0, None), (1, None)] if noise == "secure" else [(0, 7), (1, 7)])
 
 
+@pytest.mark.long
 def test_a_resumed_simulation_reads_what_it_would_have_read(tmp_path, draws):
     def simulated(folder):
         run = trainer(tmp_path / folder, save_strategy="steps", save_steps=2, remove_unused_columns=False)

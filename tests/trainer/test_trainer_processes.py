@@ -48,6 +48,7 @@ def _logged(run):
     return [{k: row[k] for k in ("loss", "epsilon") if k in row} for row in run.state.log_history]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size,batch", [(2, 3), (3, 2)])
 def test_processes_end_where_one_ends_at_the_same_effective_batch(size, batch, tmp_path):
     alone = _trainer(tmp_path / "alone", SEEDED)

@@ -76,6 +76,7 @@ def rows_of(folder):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [

@@ -32,6 +32,7 @@ def _recording(record, **changes):
     return engine, adapters
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trained,head", [("b", "trained"), ("both", "frozen")])
 @pytest.mark.parametrize("clipping", ["flat", "per-layer", "automatic"])
 def test_recorded_steps_lead_to_the_state_of_steps_that_are_run(recorder, trained, head, clipping):
@@ -295,6 +296,7 @@ def test_recorded_steps_without_privacy_lead_to_the_state_of_steps_that_are_run(
         assert torch.allclose(run, recorded, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["classes", "tokens"])
 def test_texts_of_many_lengths_share_a_few_recordings(recorder, task):
     """More padding than the longest text needs changes no gradient, and nothing is padded beyond the longest of all."""

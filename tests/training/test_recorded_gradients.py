@@ -52,6 +52,7 @@ def take(private, step, given=None):
     return gradient, loss
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_of_recorded_passes_are_those_of_passes_that_are_run(recorder, training):
     run, recorded = gradient_of(training=training), gradient_of(recorder, training=training)

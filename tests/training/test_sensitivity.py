@@ -22,6 +22,7 @@ def probed(clients=1, dropout=DROPOUT, **config):
     return probe_sensitivity(engine, participants(clients), adapters.state().repeat(clients, 1), records=4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(20))
 def test_one_record_moves_the_sum_by_at_most_c_in_random_cases(number):
     assert cases.ratio(cases.Case.random(number)) <= FLOAT32_LIMIT
@@ -33,6 +34,7 @@ def test_one_record_moves_the_sum_by_at_most_c_in_all_random_cases(number):
     assert cases.ratio(cases.Case.random(number)) <= FLOAT32_LIMIT
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "config",
     [

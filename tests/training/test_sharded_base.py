@@ -68,6 +68,7 @@ def processes():
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name,size", [*((name, 2) for name in CASES), (list(CASES)[-1], 3)])
 def test_processes_with_parts_of_the_base_end_where_one_ends_that_has_it_whole(processes, name, size):
     state, steps, numbers, _ = _run(name)

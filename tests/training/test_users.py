@@ -69,6 +69,7 @@ def test_the_gradients_of_a_user_are_summed_and_then_clipped(packed_budget):
     assert all(len(set(WHOSE[drawn[batch]])) == 1 for batch in plan.batches) or packed_budget == 1000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "config",
     [
@@ -107,6 +108,7 @@ def test_a_user_of_a_thousand_samples_moves_the_sum_by_at_most_c(k, dropout):
     assert 0.5 < moved <= FLOAT32_LIMIT
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(12))
 def test_one_user_moves_the_sum_by_at_most_c_in_random_cases(number):
     assert cases.ratio(dataclasses.replace(cases.Case.random(number), unit="user")) <= FLOAT32_LIMIT
