@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delimited import TextFormat, find_format, read_delimited, record_lines
 from .errors import DataError
+from .spelling import composed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +73,8 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
 def read_file(file: Path, encoding: str | None = None, delimiter: str | None = None) -> tuple[Dataset, Part]:
     """One CSV, TSV, JSON (list of objects), JSON-lines or Parquet file as a ``Dataset`` in memory.
 
-    ``encoding`` and ``delimiter`` of text tables are found where they are not given. Raises ``DataError`` for an
+    ``encoding`` and ``delimiter`` of text tables are found where they are not given; names of columns are composed
+    (Unicode's NFC), as a keyboard writes them in a configuration. Raises ``DataError`` for an
     unknown suffix, a file that cannot be parsed, and one without rows.
     """
     from datasets import Dataset
@@ -84,6 +86,7 @@ def read_file(file: Path, encoding: str | None = None, delimiter: str | None = N
     try:
         form = find_format(file, encoding, delimiter) if suffix in (".csv", ".tsv") else None
         table = read_delimited(file, form) if form else _read_table(file, suffix)
+        table = table.rename(columns=composed)
         table = table.astype({name: object for name in table if table[name].isna().all()})
         data = Dataset.from_pandas(table, preserve_index=False)
     except (OSError, ValueError, TypeError, ImportError) as error:  # parsers of pandas and arrow raise ValueErrors

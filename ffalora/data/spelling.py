@@ -14,6 +14,11 @@ def key_of(name: str) -> str:
     return unicodedata.normalize("NFC", text.casefold()) if len(text) > 1 else text
 
 
+def composed(name: Any) -> Any:
+    """A name in Unicode's form NFC; what is no text stays."""
+    return unicodedata.normalize("NFC", name) if isinstance(name, str) else name
+
+
 def one_spelling(values: Iterable[Any]) -> dict[str, str]:
     """Every string among ``values`` -> the spelling that stands for it: of those that occur the last in order, which
     has the fewest capitals. How often each occurs plays no part.

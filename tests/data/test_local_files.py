@@ -32,6 +32,13 @@ def texts(data):
     return {role: list(rows["text"]) for role, rows in data.splits.items()}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_a_column_is_found_by_its_name_in_whichever_unicode_form_a_file_writes_it(tmp_path, suffix):
+    rows = [{unicodedata.normalize("NFD", "Überschrift"): row["text"], "label": row["label"]} for row in ROWS]
+    data = load_data(write(tmp_path / f"any{suffix}", rows), input_columns=["Überschrift"])
+    assert data.input_columns == ("Überschrift",) and data.train["Überschrift"][0].startswith("sentence")
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same_splits(tmp_path, suffix):
     data = load_data(write(tmp_path / f"any{suffix}", ROWS))
