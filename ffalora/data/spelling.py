@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def key_of(name: str) -> str:
-    """What all spellings of a name have in common. A single character keeps its case."""
-    text = unicodedata.normalize("NFC", name).strip()
-    return unicodedata.normalize("NFC", text.casefold()) if len(text) > 1 else text
-
-
 def composed(name: Any) -> Any:
     """A name in Unicode's form NFC; what is no text stays."""
     return unicodedata.normalize("NFC", name) if isinstance(name, str) else name
+
+
+def key_of(name: str) -> str:
+    """What all spellings of a name have in common. A single character keeps its case."""
+    text = composed(name).strip()
+    return composed(text.casefold()) if len(text) > 1 else text
 
 
 def one_spelling(values: Iterable[Any]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def one_spelling(values: Iterable[Any]) -> dict[str, str]:
     kept: dict[str, str] = {}
     keys = {value: key_of(value) for value in values if isinstance(value, str)}
     for value, key in keys.items():
-        kept[key] = max(kept.get(key, ""), unicodedata.normalize("NFC", value).strip())
+        kept[key] = max(kept.get(key, ""), composed(value).strip())
     return {value: kept[key] for value, key in keys.items()}
 
 

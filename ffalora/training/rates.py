@@ -127,9 +127,11 @@ def column_units(
         columns = units[:, place.columns]
         if place.layer in adapters.heads:
             columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
-        else:
+            continue
+        if power:
             columns *= _unit(adapters, place.layer, place.tensor) ** power
-            columns *= optimizer.a_lr_factor if place.tensor == "lora_A" else 1.0
+        if place.tensor == "lora_A":
+            columns *= optimizer.a_lr_factor
     return units
 
 
@@ -155,7 +157,7 @@ def _head_factor(optimizer: OptimizerConfig, participant: Participant) -> float:
 def _unit(adapters: Adapters, name: str, tensor: str) -> float:
     layer = adapters.layers[name]
     if isinstance(layer, Variant):
-        return 1.0 / (layer.scale * layer.gain())
+        return 1.0 / (layer.scale * layer.gain)
     if tensor not in ("lora_A", "lora_B", "lora_core"):
         return 1.0
     rows = rms_length(layer.lora_A)

@@ -44,6 +44,7 @@ class Variant(Mergeable, nn.Module):
         """What is added to the base layer's output ``y`` for its input ``x``."""
         raise NotImplementedError
 
+    @property
     def gain(self) -> float:
         """Root mean square length of what a number of ``theta`` adds to the weight (``[N,K]`` as a vector), at scale 1.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class Bottleneck(Variant):
         self.frozen("down", self.rank, n, std=n**-0.5)
         return (n, self.rank)
 
+    @cached_property
     def gain(self) -> float:
         return rms_length(self.down)
 

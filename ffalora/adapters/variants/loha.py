@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from .base import Variant, rms_length
@@ -21,6 +23,7 @@ class LoHa(Variant):
         self.frozen("w2_b", self.rank, k, std=k**-0.5)
         return (n, self.rank)
 
+    @cached_property
     def gain(self) -> float:
         return rms_length((self.w1_a @ self.w1_b).square().mean(0).sqrt() * self.w2_b)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class LoKr(Variant):
         self.frozen("w2", n // self.outer_size, k // self.inner_size, std=(k // self.inner_size) ** -0.5)
         return (self.outer_size, self.inner_size)
 
+    @cached_property
     def gain(self) -> float:
         return rms_length(self.w2.reshape(1, -1))
 

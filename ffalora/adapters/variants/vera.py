@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from .base import Variant, rms_length
@@ -19,6 +21,7 @@ class VeRA(Variant):
         self.frozen("vera_B", n, self.rank, std=self.rank**-0.5, shared=True)
         return (n,)
 
+    @cached_property
     def gain(self) -> float:
         return rms_length(self.vera_B @ self.vera_A)
 
