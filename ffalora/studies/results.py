@@ -73,8 +73,8 @@ def values_of(results: Sequence[CellResult], metric: str) -> Values:
 
 
 def best_of(results: Sequence[CellResult], metric: str) -> Chosen:
-    """The values with the best mean of the metric over the seeds that choose; of equals those with the lower loss. A
-    run without the metric, or for which it is NaN, counts as the worst possible.
+    """The values with the best mean of the metric over the seeds that choose; of equals, up to the rounding of their
+    sums, those with the lower loss. A run without the metric, or for which it is NaN, counts as the worst possible.
     """
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     by_values: dict[Chosen, list[CellResult]] = {}
@@ -87,7 +87,7 @@ def best_of(results: Sequence[CellResult], metric: str) -> Chosen:
     def merit(chosen: Chosen) -> tuple[float, float]:
         group = by_values[chosen]
         found = [sign * r.numbers.get(metric, math.nan) for r in group]
-        return mean(found), mean([-r.numbers.get("loss", math.nan) for r in group])
+        return round(mean(found), 9), mean([-r.numbers.get("loss", math.nan) for r in group])
 
     return max(by_values, key=merit)
 

@@ -51,6 +51,21 @@ def test_of_two_equally_accurate_values_the_one_with_the_lower_loss_is_chosen(lo
     assert best_of(found, "accuracy") == cells[1].chosen
 
 
+def test_as_many_right_answers_are_equally_accurate_however_their_mean_is_rounded():
+    right = {1: (702, 702, 702), 2: (699, 702, 705)}  # of 1,007 each
+
+    def found(losses):
+        cells = [c for c in small_grid().tuning_cells(("lora", "a")) if dict(c.chosen)["optimizer.lr"] in right]
+        rates = [dict(cell.chosen)["optimizer.lr"] for cell in cells]
+        seeds = [TUNING_SEEDS.index(cell.seed) for cell in cells]
+        rows = [{"accuracy": right[r][s] / 1007, "loss": losses[r]} for r, s in zip(rates, seeds, strict=True)]
+        return [CellResult(cell, row, Path()) for cell, row in zip(cells, rows, strict=True)]
+
+    for best in right:
+        chosen = best_of(found({rate: 0.4 if rate == best else 0.5 for rate in right}), "accuracy")
+        assert dict(chosen)["optimizer.lr"] == best
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 @pytest.mark.parametrize("diverged", [{}, {"accuracy": math.nan, "perplexity": math.nan, "loss": math.nan}])
 def test_a_run_without_the_metric_or_whose_metric_is_no_number_is_the_worst(metric, diverged):
