@@ -33,7 +33,9 @@ class Config(Section):
     seed: int = Field(
         0, ge=0, description="seed of partition, sampling and seeded noise; adapter.seed is that of the factors"
     )
-    seeds: int = Field(1, ge=1, description="repeat every method with this many seeds, counted upwards from seed")
+    seeds: int = Field(
+        1, ge=1, description="repeat every method with this many seeds, counted upwards from seed and adapter.seed"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

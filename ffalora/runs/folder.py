@@ -28,13 +28,17 @@ class RunResult:
 
 
 def run_places(config: Config, folder: Path) -> dict[Path, Config]:
-    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed."""
+    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed.
+
+    ``adapter.seed`` counts with ``seed``: a factor that is never trained is part of a run's luck.
+    """
     places: dict[Path, Config] = {}
-    for seed in range(config.seed, config.seed + config.seeds):
+    for repeat in range(config.seeds):
         for name, one in config.runs().items():
             place = folder / name if config.methods else folder
-            place = place / f"seed-{seed}" if config.seeds > 1 else place
-            places[place] = one.model_copy(update={"seed": seed, "seeds": 1})
+            place = place / f"seed-{one.seed + repeat}" if config.seeds > 1 else place
+            factors = one.adapter.model_copy(update={"seed": one.adapter.seed + repeat})
+            places[place] = one.model_copy(update={"seed": one.seed + repeat, "seeds": 1, "adapter": factors})
     return places
 
 

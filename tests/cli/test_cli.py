@@ -133,6 +133,7 @@ def test_several_methods_and_seeds_each_get_a_folder_and_one_report(trained, tmp
         "d/fedsvd/seed-6",
     ]
     assert [config.seed for config, _, _ in trained] == [5, 5, 5, 6, 6, 6]
+    assert [config.adapter.seed for config, _, _ in trained] == [0, 0, 0, 1, 1, 1], "repeats share a frozen factor"
     assert trained[0][0].optimizer.lr == 3.0 and trained[0][0].federation.strategy == "ffa"
     assert (tmp_path / "d/report.html").exists() and (tmp_path / "d/plots/metric.png").exists()
     table = capsys.readouterr().out
