@@ -96,8 +96,8 @@ def collect(top: Path, data: Path) -> list[str]:
         else:
             taken.add(name)
             _copy(result, data / name)
-            asked = len(grid.places()) * len(grid.seeds)
-            said.append(f"{folder}: {len(result.results)} of {asked} runs, {len(result.tuning)} to choose values")
+            done = f"{len(result.results)} of {result.asked} runs"
+            said.append(f"{folder}: {done}, {len(result.tuning)} to choose values")
     return said
 
 
@@ -212,9 +212,8 @@ def _plots(result: StudyResult) -> list:
 
 
 def _unfinished(result: StudyResult) -> str:
-    asked = len(result.grid.places()) * len(result.grid.seeds)
-    done = len(result.results)
-    return "" if done == asked else f"{f'Only {done}' if done else 'None'} of {asked} runs that decide are finished. "
+    done = f"Only {len(result.results)}" if result.results else "None"
+    return "" if result.is_finished else f"{done} of {result.asked} runs that decide are finished. "
 
 
 def _title(result: StudyResult) -> str:

@@ -19,11 +19,17 @@ from pydantic import Field
 from ..config import Section
 from ..report.tables import interval
 
-Outcome = Literal["holds", "contradicted", "undecided", "not measured"]
+Outcome = Literal["holds", "contradicted", "undecided", "unfinished", "not measured"]
 #: Two-sided level of a study's claims together; points of accuracy that count as good, and as failed, beside the best.
 LEVEL, GOOD, FAILED = 0.05, 0.02, 0.1
 #: A difference that matters.
 POINT = 0.01
+#: Seeds from which on distances from a median can be compared: two are always equally far from it.
+_FEWEST_DEVIATIONS = 4
+#: Metrics that are counted and do not vary: seeds that agree show it. Others have a resolution, and agree by chance.
+_COUNTED = frozenset(
+    {"bytes_up_per_client_round", "bytes_up", "bytes_down", "trained_numbers", "flops_per_sample", "step_bytes"}
+)
 _KINDS = ("", "mean", "range", "good", "failed", "deviation")
 #: (method, condition, seed) -> the metric of the cell.
 Values = Mapping[tuple[str, str, int], float]
@@ -36,7 +42,8 @@ class Claim(Section):
         contrast: weight by term. A term is ``method@condition``, or a word and the conditions that a pattern (or one of
             several, ``a|b-*``) matches: ``mean method@*``; ``range``, the largest difference; ``good`` and ``failed``,
             the share of conditions within ``GOOD`` of the seed's best and of those more than ``FAILED`` below it;
-            ``deviation``, the mean distance from a condition's median over seeds (Brown and Forsythe's).
+            ``deviation``, the mean distance from a condition's median over seeds (Brown and Forsythe's), of four
+            seeds or more.
         above: the claim holds where the contrast is above this (0, or 1 for a ratio).
         ratio: the terms are multiplied, with the weights as exponents, instead of added.
         metric: where it is not the study's.
@@ -73,12 +80,13 @@ class Verdict:
     """What the runs say about a claim.
 
     Attributes:
-        outcome: by the test, corrected for the number of claims: above the threshold, below, or neither.
+        outcome: by the test, corrected for the number of claims: above the threshold, below, or neither. Unfinished
+            where seeds are still to be run: whoever looks often enough on the way finds something.
         mean, low, high: of the contrast over seeds; a ratio's are geometric. NaN where not measured; ``low`` and
             ``high`` are NaN for a single seed.
-        p: of the two-sided paired test, corrected by Holm's procedure in :func:`judge_all`; NaN likewise. 0 where all
-            seeds agree exactly.
-        seeds: how many entered.
+        p: of the two-sided paired test, corrected by Holm's procedure in :func:`judge_all`; NaN likewise, and where
+            unfinished. Where all seeds agree exactly it is that of the sign test, and 0 for what is counted.
+        seeds: how many entered; planned: how many there are to be.
     """
 
     claim: Claim
@@ -88,6 +96,7 @@ class Verdict:
     high: float
     p: float
     seeds: int
+    planned: int = 0
 
     def to_text(self) -> str:
         """The verdict in one sentence."""
@@ -98,11 +107,14 @@ class Verdict:
         if math.isnan(self.low):
             seeds = "one seed; more seeds are" if self.seeds == 1 else f"{self.seeds} seeds; finite numbers are"
             return f"{self.claim.says}: {where} with {seeds} needed for a verdict."
-        p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
-        spread = f"95% interval {self.low:.3g} to {self.high:.3g}, {self.seeds} seeds, {p}"
+        spread = f"95% interval {self.low:.3g} to {self.high:.3g}, {self.seeds} seeds"
+        if self.outcome == "unfinished":
+            return f"{self.claim.says}: {where} so far ({spread}); the verdict is that of all {self.planned} seeds."
+        spread += ", p < 0.0001" if self.p < 1e-4 else f", p = {self.p:.2g}"
         said = {"holds": "holds", "contradicted": "is contradicted", "undecided": "is undecided"}[self.outcome]
-        small = ", and a difference of a point is excluded" if self.outcome == "undecided" and self.is_narrow else ""
-        return f"{self.claim.says}: {said}{small}; {where} ({spread})."
+        small = self.outcome == "undecided" and self.is_narrow
+        said += ", and a difference of a point is excluded (by its own interval, not corrected)" if small else ""
+        return f"{self.claim.says}: {said}; {where} ({spread})."
 
     @property
     def is_narrow(self) -> bool:
@@ -110,11 +122,19 @@ class Verdict:
         return self.claim.is_difference and max(abs(self.low), abs(self.high)) < POINT
 
 
-def judge_all(asked: Sequence[tuple[Claim, Values]]) -> list[Verdict]:
+def judge_all(asked: Sequence[tuple[Claim, Values, str]], planned: int | None = None) -> list[Verdict]:
     """The verdicts of claims that are tested together: each p is Holm's, so that the chance that any claim is decided
     where nothing is to be found is at most ``LEVEL``.
+
+    Args:
+        asked: claims, values of a metric, and its name.
+        planned: how many seeds there are to be where some are still to be run: none is decided then.
     """
-    verdicts = [judge(claim, values) for claim, values in asked]
+    verdicts = [judge(*each) for each in asked]
+    if planned is not None:
+        return [
+            v if math.isnan(v.p) else replace(v, p=math.nan, outcome="unfinished", planned=planned) for v in verdicts
+        ]
     order = sorted((i for i, v in enumerate(verdicts) if not math.isnan(v.p)), key=lambda i: verdicts[i].p)
     largest = 0.0
     for rank, i in enumerate(order):
@@ -124,7 +144,7 @@ def judge_all(asked: Sequence[tuple[Claim, Values]]) -> list[Verdict]:
     return verdicts
 
 
-def judge(claim: Claim, values: Values) -> Verdict:
+def judge(claim: Claim, values: Values, metric: str = "accuracy") -> Verdict:
     """The verdict of the seeds for which every term of the claim was measured, as of one claim alone."""
     per_seed = list(contrast_by_seed(claim, values).values())
     if not per_seed:
@@ -135,7 +155,7 @@ def judge(claim: Claim, values: Values) -> Verdict:
         low = high = p = math.nan
         outcome: Outcome = "undecided"
     else:
-        low, high, p = mean - half, mean + half, _p_value(per_seed, threshold)
+        low, high, p = mean - half, mean + half, _p_value(per_seed, threshold, metric in _COUNTED)
         outcome = "holds" if low > threshold else "contradicted" if high < threshold else "undecided"
     if claim.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
@@ -156,10 +176,10 @@ def _combine(claim: Claim, terms: Sequence[tuple[float, float]]) -> float:
     return sum(weight * (math.log(value) if claim.ratio else value) for weight, value in terms)
 
 
-def _p_value(values: Sequence[float], threshold: float) -> float:
-    """Two-sided paired t-test of the contrast against the threshold."""
+def _p_value(values: Sequence[float], threshold: float, is_counted: bool) -> float:
+    """Two-sided paired t-test of the contrast against the threshold; the sign test where there is no spread to see."""
     if statistics.pstdev(values) == 0:
-        return 1.0 if values[0] == threshold else 0.0
+        return 1.0 if values[0] == threshold else 0.0 if is_counted else 0.5 ** (len(values) - 1)
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(values, threshold).pvalue)
@@ -185,11 +205,11 @@ def _term(term: str, values: Values, seed: int) -> float | None:
 
 
 def _deviation(values: Values, method: str, conditions: Sequence[str], seed: int) -> float | None:
-    """Mean over conditions of how far a seed is from the median over seeds; None for a single seed."""
+    """Mean over conditions of how far a seed is from the median over seeds; None for too few of them."""
     distances = []
     for name in conditions:
         over_seeds = [value for (m, c, _), value in values.items() if (m, c) == (method, name)]
-        if len(over_seeds) < 2:
+        if len(over_seeds) < _FEWEST_DEVIATIONS:
             return None
         distances.append(abs(values[method, name, seed] - statistics.median(over_seeds)))
     return statistics.fmean(distances)

@@ -158,7 +158,7 @@ def load_grid(
         protocol: how methods are trained; the scale's usual one where None.
 
     Raises:
-        ConfigError: no such study, scale, base or protocol, or an override that does not fit.
+        ConfigError: no such study, scale, base or protocol, or an override that does not fit or that cells set.
     """
     study = load_study(name)
     if scale not in study.scales:
@@ -173,7 +173,7 @@ def load_grid(
         shared = merge(shared, changes)
     conditions = study.conditions_at(scale)
     methods = part.methods or list(study.methods)
-    return Grid(
+    grid = Grid(
         name=name,
         study=study,
         scale=scale,
@@ -186,6 +186,23 @@ def load_grid(
         seeds=range(part.seeds or FEWEST_SEEDS),
         is_powered=size == "verdict" and part.seeds is None and not study.counts_costs,
     )
+    _check_overrides(grid, overrides or {})
+    return grid
+
+
+def _check_overrides(grid: Grid, overrides: Mapping[str, Any]) -> None:
+    """What cells share may be changed; what the study varies from cell to cell may not."""
+    setters = {"every seed": ("seed", "adapter.seed"), "the choice of values": ("data.evaluate_on",)} | {
+        f"method {method}": (*grid.study.methods[method], *grid.first_tried[method]) for method in grid.methods
+    }
+    setters |= {f"condition {name}": tuple(condition.set) for name, condition in grid.conditions.items()}
+    for key, (setter, own) in product(overrides, setters.items()):
+        for taken in own:
+            if f"{taken}.".startswith(f"{key}.") or key.startswith(f"{taken}."):
+                raise ConfigError(
+                    f"--{key}: study {grid.name} sets {taken} itself, for {setter}, and a flag is for what all cells "
+                    "share; leave it out"
+                )
 
 
 def setting(grid: Grid) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .labels import condition_labels
 from .plan import time_in_words
 from .plots import study_plots
 from .protocol import load_protocol, usual_protocol
-from .registration import digest, read_power
+from .registration import digest, known_before, read_power
 from .results import CellResult, StudyResult
 from .study import load_study
 from .tables import chosen_table, claims_table, cost_table, metric_table, pilot_table, power_table, training_seconds
@@ -84,9 +84,8 @@ def finding(verdict: Verdict) -> Finding:
 def size_in_words(result: StudyResult) -> str:
     """Scale, size, how many runs are finished and what they took."""
     grid = result.grid
-    asked = len(grid.places()) * len(grid.seeds)
     done = len(result.results)
-    runs = f"{done} runs" if done == asked else f"only {done} of {asked} runs are finished"
+    runs = f"{done} runs" if result.is_finished else f"only {done} of {result.asked} runs are finished"
     seeds = f"{len(grid.seeds)} seed{'s' if len(grid.seeds) > 1 else ''}"
     chosen = f", {len(result.tuning)} more to choose values on the validation split" if result.tuning else ""
     return (
@@ -100,7 +99,9 @@ def _registered(result: StudyResult) -> str:
     if found is None:
         return ""
     fewest = "" if read_power(result.folder) or not result.grid.is_powered else _FEWEST
-    return f" Claims, values and seeds were registered before these runs (SHA-256 {found[:16]}…).{fewest}"
+    known = known_before(result.folder)
+    but = f", but {known} of them, which other studies share," if known else ""
+    return f" Claims, values and seeds were registered before these runs{but} (SHA-256 {found[:16]}…).{fewest}"
 
 
 def study_command(grid: Grid) -> str:

@@ -19,7 +19,12 @@ from .grid import Grid
 from .labels import COSTS, capital, condition_labels, number_text, number_title
 from .results import StudyResult
 
-_OUTCOME = {"holds": (COLOURS[2], "o"), "contradicted": (COLOURS[6], "s"), "undecided": (INK, "D")}
+_OUTCOME = {
+    "holds": (COLOURS[2], "o"),
+    "contradicted": (COLOURS[6], "s"),
+    "undecided": (INK, "D"),
+    "unfinished": (INK, "x"),
+}
 _SPREAD = 0.56
 _MOST_LINES = 12
 

@@ -20,27 +20,34 @@ from .power import EFFECT, POWER, ClaimPower
 from .results import StudyResult
 
 REGISTRATION = "registration.yaml"
+_KNOWN = "runs known before"
 _RULE = (
     f"seeds: the fewest that find a difference of {EFFECT:g} with probability {POWER:g} at the first level of Holm's "
     f"procedure, and whose 95% interval is expected to reach {POINT:g} on either side"
 )
-_FEWEST = "seeds: the fewest of a verdict; the runs that chose values are of none of the claims' contrasts"
+_FEWEST = "seeds: the fewest of a verdict; no claim is of differences that the runs which chose values can show"
 
 
-def register(result: StudyResult, needs: Sequence[ClaimPower]) -> None:
+def register(result: StudyResult, needs: Sequence[ClaimPower], known: int) -> None:
     """Writes the file, or compares it with the one that is there, which stays as it is (the rule's words aside).
 
     Args:
         result: with the choices made and the grid's seeds decided.
         needs: of the power analysis; empty where the number of seeds was given.
+        known: how many of the runs that decide were there already, since other studies share them; what a file says
+            that is there stays.
 
     Raises:
         ConfigError: another one is there, so that verdict runs may have been seen.
     """
     content, path = _content(result, needs), _path(result)
     if not path.exists():
+        content[_KNOWN] = known
         write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
-    elif yaml.safe_load(path.read_text(encoding="utf-8")) | {"rule": content["rule"]} != content:
+        return
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before.pop(_KNOWN, None)
+    if before | {"rule": content["rule"]} != content:
         raise ConfigError(
             f"{path} registers other claims, values or seeds than this study arrives at; verdict runs may have been "
             "seen since: give another --output"
@@ -57,6 +64,12 @@ def digest(folder: Path) -> str | None:
     """SHA-256 of the registration in hexadecimal; None before it is registered."""
     path = folder / REGISTRATION
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def known_before(folder: Path) -> int:
+    """How many of the runs that decide were there when the study was registered; 0 before it is."""
+    path = folder / REGISTRATION
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get(_KNOWN, 0) if path.exists() else 0
 
 
 def read_power(folder: Path) -> list[ClaimPower]:

@@ -46,9 +46,23 @@ class StudyResult:
     stopped: str = ""
 
     @property
+    def asked(self) -> int:
+        """How many runs decide."""
+        return len(self.grid.places()) * len(self.grid.seeds)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of them are there."""
+        return len(self.results) == self.asked
+
+    @property
     def verdicts(self) -> list[Verdict]:
-        """One a claim, corrected for the number of claims."""
-        return judge_all([(claim, self.values(claim.metric)) for claim in self.grid.study.claims])
+        """One a claim, corrected for the number of claims; none is decided before all runs are there."""
+        metrics = [claim.metric or self.grid.study.metric for claim in self.grid.study.claims]
+        asked = [
+            (claim, self.values(metric), metric) for claim, metric in zip(self.grid.study.claims, metrics, strict=True)
+        ]
+        return judge_all(asked, None if self.is_finished else len(self.grid.seeds))
 
     def values(self, metric: str | None = None) -> Values:
         """The metric (default: the study's) of every reported cell that has it."""

@@ -95,7 +95,7 @@ def _choose(result: StudyResult, runner: _Cells, say: Callable[[str], object]) -
     needs = claims_power(grid.study.claims, result.pilot()) if grid.is_powered else []
     if needs:
         result.grid = runner.grid = replace(grid, seeds=range(planned_seeds(needs)))
-    register(result, needs)
+    register(result, needs, len(runner.finished(result.grid.verdict_cells(result.chosen))))
 
 
 def _verdicts(result: StudyResult, runner: _Cells) -> None:
@@ -223,6 +223,8 @@ def _claim_folder(grid: Grid, folder: Path, resume: bool) -> None:
                 f"--output {folder} holds a study already; give --resume to continue it, or another folder"
             )
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict) or not isinstance(before.get("setting"), dict):
+            raise ConfigError(f"--resume: {path} cannot be read; give another folder")
         changed = changed_keys(before["setting"], grid)
         if changed or before | {"setting": None} != manifest | {"setting": None}:
             keys = f" ({', '.join(changed)})" if changed else ""

@@ -95,7 +95,8 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
     caption = (
         "A contrast is computed seed by seed (its cells share partition, samples and noise stream); a claim holds "
         "where its mean lies above the threshold (0, or that of a ratio) with p < 0.05. p: paired t-test, two-sided, "
-        "corrected by Holm's procedure for all claims of this table; intervals are of each claim alone."
+        "corrected by Holm's procedure for all claims of this table, once every seed is run; intervals are of each "
+        "claim alone."
     )
     if any(term.startswith("range ") for v in verdicts for term in v.claim.contrast):
         caption += (

@@ -114,6 +114,22 @@ def test_a_number_of_seeds_that_is_none_is_refused(seeds):
         with_seeds(load_grid("privacy", "laptop", "smoke"), seeds)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "setter"),
+    [
+        ("federation.strategy", "ffa", "method lora"),
+        ("optimizer.lr", 0.5, "method lora"),
+        ("privacy.target_epsilon", 2, "condition no-dp"),
+        ("adapter.seed", 7, "every seed"),
+        ("data.evaluate_on", "validation", "the choice of values"),
+    ],
+)
+def test_a_flag_that_cells_would_not_keep_is_refused(key, value, setter):
+    with pytest.raises(ConfigError, match=f"--{key}: study privacy sets {key} itself, for {setter}"):
+        load_grid("privacy", "laptop", "verdict", {key: value})
+    assert load_grid("privacy", "laptop", "verdict", {"federation.rounds": 2}).base["federation"]["rounds"] == 2
+
+
 def test_no_verdict_is_of_seeds_that_chose_values():
     grid = load_grid("privacy", "laptop", "verdict")
     with pytest.raises(ConfigError, match=r"--first-seed 998: .* 1000, 1001, 1002 choose values"):

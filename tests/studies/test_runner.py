@@ -110,6 +110,14 @@ def test_a_folder_of_another_study_is_refused(trainer, tmp_path):
     assert trainer.runs == before
 
 
+@pytest.mark.parametrize("content", ["", "a, b", "study: small"])
+def test_a_folder_whose_study_cannot_be_read_is_refused_before_anything_is_run(content, trainer, tmp_path):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ConfigError, match=f"{MANIFEST} cannot be read; give another folder"):
+        run_study(small_grid(), tmp_path, resume=True, progress=False)
+    assert not trainer.runs
+
+
 def test_a_wrong_cell_is_noticed_before_anything_is_run_or_written(trainer, tmp_path):
     wrong = small_grid(conditions={"a": {}, "b": {"set": {"federation.local_steps": -1}}, "c": {}})
     with pytest.raises(ConfigError, match="local_steps"):
@@ -208,6 +216,11 @@ def test_studies_that_ask_for_one_run_share_it(trainer, tmp_path):
     for name in ("one", "other"):
         run_study(small_grid(), tmp_path / name, progress=False, cells=tmp_path / "cells")
     assert len(trainer.runs) == RUNS and set(trainer.runs.values()) == {1}
+    one, other = (read_study(tmp_path / name) for name in ("one", "other"))
+    assert "registered before these runs (SHA" in size_in_words(one)
+    assert f"before these runs, but {REPORTED} of them, which other studies share, (SHA" in size_in_words(other)
+    run_study(small_grid(), tmp_path / "one", resume=True, progress=False, cells=tmp_path / "cells")
+    assert "registered before these runs (SHA" in size_in_words(read_study(tmp_path / "one"))
 
 
 def test_what_a_study_takes_is_said_once_a_run_of_each_method_was_timed(trainer, tmp_path):
@@ -231,9 +244,11 @@ def test_a_budget_ends_between_seeds_and_loses_nothing(trainer, tmp_path, monkey
     monkeypatch.setattr(trainer, "_run", run)
     result = run_study(small_grid(), tmp_path / "study", progress=False, budget=Budget(18 * 10 + 90))
     assert len(result.results) == 6 and {r.cell.seed for r in result.results} == {0} and "--budget" in result.stopped
+    assert not result.is_finished and read_study(tmp_path / "study").verdicts == result.verdicts
     assert len(rows(tmp_path / "study" / RESULTS)) == 6 and result.verdicts[0].seeds == 1
     whole = run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
     assert len(trainer.runs) == RUNS and not whole.stopped and len(whole.results) == REPORTED
+    assert whole.is_finished
 
 
 def test_a_study_goes_on_from_its_tables_where_run_folders_are_gone(trainer, tmp_path):
