@@ -66,6 +66,11 @@ class LowRank(Mergeable):
         else:
             segments, sink = current.segments_of(x, self.name, self.folded), self.sink(current, "lora_A", "lora_B")
             merged = None if w is None or current.merged is None else current.merged.get(self.name)
+            if "lora_A" in self.places and len(current.state) > 1:
+                raise ValueError(
+                    f"{self.name}: a pass over {len(current.state)} clients takes one a for all of them, and a is "
+                    "trained here; give a state of one row, a pass for each client"
+                )
             a = self.from_state(current, "lora_A", self.lora_A)[0]
             b = self.from_state(current, "lora_B", self.lora_B)
         w = w if merged is None else merged

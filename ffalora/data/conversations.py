@@ -154,12 +154,19 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Any) -> tuple[li
 
 
 def encode_question(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    """Token numbers of a conversation up to where the assistant is to speak."""
-    ids, _ = encode_conversation(messages, tokenizer)
+    """Token numbers of a conversation up to where the assistant is to speak.
+
+    Where the template rewrites earlier answers (takes reasoning out of them, say) all of it is written anew, as it was
+    before the one answer of a conversation that such a template can be trained on.
+    """
+    text, before = _written(messages, tokenizer, True), ""
+    ids: list[int] = []
     answered = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    before = _written(messages[: answered[-1] + 1], tokenizer, False) if answered else ""
-    text = _written(messages, tokenizer, True)[len(before) :]
-    return ids + tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    if answered:
+        said = _written(messages[: answered[-1] + 1], tokenizer, False)
+        if text.startswith(said):
+            (ids, _), before = encode_conversation(messages, tokenizer), said
+    return ids + tokenizer(text[len(before) :], add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
 
 def _end_of(answer: list[int], tokenizer: Any) -> int:

@@ -15,6 +15,8 @@ from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+#: A last word that is a number, with a sign of money before it or punctuation, quotes and percent behind it.
+_LAST = re.compile(rf"[^\w\s-]*{_NUMBER.pattern}[^\w\s]*")
 
 
 @torch.inference_mode()
@@ -113,9 +115,18 @@ def final_number(text: str) -> Fraction | None:
     return Fraction((found[0] if marker else found[-1]).replace(",", ""))
 
 
+def ends_in_number(reference: str) -> bool:
+    """Whether a reference asks for a number: one follows its last ``####``, or is its last word. One elsewhere
+    (type 2 diabetes) is no answer.
+    """
+    _, marker, tail = reference.rpartition("####")
+    words = tail.split() or [""]
+    return final_number(reference) is not None if marker else bool(_LAST.fullmatch(words[-1]))
+
+
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of ``answers`` that are right: they end in the number of their reference or, where it has none, consist of
-    its words (letters and digits in lower case).
+    """Share of ``answers`` that are right: they end in the number that their reference ends in (:func:`ends_in_number`)
+    or, where it does not, consist of its words (letters and digits in lower case).
     """
     if len(answers) != len(references) or not answers:
         raise ValueError(f"exact match of {len(answers)} answers with {len(references)} references: give equally many")
@@ -123,10 +134,9 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def _is_right(answer: str, reference: str) -> bool:
-    number = final_number(reference)
-    if number is None:
+    if not ends_in_number(reference):
         return _words(answer) == _words(reference)
-    return final_number(answer) == number
+    return final_number(answer) == final_number(reference)
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config import ConfigError, DataConfig
 from ..data.errors import DataError
 from ..data.examples import Examples
-from ..data.generation import exact_match, final_number, generate_answers, rouge_l
+from ..data.generation import ends_in_number, exact_match, generate_answers, rouge_l
 from ..data.load import LoadedData
 from ..data.spelling import one_spelling
 from ..data.tasks import Gathered, Task, causal_losses
@@ -101,7 +101,7 @@ class Answered:
         return 2 * len(set(self.references)) <= len(self.references)
 
     def _metrics_of(self, answers: Sequence[str]) -> dict[str, float]:
-        numbers = any(final_number(reference) is not None for reference in self.references)
+        numbers = any(map(ends_in_number, self.references))
         exact = {"exact_match": exact_match(answers, self.references)} if numbers or self._are_few else {}
         return {"rouge_l": rouge_l(answers, self.references)} | exact
 

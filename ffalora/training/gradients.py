@@ -33,11 +33,14 @@ class Clipping(NamedTuple):
         max_grad_norm: float64 ``[C, groups]``; infinite ones clip nothing.
         group_columns: int32 ``[groups+1]``, where each group of columns starts that is clipped by itself.
         mode: 'flat', or 'automatic' (AUTO-S: Bu et al. 2023).
+        by_tensor: the groups are the trained tensors one by one, whose squared norms a pass keeps, so that none is
+            computed again.
     """
 
     max_grad_norm: Tensor
     group_columns: Tensor
     mode: str
+    by_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,19 @@ class SegmentGradients:
     drew: bool = False
 
     def clip_into_(
-        self, total: Tensor, max_grad_norm: Tensor | float, group_columns: Tensor | None = None, mode: str = "flat"
+        self,
+        total: Tensor,
+        max_grad_norm: Tensor | float,
+        group_columns: Tensor | None = None,
+        mode: str = "flat",
+        by_tensor: bool = False,
     ) -> Tensor:
         """Clips every segment's gradient and adds it to its client's sum.
 
         Args:
             total: float64 ``[C,P]``, changed in place.
-            max_grad_norm, group_columns, mode: as in :class:`Clipping`; by default one C for all, and one group. Those
-                that lie on a device are taken as they are: a look at them would wait for it.
+            max_grad_norm, group_columns, mode, by_tensor: as in :class:`Clipping`; by default one C for all, and one
+                group. Those that lie on a device are taken as they are: a look at them would wait for it.
 
         Returns:
             The norms before clipping, float64 ``[S]``; computed on private data.
@@ -80,10 +88,9 @@ class SegmentGradients:
             max_grad_norm = torch.full(shape, max_grad_norm, dtype=torch.float64, device=total.device)
         if group_columns is None:
             group_columns = torch.tensor([0, total.shape[1]], dtype=torch.int32, device=total.device)
-        groups = max_grad_norm.shape[1]
-        squares = self.squares.sum(1, keepdim=True) if groups == 1 else self.squares
-        if groups not in (1, self.squares.shape[1]):
-            squares = None  # neither the whole row nor every tensor apart: from the gradients themselves
+        squares = self.squares if by_tensor else None
+        if max_grad_norm.shape[1] == 1:
+            squares = self.squares.sum(1, keepdim=True)
         _, norms = clip_reduce_(
             total, self.gradients, self.client, max_grad_norm, group_columns, squares=squares, mode=mode
         )
@@ -141,6 +148,7 @@ def segment_gradients(
     state = adapters.state()[None] if state is None else state
     rows = np.zeros(len(targets), dtype=np.int64) if rows is None else rows
     samples, device = len(rows), state.device
+    _check_rows(rows, len(state))
     seen = probe or Probe(adapters, packed=packed)
     if not seen.has_looked:
         check_formats(adapters)
@@ -261,6 +269,12 @@ def _check_clipping(max_grad_norm: Tensor | float, group_columns: Tensor | None,
                 f"group_columns={starts.tolist()} must rise from 0 to the {width} columns of the state: columns that "
                 "are left out would not be clipped"
             )
+
+
+def _check_rows(rows: np.ndarray, clients: int) -> None:
+    """Kernels follow these numbers, and so would leave the state."""
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or (len(rows) and not 0 <= rows.min() <= rows.max() < clients):
+        raise ValueError(f"rows={rows!r}: give whole numbers, one a sample, from 0 to {clients - 1}: rows of the state")
 
 
 def _training_pass(

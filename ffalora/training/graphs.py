@@ -220,7 +220,8 @@ class _SharedPass:
         self.live = torch.zeros(room, device=device)
         self.nobody = torch.zeros(room, dtype=torch.int64, device=device)  # keys of masks that no pass may take
         common, self.total = owner.common(state)
-        self.clipping = Clipping(clipping.max_grad_norm.clone(), clipping.group_columns.clone(), clipping.mode)
+        norms, groups = clipping.max_grad_norm.clone(), clipping.group_columns.clone()
+        self.clipping = clipping._replace(max_grad_norm=norms, group_columns=groups)
         self.current = TrainingPass(
             state=common,
             arena=gradients,

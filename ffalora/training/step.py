@@ -62,6 +62,7 @@ class LogicalStep:
         self.lr *= to_device(largest[:, 0], device)
         self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)
         starts, self.shares = clipping_groups(setup)
+        self.by_tensor = starts == [place.start for place in layout.places]
         self.group_columns = to_device(torch.tensor([*starts, layout.width], dtype=torch.int32), device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
@@ -158,7 +159,7 @@ class LogicalStep:
         if is_private and groups > 1:
             limits = torch.stack([per_layer_thresholds(norm, self.shares) for norm in norms]).to(setup.device)
         mode = "automatic" if is_private and setup.privacy.clipping == "automatic" else "flat"
-        self.clipping = Clipping(limits, self.group_columns, mode)
+        self.clipping = Clipping(limits, self.group_columns, mode, self.by_tensor)
 
     @torch.no_grad()
     def _merged_weights(self) -> dict[str, Tensor]:

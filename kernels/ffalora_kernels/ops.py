@@ -173,6 +173,7 @@ def clip_reduce_(
         raise ValueError(f"mode must be one of {CLIPPING_MODES}, got {mode!r}")
     s, p = matrix("arena", arena)
     c, g = matrix("max_grad_norm", max_grad_norm)
+    expect("arena", arena, (s, p), torch.float32)
     expect("total", total, (c, p), torch.float64)
     expect("client", client, (s,), torch.int32)
     expect("group_columns", group_columns, (g + 1,), torch.int32)
@@ -247,6 +248,7 @@ def privatize_step_(
     if mu and anchor is None:
         raise ValueError(f"mu={mu} needs anchor, the point that the proximal term pulls towards")
     c, p = matrix("state", state)
+    expect("state", state, (c, p), torch.float32)
     check_flat("state", state)
     expect("total", total, (c, p), torch.float64)
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("anchor", anchor)):

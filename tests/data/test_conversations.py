@@ -91,6 +91,21 @@ def test_a_question_is_tokenised_as_it_was_learned(tokenizer) -> None:
     assert tokenizer.decode(encode_question([SYSTEM, TURNS[0]], tokenizer)).endswith("<user>2+2?<end>\n<assistant>")
 
 
+def test_a_later_question_is_whole_where_the_template_rewrites_earlier_answers(tokenizer) -> None:
+    """As templates of reasoning models do: what an assistant thought is left out of what was said before."""
+    forgets = with_template(
+        tokenizer,
+        "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' and not loop.last %}"
+        "{{ m['content'].split('|')[-1] }}{% else %}{{ m['content'] }}{% endif %}<end>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}",
+    )
+    turns = [TURNS[0], {"role": "assistant", "content": "hm, two and two|four"}, TURNS[2]]
+    asked = tokenizer.decode(encode_question(turns, forgets))
+    assert asked == "<user>2+2?<end>\n<assistant>four<end>\n<user>and 3?<end>\n<assistant>"
+    ids, own = encode_conversation(turns[:2], forgets)
+    assert encode_question(turns[:1], forgets) == ids[: own.index(1)]
+
+
 def test_plain_texts_are_learned_whole_and_cut_at_the_end(tmp_path, tokenizer) -> None:
     path = written(tmp_path / "texts.jsonl", [{"text": "abcdef"}, {"text": "xy"}])
     data = load_data(path, task="causal-lm", fractions=(1, 0, 0))

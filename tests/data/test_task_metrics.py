@@ -189,3 +189,20 @@ def test_rouge_l_is_the_share_of_words_in_the_same_order(answer, reference, expe
     assert rouge_l([answer, "x"], [reference, "y"]) == pytest.approx(expected / 2)
     with pytest.raises(ValueError, match="give equally many"):
         rouge_l([answer], [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("covid-19 negative", "covid-19 positive", 0),
+        ("Type 2 benign", "Type 2 malignant", 0),
+        ("Type 2, malignant.", "Type 2 malignant", 1),
+        ("I saw 3 dogs", "There are 3 reasons to call the doctor now", 0),
+        ("it is 7", "3 + 4 = 7.", 1),
+        ("it is $12", "The price is $12", 1),
+        ("that is 50 percent", "50%", 1),
+        ("about 8", "so\n#### 8 apples", 1),
+    ],
+)
+def test_a_number_inside_a_reference_is_no_answer(answer, reference, right):
+    assert exact_match([answer], [reference]) == right
