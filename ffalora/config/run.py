@@ -65,9 +65,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _methods_can_be_folders(self) -> Config:
-        for name in self.methods:
+        for name, changes in self.methods.items():
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise ValueError(f"methods: {name!r} names a folder; use letters, digits, '-', '_', '+' and '.' only")
+            if name.startswith("seed-"):
+                raise ValueError(f"methods: {name!r} is named as folders of seeds are; give another name")
+            if "seeds" in changes:
+                raise ValueError(f"methods.{name}.seeds: all methods are repeated alike; set seeds for all of them")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -109,7 +110,8 @@ def peak_bytes(device: torch.device) -> int:
         import resource
     except ImportError:  # Windows has no such count
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _steps_of(experiment: Experiment, count: int) -> Callable[[], None]:

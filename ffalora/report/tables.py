@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from ..files.numbers import rounded_up
 from ..runs.intervals import SHARES, share_interval
 from .runs import Run, by_label
 
@@ -156,7 +156,7 @@ def epsilon_text(value: float | None) -> str:
     """ε rounded up, or that there is none."""
     if value is None:
         return "not private"
-    return "∞" if math.isinf(value) else str(Decimal(repr(value)).quantize(Decimal("0.01"), ROUND_CEILING))
+    return "∞" if math.isinf(value) else f"{rounded_up(value, decimals=2):.2f}"
 
 
 def _traffic_text(runs: Sequence[Run], key: str) -> str:

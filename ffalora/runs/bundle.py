@@ -174,7 +174,7 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     bundle = load_bundle(folder, overrides)
     config, split, asked = bundle.config, bundle.config.data.evaluate_on, overrides or {}
     held_out = {"test": config.data.test_fraction, "validation": config.data.validation_fraction}[split]
-    if config.data.name == bundle.trained_on and held_out < 1:
+    if _is_same_data(config.data.name, bundle.trained_on) and held_out < 1:
         data = load_run_data(config, class_names=bundle.label_names)
         evaluation_split(config, data)
         if "data.splits" not in asked:
@@ -201,6 +201,12 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
         raise DataError(f"by={by!r}: {rows} has no such column; its columns are {', '.join(scored.column_names)}")
     groups = [] if by is None else column_values(scored, by)[:count]
     return Scores(metrics, count, rows, metrics_of_groups(gathered, task, groups))
+
+
+def _is_same_data(name: str, other: str) -> bool:
+    """Whether two names are of one data set: equal ones, or two ways to write the place of one file or folder."""
+    places = [Path(each).expanduser() for each in (name, other)]
+    return name == other or (all(place.exists() for place in places) and places[0].samefile(places[1]))
 
 
 def _check_held_out(bundle: Bundle, split: str, rows: int) -> None:

@@ -123,6 +123,21 @@ def test_evaluate_takes_a_file_once(feedback, capsys, tmp_path):
 
 
 @pytest.mark.long
+def test_a_run_s_own_file_is_known_however_its_place_is_written(feedback, small, tmp_path, capsys):
+    run("init", "feedback.csv")
+    tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]
+    assert run("train", "feedback.yaml", "--no-progress", *tiny) == 0
+    said = set()
+    for place in ("feedback.csv", "./feedback.csv", str(tmp_path / "feedback.csv")):
+        capsys.readouterr()
+        assert run("evaluate", "runs/feedback", place, "--json") == 0
+        said.add(json.loads(capsys.readouterr().out)["accuracy"])
+        assert run("evaluate", "runs/feedback", place) == 0
+        assert "the test split of" in capsys.readouterr().out
+    assert len(said) == 1
+
+
+@pytest.mark.long
 def test_a_run_is_exported_with_its_card(feedback, small, tmp_path, capsys):
     run("init", "feedback.csv", "--client", "Hospital")
     tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]

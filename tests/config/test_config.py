@@ -69,6 +69,17 @@ def test_every_method_differs_from_the_base_in_its_own_keys_alone():
     assert all(not run.methods for run in runs.values())
 
 
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        ({"b": {"seeds": 3}}, "methods.b.seeds: all methods are repeated alike"),
+        ({"seed-free": {}}, "'seed-free' is named as folders of seeds are"),
+    ],
+)
+def test_repeats_are_those_of_all_methods_and_their_folders_no_method_s(methods, said):
+    assert said in message({"methods": methods})
+
+
 def test_a_flag_changes_one_method_beside_what_the_file_says_of_it():
     base = {"methods": {"a": {"optimizer.lr": 8, "seed": 1}, "b": {"seed": 2}}}
     runs = from_mapping(merge(base, {"methods.a.optimizer.lr": 4})).runs()

@@ -343,6 +343,7 @@ def test_sizes_and_intervals_are_written_as_people_write_them():
         "12 B", "1.18 kB", "590 kB", "1000 kB", "1.77 MB", "2.5 GB",
     ]  # fmt: skip
     assert epsilon_text(None) == "not private" and epsilon_text(5.991) == "6.00"
+    assert epsilon_text(4.1e27).startswith("41000000000") and epsilon_text(4.38) == "4.38"
     assert epsilon_text(5.99) == "5.99" and epsilon_text(1.1) == "1.10"
     assert interval([0.5]) == (0.5, None)
 
