@@ -108,14 +108,15 @@ def test_draws_are_those_of_their_seed(runs) -> None:
     assert first == again != other
 
 
-def test_answers_of_conversations_are_compared_with_the_last_one(runs) -> None:
-    bundle = load_bundle(runs["conversations"])
-    scores = evaluate(runs["conversations"])
-    data = load_run_data(bundle.config)
-    asked = data.test["messages"][:4]
-    answers = generate(runs["conversations"], [messages[:-1] for messages in asked], max_new_tokens=2)
-    assert scores["rouge_l"] == rouge_l(answers, [messages[-1]["content"] for messages in asked])
-    assert scores["exact_match"] == exact_match(answers, [messages[-1]["content"] for messages in asked])
+def test_answers_of_conversations_are_compared_with_the_last_one(runs, tmp_path) -> None:
+    path, wanted = tmp_path / "choices.jsonl", ["word1", "word2", "word1", "word1"]
+    asked = [[{"role": "user", "content": f"word{i} word{i + 1}"}] for i in range(4)]
+    rows = [[*turns, {"role": "assistant", "content": said}] for turns, said in zip(asked, wanted, strict=True)]
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in rows))
+    scores = evaluate(runs["conversations"], {"data.name": str(path)})
+    answers = generate(runs["conversations"], asked, max_new_tokens=2)
+    assert scores["rouge_l"] == rouge_l(answers, wanted)
+    assert scores["exact_match"] == exact_match(answers, wanted)
 
 
 def test_numbers_are_compared_only_where_answers_end_in_them(runs, tmp_path) -> None:
