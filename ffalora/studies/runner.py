@@ -95,7 +95,8 @@ def _choose(result: StudyResult, runner: _Cells, say: Callable[[str], object]) -
     needs = claims_power(grid.study.claims, result.pilot()) if grid.is_powered else []
     if needs:
         result.grid = runner.grid = replace(grid, seeds=range(planned_seeds(needs)))
-    register(result, needs, len(runner.finished(result.grid.verdict_cells(result.chosen))))
+    asked = result.grid.verdict_cells(result.chosen)
+    register(result, needs, len(asked) - len(runner.missing(asked)))
 
 
 def _verdicts(result: StudyResult, runner: _Cells) -> None:
