@@ -26,10 +26,6 @@ LEVEL, GOOD, FAILED = 0.05, 0.02, 0.1
 POINT = 0.01
 #: Seeds from which on distances from a median can be compared: two are always equally far from it.
 _FEWEST_DEVIATIONS = 4
-#: Metrics that are counted and do not vary: seeds that agree show it. Others have a resolution, and agree by chance.
-_COUNTED = frozenset(
-    {"bytes_up_per_client_round", "bytes_up", "bytes_down", "trained_numbers", "flops_per_sample", "step_bytes"}
-)
 _KINDS = ("", "mean", "range", "good", "failed", "deviation")
 #: (method, condition, seed) -> the metric of the cell.
 Values = Mapping[tuple[str, str, int], float]
@@ -122,12 +118,13 @@ class Verdict:
         return self.claim.is_difference and max(abs(self.low), abs(self.high)) < POINT
 
 
-def judge_all(asked: Sequence[tuple[Claim, Values, str]], planned: int | None = None) -> list[Verdict]:
+def judge_all(asked: Sequence[tuple[Claim, Values, bool]], planned: int | None = None) -> list[Verdict]:
     """The verdicts of claims that are tested together: each p is Holm's, so that the chance that any claim is decided
     where nothing is to be found is at most ``LEVEL``.
 
     Args:
-        asked: claims, values of a metric, and its name.
+        asked: claims, values of a metric, and whether that is counted: then seeds that agree show it, where those of
+            a metric that is measured agree by chance.
         planned: how many seeds there are to be where some are still to be run: none is decided then.
     """
     verdicts = [judge(*each) for each in asked]
@@ -144,7 +141,7 @@ def judge_all(asked: Sequence[tuple[Claim, Values, str]], planned: int | None = 
     return verdicts
 
 
-def judge(claim: Claim, values: Values, metric: str = "accuracy") -> Verdict:
+def judge(claim: Claim, values: Values, is_counted: bool = False) -> Verdict:
     """The verdict of the seeds for which every term of the claim was measured, as of one claim alone."""
     per_seed = list(contrast_by_seed(claim, values).values())
     if not per_seed:
@@ -155,7 +152,7 @@ def judge(claim: Claim, values: Values, metric: str = "accuracy") -> Verdict:
         low = high = p = math.nan
         outcome: Outcome = "undecided"
     else:
-        low, high, p = mean - half, mean + half, _p_value(per_seed, threshold, metric in _COUNTED)
+        low, high, p = mean - half, mean + half, _p_value(per_seed, threshold, is_counted)
         outcome = "holds" if low > threshold else "contradicted" if high < threshold else "undecided"
     if claim.ratio:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)

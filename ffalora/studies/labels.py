@@ -24,6 +24,8 @@ COSTS = {
     "step_bytes": "memory of a step",
     "epsilon": "largest ε",
 }
+#: Of these the ones that are counted, and so the same for every seed.
+COUNTED = frozenset(name for name in COSTS if "seconds" not in name and name != "epsilon")
 
 
 def condition_label(name: str, condition: Condition) -> str:

@@ -14,6 +14,7 @@ from ..data.tasks import LOWER_IS_BETTER
 from ..files.numbers import rows_to_csv
 from .claims import Values, Verdict, judge_all
 from .grid import Cell, Chosen, Grid, Place
+from .labels import COUNTED
 from .protocol import Tried
 
 MANIFEST, TUNING, RESULTS, CELLS = "study.yaml", "tuning.csv", "results.csv", "cells"
@@ -60,7 +61,8 @@ class StudyResult:
         """One a claim, corrected for the number of claims; none is decided before all runs are there."""
         metrics = [claim.metric or self.grid.study.metric for claim in self.grid.study.claims]
         asked = [
-            (claim, self.values(metric), metric) for claim, metric in zip(self.grid.study.claims, metrics, strict=True)
+            (claim, self.values(metric), metric in COUNTED)
+            for claim, metric in zip(self.grid.study.claims, metrics, strict=True)
         ]
         return judge_all(asked, None if self.is_finished else len(self.grid.seeds))
 

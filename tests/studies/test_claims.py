@@ -85,15 +85,15 @@ def test_seeds_that_agree_exactly_are_judged_by_what_is_measured():
     even = judge(claim(PAIR), table(a_x=[0.5, 0.5, 0.5], b_x=[0.5, 0.5, 0.5]))
     assert (even.outcome, even.p, even.low, even.high) == ("undecided", 1.0, 0.0, 0.0)
     more = claim(PAIR, ratio=True, above=1.9), table(a_x=[98304.0] * 3, b_x=[49152.0] * 3)
-    (above,) = judge_all([(*more, "bytes_up")])
+    (above,) = judge_all([(*more, True)])
     assert (above.outcome, above.p) == ("holds", 0.0) and above.low == pytest.approx(2) == above.high
     assert "p < 0.0001" in above.to_text()
-    (chance,) = judge_all([(*more, "accuracy")])
+    (chance,) = judge_all([(*more, False)])
     assert (chance.outcome, chance.p) == ("undecided", 0.25), "three equal accuracies decide nothing"
 
 
 def test_nothing_is_decided_before_the_last_planned_seed():
-    asked = [(claim(PAIR), table(a_x=[0.9, 0.91, 0.92], b_x=[0.1, 0.1, 0.1]), "accuracy")]
+    asked = [(claim(PAIR), table(a_x=[0.9, 0.91, 0.92], b_x=[0.1, 0.1, 0.1]), False)]
     (early,), (whole,) = judge_all(asked, planned=5), judge_all(asked)
     assert early.outcome == "unfinished" and math.isnan(early.p) and whole.outcome == "holds"
     assert (early.mean, early.low, early.seeds) == (whole.mean, whole.low, 3)
@@ -155,7 +155,7 @@ def test_claims_that_are_tested_together_are_corrected_by_holms_procedure():
     rng = np.random.default_rng(2)
     asked = [(claim(PAIR), table(a_x=(0.7 + 0.01 * rng.standard_normal(6) + d).tolist(), b_x=[0.7] * 6)) for d in
              (0.0, 0.004, 0.012, 0.03)]  # fmt: skip
-    alone, together = [judge(*each) for each in asked], judge_all([(*each, "accuracy") for each in asked])
+    alone, together = [judge(*each) for each in asked], judge_all([(*each, False) for each in asked])
     order = np.argsort([v.p for v in alone])
     wanted = np.maximum.accumulate([min(1, (4 - i) * alone[k].p) for i, k in enumerate(order)])
     np.testing.assert_allclose([together[k].p for k in order], wanted)
@@ -170,7 +170,7 @@ def test_a_study_in_which_nothing_is_to_be_found_seldom_decides_any_claim():
     found = 0
     for _ in range(1000):
         asked = [(claim(PAIR), table(a_x=rng.standard_normal(5).tolist(), b_x=[0.0] * 5)) for _ in range(6)]
-        found += any(v.outcome != "undecided" for v in judge_all([(*each, "accuracy") for each in asked]))
+        found += any(v.outcome != "undecided" for v in judge_all([(*each, False) for each in asked]))
     assert 20 < found < 50 + 4 * math.sqrt(50 * 0.95)
 
 
