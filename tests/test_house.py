@@ -165,6 +165,11 @@ def test_files_and_functions_stay_of_a_size_that_can_be_read_at_once():
     assert (files, functions) == ([], [])
 
 
+def test_no_two_test_files_have_one_name():
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))  # pytest knows a file of tests by its name alone
+
+
 def test_the_operations_know_nothing_of_the_layer_above_and_cpp_nothing_of_torch():
     own = (ROOT / "kernels").rglob("*.py")
     assert [(f.name, n) for f in own for n in imports(f) if n == "ffalora" or n.startswith("ffalora.")] == []
