@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from datasets import IterableDataset
 from trl import SFTConfig, SFTTrainer
 
 from ..adapters import Adapters
@@ -58,11 +59,11 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         """As SFTTrainer's; but it leaves plain texts alone to be cut. An answer that does not fit is refused, where TRL
-        cuts it, or drops its row.
+        cuts it, or drops its row. Rows to evaluate on that are read one by one are TRL's own affair.
         """
         rest = (packing, formatting_func, dataset_name)
-        plain = not _ANSWERS.intersection(dataset.column_names)
-        if args.max_length is None or plain:
+        is_read_once = isinstance(dataset, IterableDataset)  # of evaluation alone: rows to train on are counted
+        if is_read_once or args.max_length is None or not _ANSWERS.intersection(dataset.column_names):
             return super()._prepare_dataset(dataset, processing_class, args, *rest)
         whole = copy.copy(args)
         whole.max_length = None

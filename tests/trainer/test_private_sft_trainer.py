@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from language_cases import LORA, language_model, load_tokenizer, text
 
 import ffalora
@@ -159,6 +159,13 @@ def with_texts():
 def test_an_answer_that_does_not_fit_is_refused_where_trl_would_drop_it(tmp_path, tokenizer, dataset):
     with pytest.raises(ValueError, match=r"max_length=4 would cut answers in \d+ of 20 rows of the train dataset"):
         trainer(tmp_path, tokenizer, dataset(), max_length=4)
+
+
+def test_rows_to_evaluate_on_may_be_read_one_by_one(tmp_path, tokenizer):
+    streamed, limit = IterableDataset.from_generator(lambda: iter(pairs(6))), {"max_length": 64}
+    found = trainer(tmp_path, tokenizer, eval_dataset=streamed, **limit).evaluate()["eval_loss"]
+    held = trainer(tmp_path, tokenizer, eval_dataset=pairs(6), **limit).evaluate()["eval_loss"]
+    assert found == pytest.approx(held, rel=1e-5)
 
 
 def test_plain_texts_are_cut_at_their_end(tmp_path, tokenizer):
