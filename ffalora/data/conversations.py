@@ -6,6 +6,7 @@ is what it answers to.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +34,21 @@ def form_of(data: Dataset, columns: Sequence[str]) -> Form:
     return "conversations" if any(isinstance(value, list) for value in values) else "texts"
 
 
-def check_conversations(check: RowCheck, parameter: str, column: str) -> None:
-    """Every value is a list of messages of known roles; where the last is no answer with something in it, the cell
-    counts as empty.
+def check_language(check: RowCheck, parameter: str, columns: Sequence[str]) -> None:
+    """Every value is what a language model learns of such columns (:func:`form_of`): a text, or a list of messages of
+    known roles. Where the last of these is no answer with something in it, the cell counts as empty.
     """
-    if not check.has(parameter, column):
-        return
+    form = form_of(check.data, columns)
+    for column in columns:
+        if form == "conversations":
+            _check_messages(check, parameter, column)
+        else:
+            check.text(parameter, column)
+    if form == "texts":
+        _check_no_messages(check, parameter, columns[0])
+
+
+def _check_messages(check: RowCheck, parameter: str, column: str) -> None:
     found: dict[str, list[int]] = {}
     for row, messages in check.present(parameter, column):
         if problem := _problem_of(messages):
@@ -49,6 +59,34 @@ def check_conversations(check: RowCheck, parameter: str, column: str) -> None:
         check.refuse(parameter, column, rows, f"must hold conversations: {problem} in")
 
 
+def _check_no_messages(check: RowCheck, parameter: str, column: str) -> None:
+    """A problem where half of the texts or more are conversations, which would be learned letter by letter: a table
+    holds them as text, or a JSON file of whose column one value is something else.
+    """
+    if column not in check.data.column_names:
+        return
+    texts = {row: value for row, value in enumerate(column_values(check.data, column)) if isinstance(value, str)}
+    problems = {row: _problem_of_text(text) for row, text in texts.items() if text.strip()}
+    others = {row: problem for row, problem in problems.items() if problem}
+    if not problems or 2 * len(others) > len(problems):
+        return
+    if others:
+        said = f"holds conversations, but not everywhere: {next(iter(others.values()))}; mend or remove"
+        check.refuse(parameter, column, list(others), said)
+    else:
+        said = "holds conversations written as text; store them as lists of messages, in JSON lines or Parquet: so in"
+        check.refuse(parameter, column, list(problems), said)
+
+
+def _problem_of_text(text: str) -> str | None:
+    """What keeps a text from being messages in JSON, in words; None where nothing does."""
+    try:
+        return problem_of_messages(json.loads(text)) if text.lstrip().startswith("[") else _NO_MESSAGES
+    except (ValueError, RecursionError):
+        return _NO_MESSAGES
+
+
+_NO_MESSAGES = "there is a text that is no list of messages"
 _EMPTY = "the last message is no answer of an assistant, or an empty one"
 
 

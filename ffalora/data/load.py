@@ -12,7 +12,7 @@ import numpy as np
 
 from . import assets, embedded, files, validate
 from .columns import guess_inputs, numbers_as_text
-from .conversations import Form, check_conversations, form_of
+from .conversations import Form, check_language, form_of
 from .errors import DataError
 from .labels import (
     check_classes,
@@ -227,14 +227,12 @@ def _checked_rows(
     """The rows that can be used, of every role, whose ``places`` follow; ``DataError`` holds all problems of all."""
     checks = {role: validate.RowCheck(data, places[role]) for role, data in roles.items()}
     for role, check in checks.items():
-        talks = loaded.task == "causal-lm" and form_of(roles[role], loaded.input_columns) == "conversations"
-        for column in loaded.input_columns:
-            if loaded.task == "image-classification":
-                check.has("input_columns", column)
-            elif talks:
-                check_conversations(check, "input_columns", column)
-            else:
-                check.text("input_columns", column)
+        if loaded.task == "causal-lm":
+            check_language(check, "input_columns", loaded.input_columns)
+        else:
+            of_input = check.has if loaded.task == "image-classification" else check.text
+            for column in loaded.input_columns:
+                of_input("input_columns", column)
         if loaded.task == "regression":
             check_numbers(check, str(loaded.label_column))
         elif loaded.label_column is not None:

@@ -136,6 +136,31 @@ def test_a_conversation_that_cannot_be_learned_is_refused_by_its_row(tmp_path, m
         conversations(tmp_path, [TURNS, messages, TURNS])
 
 
+@pytest.mark.parametrize(
+    "odd,message",
+    [
+        ("hello", r"input_columns='messages' holds .* no list of messages; mend or remove line 2 of chat.jsonl"),
+        ({"role": "user", "content": "x"}, r"no list of messages; mend or remove line 2 of chat.jsonl"),
+        ([{"role": "user", "content": ["x"]}, TURNS[1]], r"message must be text, but is list; mend or remove line 2"),
+    ],
+)
+def test_conversations_beside_something_else_are_not_learned_as_text(tmp_path, odd, message) -> None:
+    """One odd value makes texts of a whole JSON column."""
+    with pytest.raises(DataError, match=message):
+        conversations(tmp_path, [TURNS, odd, TURNS[:2]])
+
+
+def test_conversations_that_a_table_holds_as_text_are_refused(tmp_path) -> None:
+    import pandas
+
+    path = tmp_path / "chat.csv"
+    pandas.DataFrame({"text": [json.dumps(TURNS), json.dumps(TURNS[:2])]}).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"conversations written as text; .*JSON lines or Parquet: so in lines 2, 3"):
+        load_data(str(path), task="causal-lm", fractions=(1, 0, 0))
+    texts = written(tmp_path / "texts.jsonl", [{"text": "[1] a list"}, {"text": "x"}, {"text": json.dumps(TURNS)}])
+    assert load_data(texts, task="causal-lm", fractions=(1, 0, 0)).form == "texts"  # one text among others is a text
+
+
 def test_conversations_without_an_answer_are_left_out_where_that_is_asked_for(tmp_path) -> None:
     data = conversations(tmp_path, [TURNS, TURNS[:1], TURNS[:2]], drop_empty=True)
     assert len(data.train) == 2
@@ -170,5 +195,5 @@ def test_a_template_that_cannot_be_used_is_refused_in_words(tmp_path, tokenizer,
 def test_a_tokenizer_without_an_end_is_refused(tmp_path, tokenizer) -> None:
     other = with_template(tokenizer, TEMPLATE)
     other.eos_token = None
-    with pytest.raises(DataError, match=r"no end-of-sequence token; set tokenizer\.eos_token"):
+    with pytest.raises(DataError, match=r"no end-of-sequence token, .* with eos_token set"):
         prepare(conversations(tmp_path, [TURNS, TURNS]), "train", other)
