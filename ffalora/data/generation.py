@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from .conversations import Form, Message, check_template, encode_question
-from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of
+from .conversations import Form, Message, check_template, encode_question, problem_of_messages
+from .errors import DataError
+from .tokenize import DEFAULT_TEMPLATE, encode_prompts, pad_token_of, without_front
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -26,33 +30,35 @@ def generate_answers(
     prompts: Sequence[str | Sequence[Message]],
     *,
     template: str = DEFAULT_TEMPLATE,
+    max_length: int | None = None,
+    positions: int | None = None,
     max_new_tokens: int = 128,
     batch_size: int = 8,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
     """Continuations of ``prompts``, each cut where the tokenizer or the model's own settings end a sequence or a turn:
-    the likeliest ones, or, at a temperature above 0, draws that ``seed`` decides.
+    the likeliest ones, or, at a temperature above 0, draws that ``seed`` decides. What else a checkpoint's settings
+    would do to the probabilities (penalties of repetition, shortlists of tokens) is left out.
 
     Texts are put into the template, conversations into the tokenizer's chat template, both tokenised as in training;
     then sorted by length and padded on the left. Keys and values of earlier tokens are kept, not computed again.
+
+    Args:
+        max_length: tokens that a text may have, with its template; a longer one loses its front, as in training.
+        positions: tokens that the model can read, a prompt and its answer together. Texts are cut so that an answer has
+            room, in half of them at most; beside a conversation, which is never cut, it is as long as there is room.
+
+    Raises:
+        DataError: a conversation leaves no room for an answer in ``positions``.
     """
-    rows = [
-        encode_prompts([prompt], tokenizer, template)[0]
-        if isinstance(prompt, str)
-        else encode_question(prompt, tokenizer)
-        for prompt in prompts
-    ]
+    rows = _encoded(prompts, tokenizer, template, max_length, positions, max_new_tokens)
     pad, device = pad_token_of(tokenizer), next(model.parameters()).device
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     answers = [""] * len(rows)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    with torch.random.fork_rng():
+    rooms = [max_new_tokens if positions is None else min(max_new_tokens, positions - len(row)) for row in rows]
+    with torch.random.fork_rng(), _plain_settings(model, tokenizer, pad, temperature):
         torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in _batches(rows, rooms, batch_size):
             width = len(rows[chosen[-1]])
             ids = torch.full((len(chosen), width), pad)
             mask = torch.zeros_like(ids)
@@ -62,17 +68,73 @@ def generate_answers(
             made = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=sorted(ends),
-                use_cache=True,
+                max_new_tokens=rooms[chosen[0]],
                 synced_gpus=False,
-                **choice,
             )
             texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
             for row, text in zip(chosen, texts, strict=True):
                 answers[row] = text
     return answers
+
+
+def _batches(rows: Sequence[Sequence[int]], rooms: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Rows of one room for an answer and of near lengths, so that none answers otherwise for those beside it."""
+    order = sorted(range(len(rows)), key=lambda row: (-rooms[row], len(rows[row])))
+    for _, group in groupby(order, key=rooms.__getitem__):
+        alike = list(group)
+        for start in range(0, len(alike), batch_size):
+            yield alike[start : start + batch_size]
+
+
+def _encoded(
+    prompts: Sequence[str | Sequence[Message]],
+    tokenizer: Any,
+    template: str,
+    max_length: int | None,
+    positions: int | None,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Token numbers of every prompt, of lengths that leave room for an answer."""
+    room = positions and positions - min(max_new_tokens, positions // 2)
+    limits = [limit for limit in (max_length, room) if limit is not None]
+    rows, cut = [], 0
+    for place, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            (whole,) = encode_prompts([prompt], tokenizer, template)
+            rows.append(without_front(whole, min(limits, default=len(whole)), tokenizer))
+            cut += len(rows[-1]) < len(whole)
+            continue
+        rows.append(encode_question(prompt, tokenizer))
+        if positions is not None and len(rows[-1]) >= positions:
+            raise DataError(
+                f"prompt {place}: a conversation of {len(rows[-1])} tokens leaves no room for an answer in the "
+                f"{positions} positions of the model; shorten it"
+            )
+    if cut:
+        warnings.warn(f"{cut} of {len(rows)} prompts have more than {min(limits)} tokens and lose their front, as in "
+                      "training", stacklevel=3)  # fmt: skip
+    return rows
+
+
+@contextmanager
+def _plain_settings(model: Any, tokenizer: Any, pad_token: int, temperature: float) -> Iterator[None]:
+    """The model generates from its own probabilities alone; the tokens that end a sequence stay those of its settings.
+
+    Its settings are taken away meanwhile: what a call leaves open is filled in from them.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ends = own.eos_token_id if own is not None else None
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    model.generation_config = GenerationConfig(
+        pad_token_id=pad_token, eos_token_id=sorted(ends), use_cache=True, **(drawn if temperature else {})
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def put(
@@ -86,11 +148,17 @@ def put(
         system: what the system says first, in conversations that do not begin so themselves.
 
     Raises:
-        DataError: conversations, and the tokenizer has no chat template that tells roles apart.
+        DataError: a conversation is none, or there are some and the tokenizer has no chat template that tells roles
+            apart.
     """
     asked: list[str | Sequence[Message]] = list(prompts)
-    if form == "conversations":
+    conversations = {place: prompt for place, prompt in enumerate(prompts) if not isinstance(prompt, str)}
+    for place, prompt in conversations.items():
+        if problem := problem_of_messages(prompt) or (None if prompt else "it has no message"):
+            raise DataError(f"prompt {place}: {problem}")
+    if conversations or form == "conversations":
         check_template(tokenizer)
+    if form == "conversations":
         before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         turns: list[Sequence[Message]] = [
             [{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts

@@ -101,7 +101,10 @@ def _language(
 ) -> CausalDataset:
     """Prompts and answers, conversations or plain texts, whichever the columns hold."""
     if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+        raise DataError(
+            "the tokenizer has no end-of-sequence token, which every sample ends in; choose another model, or save its "
+            "tokenizer with eos_token set and the model in a folder, and give that"
+        )
     form = form_of(rows, columns)
     if form == "prompts":
         return tokenize_causal(rows, columns, tokenizer, max_length, places)
@@ -143,8 +146,7 @@ def tokenize_causal(
                 f"column {answer_column!r}, {places([row])}: the answer alone has {len(answer)} tokens, which leaves "
                 f"no room for a prompt in max_length={max_length}; raise max_length or shorten the answer"
             )
-        opening = 1 if len(prompt) > room > 1 and prompt[0] == tokenizer.bos_token_id else 0
-        prompt = [*prompt[:opening], *prompt[opening - room :]]
+        prompt = without_front(prompt, room, tokenizer)
         sequences.append([*prompt, *answer])
         starts.append(len(prompt))
     return CausalDataset(Ragged(sequences), np.asarray(starts, dtype=np.int64), pad_token_of(tokenizer))
@@ -157,6 +159,12 @@ def encode_prompts(prompts: Iterable[str], tokenizer: Any, template: str = DEFAU
     texts = [template.replace("{prompt}", text) for text in prompts]
     encoded = tokenizer(texts, return_attention_mask=False)["input_ids"]
     return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
+
+
+def without_front(prompt: list[int], room: int, tokenizer: Any) -> list[int]:
+    """The last ``room`` token numbers of a prompt, of which one that begins every sequence stays the first."""
+    opening = 1 if len(prompt) > room > 1 and prompt[0] == tokenizer.bos_token_id else 0
+    return [*prompt[:opening], *prompt[opening - room :]]
 
 
 def images(
@@ -205,4 +213,7 @@ def pad_token_of(tokenizer: Any) -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise DataError("the tokenizer has neither a padding nor an end-of-sequence token; set tokenizer.pad_token")
+    raise DataError(
+        "the tokenizer has neither a padding nor an end-of-sequence token; choose another model, or save its tokenizer "
+        "with pad_token set and the model in a folder, and give that"
+    )

@@ -21,8 +21,9 @@ from ..privacy.accounting import PrivacyLedger
 from ..privacy.client_level import ClientLevel
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
+from ..runs.answers import Answered, answer_split
 from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
-from ..runs.evaluation import Answered, answer_split, gather_examples
+from ..runs.evaluation import gather_examples
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.drawn import count_drawn
 from ..training.engine import Engine

@@ -1,4 +1,4 @@
-"""The pretrained model of a run: loading it, its number format, its pooling, and batches without padding."""
+"""The pretrained model of a run: loading it, number format, length and pooling, and batches without padding."""
 
 from .idle_mask import needs_no_mask, without_masks
 from .load import (
@@ -11,6 +11,7 @@ from .load import (
     load_model,
 )
 from .pooled import KeptMeans, MeanPooledClassifier, mean_of_real
+from .positions import max_positions
 
 __all__ = [
     "KeptMeans",
@@ -22,6 +23,7 @@ __all__ = [
     "compile_model",
     "has_fast_bfloat16",
     "load_model",
+    "max_positions",
     "mean_of_real",
     "needs_no_mask",
     "without_masks",

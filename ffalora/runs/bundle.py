@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from ..adapters import Adapters, CheckpointError, load_adapters
 from ..adapters.peft import head_tensors
 from ..config import Config, ConfigError, from_mapping, merge
-from ..data.conversations import Form, Message
+from ..data.conversations import Form
 from ..data.embedded import EMBEDDED
 from ..data.errors import DataError
 from ..data.examples import Ragged, TokenizedDataset
-from ..data.generation import generate_answers, put
 from ..data.load import LoadedData
 from ..data.tasks import find_task
 from ..data.tokenize import pad_token_of
 from ..data.validate import column_values
 from ..files.atomic import write_atomically
-from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model
+from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model, max_positions
+from .answers import Prompt, answer, answer_split
 from .data import evaluation_split, load_run_data, prepare_split
-from .evaluation import answer_split, gather_examples, metrics_of_groups, predict_examples
+from .evaluation import gather_examples, metrics_of_groups, predict_examples
 from .folder import CHECKPOINT
 from .intervals import SHARES, share_interval
 
@@ -249,7 +249,9 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
             f"this adapter was trained on pairs ({' and '.join(trained_columns(bundle))}); give tuples of two texts "
             "(--pairs on the command line)"
         )
-    encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=bundle.config.data.max_length)
+    limits = (bundle.config.data.max_length, max_positions(bundle.loaded.model))
+    longest = min((limit for limit in limits if limit is not None), default=None)
+    encoded = bundle.loaded.tokenizer(*columns, truncation=True, max_length=longest)
     types = encoded.get("token_type_ids")
     examples = TokenizedDataset(
         Ragged(encoded["input_ids"]),
@@ -267,11 +269,11 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
     ]
 
 
-def answers_of(bundle: Bundle, prompts: Sequence[str | Sequence[Message]]) -> list[str]:
+def answers_of(bundle: Bundle, prompts: Sequence[Prompt]) -> list[str]:
     """The likeliest answers of a language model, asked as it was trained, of as many tokens as its run evaluated."""
-    tokenizer, longest = bundle.loaded.tokenizer, bundle.config.data.answer_tokens or _ANSWER_TOKENS
-    asked, template = put(prompts, bundle.form or "prompts", tokenizer)
-    return generate_answers(bundle.loaded.model, tokenizer, asked, template=template, max_new_tokens=longest)
+    data = bundle.config.data
+    tokens = data.answer_tokens or _ANSWER_TOKENS
+    return answer(bundle.loaded, prompts, bundle.form or "prompts", max_length=data.max_length, max_new_tokens=tokens)
 
 
 def trained_columns(bundle: Bundle) -> tuple[str, ...]:

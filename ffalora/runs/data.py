@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ..data.load import LoadedData, load_data
 from ..data.tokenize import prepare
 from ..data.users import Owners
 from ..data.validate import column_values
-from ..models import LoadedModel
+from ..models import LoadedModel, max_positions
 
 #: What the data room calls its parameters, and what these are called in a configuration.
 _KEYS = {
@@ -98,11 +97,9 @@ def prepare_split(config: Config, data: LoadedData, split: str, loaded: LoadedMo
 
 def _check_context(config: Config, examples: Examples, split: str, loaded: LoadedModel) -> None:
     """``DataError`` where rows have more tokens than the model has positions."""
-    made_for: Any = getattr(loaded.model, "config", None)
-    text = made_for.get_text_config() if hasattr(made_for, "get_text_config") else made_for
-    context = getattr(text, "max_position_embeddings", None)
+    context = max_positions(loaded.model)
     longest = int(examples.lengths.max(initial=0))
-    if isinstance(context, int) and 0 < context < longest:
+    if context is not None and context < longest:
         raise DataError(
             f"data.max_length={config.data.max_length}: {int((examples.lengths > context).sum())} rows of the {split} "
             f"split have more tokens than the {context} positions of model.name={config.model.name!r}, the longest "

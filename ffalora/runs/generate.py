@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from ..config import ConfigError
 from ..data.conversations import Form, Message, problem_of_messages
 from ..data.errors import DataError
 from ..data.files import lines_of
-from ..data.generation import generate_answers, put, without_answer
+from ..data.generation import without_answer
+from .answers import Prompt, answer
 from .bundle import load_bundle
-
-Prompt = str | Sequence[Message]
 
 
 def generate(
@@ -81,20 +81,17 @@ def load_speaker(
     if merge:
         bundle.adapters.merge()
 
-    def answer(prompts: Sequence[Prompt]) -> list[str]:
-        asked, template = put(prompts, form, bundle.loaded.tokenizer, system)
-        return generate_answers(
-            bundle.loaded.model,
-            bundle.loaded.tokenizer,
-            asked,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            template=template,
-            temperature=temperature,
-            seed=seed,
-        )
-
-    return answer
+    return partial(
+        answer,
+        bundle.loaded,
+        form=form,
+        max_length=bundle.config.data.max_length,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+    )
 
 
 def chat(folder: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any) -> Callable[[str], str]:
@@ -109,12 +106,12 @@ def chat(folder: str | Path, overrides: Mapping[str, Any] | None = None, **optio
         ConfigError: as for :func:`load_speaker`. DataError: the tokenizer has no chat template that tells roles apart.
     """
     system = options.pop("system", None)
-    answer = load_speaker(folder, overrides, **{**options, "form": "conversations"})
+    speaker = load_speaker(folder, overrides, **{**options, "form": "conversations"})
     said: list[Message] = [] if system is None else [{"role": "system", "content": system}]
 
     def reply(text: str) -> str:
         said.append({"role": "user", "content": text})
-        said.append({"role": "assistant", "content": answer([list(said)])[0]})
+        said.append({"role": "assistant", "content": speaker([list(said)])[0]})
         return str(said[-1]["content"])
 
     return reply

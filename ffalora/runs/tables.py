@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.columns import guess_inputs
+from ..data.conversations import problem_of_messages
 from ..data.delimited import TextFormat, read_delimited
 from ..data.errors import DataError
 from ..data.files import SUFFIXES, Part, read_file
 from ..data.generation import without_answer
+from ..data.places import Places
 from ..data.validate import column_values, is_missing
 from ..files.atomic import write_atomically
 from ..files.numbers import to_json
@@ -69,7 +71,7 @@ def predict_file(
     data, part = read_file(file, asked.get("data.encoding"), asked.get("data.delimiter"))
     config = bundle.config.data
     if config.task == "causal-lm":
-        answered = _answered(bundle, data, file)
+        answered = _answered(bundle, data, part)
         table = _with_answers(_cells(data, part, output), list(answered), list(answered.values()), file)
         _write(table, output, part.form)
         return Predictions(output, len(answered), len(data) - len(answered), {})
@@ -92,8 +94,9 @@ def predict_file(
     return Predictions(output, len(rows), len(data) - len(rows), dict(counts.most_common()))
 
 
-def _answered(bundle: Bundle, data: Dataset, file: Path) -> dict[int, dict[str, str]]:
+def _answered(bundle: Bundle, data: Dataset, part: Part) -> dict[int, dict[str, str]]:
     """A language model's answer to every row with a prompt, or a conversation, whose own last answer is left off."""
+    file, places = part.file, Places((part,))
     names = (*trained_columns(bundle)[:1], *_PROMPTS)
     column = next((name for name in names if name in data.column_names), None)
     if column is None:
@@ -103,7 +106,11 @@ def _answered(bundle: Bundle, data: Dataset, file: Path) -> dict[int, dict[str, 
         )
     cells: dict[int, Any] = {}
     for row, cell in enumerate(column_values(data, column)):
-        asked = without_answer(cell) if isinstance(cell, list) else cell
+        asked = cell
+        if isinstance(cell, list):
+            if problem := problem_of_messages(cell):
+                raise DataError(f"{file}: column {column!r}, {places([row])}: {problem}")
+            asked = without_answer(cell)
         if not (is_missing(asked) or asked == []):
             cells[row] = asked if isinstance(asked, list) else str(asked)
     if not cells:

@@ -140,7 +140,7 @@ def test_generated_answers_of_a_language_model_are_scored_in_its_run_and_again_f
         return [answered[question] if i % 2 else "none" for i, question in enumerate(questions)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ffalora.runs.evaluation.generate_answers", answer)
+        patch.setattr("ffalora.runs.answers.generate_answers", answer)
         assert evaluate(tmp_path / "run")["exact_match"] == 0.5
         assert evaluate_views(experiment, experiment.strategy.begin())["exact_match"] == 0.5
     assert asked == list(experiment.data.test["question"])[:6] * 2

@@ -6,7 +6,7 @@ from small_runs import save_texts
 from ffalora.config import ConfigError
 from ffalora.data import DataError
 from ffalora.federated.simulate import simulate
-from ffalora.runs.bundle import evaluate, predict
+from ffalora.runs.bundle import evaluate, load_bundle, predict
 from ffalora.runs.generate import generate
 
 
@@ -141,3 +141,10 @@ def test_texts_and_pairs_are_answered(run):
     for texts in (["word1", "word2 word3"], [("word1", "word2")]):
         answers = predict(run[0], texts)
         assert len(answers) == len(texts) and all(answer["label"] in ("bad", "good") for answer in answers)
+
+
+def test_a_text_longer_than_the_model_has_positions_is_cut_whatever_length_the_run_allows(run):
+    long = "word1 " * 2000
+    allowed = load_bundle(run[0]).loaded.model.config.max_position_embeddings
+    (found,), (cut,) = (predict(run[0], [long], {"data.max_length": length}) for length in (4000, allowed))
+    assert found == cut

@@ -12,15 +12,18 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ffalora.cli import main
 from ffalora.config import ConfigError, load_config
+from ffalora.data.conversations import encode_question
 from ffalora.data.errors import DataError
 from ffalora.data.generation import exact_match, generate_answers, put, rouge_l
 from ffalora.data.tasks import find_task
+from ffalora.data.tokenize import encode_prompts, without_front
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
 from ffalora.report import read_runs, write_report
+from ffalora.runs.answers import Answered
 from ffalora.runs.bundle import evaluate, load_bundle, predict
 from ffalora.runs.data import load_run_data, prepare_split
-from ffalora.runs.evaluation import Answered, gather_examples
+from ffalora.runs.evaluation import gather_examples
 from ffalora.runs.folder import ANSWERS
 from ffalora.runs.generate import generate, read_prompts
 from ffalora.runs.tables import predict_file
@@ -163,6 +166,24 @@ def test_perplexity_of_each_site_is_that_of_its_rows_alone(runs, tmp_path, capsy
         ("prompts", {"temperature": -1.0}, ConfigError, "temperature=-1.0 must be 0 or more"),
         ("prompts", {"system": "be brief"}, ConfigError, "system is given, but this run's prompts are prompts"),
         ("conversations", {"prompts": [[{"role": "user", "content": "x"}] * 0]}, ConfigError, "a prompt is empty"),
+        (
+            "conversations",
+            {"prompts": ["a", [{"role": "robot", "content": "x"}]]},
+            DataError,
+            "prompt 1: the role",
+        ),
+        (
+            "prompts",
+            {"prompts": [[{"role": "user", "text": "x"}]]},
+            DataError,
+            "prompt 0: the content of",
+        ),
+        (
+            "conversations",
+            {"prompts": [[{"role": "user", "content": "word1 " * 70}]]},
+            DataError,
+            "prompt 0: a conversation of 7\\d tokens leaves no room for an answer in the 64 positions",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_refused_by_name(runs, form, options, error, message) -> None:
@@ -237,6 +258,55 @@ def test_conversations_longer_than_the_model_has_positions_are_refused(language_
         build(small(**asked, data__max_length=200))
     with pytest.raises(DataError, match=r"more than data\.max_length=64 tokens.*lines? \d+.* of long.jsonl"):
         build(small(**asked, data__max_length=64))
+
+
+def test_a_prompt_is_cut_at_generation_as_it_was_in_training(runs) -> None:
+    """Prompts longer than the samples of training lose their front, an answer's room is kept free of them, and
+    beside a long conversation an answer is as long as there is room for.
+    """
+    bundle, long = load_bundle(runs["prompts"]), " ".join(WORDS[i % len(WORDS)] for i in range(90))
+    model, tokenizer = bundle.loaded.model, bundle.loaded.tokenizer
+    (whole,) = encode_prompts([long], tokenizer)
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, named: seen.append(named["input_ids"]), with_kwargs=True)
+    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 20 tokens and lose their front"):
+        generate_answers(model, tokenizer, [long, "word1"], max_length=20, max_new_tokens=1)
+    assert seen[0][1].tolist() == without_front(whole, 20, tokenizer) == whole[-20:]
+    seen.clear()
+    with pytest.warns(UserWarning, match="more than 60 tokens"):
+        generate_answers(model, tokenizer, [long], positions=64, max_new_tokens=4)
+    assert seen[0][0].tolist() == whole[-60:]
+    talk = [{"role": "user", "content": "word1 " * 59}]
+    asked = encode_question(talk, tokenizer)
+    assert 60 < len(asked) < 64
+    made = []
+    model.register_forward_hook(lambda *_: made.append(1))
+    generate_answers(model, tokenizer, [talk], positions=64, max_new_tokens=10)
+    assert len(made) <= 64 - len(asked)
+    with pytest.warns(UserWarning, match="lose their front"):
+        assert generate(runs["prompts"], [long], max_new_tokens=3) == generate_answers(
+            model, tokenizer, [long], max_length=bundle.config.data.max_length, positions=64, max_new_tokens=3
+        )
+    seen.clear()
+    with pytest.warns(UserWarning, match="more than 32 tokens"):
+        generate_answers(model, tokenizer, [long], positions=64, max_new_tokens=128)
+    assert seen[0][0].tolist() == whole[-32:]
+
+
+def test_what_a_checkpoint_would_do_to_probabilities_is_left_out_but_its_ends_are_kept(runs) -> None:
+    bundle = load_bundle(runs["texts"])
+    model, tokenizer = bundle.loaded.model, bundle.loaded.tokenizer
+    asked = {"prompts": [f"{WORDS[i]} {WORDS[i + 1]}" for i in range(8)], "template": "{prompt}", "max_new_tokens": 8}
+    plain = generate_answers(model, tokenizer, **asked)
+    drawn = generate_answers(model, tokenizer, **asked, temperature=2.0)
+    own = model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.top_k, own.top_p, own.do_sample = 50.0, 1, 1, 0.01, True
+    assert generate_answers(model, tokenizer, **asked) == plain
+    assert generate_answers(model, tokenizer, **asked, temperature=2.0) == drawn
+    assert model.generation_config is own
+    first = tokenizer.convert_tokens_to_ids(plain[0].split()[0])
+    own.eos_token_id = [tokenizer.eos_token_id, first]
+    assert generate_answers(model, tokenizer, **asked)[0].split() == plain[0].split()[:1]
 
 
 def test_a_chat_answers_with_all_that_was_said_before_in_view(runs, capsys, monkeypatch) -> None:
@@ -319,6 +389,15 @@ def test_conversations_of_a_table_are_answered_without_their_own_last_answer(run
     predict_file(runs["conversations"], file, tmp_path / "answered.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "answered.jsonl").read_text().splitlines()]
     assert rows[0]["predicted"] == rows[1]["predicted"] == predict(runs["conversations"], [WORDS[3]])[0]["answer"]
+
+
+def test_what_is_no_conversation_in_a_table_is_named_by_its_line(runs, tmp_path) -> None:
+    good, bad = {"role": "user", "content": WORDS[3]}, {"role": "robot", "content": WORDS[3]}
+    file = tmp_path / "asked.jsonl"
+    file.write_text("\n".join(json.dumps({"messages": [message]}) for message in (good, bad)))
+    with pytest.raises(DataError, match=r"column 'messages', line 2 of asked.jsonl: the role 'robot' is none of"):
+        predict_file(runs["conversations"], file, tmp_path / "answered.jsonl")
+    assert not (tmp_path / "answered.jsonl").exists()
 
 
 def test_pairs_and_tables_without_prompts_are_refused_for_language_models(runs, tmp_path) -> None:
