@@ -37,6 +37,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
     "lora": ({"federation.strategy": "lora"}, 1.0),
     "lora+": ({"federation.strategy": "lora", "optimizer.a_lr_factor": 0.1}, 1.0),
     "lalora": ({"federation.strategy": "lalora"}, 1.0),
+    "prism": ({"federation.strategy": "prism"}, 1.0),
     "rolora": ({"federation.strategy": "rolora"}, 1.0),
     "views 4, word dropout .1": ({"data.views": 4, "data.augment": "word-dropout", "data.augment_rate": 0.1}, 1.0),
     "fedsvd": ({"federation.strategy": "fedsvd"}, 1.0),

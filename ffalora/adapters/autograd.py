@@ -38,6 +38,8 @@ class Sink(NamedTuple):
         writes: int32 ``[slots]``, how often compiled code wrote to each slot in this pass.
         accumulate: the layer is used several times in a forward pass: add to columns that were zeroed beforehand.
         written: the slots that the pass has written to so far; None where nobody can keep them (compiled code).
+        mixes: what the gradients of ``b`` (from the right) and of ``a`` (from the left) are multiplied with, float32
+            ``[R,R]`` each; None leaves them as they are.
     """
 
     arena: Tensor
@@ -48,6 +50,7 @@ class Sink(NamedTuple):
     writes: Tensor
     accumulate: bool = False
     written: set[int] | None = None
+    mixes: tuple[Tensor, Tensor] | None = None
 
     def at(self, slot: int) -> dict[str, Any]:
         """Where a write of an operation leaves squared norms, and whether it adds to what the arena holds: to zeros, or
@@ -152,6 +155,8 @@ class _AdaptedLinear(torch.autograd.Function):
 def _segment_gradients(ctx, dy, h, b, source, needs_dh):
     """Writes ``g`` (and the gradient of ``a``) per segment to the arena; returns ``dh``, or None if unneeded."""
     sink, segments = ctx.sink, ctx.segments
+    if sink.mixes is not None:
+        h = h @ sink.mixes[0].to(h.dtype)
     needs_dh = (needs_dh and not ctx.merged) or sink.column_a is not None
     dh = None
     if sink.column_b is None:
@@ -161,7 +166,8 @@ def _segment_gradients(ctx, dy, h, b, source, needs_dh):
     else:
         outer(dy, h, segments, ctx.scale, sink.arena, sink.column_b, **sink.at(sink.slot))
     if sink.column_a is not None:
-        outer(dh, source, segments, 1.0, sink.arena, sink.column_a, **sink.at(sink.slot + (sink.column_b is not None)))
+        dv = dh if sink.mixes is None else dh @ sink.mixes[1].to(dh.dtype)  # type: ignore[union-attr]
+        outer(dv, source, segments, 1.0, sink.arena, sink.column_a, **sink.at(sink.slot + (sink.column_b is not None)))
     return dh
 
 

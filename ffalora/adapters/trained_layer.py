@@ -89,8 +89,16 @@ class TrainedLayer:
     def sink(self, current: TrainingPass, first: str, second: str) -> Sink:
         """Where the gradients of two tensors go."""
         columns = self.places.get(first), self.places.get(second)
+        mixes = None if current.mixes is None else current.mixes.get(self.name)
         return Sink(
-            current.arena, current.squares, self.slot, *columns, current.writes, self.shared_use, current.written
+            current.arena,
+            current.squares,
+            self.slot,
+            *columns,
+            current.writes,
+            self.shared_use,
+            current.written,
+            mixes,
         )
 
 

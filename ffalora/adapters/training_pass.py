@@ -7,6 +7,7 @@ pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,8 @@ class TrainingPass:
         samples: how many samples the batch holds.
         longest: samples in the largest segment.
         merged: for each layer's name, ``w + scale · b a`` of the one client, where the pass uses merged weights.
+        mixes: for each layer's name two matrices, float32 ``[R,R]``, that its gradients of ``b`` (from the right) and
+            of ``a`` (from the left) are multiplied with on their way into the arena; None leaves them as they are.
         packed: segments of the tokens where the batch is one row of tokens without padding.
         masks: of the adapters' dropout, which is on in a pass; None draws them by position.
         used: names of the layers that the forward pass went through; those of compiled parts of a model are not known.
@@ -46,6 +49,7 @@ class TrainingPass:
     samples: int
     longest: int = 1
     merged: dict[str, Tensor] | None = None
+    mixes: Mapping[str, tuple[Tensor, Tensor]] | None = None
     packed: Segments | None = None
     masks: DropoutMasks | None = None
     used: set[str] = field(default_factory=set)

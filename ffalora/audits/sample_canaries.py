@@ -27,7 +27,6 @@ from ..training.participant import Participant
 from ..training.rates import given_rate
 from ..training.report import TrainingReport
 from ..training.sensitivity import secret_noise
-from ..training.step import clipping_groups
 from . import correlated
 from .canaries import (
     MOST_NUMBERS,
@@ -75,7 +74,7 @@ class SampleCanaries:
         self.planned = config.federation.rounds * config.federation.local_steps
         self.local_steps = config.federation.local_steps
         self.engine = _engine(experiment, data)
-        self.directions = Directions.draw(layout, *clipping_groups(self.engine), canaries, rng)
+        self.directions = Directions.draw(layout, *self.engine.clipping_groups(), canaries, rng)
         each = len(self.directions)
         self.included, self.cohort = self._participants(experiment, len(data.labels), each)
         server = experiment.strategy.begin()
@@ -278,7 +277,10 @@ def _engine(experiment: Experiment, data: Examples) -> Engine:
     cached = cache_frozen_layers(
         config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device
     )
-    engine = make_engine(config, experiment.loaded, experiment.adapters, cached.train, experiment.task.losses, device)
+    losses, whitened = experiment.task.losses, experiment.strategy.whitens
+    engine = make_engine(
+        config, experiment.loaded, experiment.adapters, cached.train, losses, device, whitened=whitened
+    )
     if not isinstance(engine.noise, SecureNoise):
         engine.noise, engine.draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
     return engine

@@ -60,6 +60,8 @@ def check_fit(strategy: type[Strategy], config: Config, clients: int) -> None:
                 "hostile_clients, or have more clients in a round"
             )
     _check_factors(strategy, config, clients)
+    if strategy.whitens:
+        _check_whitened(strategy, config)
     _check_server(strategy, federation)
     if federation.payload != "float32" and config.privacy.noise_at == "clients":
         raise ConfigError(
@@ -201,6 +203,22 @@ def _check_factors(strategy: type[Strategy], config: Config, clients: int) -> No
             f"adapter.init={config.adapter.init!r} takes factors from the base weight, which does not go with {said}; "
             "use kaiming, gaussian or orthonormal"
         )
+
+
+def _check_whitened(strategy: type[Strategy], config: Config) -> None:
+    """Refuses what is said of the factors, or of each number, where steps are those of the product of two factors."""
+    optimizer = config.optimizer
+    others = {
+        "optimizer.weight_decay": (optimizer.weight_decay, 0.0),
+        "optimizer.name": (optimizer.name, "sgd"),
+        "federation.prox_mu": (config.federation.prox_mu, 0.0),
+    }
+    for key, (value, needed) in others.items():
+        if value != needed:
+            raise ConfigError(
+                f"{key}={value!r} does not go with federation.strategy={strategy.name!r}, whose steps are those of the "
+                f"product of two factors; set it to {needed!r}, or take another method"
+            )
 
 
 def _check_top_k(strategy: type[Strategy], config: Config) -> None:

@@ -146,7 +146,8 @@ def build(
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     # Behind the layers' check: at a zero head all outputs are the same.
     head_start = start_head(config, loaded, data, labels, is_trained=bool(adapters.heads))
-    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device, partition.owners)
+    whitened = strategy_class.whitens
+    engine = make_engine(config, loaded, adapters, cached.train, task.losses, device, partition.owners, whitened)
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)
     if config.privacy.unit == "client":
@@ -240,6 +241,7 @@ def make_engine(
     losses: Callable,
     device: torch.device,
     owners: Owners | None = None,
+    whitened: bool = False,
 ) -> Engine:
     """The engine of a run, with seeded or secure noise and sampling."""
     secure = config.privacy.is_secure
@@ -261,6 +263,7 @@ def make_engine(
         packed=_packed(config, loaded, train, device),
         cuda_graphs=config.model.cuda_graphs,
         owners=owners,
+        whitened=whitened,
         views=make_views(config.data, loaded.tokenizer),
     )
 

@@ -24,6 +24,7 @@ _TITLES = {
     "fedsvd": "FedSVD",
     "fedsb": "Fed-SB",
     "lalora": "LA-LoRA",
+    "prism": "PRISM",
     "fedex": "FedEx-LoRA",
     "flora": "FLoRA",
     "flexlora": "FlexLoRA",

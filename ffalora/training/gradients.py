@@ -19,6 +19,7 @@ from ..models.frozen_head import head_left_out
 from ..models.packing import pack, packed_attention, packed_segments, padded_outputs
 from .admission import check_batch, check_formats, check_trained_tensors
 from .arena import UNWRITTEN, Arena
+from .coordinates import ProductCoordinates
 from .detectors import check_gradients, check_reads_state
 from .dropout import DropoutKeys, drops_out, keyed_dropout
 from .independence import check_losses
@@ -119,6 +120,7 @@ def segment_gradients(
     packed: bool = False,
     merged: dict[str, Tensor] | None = None,
     views: int = 1,
+    coordinates: ProductCoordinates | None = None,
 ) -> SegmentGradients:
     """Differentiates one physical batch, each segment apart.
 
@@ -137,6 +139,7 @@ def segment_gradients(
         packed: lay the samples end to end instead of padding them.
         merged: for each layer's name the base weight with the adapter added, where the pass serves one client.
         views: rows that each sample has, one sample after another; its loss is the mean of theirs.
+        coordinates: what the gradients are given in, of one client; None for the trained numbers themselves.
 
     Raises:
         ValueError: not one row and one loss a sample; samples of a segment that lie apart; a layer of float64; or a
@@ -162,6 +165,7 @@ def segment_gradients(
 
     def take_pass() -> tuple[TrainingPass, Tensor]:
         current = _training_pass(state, arena, rows, segment, merged, views)
+        current.mixes = None if coordinates is None else coordinates.mixes
         check_reads_state(current, state)
         if keys is not None:
             current.masks = keys.masks(device, inputs)
@@ -192,8 +196,10 @@ def segment_gradients(
             first, last = np.searchsorted(segment, [i, i + 1]).tolist()
             own = slice(views * first, views * last)
             one = {name: value[own] for name, value in inputs.items()}, targets[own]
-            alone = plain_gradient(model, adapters, losses, *one, state[rows[first]], keys and keys.only(own), views)
-            check_gradients(adapters, current.arena, {i: alone})
+            row = state[rows[first]]
+            alone, is_exact = plain_gradient(model, adapters, losses, *one, row, keys and keys.only(own), views)
+            alone = alone if coordinates is None else coordinates.turned(alone)
+            check_gradients(adapters, current.arena, {i: (alone, is_exact)})
     drew = current.masks is not None and current.masks.drew
     return SegmentGradients(current.arena, current.squares, current.client, found.detach(), drew)
 

@@ -70,6 +70,7 @@ class TrainingSetup:
         packed: lay samples end to end instead of padding them; for language models, and those that pool packed states
             by sample.
         views: what passes in a sample's place while training; its views' mean gradient is that of the sample.
+        whitened: both factors are trained, in coordinates of their product (see ``coordinates``), one client a pass.
         cuda_graphs: on a GPU, record the passes of steps and replay them (see ``graphs``), where that can be.
     """
 
@@ -86,6 +87,7 @@ class TrainingSetup:
     token_budget: int | None = None
     merge_weights: bool = False
     packed: bool = False
+    whitened: bool = False
     cuda_graphs: bool = True
     workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
@@ -110,7 +112,7 @@ class TrainingSetup:
         self.probe = Probe(self.adapters, is_private, self.packed, self.privacy.check_gradients)
         self.probe.padding.has_told = self.is_sharded  # a pass that one process makes alone would wait for the others
         self.graphs = None
-        if self.cuda_graphs and self.device.type == "cuda" and not self.is_sharded:
+        if self.cuda_graphs and self.device.type == "cuda" and not (self.is_sharded or self.whitened):
             record = CudaRecorder(self.device)
             longest = int(self.data.lengths.max(initial=0))
             self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, record, longest)
@@ -183,6 +185,17 @@ class TrainingSetup:
         rows, view = np.repeat(rows, self.views.count), np.tile(np.arange(self.views.count), len(rows))
         client, step = (np.array([getattr(p, name) for p in cohort])[rows] for name in ("client_id", "steps_taken"))
         return DropoutKeys.of(self.noise, client, step, np.repeat(samples, self.views.count), shared, view)
+
+    def clipping_groups(self) -> tuple[list[int], list[float]]:
+        """Where each group of columns starts that is clipped by itself, and its share of C²."""
+        places, heads, privacy = self.adapters.layout.places, self.adapters.heads, self.privacy
+        if privacy.at_clients and privacy.clipping == "per-layer":
+            return [place.start for place in places], [1.0] * len(places)
+        first = min((place.start for place in places if place.layer in heads), default=0)
+        share = privacy.head_share
+        if not privacy.at_clients or privacy.clipping == "adaptive" or share is None or first == 0:
+            return [0], [1.0]
+        return [0, first], [1.0 - share, share]
 
     def look_ahead(self, cohort: Sequence[Participant]) -> None:
         """Has the probe look at samples as a batch will hold them, and asks how long they are, so that a model that

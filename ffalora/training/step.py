@@ -15,6 +15,7 @@ from ffalora_kernels import privatize_step_
 from ..privacy.clipping import per_layer_thresholds
 from .admission import ledger_of
 from .batches import grouped_batches, packed_batches, physical_batches
+from .coordinates import ProductCoordinates, Whitening
 from .detectors import UpdateWatch
 from .drawn import drawn_users
 from .dropout import DropoutKeys
@@ -57,15 +58,20 @@ class LogicalStep:
         self.index = layout.parameter_index(device)
         self.client_id = to_device(torch.tensor([p.client_id for p in cohort], dtype=torch.int64), device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        units = column_units(setup.adapters, setup.optimizer, cohort, setup.privacy.at_clients)
+        units = column_units(setup.adapters, setup.optimizer, cohort, setup.privacy.at_clients, setup.whitened)
+        self.whitening = None
+        if setup.whitened:
+            norm = 1.0 if setup.optimizer.normalize or not setup.privacy.at_clients else setup.privacy.max_grad_norm
+            self.whitening = Whitening.of(setup.adapters, norm * float(self.lr[0]) * units[0])
         largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
         self.lr *= to_device(largest[:, 0], device)
         self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)
-        starts, self.shares = clipping_groups(setup)
+        starts, self.shares = setup.clipping_groups()
         self.by_tensor = starts == [place.start for place in layout.places]
         self.group_columns = to_device(torch.tensor([*starts, layout.width], dtype=torch.int32), device)
         self._take_clipping_norms()
         self.graphs: PassGraphs | None = None
+        self.coordinates: ProductCoordinates | None = None
         self._unfinished: Unfinished | None = None
 
     def run(self, report: TrainingReport, index: Tensor, lr_factor: float, number: int = 0) -> None:
@@ -132,6 +138,7 @@ class LogicalStep:
         self.graphs = setup.graphs if setup.graphs is not None and setup.may_record else None
         if self.graphs is not None:
             self.graphs.forget_moved(setup.standing)
+        self.coordinates = None if self.whitening is None else self.whitening.at(self.state[0])
         merged, shared = None, 0
         if setup.merge_weights and len(self.cohort) == 1 and not setup.adapters.config.dropout:
             merged = self._merged_weights()
@@ -213,6 +220,7 @@ class LogicalStep:
             packed=setup.packed,
             merged=merged,
             views=setup.views.count,
+            coordinates=self.coordinates,
         )
         norms = found.clip_into_(total, *self.clipping)
         if not setup.privacy.at_clients:
@@ -232,17 +240,18 @@ class LogicalStep:
         denominator = self._row(expected)
         if setup.privacy.at_clients and optimizer.normalize:
             denominator *= self.norms
-        before = None if self.units is None else self.state.clone()
+        moved = self.state if self.coordinates is None else torch.zeros_like(self.state)
+        before = None if self.units is None else moved.clone()
         steps = to_device(torch.tensor([p.steps_taken for p in self.cohort], dtype=torch.int64), setup.device)
         noise_std, key = self._add_noise(steps)
         setup.workers.add_up_(self.total)
         watch = None
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
-            watch = UpdateWatch(setup.adapters, optimizer, self.state, self.total, denominator, lr, fresh, self.mask)
+            watch = UpdateWatch(setup.adapters, optimizer, moved, self.total, denominator, lr, fresh, self.mask)
         self.moments.age += 1
         privatize_step_(
-            self.state,
+            moved,
             self.total,
             client_id=self.client_id,
             step=steps,
@@ -264,7 +273,9 @@ class LogicalStep:
             dp_bias_correction=optimizer.dp_bias_correction,
         )
         if before is not None:
-            torch.lerp(before, self.state, self.units, out=self.state)
+            torch.lerp(before, moved, self.units, out=moved)
+        if self.coordinates is not None:
+            self.state += self.coordinates.turned(moved[0])
         if self.mask is not None:
             self.state *= self.mask
         if watch is not None:
@@ -306,15 +317,3 @@ class LogicalStep:
 
     def _row(self, values: Sequence[float]) -> Tensor:
         return to_device(torch.tensor(values, dtype=torch.float64), self.setup.device)
-
-
-def clipping_groups(setup: TrainingSetup) -> tuple[list[int], list[float]]:
-    """Where each group of columns starts that is clipped by itself, and its share of C²."""
-    places, heads, privacy = setup.adapters.layout.places, setup.adapters.heads, setup.privacy
-    if privacy.at_clients and privacy.clipping == "per-layer":
-        return [place.start for place in places], [1.0] * len(places)
-    first = min((place.start for place in places if place.layer in heads), default=0)
-    share = privacy.head_share
-    if not privacy.at_clients or privacy.clipping == "adaptive" or share is None or first == 0:
-        return [0], [1.0]
-    return [0, first], [1.0 - share, share]

@@ -88,6 +88,6 @@ def test_a_resumed_run_saves_the_same_average_and_evaluates_what_it_saves(small,
 
 def test_methods_whose_columns_change_their_meaning_each_round_refuse_to_average(small):
     able = [name for name, strategy in STRATEGIES.items() if strategy.averages]
-    assert able == ["lora", "ffa", "fedsvd", "fedsb", "lalora"]
-    with pytest.raises(ConfigError, match=r"average_from=0\.5.*rolora.*can: lora, ffa, fedsvd, fedsb, lalora$"):
+    assert able == ["lora", "ffa", "fedsvd", "fedsb", "lalora", "prism"]
+    with pytest.raises(ConfigError, match=r"average_from=0\.5.*rolora.*can: lora, ffa, fedsvd, fedsb, lalora, prism$"):
         build(small(federation__strategy="rolora", federation__average_from=0.5))

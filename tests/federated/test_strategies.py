@@ -500,7 +500,7 @@ def test_methods_whose_server_needs_single_rows_refuse_what_needs_sums(small, na
 def test_client_level_privacy_refuses_methods_with_personal_factors(small):
     assert [n for n, s in STRATEGIES.items() if s.personal] == ["fedsa"]
     with pytest.raises(
-        ConfigError, match=r"privacy\.unit='client'.*fedsa.*can: lora, ffa, fedsvd, fedsb, rolora, lalora$"
+        ConfigError, match=r"privacy\.unit='client'.*fedsa.*can: lora, ffa, fedsvd, fedsb, rolora, lalora, prism$"
     ):
         build(small(federation__strategy="fedsa", **CLIENT_LEVEL))
     assert "client level" not in STRATEGIES["fedsa"].facts.privacy

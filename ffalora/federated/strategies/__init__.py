@@ -12,6 +12,7 @@ from .flora import FLoRA
 from .hetlora import HetLoRA
 from .lalora import LALoRA
 from .lora import LoRAFedAvg
+from .prism import PRISM
 from .rolora import RoLoRA
 from .wire import ServerState, Wire
 
@@ -22,6 +23,7 @@ _METHODS: tuple[type[Strategy], ...] = (
     FedSB,
     RoLoRA,
     LALoRA,
+    PRISM,
     FedSA,
     FedEx,
     FLoRA,

@@ -85,6 +85,7 @@ class Strategy:
         random_init: works with a random ``a`` and an unchanged base weight only.
         renews: makes ``a`` anew every ``federation.refactor_every`` rounds, when the moments of the server's optimiser
             begin anew.
+        whitens: local steps are taken in coordinates of the product.
         prunes: clients may lose ranks as the run goes (``federation.rank_pruning``).
 
     Attributes:
@@ -104,6 +105,7 @@ class Strategy:
     moves_rows_only: ClassVar[bool] = False
     random_init: ClassVar[bool] = False
     renews: ClassVar[bool] = False
+    whitens: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
 
     def __init__(self, adapters: Adapters, config: Config, clients: int):
