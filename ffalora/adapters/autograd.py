@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ffalora_kernels import (
     Segments,
@@ -22,6 +21,7 @@ from ffalora_kernels import (
     expand_,
     outer,
 )
+from ffalora_kernels.backward_pass import backward_pass, is_autocast
 
 from .training_pass import one_segment
 
@@ -102,15 +102,10 @@ def adapted_linear(
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of ``x``, None outside autocast; the backward pass runs outside it, so casts come first."""
+    """What autocast makes of ``x``, None outside autocast; the Function runs outside it, so casts come first."""
     if x.dtype == torch.float64 or not is_autocast(x):
         return None
     return torch.get_autocast_dtype(x.device.type)
-
-
-def is_autocast(x: Tensor) -> bool:
-    """Whether autocast chooses number formats on the device of ``x``; tensors without numbers have none that knows."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -131,7 +126,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, dy):
         h, w, a, b, source = ctx.saved_tensors
         needs_dx, needs_dx_adapter = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -226,7 +221,7 @@ class _TrainedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         dy = dy if dy.stride(1) == 1 else dy.contiguous()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ffalora_kernels.backward_pass import backward_pass
 
 _WORD = 16  # bits that decide about one element
 _GOLDEN = -0x61C8864680B583EB  # 2⁶⁴ over the golden ratio, as a signed number
@@ -141,7 +142,7 @@ class _MaskedDropout(torch.autograd.Function):
         return x * keep * factor
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, dy):
         (keep,) = ctx.saved_tensors
         return dy * keep * ctx.factor, None, None

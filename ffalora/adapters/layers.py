@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .autograd import adapted_linear, is_autocast, trained_linear
+from ffalora_kernels.backward_pass import is_autocast
+
+from .autograd import adapted_linear, trained_linear
 from .base_layers import is_fused, plain_weight, unfold, weight_plus
 from .dropout import masked_dropout
 from .trained_layer import Mergeable, TrainedLayer

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ffalora_kernels import Segments, linear_cross_entropy
+from ffalora_kernels.backward_pass import backward_pass
 
 from .examples import IGNORE_INDEX
 
@@ -68,7 +68,7 @@ class _HeadLosses(torch.autograd.Function):
         return sums, right
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx: Any, factors: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         scaled = torch.mul(gradient, factors[:, None, None], out=torch.empty_like(gradient))

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from ffalora_kernels import Segments, dispatch
 from ffalora_kernels.attention import packed_attention, packed_attention_gradient
+from ffalora_kernels.backward_pass import backward_pass
 
 ATTENTION = "ffalora_packed"
 #: A sample shorter than this share of a group's longest begins the next group.
@@ -136,7 +136,7 @@ class _InPlace(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         dout = dout if dout.stride(2) == 1 else dout.contiguous()
         return *packed_attention_gradient(dout, *ctx.saved_tensors, *ctx.given), None, None, None

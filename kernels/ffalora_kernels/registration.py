@@ -39,6 +39,9 @@ def _implementation(op: str, device_type: str, places: list[int], names: list[st
     """
 
     def run(*args, **fields):
+        if torch.is_autocast_enabled(device_type):  # which would choose the formats of products in here
+            with torch.autocast(device_type, enabled=False):
+                return run(*args, **fields)
         result = dispatch.choose(op, device_type)[0](*args, **fields)
         increment_version([t for t in (*(args[i] for i in places), *(fields[n] for n in names)) if t is not None])
         return result

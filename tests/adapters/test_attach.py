@@ -302,6 +302,31 @@ def test_autocast_gives_the_gradients_of_full_precision_to_its_rounding(dtype, t
     assert relative_error(total, expected.sum(0)[: len(total)]) < tolerance
 
 
+@pytest.mark.parametrize(
+    "method, targets", [("lora", ["0", "2"]), *((m, ["2"]) for m in ("vera", "lokr", "bottleneck"))]
+)
+def test_a_backward_pass_inside_autocast_has_the_bits_of_one_outside(method, targets):
+    """The forward pass ran in float32, outside; ordinary gradients and those of segments."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    config = AdapterConfig(method=method, rank=2, target_modules=targets, trained="both" if method == "lora" else "b")
+    adapters, x = attach(model, config), torch.randn(5, 3, 6)
+    adapters.load_state_(torch.randn(adapters.layout.width))
+
+    def losses():
+        with torch.autocast("cpu", enabled=False):
+            return model(x).square().sum((1, 2))
+
+    def gradients():
+        _, arena, _ = run_pass(adapters, losses, 5)
+        return arena, *torch.autograd.grad(losses().sum(), [*map(adapters.layout.parameter, adapters.layout.places)])
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = gradients()
+    assert all(torch.equal(mine, other) for mine, other in zip(inside, expected, strict=True))
+
+
 def test_a_bfloat16_base_keeps_float32_adapters_and_its_own_bits():
     model = tiny_bert().bfloat16()
     base = {n: p.clone() for n, p in model.named_parameters()}

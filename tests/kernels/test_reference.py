@@ -24,6 +24,15 @@ def test_reference_in_working_precision_equals_itself_in_float64(name: str) -> N
     CASES[name]("reference")
 
 
+def test_autocast_does_not_choose_the_formats_of_an_operation() -> None:
+    torch.manual_seed(0)
+    p, q, segments, arena = torch.randn(9, 7), torch.randn(9, 5), make_segments((4, 5)), torch.full((2, 35), math.nan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outer(p, q, segments, SCALE, arena, 0)
+    expected = torch.stack([SCALE * p[:4].T @ q[:4], SCALE * p[4:].T @ q[4:]])
+    torch.testing.assert_close(arena.view(2, 7, 5), expected)
+
+
 class _Adapter(torch.autograd.Function):
     """``y + scale · h bᵀ`` and its gradients by the operations under test, for one segment and one client."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ffalora_kernels import Segments, backward, expand_, outer
+from ffalora_kernels.backward_pass import backward_pass
 
 from ..autograd import Sink, client_of_token, own_arena
 from ..training_pass import one_segment
@@ -46,7 +46,7 @@ class _Expanded(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, dy):
         h, b = ctx.saved_tensors
         dy, db = dy.contiguous(), None
@@ -67,7 +67,7 @@ class _Rescaled(torch.autograd.Function):
         return (h @ b.T.to(h.dtype)) * (scale * _of_tokens(v, segments)).to(h.dtype)
 
     @staticmethod
-    @once_differentiable
+    @backward_pass
     def backward(ctx, dy):
         h, b, v = ctx.saved_tensors
         narrow, dv = b.to(h.dtype), None
