@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffalora_kernels.backward_pass import backward_pass
-
 _WORD = 16  # bits that decide about one element
 _GOLDEN = -0x61C8864680B583EB  # 2⁶⁴ over the golden ratio, as a signed number
 _FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -142,7 +140,6 @@ class _MaskedDropout(torch.autograd.Function):
         return x * keep * factor
 
     @staticmethod
-    @backward_pass
     def backward(ctx, dy):
         (keep,) = ctx.saved_tensors
         return dy * keep * ctx.factor, None, None

@@ -327,6 +327,18 @@ def test_a_backward_pass_inside_autocast_has_the_bits_of_one_outside(method, tar
     assert all(torch.equal(mine, other) for mine, other in zip(inside, expected, strict=True))
 
 
+@pytest.mark.parametrize("method", ["lora", "vera", "lokr", "bottleneck"])
+def test_second_derivatives_are_refused_instead_of_left_out(method):
+    """The gradient of the input depends on what is trained, which its own gradient does not show."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8))
+    adapters = attach(model, AdapterConfig(method=method, rank=2, target_modules=["0"]))
+    loss = model(torch.randn(5, 6, requires_grad=True)).square().sum()
+    trained = [*map(adapters.layout.parameter, adapters.layout.places)]
+    with pytest.raises(RuntimeError, match="create_graph=True asks for derivatives of a backward pass that has none"):
+        torch.autograd.grad(loss, trained, create_graph=True)
+    assert torch.autograd.grad(loss, trained)[0].isfinite().all()
+
+
 def test_a_bfloat16_base_keeps_float32_adapters_and_its_own_bits():
     model = tiny_bert().bfloat16()
     base = {n: p.clone() for n, p in model.named_parameters()}
@@ -447,6 +459,16 @@ def test_state_and_payload_survive_a_round_trip():
     assert not torch.equal(adapters.state(), row)
     adapters.load_state_(row)
     assert torch.equal(adapters.state(), row)
+
+
+def test_dropout_by_masks_has_second_derivatives():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def function(x):
+        torch.manual_seed(0)
+        return masked_dropout(x, 0.5).pow(3)
+
+    assert torch.autograd.gradgradcheck(function, (x,))
 
 
 def test_dropout_keeps_the_mean_and_passes_gradients_through_its_own_mask():

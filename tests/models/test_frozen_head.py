@@ -115,3 +115,10 @@ def test_the_model_is_as_before_after_its_head_was_left_out() -> None:
         raise KeyError
     assert torch.equal(model(**inputs).logits, before)
     assert model.config.final_logit_softcapping == 2.0 and "forward" not in vars(model.lm_head)
+
+
+def test_second_derivatives_of_losses_without_logits_are_refused():
+    states = torch.randn(2, 3, 4, requires_grad=True)
+    sums, _, _ = HeadStates(states, torch.randn(5, 4)).token_losses(torch.tensor([[1, 2, 3], [4, 0, 1]]))
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(sums.sum(), states, create_graph=True)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ffalora.models import MeanPooledClassifier
+from ffalora.models.packed_attention import PaddedGroups, packed_attention_forward
 from ffalora.models.packing import check_packing, mean_of_samples, pack, packed_attention
 
 
@@ -44,6 +45,15 @@ def test_packed_states_equal_padded_states(model):
     assert states.shape == (1, 18, 32)
     torch.testing.assert_close(states[0], padded, rtol=1e-4, atol=1e-5)
     assert model.config._attn_implementation == "eager"
+
+
+def test_second_derivatives_of_attention_in_place_are_refused():
+    pytest.importorskip("ffalora_kernels._cpu", reason="the C++ extension is not built here")
+    groups = PaddedGroups(torch.tensor([0, 3, 5]).int(), [3, 2])
+    q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
+    out, _ = packed_attention_forward(nn.Module(), q, k, v, None, packed_groups=groups)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(out.square().sum(), q, create_graph=True)
 
 
 def test_a_sample_does_not_see_its_neighbours():
