@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
 
@@ -22,7 +21,8 @@ BACKENDS = ("triton", "cpp", "reference")
 _MODULES = {"triton": ".triton", "cpp": ".cpu", "reference": ".reference", "cpp or torch": ".cpu_products"}
 _PREFERRED = {"cuda": "triton", "cpu": "cpp"}
 _UNASKED = {"cpp": "cpp or torch"}
-_asked_for: ContextVar[str | None] = ContextVar("ffalora_backend", default=None)
+#: Of the whole process: autograd runs the backward passes of a GPU on threads of its own.
+_asked_for: str | None = None
 
 
 class BackendUnavailable(RuntimeError):
@@ -40,7 +40,7 @@ def load(backend: str) -> tuple[ModuleType | None, str]:
 
 def choose(op: str, device_type: str) -> tuple[Callable, str]:
     """The implementation of ``op`` for tensors on ``device_type``, and the name of the backend it comes from."""
-    asked = _asked_for.get()
+    asked = _asked_for
     if asked == "cpp" and device_type != "cpu":  # its kernels take addresses as they come
         raise BackendUnavailable(
             f"backend='cpp' was asked for, which serves CPU tensors; {op} was given {device_type} tensors: move them, "
@@ -60,7 +60,8 @@ def choose(op: str, device_type: str) -> tuple[Callable, str]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block every operation runs on backend ``name`` ('triton', 'cpp', 'reference') or raises.
+    """Within the block every operation, on whichever thread, runs on backend ``name`` ('triton', 'cpp', 'reference')
+    or raises.
 
     Raises:
         ValueError: unknown name.
@@ -71,11 +72,12 @@ def use_backend(name: str) -> Iterator[None]:
     module, reason = load(name)
     if module is None:
         raise BackendUnavailable(f"backend={name!r} cannot run here: {reason}")
-    token = _asked_for.set(name)
+    global _asked_for
+    before, _asked_for = _asked_for, name
     try:
         yield
     finally:
-        _asked_for.reset(token)
+        _asked_for = before
 
 
 def explain() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -157,6 +158,16 @@ def test_clipping_in_cpp_touches_no_memory_but_that_of_its_matrices(name: str, v
     changed = {name: torch.tensor(values, dtype=torch.int32)}
     with pytest.raises(ValueError, match=message), ffk.use_backend("cpp"):
         ffk.clip_reduce_(**(arguments_of("clip_reduce_") | changed))
+
+
+def test_a_backend_that_was_asked_for_answers_on_every_thread() -> None:
+    """Autograd runs the backward passes of a GPU on threads of its own."""
+    answered = []
+    other = threading.Thread(target=lambda: answered.append(dispatch.choose("backward", "cpu")[1]))
+    with ffk.use_backend("reference"):
+        other.start()
+        other.join()
+    assert answered == ["reference"]
 
 
 def test_cpp_takes_no_tensors_of_another_device() -> None:
