@@ -1,8 +1,12 @@
 """T3: the compiled PTX of the kernels, executed for sm_80 and sm_90: values, bounds, races, unwritten reads."""
 
+import re
+from unittest import mock
+
 import pytest
 import torch
 from cases import CASES
+from emulator import launch
 from emulator.launch import emulated
 from triton_cases import NOT_EMULATED, TRITON_CASES
 
@@ -48,3 +52,14 @@ def test_sm_80_ptx_equals_float64_reference(name: str) -> None:
     with emulated(80) as reports:
         ALL[name]("triton")
     assert reports, "no kernel was launched"
+
+
+def test_the_logit_of_the_target_is_read_by_all_warps_before_its_gradient_takes_its_place() -> None:
+    parse, compiled = launch.parse, []
+    keep = mock.patch.object(launch, "parse", lambda ptx: (compiled.append(ptx), parse(ptx))[1])
+    with emulated(80), keep:
+        ALL["linear_cross_entropy-plain"]("triton")  # float32
+    ptx = next(ptx for ptx in compiled if "_softmax_gradient_kernel" in ptx)
+    logit = [read.end() for read in re.finditer(r"ld\.global\.b32", ptx)][-1]
+    gradient = ptx.index("st.global.v4", logit)
+    assert "bar.sync" in ptx[logit:gradient]

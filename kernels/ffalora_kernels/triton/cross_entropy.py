@@ -105,6 +105,7 @@ def _softmax_gradient_kernel(
     tl.store(losses + token, logarithm - (chosen - shift))
     tl.store(right + token, ((chosen >= peak) & (logarithm == logarithm)).to(tl.int32))
     if GRADIENT:
+        tl.debug_barrier()  # a float32 gradient takes the place of the target's logit, which every warp has now read
         level = shift + logarithm
         for first in range(0, pitch, BLOCK):
             column = first + lanes
