@@ -7,7 +7,6 @@ are left to the C++ kernel. In bfloat16 torch's products are rounded to bfloat16
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import cpu
 from .cpu_choices import torch_answers
+from .torch_products import torch_dh, torch_expand
 
 #: Products and sums of a segment's gradient from which on a call of torch's product is worth its microseconds.
 WORTH_A_CALL = 1_500_000
@@ -25,12 +25,6 @@ def expand(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, sca
     if y.dtype in cpu.COMPILED and torch_answers("expand_", y.dtype, b.shape[1], b.shape[2]):
         return torch_expand(y, h, b, offsets, client, scale, longest)
     cpu.expand(y, h, b, offsets, client, scale, longest)
-
-
-def torch_expand(y: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int) -> None:
-    """``expand_``: one product a run of segments of the same client."""
-    for rows, c in _runs(y, b, offsets, client):
-        y[rows].addmm_(h[rows], b[c].T.to(h.dtype), alpha=scale)
 
 
 def backward(
@@ -48,12 +42,9 @@ def torch_backward(
     dy: Tensor, h: Tensor, b: Tensor, offsets: Tensor, client: Tensor, scale: float, longest: int,
     arena: Tensor, column: int, squares: Tensor | None, slot: int, accumulate: bool, deterministic: bool,
 ) -> Tensor:  # fmt: skip
-    """``backward``: ``dh`` by one product a run of segments of the same client, ``g`` by :func:`torch_outer`."""
-    dh = torch.empty_like(h, memory_format=torch.contiguous_format)
-    for rows, c in _runs(dy, b, offsets, client):
-        dh[rows].addmm_(dy[rows], b[c].to(dy.dtype), beta=0, alpha=scale)
+    """``backward``: ``dh`` by :func:`torch_dh`, ``g`` by :func:`torch_outer`."""
     torch_outer(dy, h, offsets, scale, longest, arena, column, squares, slot, accumulate)
-    return dh
+    return torch_dh(dy, h, b, offsets, client, scale)
 
 
 def outer(
@@ -91,19 +82,6 @@ def torch_outer(
             torch.mul(g, scale, out=target) if g.dtype is target.dtype else target.copy_(g).mul_(scale)
         if squares is not None:
             squares[i, slot] = torch.linalg.vector_norm(target, dtype=torch.float64).square()
-
-
-def _runs(t: Tensor, b: Tensor, offsets: Tensor, client: Tensor) -> Iterator[tuple[slice, int]]:
-    """The rows of neighbouring segments of one client, and that client."""
-    if b.shape[0] == 1:
-        yield slice(None), 0
-        return
-    bounds, clients = offsets.tolist(), client.tolist()
-    first = 0
-    for i, c in enumerate(clients):
-        if i + 1 == len(clients) or clients[i + 1] != c:
-            yield slice(bounds[first], bounds[i + 1]), c
-            first = i + 1
 
 
 IMPLEMENTATIONS = cpu.IMPLEMENTATIONS | {"expand_": expand, "backward": backward, "outer": outer}

@@ -1,10 +1,10 @@
 """Which backend answers an operation, and why.
 
 ``triton`` serves CUDA tensors, ``cpp`` serves CPU tensors, ``reference`` serves everything. A backend that was chosen
-automatically may fall back to the reference, and on processors to torch's own products where those are faster
-(``cpu_choices``); one that was asked for by name raises instead. A backend is a module with a table ``IMPLEMENTATIONS``
-from the name of an operation to a function with that operation's signature (``ops.SCHEMAS``); importing it raises
-ImportError with the reason where it cannot work.
+automatically may fall back to the reference, and to torch's own products: on processors where those are faster
+(``cpu_choices``), on GPUs at ranks that no kernel is compiled for. One that was asked for by name raises instead. A
+backend is a module with a table ``IMPLEMENTATIONS`` from the name of an operation to a function with that operation's
+signature (``ops.SCHEMAS``); importing it raises ImportError with the reason where it cannot work.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from types import ModuleType
 from . import reference
 
 BACKENDS = ("triton", "cpp", "reference")
-_MODULES = {"triton": ".triton", "cpp": ".cpu", "reference": ".reference", "cpp or torch": ".cpu_products"}
+_MODULES = {
+    "triton": ".triton", "cpp": ".cpu", "reference": ".reference", "triton or torch": ".gpu_products",
+    "cpp or torch": ".cpu_products",
+}  # fmt: skip
 _PREFERRED = {"cuda": "triton", "cpu": "cpp"}
-_UNASKED = {"cpp": "cpp or torch"}
+_UNASKED = {"triton": "triton or torch", "cpp": "cpp or torch"}
 #: Of the whole process: autograd runs the backward passes of a GPU on threads of its own.
 _asked_for: str | None = None
 

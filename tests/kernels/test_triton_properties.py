@@ -11,7 +11,7 @@ from emulator.driver import stub_driver
 from emulator.launch import emulated
 
 import ffalora_kernels as ffk
-from ffalora_kernels import Segments
+from ffalora_kernels import Segments, dispatch, gpu_products
 from ffalora_kernels.reference import gaussian_ref, philox_ref
 from ffalora_kernels.triton import IMPLEMENTATIONS, configs, optim
 
@@ -125,3 +125,14 @@ def test_float64_activations_are_refused_by_name() -> None:
     y, h, b = torch.zeros(4, 8).double(), torch.zeros(4, 2).double(), torch.zeros(1, 8, 2).double()
     with emulated(90), ffk.use_backend("triton"), pytest.raises(TypeError, match=r"float64.*reference"):
         ffk.expand_(y, h, b, Segments.uniform(1, 4), 1.0)
+
+
+def test_a_rank_beyond_the_kernels_is_refused_by_name_and_served_where_the_choice_is_open() -> None:
+    y, h, b = torch.zeros(4, 8), torch.zeros(4, 300), torch.zeros(1, 8, 300)
+    with (
+        emulated(90),
+        ffk.use_backend("triton"),
+        pytest.raises(ValueError, match=r"rank=300: .* up to rank 256; .*'ref"),
+    ):
+        ffk.expand_(y, h, b, Segments.uniform(1, 4), 1.0)
+    assert dispatch.choose("backward", "cuda") == (gpu_products.backward, "triton")

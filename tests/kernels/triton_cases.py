@@ -14,11 +14,21 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cases import FP16, SCALE, assert_close, check_linear_cross_entropy, make_segments, rows
+from cases import (
+    FP16,
+    FP32,
+    SCALE,
+    assert_close,
+    check_backward,
+    check_expand,
+    check_linear_cross_entropy,
+    make_segments,
+    rows,
+)
 from torch import Tensor
 
 import ffalora_kernels as ffk
-from ffalora_kernels import Segments
+from ffalora_kernels import Segments, gpu_products
 from ffalora_kernels.triton import IMPLEMENTATIONS
 
 #: Elements that a 32-bit offset cannot reach.
@@ -174,6 +184,14 @@ def check_chunks_of_tokens(backend: str) -> None:
     assert module.chunk_tokens(128256) == 512 and module.chunk_tokens(2**27) == 1
 
 
+def check_rank_beyond_the_kernels(backend: str) -> None:
+    """What answers where no backend was asked for, at a rank that no kernel is compiled for."""
+    with mock.patch.dict(IMPLEMENTATIONS, expand_=gpu_products.expand, backward=gpu_products.backward):
+        check_expand(backend, lengths=(9, 0, 20), n=40, r=300, dtype=FP16, n_clients=2, pad=3)
+        check_backward(backend, lengths=(9, 0, 20), n=24, r=300, n_clients=2, accumulate=True)
+        check_backward(backend, lengths=(9, 20), n=24, r=300, dtype=FP16, b_dtype=FP32)
+
+
 #: Cases that the emulator leaves out: it would need as much memory as they span, or nothing is launched.
 NOT_EMULATED = {
     "far_activations": check_far_activations,
@@ -188,4 +206,5 @@ TRITON_CASES: dict[str, Callable[..., None]] = {
     **NOT_EMULATED,
     "padded_sums": check_padded_sums,
     "chunks_of_tokens": check_chunks_of_tokens,
+    "rank_beyond_the_kernels": check_rank_beyond_the_kernels,
 }

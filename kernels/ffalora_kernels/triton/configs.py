@@ -22,6 +22,8 @@ class Config:
     num_stages: int
 
 
+#: The largest rank that the kernels are compiled for.
+MAX_RANK = 256
 #: Programs that fill a part (multiprocessors times two); with fewer, long segments are split over programs.
 FULL_GRID = {"sm_80": 216, "sm_86": 168, "sm_89": 284, "sm_90": 264, "sm_100": 296, "sm_103": 296, "sm_120": 340,
              "gfx942": 608, "gfx950": 512}  # fmt: skip
@@ -101,7 +103,15 @@ def choose(family: str, arch: str, itemsize: int, r: int, aligned: bool = True) 
         itemsize: bytes of an element of the activations.
         r: rank.
         aligned: whether rows start at multiples of 16 bytes.
+
+    Raises:
+        ValueError: a rank beyond ``MAX_RANK``.
     """
+    if r > MAX_RANK:
+        raise ValueError(
+            f"rank={r}: the triton kernels go up to rank {MAX_RANK}; leave the choice of the backend open, or use "
+            "'reference'"
+        )
     table = _TABLES.get(arch, _SMALL)[(family, itemsize)]
     padded = 8 if r <= 8 and 8 in table else padded_rank(r)
     unaligned = _UNALIGNED_AMD if arch.startswith("gfx") else _UNALIGNED
