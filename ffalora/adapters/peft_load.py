@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from .attach import attach
 from .base_layers import sharers
 from .handle import Adapters
 from .peft import CONFIG_FILE, OWN_FILE, PREFIX, WEIGHTS_FILE, head_tensors
+from .variants import VARIANTS
 
 _ORDINARY_RANK = 1024
 
@@ -33,12 +34,14 @@ def load_adapters(model: nn.Module, folder: str | Path, root: str = "") -> Adapt
         root: dotted name of the submodule that the checkpoint belongs to, where that is not the whole model.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the checkpoint is not LoRA, or it does not fit the model.
+        CheckpointError: a file is missing or damaged, the checkpoint is not LoRA, it does not fit the model, or its
+            layers have other names here and frozen factors made from names.
     """
     folder = Path(folder)
     config = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    tensors, saved_root = _read_tensors(folder / WEIGHTS_FILE)
     _check_tensors(tensors, folder)
+    _check_root(config, saved_root, root, folder)
     _check_ranks(config, tensors, folder)
     try:
         adapters = attach(model, config)
@@ -93,6 +96,17 @@ def _check_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     if broken:
         raise CheckpointError(
             f"{folder}: {len(broken)} tensors hold NaN or Inf (first: {broken[0]}); the training diverged"
+        )
+
+
+def _check_root(config: AdapterConfig, saved: str | None, root: str, folder: Path) -> None:
+    """Layers whose frozen factors are made from their names must have the names with which they were trained."""
+    by_name = config.method in VARIANTS and VARIANTS[config.method].factors_by_name
+    if by_name and saved not in (root, None):
+        raise CheckpointError(
+            f"{folder} was saved with root={saved!r}, but root={root!r} was given: method={config.method!r} makes its "
+            f"frozen factors from the layers' full names, and other names make others; load with root={saved!r}, into "
+            "a model whose layers are called as those that were trained"
         )
 
 
@@ -157,8 +171,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors, and the root they were saved with; None where the file does not say."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            root = (file.metadata() or {}).get("root")
+        return load_file(path), root
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapter_cases import one_at_a_time, relative_error, run_pass, sample_losses, text_batch, tiny_bert, tiny_gpt2
 
-from ffalora.adapters import AdapterConfig, attach, load_adapters
+from ffalora.adapters import AdapterConfig, CheckpointError, attach, load_adapters
 from ffalora.privacy.accounting import PrivacyLedger
 from ffalora.privacy.noise import SeededNoise
 from ffalora.training.private_gradient import PrivateGradient
@@ -153,6 +153,21 @@ def test_a_variant_s_file_holds_what_was_trained_and_nothing_frozen(method, tmp_
     assert torch.equal(again.state(), adapters.state())
     torch.testing.assert_close(classify(again.model, batch), expected)
     assert not (tmp_path / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_variant_of_a_model_inside_another_is_loaded_with_its_frozen_factors_or_refused(method, tmp_path):
+    wrapper, batch = torch.nn.ModuleDict({"encoder": tiny_bert()}), text_batch()
+    variant(method, wrapper, target_modules=["query", "value"]).save(tmp_path, root="encoder")
+    expected = classify(wrapper["encoder"], batch)
+    again = load_adapters(torch.nn.ModuleDict({"encoder": tiny_bert()}), tmp_path, root="encoder")
+    torch.testing.assert_close(classify(again.model["encoder"], batch), expected)
+    try:
+        alone = load_adapters(tiny_bert(), tmp_path)
+    except CheckpointError as refused:
+        assert method != "vera" and "saved with root='encoder', but root=''" in str(refused)
+    else:
+        torch.testing.assert_close(classify(alone.model, batch), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)

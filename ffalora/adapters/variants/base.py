@@ -26,6 +26,8 @@ class Variant(Mergeable, nn.Module):
     """
 
     theta: nn.Parameter
+    #: Whether the frozen factors depend on the layer's name, not on the seed and their shape alone.
+    factors_by_name = True
 
     def __init__(self, base_layer: nn.Module, name: str, passes: PassSlot, seed: int, rank: int, scale: float):
         nn.Module.__init__(self)
@@ -52,9 +54,9 @@ class Variant(Mergeable, nn.Module):
         """
         raise NotImplementedError
 
-    def frozen(self, tensor: str, *shape: int, std: float = 1.0, shared: bool = False) -> None:
-        """A frozen random factor as a buffer; ``shared`` ones depend on the seed and the shape, not on the layer."""
-        generator = generator_for(self.seed, f"{'shared' if shared else self.name}.{tensor}.{shape}")
+    def frozen(self, tensor: str, *shape: int, std: float = 1.0) -> None:
+        """A frozen random factor as a buffer."""
+        generator = generator_for(self.seed, f"{self.name if self.factors_by_name else 'shared'}.{tensor}.{shape}")
         value = torch.randn(*shape, generator=generator) * std
         self.register_buffer(tensor, value.to(self.base_layer.weight.device), persistent=False)
 

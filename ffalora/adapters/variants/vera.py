@@ -16,9 +16,11 @@ class VeRA(Variant):
     VeRA trains ``d`` too, which makes the update a product of two trained vectors. N trained numbers a layer.
     """
 
+    factors_by_name = False
+
     def make_factors(self, n: int, k: int) -> tuple[int, ...]:
-        self.frozen("vera_A", self.rank, k, std=0.1 * k**-0.5, shared=True)
-        self.frozen("vera_B", n, self.rank, std=self.rank**-0.5, shared=True)
+        self.frozen("vera_A", self.rank, k, std=0.1 * k**-0.5)
+        self.frozen("vera_B", n, self.rank, std=self.rank**-0.5)
         return (n,)
 
     @cached_property
