@@ -47,7 +47,11 @@ def sample_gradients(layer: AdaptedLinear, activations: list[Tensor], backprops:
 
     Raises:
         NotImplementedError: a layer with dropout (Opacus keeps the input from before the mask), or a convolution.
+        RuntimeError: a layer whose adapter is merged or disabled: it takes no part in the output.
     """
+    if layer.is_merged or not layer.is_enabled:
+        state = "merged into its base weight; call unmerge()" if layer.is_merged else "disabled; leave disabled()"
+        raise RuntimeError(f"{layer.name} has an adapter that does not train: it is {state} before the forward pass")
     if layer.p_dropout and layer.training:
         raise NotImplementedError(
             f"{layer.name}: Opacus keeps the input from before the adapter's dropout={layer.p_dropout}; set dropout=0, "

@@ -1,5 +1,7 @@
 """Opacus scripts work on our layers: its per-sample gradients are ours, and its engine trains them."""
 
+from contextlib import nullcontext
+
 import peft
 import pytest
 import torch
@@ -94,3 +96,14 @@ def test_a_converted_peft_model_gives_opacus_no_silent_zeros():
     convert(model)
     samples = per_sample(model, text_batch())
     assert all(value is None for value in samples.values())
+
+
+@pytest.mark.parametrize("state, remedy", [("merged", "call unmerge"), ("disabled", "leave disabled")])
+def test_an_adapter_that_takes_no_part_in_the_output_is_refused(state, remedy):
+    adapters, batch = adapted(tiny_bert()), text_batch()
+    adapters.model.enable_input_require_grads()  # so that a layer without an adapter has a gradient, too
+    if state == "merged":
+        adapters.merge()
+    with adapters.disabled() if state == "disabled" else nullcontext():
+        with pytest.raises(RuntimeError, match=rf"attention\.self\.\w+ has an adapter that does not train.*{remedy}"):
+            per_sample(adapters.model, batch)
