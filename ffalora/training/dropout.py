@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from ffalora_kernels.checks import signed
+
 from ..adapters import Adapters
 from ..adapters.dropout import DropoutMasks, branched, masked_dropout, mix, positions_of
 from ..adapters.targets import is_compiled
@@ -117,7 +119,7 @@ class DropoutKeys:
         """
         if isinstance(noise, SecureNoise):
             return cls.fresh(len(sample), shared)
-        keys = torch.full((len(sample),), noise.key ^ _STREAM)
+        keys = torch.full((len(sample),), signed(noise.key ^ _STREAM))
         for column in (client, sample, np.full(len(sample), view), step):
             keys = mix(branched(keys, 1)[:, 0] ^ torch.as_tensor(column, dtype=torch.int64))
         return cls(keys.numpy(), shared)

@@ -169,6 +169,12 @@ def test_secure_runs_never_repeat_a_mask_and_seeded_runs_always_do():
     assert (drawn[0] != drawn[1]).all()
 
 
+def test_keys_of_64_bits_have_masks_of_their_own():
+    of = {key: keys(range(4), SeededNoise(key)).samples.tolist() for key in (-1, 2**64 - 1, 2**63, 2**63 - 1, 0)}
+    assert of[-1] == of[2**64 - 1]  # as the noise takes them
+    assert len({tuple(samples) for samples in of.values()}) == 4
+
+
 def test_masks_keep_the_stated_share_and_differ_between_samples_calls_and_positions():
     """2^20 elements: the share is within 5 standard deviations (false alarm below 1e-6), correlations likewise."""
     masks = DropoutMasks(torch.as_tensor(keys(range(64)).samples))
