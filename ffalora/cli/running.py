@@ -133,7 +133,8 @@ def open_run(
 
 def show(folders: Sequence[Path], output: Path, as_json: bool = False) -> None:
     """Writes the report of run folders and prints their table and whether each run was worth it, or one JSON object:
-    ``report``, ``verdicts``, and of each of ``runs`` its ``label``, ``metrics``, ``epsilon``, ``rounds``, ``seed``.
+    ``report``, ``verdicts``, and of each of ``runs`` its ``label``, ``metrics``, ``epsilon``, ``rounds``, ``seed``,
+    and what of it is ``unreadable``.
     """
     from ..report import read_runs, table_text, verdicts, what_was_learned, write_report
 
@@ -141,8 +142,8 @@ def show(folders: Sequence[Path], output: Path, as_json: bool = False) -> None:
     page, said = write_report(runs, output), [*verdicts(runs), *what_was_learned(runs)]
     if as_json:
         found = [
-            {"label": run.label, "metrics": run.metrics, "epsilon": run.epsilon, "rounds": len(run.rounds)}
-            | {"seed": run.config["seed"]}
+            {"label": run.label, "metrics": run.metrics, "epsilon": run.epsilon, "rounds": run.completed}
+            | {"seed": run.config["seed"], "unreadable": run.unreadable}
             for run in runs
         ]
         click.echo(to_json({"report": str(page), "runs": found, "verdicts": said}))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, load_config
-from ..runs.folder import METRICS, SUMMARY, rows_of, run_places
-from .runs import CONFIG, SEED, STUDY, ReportError, cells_of, data_title, epsilon_of, method_title
+from ..config import Config
+from ..runs.folder import METRICS, SUMMARY, run_places
+from .files import CONFIG, PARTITION, RunFiles
+from .runs import SEED, STUDY, ReportError, cells_of, data_title, method_title
 from .tables import bytes_text, epsilon_text, metric_title
 
 #: A run that writes nothing for so many of its rounds, and for so many seconds, may have ended.
@@ -26,17 +26,18 @@ def live_state(folder: Path) -> dict[str, Any]:
         ``title``, ``folder``, ``seconds_left`` (of all runs together; None where no round is done yet, or what rounds
         take is a secret), and ``runs``, each with ``label``, ``status`` (waiting, running, quiet, finished), ``round``
         of ``rounds``, ``seconds_per_round``, ``metric`` with its ``curve`` of ``[round, value]``, ``epsilon`` (None
-        without privacy), ``target_epsilon``, ``protection`` (a sentence), and, where the run tells them, ``clipped`` (a
+        without privacy, and where what says it is damaged), ``target_epsilon``, ``protection`` (a sentence),
+        ``unreadable`` (files and lines that are damaged and left out), and, where the run tells them, ``clipped`` (a
         share) and ``bytes`` (of all clients, up and down).
 
     Raises:
-        ReportError: the folder holds no run, or a study.
+        ReportError: the folder holds no run, or a study. ConfigError: its configuration cannot be read.
     """
     if (folder / STUDY).exists():
         raise ReportError(f"{folder} holds a study; watch one of the folders in {cells_of(folder)}")
     if not (folder / CONFIG).exists():
         raise ReportError(f"{folder} holds no run (no {CONFIG}); give the folder of a run that has begun")
-    config = load_config(folder / CONFIG)
+    config = RunFiles(folder).config()
     runs = [_run_state(place, one, _label(place, one, folder)) for place, one in run_places(config, folder).items()]
     paces = [run["seconds_per_round"] for run in runs if run["seconds_per_round"] is not None]
     on = [run for run in runs if run["status"] != "finished"]
@@ -64,6 +65,8 @@ def shown(state: dict[str, Any]) -> dict[str, Any]:
             values["sent"] = bytes_text(run["bytes"])
         if run["seconds_per_round"] is not None:
             values["a round takes"] = duration_text(run["seconds_per_round"])
+        if run["unreadable"]:
+            values["left out, for it is damaged"] = ", ".join(run["unreadable"])
         kept = ("label", "status", "protection", "rounds", "round")
         drawn = {"curve": [point for point in run["curve"] if math.isfinite(point[1])]}
         named = {"metric": metric_title(run["metric"] or ""), "values": values}
@@ -96,30 +99,30 @@ def _label(place: Path, config: Config, top: Path) -> str:
 
 
 def _run_state(place: Path, config: Config, label: str) -> dict[str, Any]:
-    if (place / CONFIG).exists():
-        config = load_config(place / CONFIG)  # with what the run decided by itself
-    written, rounds = place / METRICS, config.federation.rounds
-    rows = rows_of(written.read_bytes()) if written.exists() else []
-    summary = json.loads((place / SUMMARY).read_bytes()) if (place / SUMMARY).exists() else {}
+    files = RunFiles(place)
+    config = files.config(config)  # with what the run decided by itself
+    rows, summary = files.rows(), files.json(SUMMARY, {})
+    done = rows[-1]["round"] if rows else 0
     paces = [row["seconds"] for row in rows[-_RECENT:] if "seconds" in row]
     pace = statistics.median(paces) if paces else None
-    evaluated = {row["round"]: row["metrics"] for row in rows if row.get("metrics")}
+    evaluated = {row["round"]: row["metrics"] for row in rows if row["metrics"]}
     names = dict.fromkeys(name for metrics in evaluated.values() for name in metrics)
     metric = next((name for name in (*_FIRST, *names) if name in names), None)
-    sent = [row["bytes_up"] + row["bytes_down"] for row in rows if "bytes_up" in row]
+    sent = [row["bytes_up"] + row["bytes_down"] for row in rows if {"bytes_up", "bytes_down"} <= row.keys()]
     return {
         "label": label,
-        "status": _status(place, len(rows), pace),
-        "round": len(rows),
-        "rounds": rounds,
+        "status": _status(place, done, pace),
+        "round": done,
+        "rounds": config.federation.rounds,
         "seconds_per_round": pace,
         "metric": metric,
         "curve": [[at, found[metric]] for at, found in evaluated.items() if metric in found],
-        "epsilon": epsilon_of(rows, summary),
+        "epsilon": files.epsilon(rows, summary),
         "target_epsilon": config.privacy.target_epsilon if config.privacy.unit != "none" else None,
         "protection": _protection(config),
         "clipped": next((row["clipped"] for row in reversed(rows) if "clipped" in row), None),
-        "bytes": sum(sent) if sent else None,
+        "bytes": sum(sent) if sent and len(sent) == done else None,
+        "unreadable": files.unreadable,
     }
 
 
@@ -127,7 +130,7 @@ def _status(place: Path, rounds: int, pace: float | None) -> str:
     if (place / SUMMARY).exists():
         return "finished"
     newest = max((file.stat().st_mtime for file in (place / METRICS, place / CONFIG) if file.exists()), default=None)
-    if newest is None or (rounds == 0 and not (place / "partition.json").exists()):
+    if newest is None or (rounds == 0 and not (place / PARTITION).exists()):
         return "waiting"
     patience = max(QUIET_SECONDS, QUIET_ROUNDS * (pace or 0.0))
     return "quiet" if rounds and time.time() - newest > patience else "running"

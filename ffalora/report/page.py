@@ -14,7 +14,7 @@ from markupsafe import Markup
 from .answers import answers_table, before_and_after, what_was_learned
 from .baselines import baseline_table, verdicts
 from .plots import Plot, inline_svg, run_plots, save_plots
-from .runs import CONFIG, ReportError, Run, by_label, data_title, method_title, read_top_config
+from .runs import ReportError, Run, by_label, data_title, method_title, read_top_config
 from .tables import (
     Table,
     difference_table,
@@ -212,7 +212,8 @@ def _configs(runs: Sequence[Run]) -> dict[str, str]:
     found: dict[str, dict[str, Any]] = {}
     for top in dict.fromkeys(run.top for run in runs):
         inside = {run.label: run.config for run in runs if run.top == top}
-        found |= {top.resolve().name: read_top_config(top)} if (top / CONFIG).exists() else inside
+        whole = read_top_config(top)
+        found |= inside if whole is None else {top.resolve().name: whole.model_dump(mode="json")}
     names = {name: "config" if len(found) == 1 else name.replace("/", "-") for name in found}
     return {f"{names[n]}.yaml": yaml.safe_dump(c, sort_keys=False, allow_unicode=True) for n, c in found.items()}
 

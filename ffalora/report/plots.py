@@ -96,7 +96,7 @@ def _metric_plot(runs: Sequence[Run]) -> Plot | None:
     figure, axes = new_axes("round", metric_title(names[0]))
     for i, (label, group) in enumerate(by_label(runs).items()):
         points = [
-            {row["round"]: row["metrics"][names[0]] for row in r.rounds if names[0] in (row.get("metrics") or {})}
+            {row["round"]: row["metrics"][names[0]] for row in r.rounds if names[0] in row["metrics"]}
             for r in group
             if names[0] in r.metrics
         ]
@@ -123,18 +123,18 @@ def _epsilon_plot(runs: Sequence[Run]) -> Plot | None:
 
 
 def _traffic_plot(runs: Sequence[Run]) -> Plot | None:
-    """Bytes of each method whose rows hold them: where they would tell which clients were drawn, they do not."""
-    groups = {label: group for label, group in by_label(runs).items() if "bytes_up" in group[0].rounds[0]}
+    """Bytes of each method whose rows all hold them: where they would tell which clients were drawn, they do not."""
+    totals = {
+        label: (group[0].total("bytes_up"), group[0].total("bytes_down")) for label, group in by_label(runs).items()
+    }
+    groups = {label: (up, down) for label, (up, down) in totals.items() if up is not None and down is not None}
     if not groups:
         return None
     figure, axes = new_axes("MB sent in the whole run, all clients", "", height=1.3 + 0.42 * len(groups))
     left = [0.0] * len(groups)
-    for colour, key, name in (
-        (COLOURS[0], "bytes_up", "clients → server"),
-        (COLOURS[1], "bytes_down", "server → clients"),
-    ):
-        sent = [sum(row[key] for row in group[0].rounds) / 1e6 for group in groups.values()]
-        axes.barh(range(len(groups)), sent, left=left, color=colour, label=name, height=0.6)
+    for way, name in enumerate(("clients → server", "server → clients")):
+        sent = [total[way] / 1e6 for total in groups.values()]
+        axes.barh(range(len(groups)), sent, left=left, color=COLOURS[way], label=name, height=0.6)
         left = [a + b for a, b in zip(left, sent, strict=True)]
     _name_rows(axes, list(groups))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
@@ -153,9 +153,10 @@ def _partition_plots(runs: Sequence[Run]) -> list[Plot]:
         split = {"clients": group[0].config["clients"], "data": group[0].config["data"]}
         privacy = group[0].config["privacy"]
         is_private = privacy["unit"] != "none"
-        if group[0].partition and split not in seen and not (is_private and privacy["noise"] == "secure"):
+        counted = [client for client in group[0].partition if "classes" in client]
+        if counted and split not in seen and not (is_private and privacy["noise"] == "secure"):
             seen.append(split)
-            plots.append(_partition_plot(group[0].partition, label, len(seen), is_private))
+            plots.append(_partition_plot(counted, label, len(seen), is_private))
     return plots
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..config import Config, ConfigError
 from ..data.files import SUFFIXES
-from ..files.numbers import restored
-from ..runs.folder import ENVIRONMENT, METRICS, SUMMARY, rows_of
+from ..runs.folder import ANSWERS, BASELINES, ENVIRONMENT, METRICS, SUMMARY, UNTRAINED_ANSWERS, run_places
+from .files import CONFIG, PARTITION, STATEMENT, RunFiles
 
-CONFIG, STUDY, SEED = "config.yaml", "study.yaml", "seed-"
+STUDY, SEED = "study.yaml", "seed-"
+#: How deep in a folder runs lie: itself, or below method, condition and seed.
+_DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 _TITLES = {
     "ffa": "FFA-LoRA",
     "lora": "LoRA",
@@ -33,7 +33,7 @@ _TITLES = {
 
 
 class ReportError(ValueError):
-    """A folder that holds no run, or a damaged one."""
+    """A folder that holds no run, or one of which nothing can be read."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Run:
         config: the resolved configuration.
         rounds: rows of ``metrics.jsonl``.
         epsilon: the largest client's ε: of a finished run the one it states, else that after the last round. None
-            without privacy, and where not all clients report theirs.
+            without privacy, where not all clients report theirs, and where what says it cannot be read.
         partition: who holds what: client, samples, classes.
         environment, privacy_text: as written by the run; empty where it was interrupted.
         baselines: what the run has to beat; empty where it was not asked for.
         evaluated: of how many rows the metrics are; None where nobody wrote it down.
         answers: of a language model to the questions it was evaluated on, each with ``prompt``, ``answer`` and
             ``reference``; untrained: the same of the model before training. Empty where they were not kept.
+        unreadable: files (and lines of them) that are damaged and left out.
+        awaited: runs of the same folder that have no completed round.
     """
 
     label: str
@@ -67,6 +69,8 @@ class Run:
     evaluated: int | None = None
     answers: list[dict[str, str]] = field(default_factory=list)
     untrained: list[dict[str, str]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    awaited: list[str] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -81,7 +85,17 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether all rounds of the configuration were completed."""
-        return len(self.rounds) >= self.config["federation"]["rounds"]
+        return self.completed >= self.config["federation"]["rounds"]
+
+    @property
+    def completed(self) -> int:
+        """The number of rounds that were."""
+        return self.rounds[-1]["round"]
+
+    def total(self, cost: str) -> float | None:
+        """A cost of all rounds together; None where a round's is a secret, or cannot be read."""
+        known = [row[cost] for row in self.rounds if cost in row]
+        return sum(known) if len(known) == self.completed else None
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[Run]:
@@ -90,7 +104,8 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
     Parts of a study are such folders, too: a cell, or all cells of a condition.
 
     Raises:
-        ReportError: no completed round in a folder, or a file of it cannot be read; a whole study.
+        ReportError: no completed round (that can be read) in a folder; a whole study. ConfigError: a run's
+            configuration cannot be read, and no folder above it has it.
     """
     tops = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     found = [_read_top(top) for top in tops]
@@ -124,9 +139,12 @@ def data_title(config: dict[str, Any]) -> str:
     return path.stem if path.suffix.lower() in SUFFIXES else (path.name if path.is_absolute() else name)
 
 
-def read_top_config(top: Path) -> dict[str, Any]:
-    """The configuration at the top of a run folder: of all methods together."""
-    return _read(top / CONFIG, yaml.safe_load)
+def read_top_config(top: Path) -> Config | None:
+    """The configuration at the top of a run folder: of all methods together; None where it is missing or damaged."""
+    try:
+        return RunFiles(top).config() if (top / CONFIG).exists() else None
+    except ConfigError:
+        return None
 
 
 def cells_of(study: Path) -> Path:
@@ -149,50 +167,42 @@ def _read_top(top: Path) -> list[Run]:
             f"{top} holds a whole study, whose page is study.html; to lay some of its runs side by side, give their "
             f"folders in {cells_of(top)}"
         )
-    places = [file.parent for depth in ("", "*/", "*/*/", "*/*/*/") for file in sorted(top.glob(depth + METRICS))]
-    runs = [_read_run(top, place) for place in places]
-    runs = [run for run in runs if run.rounds]
+    shared, places = (
+        read_top_config(top),
+        [file.parent for depth in _DEPTHS for file in sorted(top.glob(depth + METRICS))],
+    )
+    parts = {} if shared is None else run_places(shared, top)
+    found = [_read_run(top, place, parts.get(place)) for place in places]
+    runs = [run for run in found if run.rounds]
     if not runs:
-        raise ReportError(f"{top} holds no completed round; give the folder of a run (ffalora simulate --output)")
-    order = list(_read(top / CONFIG, yaml.safe_load).get("methods") or {}) if (top / CONFIG).exists() else []
-    return sorted(runs, key=lambda run: order.index(run.label) if run.label in order else len(order))
+        damaged = "".join(f"; {name} is damaged" for run in found for name in run.unreadable)
+        raise ReportError(
+            f"{top} holds no completed round{damaged}; give the folder of a run (ffalora simulate --output)"
+        )
+    held = {place for run, place in zip(found, places, strict=True) if run.rounds}
+    awaited = [str(place.relative_to(top.parent)) for place in parts if place not in held]
+    order = [] if shared is None else list(shared.methods or {})
+    ordered = sorted(runs, key=lambda run: order.index(run.label) if run.label in order else len(order))
+    return [replace(run, awaited=awaited) for run in ordered]
 
 
-def _read_run(top: Path, place: Path) -> Run:
-    config = _read(place / CONFIG, yaml.safe_load)
+def _read_run(top: Path, place: Path, otherwise: Config | None) -> Run:
+    files = RunFiles(place)
+    config = files.config(otherwise).model_dump(mode="json")
     names = [part for part in place.relative_to(top).parts if not part.startswith(SEED)]
-    rounds, summary = _read(place / METRICS, rows_of), _read(place / SUMMARY, json.loads, {})
+    rounds, summary = files.rows(), files.json(SUMMARY, {})
     return Run(
         label="/".join(names) or config["federation"]["strategy"],
         top=top,
         config=config,
         rounds=rounds,
-        epsilon=epsilon_of(rounds, summary),
-        partition=_read(place / "partition.json", json.loads, []),
-        environment=_read(place / ENVIRONMENT, json.loads, {}),
-        privacy_text=_read(place / "privacy.txt", bytes.decode, ""),
-        baselines=_read(place / "baselines.json", json.loads, []),
+        epsilon=files.epsilon(rounds, summary),
+        partition=files.json(PARTITION, []),
+        environment=files.json(ENVIRONMENT, {}),
+        privacy_text=files.text(STATEMENT),
+        baselines=files.json(BASELINES, []),
         evaluated=(summary.get("evaluated") or {}).get("rows"),
-        answers=_read(place / "answers.json", json.loads, []),
-        untrained=_read(place / "answers-untrained.json", json.loads, []),
+        answers=files.json(ANSWERS, []),
+        untrained=files.json(UNTRAINED_ANSWERS, []),
+        unreadable=[str(Path(*place.relative_to(top.parent).parts) / name) for name in files.unreadable],
     )
-
-
-def epsilon_of(rounds: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> float | None:
-    """The largest client's ε, as :class:`Run` has it.
-
-    Args:
-        rounds: rows of ``metrics.jsonl``. summary: of a finished run, which may state more than its last row: what
-            clients spent in rounds that failed; else empty.
-    """
-    last = rounds[-1] if rounds else {}
-    return restored(summary.get("epsilon", last.get("epsilon")))
-
-
-def _read(path: Path, parse: Any, missing: Any = None) -> Any:
-    if missing is not None and not path.exists():
-        return missing
-    try:
-        return parse(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ReportError(f"{path} cannot be read: {error}; run again with --resume, or leave this run out") from None

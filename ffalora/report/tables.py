@@ -44,7 +44,7 @@ def result_table(runs: Sequence[Run]) -> Table:
     rows = []
     for label, group in groups.items():
         values = [_metric_text(m, [run for run in group if m in run.metrics]) for m in metrics]
-        done = min(len(run.rounds) for run in group)
+        done = min(run.completed for run in group)
         asked = group[0].config["federation"]["rounds"]
         name = label if all(run.is_finished for run in group) else f"{label} (only {done} of {asked} rounds)"
         rows.append(
@@ -59,7 +59,8 @@ def result_table(runs: Sequence[Run]) -> Table:
             )
         )
     return Table(
-        f"After the last round{_said_of_intervals(runs)}. Traffic of all clients together; seconds of training.",
+        f"After the last round{_said_of_intervals(runs)}. Traffic of all clients together; seconds of training."
+        + _said_of_absent(runs),
         head,
         tuple(rows),
     )
@@ -85,6 +86,13 @@ def _said_of_intervals(runs: Sequence[Run]) -> str:
     if any(run.config["privacy"].get("trials", 1) > 1 for run in runs):
         said += "; the run was chosen by these rows among several, so that it looks better on them than on others"
     return said
+
+
+def _said_of_absent(runs: Sequence[Run]) -> str:
+    damaged = [name for run in runs for name in run.unreadable]
+    awaited = dict.fromkeys(name for run in runs for name in run.awaited)
+    said = f" Left out, for it is damaged: {', '.join(damaged)}." if damaged else ""
+    return said + (f" Not here, for no round is completed: {', '.join(awaited)}." if awaited else "")
 
 
 def difference_table(runs: Sequence[Run]) -> Table | None:
@@ -166,10 +174,10 @@ def _traffic_text(runs: Sequence[Run], key: str) -> str:
 
 
 def _seconds_text(runs: Sequence[Run]) -> str:
-    """Mean seconds of a run; a dash where they are kept secret."""
-    if any("seconds" not in row for run in runs for row in run.rounds):
-        return "–"
-    return f"{statistics.fmean(sum(row['seconds'] for row in run.rounds) for run in runs):.0f}"
+    """Mean seconds of a run; a dash where they are kept secret, or cannot be read."""
+    totals = [run.total("seconds") for run in runs]
+    known = [total for total in totals if total is not None]
+    return f"{statistics.fmean(known):.0f}" if len(known) == len(totals) else "–"
 
 
 def bytes_text(count: float) -> str:

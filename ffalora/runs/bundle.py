@@ -124,6 +124,8 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
         form, held_out = terms.get("form"), dict(terms.get("held_out") or {})
+        if names is not None and not all(isinstance(name, str) for name in names):
+            raise ValueError(f"label_names={names!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError) and overrides:
             raise

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import Required, TypedDict
+
 from ..config import Config
 from ..files.atomic import append_durably, write_atomically
 from ..files.numbers import restored, to_json
@@ -16,6 +19,23 @@ from ..files.numbers import restored, to_json
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
 SUMMARY, BASELINES, ENVIRONMENT = "summary.json", "baselines.json", "environment.json"
 ANSWERS, UNTRAINED_ANSWERS = "answers.json", "answers-untrained.json"
+
+
+class Row(TypedDict, total=False):
+    """A row of ``metrics.jsonl``, as far as others than its run read it; where costs of a round are a secret, it has
+    none.
+    """
+
+    round: Required[int]
+    metrics: Required[dict[str, float]]
+    epsilon: Required[float | None]
+    seconds: float
+    bytes_up: float
+    bytes_down: float
+    clipped: float
+
+
+_ROW = TypeAdapter(Row)
 
 
 @dataclass
@@ -43,21 +63,46 @@ def run_places(config: Config, folder: Path) -> dict[Path, Config]:
 
 
 def completed_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the rounds that the checkpoint covers; a row that was written after it is run again."""
+    """Rows of the rounds that the checkpoint covers; a row that was written after it is run again.
+
+    Raises:
+        ValueError: a line holds no row.
+    """
     path = folder / METRICS
     if not path.exists() or rounds == 0:
         return []
-    return [row for row in rows_of(path.read_bytes()) if row["round"] <= rounds]
+    rows, damaged = rows_of(path.read_bytes())
+    if damaged:
+        raise ValueError(
+            f"{path}: line {damaged[0]} is no row of a round; put a copy of the file in its place, or run again in "
+            "another folder"
+        )
+    return [row for row in rows if row["round"] <= rounds]
 
 
-def rows_of(content: bytes) -> list[dict[str, Any]]:
-    """What :func:`write_rows` and :func:`append_row` wrote; one that is being written, or that a kill tore, is none."""
-    whole, _, last = content.rpartition(b"\n")
+def rows_of(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """What :func:`write_rows` and :func:`append_row` wrote, and the numbers (from 1) of lines that hold none of it. A
+    last one that does not end is being written, or a kill tore it: it may be no row.
+    """
+    rows: list[dict[str, Any]] = []
+    damaged = []
+    *whole, last = content.split(b"\n")
+    for number, line in enumerate([*whole, last], 1):
+        row = _row_of(line)
+        if row is not None and (not rows or row["round"] > rows[-1]["round"]):
+            rows.append(row)
+        elif line.strip() and number <= len(whole):
+            damaged.append(number)
+    return rows, damaged
+
+
+def _row_of(line: bytes) -> dict[str, Any] | None:
     try:
-        found = [json.loads(last)] if last.strip() else []  # no beginning of a row can be read
-    except ValueError:
-        found = []
-    return [restored(row) for row in [*map(json.loads, filter(bytes.strip, whole.splitlines())), *found]]
+        row = restored(json.loads(line))
+        _ROW.validate_python(row, strict=True)
+    except (ValueError, RecursionError):
+        return None
+    return row
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
