@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..runs.files import CONFIG, PARTITION, RunFiles
 from ..runs.folder import METRICS, SUMMARY, run_places
-from .files import CONFIG, PARTITION, RunFiles
 from .runs import SEED, STUDY, ReportError, cells_of, data_title, method_title
 from .tables import bytes_text, epsilon_text, metric_title
 

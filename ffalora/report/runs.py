@@ -10,8 +10,8 @@ from typing import Any
 
 from ..config import Config, ConfigError
 from ..data.files import SUFFIXES
+from ..runs.files import CONFIG, PARTITION, STATEMENT, RunFiles
 from ..runs.folder import ANSWERS, BASELINES, ENVIRONMENT, METRICS, SUMMARY, UNTRAINED_ANSWERS, run_places
-from .files import CONFIG, PARTITION, STATEMENT, RunFiles
 
 STUDY, SEED = "study.yaml", "seed-"
 #: How deep in a folder runs lie: itself, or below method, condition and seed.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from ..adapters import CheckpointError
 from ..files.atomic import write_atomically
-from ..files.numbers import restored
 from ..privacy.sealed import DIGEST, SALT
-from .bundle import Bundle
-from .folder import ENVIRONMENT
+from .bundle import Bundle, trained_columns
+from .files import PARTITION, PROMISE, STATEMENT, RunFiles
+from .folder import ENVIRONMENT, LEDGERS, SUMMARY
 from .intervals import SHARES, share_interval
 
 _PIPELINES = {
@@ -44,7 +46,46 @@ class Exported:
     onnx_inputs: tuple[str, ...] = ()
 
 
-def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) -> None:
+@dataclass(frozen=True)
+class Told:
+    """What a run's folder says of it, as its files hold it; each is empty where there is none.
+
+    Attributes:
+        digests: by client, of the ledger that the run left, where random bits keep it from telling of the data.
+    """
+
+    summary: dict[str, Any]
+    promise: dict[str, Any]
+    statement: str
+    environment: dict[str, Any]
+    clients: list[dict[str, Any]]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, run: Path) -> Told:
+        """Reads the folder.
+
+        Raises:
+            CheckpointError: a file is damaged, so that a card would say less than the truth, or something else.
+        """
+        files = RunFiles(run)
+        told = cls(
+            files.json(SUMMARY, {}),
+            files.json(PROMISE, {}),
+            files.text(STATEMENT).strip(),
+            files.json(ENVIRONMENT, {}),
+            files.json(PARTITION, []),
+            _digests(run / LEDGERS),
+        )
+        if files.unreadable:
+            raise CheckpointError(
+                f"{run} has damaged files, of which a card would tell: {', '.join(files.unreadable)}; put copies in "
+                "their place, or export the adapter's folder alone, moved elsewhere"
+            )
+        return told
+
+
+def write_card(told: Told, made: Exported, bundle: Bundle, with_metrics: bool) -> None:
     """Writes ``README.md`` into the exported folder, from what the run's folder says."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ffalora", "runs"),
@@ -52,12 +93,13 @@ def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) ->
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    summary, config = _json(run / "summary.json"), bundle.config
+    environment.filters["cell"] = as_text
+    summary, config = told.summary, bundle.config
     rows = (summary.get("evaluated") or {}).get("rows") if with_metrics else None
     kind = "A model" if made.is_merged else "An adapter"
     text = environment.get_template("card.md").render(
         library="transformers" if made.is_merged else "peft",
-        base=made.base,
+        base=json.dumps(made.base, ensure_ascii=False),
         relation="finetune" if made.is_merged else "adapter",
         pipeline=_PIPELINES[config.data.task],
         tags=["ffalora", "lora", "differential-privacy", "federated-learning"],
@@ -65,14 +107,14 @@ def write_card(run: Path, made: Exported, bundle: Bundle, with_metrics: bool) ->
         about=f"{kind} of {made.base}, fine-tuned with [ffalora]: {_answers(bundle)}.".replace("[ffalora]", "ffalora"),
         code=_code(made, bundle),
         note=_note(made, bundle),
-        promise=_promise(run),
-        statement=_text(run / "privacy.txt") or "no statement came with this adapter",
-        digests=_digests(run),
+        promise=_promise(told.promise),
+        statement=told.statement or "no statement came with this adapter",
+        digests=told.digests or {"no ledger": "–"},
         rows=f"{rows} rows of the {config.data.evaluate_on} split"
         + (", by which it was chosen among several runs (others will show less)" if config.privacy.trials > 1 else ""),
         metrics=[_metric(name, value, rows) for name, value in summary.get("metrics", {}).items()] if rows else [],
         baselines=summary.get("baselines") or [],
-        training=_training(run, bundle),
+        training=_training(told, bundle),
         inputs="images" if config.data.task == "image-classification" else "texts",
         unit=config.privacy.unit if config.privacy.unit != "none" else "sample",
     )
@@ -109,7 +151,7 @@ def _code(made: Exported, bundle: Bundle) -> str:
         lines.append(f"model = PeftModel.from_pretrained(base, {folder})")
     lines += tokenizer
     if kind == "AutoModelForSequenceClassification":
-        texts = '"a text"' if len(bundle.config.data.text or [0]) == 1 else '"the first text", "the second"'
+        texts = '"a text"' if len(trained_columns(bundle)) < 2 else '"the first text", "the second"'
         lines.append(f'inputs = tokenizer({texts}, truncation=True, return_tensors="pt")')
         lines.append(f"print(model(**inputs).logits{'.softmax(-1)' if bundle.label_names else ''})")
     return "\n".join(lines)
@@ -138,9 +180,10 @@ def _note(made: Exported, bundle: Bundle) -> str:
     return " ".join(said) or "Nothing but the libraries named is needed."
 
 
-def _promise(run: Path) -> str:
-    stated = _json(run / "privacy.json")
-    if not stated.get("private"):
+def _promise(stated: dict[str, Any]) -> str:
+    if not stated:
+        return "**Nothing is promised**: no statement came with this model."
+    if not stated["private"]:
         return "**Nothing is promised**: this model was trained without differential privacy."
     if stated.get("simulation"):
         return (
@@ -150,13 +193,20 @@ def _promise(run: Path) -> str:
     return "Differential privacy, under the assumptions that the statement names:"
 
 
-def _digests(run: Path) -> dict[str, str]:
-    """By client, the digest of the ledger that the run left, where random bits keep it from telling of the data."""
+def _digests(ledgers: Path) -> dict[str, str]:
     found = {}
-    for path in sorted((run / "checkpoint" / "ledgers").glob("*.json")):
-        values = _json(path)
+    for path in sorted(ledgers.glob("*.json")):
+        try:
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError):
+            raise CheckpointError(f"{path} is damaged; put a copy in its place") from None
         found[str(values.get("label") or path.stem)] = values.get(DIGEST, "–") if SALT in values else "–"
-    return found or {"no ledger": "–"}
+    return found
+
+
+def as_text(value: object) -> str:
+    """Any text, such as a client's name, as Markdown that shows it on one line and in one cell of a table."""
+    return re.sub(r"[\\`*\[\]|<>&]", r"\\\g<0>", " ".join(str(value).split()))
 
 
 def _metric(name: str, value: float, rows: int) -> tuple[str, str, str]:
@@ -164,23 +214,15 @@ def _metric(name: str, value: float, rows: int) -> tuple[str, str, str]:
     return name, f"{value:.4f}", low_high
 
 
-def _training(run: Path, bundle: Bundle) -> dict[str, Any]:
-    config, versions = bundle.config, _json(run / ENVIRONMENT)
-    clients = _json(run / "partition.json") or []
+def _training(told: Told, bundle: Bundle) -> dict[str, Any]:
+    config, versions = bundle.config, told.environment
     own, federation = config.adapter, config.federation
+    packages = versions.get("packages", {})
     return {
         "method": f"{federation.strategy}, rank {own.rank}, alpha {own.alpha:g}",
-        "clients": len(clients) or config.clients.count or 1,
+        "clients": len(told.clients) or config.clients.count or 1,
         "rounds": f"{federation.rounds} of {federation.local_steps} local steps, batch {config.optimizer.batch_size}",
         "longest text": f"{config.data.max_length} tokens",
         "made with": f"ffalora {versions.get('ffalora', '')}, "
-        + ", ".join(f"{name} {versions.get('packages', {}).get(name, '')}" for name in ("torch", "transformers")),
+        + ", ".join(f"{name} {packages.get(name, '')}" for name in ("torch", "transformers")),
     }
-
-
-def _json(path: Path) -> Any:
-    return restored(json.loads(_text(path) or "{}"))
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""

@@ -19,7 +19,7 @@ from ..config import ConfigError
 from ..data.asset_table import ASSETS
 from . import modeling_pooled
 from .bundle import HEAD_FILE, Bundle, adapter_folder, load_bundle
-from .card import Exported, write_card
+from .card import Exported, Told, write_card
 from .onnx_file import check_onnx, write_onnx
 
 MODELLING = "modeling_pooled"
@@ -56,9 +56,10 @@ def export(
     Raises:
         ConfigError: the folder holds something, PEFT has no format for the run's kind of adapter, or ONNX is asked for
             an adapter alone, of another task, or without its libraries.
-        CheckpointError: there is no such adapter.
+        CheckpointError: there is no such adapter, or the run's folder is damaged.
     """
     run, folder = adapter_folder(run), Path(folder)
+    told = Told.of(run.parent)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something already; give the name of a new folder")
     if not merged and not (run / CONFIG_FILE).exists():
@@ -93,7 +94,7 @@ def export(
         _copy_adapter(run, folder, made.base, None, bundle)
     if onnx:
         made = replace(made, onnx_inputs=tuple(write_onnx(folder, bundle)))
-    write_card(run.parent, made, bundle, metrics)
+    write_card(told, made, bundle, metrics)
     return made
 
 

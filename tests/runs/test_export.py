@@ -4,15 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from html import unescape
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from small_runs import WORDS
 
 from ffalora.adapters import CheckpointError
-from ffalora.config import ConfigError
+from ffalora.config import ConfigError, from_mapping
+from ffalora.data.embedded import EMBEDDED
 from ffalora.federated.simulate import simulate
 from ffalora.runs.bundle import load_bundle, predict
+from ffalora.runs.card import Exported, _code
 from ffalora.runs.export import export
 
 TEXTS = [" ".join(WORDS[(7 * row + 3 * word) % 40] for word in range(2 + row % 6)) for row in range(12)]
@@ -143,6 +147,61 @@ def test_the_card_of_a_seeded_run_promises_nothing(small, tmp_path):
     private = {"privacy__unit": "sample", "privacy__noise_multiplier": 1.0, "privacy__noise": "seeded"}
     simulate(small(federation__rounds=1, **private), tmp_path / "run", progress=False)
     assert "**Nothing is promised**" in (export(tmp_path / "run", tmp_path / "out").folder / "README.md").read_text()
+
+
+def test_names_of_any_letters_stay_in_their_cells_of_the_card(small, tmp_path):
+    private = {"privacy__unit": "sample", "privacy__noise_multiplier": 1.0, "privacy__noise": "secure"}
+    config = small(federation__rounds=1, baselines=True, **private)
+    simulate(config, tmp_path / "run", progress=False)
+    name = "a|b\\|c\n<b>d</b> *e* `f` & g_h"
+    ledger = next((tmp_path / "run" / "checkpoint" / "ledgers").glob("*.json"))
+    ledger.write_text(json.dumps(json.loads(ledger.read_text()) | {"label": name}))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary["baselines"][0]["about"] = name
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    folder = export(tmp_path / "run", tmp_path / "shared", base="some: one#two").folder
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "some: one#two"
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    rows = re.findall(r"<tr>\n(.*?)</tr>", markdown.render(card), re.DOTALL)
+    cells = [[unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)] for row in rows]
+    shown = " ".join(name.split())
+    assert {len(row) for row in cells} == {2, 3, 4}
+    assert any(row[0] == shown for row in cells if len(row) == 2) and any(row[-1] == shown for row in cells)
+
+
+def test_the_card_of_a_classifier_of_pairs_gives_it_two_texts(tmp_path):
+    made = Exported(tmp_path, "shared", True, "someone/encoder", False)
+    named = next(name for name, one in EMBEDDED.items() if len(one.input_columns) == 2 and one.task == "classification")
+    config = from_mapping({"data": {"name": named}})
+    pairs = SimpleNamespace(config=config, trained_on=named, label_names=["no", "yes"], loaded=SimpleNamespace(root=""))
+    assert 'tokenizer("the first text", "the second",' in _code(made, pairs)
+    pairs.trained_on = "texts.csv"
+    assert 'tokenizer("a text",' in _code(made, pairs)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "privacy.json", "partition.json", "environment.json", "ledger"])
+def test_no_card_is_written_of_damaged_files(name, small, tmp_path):
+    private = {"privacy__unit": "sample", "privacy__noise_multiplier": 1.0, "privacy__noise": "seeded"}
+    simulate(small(federation__rounds=1, **private), tmp_path / "run", progress=False)
+    path = tmp_path / "run" / name
+    if name == "ledger":
+        path = tmp_path / "run" / "checkpoint" / "ledgers" / "0.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    for bad in (path.read_bytes()[:-1], b"5", b""):
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=path.name):
+            export(tmp_path / "run", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_card_without_the_run_s_statement_says_that_none_came(small, tmp_path):
+    private = {"privacy__unit": "sample", "privacy__noise_multiplier": 1.0, "privacy__noise": "seeded"}
+    simulate(small(federation__rounds=1, **private), tmp_path / "run", progress=False)
+    (tmp_path / "run" / "privacy.json").unlink()
+    card = (export(tmp_path / "run", tmp_path / "out").folder / "README.md").read_text()
+    assert "no statement came with this model" in card and "trained without differential privacy" not in card
 
 
 def test_a_metric_that_is_no_number_stands_on_the_card_as_what_it_is(small, tmp_path):

@@ -13,18 +13,15 @@ from typing_extensions import Required, TypedDict
 
 from ..config import Config, ConfigError, load_config
 from ..files.numbers import restored
-from ..runs.folder import ANSWERS, BASELINES, ENVIRONMENT, METRICS, SUMMARY, UNTRAINED_ANSWERS, rows_of
+from .folder import ANSWERS, BASELINES, ENVIRONMENT, METRICS, SUMMARY, UNTRAINED_ANSWERS, rows_of
 
-CONFIG, PARTITION, STATEMENT = "config.yaml", "partition.json", "privacy.txt"
+CONFIG, PARTITION = "config.yaml", "partition.json"
+#: The privacy statement as text and as values.
+STATEMENT, PROMISE = "privacy.txt", "privacy.json"
 
 
 class _Evaluated(TypedDict, total=False):
     rows: int | None
-
-
-class _Summary(TypedDict, total=False):
-    epsilon: float | None
-    evaluated: _Evaluated | None
 
 
 class _Client(TypedDict, total=False):
@@ -41,6 +38,22 @@ class _Baseline(TypedDict, total=False):
     metrics: dict[str, float]
 
 
+class _Summary(TypedDict, total=False):
+    epsilon: float | None
+    evaluated: _Evaluated | None
+    metrics: dict[str, float]
+    baselines: list[_Baseline]
+
+
+class _Promise(TypedDict, total=False):
+    private: Required[bool]
+    simulation: bool
+
+
+class _Environment(TypedDict, total=False):
+    packages: dict[str, Any]
+
+
 class _Answer(TypedDict):
     prompt: str
     answer: str
@@ -51,7 +64,8 @@ class _Answer(TypedDict):
 _SHAPES: Mapping[str, TypeAdapter[Any]] = {
     SUMMARY: TypeAdapter(_Summary),
     PARTITION: TypeAdapter(list[_Client]),
-    ENVIRONMENT: TypeAdapter(dict[str, Any]),
+    ENVIRONMENT: TypeAdapter(_Environment),
+    PROMISE: TypeAdapter(_Promise),
     BASELINES: TypeAdapter(list[_Baseline]),
     ANSWERS: TypeAdapter(list[_Answer]),
     UNTRAINED_ANSWERS: TypeAdapter(list[_Answer]),
