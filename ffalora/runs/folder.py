@@ -48,18 +48,22 @@ class RunResult:
 
 
 def run_places(config: Config, folder: Path) -> dict[Path, Config]:
-    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed.
-
-    ``adapter.seed`` counts with ``seed``: a factor that is never trained is part of a run's luck.
-    """
+    """Every run by its folder: the folder itself for a single one, else a subfolder for each method and seed."""
     places: dict[Path, Config] = {}
     for repeat in range(config.seeds):
         for name, one in config.runs().items():
             place = folder / name if config.methods else folder
             place = place / f"seed-{one.seed + repeat}" if config.seeds > 1 else place
-            factors = one.adapter.model_copy(update={"seed": one.adapter.seed + repeat})
-            places[place] = one.model_copy(update={"seed": one.seed + repeat, "seeds": 1, "adapter": factors})
+            places[place] = repeated(one, repeat)
     return places
+
+
+def repeated(config: Config, repeat: int) -> Config:
+    """A run's configuration the ``repeat``-th time. ``adapter.seed`` counts with ``seed``: a factor that is never
+    trained is part of a run's luck.
+    """
+    factors = config.adapter.model_copy(update={"seed": config.adapter.seed + repeat})
+    return config.model_copy(update={"seed": config.seed + repeat, "seeds": 1, "adapter": factors})
 
 
 def completed_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:

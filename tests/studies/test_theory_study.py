@@ -65,6 +65,21 @@ def test_results_of_another_configuration_are_refused(small, tmp_path):
         measure(one, tmp_path, progress=False, effort=Effort(every=5, samples=8, curvature_samples=6, draws=4))
 
 
+def test_every_seed_draws_a_anew_and_methods_share_it(small, tmp_path, monkeypatch):
+    drawn = {}
+
+    def run(config, place, effort, bar):
+        layers = study.Measurements(config, effort).experiment.adapters.layers
+        drawn[config.federation.strategy, config.seed] = next(iter(layers.values())).lora_A.detach().clone()
+        return [{"seconds": 0.0}]
+
+    monkeypatch.setattr(study, "_run", run)
+    monkeypatch.setattr(study, "answer", lambda rows, config: ([], [], []))
+    measure(small, tmp_path, progress=False, effort=EFFORT)
+    assert not drawn["ffa", 0].equal(drawn["ffa", 1])
+    assert all(drawn["ffa", seed].equal(drawn["lora", seed]) for seed in range(2))
+
+
 def test_training_is_what_simulate_does(small, tmp_path):
     one = small.model_copy(update={"seeds": 1, "methods": {"lora": small.methods["lora"]}})
     rows = next(iter(measure(one, tmp_path / "theory", progress=False, effort=EFFORT).rows.values()))

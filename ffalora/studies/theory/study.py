@@ -21,6 +21,7 @@ from ...files.atomic import write_atomically
 from ...files.numbers import restored, to_json
 from ...report.plots import Plot
 from ...report.tables import Table
+from ...runs.folder import repeated
 from .answers import answer
 from .measurements import Effort, Measurements
 from .plots import Rows
@@ -52,7 +53,7 @@ class TheoryResult:
 
     Attributes:
         tables, plots: for a page.
-        verdicts: one sentence a question, with 95% intervals over seeds.
+        verdicts: one sentence a question, with 95% intervals over seeds, each of which draws ``a`` anew.
         rows: by (method, seed), one row a round, as in the files; the last one has the run's ``seconds``.
     """
 
@@ -96,8 +97,8 @@ def measure(config: Config, folder: Path, progress: bool = True, effort: Effort 
     for name, run in runs.items():
         _check_described(name, run)
     wanted = {
-        (name, seed): run.model_copy(update={"seed": seed, "seeds": 1})
-        for seed in range(config.seed, config.seed + config.seeds)
+        (name, config.seed + repeat): repeated(run, repeat)
+        for repeat in range(config.seeds)
         for name, run in runs.items()
     }
     rows: dict[tuple[str, int], Rows] = {}
