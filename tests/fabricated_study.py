@@ -32,7 +32,7 @@ def fabricate(
         if len(tried) > len(TUNING_SEEDS):
             result.tuning += [CellResult(c, numbers(grid, c), folder / CELLS / grid.folder_name(c)) for c in tried]
         result.chosen[place] = tried[len(tried) // 2].chosen
-    register(result, claims_power(grid.study.claims, result.pilot()), known=0)
+    register(result, claims_power(grid.study.claims, result.pilot(), grid.places()), known=0)
     for cell in grid.verdict_cells(result.chosen)[:cells]:
         result.results.append(CellResult(cell, numbers(grid, cell), folder / CELLS / grid.folder_name(cell)))
     write(result)

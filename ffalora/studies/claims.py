@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -166,6 +166,19 @@ def contrast_by_seed(claim: Claim, values: Values) -> dict[int, float]:
         terms = [(weight, _term(term, values, seed)) for term, weight in claim.contrast.items()]
         if all(value is not None for _, value in terms):
             found[seed] = _combine(claim, [(weight, value) for weight, value in terms if value is not None])
+    return found
+
+
+def cell_weights(claim: Claim, places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """The weight of each (method, condition) in a claim about differences; those of ``places`` that it does not name
+    are left out.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for term, weight in claim.contrast.items():
+        _, method, pattern = _parse(term)
+        cells = [place for place in places if place[0] == method and _matches(place[1], pattern)]
+        for cell in cells:
+            found[cell] = found.get(cell, 0.0) + weight / len(cells)
     return found
 
 

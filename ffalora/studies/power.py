@@ -1,21 +1,21 @@
 """How many seeds a study needs, from a pilot's variance: before the runs that decide, and from nothing that they show.
 
 The pilot are the runs that chose values, at the values chosen: three seeds on the validation split. A contrast with
-weights ``w`` whose cells each vary by ``τ`` beside what a seed gives to all of them has deviation ``τ·√Σw²``; ``τ`` is
-pooled over the claims that the pilot can evaluate. Claims about ranges and shares have no such deviation and take the
-study's number.
+weights ``w`` of cells that each vary by ``τ`` beside what a seed gives to all of them has deviation ``τ·√Σw²`` (a mean
+shares its weight out to its conditions); ``τ`` is pooled over the claims that the pilot can evaluate. Claims about
+ranges and shares have no such deviation and take the study's number.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import nct, t
 
-from .claims import LEVEL, POINT, Claim, Values, contrast_by_seed
+from .claims import LEVEL, POINT, Claim, Values, cell_weights, contrast_by_seed
 from .grid import FEWEST_SEEDS, MOST_SEEDS
 
 #: What a study should find, and how surely.
@@ -56,22 +56,24 @@ def seeds_for(deviation: float, level: float = LEVEL) -> int | None:
     return None
 
 
-def claims_power(claims: Sequence[Claim], pilot: Values) -> list[ClaimPower]:
+def claims_power(claims: Sequence[Claim], pilot: Values, places: Sequence[tuple[str, str]]) -> list[ClaimPower]:
     """The seeds that each claim about differences of accuracy needs, at the first level of Holm's procedure.
 
     Args:
         claims: of the study; pilot: its metric at the chosen values.
+        places: every (method, condition) of the verdict, of which the pilot may have a part.
     """
     differences = [claim for claim in claims if claim.is_difference]
-    units = []
+    units, tried = [], {(method, condition) for method, condition, _ in pilot}
     for claim in differences:
         values = list(contrast_by_seed(claim, pilot).values())
-        if len(values) > 1:
-            units.append(statistics.variance(values) / _weight(claim))
+        weight = _weight(claim, tried)
+        if len(values) > 1 and weight:
+            units.append(statistics.variance(values) / weight)
     if not units:
         return []
     unit, level = statistics.fmean(units), LEVEL / max(len(claims), 1)
-    deviations = {claim.says: math.sqrt(unit * _weight(claim)) for claim in differences}
+    deviations = {claim.says: math.sqrt(unit * _weight(claim, places)) for claim in differences}
     return [ClaimPower(says, deviation, seeds_for(deviation, level)) for says, deviation in deviations.items()]
 
 
@@ -80,5 +82,6 @@ def planned_seeds(needs: Sequence[ClaimPower]) -> int:
     return max([FEWEST_SEEDS, *(need.seeds or MOST_SEEDS for need in needs)])
 
 
-def _weight(claim: Claim) -> float:
-    return sum(weight**2 for weight in claim.contrast.values())
+def _weight(claim: Claim, places: Iterable[tuple[str, str]]) -> float:
+    """``Σw²`` over the cells of a seed."""
+    return sum(weight**2 for weight in cell_weights(claim, places).values())

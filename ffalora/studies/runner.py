@@ -92,7 +92,7 @@ def _choose(result: StudyResult, runner: _Cells, say: Callable[[str], object]) -
         seconds = {r.cell.method: r.numbers.get("seconds", 0.0) for r in runner.run(first, lambda done: None)}
         say(plan_text(grid, seconds))
     result.tuning, result.chosen = choose_values(grid, run)
-    needs = claims_power(grid.study.claims, result.pilot()) if grid.is_powered else []
+    needs = claims_power(grid.study.claims, result.pilot(), grid.places()) if grid.is_powered else []
     if needs:
         result.grid = runner.grid = replace(grid, seeds=range(planned_seeds(needs)))
     asked = result.grid.verdict_cells(result.chosen)

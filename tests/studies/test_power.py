@@ -11,6 +11,8 @@ from ffalora.studies.power import EFFECT, POWER, claims_power, planned_seeds, po
 
 PAIR = Claim(says="It is so", contrast={"a@x": 1, "b@x": -1})
 FOUR = Claim(says="It is more so", contrast={"a@x": 1, "a@y": -1, "b@x": -1, "b@y": 1})
+MEANS = Claim(says="It is so on average", contrast={"mean a@*": 1, "mean b@*": -1})
+PLACES = [(method, condition) for method in "ab" for condition in "xy"]
 RANGE = Claim(says="It moves", contrast={"range a@*": 1})
 
 
@@ -37,8 +39,22 @@ def test_a_contrast_of_more_cells_needs_more_seeds_and_a_range_decides_nothing()
     pilot = {
         (m, c, s): 0.7 + 0.05 * s + 0.004 * rng.standard_normal() for m in "ab" for c in "xy" for s in range(1000, 1040)
     }
-    pair, four = claims_power([PAIR, FOUR, RANGE], pilot)
+    pair, four = claims_power([PAIR, FOUR, RANGE], pilot, PLACES)
     assert pair.deviation == pytest.approx(0.004 * math.sqrt(2), rel=0.2), "what seeds share is not in the contrast"
     assert four.deviation == pytest.approx(math.sqrt(2) * pair.deviation) and four.seeds >= pair.seeds
     assert planned_seeds([pair, four]) == four.seeds and planned_seeds([]) == 5
-    assert claims_power([RANGE], pilot) == [] == claims_power([PAIR], {})
+    assert claims_power([RANGE], pilot, PLACES) == [] == claims_power([PAIR], {}, PLACES)
+
+
+def test_a_mean_over_conditions_varies_less_than_one_of_them():
+    rng = np.random.default_rng(5)
+    pilot = {(m, c, s): 0.7 + 0.02 * rng.standard_normal() for m in "ab" for c in "xy" for s in range(1000, 1200)}
+    pair, means = claims_power([PAIR, MEANS], pilot, PLACES)
+    assert means.deviation == pytest.approx(pair.deviation / math.sqrt(2)), "two cells of weight 1/2 for one of 1"
+    assert pair.deviation == pytest.approx(0.02 * math.sqrt(2), rel=0.1)
+    more = [(method, condition) for method in "ab" for condition in "vwxyz"]
+    _, wider = claims_power([PAIR, MEANS], pilot, more)
+    assert wider.deviation == pytest.approx(pair.deviation / math.sqrt(5)), "the verdict has more conditions"
+    assert wider.seeds < means.seeds
+    own = Claim(says="It is better than usual", contrast={"a@x": 1, "mean a@*": -1})
+    assert claims_power([own, PAIR], pilot, PLACES)[0].deviation == pytest.approx(0.02 * math.sqrt(0.5), rel=0.1)
