@@ -29,7 +29,7 @@ from ..data.validate import column_values
 from ..files.atomic import write_atomically
 from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_model, max_positions
 from .answers import Prompt, answer, answer_split
-from .data import evaluation_split, load_run_data, prepare_split
+from .data import evaluation_split, is_same_data, load_run_data, place_of, prepare_split
 from .evaluation import gather_examples, metrics_of_groups, predict_examples
 from .folder import CHECKPOINT
 from .intervals import SHARES, share_interval
@@ -49,6 +49,7 @@ class Bundle:
         loaded: model and tokenizer.
         label_names: of the classes; None for other tasks.
         trained_on: name of the data that it was trained on.
+        place: the absolute path of the file or folder that this was then; None for data that have none.
         form: what a language model learned of a row; None for other tasks.
         adapters: the handle.
         held_out: rows of each split that nothing was trained on; empty where their number is unknown.
@@ -62,6 +63,7 @@ class Bundle:
     form: Form | None
     adapters: Adapters
     held_out: Mapping[str, int]
+    place: str | None = None
 
 
 class Scores(dict[str, float]):
@@ -98,10 +100,11 @@ def save_bundle(folder: Path, adapters: Adapters, loaded: LoadedModel, config: C
     if loaded.root:
         head = {n: t.detach().float().contiguous().cpu() for n, t in _head(loaded.model).items()}
         write_atomically(folder / HEAD_FILE, save(head))
-    terms = {
+    terms: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "label_names": data.label_names,
         "form": data.form,
+        "place": place_of(config.data.name),  # whose name may be relative to the folder of today
     }
     if not config.privacy.hides_sizes:
         terms["held_out"] = {split: len(rows) for split, rows in data.splits.items() if split != "train"}
@@ -124,6 +127,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         config = from_mapping(merge(terms["config"], overrides or {}))
         names, trained_on = terms["label_names"], str(terms["config"]["data"]["name"])
         form, held_out = terms.get("form"), dict(terms.get("held_out") or {})
+        place = terms.get("place")
         if names is not None and not all(isinstance(name, str) for name in names):
             raise ValueError(f"label_names={names!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -138,7 +142,7 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     if loaded.root:
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
-    return Bundle(config, loaded, names, device, trained_on, form, adapters, held_out)
+    return Bundle(config, loaded, names, device, trained_on, form, adapters, held_out, place)
 
 
 def adapter_folder(folder: str | Path) -> Path:
@@ -176,12 +180,14 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
     bundle = load_bundle(folder, overrides)
     config, split, asked = bundle.config, bundle.config.data.evaluate_on, overrides or {}
     held_out = {"test": config.data.test_fraction, "validation": config.data.validation_fraction}[split]
-    if _is_same_data(config.data.name, bundle.trained_on) and held_out < 1:
+    if "data.name" not in asked and bundle.place is not None and Path(bundle.place).exists():
+        config = config.model_copy(update={"data": config.data.model_copy(update={"name": bundle.place})})
+    if is_same_data(config.data.name, bundle.trained_on, bundle.place) and held_out < 1:
         data = load_run_data(config, class_names=bundle.label_names)
         evaluation_split(config, data)
         if "data.splits" not in asked:
             _check_held_out(bundle, split, len(data.splits[split]))
-        rows = f"the {split} split of {data.name}"
+        rows = f"the {split} split of {bundle.trained_on}"
     else:
         kept: dict[str, Any] = {key: None for key in _OF_OWN_DATA if key not in asked}
         if config.clients.partition == "column":
@@ -203,12 +209,6 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
         raise DataError(f"by={by!r}: {rows} has no such column; its columns are {', '.join(scored.column_names)}")
     groups = [] if by is None else column_values(scored, by)[:count]
     return Scores(metrics, count, rows, metrics_of_groups(gathered, task, groups))
-
-
-def _is_same_data(name: str, other: str) -> bool:
-    """Whether two names are of one data set: equal ones, or two ways to write the place of one file or folder."""
-    places = [Path(each).expanduser() for each in (name, other)]
-    return name == other or (all(place.exists() for place in places) and places[0].samefile(places[1]))
 
 
 def _check_held_out(bundle: Bundle, split: str, rows: int) -> None:

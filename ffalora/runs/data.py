@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ..config import Config, ConfigError
+from ..data.embedded import EMBEDDED
 from ..data.errors import DataError
 from ..data.examples import Examples, fingerprint
 from ..data.load import LoadedData, load_data
@@ -120,6 +122,21 @@ def data_fingerprint(
     """What a ledger is keyed to: the name of the data, and what the ledger's own samples hold, and whose they are."""
     whose = "" if owners is None else f" of users sha256:{owners.fingerprint(samples)}"
     return f"{config.data.name} sha256:{fingerprint(train, samples)}{whose}"
+
+
+def place_of(name: str) -> str | None:
+    """The absolute path of the file or folder that is the data of this name; None where it is none."""
+    place = Path(name).expanduser()
+    return str(place.resolve()) if name not in EMBEDDED and place.exists() else None
+
+
+def is_same_data(name: str, *known: str | None) -> bool:
+    """Whether a name is of the data that any of the others names: an equal one, or another way to write the place of
+    the same file or folder.
+    """
+    given = Path(name).expanduser()
+    places = [Path(other).expanduser() for other in known if other is not None]
+    return name in known or any(given.exists() and place.exists() and given.samefile(place) for place in places)
 
 
 def evaluation_split(config: Config, data: LoadedData) -> str:

@@ -123,7 +123,9 @@ def test_evaluate_takes_a_file_once(feedback, capsys, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_s_own_file_is_known_however_its_place_is_written(feedback, small, tmp_path, capsys):
+def test_a_run_s_own_file_is_known_however_its_place_is_written_and_from_any_folder(
+    feedback, small, tmp_path, capsys, monkeypatch
+):
     run("init", "feedback.csv")
     tiny = ["--model.name", small().model.name, "--adapter.layers_to_transform", "[1]", "--federation.rounds", "1"]
     assert run("train", "feedback.yaml", "--no-progress", *tiny) == 0
@@ -134,6 +136,14 @@ def test_a_run_s_own_file_is_known_however_its_place_is_written(feedback, small,
         said.add(json.loads(capsys.readouterr().out)["accuracy"])
         assert run("evaluate", "runs/feedback", place) == 0
         assert "the test split of" in capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for given in ([], ["../feedback.csv"], [str(tmp_path / "feedback.csv")]):
+        capsys.readouterr()
+        assert run("evaluate", "../runs/feedback", *given, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["rows"] == "the test split of feedback.csv"
+        said.add(found["accuracy"])
     assert len(said) == 1
 
 
