@@ -28,8 +28,7 @@ from ..adapters import Adapters
 from ..adapters.conversion import ConvertedAdapters
 from ..data.tasks import Losses
 from ..privacy.accounting import PrivacyLedger
-from ..privacy.accounts import Accounts, open_accounts
-from ..privacy.data_ledger import find_data_ledger
+from ..privacy.accounts import Accounts
 from ..privacy.ledger_files import LEDGER_FILE, LEDGER_NAME, load_ledger
 from ..privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from ..privacy.sampling import Draw, SeededDraw, SystemDraw
@@ -41,15 +40,13 @@ from ..training.reading import read
 from ..training.sensitivity import NARROW_LIMIT, Sensitivity, extremes, limit_of, probe_gradient, secret_noise
 from ..training.workers import drawn_alike, find_workers
 from .collator import source_of
-from .ledger import new_ledger, refuse_push, spent_before, spent_by
+from .ledger import accounts_of, end_where_spent, new_ledger, refuse_push, spent_before, spent_by
 from .own_loss import check_samples, check_trainer
 from .steps import LogicalSteps, check_optimizer, classes_of, cut, lengths_of, save_adapter, without_targets
-from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, feature_digests, promised
+from .terms import PrivacyArguments, check_arguments, check_distribution, default_losses, promised
 
 #: Logs that are computed on private data without noise.
 PRIVATE_LOGS = ("loss", "train_loss")
-#: What columns of labels are called where collators rename them: no part of the record that a ledger knows again.
-LABEL_COLUMNS = ("labels", "label", "label_ids")
 #: Records among which an audit looks for the longest, the shortest, and one of the rarest class.
 _DESCRIBED = 1000
 
@@ -209,6 +206,7 @@ class PrivateTrainer(Trainer):
 
     def _run_epoch(self, *positional: Any, **named: Any) -> None:
         """As Trainer's, which takes a step more where a run is resumed that is over."""
+        self._end_where_spent(self.state.global_step)
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -226,8 +224,13 @@ class PrivateTrainer(Trainer):
         with self.compute_loss_context_manager():
             gradient, loss = self._private.step(step, self._physical(mine, step, self._reading_seed), model)
         self._private.write(gradient)
+        self._end_where_spent(self.state.global_step + 1)
         part = len(mine) * self.workers.size / max(1, len(drawn))
         return torch.tensor(loss * part if part else 0.0, device=self.args.device)  # Trainer averages over processes
+
+    def _end_where_spent(self, steps: int) -> None:
+        if self.ledger is not None:
+            end_where_spent(self.state, self.ledger, self.workers.same_for_all(self.ledger.steps_left), steps)
 
     def log(self, logs: dict[str, float], *rest: Any, **others: Any) -> None:
         """As Trainer's, with ε so far. With secure noise the training loss (private, without noise) is left out."""
@@ -278,31 +281,7 @@ class PrivateTrainer(Trainer):
         return new_ledger(self.privacy, self._records(), self.expected_batch, steps, spent)
 
     def _open_accounts(self, ledger: PrivacyLedger, is_new: bool) -> PrivacyLedger:
-        """What the output folder and the data set's ledger say was spent, and where it goes on. A new run begins its
-        own file, which holds as its prior what an earlier call of ``train`` spent.
-        """
-        durable = Path(self.args.output_dir) / LEDGER_FILE
-        if durable.exists() and is_new and self._private is None:
-            raise ValueError(
-                f"{durable} says that this data was trained on already; resume that run, or start in another "
-                "output_dir with PrivacyArguments(prior=…) naming that file"
-            )
-        account = durable.with_name("privacy_account")
-        if is_new:
-            for file in (account, durable):
-                file.unlink(missing_ok=True)
-        labels = sorted({*(self.label_names or ()), *LABEL_COLUMNS})
-        self._accounts = open_accounts(
-            {LEDGER_NAME: ledger},
-            durable.parent,
-            resume=not is_new,
-            is_secure=True,
-            data_ledger=find_data_ledger(self.privacy.ledger, "trainer"),
-            records={LEDGER_NAME: partial(feature_digests, self._records(), labels)},
-            account=account,
-            run=f"PrivateTrainer, {durable.parent.resolve()}",
-            before=self._accounts,
-        )
+        self._accounts = accounts_of(self, ledger, is_new)
         return ledger
 
     def _save_checkpoint(self, *positional: Any, **named: Any) -> None:

@@ -204,6 +204,30 @@ def test_secure_noise_charges_on_disk_before_the_result_exists(tmp_path, monkeyp
         trainer(tmp_path, privacy).train()
 
 
+def test_a_secure_run_that_was_killed_ends_with_the_steps_that_its_ledger_allows(tmp_path, caplog):
+    privacy, saving = PrivacyArguments(noise_multiplier=1.0, noise="secure"), dict(save_strategy="steps", save_steps=2)
+    killed = trainer(tmp_path, privacy, max_steps=6, **saving)
+    killed.add_callback(KillAt(3))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer(tmp_path, privacy, max_steps=6, **saving)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 5
+    assert resumed.ledger.steps_taken == 6 and "ends after step 5 of 6" in caplog.text
+    assert (tmp_path / "checkpoint-5" / LEDGER_FILE).exists()
+    again = trainer(tmp_path, privacy, max_steps=6, **saving)
+    assert again.train(resume_from_checkpoint=True).global_step == 5
+    assert again.ledger.steps_taken == 6 and torch.equal(state(again.model), state(resumed.model))
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **others):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 def test_a_first_step_that_is_refused_is_charged_nowhere_and_leaves_the_folder_to_the_next_run(tmp_path):
     privacy, mixing = PrivacyArguments(noise_multiplier=1.0, noise="secure"), model()
     mixing.base_model.model.classifier.register_forward_hook(lambda _, inputs, logits: logits + logits.mean(0))
