@@ -127,8 +127,16 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
             f"{args.n_gpu} devices in one process (DataParallel): start a process for each, by torchrun or accelerate "
             "launch, or show it one (CUDA_VISIBLE_DEVICES)"
         )
-    if args.fp16:
-        problems.append("fp16=True scales losses, and with them per-sample gradients: use bf16=True")
+    if args.mixed_precision == "fp16":  # of accelerate launch, too, which fp16 does not show
+        problems.append(
+            "fp16 (fp16=True, accelerate launch --mixed_precision fp16) scales losses, and with them per-sample "
+            "gradients: use bf16"
+        )
+    if args.neftune_noise_alpha is not None:
+        problems.append(
+            f"neftune_noise_alpha={args.neftune_noise_alpha}: its noise belongs to positions in the batch, and is "
+            "drawn anew for everybody where one sample is missing: leave it out"
+        )
     if args.label_smoothing_factor:
         problems.append(
             f"label_smoothing_factor={args.label_smoothing_factor}: pass a per-sample loss (losses=) instead"

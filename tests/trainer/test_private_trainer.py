@@ -257,6 +257,7 @@ def test_earlier_spending_is_added(tmp_path):
     [
         ({"fp16": True, "use_cpu": True}, "fp16"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size=True takes steps again"),
         ({"push_to_hub": True}, "push_to_hub=True: .* ledger with a hash of the data"),
     ],
@@ -264,6 +265,12 @@ def test_earlier_spending_is_added(tmp_path):
 def test_settings_that_break_the_promise_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **changes)
+
+
+def test_fp16_that_accelerate_was_launched_with_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="mixed_precision fp16"):
+        trainer(tmp_path)
 
 
 def test_a_corrected_label_does_not_renew_what_was_spent_on_a_record(tmp_path):
