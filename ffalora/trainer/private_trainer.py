@@ -218,6 +218,8 @@ class PrivateTrainer(Trainer):
             raise RuntimeError("training_step belongs to train()")
         check_optimizer(self.optimizer, self.adapters.layout)
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # of those that evaluate averages (schedule-free)
+            self.optimizer.train()
         step = self._first + self.state.global_step
         drawn = self._draw(0, step, self.ledger.dataset_size, self.ledger.sample_rate)
         mine = self._share(drawn, step)

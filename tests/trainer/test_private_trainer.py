@@ -395,6 +395,32 @@ class CapacityLimited(torch.nn.Module):
         return SimpleNamespace(logits=(self.query(x) * served.view(*x.shape[:2], 1)).sum(1))
 
 
+class Averaging(torch.optim.SGD):
+    """Steps in its training mode alone, as schedule-free optimisers do; the Trainer evaluates in the other."""
+
+    is_training = False
+
+    def train(self):
+        self.is_training = True
+
+    def eval(self):
+        self.is_training = False
+
+    def step(self, closure=None):
+        assert self.is_training
+        return super().step(closure)
+
+
+def test_an_optimiser_with_a_training_mode_is_in_it_for_every_step(tmp_path):
+    net = model()
+    optimizer = Averaging([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    run = PrivateTrainer(
+        net, arguments(tmp_path, eval_strategy="steps", eval_steps=1), noise_multiplier=1.0, noise="seeded",
+        train_dataset=data(), eval_dataset=data(8, 1), data_collator=Padding(), optimizers=(optimizer, None),
+    )  # fmt: skip
+    assert run.train().global_step == 4
+
+
 def test_routing_with_a_capacity_over_the_batch_is_refused():
     torch.manual_seed(0)
     net = CapacityLimited()
