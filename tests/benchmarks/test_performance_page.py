@@ -20,6 +20,17 @@ def test_wrong_or_missing_result_is_never_quoted_as_measured():
     assert "backward" not in text and "2 ms (1.5 to 2.5)" in text and "a card; abc" in text
 
 
+def test_a_row_that_was_measured_while_the_gate_was_red_says_so():
+    red, green = (
+        [Row("ops", case, name, gate=gate, ms=1.0, device="a card", commit="abc") for name in ("ours", "torch")]
+        for case, gate in (("outer", "red"), ("expand_", "green"))
+    )
+    first, second = page.operations(red + green).splitlines()[2:]
+    assert first.endswith("| a card; abc; gate red |") and second.endswith("| a card; abc |")
+    step = Row("steps", "a model", "ours", gate="red", ms=1.0, device="a card", commit="abc", date="today")
+    assert page.measured([step]).endswith("| a card; abc; today; gate red |")
+
+
 def test_rivals_are_said_in_times_of_ours():
     rows = [
         Row(*place, name, gate="green", ms=10.0 * number, device="a card")
