@@ -1,4 +1,4 @@
-"""The largest class: what a result must beat before anything else is said about it."""
+"""The largest class, and the mean of numbers: what a result must beat before anything else is said about it."""
 
 from __future__ import annotations
 
@@ -22,3 +22,19 @@ def majority(test_labels: Tensor | np.ndarray) -> tuple[int, float]:
         raise ValueError("test_labels is empty: there is nothing to compute an accuracy of")
     values, counts = np.unique(labels, return_counts=True)
     return int(values[counts.argmax()]), float(counts.max() / len(labels))
+
+
+def mean_label(test_labels: Tensor | np.ndarray) -> tuple[float, float]:
+    """The mean of the numbers in the split on which results are reported, and the mean squared error of answering it
+    every time: the least that any constant has.
+
+    Args:
+        test_labels: floating ``[n]``.
+
+    Raises:
+        ValueError: no labels.
+    """
+    labels = np.asarray(test_labels, dtype=np.float64)
+    if not len(labels):
+        raise ValueError("test_labels is empty: there is nothing to compute an error of")
+    return float(labels.mean()), float(labels.var())

@@ -50,8 +50,8 @@ class Config(Section):
     )
     baselines: bool = Field(
         True,
-        description="also compute what the result has to beat: the largest class, the class texts, and, in "
-        "simulations, class means and a linear probe with the same privacy",
+        description="also compute what the result has to beat: the largest class or best constant, the class texts, "
+        "and, in simulations, class means and a linear probe with the same privacy",
     )
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="several runs side by side: a name, and the dotted keys in which it differs"

@@ -22,6 +22,14 @@ class DataConfig(Section):
         None, description="text columns, one or two (default: the data set's own)"
     )
     label: str | None = Field(None, description="label column (default: the data set's own)")
+    label_range: list[float] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="regression: the least and the greatest number that a label can be, such as [0, 500]; public: "
+        "known without looking at the rows. The model learns them as -1 and 1, and answers in their units (default: "
+        "labels are learned as they are)",
+    )
     user: str | None = Field(
         None,
         description="column that says whose each row is: a name, or a list of names where several own a row. A user's "
@@ -90,6 +98,19 @@ class DataConfig(Section):
                 f"answer_tokens={self.answer_tokens} is given, but task={self.task!r} generates no answers; set it to "
                 "null, or data.task to causal-lm"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _range_is_of_numbers(self) -> DataConfig:
+        if self.label_range is None:
+            return self
+        if self.task != "regression":
+            raise ValueError(
+                f"label_range={self.label_range} is given, but task={self.task!r} predicts no numbers; set it to null, "
+                "or data.task to regression"
+            )
+        if not self.label_range[0] < self.label_range[1]:
+            raise ValueError(f"label_range={self.label_range}: give the least and then the greatest number")
         return self
 
     @model_validator(mode="after")

@@ -7,8 +7,8 @@ which is small (never the logits of a vocabulary).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,24 @@ def regression_losses(outputs: Any, targets: Tensor) -> Tensor:
     """Squared error per sample: logits and targets [S, 1] or [S] -> float32 [S]."""
     targets = targets.squeeze(-1) if targets.dim() == 2 else targets
     return (logits_of(outputs).float().reshape(targets.shape) - targets.float()).square()
+
+
+def standardised(labels: Any, label_range: Sequence[float] | None) -> Any:
+    """Numbers (a tensor, an array, a float) as models learn them: the ends of their range are -1 and 1; without a range
+    as they are.
+    """
+    if label_range is None:
+        return labels
+    low, high = label_range
+    return (labels - (high + low) / 2) / ((high - low) / 2)
+
+
+def in_units(answers: Any, label_range: Sequence[float] | None) -> Any:
+    """A model's answers in the units of the labels, of which it learned what :func:`standardised` gives."""
+    if label_range is None:
+        return answers
+    low, high = label_range
+    return answers * ((high - low) / 2) + (high + low) / 2
 
 
 def causal_losses(outputs: Any, targets: Tensor) -> Tensor:
@@ -148,9 +166,25 @@ TASKS: dict[str, Task] = {
 }
 
 
-def find_task(name: str) -> Task:
-    """The task of that name; ``DataError`` lists the known names otherwise."""
+def find_task(name: str, label_range: Sequence[float] | None = None) -> Task:
+    """The task of that name; ``DataError`` lists the known names otherwise.
+
+    With ``label_range``, for regression, targets come in their own units: losses are of standardised numbers, and
+    what is gathered (and so the mean squared error) is in these units.
+    """
     try:
-        return TASKS[name]
+        task = TASKS[name]
     except KeyError:
         raise DataError(f"task={name!r}: choose one of {', '.join(TASKS)}") from None
+    return task if label_range is None else _of_numbers_in_units(task, label_range)
+
+
+def _of_numbers_in_units(task: Task, label_range: Sequence[float]) -> Task:
+    def losses(outputs: Any, targets: Tensor) -> Tensor:
+        return task.losses(outputs, standardised(targets, label_range))
+
+    def gather(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        found = task.gather(outputs, standardised(targets, label_range))
+        return found | {"predicted": in_units(found["predicted"], label_range), "target": targets.float()}
+
+    return replace(task, losses=losses, gather=gather)

@@ -19,6 +19,7 @@ from ..baselines import (
     class_means,
     linear_probe,
     majority,
+    mean_label,
     noise_of,
     plain_probe,
     release_sums,
@@ -39,13 +40,14 @@ _TOKENS = 8192
 #: Names of the baselines in tables.
 MAJORITY, TEXTS, MEANS, PROBE = "largest class", "class texts, no training", "private class means", "private probe"
 WITHOUT_PRIVACY, UNTRAINED, COMMONEST = "probe without privacy", "untrained", "commonest answer"
+CONSTANT = "best constant"
 
 
 def compare(experiment: Experiment) -> list[dict[str, Any]]:
     """One row a baseline: ``name``, ``accuracy``, ``epsilon`` of the client that spends most (None: nothing of the
     clients' data is used, or all of it without privacy), ``about``, and ``is_bound`` where privacy is not kept, so that
     it is nothing to beat. A language model has itself before training, and the commonest answer where answers are a
-    choice of few, with ``metrics`` in the place of an accuracy. Empty for other tasks without classes.
+    choice of few, and a regression the best constant, with ``metrics`` in the place of an accuracy.
 
     The private ones protect samples, and are left out where users are protected.
     With secure noise nothing is computed on the clients' data: it would spend their budget, or have no privacy at all.
@@ -55,10 +57,12 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     head = head_layers(experiment.loaded.model)
     if config.data.task == "causal-lm":
         return _of_language_model(experiment)
-    if not data.label_names or config.data.task not in ("classification", "image-classification"):
-        return []
     count = len(experiment.evaluation)
     count = min(count, config.data.max_evaluation_samples or count)
+    if config.data.task == "regression":
+        return [_of_constant(np.asarray(experiment.evaluation.labels[:count], dtype=np.float64))]
+    if not data.label_names:
+        return []
     labels = torch.from_numpy(np.asarray(experiment.evaluation.labels[:count], dtype=np.int64))
     largest, share = majority(labels)
     rows = [_row(MAJORITY, share, f"always {data.label_names[largest]}, the largest class there")]
@@ -86,6 +90,15 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
 def _row(name: str, accuracy: float, about: str, epsilon: float | None = None) -> dict[str, Any]:
     return {"name": name, "accuracy": round(accuracy, 6), "epsilon": epsilon, "about": about} | {
         "is_bound": name == WITHOUT_PRIVACY
+    }
+
+
+def _of_constant(labels: np.ndarray) -> dict[str, Any]:
+    """The one number that is nearest to all labels, float64 ``[n]`` in their units."""
+    number, error = mean_label(labels)
+    about = f"always {number:.4g}, the mean there"
+    return {"name": CONSTANT, "metrics": {"mse": error, "pearson": 0.0}, "epsilon": None, "about": about} | {
+        "is_bound": False
     }
 
 

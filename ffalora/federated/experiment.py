@@ -22,7 +22,7 @@ from ..privacy.client_level import ClientLevel
 from ..privacy.noise import SecureNoise, SeededNoise
 from ..privacy.sampling import SeededDraw, SystemDraw
 from ..runs.answers import Answered, answer_split
-from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split
+from ..runs.data import data_fingerprint, evaluation_split, load_run_data, owners_of, prepare_split, warn_of_units
 from ..runs.evaluation import gather_examples
 from ..training.cached_layers import CachedLayers, cache_frozen_layers
 from ..training.drawn import count_drawn
@@ -129,10 +129,11 @@ def build(
         check_shard(strategy_class, config)
     device = choose_device(config.device)
     data = data or load_run_data(config)
-    task = find_task(config.data.task)
+    task = find_task(config.data.task, config.data.label_range)
     shard = config.model.shard
     loaded = load_model(config.model, config.data.task, data.num_labels, config.seed, device, shard)
     train = prepare_split(config, data, "train", loaded)
+    warn_of_units(config, train)
     evaluation = prepare_split(config, data, evaluation_split(config, data), loaded)
     partition = partition_clients(config, data, train)
     config = with_batch(config, partition, clients)

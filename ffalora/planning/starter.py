@@ -63,6 +63,7 @@ def _classifier(found: Proposal) -> list[str]:
         f"  task: {found.task}  # {_task_reason(found)}",
         f"  text: {_value(list(found.text))}",
         f"  label: {_value(found.label)}  # {found.column(str(found.label))}",
+        *_label_range(found),
         *_users(found),
         *_cells(found),
         *_class_texts(found),
@@ -125,6 +126,16 @@ def _cells(found: Proposal) -> list[str]:
         rows = found.dropped + sum(found.sizes)
         lines.append(f"  drop_empty: true  # {found.dropped} of {rows} rows lack a text, the label or the client")
     return lines
+
+
+def _label_range(found: Proposal) -> list[str]:
+    if found.task != "regression":
+        return []
+    return [
+        "  # The least and the greatest number that a label can be, which a model learns as -1 and 1; never taken from "
+        "the rows:",
+        "  # label_range: [LOW, HIGH]",
+    ]
 
 
 def _class_texts(found: Proposal) -> list[str]:

@@ -1,4 +1,4 @@
-"""Language models before and after training: their metrics, and their answers side by side."""
+"""Language models before and after training, with answers side by side; regressions beside the best constant."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from .tables import Table, interval_text, metric_names, metric_title, spent_text
 
 #: Answers that are shown, and characters of each.
 _SHOWN, _LONGEST = 6, 400
-_SMALL_IS_GOOD, _RIGHT = "perplexity", "exact_match"
+_RIGHT = "exact_match"
 #: Names of their baselines, and what those have.
-_UNTRAINED, _COMMONEST, _METRICS = "untrained", "commonest answer", "metrics"
+_UNTRAINED, _COMMONEST, _CONSTANT, _METRICS = "untrained", "commonest answer", "best constant", "metrics"
+#: Metrics of which less is better, the baseline that has them, and what sentences call it.
+_LESS_IS_BETTER = (("perplexity", _UNTRAINED, "the untrained model's"), ("mse", _CONSTANT, "the best constant's"))
 
 
 def before_and_after(runs: Sequence[Run]) -> Table | None:
-    """Metrics of the untrained model, of the commonest answer and of every method; None where no untrained model was
-    evaluated.
+    """Metrics of the untrained model, of the commonest answer or the best constant, and of every method; None where no
+    such baseline was evaluated.
     """
     before = baselines_of(runs, _METRICS)
-    untrained = [row[_METRICS] for baseline in before if baseline.name == _UNTRAINED for row in baseline.rows]
-    if not untrained:
+    first = [row[_METRICS] for baseline in before if baseline.name in (_UNTRAINED, _CONSTANT) for row in baseline.rows]
+    if not first:
         return None
-    names = [name for name in metric_names(runs) if all(name in found for found in untrained)]
+    names = [name for name in metric_names(runs) if all(name in found for found in first)]
     rows = []
     for _, title, found in before:
         known = ([row[_METRICS][name] for row in found if name in row[_METRICS]] for name in names)
@@ -31,29 +33,39 @@ def before_and_after(runs: Sequence[Run]) -> Table | None:
     for label, group in by_label(runs).items():
         values = (interval_text([run.metrics[name] for run in group if name in run.metrics]) for name in names)
         rows.append((label, *values, spent_text(group)))
-    return Table("Before and after, on the same rows.", ("model", *map(metric_title, names), "ε"), tuple(rows))
+    is_trained_on = any(baseline.name == _UNTRAINED for baseline in before)
+    caption = f"{'Before and after' if is_trained_on else 'Beside the best constant'}, on the same rows."
+    return Table(caption, ("model", *map(metric_title, names), "ε"), tuple(rows))
 
 
 def what_was_learned(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each method: how much better than the untrained model it foretells the answers of the data, and,
-    where answers are a choice of few, how often it is right beside the commonest of them.
+    """A sentence for each method: how much better than the untrained model it foretells the answers of the data, or
+    numbers than the best constant, and, where answers are a choice of few, how often it is right beside the commonest
+    of them.
     """
     found = []
     for label, group in by_label(runs).items():
         before = {baseline.name: [row[_METRICS] for row in baseline.rows] for baseline in baselines_of(group, _METRICS)}
-        untrained = [metrics[_SMALL_IS_GOOD] for metrics in before.get(_UNTRAINED, [])]
-        commonest = [metrics[_RIGHT] for metrics in before.get(_COMMONEST, []) if _RIGHT in metrics]
-        values = [run.metrics[_SMALL_IS_GOOD] for run in group if _SMALL_IS_GOOD in run.metrics]
-        if not values or not untrained:
+        said = [_beside(group, metric, before.get(name, []), owner) for metric, name, owner in _LESS_IS_BETTER]
+        if not any(said):
             continue
-        outcome = "below" if max(values) < min(untrained) else "NOT below"
-        said = f"perplexity {interval_text(values)}, {outcome} the untrained model's {interval_text(untrained)}"
+        commonest = [metrics[_RIGHT] for metrics in before.get(_COMMONEST, []) if _RIGHT in metrics]
         right = [run.metrics[_RIGHT] for run in group if _RIGHT in run.metrics]
         if commonest and right:
             outcome = "above" if min(right) > max(commonest) else "NOT above"
-            said += f"; right answers {interval_text(right)}, {outcome} the commonest one's {interval_text(commonest)}"
-        found.append(f"{label}: {said}.")
+            commonest_text = interval_text(commonest)
+            said.append(f"right answers {interval_text(right)}, {outcome} the commonest one's {commonest_text}")
+        found.append(f"{label}: {'; '.join(filter(None, said))}.")
     return found
+
+
+def _beside(group: Sequence[Run], metric: str, baseline: Sequence[dict[str, float]], owner: str) -> str:
+    """What the runs reached of a metric of which less is better, beside a baseline; empty where either has none."""
+    values, known = ([each[metric] for each in of if metric in each] for of in ([r.metrics for r in group], baseline))
+    if not values or not known:
+        return ""
+    outcome = "below" if all(value < min(known) for value in values) else "NOT below"
+    return f"{metric} {interval_text(values)}, {outcome} {owner} {interval_text(known)}"
 
 
 def answers_table(runs: Sequence[Run]) -> Table | None:

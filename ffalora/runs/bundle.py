@@ -23,7 +23,7 @@ from ..data.embedded import EMBEDDED
 from ..data.errors import DataError
 from ..data.examples import Ragged, TokenizedDataset
 from ..data.load import LoadedData
-from ..data.tasks import find_task
+from ..data.tasks import find_task, in_units
 from ..data.tokenize import pad_token_of
 from ..data.validate import column_values
 from ..files.atomic import write_atomically
@@ -197,7 +197,7 @@ def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by:
         is_file = Path(config.data.name).expanduser().is_file()
         rows = f"all of {data.name}" if is_file else f"all of {data.name} that is {split} data"
     examples = prepare_split(config, data, split, bundle.loaded)
-    limit, task = config.data.max_evaluation_samples, find_task(config.data.task)
+    limit, task = config.data.max_evaluation_samples, find_task(config.data.task, config.data.label_range)
     count = len(examples) if limit is None else min(limit, len(examples))
     gathered = gather_examples(bundle.loaded.model, examples, task, bundle.device, limit)
     metrics = task.metrics(gathered)
@@ -263,7 +263,7 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
     )
     logits = predict_examples(bundle.loaded.model, examples, bundle.device)
     if bundle.label_names is None:
-        return [{"value": float(row[0])} for row in logits]
+        return [{"value": in_units(float(row[0]), bundle.config.data.label_range)} for row in logits]
     names = bundle.label_names
     return [
         {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}

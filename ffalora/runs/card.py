@@ -153,8 +153,18 @@ def _code(made: Exported, bundle: Bundle) -> str:
     if kind == "AutoModelForSequenceClassification":
         texts = '"a text"' if len(trained_columns(bundle)) < 2 else '"the first text", "the second"'
         lines.append(f'inputs = tokenizer({texts}, truncation=True, return_tensors="pt")')
-        lines.append(f"print(model(**inputs).logits{'.softmax(-1)' if bundle.label_names else ''})")
+        lines.append(f"print({_of_logits('model(**inputs).logits', bundle)})")
     return "\n".join(lines)
+
+
+def _of_logits(logits: str, bundle: Bundle) -> str:
+    """What turns logits into probabilities, or into numbers in their units."""
+    if bundle.label_names:
+        return f"{logits}.softmax(-1)"
+    if bundle.config.data.label_range is None:
+        return logits
+    low, high = bundle.config.data.label_range
+    return f"{logits} * {(high - low) / 2} + {(high + low) / 2}"
 
 
 def _note(made: Exported, bundle: Bundle) -> str:
@@ -177,6 +187,9 @@ def _note(made: Exported, bundle: Bundle) -> str:
             f"`model.onnx` is the same model for runtimes of ONNX; it takes {inputs} (int64, texts by tokens),"
             " and gives `logits`."
         )
+    if bundle.config.data.label_range is not None:
+        low, high = bundle.config.data.label_range
+        said.append(f"Logits of -1 and 1 are the numbers {low:g} and {high:g}.")
     return " ".join(said) or "Nothing but the libraries named is needed."
 
 

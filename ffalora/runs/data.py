@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,15 @@ from ..data.embedded import EMBEDDED
 from ..data.errors import DataError
 from ..data.examples import Examples, fingerprint
 from ..data.load import LoadedData, load_data
+from ..data.tasks import standardised
 from ..data.tokenize import prepare
 from ..data.users import Owners
 from ..data.validate import column_values
 from ..models import LoadedModel, max_positions
+
+logger = logging.getLogger(__name__)
+
+_FAR = 10  # from 0, for numbers that a model learns, which starts there
 
 #: What the data room calls its parameters, and what these are called in a configuration.
 _KEYS = {
@@ -107,6 +113,19 @@ def _check_context(config: Config, examples: Examples, split: str, loaded: Loade
             f"split have more tokens than the {context} positions of model.name={config.model.name!r}, the longest "
             f"{longest}; set data.max_length to {context} or less, and shorten or remove conversations that are longer"
         )
+
+
+def warn_of_units(config: Config, train: Examples) -> None:
+    """Says so where a regression's labels are so far from what its model answers at first that it may learn nothing."""
+    data = config.data
+    if data.task != "regression" or (np.abs(standardised(train.labels, data.label_range)) <= _FAR).all():
+        return
+    logger.warning(
+        "data.label_range=%s: training labels are more than %d times as far away as the ends of %s, which a model that "
+        "starts in the middle hardly reaches; give the least and the greatest number that a label can be, in its own "
+        "units, known without looking at the rows",
+        *("null" if data.label_range is None else data.label_range, _FAR, data.label_range or "-1 … 1"),
+    )
 
 
 def owners_of(config: Config, data: LoadedData) -> Owners | None:

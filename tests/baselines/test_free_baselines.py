@@ -4,13 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from ffalora.baselines import class_texts, head_features, majority, prototypes, zero_shot
+from ffalora.baselines import class_texts, head_features, majority, mean_label, prototypes, zero_shot
 
 
 def test_the_majority_is_that_of_the_test_split():
     assert majority(torch.tensor([2, 2, 0, 1, 2])) == (2, 0.6)
     with pytest.raises(ValueError, match="empty"):
         majority(torch.empty(0))
+
+
+def test_no_constant_errs_less_than_the_mean_of_the_test_split():
+    assert mean_label(torch.tensor([1.0, 2.0, 6.0])) == pytest.approx((3.0, 14 / 3))
+    with pytest.raises(ValueError, match="empty"):
+        mean_label(torch.empty(0))
 
 
 def test_of_classes_without_texts_of_their_own_the_names_are_said():

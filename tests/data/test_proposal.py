@@ -81,6 +81,8 @@ def test_a_table_without_a_line_of_names_is_noticed(tmp_path):
 def test_a_number_of_many_values_is_learned_as_a_number(tmp_path):
     found = propose(table(tmp_path, text=texts(5), rating=[row / 7 for row in range(ROWS)]))
     assert (found.task, found.label, found.client) == ("regression", "rating", None) and found.sizes == (ROWS,)
+    written = starter_yaml(found, 6.0)
+    assert "# label_range: [LOW, HIGH]" in written and "label_range" not in yaml.safe_load(written)["data"]
 
 
 def test_without_a_telling_name_the_label_is_the_column_of_fewest_values(tmp_path):

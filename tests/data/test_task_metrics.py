@@ -130,6 +130,18 @@ def test_regression_metrics_equal_those_by_hand():
     assert metrics_of(task, (torch.ones(3, 1), wanted))["pearson"] == 0.0
 
 
+def test_numbers_in_units_are_learned_between_minus_one_and_one_and_measured_in_their_units():
+    task, plain = find_task("regression", [100.0, 500.0]), find_task("regression")
+    learned, wanted = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([100.0, 300.0, 700.0])
+    assert task.losses(learned, wanted).tolist() == [0.0, 0.0, 1.0]
+    metrics = metrics_of(task, (learned, wanted))
+    assert metrics == pytest.approx(
+        {"mse": 200.0**2 / 3, "pearson": np.corrcoef([1, 3, 5], [1, 3, 7])[0, 1], "loss": 1 / 3}
+    )
+    assert task.gather(learned, wanted)["predicted"].tolist() == [100.0, 300.0, 500.0]
+    assert plain.losses(learned, wanted).tolist() == [101.0**2, 300.0**2, 699.0**2], "without a range, as they are"
+
+
 def test_perplexity_weighs_tokens_not_samples():
     task = find_task("causal-lm")
     logits, targets = causal_batch()

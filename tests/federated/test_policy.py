@@ -174,6 +174,7 @@ def test_a_head_or_an_order_of_classes_that_differs_is_refused_before_training(s
         ({"frozen": "0" * 64}, "its frozen factors differ"),
         ({"inputs": 2}, "its number of text columns differs"),
         ({"task": "regression"}, "its task differs"),
+        ({"label_range": (0.0, 5.0)}, "its range of labels differs"),
     ):
         other = Terms(**{**vars(site.terms), **change})
         with pytest.raises(ConfigError, match=f"client 1: {said}"):

@@ -13,7 +13,9 @@ from ffalora.config import ConfigError
 from ffalora.data.errors import DataError
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import evaluate_views, simulate
-from ffalora.runs.bundle import evaluate
+from ffalora.report import read_runs, what_was_learned
+from ffalora.runs.bundle import evaluate, predict
+from ffalora.runs.export import export
 from ffalora.training.rates import language_rate, noise_variance
 
 
@@ -154,6 +156,42 @@ def test_the_auto_rate_of_a_language_model_follows_from_noise_steps_and_numbers_
     variance = noise_variance(ledgers, [size / sum(sizes) for size in sizes])
     wanted = language_rate(config.optimizer, variance, experiment.adapters.layout.size, [1.0] * 6)
     assert [client.lr for client in experiment.participants] == pytest.approx([wanted] * 3)
+
+
+def test_numbers_in_units_of_their_own_are_learned_with_their_range_and_answered_in_them(small, tmp_path, caplog):
+    """The same labels, from 0 to 1 and as prices from 5,000 to 9,000: what is learned is the same."""
+    changes = numbers(tmp_path) | {"optimizer__lr": 0.5, "federation__rounds": 2, "baselines": True}
+    lines = [line.split(",") for line in (tmp_path / "numbers.csv").read_text().splitlines()[1:]]
+    (tmp_path / "prices").mkdir()
+    prices = [(text, 5000 + 4000 * float(label)) for text, label in lines]
+    own = {"data__name": save_csv(tmp_path / "prices" / "numbers.csv", ("text", "label"), prices)}
+    shares = simulate(small(**changes, data__label_range=[0, 1]), tmp_path / "shares", progress=False)
+    assert "label_range" not in caplog.text
+    found = simulate(small(**changes | own, data__label_range=[5000, 9000]), tmp_path / "run", progress=False)
+    metrics, same = found.summary["metrics"], shares.summary["metrics"]
+    assert "label_range" not in caplog.text
+    assert metrics["mse"] == pytest.approx(4000**2 * same["mse"], rel=1e-3)
+    assert (metrics["loss"], metrics["pearson"]) == pytest.approx((same["loss"], same["pearson"]), rel=1e-3)
+    assert evaluate(tmp_path / "run") == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+    (answer,), (share,) = (predict(tmp_path / name, [lines[0][0]]) for name in ("run", "shares"))
+    assert answer["value"] == pytest.approx(5000 + 4000 * share["value"], rel=1e-3)
+    card = (export(tmp_path / "run", tmp_path / "shared").folder / "README.md").read_text()
+    assert "logits * 2000.0 + 7000.0)" in card and "Logits of -1 and 1 are the numbers 5000 and 9000." in card
+    (constant,) = found.summary["baselines"]
+    held_out = np.asarray(build(small(**changes | own)).data.test["label"])
+    assert constant["name"] == "best constant" and constant["metrics"]["mse"] == pytest.approx(held_out.var())
+    assert "data.label_range=null: training labels are more than 10 times as far away" in caplog.text
+    (sentence,) = what_was_learned(read_runs([tmp_path / "run"]))
+    assert f"mse {metrics['mse']:.3f}, " in sentence and "below the best constant's" in sentence
+    wrong = build(small(**changes | own, data__label_range=[0, 9]))
+    assert wrong and "data.label_range=[0.0, 9.0]: training labels are more than 10" in caplog.text
+
+
+def test_a_range_of_numbers_is_one_and_of_numbers(small):
+    with pytest.raises(ConfigError, match=r"label_range=\[0.0, 5.0\] is given, but task='classification'"):
+        small(data__label_range=[0, 5])
+    with pytest.raises(ConfigError, match=r"label_range=\[5.0, 0.0\]: give the least and then the greatest"):
+        small(data__label_range=[5, 0], data__task="regression")
 
 
 def test_answers_are_not_asked_of_a_classifier(small):

@@ -92,3 +92,18 @@ def test_runs_without_answers_have_no_such_tables(tmp_path):
     write_run(from_mapping({"federation": {"rounds": 1}}), tmp_path)
     runs = read_runs([tmp_path])
     assert answers_table(runs) is None and before_and_after(runs) is None and what_was_learned(runs) == []
+
+
+def test_numbers_stand_beside_the_best_constant(tmp_path):
+    write_run(from_mapping({"data": {"task": "regression"}, "federation": {"rounds": 1}}), tmp_path)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    row["metrics"] = {"mse": 25.0, "pearson": 0.1}
+    constant = {"name": "best constant", "metrics": {"mse": 16.0, "pearson": 0.0}, "epsilon": None, "about": "always 7"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row))
+    (tmp_path / "baselines.json").write_text(json.dumps([constant | {"is_bound": False}]))
+    runs = read_runs([tmp_path])
+    table = before_and_after(runs)
+    assert table.head[:3] == ("model", "mse", "pearson") and table.rows[0] == ("best constant", "16.000", "0.000", "0")
+    assert [sentence.split(": ")[1] for sentence in what_was_learned(runs)] == [
+        "mse 25.000, NOT below the best constant's 16.000."
+    ]

@@ -20,6 +20,7 @@ _WORDS = {
         "say which is which in the site's policy (labels: {HERE: THERE})",
     ),
     "task": ("its task differs", "give both the same data.task"),
+    "label_range": ("its range of labels differs", "give both the same data.label_range, in the same units"),
     "inputs": ("its number of text columns differs", "name as many columns in data.text as the federation has"),
 }
 
@@ -34,6 +35,7 @@ class Terms:
         labels: names of the classes, in the order of the head's rows; None for other tasks.
         task: ``data.task``.
         inputs: number of text columns of a sample.
+        label_range: ``data.label_range``.
     """
 
     model: str
@@ -41,17 +43,19 @@ class Terms:
     labels: tuple[str, ...] | None
     task: str
     inputs: int
+    label_range: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> Terms:
         """The terms of an experiment that has not begun."""
-        names = experiment.data.label_names
+        names, label_range = experiment.data.label_names, experiment.config.data.label_range
         return cls(
             model=model_digest(experiment.loaded.model),
             frozen=experiment.strategy.wire.fingerprint(),
             labels=None if names is None else tuple(names),
             task=experiment.data.task,
             inputs=len(experiment.data.input_columns),
+            label_range=None if label_range is None else tuple(label_range),
         )
 
     @classmethod
@@ -63,7 +67,8 @@ class Terms:
         """
         try:
             values = json.loads(text)
-            values["labels"] = None if values["labels"] is None else tuple(values["labels"])
+            for name in ("labels", "label_range"):
+                values[name] = None if values[name] is None else tuple(values[name])
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
