@@ -2,9 +2,8 @@
 
 Pure functions over features ``[n,D]`` and labels of each client. Three cost nothing: the largest class of public
 knowledge (``majority``), or the mean number (``mean_label``), and the nearest text that describes a class
-(``zero_shot``). Two spend the budget of a run of
-their own: one noisy release of sums and counts (``class_means``) and a linear layer trained by DP-SGD
-(``linear_probe``), which also exists without privacy.
+(``zero_shot``). Two spend the budget of a run of their own: one noisy release of sums and counts (``class_means``) and
+a linear layer trained by DP-SGD (``linear_probe``), which also exists without privacy.
 """
 
 from .budget import Budget, noise_of

@@ -31,11 +31,11 @@ from ..models import LoadedModel, MeanPooledClassifier, choose_device, load_mode
 from .answers import Prompt, answer, answer_split
 from .data import evaluation_split, is_same_data, load_run_data, place_of, prepare_split
 from .evaluation import gather_examples, metrics_of_groups, predict_examples
-from .folder import CHECKPOINT
+from .folder import BUNDLE_FILE, adapter_folder
 from .intervals import SHARES, share_interval
 
 _ANSWER_TOKENS = 128
-BUNDLE_FILE, HEAD_FILE = "ffalora_bundle.json", "head.safetensors"
+HEAD_FILE = "head.safetensors"
 #: Keys that a run sets for its own data and that say nothing of other data.
 _OF_OWN_DATA = ("data.splits", "data.max_evaluation_samples", "data.encoding", "data.delimiter", "clients.column")
 
@@ -143,28 +143,6 @@ def load_bundle(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         _load_head(loaded.model, folder / HEAD_FILE)
     loaded.model.eval().to(device)
     return Bundle(config, loaded, names, device, trained_on, form, adapters, held_out, place)
-
-
-def adapter_folder(folder: str | Path) -> Path:
-    """The folder of the adapter, of a run's folder or of that folder itself.
-
-    Raises:
-        CheckpointError: there are several runs, which are named, and it is not said which; or no finished adapter.
-    """
-    folder = Path(folder)
-    if (folder / BUNDLE_FILE).exists():
-        return folder
-    if (folder / "adapter" / BUNDLE_FILE).exists():
-        return folder / "adapter"
-    inside = sorted(str(found.parents[1]) for found in folder.glob(f"*/**/adapter/{BUNDLE_FILE}"))
-    if inside:
-        raise CheckpointError(f"{folder} holds {len(inside)} runs; give one of them: {', '.join(inside[:6])}")
-    if any((place / CHECKPOINT).exists() for place in (folder, *folder.glob("*/"))):
-        raise CheckpointError(
-            f"{folder} holds a run that has not finished, and no adapter yet: go on with it by the command that began "
-            f"it and --resume --output {folder}"
-        )
-    raise CheckpointError(f"{folder} holds no finished adapter; give the folder of a run, or its 'adapter' folder")
 
 
 def evaluate(folder: str | Path, overrides: Mapping[str, Any] | None = None, by: str | None = None) -> Scores:

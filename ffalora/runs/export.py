@@ -18,8 +18,9 @@ from ..adapters.peft_plain import is_plain, plain_factors
 from ..config import ConfigError
 from ..data.asset_table import ASSETS
 from . import modeling_pooled
-from .bundle import HEAD_FILE, Bundle, adapter_folder, load_bundle
+from .bundle import HEAD_FILE, Bundle, load_bundle
 from .card import Exported, Told, write_card
+from .folder import adapter_folder
 from .onnx_file import check_onnx, write_onnx
 
 MODELLING = "modeling_pooled"

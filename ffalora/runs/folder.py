@@ -1,5 +1,5 @@
-"""The folder of a run: names of its files, and its rows. Rows are added to their file one by one; every other file is
-there whole or not at all.
+"""The folder of a run: names of its files, its rows, and where its adapter lies. Rows are added to their file one by
+one; every other file is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import Required, TypedDict
 
+from ..adapters import CheckpointError
 from ..config import Config
 from ..files.atomic import append_durably, write_atomically
 from ..files.numbers import restored, to_json
@@ -19,6 +20,7 @@ from ..files.numbers import restored, to_json
 CHECKPOINT, LEDGERS, METRICS = "checkpoint/checkpoint.safetensors", "checkpoint/ledgers", "metrics.jsonl"
 SUMMARY, BASELINES, ENVIRONMENT = "summary.json", "baselines.json", "environment.json"
 ANSWERS, UNTRAINED_ANSWERS = "answers.json", "answers-untrained.json"
+BUNDLE_FILE = "ffalora_bundle.json"  # of a finished adapter: how it was made
 
 
 class Row(TypedDict, total=False):
@@ -126,3 +128,25 @@ def _line(row: dict[str, Any]) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """The value as indented JSON, whole or not at all."""
     write_atomically(path, to_json(value, indent=2, default=str).encode())
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder of the adapter, of a run's folder or of that folder itself.
+
+    Raises:
+        CheckpointError: there are several runs, which are named, and it is not said which; or no finished adapter.
+    """
+    folder = Path(folder)
+    if (folder / BUNDLE_FILE).exists():
+        return folder
+    if (folder / "adapter" / BUNDLE_FILE).exists():
+        return folder / "adapter"
+    inside = sorted(str(found.parents[1]) for found in folder.glob(f"*/**/adapter/{BUNDLE_FILE}"))
+    if inside:
+        raise CheckpointError(f"{folder} holds {len(inside)} runs; give one of them: {', '.join(inside[:6])}")
+    if any((place / CHECKPOINT).exists() for place in (folder, *folder.glob("*/"))):
+        raise CheckpointError(
+            f"{folder} holds a run that has not finished, and no adapter yet: go on with it by the command that began "
+            f"it and --resume --output {folder}"
+        )
+    raise CheckpointError(f"{folder} holds no finished adapter; give the folder of a run, or its 'adapter' folder")
