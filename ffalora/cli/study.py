@@ -85,16 +85,17 @@ def command(
         Budget() if budget is None else Budget(3600 * budget),
     )
     grids = [load_grid(each, scale, size, overrides, base, protocol) for each in names]
-    for grid in grids:
+    for number, grid in enumerate(grids):
         if first_seed and seeds is None and grid.is_powered:
             raise ConfigError(
                 f"--first-seed {first_seed}: the number of seeds follows from the variance for seeds from 0 on alone; "
                 "say with --seeds how many there are to be from there"
             )
         counted = len(grid.seeds) if seeds is None else seeds
-        grid = grid if seeds is None and not first_seed else with_seeds(grid, counted, first_seed)
+        grids[number] = grid if seeds is None and not first_seed else with_seeds(grid, counted, first_seed)
         if scale == "paper":
-            check_requirements(grid)
+            check_requirements(grids[number])
+    for grid in grids:
         place = "-".join(["study", grid.name, base or scale, grid.protocol, size])
         top = options.output or Path("runs")
         whole = len(grids) > 1 or options.output is None

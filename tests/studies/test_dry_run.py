@@ -16,7 +16,7 @@ from ffalora.studies.dry_run import _apart, dry_run, on_stand_ins, rehearsals
 from ffalora.studies.grid import load_grid
 from ffalora.studies.requirements import check_requirements
 from ffalora.studies.stand_ins import write_data
-from ffalora.studies.study import load_study, study_names
+from ffalora.studies.study import load_study, study_names, tier_names
 
 LORA, FFA, NORMS = [0.01, 0.02, 0.05, 0.1], [0.1, 0.2, 0.5, 1], [2, 5, 10]
 GLUE = ["paper-sst2", "paper-mnli", "paper-qqp", "paper-qnli"]
@@ -218,6 +218,18 @@ def test_what_a_study_needs_is_checked_before_its_first_run(monkeypatch, tmp_pat
     arguments = ["rank", "--scale", "paper", "--base", "paper-qnli", "--output", str(tmp_path / "study")]
     found = CliRunner().invoke(command, arguments)
     assert "paper-qnli is not there" in str(found.exception) and not (tmp_path / "study").exists()
+
+
+def test_what_the_last_of_several_studies_needs_is_checked_before_the_first_of_them_runs(monkeypatch, tmp_path):
+    def refuse(grid):
+        if grid.name == tier_names("A")[-1]:
+            raise ConfigError(f"{grid.name} cannot be run")
+
+    begun = []
+    monkeypatch.setattr("ffalora.studies.requirements.check_requirements", refuse)
+    monkeypatch.setattr("ffalora.cli.study._run", lambda grid, *_: begun.append(grid.name))
+    found = CliRunner().invoke(command, ["tier-a", "--scale", "paper", "--output", str(tmp_path / "studies")])
+    assert "cannot be run" in str(found.exception) and begun == []
 
 
 def test_a_base_that_a_study_does_not_have_is_refused():
