@@ -1,8 +1,12 @@
 """Finished adapters: what they say of other data, and which questions they refuse."""
 
+import json
+import shutil
+
 import pytest
 from small_runs import save_texts
 
+from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError
 from ffalora.data import DataError
 from ffalora.federated.simulate import simulate
@@ -115,6 +119,15 @@ def test_a_run_s_own_data_that_is_cut_anew_is_not_scored_as_held_out(run):
             evaluate(folder)
     finally:
         texts.write_text(before)
+
+
+@pytest.mark.parametrize("names", [5, [5, "good"], [[], "good"]])
+def test_classes_without_names_are_a_damaged_adapter(names, run, tmp_path):
+    shutil.copytree(run[0] / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "ffalora_bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_names": names}))
+    with pytest.raises(CheckpointError, match="holds no adapter that this version can use"):
+        predict(tmp_path, ["word1"])
 
 
 def test_a_classifier_is_not_asked_for_answers(run):
