@@ -74,6 +74,14 @@ _UNKEYED = {
     Tensor.exponential_,
     Tensor.multinomial,
 }
+#: Where the layers among them are told whether they draw at all: place and name of the argument. Those of
+#: ``torch.nn.functional`` hand theirs on by name.
+_SWITCHES = {
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d), (2, "training")),
+    **dict.fromkeys((torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout), (2, "train")),
+    **dict.fromkeys((torch.alpha_dropout_, torch.feature_dropout_, torch.feature_alpha_dropout_), (2, "train")),
+    **dict.fromkeys((F.rrelu, torch.rrelu, torch.rrelu_), (3, "training")),
+}
 
 
 @dataclass(frozen=True)
@@ -221,8 +229,10 @@ class _Keyed(TorchFunctionMode):
         if func in (Tensor.backward, torch.autograd.backward) and kwargs.get("inputs") is None:
             with self:
                 return _backward(*args, **kwargs)
-        if func in (F.dropout, torch.dropout, torch.dropout_):
+        if func is F.dropout:
             return self._dropout(*args, **kwargs)
+        if func in (torch.dropout, torch.dropout_):
+            return self._torch_dropout(func, *args, **kwargs)
         if func is F.scaled_dot_product_attention and _given(kwargs, args, 4, "dropout_p", 0.0):
             return self._attention(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -242,6 +252,9 @@ class _Keyed(TorchFunctionMode):
             return input
         dropped = input * 0.0 if p >= 1.0 else masked_dropout(input, p, self.masks)
         return input.copy_(dropped) if inplace else dropped
+
+    def _torch_dropout(self, func: Callable, input: Tensor, p: float, train: bool) -> Tensor:
+        return self._dropout(input, p, train, inplace=func is torch.dropout_)
 
     def _attention(
         self,
@@ -290,4 +303,4 @@ def _given(kwargs: dict[str, Any], args: tuple, position: int, name: str, defaul
 
 def _is_drawn(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a layer with a training switch really drew (``F.dropout2d`` and the like)."""
-    return bool(_given(kwargs, args, 2, "training", True)) if getattr(func, "__module__", "") == F.__name__ else True
+    return func not in _SWITCHES or bool(_given(kwargs, args, *_SWITCHES[func], False))

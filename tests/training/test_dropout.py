@@ -300,6 +300,42 @@ def test_random_tensors_that_belong_to_positions_are_refused(draw, named):
         draw(x)
 
 
+def test_torch_s_own_dropout_has_the_masks_of_the_samples_by_place_and_by_name():
+    masks, ones = DropoutMasks(torch.as_tensor(keys(range(4)).samples)), torch.ones(4, 6)
+    found = []
+    for call in (
+        lambda x: F.dropout(x, 0.5, True),
+        lambda x: torch.dropout(x, 0.5, True),
+        lambda x: torch.dropout(x, p=0.5, train=True),
+        lambda x: (torch.dropout_(x, 0.5, True), x)[1],
+        lambda x: (torch.dropout_(x, p=0.5, train=True), x)[1],
+    ):
+        with keyed_dropout(_Random(None).train(), masks):
+            found.append(call(ones.clone()))
+            assert torch.equal(torch.dropout(ones, p=0.5, train=False), ones)
+    assert set(found[0].unique().tolist()) == {0.0, 2.0}
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize(
+    "draw,drawn",
+    [
+        (lambda x, on: F.rrelu(x, 0.1, 0.3, on), "rrelu"),
+        (lambda x, on: torch.rrelu(x, 0.1, 0.3, on), "rrelu"),
+        (lambda x, on: torch.rrelu_(x, 0.1, 0.3, training=on), "rrelu_"),
+        (lambda x, on: torch.alpha_dropout(x, p=0.5, train=on), "alpha_dropout"),
+        (lambda x, on: torch.feature_dropout_(x, 0.5, on), "feature_dropout_"),
+        (lambda x, on: F.dropout2d(x[..., None, None], 0.5, on), "dropout2d"),
+    ],
+)
+def test_layers_are_refused_where_they_draw_and_not_where_they_are_switched_off(draw, drawn):
+    masks = DropoutMasks(torch.as_tensor(keys(range(4)).samples))
+    with keyed_dropout(_Random(None).train(), masks):
+        draw(torch.ones(4, 6), False)
+        with pytest.raises(SamplesNotIndependent, match=drawn):
+            draw(torch.ones(4, 6), True)
+
+
 def test_what_all_samples_share_may_be_drawn():
     masks = DropoutMasks(torch.as_tensor(keys(range(4)).samples))
     with keyed_dropout(_Random(None).train(), masks):
