@@ -22,6 +22,7 @@ from .checks import (
     check_arena,
     check_flat,
     check_layer,
+    check_limits,
     check_own_rows,
     expect,
     matrix,
@@ -159,12 +160,13 @@ def clip_reduce_(
         total: float64 ``[C,P]``, added to in place (once for each physical batch of a logical one).
         arena: float32 ``[S,P]``.
         client: int32 ``[S]``.
-        max_grad_norm: float64 ``[C,G]``, the clipping norm C of each client and group; infinity does not clip.
+        max_grad_norm: float64 ``[C,G]``, the clipping norm C of each client and group, not negative; infinity does not
+            clip, which 'automatic' cannot. It is read where that waits for no device; a NaN of a GPU's clips to zero.
         group_columns: int32 ``[G+1]``; group k owns columns ``group_columns[k] … group_columns[k+1]-1``; ``[0,P]`` is
             flat clipping, several groups are per-layer clipping.
         squares: float64 ``[S,G]`` squared norms of the stored numbers, or None to compute them from the arena.
         mode: 'flat', or 'automatic' for ``C/(norm·(1+2⁻²⁰) + gamma)`` (AUTO-S; Bu et al., NeurIPS 2023).
-        gamma: stability constant of automatic clipping.
+        gamma: stability constant of automatic clipping, positive and finite.
 
     Returns:
         factors and norms, both float64 ``[S,G]``.
@@ -187,6 +189,7 @@ def clip_reduce_(
             "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm,
             group_columns=group_columns, squares=squares,
         )  # fmt: skip
+    check_limits(max_grad_norm, mode, gamma)
     return _clip_reduce(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
 
 

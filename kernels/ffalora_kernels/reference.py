@@ -79,7 +79,7 @@ def clip_reduce_ref(
     if mode == "automatic":
         factors = limit / (norms * NORM_MARGIN + gamma)
     else:
-        factors = torch.where(norms * NORM_MARGIN > limit, limit / (norms * NORM_MARGIN), 1.0)
+        factors = torch.where(norms * NORM_MARGIN <= limit, 1.0, limit / (norms * NORM_MARGIN))
     factors = torch.where(norms.isfinite().all(1, keepdim=True), factors, 0.0)
     for i, c in enumerate(client.tolist()):
         for k, (lo, hi) in enumerate(pairwise(bounds)):

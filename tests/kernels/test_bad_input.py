@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -42,7 +43,7 @@ def copies(given: dict) -> dict[str, torch.Tensor]:
 
 
 def are_as(before: dict[str, torch.Tensor], given: dict) -> bool:
-    return all(torch.equal(given[name], value) for name, value in before.items())
+    return all(torch.allclose(given[name], value, rtol=0, atol=0, equal_nan=True) for name, value in before.items())
 
 
 WRONG: list[tuple[str, type[Exception], str, Callable[[], dict]]] = [
@@ -90,6 +91,10 @@ def arguments_of(op: str) -> dict:
     return rows | {"state": arena, "total": torch.zeros(2, 20, **wide), "client_id": whole, "step": whole, "key": 1}
 
 
+def limits(second: float) -> torch.Tensor:
+    return torch.tensor([[1.0], [second]], dtype=torch.float64)
+
+
 META = {"device": "meta"}
 WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
     ("expand_", RuntimeError, "expand_ is not differentiable", {"h": torch.zeros(5, 2, requires_grad=True)}),
@@ -117,6 +122,16 @@ WRONG_ELSEWHERE: list[tuple[str, type[Exception], str, dict]] = [
     ("clip_reduce_", ValueError, "arena must be row-major", {"arena": torch.zeros(20, 2).T}),
     ("clip_reduce_", ValueError, "one device", {"squares": torch.zeros(2, 1, dtype=torch.float64, **META)}),
     ("clip_reduce_", ValueError, "one device.*'group_columns'", {"group_columns": torch.zeros(2, **META).int()}),
+    ("clip_reduce_", ValueError, "max_grad_norm must not be negative or NaN.*nan", {"max_grad_norm": limits(math.nan)}),
+    ("clip_reduce_", ValueError, r"max_grad_norm must not be negative.*-1\.0", {"max_grad_norm": limits(-1.0)}),
+    (
+        "clip_reduce_",
+        ValueError,
+        "finite with mode='automatic'.*inf",
+        {"max_grad_norm": limits(math.inf), "mode": "automatic"},
+    ),
+    ("clip_reduce_", ValueError, r"gamma must be positive and finite.*0\.0", {"mode": "automatic", "gamma": 0.0}),
+    ("clip_reduce_", ValueError, "gamma must be positive and finite.*nan", {"mode": "automatic", "gamma": math.nan}),
     ("privatize_step_", ValueError, "optimizer must be one of", {"optimizer": "adam"}),
     ("privatize_step_", ValueError, "needs exp_avg, exp_avg_sq and age", {"optimizer": "adamw"}),
     ("privatize_step_", ValueError, "mu=1 needs anchor", {"mu": 1}),

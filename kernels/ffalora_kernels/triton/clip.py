@@ -54,7 +54,7 @@ def _factors_kernel(squares, client, max_grad_norm, factors, norms, row_pitch, g
     if AUTOMATIC:
         factor = limit / (widened + GAMMA)
     else:
-        over = widened > limit
+        over = ~(widened <= limit)  # a limit of NaN too, whose factor adds nothing
         factor = tl.where(over, limit / tl.where(over, widened, 1.0), 1.0)
     broken = tl.sum((~(norm < float("inf"))).to(tl.int32))
     tl.store(norms + row * G + group, norm, mask=live)
