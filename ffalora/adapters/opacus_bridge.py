@@ -67,12 +67,13 @@ def sample_gradients(layer: AdaptedLinear, activations: list[Tensor], backprops:
     x = x.reshape(-1, x.shape[-1]).to(dy.dtype)
     segments = Segments.uniform(samples, len(x) // samples if samples else 0, device=x.device)
     gradients: dict[nn.Parameter, Tensor] = {}
-    if layer.lora_B.requires_grad:
-        h = x @ layer.lora_A.to(x.dtype).T
-        gradients[layer.lora_B] = _outer(dy, h, segments, layer.scale, layer.lora_B)
-    if layer.lora_A.requires_grad:
-        dh = dy @ layer.lora_B.to(dy.dtype)
-        gradients[layer.lora_A] = _outer(dh, x, segments, layer.scale, layer.lora_A)
+    with torch.autocast(x.device.type, enabled=False):  # inside which a user may differentiate
+        if layer.lora_B.requires_grad:
+            h = x @ layer.lora_A.to(x.dtype).T
+            gradients[layer.lora_B] = _outer(dy, h, segments, layer.scale, layer.lora_B)
+        if layer.lora_A.requires_grad:
+            dh = dy @ layer.lora_B.to(dy.dtype)
+            gradients[layer.lora_A] = _outer(dh, x, segments, layer.scale, layer.lora_A)
     return gradients
 
 

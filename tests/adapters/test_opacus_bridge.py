@@ -62,6 +62,20 @@ def test_opacus_on_peft_and_on_our_adapter_agree(tmp_path):
         assert layer.lora_B.grad_sample.shape == (5, 16, 3)
 
 
+def test_opacus_sees_float32_gradients_of_a_float32_pass_inside_autocast():
+    (model, plain), x = (torch.nn.Sequential(torch.nn.Linear(6, 4)) for _ in range(2)), torch.randn(5, 3, 6)
+    plain.load_state_dict(model.state_dict())
+    found = []
+    for one, inside in ((model, True), (plain, False)):
+        adapted(one, target_modules=["0"], trained="both")
+        outputs = GradSampleModule(one.train(), loss_reduction="sum", strict=False)(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            outputs.square().sum().backward()
+        found.append({n: p.grad_sample for n, p in one.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys() == {"0.lora_A", "0.lora_B"}
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_opacus_s_engine_trains_the_adapter_and_counts():
     model = tiny_bert()
     adapters = attach(model, AdapterConfig(rank=3))
