@@ -56,7 +56,7 @@ class PrivateDPOTrainer(PrivateTrainer, DPOTrainer):
         **others: Any,
     ):
         _check_config(args, others)
-        model = with_adapters(model, peft_config)
+        model = with_adapters(model, peft_config, args.seed)
         _check_untrained(model)
         super().__init__(model, args, privacy, losses=pair_losses(args), **others)
         if "ref" in self.model.peft_config:  # TRL's copy of the adapter, which has answered as the model without one

@@ -52,7 +52,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         **others: Any,
     ):
         _check_config(args, others)
-        super().__init__(with_adapters(model, peft_config), args, privacy, adapters, losses, **others)
+        super().__init__(with_adapters(model, peft_config, args.seed), args, privacy, adapters, losses, **others)
         check_collator(self)
 
     def _prepare_dataset(

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def with_adapters(model: Any, peft_config: Any) -> Any:
-    """The model, or PEFT's of it where there is a ``peft_config``.
+def with_adapters(model: Any, peft_config: Any, seed: int) -> Any:
+    """The model, or PEFT's of it where there is a ``peft_config``: with the random factors of ``seed``, as TRL makes
+    them.
 
     Raises:
         ValueError: the model is a name.
@@ -17,7 +18,9 @@ def with_adapters(model: Any, peft_config: Any) -> Any:
     if peft_config is None:
         return model
     from peft import get_peft_model
+    from transformers import set_seed
 
+    set_seed(seed)
     return get_peft_model(model, peft_config)
 
 

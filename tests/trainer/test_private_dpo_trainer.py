@@ -210,3 +210,13 @@ def test_a_collator_that_mixes_pairs_is_refused(tmp_path, tokenizer, change, sai
 
     with pytest.raises(ValueError, match=said):
         trainer(tmp_path, tokenizer, data_collator=collate)
+
+
+def test_adapters_that_are_made_follow_from_the_seed_alone(tmp_path, tokenizer):
+    def factors(seed, drawn_before):
+        net = language_model()
+        torch.rand(drawn_before)
+        made = trainer(tmp_path, tokenizer, model=net, seed=seed).model
+        return torch.cat([p.flatten() for name, p in made.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(factors(7, 1), factors(7, 2)) and not torch.equal(factors(7, 1), factors(8, 1))

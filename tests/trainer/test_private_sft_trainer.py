@@ -215,3 +215,13 @@ def test_arguments_that_neither_trainer_has_and_models_by_name_are_refused(tmp_p
         )
     with pytest.raises(ValueError, match="load it first"):
         PrivateSFTTrainer("a-model", config(tmp_path), noise_multiplier=1.0, train_dataset=pairs())
+
+
+def test_adapters_that_are_made_follow_from_the_seed_alone(tmp_path, tokenizer):
+    def factors(seed, drawn_before):
+        net = language_model()
+        torch.rand(drawn_before)
+        made = trainer(tmp_path, tokenizer, model=net, seed=seed).model
+        return torch.cat([p.flatten() for name, p in made.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(factors(7, 1), factors(7, 2)) and not torch.equal(factors(7, 1), factors(8, 1))
