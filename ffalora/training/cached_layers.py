@@ -227,7 +227,8 @@ def _cache(
 def _digest(bottom: _Bottom, states: Tensor, read: list[int], *examples: CachedExamples) -> str:
     """SHA-256 over everything that the table depends on, to the last bit."""
     parts = [bottom.encoder.embeddings, *bottom.layers[: bottom.count]]
-    terms = f"{parts} {read} {bottom.encoder.config} {states.dtype} {states.device} {torch.get_num_threads()}"
+    config, computed = bottom.encoder.config, (states.dtype, states.device, torch.get_num_threads())
+    terms = f"{parts} {read} {config} {getattr(config, '_attn_implementation', None)} {computed}"
     digest = hashlib.sha256(terms.encode())
     for part in parts:
         for name, tensor in part.state_dict().items():

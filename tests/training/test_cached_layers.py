@@ -241,3 +241,14 @@ def test_methods_share_a_table_and_other_texts_do_not(upper, tmp_path):
     assert table(seed=1, federation__strategy="lora").data_ptr() == first.data_ptr()
     other = table(data__name=str(save_texts(tmp_path / "texts.csv", rows=150)))
     assert other.data_ptr() != first.data_ptr() and len(other) != len(first)
+
+
+def test_a_table_of_another_attention_is_not_taken(upper):
+    tables = []
+    for attention in ("eager", "sdpa"):
+        build(upper(model__attention=attention))
+        tables += cached_layers._kept.values()
+    cached_layers._kept.clear()
+    build(upper(model__attention="sdpa"))
+    (alone,) = cached_layers._kept.values()
+    assert tables[0] is not tables[1] and torch.equal(tables[1].states, alone.states)
