@@ -132,6 +132,12 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
             "fp16 (fp16=True, accelerate launch --mixed_precision fp16) scales losses, and with them per-sample "
             "gradients: use bf16"
         )
+    for name in ("fp16_full_eval", "bf16_full_eval"):
+        if getattr(args, name):
+            problems.append(
+                f"{name}=True: an evaluation would leave the trained tensors rounded, which are float32: leave it out; "
+                "bf16=True computes evaluations in bf16"
+            )
     if args.neftune_noise_alpha is not None:
         problems.append(
             f"neftune_noise_alpha={args.neftune_noise_alpha}: its noise belongs to positions in the batch, and is "

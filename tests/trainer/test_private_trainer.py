@@ -258,6 +258,7 @@ def test_earlier_spending_is_added(tmp_path):
         ({"fp16": True, "use_cpu": True}, "fp16"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0"),
+        ({"bf16_full_eval": True}, "bf16_full_eval=True: an evaluation would leave the trained tensors rounded"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size=True takes steps again"),
         ({"push_to_hub": True}, "push_to_hub=True: .* ledger with a hash of the data"),
     ],
