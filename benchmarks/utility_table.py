@@ -80,7 +80,8 @@ def every_method(found: Found, of: Sequence[str]) -> Iterator[str]:
         spread = f"{accuracy.std(ddof=1):.4f}" if len(own) > 1 else ""
         ahead, difference = "", differences(found.get((data, epsilon, "ffa"), {}), own)
         if difference is not None and method != "ffa":
-            ahead = f"{difference.mean():+.4f} ({interval(resampled(difference))}; {len(difference)} seeds)"
+            seeds = f"{len(difference)} seed{'s' * (len(difference) > 1)}"
+            ahead = f"{difference.mean():+.4f} ({interval(resampled(difference))}; {seeds})"
         yield f"| {data} | {epsilon} | {method} | {len(own)} | {accuracy.mean():.4f} | {spread} | {ahead} |"
 
 

@@ -43,6 +43,12 @@ def test_sets_are_held_against_the_best_of_what_needs_no_training():
     )
 
 
+def test_one_seed_is_one_seed():
+    found = {("boolq", "3", method): {"0": np.array([1.0, share])} for method, share in (("ffa", 1.0), ("probe", 0.0))}
+    (line,) = [line for line in every_method(found, ["boolq"]) if "| probe |" in line]
+    assert line.endswith("; 1 seed) |")
+
+
 def test_options_are_held_against_the_recipe_on_the_same_seeds():
     found = {("tweets", "3", "ffa"): {"100": np.array([1.0, 0.0]), "101": np.ones(2)}}
     found[("tweets", "3", "other")] = {"100": np.ones(2)}
