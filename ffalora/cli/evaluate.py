@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..files.numbers import to_json
 from .options import ConfigCommand
 from .output import json_option
 from .running import hide_loading_bars
@@ -38,7 +38,7 @@ def command(folder: Path, data: Path | None, by: str | None, as_json: bool, over
     intervals = scores.intervals()
     if as_json:
         more = {"samples": scores.samples, "rows": scores.rows, "intervals": intervals}
-        click.echo(json.dumps(scores | more | ({"by_group": scores.by_group} if scores.by_group else {})))
+        click.echo(to_json(scores | more | ({"by_group": scores.by_group} if scores.by_group else {})))
         return
     width = max(map(len, scores))
     for name, value in scores.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..files.numbers import to_json
 from .options import ConfigCommand
 from .running import hide_loading_bars
 
@@ -61,7 +61,7 @@ def command(
     asked = list(zip(lines[::2], lines[1::2], strict=True)) if pairs else lines
     for text, answer in zip(asked, predict(folder, asked, overrides), strict=True):
         if as_json:
-            click.echo(json.dumps({"text": text, **answer}, ensure_ascii=False))
+            click.echo(to_json({"text": text, **answer}))
         elif "answer" in answer:
             click.echo(answer["answer"] if len(asked) == 1 else f"> {text}\n{answer['answer']}\n")
         elif "label" in answer:
@@ -79,7 +79,7 @@ def _predict_table(folder: Path, file: Path, output: Path | None, overrides: dic
     found = predict_file(folder, file, target, overrides)
     if as_json:
         said = {"written": str(target), "rows": found.rows, "skipped": found.skipped, "counts": found.counts}
-        click.echo(json.dumps(said, ensure_ascii=False))
+        click.echo(to_json(said))
         return
     counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
     skipped = f"; {found.skipped} rows without a text have none" if found.skipped else ""

@@ -7,6 +7,7 @@ which is small (never the logits of a vocabulary).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,13 @@ class Task:
 def logits_of(outputs: Any) -> Any:
     """The logits of a transformers output (or what stands for them), or the tensor itself."""
     return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+def chosen(logits: Tensor) -> Tensor:
+    """The class, or token, of the largest of logits ``[…, classes]``: int64 ``[…]``, and -1, which is none, where NaN
+    or infinity is among them (what a model rules out may be -infinity).
+    """
+    return logits.argmax(dim=-1).masked_fill(~(logits < math.inf).all(dim=-1), -1)
 
 
 def classification_losses(outputs: Any, targets: Tensor) -> Tensor:
@@ -97,13 +105,13 @@ def token_losses(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]
     following, logits = targets[:, 1:], logits[:, :-1]
     flat = logits.reshape(-1, logits.shape[-1]).float(), following.reshape(-1)
     losses = functional.cross_entropy(*flat, reduction="none").view_as(following)
-    right = logits.argmax(dim=-1) == following  # IGNORE_INDEX equals no token
+    right = chosen(logits) == following  # IGNORE_INDEX equals no token
     return losses.sum(dim=1), (following != IGNORE_INDEX).sum(dim=1), right.sum(dim=1)
 
 
 def _gather_classes(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
     return {
-        "predicted": logits_of(outputs).argmax(dim=-1),
+        "predicted": chosen(logits_of(outputs)),
         "target": targets,
         "loss": classification_losses(outputs, targets),
     }
@@ -120,23 +128,24 @@ def _gather_tokens(outputs: Any, targets: Tensor) -> dict[str, Tensor]:
 
 
 def class_metrics(gathered: Gathered) -> dict[str, float]:
-    """Accuracy and macro-averaged F1 (over the classes that occur in targets or predictions)."""
+    """Accuracy and macro-averaged F1 (over the classes that occur in targets or predictions); -1 is always wrong."""
     from sklearn.metrics import f1_score
 
     predicted, target = gathered["predicted"].astype(np.int64), gathered["target"].astype(np.int64)
+    classes = np.union1d(target, predicted[predicted >= 0])
     return {
         "accuracy": float(np.mean(predicted == target)),
-        "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0.0)),
+        "macro_f1": float(f1_score(target, predicted, labels=classes, average="macro", zero_division=0.0)),
         "loss": float(np.mean(gathered["loss"])),
     }
 
 
 def number_metrics(gathered: Gathered) -> dict[str, float]:
-    """Mean squared error, and Pearson's correlation (0 where predictions or targets are constant)."""
+    """Mean squared error, and Pearson's correlation (0 where predictions or targets are constant, or not finite)."""
     from scipy.stats import pearsonr
 
     predicted, target = gathered["predicted"], gathered["target"]
-    constant = len(target) < 2 or np.ptp(predicted) == 0 or np.ptp(target) == 0
+    constant = len(target) < 2 or not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(target) == 0
     return {
         "mse": float(np.mean((predicted - target) ** 2)),
         "pearson": 0.0 if constant else float(pearsonr(predicted, target).statistic),

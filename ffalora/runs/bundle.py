@@ -207,7 +207,7 @@ def predict(
 
     Raises:
         ConfigError: the adapter's task does not take texts, there are none, a text is empty, or single texts and pairs
-            are mixed.
+            are mixed. CheckpointError: its outputs are not finite.
     """
     if isinstance(texts, str):
         raise ConfigError(f"texts={texts[:40]!r} is one text; give a list of them, or a file to predict_file")
@@ -240,6 +240,8 @@ def predict_with(bundle: Bundle, texts: Sequence[str] | Sequence[tuple[str, str]
         Ragged(types) if types is not None else None,
     )
     logits = predict_examples(bundle.loaded.model, examples, bundle.device)
+    if not logits.isfinite().all():
+        raise CheckpointError("the adapter's outputs are not finite: it diverged in training; lower optimizer.lr there")
     if bundle.label_names is None:
         return [{"value": in_units(float(row[0]), bundle.config.data.label_range)} for row in logits]
     names = bundle.label_names

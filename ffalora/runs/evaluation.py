@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +18,8 @@ from ..data.tasks import Gathered, Task, causal_losses
 from ..data.validate import is_missing
 from ..models.frozen_head import can_leave_head_out, head_left_out
 from ..training.batches import physical_batches
+
+logger = logging.getLogger(__name__)
 
 _TOKENS = 8192
 
@@ -51,7 +54,15 @@ def gather_examples(
             order.append(batch)
             found.append(task.gather(*results))
     places = np.argsort(np.concatenate(order))
-    return {name: torch.cat([batch[name] for batch in found]).cpu().double().numpy()[places] for name in found[0]}
+    gathered = {name: torch.cat([batch[name] for batch in found]).cpu().double().numpy()[places] for name in found[0]}
+    lost = int((~np.isfinite(gathered["loss"])).sum())
+    if lost:
+        logger.warning(
+            "the model's outputs for %d of %d evaluated rows are not finite, and count as wrong; it has diverged: "
+            "lower optimizer.lr, or compute in a wider model.dtype",
+            *(lost, count),
+        )
+    return gathered
 
 
 def metrics_of_groups(gathered: Gathered, task: Task, groups: Sequence[Any]) -> dict[str, dict[str, float]]:

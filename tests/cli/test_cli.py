@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shlex
@@ -357,6 +358,19 @@ def test_predict_and_evaluate_print_what_the_adapter_answers(monkeypatch, tmp_pa
         "loss      0.5000",
         "40 rows: all of new.csv that is test data",
     ]
+
+
+def test_numbers_that_are_not_finite_are_printed_as_json_that_every_reader_takes(monkeypatch, tmp_path, capsys):
+    stand_in = types.ModuleType("ffalora.runs.bundle")
+    scores = Scores({"mse": math.nan, "loss": math.inf}, 4, "all of new.csv", {"a": {"rows": 4, "mse": math.nan}})
+    stand_in.evaluate = lambda folder, overrides, by: scores
+    stand_in.predict = lambda folder, texts, overrides: [{"value": math.nan}]
+    monkeypatch.setitem(sys.modules, "ffalora.runs.bundle", stand_in)
+    assert run("evaluate", tmp_path, "--json") == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (said["mse"], said["loss"], said["by_group"]) == ("nan", "infinity", {"a": {"rows": 4, "mse": "nan"}})
+    assert run("predict", tmp_path, "fine", "--json") == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["value"] == "nan"
 
 
 @pytest.mark.parametrize("names", [["notes"], ["folder"], ["gone.csv"], ["new.csv", "new.csv"]])

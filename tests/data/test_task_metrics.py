@@ -121,6 +121,31 @@ def test_class_metrics_equal_those_by_hand():
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_are_wrong_whichever_class_comes_first(lost, caplog):
+    """A diverged model would reach an accuracy by the largest of NaN, which is the first class."""
+    logits, target = torch.tensor([[lost, lost], [0.0, 1.0], [lost, 0.0]]), torch.tensor([0, 1, 0])
+    metrics = metrics_of(find_task("classification"), (logits, target))
+    assert metrics["accuracy"] == pytest.approx(1 / 3) and metrics["macro_f1"] == pytest.approx(1 / 2)
+    tokens, targets = torch.tensor([[[lost, 0.0], [0.0, 1.0], [0.0, 0.0]]]), torch.tensor([[1, 0, 1]])
+    assert metrics_of(find_task("causal-lm"), (tokens, targets))["token_accuracy"] == 0.5
+    assert metrics_of(find_task("regression"), (torch.tensor([lost, 1.0]), torch.ones(2)))["pearson"] == 0.0
+    texts = TokenizedDataset(Ragged([[1], [2]]), np.zeros(2, dtype=np.int64), pad_token_id=0)
+    gather_examples(_Says(lost), texts, find_task("classification"), torch.device("cpu"))
+    assert "outputs for 2 of 2 evaluated rows are not finite, and count as wrong" in caplog.text
+
+
+class _Says(torch.nn.Module):
+    """A model whose every logit is one number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, input_ids, **_):
+        return SimpleNamespace(logits=torch.full((len(input_ids), 2), self.number))
+
+
 def test_regression_metrics_equal_those_by_hand():
     task = find_task("regression")
     predicted, wanted = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 3.0, 4.0])

@@ -1,16 +1,19 @@
 """Finished adapters: what they say of other data, and which questions they refuse."""
 
 import json
+import math
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from small_runs import save_texts
 
 from ffalora.adapters import CheckpointError
 from ffalora.config import ConfigError
 from ffalora.data import DataError
 from ffalora.federated.simulate import simulate
-from ffalora.runs.bundle import evaluate, load_bundle, predict
+from ffalora.runs.bundle import HEAD_FILE, evaluate, load_bundle, predict
 from ffalora.runs.generate import generate
 
 
@@ -161,3 +164,12 @@ def test_a_text_longer_than_the_model_has_positions_is_cut_whatever_length_the_r
     allowed = load_bundle(run[0]).loaded.model.config.max_position_embeddings
     (found,), (cut,) = (predict(run[0], [long], {"data.max_length": length}) for length in (4000, allowed))
     assert found == cut
+
+
+def test_an_adapter_that_diverged_gives_no_labels(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    head = {name: torch.full_like(value, math.nan) for name, value in load_file(folder / "adapter" / HEAD_FILE).items()}
+    save_file(head, folder / "adapter" / HEAD_FILE)
+    with pytest.raises(CheckpointError, match="the adapter's outputs are not finite: it diverged in training"):
+        predict(folder, ["word1"])
