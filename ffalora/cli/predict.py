@@ -24,8 +24,15 @@ from .running import hide_loading_bars
 @click.option("--pairs", is_flag=True, help="Take the texts two by two, for adapters of sentence pairs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object a text, or one of a table.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Of a table.  [NAME-predicted.SUFFIX]")
+@click.option("--overwrite", is_flag=True, help="Replace that file where it exists.")
 def command(
-    folder: Path, texts: tuple[str, ...], pairs: bool, as_json: bool, output: Path | None, overrides: dict[str, Any]
+    folder: Path,
+    texts: tuple[str, ...],
+    pairs: bool,
+    as_json: bool,
+    output: Path | None,
+    overwrite: bool,
+    overrides: dict[str, Any],
 ) -> None:
     """Predict the label of each of TEXTS (of each line of the standard input if there are none), or of every row of a
     table; the adapter of a language model answers them.
@@ -38,7 +45,11 @@ def command(
     ffalora predict runs/demo "a wonderful film"
     """
     if len(texts) == 1 and _is_table(texts[0]):
-        _predict_table(folder, Path(texts[0]), output, overrides, as_json)
+        file = Path(texts[0])
+        target = output or Path(f"{file.stem}-predicted{file.suffix}")
+        if target.exists() and not overwrite:
+            raise click.UsageError(f"{target} exists; --overwrite replaces it, --output writes another file")
+        _predict_table(folder, file, target, overrides, as_json)
         return
     files = [text for text in texts if _names_file(text)]
     if files:
@@ -71,11 +82,10 @@ def command(
             click.echo(f"{answer['value']:.4f}\t{text}")
 
 
-def _predict_table(folder: Path, file: Path, output: Path | None, overrides: dict[str, Any], as_json: bool) -> None:
+def _predict_table(folder: Path, file: Path, target: Path, overrides: dict[str, Any], as_json: bool) -> None:
     from ..runs.tables import predict_file
 
     hide_loading_bars()
-    target = output or Path(f"{file.stem}-predicted{file.suffix}")
     found = predict_file(folder, file, target, overrides)
     if as_json:
         said = {"written": str(target), "rows": found.rows, "skipped": found.skipped, "counts": found.counts}

@@ -110,6 +110,16 @@ def test_a_file_that_is_there_is_not_overwritten(feedback, capsys):
     assert "--overwrite" in capsys.readouterr().err and open("mine.yaml").read() == before[1]
 
 
+def test_predictions_that_are_there_are_not_overwritten_unless_that_is_asked_for(feedback, tmp_path, capsys):
+    (tmp_path / "new-predicted.csv").write_text("the only copy")
+    for arguments in ([], ["--output", "feedback.csv"]):
+        assert run("predict", tmp_path, "new.csv", *arguments) == 2
+        assert "exists; --overwrite replaces it, --output writes another file" in capsys.readouterr().err
+    assert (tmp_path / "new-predicted.csv").read_text() == "the only copy"
+    assert run("predict", tmp_path, "new.csv", "--overwrite") == 2
+    assert "holds no finished adapter" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_a_batch_is_halved_while_the_budget_is_still_spent_well():
     assert sensible_batch(279, 6.0, 1e-5, 50, most=10_000) == 140
