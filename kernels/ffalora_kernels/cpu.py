@@ -10,6 +10,7 @@ import torch  # the extension uses the OpenMP runtime that torch loads, so torch
 from torch import Tensor
 
 from . import reference
+from .checks import check_limits
 
 try:
     from . import _cpu, cpu_attention, cpu_head_loss
@@ -93,6 +94,7 @@ def clip_reduce(
     """``clip_reduce_`` in C++: float64 sums, the arena read once (twice where the squared norms are not given)."""
     if arena.dtype is not torch.float32 or (total.shape[1] > 1 and total.stride()[1] != 1):
         return reference.clip_reduce_ref(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
+    check_limits(max_grad_norm, mode)
     limits, given = max_grad_norm.contiguous(), None if squares is None else squares.contiguous()
     client, group_columns = client.contiguous(), group_columns.contiguous()
     shape = (arena.shape[0], limits.shape[1])

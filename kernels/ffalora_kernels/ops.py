@@ -13,6 +13,8 @@ float64 arena, are accepted by the reference backend only: gradient checks need 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,6 @@ from .checks import (
     check_arena,
     check_flat,
     check_layer,
-    check_limits,
     check_own_rows,
     expect,
     matrix,
@@ -161,7 +162,7 @@ def clip_reduce_(
         arena: float32 ``[S,P]``.
         client: int32 ``[S]``.
         max_grad_norm: float64 ``[C,G]``, the clipping norm C of each client and group, not negative; infinity does not
-            clip, which 'automatic' cannot. It is read where that waits for no device; a NaN of a GPU's clips to zero.
+            clip (and has no 'automatic'). Triton, which would wait for them, does not check its limits: NaN clips to 0.
         group_columns: int32 ``[G+1]``; group k owns columns ``group_columns[k] … group_columns[k+1]-1``; ``[0,P]`` is
             flat clipping, several groups are per-layer clipping.
         squares: float64 ``[S,G]`` squared norms of the stored numbers, or None to compute them from the arena.
@@ -173,6 +174,8 @@ def clip_reduce_(
     """
     if mode not in CLIPPING_MODES:
         raise ValueError(f"mode must be one of {CLIPPING_MODES}, got {mode!r}")
+    if mode == "automatic" and not 0 < gamma < math.inf:
+        raise ValueError(f"gamma must be positive and finite, since a norm of 0 is divided by it, got {gamma}")
     s, p = matrix("arena", arena)
     c, g = matrix("max_grad_norm", max_grad_norm)
     expect("arena", arena, (s, p), torch.float32)
@@ -189,7 +192,6 @@ def clip_reduce_(
             "clip_reduce_", total=total, arena=arena, client=client, max_grad_norm=max_grad_norm,
             group_columns=group_columns, squares=squares,
         )  # fmt: skip
-    check_limits(max_grad_norm, mode, gamma)
     return _clip_reduce(total, arena, squares, client, max_grad_norm, group_columns, mode, gamma)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference_attention
+from .checks import check_limits
 
 #: A clip factor is C/(norm·(1+2⁻²⁰)): the margin covers the rounding of the factor and of the clipped row.
 NORM_MARGIN = 1.0 + 2.0**-20
@@ -71,6 +72,7 @@ def clip_reduce_ref(
     max_grad_norm: Tensor, group_columns: Tensor, mode: str, gamma: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Adds ``Σ_i factor_i g_i`` to each client's row of ``total``; returns factors and norms, float64 ``[S,G]``."""
+    check_limits(max_grad_norm, mode)
     bounds = group_columns.tolist()
     if squares is None:
         squares = torch.stack([arena[:, lo:hi].double().square().sum(1) for lo, hi in pairwise(bounds)], dim=1)
@@ -79,7 +81,7 @@ def clip_reduce_ref(
     if mode == "automatic":
         factors = limit / (norms * NORM_MARGIN + gamma)
     else:
-        factors = torch.where(norms * NORM_MARGIN <= limit, 1.0, limit / (norms * NORM_MARGIN))
+        factors = torch.where(norms * NORM_MARGIN > limit, limit / (norms * NORM_MARGIN), 1.0)
     factors = torch.where(norms.isfinite().all(1, keepdim=True), factors, 0.0)
     for i, c in enumerate(client.tolist()):
         for k, (lo, hi) in enumerate(pairwise(bounds)):

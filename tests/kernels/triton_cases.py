@@ -29,7 +29,6 @@ from torch import Tensor
 
 import ffalora_kernels as ffk
 from ffalora_kernels import Segments, gpu_products
-from ffalora_kernels.reference import clip_reduce_ref
 from ffalora_kernels.triton import IMPLEMENTATIONS
 
 #: Elements that a 32-bit offset cannot reach.
@@ -194,12 +193,12 @@ def check_rank_beyond_the_kernels(backend: str) -> None:
 
 
 def check_limit_of_nan(backend: str) -> None:
-    """A limit on a GPU is not read before the launch: one of NaN lets nothing through."""
+    """Limits are not read before a launch: one of NaN lets nothing through."""
     limit, total = torch.tensor([[torch.nan], [1.0]]).double(), torch.zeros(2, 40).double()
     client, bounds, arena = torch.tensor([0, 1, 0]).int(), torch.tensor([0, 40]).int(), torch.randn(3, 40)
-    for clip in (clip_reduce_ref, IMPLEMENTATIONS["clip_reduce_"]):
-        clip(total.zero_(), arena, None, client, limit, bounds, "flat", 0.01)
-        assert not total[0].any() and 0.99 < total[1].norm() <= 1
+    with ffk.use_backend(backend):
+        ffk.clip_reduce_(total, arena, client, limit, bounds)
+    assert not total[0].any() and 0.99 < total[1].norm() <= 1
 
 
 #: Cases that the emulator leaves out: it would need as much memory as they span, or nothing is launched.
