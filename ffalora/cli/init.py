@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,15 +71,16 @@ def command(
     found = propose(data, text, label, client, user, form.encoding, form.delimiter)
     content = starter_yaml(found, target_epsilon)
     write_atomically(target, content.encode())
-    train = f"ffalora {'simulate' if found.client else 'train'} {target}"
-    use = f'generate runs/{target.stem} "a prompt"' if found.label is None else f"predict runs/{target.stem} NEW"
+    written, run = shlex.quote(str(target)), shlex.quote(f"runs/{target.stem}")
+    train = f"ffalora {'simulate' if found.client else 'train'} {written}"
+    use = f'generate {run} "a prompt"' if found.label is None else f"predict {run} NEW"
     use = f"ffalora {use}{'' if found.label is None else data.suffix or '.csv'}"
     if as_json:
         click.echo(to_json({"written": str(target), "next": [train, use], **asdict(found)}, default=str))
         return
     click.echo(found_text(found))
     click.echo(f"\nwritten {target}: what to train on, and why. Next:\n")
-    click.echo(f"  ffalora plan {target}      # other batches and steps, and the time they take (optional)")
+    click.echo(f"  ffalora plan {written}      # other batches and steps, and the time they take (optional)")
     click.echo(f"  {train}\n  {use}")
 
 
@@ -104,16 +106,16 @@ def found_text(found: Proposal) -> str:
             f"{found.unnamed[0]!r} is the name of a column and one of its values: is the line of names missing?",
         ]
     if found.rivals:
-        client = "" if found.client else f" --client {found.label}"
+        client = "" if found.client else f" --client {shlex.quote(str(found.label))}"
         lines += [
             "",
             f"No column is called a label: {found.label} is a guess, and {' or '.join(found.rivals)} could be it as "
-            f"well. To change it: --label {found.rivals[0]}{client} --overwrite",
+            f"well. To change it: --label {shlex.quote(found.rivals[0])}{client} --overwrite",
         ]
     if found.groups:
         lines += [
             "",
             f"No column is called that of clients; where {' or '.join(found.groups)} says whose a row is: "
-            f"--client {found.groups[0]} --overwrite",
+            f"--client {shlex.quote(found.groups[0])} --overwrite",
         ]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """A stranger's table in three commands: looked at, trained on privately, and used on a second file."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas
@@ -108,6 +109,24 @@ def test_a_file_that_is_there_is_not_overwritten(feedback, capsys):
     before = (feedback, open("mine.yaml").read())
     assert run("init", "feedback.csv", "--output", "mine.yaml") == 2
     assert "--overwrite" in capsys.readouterr().err and open("mine.yaml").read() == before[1]
+
+
+def test_the_commands_that_init_prints_can_be_pasted(feedback, capsys):
+    columns = {"Hospital": "the client's", "Verdict": "Site code"}
+    feedback.assign(Team=["u", "v"] * 75).rename(columns=columns).to_csv("my own.csv", index=False)
+    assert run("init", "my own.csv") == 0
+    shown = capsys.readouterr().out
+    commands = [shlex.split(line, comments=True) for line in shown.splitlines() if line.startswith("  ffalora ")]
+    assert [command[1:] for command in commands] == [
+        ["plan", "my own.yaml"],
+        ["simulate", "my own.yaml"],
+        ["predict", "runs/my own", "NEW.csv"],
+    ]
+    assert run("init", "my own.csv", "--json", "--overwrite") == 0
+    assert json.loads(capsys.readouterr().out)["next"][0] == "ffalora simulate 'my own.yaml'"
+    feedback.drop(columns=["Hospital"]).rename(columns={"Verdict": "a b"}).assign(x=["u", "v"] * 75).to_csv("n.csv")
+    assert run("init", "n.csv") == 0
+    assert "--label x --client 'a b' --overwrite" in capsys.readouterr().out
 
 
 def test_predictions_that_are_there_are_not_overwritten_unless_that_is_asked_for(feedback, tmp_path, capsys):
