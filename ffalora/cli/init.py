@@ -112,6 +112,13 @@ def found_text(found: Proposal) -> str:
             f"No column is called a label: {found.label} is a guess, and {' or '.join(found.rivals)} could be it as "
             f"well. To change it: --label {shlex.quote(found.rivals[0])}{client} --overwrite",
         ]
+    if found.apart:
+        lines += [
+            "",
+            f"{found.apart!r} says whose a row is, but somebody has rows at several clients, each of which would count "
+            f"them by itself: rows are protected, and not people. To protect people, give each one client in "
+            f"{found.client!r}, and begin again",
+        ]
     if found.groups:
         lines += [
             "",

@@ -77,7 +77,7 @@ class Proposal:
         source: as it was given; parts: its files; columns: all of them.
         task: 'classification', 'regression' or 'causal-lm'; text: one column or two; label: None for causal-lm; client:
             None for a single site; user: None where no column says whose the rows are, or somebody's are at several
-            clients.
+            clients; apart: that column then.
         users: how many the largest client has; its rows where there is no such column.
         sizes: rows of each client that have all they need, the largest first; dropped: rows that have not.
         rivals: columns that could be the label just as well, where its name did not say that it is one.
@@ -95,6 +95,7 @@ class Proposal:
     sizes: tuple[int, ...]
     dropped: int
     user: str | None = None
+    apart: str | None = None
     users: int = 0
     rivals: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
@@ -156,8 +157,9 @@ def propose(
         data = with_one_spelling({name: data}, column)[name]
     sizes, dropped = _sizes(data, needed, client)
     held = {} if user is None else _users(data, needed, user, client)
+    apart = None
     if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
-        user, held = None, {}
+        user, apart, held = None, user, {}
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
     if len(found.data) == 1 and sum(sizes) < FEWEST_ROWS / min(DEFAULT_FRACTIONS):
         raise DataError(
@@ -169,7 +171,21 @@ def propose(
     could_be = tuple(c.name for c in able)
     unnamed = tuple(c.name for c in columns if c.name in column_values(found.data[name], c.name))
     return Proposal(
-        str(path), parts, columns, task, texts, label, client, sizes, dropped, user, users, rivals, could_be, unnamed
+        str(path),
+        parts,
+        columns,
+        task,
+        texts,
+        label,
+        client,
+        sizes,
+        dropped,
+        user,
+        apart,
+        users,
+        rivals,
+        could_be,
+        unnamed,
     )
 
 

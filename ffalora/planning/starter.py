@@ -105,6 +105,8 @@ def _clipping(found: Proposal) -> list[str]:
 
 
 def _unit(found: Proposal) -> str:
+    if found.apart is not None:
+        return f"  unit: sample  # each row is protected, and not the {found.apart}, who has rows at several clients"
     if found.user is None:
         return "  unit: sample  # each row is protected; users: name the column in data.user, and set unit: user"
     return f"  unit: user  # all rows of one {found.user} are protected together; sample: each row by itself"

@@ -6,6 +6,7 @@ import pandas
 import pytest
 import yaml
 
+from ffalora.cli.init import found_text
 from ffalora.data import DataError
 from ffalora.data.load import load_data
 from ffalora.data.proposal import propose
@@ -121,7 +122,10 @@ def test_people_at_several_clients_are_not_proposed_but_taken_where_they_are_nam
     )  # fmt: skip
     found = propose(path)
     assert (found.user, found.client, found.users, found.dropped) == (None, "site", 30, 0)
-    assert propose(path, user="author").user == "author"
+    assert found.apart == "author" and "'author' says whose a row is, but somebody has rows at" in found_text(found)
+    assert "each row is protected, and not the author, who has rows at several clients" in starter_yaml(found, 6.0)
+    named = propose(path, user="author")
+    assert (named.user, named.apart) == ("author", None) and "says whose a row is, but" not in found_text(named)
 
 
 def test_a_column_that_names_nobody_twice_is_not_people(tmp_path):
