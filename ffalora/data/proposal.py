@@ -161,6 +161,11 @@ def propose(
     if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
         user, apart, held = None, user, {}
         sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
+    if not sum(sizes):
+        raise DataError(
+            f"{path}: no row has all of {', '.join(dict.fromkeys(needed))}; fill their empty cells, or name other "
+            "columns with --text, --label, --client and --user"
+        )
     if len(found.data) == 1 and sum(sizes) < FEWEST_ROWS / min(DEFAULT_FRACTIONS):
         raise DataError(
             f"{path}: {sum(sizes)} rows can be used, too few to hold a tenth out for validation and a fifth for the "

@@ -69,6 +69,17 @@ def test_rows_that_lack_something_are_counted_and_belong_to_nobody(tmp_path):
     assert found.dropped == 2 and found.sizes == (29, 29)
 
 
+def test_a_folder_without_a_complete_row_is_refused_by_its_columns(tmp_path):
+    for name in ("train", "test"):
+        columns = {"text": texts(5), "label": classes("no", "yes"), "site": [None] * ROWS}
+        (tmp_path / "own").mkdir(exist_ok=True)
+        table(tmp_path, **columns).rename(tmp_path / "own" / f"{name}.csv")
+    for client in (None, "site"):
+        columns = {"client": client} if client else {"user": "site"}
+        with pytest.raises(DataError, match=r"no row has all of text, label, site; fill their empty cells, or name"):
+            propose(tmp_path / "own", ["text"], "label", **columns)
+
+
 def test_texts_are_no_label_whatever_their_column_is_called(tmp_path):
     found = propose(table(tmp_path, Bewertung=texts(9), Größe=classes("no", "yes"), Straße=classes("A", "B")))
     assert (found.text, found.label) == (("Bewertung",), "Größe")
