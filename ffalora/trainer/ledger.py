@@ -115,15 +115,16 @@ def accounts_of(trainer: Any, ledger: PrivacyLedger, is_new: bool) -> Accounts:
 
 def end_where_spent(state: TrainerState, ledger: PrivacyLedger, steps_left: int, steps: int) -> None:
     """Has a training end after ``steps`` steps, as one that was planned for so many, where its ledger allows no other:
-    steps of a secure run whose results a kill took were charged, and are taken again.
+    steps of a secure run whose results a kill took were charged, and are taken again; or other runs spent the budget of
+    the data set.
 
     Args:
         state: of the Trainer, whose ``max_steps`` changes; steps_left: of the ledger, the same in all processes.
     """
     if steps_left == 0 and steps < state.max_steps:
         logger.warning(
-            "training ends after step %d of %d: its ledger has counted %d steps, those that an interruption lost "
-            "included, and allows no more",
+            "training ends after step %d of %d: its ledger has counted %d steps (those that an interruption lost, too) "
+            "and allows no more, or the budget of its data set does not",
             *(steps, state.max_steps, ledger.steps_taken),
         )
         state.max_steps = steps

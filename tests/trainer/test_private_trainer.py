@@ -219,6 +219,15 @@ def test_a_secure_run_that_was_killed_ends_with_the_steps_that_its_ledger_allows
     assert again.ledger.steps_taken == 6 and torch.equal(state(again.model), state(resumed.model))
 
 
+def test_a_training_ends_with_what_it_learned_where_the_budget_of_its_data_is_spent(tmp_path, caplog):
+    three = PrivacyLedger(0, N, 6 / N, 1.0, 1e-5, 3, accountant="rdp").final_epsilon()
+    find_data_ledger(str(tmp_path / "book"), "").set_budget(three, 1e-5)
+    privacy = PrivacyArguments(noise_multiplier=1.0, accountant="rdp", noise="secure", ledger=str(tmp_path / "book"))
+    run = trainer(tmp_path / "run", privacy, save_strategy="steps", save_steps=2)
+    assert run.train().global_step == 3 and "ends after step 3 of 4" in caplog.text
+    assert (tmp_path / "run" / "checkpoint-3" / LEDGER_FILE).exists() and run.ledger.epsilon() <= three
+
+
 class KillAt(TrainerCallback):
     def __init__(self, step):
         self.step = step
