@@ -127,7 +127,7 @@ def check_arguments(args: Any, others: dict[str, Any]) -> None:
             f"{args.n_gpu} devices in one process (DataParallel): start a process for each, by torchrun or accelerate "
             "launch, or show it one (CUDA_VISIBLE_DEVICES)"
         )
-    if args.mixed_precision == "fp16":  # of accelerate launch, too, which fp16 does not show
+    if args.fp16 or getattr(args, "mixed_precision", None) == "fp16":  # by accelerate launch, which fp16 does not show
         problems.append(
             "fp16 (fp16=True, accelerate launch --mixed_precision fp16) scales losses, and with them per-sample "
             "gradients: use bf16"
