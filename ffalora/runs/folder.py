@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import Required, TypedDict
 
-from ..adapters import CheckpointError
 from ..config import Config
 from ..files.atomic import append_durably, write_atomically
 from ..files.numbers import restored, to_json
@@ -136,6 +135,8 @@ def adapter_folder(folder: str | Path) -> Path:
     Raises:
         CheckpointError: there are several runs, which are named, and it is not said which; or no finished adapter.
     """
+    from ..adapters import CheckpointError  # imports torch, which the names of files do without
+
     folder = Path(folder)
     if (folder / BUNDLE_FILE).exists():
         return folder

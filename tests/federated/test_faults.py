@@ -148,7 +148,7 @@ def test_a_disk_that_fills_within_a_row_leaves_the_rows_before_it_and_is_explain
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.filename.endswith(METRICS)
-    assert [row["round"] for row in rows_of((run / METRICS).read_bytes())] == [1]
+    assert [row["round"] for row in rows_of((run / METRICS).read_bytes())[0]] == [1]
     resumed = simulate(config, run, resume=True, progress=False)
     assert [row["metrics"] for row in resumed.rounds] == [row["metrics"] for row in whole.rounds]
 
@@ -163,7 +163,7 @@ def test_a_row_that_a_kill_tore_is_run_again(torn, small, tmp_path, monkeypatch)
         file.write(torn)
     assert len(read_runs([run])[0].rounds) == 2
     simulate(config, run, resume=True, progress=False)
-    assert [row["round"] for row in rows_of((run / METRICS).read_bytes())] == [1, 2, 3]
+    assert [row["round"] for row in rows_of((run / METRICS).read_bytes())[0]] == [1, 2, 3]
 
 
 @pytest.mark.skipif(not _FULL.exists(), reason="needs /dev/full")
