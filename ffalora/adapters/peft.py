@@ -41,7 +41,8 @@ def save_adapters(
     parts, whole = _head_parts(model, layers, _saved_heads(model, list(heads), root))
     for name, value in parts.items():
         tensors[PREFIX + _inside(name, root)] = value.detach().contiguous().cpu()
-    _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt", "root": root}))
+    said = {"format": "pt"} if config.method == "lora" else {"root": root}  # one, for several have no order on the disk
+    _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata=said))
     if config.method == "lora":
         theirs = json.dumps(_peft_config(model, config, layers, root, whole), indent=2, sort_keys=True)
         _write(folder / CONFIG_FILE, lambda path: path.write_text(theirs, encoding="utf-8"))
