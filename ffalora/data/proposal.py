@@ -160,38 +160,14 @@ def propose(
     apart = None
     if own is None and sum(map(len, held.values())) > len(set().union(*held.values())):
         user, apart, held = None, user, {}
-        sizes, dropped = _sizes(data, [name for name in needed if name in (*texts, label, client)], client)
-    if not sum(sizes):
-        raise DataError(
-            f"{path}: no row has all of {', '.join(dict.fromkeys(needed))}; fill their empty cells, or name other "
-            "columns with --text, --label, --client and --user"
-        )
-    if len(found.data) == 1 and sum(sizes) < FEWEST_ROWS / min(DEFAULT_FRACTIONS):
-        raise DataError(
-            f"{path}: {sum(sizes)} rows can be used, too few to hold a tenth out for validation and a fifth for the "
-            f"test; give {FEWEST_ROWS / min(DEFAULT_FRACTIONS):.0f} or more"
-        )
+        needed = [*texts, *filter(None, (label, client))]
+        sizes, dropped = _sizes(data, needed, client)
+    _check_enough(sizes, needed, path, is_cut=len(found.data) == 1)
     users = max(map(len, held.values()), default=sizes[0] if sizes else 0)
-    able = [] if client else [c for c in groups if c.name not in (*needed, *rivals) and _are_names(c)]
-    could_be = tuple(c.name for c in able)
+    could_be = () if client else tuple(c.name for c in groups if c.name not in (*needed, *rivals) and _are_names(c))
     unnamed = tuple(c.name for c in columns if c.name in column_values(found.data[name], c.name))
-    return Proposal(
-        str(path),
-        parts,
-        columns,
-        task,
-        texts,
-        label,
-        client,
-        sizes,
-        dropped,
-        user,
-        apart,
-        users,
-        rivals,
-        could_be,
-        unnamed,
-    )
+    whose = (sizes, dropped, user, apart, users)
+    return Proposal(str(path), parts, columns, task, texts, label, client, *whose, rivals, could_be, unnamed)
 
 
 def _spoken(data: Dataset, columns: Sequence[Column]) -> tuple[str, ...]:
@@ -305,6 +281,20 @@ def _check_classes(data: Dataset, label: Column, path: str | Path) -> None:
         cells = ", ".join(f"{value!r} in row {row}" for row, value in odd[:_MOST_SHOWN])
         raise DataError(f"{said}; {len(odd)} are no finite numbers (rows from 0): {cells}; mend or empty these cells")
     raise DataError(f"{said}; name another column with --label")
+
+
+def _check_enough(sizes: Sequence[int], needed: Sequence[str], path: str | Path, is_cut: bool) -> None:
+    """Refuses rows that are too few to train on, or, where they are cut, to hold some out."""
+    if not sum(sizes):
+        raise DataError(
+            f"{path}: no row has all of {', '.join(dict.fromkeys(needed))}; fill their empty cells, or name other "
+            "columns with --text, --label, --client and --user"
+        )
+    if is_cut and sum(sizes) < FEWEST_ROWS / min(DEFAULT_FRACTIONS):
+        raise DataError(
+            f"{path}: {sum(sizes)} rows can be used, too few to hold a tenth out for validation and a fifth for the "
+            f"test; give {FEWEST_ROWS / min(DEFAULT_FRACTIONS):.0f} or more"
+        )
 
 
 def _users(data: Dataset, needed: Sequence[str], user: str, client: str | None) -> dict[str, set[str]]:
