@@ -23,7 +23,8 @@ _NAMES = {
 }
 _RECORDS = 200
 _DECIMAL, _THOUSANDS = re.compile(r"[+-]?\d+(,\d+)?"), re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
-_CODE = re.compile(r"\s*[+-]?0\d")  # how a whole number begins that is written as a code
+#: How cells are written that are codes, whatever numbers they would be: 007, 1E10.
+_CODE, _MAYBE_CODE = re.compile(r"\s*([+-]?0\d|\d+[eE]\d+\s*$)"), re.compile(r"(?<![\w.])(0\d|\d+[eE]\d)")
 _LONGEST_FIELD = 2**31 - 1  # the csv module refuses fields of 128 kB unless told otherwise
 
 
@@ -77,8 +78,8 @@ def find_format(file: Path, encoding: str | None = None, delimiter: str | None =
 
 def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> Any:
     """The table as a pandas.DataFrame. Only an empty cell counts as missing: a text "NA" or "null" is a text. Whole
-    numbers stay whole beside empty cells; a column of them in which one is written with zeros before it (``007``) holds
-    codes, which are texts.
+    numbers stay whole beside empty cells; a column of numbers in which one is written with zeros before it (``007``) or
+    as ``1E10`` (and not 1e+10) holds codes, which are texts.
 
     Args:
         as_written: every cell as the text that it is, an empty one too.
@@ -91,9 +92,9 @@ def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> An
     table = _parsed(file, form, na_filter=False, dtype=str) if as_written else _parsed(file, form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells for names of rows
         raise ValueError(_uneven(file, form) or "rows have more cells than the header")
-    whole = [i for i, kind in enumerate(table.dtypes) if pandas.api.types.is_integer_dtype(kind)]
-    if whole and re.search(r"(?<!\w)0\d", _text(file, form)):
-        for name, cells in _parsed(file, form, usecols=whole, dtype="string").items():
+    numbers = [i for i, kind in enumerate(table.dtypes) if pandas.api.types.is_any_real_numeric_dtype(kind)]
+    if numbers and _MAYBE_CODE.search(_text(file, form)):
+        for name, cells in _parsed(file, form, usecols=numbers, dtype="string").items():
             if cells.str.match(_CODE).any():
                 table[name] = cells
     return table

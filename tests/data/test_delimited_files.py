@@ -235,6 +235,18 @@ def test_codes_keep_their_zeros_and_other_whole_numbers_are_numbers(tmp_path):
     assert load_data(str(file), input_columns=["text"]).label_names == ["01", "02"]
 
 
+@pytest.mark.parametrize("codes", [("1E10", "2E65"), ("1E2", "100"), ("01", "2.5"), ("1E400", "7e1")])
+def test_classes_that_could_be_numbers_keep_the_names_that_the_file_writes(tmp_path, codes):
+    file = tmp_path / "any.csv"
+    file.write_text("text,label,weight\n" + "".join(f"a text {n},{codes[n % 2]},{n / 4}e+1\n" for n in range(60)))
+    assert load_data(str(file), input_columns=["text"]).label_names == sorted(codes)
+    table = read_delimited(file, find_format(file))
+    assert table["weight"].tolist() == [2.5 * n for n in range(60)], "with a sign it is a number"
+    if "2.5" not in codes and "1E400" not in codes:
+        data = load_data(str(file), task="regression", label_column="label", input_columns=["text"])
+        assert set(data.train["label"]) == set(map(float, codes))
+
+
 def test_users_are_known_again_whether_or_not_all_names_of_a_table_are_digits(tmp_path):
     def digests(name, people):
         file = tmp_path / name
