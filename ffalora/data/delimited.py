@@ -6,10 +6,13 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
+
+from .spelling import composed
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 #: Byte-order marks, longest first, and the encodings that they announce.
@@ -85,10 +88,12 @@ def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> An
         as_written: every cell as the text that it is, an empty one too.
 
     Raises:
-        ValueError: no header, undecodable bytes, or rows with more cells than the header, by their lines.
+        ValueError: no header, names as :func:`check_names` refuses them, undecodable bytes, or rows with more cells
+            than the header, by their lines.
     """
     import pandas
 
+    check_names(next((cells for _, cells in _records(_text(file, form), form) if not _is_blank(cells)), []))
     table = _parsed(file, form, na_filter=False, dtype=str) if as_written else _parsed(file, form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells for names of rows
         raise ValueError(_uneven(file, form) or "rows have more cells than the header")
@@ -98,6 +103,21 @@ def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> An
             if cells.str.match(_CODE).any():
                 table[name] = cells
     return table
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses columns of one name, or of two that differ in blanks around them or in Unicode forms alone.
+
+    Raises:
+        ValueError: names them and their places.
+    """
+    places: dict[str, list[tuple[int, str]]] = {}
+    for place, name in enumerate(names, start=1):
+        places.setdefault(composed(str(name)).strip(), []).append((place, name))
+    for name, found in places.items():
+        if name and len(found) > 1:
+            shown = " and ".join(f"{place} ({written!r})" for place, written in found)
+            raise ValueError(f"columns {shown} have one name, so that none of them is meant by it; rename all but one")
 
 
 def _parsed(file: Path, form: TextFormat, **how: Any) -> Any:

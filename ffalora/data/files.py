@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .delimited import TextFormat, find_format, read_delimited, record_lines
+from .delimited import TextFormat, check_names, find_format, read_delimited, record_lines
 from .errors import DataError
 from .spelling import composed
 
@@ -86,6 +86,7 @@ def read_file(file: Path, encoding: str | None = None, delimiter: str | None = N
     try:
         form = find_format(file, encoding, delimiter) if suffix in (".csv", ".tsv") else None
         table = read_delimited(file, form) if form else _read_table(file, suffix)
+        check_names(table.columns)
         table = table.rename(columns=composed)
         table = table.astype({name: object for name in table if table[name].isna().all()})
         data = Dataset.from_pandas(table, preserve_index=False)

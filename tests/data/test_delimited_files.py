@@ -1,7 +1,7 @@
 """Tables as people save them: encodings and delimiters are found, and problems are named by the lines of the file."""
 
 import pytest
-from pandas import NA
+from pandas import NA, DataFrame
 
 from ffalora.data import DataError, load_data
 from ffalora.data.delimited import TextFormat, find_format, read_delimited, record_lines
@@ -233,6 +233,24 @@ def test_codes_keep_their_zeros_and_other_whole_numbers_are_numbers(tmp_path):
     table = read_delimited(file, find_format(file))
     assert [tuple("" if cell is NA else cell for cell in row) for row in table.itertuples(index=False)] == found
     assert load_data(str(file), input_columns=["text"]).label_names == ["01", "02"]
+
+
+@pytest.mark.parametrize("names", ["text,text,label", "text,label, text", "gro\u00df,gr\u00f6\u00dfe,gro\u0308\u00dfe"])
+def test_columns_of_one_name_are_refused_by_their_places(tmp_path, names):
+    file = tmp_path / "any.csv"
+    file.write_text(f"{names}\nw1 w2,w3 w4,1\n")
+    with pytest.raises(DataError, match=r"columns \d \('.*'\) and \d \('.*'\) have one name, .*; rename all but one"):
+        load_data(str(file))
+    table = DataFrame([["w1", 1, "w3"]], columns=["text", "label", "text "])
+    table.to_parquet(tmp_path / "any.parquet")
+    with pytest.raises(DataError, match=r"columns 1 \('text'\) and 3 \('text '\) have one name"):
+        load_data(str(tmp_path / "any.parquet"))
+
+
+def test_columns_without_a_name_are_not_of_one_name(tmp_path):
+    file = tmp_path / "any.csv"
+    file.write_text("text,label,,\n" + "".join(f"w{n},{n % 2},,\n" for n in range(60)))
+    assert sum(map(len, load_data(str(file)).splits.values())) == 60
 
 
 @pytest.mark.parametrize("codes", [("1E10", "2E65"), ("1E2", "100"), ("01", "2.5"), ("1E400", "7e1")])
