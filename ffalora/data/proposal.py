@@ -12,7 +12,7 @@ from .columns import PROMPTS, in_digits
 from .errors import DataError
 from .files import FILE_COLUMN, Part, Splits, read_file, read_folder
 from .labels import are_no_classes, is_number, with_one_spelling
-from .spelling import composed, one_spelling
+from .spelling import composed, name_of, one_spelling
 from .splits import DEFAULT_FRACTIONS, FEWEST_ROWS
 from .validate import column_values, is_missing
 
@@ -303,7 +303,7 @@ def _users(data: Dataset, needed: Sequence[str], user: str, client: str | None) 
     held: dict[str, set[str]] = {}
     for row in range(len(data)):
         if not any(is_missing(column[row]) for column in values.values()):
-            held.setdefault(str(values[client][row]) if client else "", set()).add(str(values[user][row]))
+            held.setdefault(name_of(values[client][row]) if client else "", set()).add(name_of(values[user][row]))
     return held
 
 
@@ -314,5 +314,6 @@ def _sizes(data: Dataset, needed: Sequence[str], client: str | None) -> tuple[tu
         return (len(whole),), len(data) - len(whole)
     counts: dict[str, int] = {}
     for row in whole:
-        counts[str(values[-1][row])] = counts.get(str(values[-1][row]), 0) + 1
+        name = name_of(values[-1][row])
+        counts[name] = counts.get(name, 0) + 1
     return tuple(sorted(counts.values(), reverse=True)), len(data) - len(whole)

@@ -5,6 +5,7 @@ Every sample goes to at most one client. Draws come from NumPy's counter-based P
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from ..data.users import Owners
 
 Kind = Literal["iid", "labels", "dirichlet", "quantity", "column"]
 _MOST_DRAWS = 200
+
+logger = logging.getLogger(__name__)
 
 
 class PartitionError(ValueError):
@@ -176,13 +179,24 @@ def dirichlet(
 
 
 def by_column(values: Sequence[Any]) -> Partition:
-    """One client per distinct value, named after it, in sorted order: a natural split. 7, 7.0 and "007" are one."""
+    """One client per distinct value, named after it, in sorted order: a natural split. 7, 7.0 and "007" are one, which
+    is said where texts differ so.
+    """
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     if missing:
         raise PartitionError(
             f"column is missing in {len(missing)} rows, the first of them {missing[0]}; fill or drop them"
         )
     names = np.asarray([name_of(value) for value in values])
+    written: dict[str, set[str]] = {}
+    for value in filter(lambda value: isinstance(value, str), values):
+        written.setdefault(name_of(value), set()).add(value.strip())
+    for name, spellings in written.items():
+        if len(spellings) > 1:
+            logger.warning(
+                "column: %s are one client, %r, as are 7 and 007; where they are not, write a letter before each",
+                *(" and ".join(map(repr, sorted(spellings))), name),
+            )
     distinct, numbers = np.unique(names, return_inverse=True)
     ends = np.cumsum(np.bincount(numbers, minlength=len(distinct)))
     parts = np.split(np.argsort(numbers, kind="stable"), ends[:-1])

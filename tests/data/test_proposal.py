@@ -139,6 +139,11 @@ def test_people_at_several_clients_are_not_proposed_but_taken_where_they_are_nam
     assert (named.user, named.apart) == ("author", None) and "says whose a row is, but" not in found_text(named)
 
 
+def test_clients_are_counted_as_the_run_tells_them_apart(tmp_path):
+    sites = classes("01", "1", "x")
+    assert propose(table(tmp_path, text=texts(5), label=classes("u", "v"), site=sites)).sizes == (40, 20)
+
+
 def test_a_column_that_names_nobody_twice_is_not_people(tmp_path):
     found = propose(table(tmp_path, text=texts(5), verdict=classes("no", "yes"), user=[f"u{i}" for i in range(ROWS)]))
     assert found.user is None

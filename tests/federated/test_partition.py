@@ -119,9 +119,11 @@ def test_column_gives_one_client_per_value():
     assert [part.tolist() for part in partition] == [[1], [0, 2], [3]]
 
 
-def test_a_client_s_number_is_one_name_however_it_is_written():
+def test_a_client_s_number_is_one_name_however_it_is_written(caplog):
+    assert by_column(["007", "007 ", "12", 7, 7.0]).names == ("12", "7") and not caplog.text
     partition = by_column(["007", 7, 7.0, "x", "7"])
     assert partition.names == ("7", "x") and partition.sizes.tolist() == [4, 1]
+    assert "'007' and '7' are one client, '7'" in caplog.text, "two sites would become one without a word"
 
 
 def test_client_without_data_is_named():
