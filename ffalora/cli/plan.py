@@ -126,17 +126,23 @@ def text_of(plans: Plans, target_epsilon: float) -> str:
     """The plan for a terminal."""
     from ..report import Table, plain_text
 
-    entries = [("chosen", plans.chosen), ("as configured", plans.own), *(("or", plan) for plan in plans.others)]
+    entries = [
+        ("chosen" if plans.fits else "shortest", plans.chosen),
+        ("as configured", plans.own),
+        *(("or", plan) for plan in plans.others),
+    ]
     head = ("plan", "batch", "rounds × steps", "σ", "efficiency", "signal/noise", "rate", "seconds", "up / client")
     table = Table("", head, tuple((name, *_cells(plan)) for name, plan in entries))
     sizes = ", ".join(map(str, plans.sizes[:8])) + (", …" if len(plans.sizes) > 8 else "")
     chosen, cost = plans.chosen, plans.cost
+    too_long = [] if plans.fits else ["No plan fits into --seconds; the shortest is:"]
     lines = [
         f"ε = {target_epsilon:g} for each of {len(plans.sizes)} clients ({sizes} samples)",
         f"{plans.numbers:,} trained numbers",
         f"measured here: {1e3 * cost.seconds_per_sample:.2f} ms a sample and {1e3 * cost.seconds_per_step:.2f} ms a "
         f"step, {cost.seconds_per_evaluation:.2g} s an evaluation, {cost.peak_bytes / 2**20:.0f} MiB at most",
         f"\n{plain_text(table)}\n",
+        *too_long,
         f"--optimizer.batch_size {chosen.batch} --federation.rounds {chosen.rounds} "
         f"--federation.local_steps {chosen.local_steps}",
     ]

@@ -35,7 +35,7 @@ class Plan:
         lr: what ``optimizer.lr: auto`` becomes.
         seconds: of all rounds on this machine: the clients that are drawn train, one after another or together, and
             the global model is evaluated. Not what comes before the first round (imports, reading, baselines).
-        bytes_up: of one client in all rounds.
+        bytes_up: of one client in all rounds, of which it is drawn for its share.
     """
 
     batch: int
@@ -61,6 +61,7 @@ class Plans:
     Attributes:
         sizes: samples of each client; numbers: trained; chosen: the plan; others: what else could be, with the
             configuration's own choice; own: that choice. cost: what was measured.
+        fits: whether the chosen plan takes no longer than it may; where none does, it is the shortest.
     """
 
     sizes: tuple[int, ...]
@@ -69,10 +70,12 @@ class Plans:
     others: tuple[Plan, ...]
     own: Plan
     cost: Cost
+    fits: bool = True
 
 
 def choose(plans: Sequence[Plan], seconds: float = math.inf) -> Plan:
-    """The smallest batch of efficiency 0.85 that ``seconds`` allow; else the largest that they do; else the smallest.
+    """The smallest batch of efficiency 0.85 that ``seconds`` allow; else the largest that they do; where they allow
+    none, the smallest, which takes the least time.
 
     Raises:
         ValueError: no plans.
@@ -113,7 +116,7 @@ def make_plans(config: Config, seconds: float = math.inf) -> Plans:
     own = _plan(experiment, batch, federation.rounds, federation.local_steps, cost)
     chosen = choose(plans, seconds)
     others = tuple(plan for plan in plans if plan != chosen)
-    return Plans(tuple(sizes), experiment.adapters.layout.size, chosen, others, own, cost)
+    return Plans(tuple(sizes), experiment.adapters.layout.size, chosen, others, own, cost, chosen.seconds <= seconds)
 
 
 def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cost: Cost) -> Plan:
@@ -122,7 +125,8 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
     ledgers = [make_ledger(config, one.client_id, one.dataset_size, steps, "") for one in held]
     variance, target = variance_of(config, ledgers, len(ledgers)) or 0.0, config.privacy.target_epsilon or 0.0
     samples = sum(one.expected_batch for one in ledgers) * config.federation.participation
-    server = experiment.strategy.begin()
+    server, clients = experiment.strategy.begin(), len(experiment.participants)
+    sent = sum(experiment.bytes_up(replace(server, round=number)) for number in range(rounds))
     return Plan(
         batch=batch,
         rounds=rounds,
@@ -132,7 +136,7 @@ def _plan(experiment: Experiment, batch: int, rounds: int, local_steps: int, cos
         signal_to_noise=SIGNAL / math.sqrt(variance * feature_width(experiment.loaded) / steps),
         lr=rates_of(config, experiment.loaded, experiment.adapters, variance, steps)[0],
         seconds=_seconds(experiment, config, samples * _samples_of_a_draw(experiment), cost),
-        bytes_up=sum(experiment.bytes_up(replace(server, round=number)) for number in range(rounds)),
+        bytes_up=round(sent * config.federation.cohort(clients) / clients),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from small_runs import PRIVATE
 
+from ffalora.cli.plan import text_of
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
 from ffalora.planning.measure import Cost
@@ -75,6 +76,16 @@ def test_the_noise_and_the_rate_of_a_plan_are_those_of_the_run(small, tmp_path, 
     assert own.sigma == largest.noise_multiplier and own.lr == run.participants[0].lr
 
 
+def test_a_plan_that_takes_longer_than_it_may_is_not_called_chosen(small, monkeypatch):
+    monkeypatch.setattr("ffalora.planning.plan.measure", lambda experiment: Cost(1.0, 1.0, 1.0, 0))
+    config = small(**PRIVATE | {"privacy__noise_multiplier": None, "privacy__target_epsilon": 3.0})
+    long, short = make_plans(config), make_plans(config, seconds=5.0)
+    assert long.fits and not short.fits and short.chosen.seconds > 5
+    assert "No plan fits" not in text_of(long, 3.0) and "\nchosen " in text_of(long, 3.0)
+    assert "No plan fits into --seconds; the shortest is:\n--optimizer.batch_size" in text_of(short, 3.0)
+    assert "\nshortest " in text_of(short, 3.0) and "chosen" not in text_of(short, 3.0)
+
+
 @pytest.mark.parametrize("strategy", ["ffa", "rolora"])
 def test_the_bytes_of_a_plan_are_those_that_a_run_counts(small, tmp_path, strategy):
     """RoLoRA sends another factor in every other round."""
@@ -83,3 +94,10 @@ def test_the_bytes_of_a_plan_are_those_that_a_run_counts(small, tmp_path, strate
     config = small(**PRIVATE | budget | methods)
     rows = simulate(config, tmp_path / "run", progress=False).rounds
     assert make_plans(config).own.bytes_up == sum(row["bytes_up"] for row in rows) // 3
+
+
+def test_a_client_sends_in_the_rounds_that_it_is_drawn_for(small, monkeypatch):
+    monkeypatch.setattr("ffalora.planning.plan.measure", lambda experiment: Cost(1.0, 1.0, 1.0, 0))
+    budget = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 3.0}
+    one, every = (make_plans(small(**PRIVATE | budget, federation__participation=p)).own for p in (0.34, 1.0))
+    assert 3 * one.bytes_up == every.bytes_up
