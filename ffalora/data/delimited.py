@@ -105,6 +105,16 @@ def read_delimited(file: Path, form: TextFormat, as_written: bool = False) -> An
     return table
 
 
+def read_text(file: Path) -> str:
+    """A file of text in the encoding that :func:`find_format` finds, with lines that end as everywhere (``\\n``).
+
+    Raises:
+        ValueError: bytes that no encoding tried there allows.
+    """
+    content = file.read_bytes()
+    return content.decode(_encoding_of(content)).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def check_names(names: Iterable[str]) -> None:
     """Refuses columns of one name, or of two that differ in blanks around them or in Unicode forms alone.
 

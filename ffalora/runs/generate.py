@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import ConfigError
 from ..data.conversations import Form, Message, problem_of_messages
+from ..data.delimited import read_text
 from ..data.errors import DataError
 from ..data.files import lines_of
 from ..data.generation import without_answer
@@ -122,9 +123,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     (without the answers that conversations end in).
 
     Raises:
-        DataError: a line that holds neither, or messages of other roles.
+        DataError: bytes in no encoding that tables are read in, a line that holds neither, or messages of other roles.
     """
-    lines = list(lines_of(path.read_text(encoding="utf-8-sig")))
+    try:
+        lines = list(lines_of(read_text(path)))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as text: {error}") from None
     if path.suffix.lower() != ".jsonl":
         return [line for _, line in lines]
     found: list[Prompt] = []

@@ -212,6 +212,16 @@ def test_prompts_are_read_from_lines_or_objects(tmp_path) -> None:
         read_prompts(objects)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_prompts_are_read_in_the_encodings_of_tables(tmp_path, encoding) -> None:
+    lines = tmp_path / "asked.txt"
+    lines.write_bytes("größer\r\nkleiner – so\r\n".encode(encoding))
+    assert read_prompts(lines) == ["größer", "kleiner – so"]
+    lines.write_bytes(b"\x81\x8d")
+    with pytest.raises(DataError, match=r"asked.txt cannot be read as text: its bytes are neither UTF-8 nor Windows"):
+        read_prompts(lines)
+
+
 def test_line_separators_inside_a_prompt_and_byte_order_marks_do_not_part_or_change_prompts(tmp_path) -> None:
     lines, objects = tmp_path / "asked.txt", tmp_path / "asked.jsonl"
     lines.write_text("one\u2028more\ntwo\n", encoding="utf-8-sig")
