@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..files.numbers import to_json
-from .output import json_option
+from .output import NumberRange, json_option
 
 
 @click.command("audit", short_help="Attack the mechanism, of a run or of itself: lower bounds of ε beside the claim.")
@@ -26,7 +26,7 @@ from .output import json_option
 @click.option("--synthetic", is_flag=True, help="Audit models made up for it; so it is without RUN.")
 @click.option(
     "--minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     default=4.0,
     show_default=True,
     help="RUN: after which no further step (with --exposure: round) begins, all methods together.",
@@ -48,7 +48,7 @@ from .output import json_option
 @click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True, help="Logical steps of the run.")
 @click.option(
     "--sample-rate",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="Probability with which each sample is drawn in a step; 1 gives the strongest audit.",
@@ -76,7 +76,7 @@ from .output import json_option
 @click.option("--runs", type=click.IntRange(min=2), default=4000, show_default=True, help="Runs of many-runs.")
 @click.option("--noise", type=click.Choice(["seeded", "secure"]), default="seeded", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of coins and seeded noise.")
-@click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True)
+@click.option("--confidence", type=NumberRange(0.5, 1, max_open=True), default=0.95, show_default=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for what was found.")
 @json_option
 def command(

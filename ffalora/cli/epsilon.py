@@ -13,7 +13,7 @@ from ..privacy.data_ledger import DataLedger
 from ..privacy.ledger_places import ledger_folder
 from ..privacy.ledger_table import format_ledger, total_spent
 from ..privacy.protocols import PROTOCOLS, EpsilonRow, epsilon_table, format_table, price_of_choice
-from .output import given_names, json_option
+from .output import NumberRange, given_names, json_option
 
 
 @click.command("epsilon", short_help="ε from σ, or σ from ε; who spent what.")
@@ -30,7 +30,7 @@ from .output import given_names, json_option
 )
 @click.option(
     "--trials",
-    type=click.FloatRange(min=1),
+    type=NumberRange(min=1),
     metavar="MEAN",
     help="Also: ε of choosing among a random number of such runs of which only the best is shown (ffalora choose), and "
     "of a sweep.",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .options import ConfigCommand
-from .output import json_option
+from .output import NumberRange, json_option
 
 
 @click.command("flower", cls=ConfigCommand, short_help="A real federation: server and clients as separate processes.")
@@ -23,7 +23,7 @@ from .output import json_option
 @click.option("--secagg", is_flag=True, help="Aggregate securely (SecAgg+): the server sees the average only.")
 @click.option(
     "--secagg-range",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     default=4.0,
     show_default=True,
     help="Quantise numbers within ± this.",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .options import ConfigCommand
+from .output import NumberRange
 from .running import hide_loading_bars
 
 
@@ -35,7 +36,7 @@ from .running import hide_loading_bars
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts at a time.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest tokens."
+    "--temperature", type=NumberRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest tokens."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws at a temperature above 0.")
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .output import json_option
+from .output import NumberRange, json_option
 
 if TYPE_CHECKING:
     from ..data.proposal import Proposal
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--target-epsilon",
     "--epsilon",
     "target_epsilon",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     default=6.0,
     show_default=True,
     help="ε that all rounds together may spend on each client's rows.",

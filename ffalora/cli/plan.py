@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import ConfigCommand
-from .output import given_names, json_option
+from .output import NumberRange, given_names, json_option
 from .running import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ class _Count(click.ParamType):
         return int(number)
 
 
-_COUNT, _RATE = _Count(), click.FloatRange(0, min_open=True)
+_COUNT, _RATE = _Count(), NumberRange(0, min_open=True)
 
 
 @click.command("plan", cls=ConfigCommand, short_help="Batch, steps and noise from ε, sizes and the time there is.")
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Time for training; without it, any.")
+@click.option("--seconds", type=NumberRange(0, min_open=True), help="Time for training; without it, any.")
 @click.option("--clients", type=_COUNT, help="Size of a federation to plan for, 1e6 say, instead of batch and steps.")
 @click.option("--drawn", type=_COUNT, help="Its clients of a round.  [federation.participation]")
 @click.option("--gpus", type=_COUNT, help="Devices like this machine's that would simulate it.  [1]")

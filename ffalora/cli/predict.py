@@ -64,6 +64,8 @@ def command(
     lines = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not lines:
         raise click.UsageError("give texts to label, or lines on the standard input")
+    if not all(line.strip() for line in lines):
+        raise click.UsageError("a text is empty, which has no label; leave it out")
     if pairs and len(lines) % 2:
         raise click.UsageError(f"--pairs takes texts two by two, got {len(lines)}")
     from ..runs.bundle import predict
@@ -107,6 +109,8 @@ def _names_file(text: str) -> bool:
     """Whether there is a file or folder of this name, or the text looks like the name of a table."""
     from ..data.files import SUFFIXES
 
+    if not text.strip():
+        return False  # the name of the folder where one is
     try:
         return Path(text).exists() or (" " not in text and Path(text).suffix.lower() in SUFFIXES)
     except (OSError, ValueError):  # too long for a name, or with a null character in it

@@ -11,6 +11,7 @@ import click
 from ..files.numbers import to_json
 from .errors import Interrupted
 from .options import ConfigCommand, given_words
+from .output import NumberRange
 from .running import RunOptions, hide_loading_bars, run_options
 
 #: Stands for all studies of the paper's claims, in order of importance.
@@ -39,7 +40,7 @@ TIER_A = "tier-a"
     "full-size run trains and sends. Nothing is kept. NAME may be all.",
 )
 @click.option("--first-seed", type=click.IntRange(min=0), default=0, help="Of the verdict runs: fresh ones.  [0]")
-@click.option("--budget", type=click.FloatRange(min=0), help="Hours after which no run is begun that would not fit.")
+@click.option("--budget", type=NumberRange(min=0), help="Hours after which no run is begun that would not fit.")
 @run_options
 def command(
     name: str,

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .names import OTHER_NAMES
 from .peft_names import own_init, to_own_names, without_neutral
-from .section import Section
+from .section import SEEDS, Section
 
 Init = Literal["kaiming", "gaussian", "orthonormal", "pissa", "olora"]
 Trained = Literal["b", "a", "both", "core"]
@@ -47,7 +47,7 @@ class AdapterConfig(Section):
         None,
         description="name of the layer stack that layers_to_transform counts in (default: the outermost numbered one)",
     )
-    rank_pattern: dict[str, Annotated[int, Field(le=MAX_RANK)]] = Field(
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=MAX_RANK)]] = Field(
         default_factory=dict, description="rank by suffix or regular expression"
     )
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="alpha by suffix or regular expression")
@@ -64,7 +64,7 @@ class AdapterConfig(Section):
     head: Literal["frozen", "trained"] = Field(
         "frozen", description="the task head: frozen (the paper's protocol) or trained"
     )
-    seed: int = Field(0, ge=0, description="seed of the random factor; every client needs the same one")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="seed of the random factor; every client needs the same one")
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .section import Section
+from .section import SEEDS, Section
 
 
 class ModelConfig(Section):
@@ -20,6 +20,7 @@ class ModelConfig(Section):
     head_seed: int | None = Field(
         None,
         ge=0,
+        lt=SEEDS,
         description="seed of random head weights, where all runs shall share one public draw (default: seed)",
     )
     head_scale: float = Field(10.0, gt=0, description="length to which the pooled state is normalised (pooling: mean)")

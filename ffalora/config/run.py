@@ -19,7 +19,7 @@ from .messages import ConfigError
 from .model import ModelConfig
 from .plain_yaml import read_yaml
 from .privacy import PrivacyConfig
-from .section import ONE_IS_A_LIST, Section, keys_of
+from .section import ONE_IS_A_LIST, SEEDS, Section, keys_of
 from .sections import ClientsConfig, DataConfig, FederationConfig, OptimizerConfig
 from .values import merge
 
@@ -31,7 +31,10 @@ class Config(Section):
     """A whole run."""
 
     seed: int = Field(
-        0, ge=0, description="seed of partition, sampling and seeded noise; adapter.seed is that of the factors"
+        0,
+        ge=0,
+        lt=SEEDS,
+        description="seed of partition, sampling and seeded noise; adapter.seed is that of the factors",
     )
     seeds: int = Field(
         1, ge=1, description="repeat every method with this many seeds, counted upwards from seed and adapter.seed"

@@ -22,6 +22,10 @@ else:
 ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 
 
+#: One above the largest seed: generators take 64 bits.
+SEEDS = 2**64
+
+
 class _AnswersInWords(ModelMetaclass):
     """Constructing a section raises ConfigError; what pydantic says of the sections inside it keeps their places."""
 

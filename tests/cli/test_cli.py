@@ -373,6 +373,18 @@ def test_numbers_that_are_not_finite_are_printed_as_json_that_every_reader_takes
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["value"] == "nan"
 
 
+@pytest.mark.parametrize("texts", [[""], ["fine", " "]])
+def test_an_empty_text_is_refused_as_one_and_not_as_a_folder(tmp_path, capsys, texts):
+    assert run("predict", tmp_path, *texts) == 2
+    assert "a text is empty, which has no label; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["study", "alpha", "--budget", "nan"], ["plan", "--seconds", "nan"]])
+def test_no_range_of_numbers_holds_nan(arguments, capsys):
+    assert run(*arguments) == 2
+    assert "nan is not in the range x" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("names", [["notes"], ["folder"], ["gone.csv"], ["new.csv", "new.csv"]])
 def test_the_name_of_a_file_is_not_labelled_as_a_text(tmp_path, monkeypatch, capsys, names):
     monkeypatch.chdir(tmp_path)

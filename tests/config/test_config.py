@@ -86,6 +86,17 @@ def test_a_flag_changes_one_method_beside_what_the_file_says_of_it():
     assert (runs["a"].optimizer.lr, runs["a"].seed, runs["b"].optimizer.lr) == (4.0, 1, Config().optimizer.lr)
 
 
+@pytest.mark.parametrize("key", ["seed", "adapter.seed", "model.head_seed"])
+def test_a_seed_is_of_64_bits_as_generators_take_it(key):
+    assert f"{key}={2**64}: must be below {2**64}" in message({key: 2**64})
+    assert load_config(None, {key: 2**64 - 1})
+
+
+@pytest.mark.parametrize("rank", [-1, 0])
+def test_a_rank_of_some_layers_is_one(rank):
+    assert f"adapter.rank_pattern={rank}: must be at least 1" in message({"adapter.rank_pattern": {"query": rank}})
+
+
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [
