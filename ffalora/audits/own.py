@@ -112,6 +112,11 @@ def audit_own(
             f"federation.strategy={config.federation.strategy!r}: canaries train all factors in every step, and here "
             "steps take turns; set canaries to 0, which probes every turn's clipping"
         )
+    if canaries and experiment.strategy.whitens:
+        raise ConfigError(
+            f"federation.strategy={config.federation.strategy!r}: canaries are read from how far the trained numbers "
+            "move, and here these move by other matrices in every step; set canaries to 0, which probes the clipping"
+        )
     ledgers, protects_clients = list(experiment.ledgers.values()), config.privacy.unit == "client"
     terms: dict[str, Any] = {
         "name": name,

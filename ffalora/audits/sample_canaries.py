@@ -277,10 +277,7 @@ def _engine(experiment: Experiment, data: Examples) -> Engine:
     cached = cache_frozen_layers(
         config, experiment.loaded.model, experiment.adapters, data, one_text(data), len(experiment.partition), device
     )
-    losses, whitened = experiment.task.losses, experiment.strategy.whitens
-    engine = make_engine(
-        config, experiment.loaded, experiment.adapters, cached.train, losses, device, whitened=whitened
-    )
+    engine = make_engine(config, experiment.loaded, experiment.adapters, cached.train, experiment.task.losses, device)
     if not isinstance(engine.noise, SecureNoise):
         engine.noise, engine.draw = secret_noise(), SeededDraw(secret_noise().key % 2**63)
     return engine

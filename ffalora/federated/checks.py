@@ -211,6 +211,7 @@ def _check_whitened(strategy: type[Strategy], config: Config) -> None:
     others = {
         "optimizer.weight_decay": (optimizer.weight_decay, 0.0),
         "optimizer.name": (optimizer.name, "sgd"),
+        "optimizer.momentum": (optimizer.momentum, 0.0),
         "federation.prox_mu": (config.federation.prox_mu, 0.0),
     }
     for key, (value, needed) in others.items():
@@ -237,8 +238,10 @@ def _check_top_k(strategy: type[Strategy], config: Config) -> None:
 
 
 def _sums_hold_everything(strategy: type[Strategy]) -> bool:
-    """Whether nothing but weighted sums of what clients send is evaluated or saved: what noise at the server covers."""
-    return strategy.linear and not strategy.personal
+    """Whether nothing but weighted sums of what clients send is evaluated or saved, which noise at the server covers;
+    of the product of two factors it would be noise of the factors.
+    """
+    return strategy.linear and not strategy.personal and not strategy.whitens
 
 
 def _trains_b_alone(strategy: type[Strategy]) -> bool:

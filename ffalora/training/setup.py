@@ -70,7 +70,8 @@ class TrainingSetup:
         packed: lay samples end to end instead of padding them; for language models, and those that pool packed states
             by sample.
         views: what passes in a sample's place while training; its views' mean gradient is that of the sample.
-        whitened: both factors are trained, in coordinates of their product (see ``coordinates``), one client a pass.
+        whitened: both factors are trained, in coordinates of their product (see ``coordinates``), one client a pass;
+            the number of steps of the run, of all rounds. None: the trained numbers are clipped as they are.
         cuda_graphs: on a GPU, record the passes of steps and replay them (see ``graphs``), where that can be.
     """
 
@@ -87,7 +88,7 @@ class TrainingSetup:
     token_budget: int | None = None
     merge_weights: bool = False
     packed: bool = False
-    whitened: bool = False
+    whitened: int | None = None
     cuda_graphs: bool = True
     workers: Workers = ALONE
     charged: Callable[[Sequence[Participant]], None] | None = None
@@ -112,7 +113,7 @@ class TrainingSetup:
         self.probe = Probe(self.adapters, is_private, self.packed, self.privacy.check_gradients)
         self.probe.padding.has_told = self.is_sharded  # a pass that one process makes alone would wait for the others
         self.graphs = None
-        if self.cuda_graphs and self.device.type == "cuda" and not (self.is_sharded or self.whitened):
+        if self.cuda_graphs and self.device.type == "cuda" and not self.is_sharded and self.whitened is None:
             record = CudaRecorder(self.device)
             longest = int(self.data.lengths.max(initial=0))
             self.graphs = PassGraphs(self.model, self.adapters, self.losses, self.arena, self.probe, record, longest)

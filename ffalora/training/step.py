@@ -58,11 +58,9 @@ class LogicalStep:
         self.index = layout.parameter_index(device)
         self.client_id = to_device(torch.tensor([p.client_id for p in cohort], dtype=torch.int64), device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        units = column_units(setup.adapters, setup.optimizer, cohort, setup.privacy.at_clients, setup.whitened)
-        self.whitening = None
-        if setup.whitened:
-            norm = 1.0 if setup.optimizer.normalize or not setup.privacy.at_clients else setup.privacy.max_grad_norm
-            self.whitening = Whitening.of(setup.adapters, norm * float(self.lr[0]) * units[0])
+        is_private, whitens = setup.privacy.at_clients, setup.whitened is not None
+        units = column_units(setup.adapters, setup.optimizer, cohort, is_private, whitens)
+        self.whitening = Whitening.of(setup, list(cohort), float(self.lr[0]) * units[0]) if whitens else None
         largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
         self.lr *= to_device(largest[:, 0], device)
         self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)
@@ -248,7 +246,8 @@ class LogicalStep:
         watch = None
         if sum(drawn) and not self.watched:
             fresh = self.moments.age == 0
-            watch = UpdateWatch(setup.adapters, optimizer, moved, self.total, denominator, lr, fresh, self.mask)
+            pulled = self.total if self.coordinates is None else self.coordinates.turned(self.total[0])[None]
+            watch = UpdateWatch(setup.adapters, optimizer, self.state, pulled, denominator, lr, fresh, self.mask)
         self.moments.age += 1
         privatize_step_(
             moved,

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE
 
 from ffalora.audits.mechanism import probe_mechanism
 from ffalora.audits.own import audit_own
 from ffalora.config import ConfigError
+from ffalora.federated import simulate as simulate_module
 from ffalora.federated.experiment import build
-from ffalora.federated.simulate import run_round
-from ffalora.training.coordinates import Whitening
+from ffalora.federated.simulate import run_round, simulate
+from ffalora.training.coordinates import ProductCoordinates, Whitening, _inverse_roots
+from ffalora.training.detectors import UpdateLost
 from ffalora.training.optim import Moments
 from ffalora.training.plain import plain_gradient
 from ffalora.training.rates import HEAD_FACTOR
@@ -86,10 +88,11 @@ def test_a_sample_s_length_does_not_depend_on_how_the_product_is_split(experimen
     """As it does for LoRA."""
     rows, samples = [filled(experiment, size=1.0)], experiment.participants[0].samples[:6]
     rows.append(split_anew(experiment, rows[0]))
-    adapters = experiment.adapters
-    whitening = Whitening.of(adapters, torch.full((adapters.layout.width,), 0.01).double())  # λ does not follow a split
+    client, width = experiment.participants[0], experiment.adapters.layout.width
+    rates = torch.full((width,), 0.01, dtype=torch.float64)  # a small λ, which does not follow a split
+    whitening = Whitening.of(experiment.engine, [client], rates)
     one, other = (norms_of(experiment, row, samples, whitening) for row in rows)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=0)
     one, other = (norms_of(experiment, row, samples, None) for row in rows)
     assert float((one / other - 1).abs().max()) > 0.1
 
@@ -104,8 +107,12 @@ def test_a_private_step_is_the_sum_of_clipped_steps_of_the_product(experiment):
     for name, layer in experiment.adapters.layers.items():
         a, b = (factors[name, tensor].numpy() for tensor in ("lora_A", "lora_B"))
         units[name] = 1 / (layer.scale * lengths[name])
-        damped = (client.lr * units[name]) ** 2
-        mixes[name] = [whitening(gram, own, lengths[name]) for gram, own in ((a @ a.T, 0.0), (b.T @ b, damped))]
+        sigma, batch = client.ledger.noise_multiplier, client.ledger.expected_batch
+        noise = sigma / batch * (engine.whitened * max(a.shape[1], len(b))) ** 0.5
+        damped = (client.lr * units[name] * (1 + noise)) ** 2, 1e-4 * lengths[name] ** 2
+        mixes[name] = [
+            whitening(gram, own, lengths[name]) for gram, own in ((a @ a.T, damped[1]), (b.T @ b, damped[0]))
+        ]
 
     def turned(gradient):
         gradient = gradient.double().clone()
@@ -133,7 +140,7 @@ def test_a_private_step_is_the_sum_of_clipped_steps_of_the_product(experiment):
 
 
 def test_a_first_step_is_ffa_lora_s_where_a_is_orthonormal(small):
-    """``b`` is zero, so that ``a`` has no gradient; and as far as noise goes, it stays where it is."""
+    """``b`` is zero, so that ``a`` has no gradient; there is next to no noise here."""
     found = {}
     for name in ("prism", "ffa"):
         changes = {"adapter__init": "orthonormal", "federation__local_steps": 1, "federation__rounds": 1}
@@ -146,15 +153,45 @@ def test_a_first_step_is_ffa_lora_s_where_a_is_orthonormal(small):
         wanted = found["ffa"].get((layer, tensor), before.get((layer, tensor)))
         if tensor == "lora_B":
             assert float(value.norm()) > 0
-        torch.testing.assert_close(value, wanted if wanted is not None else value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, wanted if wanted is not None else value, rtol=2e-3, atol=1e-6)  # λ of a
 
 
-def test_noise_turns_a_by_its_own_length_at_most_while_there_is_hardly_a_b(small):
-    experiment = build(small(federation__strategy="prism"))
-    adapters, row = experiment.adapters, experiment.strategy.begin().row
-    whitening = Whitening.of(adapters, torch.full((adapters.layout.width,), 0.5).double())
-    for name, (_, of_b) in whitening.at(row).mixes.items():
-        assert float(torch.linalg.matrix_norm(0.5 * of_b, 2)) == pytest.approx(whitening.lengths[name])
+@pytest.mark.parametrize("lr", [1.0, 0.01])
+def test_noise_turns_a_by_less_than_its_own_length_in_a_whole_run(small, lr):
+    """At every rate; LoRA's ``a`` moves with the rate."""
+    noisy = PRIVATE | {"privacy__noise_multiplier": 30.0, "adapter__init": "orthonormal"}
+    experiment = build(small(federation__strategy="prism", **noisy, **NORMAL | {"optimizer__lr": lr}))
+    strategy, client, layout = experiment.strategy, experiment.participants[0], experiment.adapters.layout
+    state = strategy.begin().row[None].clone()
+    layout.scatter(state[0])
+    lengths, before = lengths_of(experiment.adapters), factors_of(layout, state[0].clone())
+    steps = experiment.engine.whitened
+    experiment.engine.train([client], state, 1)
+    after = factors_of(layout, state[0])
+    for name, length in lengths.items():
+        turned = float((after[name, "lora_A"] - before[name, "lora_A"]).norm(dim=1).mean()) / length
+        assert turned < 1.5 / steps**0.5
+        b, a, old = after[name, "lora_B"], after[name, "lora_A"], before[name, "lora_A"]
+        assert float((b @ (a - old)).norm()) < 1.5 / steps**0.5 * float((b @ old).norm())
+
+
+def test_a_step_that_is_lost_between_coordinates_and_state_is_noticed(small, monkeypatch):
+    experiment = build(small(federation__strategy="prism", **PRIVATE, privacy__check_gradients=False))
+    turned = ProductCoordinates.turned
+    lost = lambda self, row: turned(self, row) if row.dtype == torch.float64 else torch.zeros_like(row)  # noqa: E731
+    monkeypatch.setattr(ProductCoordinates, "turned", lost)
+    with pytest.raises(UpdateLost, match="lora_B"):
+        run_round(experiment, experiment.strategy.begin())
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(small, tmp_path, monkeypatch):
+    config = small(federation__strategy="prism", adapter__head="trained", **PRIVATE)
+    whole = simulate(config, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate_module.Run, "is_over", lambda self: self.server.round == 1)
+        simulate(config, tmp_path / "cut", progress=False)
+    cut = simulate(config, tmp_path / "cut", resume=True, progress=False)
+    assert [row["metrics"] for row in cut.rounds] == [row["metrics"] for row in whole.rounds]
 
 
 @pytest.mark.parametrize(
@@ -176,16 +213,30 @@ def test_one_record_moves_the_sum_that_is_noised_by_the_clipping_norm_at_most(sm
     assert found.holds and any(move.ratio > 0.99 for move in found.moves)
 
 
-@pytest.mark.long
-def test_canaries_of_its_steps_do_not_disprove_its_epsilon(small):
-    found = audit_own(small(federation__strategy="prism", **PRIVATE), canaries=20, seconds=30.0)
-    assert found.holds
+def test_canaries_that_would_read_nothing_are_refused(small):
+    with pytest.raises(ConfigError, match=r"federation\.strategy='prism': canaries are read from .* set canaries to 0"):
+        audit_own(small(federation__strategy="prism", **PRIVATE), canaries=20)
+
+
+def test_several_participants_have_no_coordinates_in_common(small):
+    experiment = build(small(federation__strategy="prism", **PRIVATE))
+    rows = experiment.strategy.begin().row.repeat(2, 1)
+    with pytest.raises(ValueError, match="one participant's"):
+        experiment.engine.train(experiment.participants[:2], rows, 1)
+
+
+def test_factors_that_are_not_finite_give_no_error_but_nan():
+    found = _inverse_roots({("x", 0): torch.full((2, 2), torch.nan).double()}, {("x", 0): (1e-3, 0.0)})
+    assert bool(found["x", 0].isnan().all())
 
 
 @pytest.mark.parametrize(
     "changes,said",
     [
         ({"optimizer__name": "adamw"}, r"optimizer\.name='adamw' .*'prism'.* set it to 'sgd'"),
+        ({"optimizer__momentum": 0.9}, r"optimizer\.momentum=0\.9"),
+        ({"adapter__rank": 17}, r"adapter\.rank=17: layer .* has no more than 16 directions"),
+        (CLIENT_LEVEL, r"privacy\.unit='client'.*'prism'"),
         ({"optimizer__weight_decay": 0.1}, r"optimizer\.weight_decay=0\.1"),
         ({"federation__prox_mu": 0.1}, r"federation\.prox_mu=0\.1"),
         ({"optimizer__keep_moments": True}, r"keep_moments=True.*prism"),
