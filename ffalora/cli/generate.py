@@ -83,6 +83,7 @@ def command(
 
 def _talk(folder: Path, overrides: dict[str, Any], as_json: bool, options: dict[str, Any]) -> None:
     """Answers the standard input line by line, as one conversation."""
+    from ..data.errors import DataError
     from ..runs.generate import chat
 
     if options.pop("form") not in (None, "conversations"):
@@ -90,7 +91,11 @@ def _talk(folder: Path, overrides: dict[str, Any], as_json: bool, options: dict[
     reply = chat(folder, overrides, **options)
     asks = sys.stdin.isatty() and not as_json
     while text := click.prompt(">", prompt_suffix=" ", default="", show_default=False) if asks else _line():
-        answer = reply(text)
+        try:
+            answer = reply(text)
+        except DataError as error:  # what was said before stays
+            click.echo(f"{error}", err=True)
+            continue
         click.echo(json.dumps({"prompt": text, "answer": answer}, ensure_ascii=False) if as_json else answer)
 
 

@@ -6,8 +6,10 @@ is what it answers to.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -79,11 +81,18 @@ def _check_no_messages(check: RowCheck, parameter: str, column: str) -> None:
 
 
 def _problem_of_text(text: str) -> str | None:
-    """What keeps a text from being messages in JSON, in words; None where nothing does."""
-    try:
-        return problem_of_messages(json.loads(text)) if text.lstrip().startswith("[") else _NO_MESSAGES
-    except (ValueError, RecursionError):
-        return _NO_MESSAGES
+    """What keeps a text from being messages, as JSON or as Python (and so pandas) writes them, in words; None where
+    nothing does.
+    """
+    value: Any = None
+    if text.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = read(text.strip())
+                break
+    if isinstance(value, dict):
+        value = value.get("messages")
+    return problem_of_messages(value) if isinstance(value, list) and value else _NO_MESSAGES
 
 
 _NO_MESSAGES = "there is a text that is no list of messages"

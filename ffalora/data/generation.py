@@ -38,16 +38,17 @@ def generate_answers(
     seed: int = 0,
 ) -> list[str]:
     """Continuations of ``prompts``, each cut where the tokenizer or the model's own settings end a sequence or a turn:
-    the likeliest ones, or, at a temperature above 0, draws that ``seed`` decides. What else a checkpoint's settings
-    would do to the probabilities (penalties of repetition, shortlists of tokens) is left out.
+    the likeliest ones, or, at a temperature above 0, draws that ``seed`` and the batches decide. What else a
+    checkpoint's settings would do to the probabilities (penalties of repetition, shortlists of tokens) is left out.
 
     Texts are put into the template, conversations into the tokenizer's chat template, both tokenised as in training;
     then sorted by length and padded on the left. Keys and values of earlier tokens are kept, not computed again.
 
     Args:
-        max_length: tokens that a text may have, with its template; a longer one loses its front, as in training.
-        positions: tokens that the model can read, a prompt and its answer together. Texts are cut so that an answer has
-            room, in half of them at most; beside a conversation, which is never cut, it is as long as there is room.
+        max_length: tokens of a text in its template and of its answer together in training; longer texts lose their
+            front, as there, so that an answer has room (half of it at most).
+        positions: the same of what the model can read. Beside a conversation, which is never cut, an answer is as long
+            as there is room for.
 
     Raises:
         DataError: a conversation leaves no room for an answer in ``positions``.
@@ -78,7 +79,7 @@ def generate_answers(
 
 
 def _batches(rows: Sequence[Sequence[int]], rooms: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Rows of one room for an answer and of near lengths, so that none answers otherwise for those beside it."""
+    """Rows of one room for an answer and of near lengths, so that no likeliest answer depends on those beside it."""
     order = sorted(range(len(rows)), key=lambda row: (-rooms[row], len(rows[row])))
     for _, group in groupby(order, key=rooms.__getitem__):
         alike = list(group)
@@ -95,8 +96,7 @@ def _encoded(
     max_new_tokens: int,
 ) -> list[list[int]]:
     """Token numbers of every prompt, of lengths that leave room for an answer."""
-    room = positions and positions - min(max_new_tokens, positions // 2)
-    limits = [limit for limit in (max_length, room) if limit is not None]
+    limits = [limit - min(max_new_tokens, limit // 2) for limit in (max_length, positions) if limit is not None]
     rows, cut = [], 0
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -124,8 +124,8 @@ def _plain_settings(model: Any, tokenizer: Any, pad_token: int, temperature: flo
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config
-    ends = own.eos_token_id if own is not None else None
+    own = getattr(model, "generation_config", None)
+    ends = getattr(own, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     model.generation_config = GenerationConfig(

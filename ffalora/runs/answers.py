@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import ConfigError, DataConfig
-from ..data.conversations import Form, Message
+from ..data.conversations import Form, Message, encode_question
 from ..data.generation import ends_in_number, exact_match, generate_answers, put, rouge_l
 from ..data.load import LoadedData
 from ..data.validate import column_values
 from ..models import LoadedModel, max_positions
+
+logger = logging.getLogger(__name__)
 
 _ANSWERS = 32
 Prompt = str | Sequence[Message]
@@ -52,6 +55,22 @@ def answer(
         temperature=temperature,
         seed=seed,
     )
+
+
+def within_positions(loaded: LoadedModel, messages: Sequence[Message], max_new_tokens: int) -> list[Message]:
+    """A conversation that an answer of so many tokens has room beside (half of the positions at most): without its
+    oldest turns where that needs it, but with what the system says and the last that the user said.
+    """
+    kept, positions = list(messages), max_positions(loaded.model)
+    if positions is None:
+        return kept
+    first = int(bool(kept) and kept[0]["role"] == "system")
+    room = positions - min(max_new_tokens, positions // 2)
+    while len(kept) - first > 2 and len(encode_question(kept, loaded.tokenizer)) > room:
+        del kept[first : first + 2]
+    if len(kept) < len(messages):
+        logger.warning("the conversation's oldest %d turns no longer fit, and are left out", len(messages) - len(kept))
+    return kept
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from ..data.delimited import read_text
 from ..data.errors import DataError
 from ..data.files import lines_of
 from ..data.generation import without_answer
-from .answers import Prompt, answer
+from ..models import LoadedModel
+from .answers import Prompt, answer, within_positions
 from .bundle import load_bundle
 
 
@@ -38,6 +39,25 @@ def generate(
     return load_speaker(folder, overrides, **options)(prompts)
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """The model of a run, and how it answers; the options of :func:`load_speaker`."""
+
+    loaded: LoadedModel
+    form: Form
+    max_length: int | None
+    system: str | None
+    max_new_tokens: int
+    batch_size: int
+    temperature: float
+    seed: int
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Answers to prompts, in their order."""
+        options = vars(self).copy()
+        return answer(options.pop("loaded"), prompts, **options)
+
+
 def load_speaker(
     folder: str | Path,
     overrides: Mapping[str, Any] | None = None,
@@ -49,7 +69,7 @@ def load_speaker(
     batch_size: int = 8,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Callable[[Sequence[Prompt]], list[str]]:
+) -> Speaker:
     """Loads the model of a run, and returns what answers prompts with it.
 
     Args:
@@ -82,38 +102,32 @@ def load_speaker(
     if merge:
         bundle.adapters.merge()
 
-    return partial(
-        answer,
-        bundle.loaded,
-        form=form,
-        max_length=bundle.config.data.max_length,
-        system=system,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        temperature=temperature,
-        seed=seed,
-    )
+    length = bundle.config.data.max_length
+    return Speaker(bundle.loaded, form, length, system, max_new_tokens, batch_size, temperature, seed)
 
 
 def chat(folder: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any) -> Callable[[str], str]:
     """A conversation with the model of a run: what is returned takes what the user says next, and answers with all that
-    was said before in view.
+    was said before in view, as far as the model's positions go: its oldest turns are left out beyond, with a warning.
 
     Args:
         folder, overrides: as for :func:`generate`; options: as for :func:`load_speaker`, but in conversations whatever
             the run was trained on.
 
     Raises:
-        ConfigError: as for :func:`load_speaker`. DataError: the tokenizer has no chat template that tells roles apart.
+        ConfigError: as for :func:`load_speaker`. DataError: the tokenizer has no chat template that tells roles apart;
+            or, of what is returned, a text that leaves no room for an answer, which then has not been said.
     """
     system = options.pop("system", None)
     speaker = load_speaker(folder, overrides, **{**options, "form": "conversations"})
     said: list[Message] = [] if system is None else [{"role": "system", "content": system}]
 
     def reply(text: str) -> str:
-        said.append({"role": "user", "content": text})
-        said.append({"role": "assistant", "content": speaker([list(said)])[0]})
-        return str(said[-1]["content"])
+        asked = [*said, {"role": "user", "content": text}]
+        asked = within_positions(speaker.loaded, asked, speaker.max_new_tokens)
+        (answered,) = speaker([asked])
+        said[:] = [*asked, {"role": "assistant", "content": answered}]
+        return answered
 
     return reply
 

@@ -96,7 +96,7 @@ class Standing:
         """One walk over the model."""
         modules = each_module(model)
         own = list(map(vars, modules))
-        training = [of["training"] for of in own]
+        training = [module.training for module in modules]  # a compiled one asks the one inside
         mode: list[tuple] = [("_hf_hook" in of, *map(of.get, _READ)) for of in own]
         for kind in _HOOKS:
             mode += [(id(of), *of[kind].values()) for of in own if of[kind]]

@@ -150,14 +150,15 @@ def test_conversations_beside_something_else_are_not_learned_as_text(tmp_path, o
         conversations(tmp_path, [TURNS, odd, TURNS[:2]])
 
 
-def test_conversations_that_a_table_holds_as_text_are_refused(tmp_path) -> None:
+@pytest.mark.parametrize("write", [json.dumps, list, lambda turns: json.dumps({"messages": turns})])
+def test_conversations_that_a_table_holds_as_text_are_refused(tmp_path, write) -> None:
     import pandas
 
     path = tmp_path / "chat.csv"
-    pandas.DataFrame({"text": [json.dumps(TURNS), json.dumps(TURNS[:2])]}).to_csv(path, index=False)
+    pandas.DataFrame({"text": [write(TURNS), write(TURNS[:2])]}).to_csv(path, index=False)
     with pytest.raises(DataError, match=r"conversations written as text; .*JSON lines or Parquet: so in lines 2, 3"):
         load_data(str(path), task="causal-lm", fractions=(1, 0, 0))
-    texts = written(tmp_path / "texts.jsonl", [{"text": "[1] a list"}, {"text": "x"}, {"text": json.dumps(TURNS)}])
+    texts = written(tmp_path / "texts.jsonl", [{"text": "[1] a list"}, {"text": "[]"}, {"text": json.dumps(TURNS)}])
     assert load_data(texts, task="causal-lm", fractions=(1, 0, 0)).form == "texts"  # one text among others is a text
 
 

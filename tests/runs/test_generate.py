@@ -4,6 +4,7 @@ import io
 import json
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,11 @@ from ffalora.cli import main
 from ffalora.config import ConfigError, load_config
 from ffalora.data.conversations import encode_question
 from ffalora.data.errors import DataError
+from ffalora.data.examples import IGNORE_INDEX
 from ffalora.data.generation import exact_match, generate_answers, put, rouge_l
+from ffalora.data.places import Places
 from ffalora.data.tasks import find_task
-from ffalora.data.tokenize import encode_prompts, without_front
+from ffalora.data.tokenize import encode_prompts, tokenize_causal
 from ffalora.federated.experiment import build
 from ffalora.federated.simulate import simulate
 from ffalora.report import read_runs, write_report
@@ -25,7 +28,7 @@ from ffalora.runs.bundle import evaluate, load_bundle, predict
 from ffalora.runs.data import load_run_data, prepare_split
 from ffalora.runs.evaluation import gather_examples
 from ffalora.runs.folder import ANSWERS
-from ffalora.runs.generate import generate, read_prompts
+from ffalora.runs.generate import chat, generate, read_prompts
 from ffalora.runs.tables import predict_file
 
 TEMPLATE = (
@@ -279,9 +282,14 @@ def test_a_prompt_is_cut_at_generation_as_it_was_in_training(runs) -> None:
     (whole,) = encode_prompts([long], tokenizer)
     seen = []
     model.register_forward_pre_hook(lambda _, args, named: seen.append(named["input_ids"]), with_kwargs=True)
-    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 20 tokens and lose their front"):
-        generate_answers(model, tokenizer, [long, "word1"], max_length=20, max_new_tokens=1)
-    assert seen[0][1].tolist() == without_front(whole, 20, tokenizer) == whole[-20:]
+    answer = "word1 word2 word3 word4"
+    rows = datasets.Dataset.from_dict({"prompt": [long], "answer": [answer]})
+    learned = tokenize_causal(rows, ["prompt", "answer"], tokenizer, 20, Places())
+    inputs, targets = learned.collate([0])
+    asked_in_training = inputs["input_ids"][0][: int((targets[0] != IGNORE_INDEX).int().argmax())]
+    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 15 tokens and lose their front"):
+        generate_answers(model, tokenizer, [long, "word1"], max_length=20, max_new_tokens=5)  # with the end
+    assert seen[0][1].tolist() == asked_in_training.tolist() == whole[-15:]
     seen.clear()
     with pytest.warns(UserWarning, match="more than 60 tokens"):
         generate_answers(model, tokenizer, [long], positions=64, max_new_tokens=4)
@@ -301,6 +309,16 @@ def test_a_prompt_is_cut_at_generation_as_it_was_in_training(runs) -> None:
     with pytest.warns(UserWarning, match="more than 32 tokens"):
         generate_answers(model, tokenizer, [long], positions=64, max_new_tokens=128)
     assert seen[0][0].tolist() == whole[-32:]
+
+
+def test_a_chat_goes_on_beyond_the_positions_without_its_oldest_turns(runs, caplog) -> None:
+    reply = chat(runs["conversations"], system=WORDS[5], max_new_tokens=8)
+    for turn in range(12):
+        reply(f"{WORDS[turn]} {WORDS[turn + 1]} {WORDS[turn + 2]}")
+    assert "oldest" in caplog.text
+    with pytest.raises(DataError, match="leaves no room for an answer in the 64 positions"):
+        reply("word1 " * 70)
+    assert isinstance(reply(WORDS[1]), str)  # what could not be answered was not said
 
 
 def test_what_a_checkpoint_would_do_to_probabilities_is_left_out_but_its_ends_are_kept(runs) -> None:
