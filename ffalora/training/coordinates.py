@@ -28,21 +28,17 @@ step to step costs no privacy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..adapters import Layout
+from ..adapters import Adapters, Layout
 from ..adapters.layers import LowRank
 from ..adapters.variants.base import rms_length
 from .participant import Participant
 from .workers import Workers
-
-if TYPE_CHECKING:
-    from .setup import TrainingSetup
 
 #: Of the mean square of a factor's directions: what is shorter counts as so long.
 _SHORTEST_A, _SHORTEST_B = 1e-4, 1e-8
@@ -89,34 +85,33 @@ class Whitening:
     workers: Workers
 
     @classmethod
-    def of(cls, setup: TrainingSetup, cohort: list[Participant], rates: Tensor) -> Whitening:
+    def of(
+        cls, adapters: Adapters, cohort: Sequence[Participant], farthest: Tensor, steps: int, workers: Workers
+    ) -> Whitening:
         """Of adapters as the model holds them.
 
         Args:
-            setup: whose ``whitened`` is the number of steps of the run.
-            cohort: one participant; rates: float64 ``[P]``, what its clipped mean gradient is multiplied with.
+            cohort: one participant.
+            farthest: float64 ``[P]``, how far a step without its noise may move each column.
+            steps: of the run.
 
         Raises:
             ValueError: several participants, whose coordinates differ, or adapters of which one factor is trained.
         """
-        adapters = setup.adapters
         layers = {name: layer for name, layer in adapters.layers.items() if isinstance(layer, LowRank)}
         if len(cohort) != 1 or any(not {"lora_A", "lora_B"} <= layer.places.keys() for layer in layers.values()):
             raise ValueError(
                 f"steps of products are one participant's ({len(cohort)} given), and of adapters whose two factors are "
                 "trained; train one after another, with adapter.trained='both'"
             )
-        ledger, privacy = cohort[0].ledger, setup.privacy
-        clipped = privacy.max_grad_norm if privacy.at_clients and not setup.optimizer.normalize else 1.0
-        noise = 0.0
-        if ledger is not None and setup.whitened:
-            noise = ledger.noise_multiplier / ledger.expected_batch * setup.whitened**0.5
+        ledger = cohort[0].ledger
+        noise = 0.0 if ledger is None else ledger.noise_multiplier / ledger.expected_batch * steps**0.5
         shortest = {
-            name: clipped * float(rates[layer.places["lora_B"]]) * (1.0 + noise * _widest(layer) ** 0.5)
+            name: float(farthest[layer.places["lora_B"]]) * (1.0 + noise * _widest(layer) ** 0.5)
             for name, layer in layers.items()
         }
         lengths = {name: rms_length(layer.lora_A) for name, layer in layers.items()}
-        return cls(adapters.layout, lengths, shortest, setup.workers)
+        return cls(adapters.layout, lengths, shortest, workers)
 
     def at(self, row: Tensor) -> ProductCoordinates:
         """The coordinates at ``row`` float32 ``[P]``."""

@@ -113,14 +113,18 @@ def language_rate(optimizer: OptimizerConfig, variance: float | None, numbers: i
 
 
 def column_units(
-    adapters: Adapters, optimizer: OptimizerConfig, cohort: Sequence[Participant], clipped: bool, whitened: bool = False
+    adapters: Adapters,
+    optimizer: OptimizerConfig,
+    cohort: Sequence[Participant],
+    clipped: bool,
+    whitened: int | None = None,
 ) -> Tensor:
     """What each participant's rate is multiplied with in each column of the state, float64 ``[C,P]``: the factors of
     ``optimizer``, and under ``optimizer.normalize`` the units.
 
     Args:
         clipped: whether samples are clipped, and steps divided by the clipping norm.
-        whitened: steps are in coordinates of the product, of which all have the unit of ``b``.
+        whitened: where not None, steps are in coordinates of the product, of which all have the unit of ``b``.
     """
     units = torch.ones(len(cohort), adapters.layout.width, dtype=torch.float64)
     power = (1 if clipped or optimizer.name == "adamw" else 2) if optimizer.normalize else 0
@@ -130,7 +134,7 @@ def column_units(
             columns *= torch.tensor([_head_factor(optimizer, each) for each in cohort])[:, None]
             continue
         if power:
-            columns *= _unit(adapters, place.layer, "lora_B" if whitened else place.tensor) ** power
+            columns *= _unit(adapters, place.layer, place.tensor if whitened is None else "lora_B") ** power
         if place.tensor == "lora_A":
             columns *= optimizer.a_lr_factor
     return units

@@ -121,6 +121,12 @@ class TrainingSetup:
             self.token_budget = token_budget(self.model, self.data, self.device)
 
     @property
+    def longest_gradient(self) -> float:
+        """The length that a clipped gradient has at most as steps take it; 1 where nothing is clipped."""
+        is_in_units = self.optimizer.normalize or not self.privacy.at_clients
+        return 1.0 if is_in_units else self.privacy.max_grad_norm
+
+    @property
     def keeps_samples_apart(self) -> bool:
         """Whether every sample's gradient is clipped by itself."""
         return self.privacy.at_clients and not self.privacy.draws_users

@@ -58,9 +58,11 @@ class LogicalStep:
         self.index = layout.parameter_index(device)
         self.client_id = to_device(torch.tensor([p.client_id for p in cohort], dtype=torch.int64), device)
         self.lr = self._row([given_rate(setup.optimizer) if p.lr is None else p.lr for p in cohort])
-        is_private, whitens = setup.privacy.at_clients, setup.whitened is not None
-        units = column_units(setup.adapters, setup.optimizer, cohort, is_private, whitens)
-        self.whitening = Whitening.of(setup, list(cohort), float(self.lr[0]) * units[0]) if whitens else None
+        units = column_units(setup.adapters, setup.optimizer, cohort, setup.privacy.at_clients, setup.whitened)
+        self.whitening = None
+        if setup.whitened is not None:
+            farthest = setup.longest_gradient * float(self.lr[0]) * units[0]
+            self.whitening = Whitening.of(setup.adapters, cohort, farthest, setup.whitened, setup.workers)
         largest = units.max(1, keepdim=True).values  # the step's own, so that other columns keep a part of it
         self.lr *= to_device(largest[:, 0], device)
         self.units = None if bool((units == largest).all()) else to_device((units / largest).float(), device)

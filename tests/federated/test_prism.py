@@ -90,7 +90,7 @@ def test_a_sample_s_length_does_not_depend_on_how_the_product_is_split(experimen
     rows.append(split_anew(experiment, rows[0]))
     client, width = experiment.participants[0], experiment.adapters.layout.width
     rates = torch.full((width,), 0.01, dtype=torch.float64)  # a small λ, which does not follow a split
-    whitening = Whitening.of(experiment.engine, [client], rates)
+    whitening = Whitening.of(experiment.adapters, [client], rates, 1, experiment.engine.workers)
     one, other = (norms_of(experiment, row, samples, whitening) for row in rows)
     torch.testing.assert_close(one, other, rtol=1e-2, atol=0)
     one, other = (norms_of(experiment, row, samples, None) for row in rows)
