@@ -45,7 +45,7 @@ def test_a_run_prints_one_object(verb, config, capsys):
     found = json.loads(capsys.readouterr().out)
     summary = json.loads((config.parent / "runs" / "small" / "summary.json").read_text())
     assert found["runs"] == [
-        {"label": "ffa", "metrics": summary["metrics"], "epsilon": None, "rounds": 1, "seed": 0}
+        {"label": "ffa", "metrics": summary["metrics"], "epsilon": None, "rounds": 1, "seed": 0, "unreadable": []}
     ] and found["report"].endswith("report.html")
     assert run("report", "runs/small", "--json") == 0
     assert json.loads(capsys.readouterr().out)["runs"] == found["runs"]
