@@ -1,9 +1,10 @@
 """PRISM's steps: those of the product of two factors, clipped and noised in coordinates that no split of it changes."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
-from small_runs import CLIENT_LEVEL, PRIVATE
+from small_runs import CLIENT_LEVEL, PRIVATE, save_texts
 
 from ffalora.audits.mechanism import probe_mechanism
 from ffalora.audits.own import audit_own
@@ -211,6 +212,17 @@ def test_one_record_moves_the_sum_that_is_noised_by_the_clipping_norm_at_most(sm
     config = small(federation__strategy="prism", adapter__head="trained", **PRIVATE)
     found = probe_mechanism(build(config), 2)
     assert found.holds and any(move.ratio > 0.99 for move in found.moves)
+
+
+def test_all_rows_of_a_user_move_the_sum_by_the_clipping_norm_at_most(small, tmp_path):
+    table = pandas.read_csv(save_texts(tmp_path / "texts.csv"))
+    table["author"] = [f"author {row // 3}" for row in range(len(table))]
+    table.to_csv(tmp_path / "texts.csv", index=False)
+    users = PRIVATE | {"privacy__unit": "user", "data__user": "author", "privacy__delta": 1e-3}
+    experiment = build(small(data__name=str(tmp_path / "texts.csv"), federation__strategy="prism", **users))
+    assert probe_mechanism(experiment, 2).holds
+    row = run_round(experiment, experiment.strategy.begin())
+    assert row["epsilon"] > 0
 
 
 def test_canaries_that_would_read_nothing_are_refused(small):
