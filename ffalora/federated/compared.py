@@ -176,11 +176,18 @@ def features_of(experiment: Experiment, examples: Examples, indices: np.ndarray)
 
 
 def compared(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
-    """The rows of :func:`compare`, once a run: they are kept in its folder. None with ``baselines: false``."""
+    """The rows of :func:`compare`, once a run: they are kept in its folder. None with ``baselines: false``.
+
+    Raises:
+        ConfigError: what was kept is damaged.
+    """
     path = folder / BASELINES
     if not experiment.config.baselines:
         return []
     if not path.exists():
         write_json(path, compare(experiment))
         write_answers(experiment, folder / UNTRAINED_ANSWERS)
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove it, and baselines are computed again") from None

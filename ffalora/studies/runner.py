@@ -184,10 +184,16 @@ class _Cells:
         place = self._place(cell)
         if cell in self.known and not (place / SUMMARY).exists():
             return self.known[cell]
-        summary = restored(json.loads((place / SUMMARY).read_text(encoding="utf-8")))
-        numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS if name in summary}
-        if summary["epsilon"] is not None:
-            numbers["epsilon"] = summary["epsilon"]
+        try:
+            summary = restored(json.loads((place / SUMMARY).read_text(encoding="utf-8")))
+            numbers = dict(summary["metrics"]) | {name: summary[name] for name in _COSTS if name in summary}
+            if summary["epsilon"] is not None:
+                numbers["epsilon"] = summary["epsilon"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"{place / SUMMARY} is damaged ({type(error).__name__}: {error}); remove the folder {place}, and "
+                "--resume runs it again"
+            ) from None
         if self.grid.study.counts_costs:
             numbers |= self._counted(cell, place / COUNTS)
         return CellResult(cell, numbers, place)

@@ -117,3 +117,13 @@ def test_baselines_do_not_change_the_run(small, tmp_path):
         for on in (True, False)
     )
     assert first.rounds[-1]["metrics"] == second.rounds[-1]["metrics"] and second.summary["baselines"] == []
+
+
+def test_baselines_that_were_kept_and_are_damaged_are_named(small, tmp_path):
+    config = small(baselines=True, **PRIVATE, federation__rounds=1)
+    simulate(config, tmp_path, progress=False)
+    (tmp_path / "baselines.json").write_text('[{"name"')
+    with pytest.raises(
+        ConfigError, match=r"baselines\.json is damaged .*; remove it, and baselines are computed again"
+    ):
+        compared.compared(build(config), tmp_path)

@@ -94,6 +94,14 @@ def test_a_finished_study_is_not_run_again(trainer, tmp_path):
     assert again.verdicts[0].seeds == 2
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"metrics": {}}'])
+def test_a_damaged_summary_of_a_cell_is_named(content, trainer, tmp_path):
+    result = run_study(small_grid(), tmp_path / "study", progress=False)
+    (result.results[0].folder / "summary.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged .*; remove the folder .* --resume runs it again"):
+        run_study(small_grid(), tmp_path / "study", resume=True, progress=False)
+
+
 def test_a_folder_of_another_study_is_refused(trainer, tmp_path):
     run_study(small_grid(), tmp_path / "study", progress=False)
     before = Counter(trainer.runs)
