@@ -26,6 +26,7 @@ from ..baselines import (
     states_read_by,
     zero_shot,
 )
+from ..config import ConfigError
 from ..data.examples import Examples
 from ..files.numbers import rounded_up
 from ..privacy.accounting import PrivacyLedger
