@@ -54,6 +54,10 @@ RUNS = {
         },
     ),
     "client level": (simulate, CLIENT_LEVEL | {"clients__count": 6}),
+    "one site, steps of products": (
+        train,
+        PRIVATE | {"privacy__noise": "seeded", "clients__count": 1, "federation__strategy": "prism"},
+    ),
     "fedsa": (simulate, {"federation__strategy": "fedsa", "clients__count": 4, "federation__participation": 0.5}),
 }
 
@@ -80,6 +84,7 @@ _QUICK = [
     ("one site, private", (2, 3)),
     ("clients dealt out, moments kept, adaptive", (2,)),
     ("client level", (2,)),
+    ("one site, steps of products", (2,)),
     ("clients dealt out, correlated noise", (2,)),
 ]
 
