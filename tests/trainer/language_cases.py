@@ -32,3 +32,11 @@ def language_model():
 
 def text(row, count):
     return " ".join(WORDS[(7 * row + i) % len(WORDS)] for i in range(count))
+
+
+def made_factors(make, drawn_before):
+    """``a`` of the adapters that a trainer makes of a plain model, when so many numbers were drawn before."""
+    net = language_model()
+    torch.rand(drawn_before)
+    made = make(net).model
+    return torch.cat([p.flatten() for name, p in made.named_parameters() if "lora_A" in name])

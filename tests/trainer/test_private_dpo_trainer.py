@@ -8,7 +8,7 @@ import pytest
 import torch
 from adapter_cases import relative_error
 from datasets import Dataset
-from language_cases import LORA, language_model, load_tokenizer, text
+from language_cases import LORA, language_model, load_tokenizer, made_factors, text
 
 from ffalora.privacy.sampling import poisson_draw
 from ffalora.trainer import LEDGER_FILE, PrivacyArguments
@@ -214,9 +214,6 @@ def test_a_collator_that_mixes_pairs_is_refused(tmp_path, tokenizer, change, sai
 
 def test_adapters_that_are_made_follow_from_the_seed_alone(tmp_path, tokenizer):
     def factors(seed, drawn_before):
-        net = language_model()
-        torch.rand(drawn_before)
-        made = trainer(tmp_path, tokenizer, model=net, seed=seed).model
-        return torch.cat([p.flatten() for name, p in made.named_parameters() if "lora_A" in name])
+        return made_factors(lambda model: trainer(tmp_path, tokenizer, model=model, seed=seed), drawn_before)
 
     assert torch.equal(factors(7, 1), factors(7, 2)) and not torch.equal(factors(7, 1), factors(8, 1))

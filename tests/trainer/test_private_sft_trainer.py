@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from language_cases import LORA, language_model, load_tokenizer, text
+from language_cases import LORA, language_model, load_tokenizer, made_factors, text
 
 import ffalora
 from ffalora.privacy.sampling import poisson_draw
@@ -219,9 +219,6 @@ def test_arguments_that_neither_trainer_has_and_models_by_name_are_refused(tmp_p
 
 def test_adapters_that_are_made_follow_from_the_seed_alone(tmp_path, tokenizer):
     def factors(seed, drawn_before):
-        net = language_model()
-        torch.rand(drawn_before)
-        made = trainer(tmp_path, tokenizer, model=net, seed=seed).model
-        return torch.cat([p.flatten() for name, p in made.named_parameters() if "lora_A" in name])
+        return made_factors(lambda model: trainer(tmp_path, tokenizer, model=model, seed=seed), drawn_before)
 
     assert torch.equal(factors(7, 1), factors(7, 2)) and not torch.equal(factors(7, 1), factors(8, 1))
