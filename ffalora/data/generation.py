@@ -78,6 +78,11 @@ def generate_answers(
     return answers
 
 
+def beside_answer(limit: int, max_new_tokens: int) -> int:
+    """Tokens that a prompt may have where ``limit`` holds it and its answer, which gets half of them at most."""
+    return limit - min(max_new_tokens, limit // 2)
+
+
 def _batches(rows: Sequence[Sequence[int]], rooms: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Rows of one room for an answer and of near lengths, so that no likeliest answer depends on those beside it."""
     order = sorted(range(len(rows)), key=lambda row: (-rooms[row], len(rows[row])))
@@ -96,7 +101,7 @@ def _encoded(
     max_new_tokens: int,
 ) -> list[list[int]]:
     """Token numbers of every prompt, of lengths that leave room for an answer."""
-    limits = [limit - min(max_new_tokens, limit // 2) for limit in (max_length, positions) if limit is not None]
+    limits = [beside_answer(limit, max_new_tokens) for limit in (max_length, positions) if limit is not None]
     rows, cut = [], 0
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):

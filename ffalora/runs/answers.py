@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import ConfigError, DataConfig
 from ..data.conversations import Form, Message, encode_question
-from ..data.generation import ends_in_number, exact_match, generate_answers, put, rouge_l
+from ..data.generation import beside_answer, ends_in_number, exact_match, generate_answers, put, rouge_l
 from ..data.load import LoadedData
 from ..data.validate import column_values
 from ..models import LoadedModel, max_positions
@@ -65,7 +65,7 @@ def within_positions(loaded: LoadedModel, messages: Sequence[Message], max_new_t
     if positions is None:
         return kept
     first = int(bool(kept) and kept[0]["role"] == "system")
-    room = positions - min(max_new_tokens, positions // 2)
+    room = beside_answer(positions, max_new_tokens)
     while len(kept) - first > 2 and len(encode_question(kept, loaded.tokenizer)) > room:
         del kept[first : first + 2]
     if len(kept) < len(messages):
