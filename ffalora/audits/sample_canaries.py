@@ -71,7 +71,7 @@ class SampleCanaries:
         vocabulary = getattr(getattr(experiment.loaded.model, "config", None), "vocab_size", 0)
         data, kinds = with_canaries(experiment.train, vocabulary, texts if vocabulary else 0, rng)
         self.kinds = {kind: indices for kind, indices in kinds.items() if len(indices)}
-        self.planned = config.federation.rounds * config.federation.local_steps
+        self.planned = config.federation.steps
         self.local_steps = config.federation.local_steps
         self.engine = _engine(experiment, data)
         self.directions = Directions.draw(layout, *self.engine.clipping_groups(), canaries, rng)

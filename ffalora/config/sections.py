@@ -240,6 +240,11 @@ class FederationConfig(Section):
             )
         return self
 
+    @property
+    def steps(self) -> int:
+        """Logical steps of a client that takes part in every round."""
+        return self.rounds * self.local_steps
+
     def cohort(self, clients: int) -> int:
         """How many of ``clients`` are drawn for a round (under client-level privacy: on average)."""
         return max(1, round(self.participation * clients))

@@ -37,7 +37,7 @@ def with_batch(config: Config, partition: Partition, clients: int | None = None)
     batch = optimizer.batch
     if privacy.at_clients and privacy.target_epsilon is not None and privacy.sampling == "poisson":
         largest = privacy.public_size_bound or max(sizes)
-        steps, usual = federation.rounds * federation.local_steps, batch
+        steps, usual = federation.steps, batch
         most = max(usual, MOST_SAMPLES // (steps * (clients or len(sizes))))
         terms = privacy.target_epsilon, privacy.delta, steps, most, privacy.group, privacy.trials
         batch = sensible_batch(largest, *terms)

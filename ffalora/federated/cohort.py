@@ -87,7 +87,7 @@ def train_cohort(
     elif moments is None:
         moments = Moments.zeros(optimizer, len(rows), rows.shape[1], rows.device)
     anchor = rows.clone() if federation.prox_mu else None
-    total, first = federation.rounds * federation.local_steps, server.round * federation.local_steps
+    total, first = federation.steps, server.round * federation.local_steps
     factors = [lr_factor(optimizer, first + i, total) for i in range(federation.local_steps)]
     report, train = TrainingReport(len(rows)), local_training(experiment.engine, strategy)
     for index, begin, end in _groups(cohort, trains_in_one_pass(experiment, len(rows)), mine):

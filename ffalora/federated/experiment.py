@@ -147,7 +147,7 @@ def build(
         cached = cache_frozen_layers(config, loaded.model, adapters, train, evaluation, len(partition), device)
     # Behind the layers' check: at a zero head all outputs are the same.
     head_start = start_head(config, loaded, data, labels, is_trained=bool(adapters.heads))
-    whitened = steps_of(config) if strategy_class.whitens else None
+    whitened = config.federation.steps if strategy_class.whitens else None
     engine = make_engine(config, loaded, adapters, cached.train, task.losses, device, partition.owners, whitened)
     strategy = strategy_class(adapters, config, len(partition))
     client_level, mean = None, make_mean(config)
@@ -218,14 +218,9 @@ def partition_clients(config: Config, data: LoadedData, train: Examples) -> Part
     return whole_users(made, owners, deals_users, most, config.seed)
 
 
-def steps_of(config: Config) -> int:
-    """The logical steps of a client that takes part in every round."""
-    return config.federation.rounds * config.federation.local_steps
-
-
 def make_participants(config: Config, partition: Partition, train: Examples) -> list[Participant]:
     """One participant a client, each with a ledger of its own whose noise lasts for all steps of all rounds."""
-    steps, participants = steps_of(config), []
+    steps, participants = config.federation.steps, []
     for client_id, samples in enumerate(partition.indices):
         ledger = None
         if config.privacy.at_clients:

@@ -32,7 +32,7 @@ def set_rates(
         )
     ledgers = [p.ledger for p in participants if p.ledger is not None]
     optimizer, variance = config.optimizer, variance_of(config, ledgers, clients)
-    steps = config.federation.rounds * config.federation.local_steps
+    steps = config.federation.steps
     lr, head_lr = rates_of(config, loaded, adapters, variance, steps)
     for participant in participants:
         participant.lr = lr if optimizer.lr == "auto" else optimizer.lr

@@ -147,7 +147,7 @@ def _seconds(experiment: Experiment, config: Config, samples: float, cost: Cost)
     apart = 1 if trains_in_one_pass(replace(experiment, config=config), clients) else clients
     step = apart * cost.seconds_per_step + samples * cost.seconds_per_sample
     evaluations = math.ceil(federation.rounds / federation.evaluate_every)
-    return federation.rounds * federation.local_steps * step + evaluations * cost.seconds_per_evaluation
+    return federation.steps * step + evaluations * cost.seconds_per_evaluation
 
 
 def with_schedule(config: Config, batch: int, rounds: int, local_steps: int) -> Config:

@@ -158,7 +158,7 @@ def _check_worth(config: Config, model: nn.Module, train: Examples, evaluation: 
     size that is secret: the number of cached layers is written down.
     """
     federation, bound = config.federation, config.privacy.public_size_bound
-    draws = federation.rounds * federation.local_steps * federation.participation * clients
+    draws = federation.steps * federation.participation * clients
     if draws * config.optimizer.batch < (len(train) if bound is None else bound * clients):
         raise _NotCacheable("training takes up fewer samples than there are")
     width = getattr(model.config, "hidden_size", 0)

@@ -210,7 +210,7 @@ def _build(
     samples = experiment.participants[0].samples
     ledger = None
     if config.privacy.at_clients:
-        steps, owners = config.federation.rounds * config.federation.local_steps, experiment.partition.owners
+        steps, owners = config.federation.steps, experiment.partition.owners
         fingerprint = data_fingerprint(own, experiment.train, samples, owners)
         ledger = make_ledger(config, client, count_drawn(config.privacy, owners, samples), steps, fingerprint)
     experiment.participants = [Participant(client, samples, ledger, adaptive=clipping_policy(config, ledger))]

@@ -156,7 +156,7 @@ class Measurements:
         ledger = participant.ledger
         if ledger is None:
             return [0.0] * steps
-        total = config.federation.rounds * config.federation.local_steps
+        total = config.federation.steps
         std = ledger.noise_multiplier * sensitivity(config.privacy.max_grad_norm, ledger.dataset_size)
         expected = ledger.sample_rate * ledger.dataset_size
         lr = given_rate(config.optimizer)
